@@ -1,0 +1,2 @@
+# 128 images of the training split.
+calibration = dict(num_images=128)

@@ -1,0 +1,2 @@
+# 256 images of the training split.
+calibration = dict(num_images=256)

@@ -1,0 +1,2 @@
+# 32 images of the training split.
+calibration = dict(num_images=32)

@@ -1,0 +1,205 @@
+"""The Python entry point: quantize a model of any OpenMMLab config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from torch import nn
+
+from taskptq.engine.calibration_data import (
+    CalibrationConfig,
+    EvaluationSource,
+    build_calibration,
+)
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    local_file,
+    read_checkpoint,
+)
+from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+
+__all__ = ['build_model', 'load_quantized', 'quantize', 'read_fragment']
+
+
+def read_fragment(value: Mapping[str, Any] | str | Path | None, *,
+                  key: str) -> dict[str, Any] | None:
+    """Return one setting of a fragment, or the setting itself.
+
+    Args:
+        value: The dict; or path of a config fragment that has it; or None.
+        key: Its name there: ``qconfig``, ``reconstruction``, ``calibration``.
+
+    Raises:
+        ValueError: If the fragment has no such key.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping):
+        return dict(value)
+    fragment = Config.fromfile(str(value))
+    if key not in fragment:
+        raise ValueError(f'{value} sets no {key}')
+    found = fragment.to_dict()[key]
+    return None if found is None else dict(found)
+
+
+def load_config(config: Config | str | Path) -> Config:
+    """Read a config and make its default scope the current one."""
+    if not isinstance(config, Config):
+        config = Config.fromfile(str(config))
+    init_default_scope(config.get('default_scope', 'mmengine'))
+    return config
+
+
+def build_model(config: Config | str | Path, *,
+                device: str | torch.device = 'cpu') -> nn.Module:
+    """Build a config's model, in eval mode, with random weights.
+
+    Args:
+        config: Config or its path.
+        device: Where to put the model.
+    """
+    config = load_config(config)
+    model_config = dict(config.model)
+    # What a Runner does with the config's own preprocessor.
+    preprocessor = config.get('preprocess_cfg')
+    if preprocessor is not None:
+        model_config.setdefault('data_preprocessor', preprocessor)
+    model = MODELS.build(model_config)
+    model.cfg = config
+    return model.to(device).eval()
+
+
+def load_quantized(config: Config | str | Path, checkpoint: str | Path, *,
+                   device: str | torch.device = 'cpu') -> nn.Module:
+    """Build a config's model from a quantized file, ready to evaluate.
+
+    Args:
+        config: Config or its path.
+        checkpoint: Quantized file.
+        device: Where to put the model.
+
+    Raises:
+        QuantizedCheckpointError: If the file is damaged, of another schema,
+            or of another model.
+        ValueError: If it is no quantized file, or see ``read_checkpoint``.
+    """
+    payload = read_checkpoint(local_file(checkpoint))
+    model = build_model(config, device=device)
+    restore_model(payload, model)
+    model.dataset_meta = payload['meta'].get('dataset_meta', {})
+    return model
+
+
+def evaluation_source(config: Config) -> EvaluationSource:
+    """Take the test set of a config, or else its validation set.
+
+    Raises:
+        ValueError: If the config has neither.
+    """
+    for name in ('test_dataloader', 'val_dataloader'):
+        loader = config.get(name)
+        if loader is not None:
+            return EvaluationSource.from_config(loader)
+    raise ValueError('the config has neither test_dataloader nor '
+                     'val_dataloader: calibration needs their pipeline')
+
+
+def default_device() -> str:
+    """Return ``cuda`` if there is one, else ``cpu``."""
+    return 'cuda' if torch.cuda.is_available() else 'cpu'
+
+
+def quantize(
+    config: Config | str | Path,
+    checkpoint: str | Path,
+    *,
+    qconfig: Mapping[str, Any] | str | Path,
+    reconstruction: Mapping[str, Any] | str | Path | None = None,
+    calibration: Mapping[str, Any] | str | Path | None = None,
+    rewrites: list[dict[str, Any]] | None = None,
+    loss: Mapping[str, Any] | None = None,
+    out: str | Path | None = None,
+    work_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    seed: int = 0,
+    resume: bool = True,
+    trust_checkpoint: bool = False,
+    allow_overlap: bool = False,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Quantize a float model and save it.
+
+    Args:
+        config: Config of an mmengine, mmdet or mmseg model, or its path.
+        checkpoint: Float checkpoint, path or URL.
+        qconfig: Recipe of the quantizers, or a fragment that sets it; the
+            fragment's ``reconstruction`` counts unless one is given here.
+        reconstruction: Settings, or a fragment; None leaves it out.
+        calibration: Settings, or a fragment; None takes 256 training images.
+        rewrites: Configs of ModelRewrites that run first.
+        loss: Config of a ReconLoss.
+        out: Quantized file; None is ``quantized.pth`` in ``work_dir``.
+        work_dir: Folder of the reports; None is the folder of ``out``, or
+            ``work_dirs/<config name>_ptq``.
+        device: None takes a GPU if there is one.
+        seed: Seed of the choice of images and of the reconstruction.
+        resume: Go on with a reconstruction that was interrupted.
+        trust_checkpoint: Unpickle a checkpoint that is not plain, which runs
+            code that it names.
+        allow_overlap: Accept calibration images of the test split.
+
+    Returns:
+        The quantized model in eval mode, and the report.
+
+    Raises:
+        FileNotFoundError: If there is no such checkpoint.
+        ValueError: If a setting is impossible, the checkpoint is damaged,
+            unsafe or of another model, or the calibration set is refused.
+    """
+    config = load_config(config)
+    if reconstruction is None and isinstance(qconfig, (str, Path)):
+        reconstruction = Config.fromfile(str(qconfig)).get('reconstruction')
+    settings = read_fragment(calibration, key='calibration') or {}
+    if allow_overlap:
+        settings['allow_overlap'] = True
+    images = CalibrationConfig.from_dict(settings, seed=seed)
+    recipe = Recipe.from_config(
+        read_fragment(qconfig, key='qconfig') or {},
+        reconstruction=read_fragment(reconstruction, key='reconstruction'),
+        loss=loss,
+        rewrites=rewrites,
+        calibration=images.recipe(),
+        seed=seed)
+    path = local_file(checkpoint)
+    content = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
+    model = build_model(config, device=device or default_device())
+    load_float_weights(model, content, path=path)
+    source = evaluation_source(config)
+    default = (config.get('train_dataloader') or {}).get('dataset')
+    batches = build_calibration(images, source=source, default=default)
+    model.dataset_meta = getattr(source.dataset, 'metainfo', {})
+    report = quantize_model(
+        model,
+        batches,
+        recipe=recipe,
+        work_dir=choose_work_dir(config, work_dir=work_dir, out=out),
+        out=out,
+        resume=resume,
+        meta={'dataset_meta': model.dataset_meta})
+    return model, report
+
+
+def choose_work_dir(config: Config, *, work_dir: str | Path | None,
+                    out: str | Path | None) -> Path:
+    """Return the folder for reports; see :func:`quantize`."""
+    if work_dir is not None:
+        return Path(work_dir)
+    if out is not None:
+        return Path(out).parent
+    name = Path(config.filename or 'model').stem
+    return Path('work_dirs') / f'{name}_ptq'

@@ -1,0 +1,130 @@
+"""Activation cache: a byte budget in memory, the rest on disk."""
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Hashable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class ActivationCache:
+    """Store tensors by key; those over the budget go to files.
+
+    Files are read row by row with ordinary reads: a memory map would count
+    as resident memory, which the budget is there to bound.
+
+    Args:
+        max_bytes: Budget of the tensors held in memory.
+        directory: Where spilled files go; None makes a temporary folder on
+            the first spill. The cache removes its files in ``close``.
+    """
+
+    def __init__(
+        self, max_bytes: int, *, directory: str | Path | None = None
+    ) -> None:
+        self.max_bytes = max_bytes
+        self.used_bytes = 0
+        self.spilled_bytes = 0
+        self._held: dict[Hashable, Tensor] = {}
+        self._files: dict[Hashable, _File] = {}
+        self._parent = None if directory is None else Path(directory)
+        self._folder: Path | None = None
+        self._counter = 0
+
+    def put(self, key: Hashable, tensor: Tensor) -> None:
+        """Store a copy of a tensor, replacing an older one of that key."""
+        self.delete(key)
+        tensor = tensor.detach()
+        size = tensor.numel() * tensor.element_size()
+        if self.used_bytes + size <= self.max_bytes:
+            self._held[key] = tensor.clone(
+                memory_format=torch.contiguous_format
+            )
+            self.used_bytes += size
+            return
+        self._files[key] = _File(self._new_path(), tensor)
+        self.spilled_bytes += size
+
+    def get(self, key: Hashable) -> Tensor:
+        """Return the whole tensor (the stored one: do not write to it)."""
+        if key in self._held:
+            return self._held[key]
+        return self._files[key].read()
+
+    def rows(self, key: Hashable, index: list[int]) -> Tensor:
+        """Return chosen rows (of axis 0), in the order asked for."""
+        if key in self._held:
+            return self._held[key][index]
+        return self._files[key].read_rows(index)
+
+    def shape(self, key: Hashable) -> tuple[int, ...]:
+        """Return the stored tensor's shape, without reading it."""
+        if key in self._held:
+            return tuple(self._held[key].shape)
+        return self._files[key].shape
+
+    def delete(self, key: Hashable) -> None:
+        """Forget one tensor; nothing happens if it is not there."""
+        if key in self._held:
+            tensor = self._held.pop(key)
+            self.used_bytes -= tensor.numel() * tensor.element_size()
+        if key in self._files:
+            self._files.pop(key).path.unlink(missing_ok=True)
+
+    def __contains__(self, key: Hashable) -> bool:
+        """Whether a key is stored."""
+        return key in self._held or key in self._files
+
+    def close(self) -> None:
+        """Forget everything and remove the files."""
+        self._held.clear()
+        self._files.clear()
+        self.used_bytes = 0
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _new_path(self) -> Path:
+        if self._folder is None:
+            if self._parent is not None:
+                self._parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(
+                tempfile.mkdtemp(prefix='taskptq-cache-', dir=self._parent)
+            )
+        self._counter += 1
+        return self._folder / f'{self._counter:06d}.bin'
+
+
+class _File:
+    """One spilled tensor: raw rows in a file."""
+
+    def __init__(self, path: Path, tensor: Tensor) -> None:
+        self.path = path
+        self.shape = tuple(tensor.shape)
+        self.dtype = tensor.dtype
+        self.device = tensor.device
+        self.row_bytes = tensor[:1].numel() * tensor.element_size()
+        data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
+        with path.open('wb') as file:
+            file.write(data.numpy().data)
+
+    def read(self) -> Tensor:
+        return self._tensor(
+            np.fromfile(self.path, dtype=np.uint8), self.shape
+        )
+
+    def read_rows(self, index: list[int]) -> Tensor:
+        data = np.empty((len(index), self.row_bytes), dtype=np.uint8)
+        with self.path.open('rb', buffering=0) as file:
+            for place, row in enumerate(index):
+                file.seek(row * self.row_bytes)
+                file.readinto(data[place].data)
+        return self._tensor(data.reshape(-1), (len(index), *self.shape[1:]))
+
+    def _tensor(self, data: np.ndarray, shape: tuple[int, ...]) -> Tensor:
+        flat = torch.from_numpy(data).view(self.dtype)
+        return flat.reshape(shape).to(self.device)

@@ -1,0 +1,114 @@
+"""Settings of reconstruction."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from taskptq.prepare.blocks import SCOPES
+
+ROUNDINGS = ('adaround', 'gptq', 'nearest')
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Settings of reconstruction.
+
+    The published recipes run 20,000 steps with weight_lr 1e-3; at 1,000
+    steps or fewer the roundings need about 1e-2 to be decided at all.
+
+    Args:
+        rounding: 'adaround' learns it, 'gptq' solves it in closed form layer
+            by layer, 'nearest' keeps it (only scales learn).
+        scope: 'layer', 'block' or 'network'.
+        steps: Optimizer steps of each unit.
+        batch_size: Images of a minibatch, where rows can be drawn.
+        rows_per_image: Most rows per image where rows are not images.
+        weight_lr: Adam's learning rate of the roundings.
+        scale_lr: The same of activation scales, relative to each scale;
+            cosine-annealed to 0.
+        learn_scales: Learn activation scales (needs LSQQuantizer).
+        drop_prob: QDrop's probability of the float value; 0 is BRECQ.
+        rounding_weight: Weight of the rounding penalty, relative to the
+            unit's loss when the penalty sets in.
+        warmup: Share of the steps without the penalty.
+        beta_start: Exponent of the penalty at first (AdaRound, Eq. 24).
+        beta_end: Exponent at the end.
+        patience: Stop a unit when its loss has not fallen by 1 % over so
+            many steps and 99.9 % of its roundings are decided; None: never.
+        autocast: None, or 'bfloat16' to run the units in mixed precision.
+        seed: Seed of minibatches and drops.
+        cache_bytes: Memory budget of the activation cache.
+        blocks: Name patterns of further blocks.
+        gptq_damping: Share of the Hessian's mean diagonal added to it.
+
+    Raises:
+        ValueError: If a value cannot be.
+    """
+
+    rounding: str = 'adaround'
+    scope: str = 'block'
+    steps: int = 400
+    batch_size: int = 16
+    rows_per_image: int = 32
+    weight_lr: float = 1e-2
+    scale_lr: float = 2e-3
+    learn_scales: bool = True
+    drop_prob: float = 0.5
+    rounding_weight: float = 1.0
+    warmup: float = 0.2
+    beta_start: float = 20.0
+    beta_end: float = 2.0
+    patience: int | None = None
+    autocast: str | None = None
+    seed: int = 0
+    cache_bytes: int = 2 << 30
+    blocks: tuple[str, ...] = ()
+    gptq_damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        _choose('rounding', self.rounding, ROUNDINGS)
+        _choose('scope', self.scope, SCOPES)
+        _choose('autocast', self.autocast, (None, 'bfloat16'))
+        for name in ('steps', 'batch_size', 'rows_per_image'):
+            if getattr(self, name) < 1:
+                raise ValueError(
+                    f'reconstruction.{name}={getattr(self, name)} must be at '
+                    'least 1'
+                )
+        for name in ('drop_prob', 'warmup'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(
+                    f'reconstruction.{name}={getattr(self, name)} must lie '
+                    'in [0, 1]'
+                )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> ReconstructionConfig:
+        """Read the plain form.
+
+        Raises:
+            ValueError: On an unknown key.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(config) - set(known))
+        if unknown:
+            raise ValueError(
+                f'reconstruction has unknown key {unknown[0]!r}: known are '
+                f'{", ".join(known)}'
+            )
+        values = dict(config)
+        if 'blocks' in values:
+            values['blocks'] = tuple(values['blocks'])
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return {**asdict(self), 'blocks': list(self.blocks)}
+
+
+def _choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    if value not in choices:
+        raise ValueError(
+            f'reconstruction.{name}={value!r}: choose one of {choices}'
+        )

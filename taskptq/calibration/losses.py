@@ -1,0 +1,79 @@
+"""Losses of reconstruction, and what a loss may see."""
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Outputs = Tensor | dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconContext:
+    """What a ReconLoss may read beside the two outputs.
+
+    Args:
+        unit: Qualified name of the unit; '' is the whole network.
+        step: Step of this unit, from 0.
+        num_steps: Steps planned for it.
+        image_ids: Indices of the batch's images within the calibration set,
+            where rows are images.
+        heads_float: Named head outputs of the float model (network scope).
+        heads_quant: Named head outputs of the quantized model.
+        features_float: Other named outputs of the float model.
+        features_quant: Other named outputs of the quantized model.
+        adapter: The model's adapter.
+    """
+
+    unit: str
+    step: int
+    num_steps: int
+    image_ids: tuple[int, ...] = ()
+    heads_float: Mapping[str, Tensor] = field(default_factory=dict)
+    heads_quant: Mapping[str, Tensor] = field(default_factory=dict)
+    features_float: Mapping[str, Tensor] = field(default_factory=dict)
+    features_quant: Mapping[str, Tensor] = field(default_factory=dict)
+    adapter: Any = None
+
+
+ReconLoss = Callable[[Outputs, Outputs, ReconContext], Tensor]
+
+
+class MSEReconLoss:
+    """Mean squared error over the float output's power, summed over outputs.
+
+    Dividing by mean(y^2) makes the loss a noise-to-signal ratio: the same
+    recipe then fits units of any scale, and several outputs count alike.
+
+    Args:
+        normalize: Divide by the float output's power.
+    """
+
+    def __init__(self, *, normalize: bool = True) -> None:
+        self.normalize = normalize
+
+    def __call__(
+        self, quant_out: Outputs, float_out: Outputs, context: ReconContext
+    ) -> Tensor:
+        """Return the loss; shapes of both outputs are equal."""
+        del context
+        if isinstance(quant_out, Tensor):
+            assert isinstance(float_out, Tensor)
+            return self._single(quant_out, float_out)
+        assert isinstance(float_out, dict)
+        losses = [
+            self._single(quant_out[name], float_out[name])
+            for name in quant_out
+        ]
+        return torch.stack(losses).sum()
+
+    def _single(self, quant_out: Tensor, float_out: Tensor) -> Tensor:
+        error = torch.nn.functional.mse_loss(
+            quant_out.float(), float_out.float()
+        )
+        if not self.normalize:
+            return error
+        return error / float_out.float().square().mean().clamp(min=1e-12)

@@ -1,0 +1,355 @@
+"""Reconstruction of a whole model, unit by unit."""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from taskptq.calibration.cache import ActivationCache
+from taskptq.calibration.calibrate import Forward, calibration_mode
+from taskptq.calibration.capture import (
+    Capturer,
+    Plan,
+    Source,
+    batch_length,
+    called_modules,
+    trace,
+)
+from taskptq.calibration.closed_form import round_unit
+from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration.losses import MSEReconLoss, ReconLoss
+from taskptq.calibration.progress import RunProgress
+from taskptq.calibration.resume import UnitStates
+from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
+from taskptq.calibration.tree import flatten, named
+from taskptq.calibration.unit_data import UnitData
+from taskptq.core import float_only
+from taskptq.prepare.blocks import Unit, split_blocks
+
+logger = logging.getLogger('taskptq')
+
+
+@dataclass(kw_only=True)
+class ReconstructionReport:
+    """What reconstruction did.
+
+    Args:
+        units: One result for each unit, in execution order.
+        num_forwards: Passes of the whole model over the calibration set.
+        num_breaks: Units whose inputs no earlier unit handed on.
+        resumed_units: Units taken from the saved state.
+        uncalled: Units that no forward pass calls; rounded to nearest.
+        spilled_bytes: Bytes of the activation cache written to disk.
+        decided: Share of all roundings decided before freezing.
+        seconds: Wall time.
+    """
+
+    units: list[UnitResult] = field(default_factory=list)
+    num_forwards: float = 0.0
+    num_breaks: int = 0
+    resumed_units: int = 0
+    uncalled: list[str] = field(default_factory=list)
+    spilled_bytes: int = 0
+    decided: float | None = None
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        units = [unit.to_dict() for unit in self.units]
+        return {**vars(self), 'units': units}
+
+
+def reconstruct(
+    model: nn.Module,
+    batches: Sequence[Any],
+    config: ReconstructionConfig,
+    *,
+    forward: Forward,
+    loss: ReconLoss | None = None,
+    adapter: Any = None,
+    state_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+) -> ReconstructionReport:
+    """Reconstruct a calibrated model in place.
+
+    Args:
+        model: Swapped and calibrated model.
+        batches: Calibration batches (this rank's share).
+        config: Settings.
+        forward: Runs the model on one batch.
+        loss: Reconstruction loss; None is the normalised MSE.
+        adapter: The model's adapter; needed by the network scope.
+        state_dir: Folder of the per-unit states for resuming; None saves
+            none.
+        cache_dir: Folder for spilled activations.
+        progress: Show a live display where there is a terminal.
+
+    Raises:
+        ValueError: If there is no batch, or the network scope lacks an
+            adapter.
+    """
+    if not batches:
+        raise ValueError('calibration set is empty: give at least one batch')
+    start = time.perf_counter()
+    run = _Run(
+        model, batches, config, forward, loss or MSEReconLoss(), adapter
+    )
+    states = UnitStates(state_dir, model, config)
+    with torch.random.fork_rng(devices=_cuda_devices(model)):
+        if config.scope == 'network':
+            report = run.network(states, progress)
+        else:
+            report = run.units(states, cache_dir, progress)
+    weights = sum(unit.num_weights for unit in report.units)
+    if weights:
+        report.decided = sum(
+            unit.decided * unit.num_weights
+            for unit in report.units
+            if unit.num_weights
+        ) / weights
+    report.seconds = time.perf_counter() - start
+    logger.info(
+        'reconstructed %d units in %.0f s, %.2f whole-model passes, %d chain '
+        'breaks',
+        len(report.units),
+        report.seconds,
+        report.num_forwards,
+        report.num_breaks,
+    )
+    return report
+
+
+class _Run:
+    """One reconstruction: what all its steps need."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        config: ReconstructionConfig,
+        forward: Forward,
+        loss: ReconLoss,
+        adapter: Any,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.config = config
+        self.forward = forward
+        self.loss = loss
+        self.adapter = adapter
+
+    def units(
+        self, states: UnitStates, cache_dir: Path | None, progress: bool
+    ) -> ReconstructionReport:
+        """Layer or block scope."""
+        plans, uncalled = self._plans()
+        report = ReconstructionReport(uncalled=uncalled)
+        cache = ActivationCache(self.config.cache_bytes, directory=cache_dir)
+        capturer = Capturer(
+            self.model, plans, self.batches, forward=self.forward, cache=cache
+        )
+        try:
+            capturer.capture_float()
+            with RunProgress(
+                len(plans), self.config.steps, enabled=progress
+            ) as display:
+                for index in range(len(plans)):
+                    self._unit(index, capturer, states, report, display)
+        finally:
+            report.spilled_bytes = cache.spilled_bytes
+            cache.close()
+        # Tracing ran the first batch twice: for names and for links.
+        report.num_forwards = capturer.num_passes + 2 / len(self.batches)
+        return report
+
+    def _plans(self) -> tuple[list[Plan], list[str]]:
+        called = called_modules(
+            self.model, self.batches[0], forward=self.forward
+        )
+        units = split_blocks(
+            self.model,
+            scope=self.config.scope,
+            callable_names=called,
+            extra=self.config.blocks,
+        )
+        plans = trace(
+            self.model, units, self.batches[0], forward=self.forward
+        )
+        planned = {id(plan.unit.module) for plan in plans}
+        uncalled = [u.name for u in units if id(u.module) not in planned]
+        for name in uncalled:
+            logger.warning('%s is never called: rounded to nearest', name)
+        return plans, uncalled
+
+    def _unit(
+        self,
+        index: int,
+        capturer: Capturer,
+        states: UnitStates,
+        report: ReconstructionReport,
+        display: RunProgress,
+    ) -> None:
+        plan, cache = capturer.plans[index], capturer.cache
+        # The first unit sees the image: both models' inputs are the same.
+        if index and plan.captured(index):
+            capturer.capture_quant(index)
+            report.num_breaks += 1
+        data = UnitData(
+            capturer,
+            index,
+            cache=cache,
+            rows_per_image=self.config.rows_per_image,
+        )
+        data.compute('float', keep=None)
+        display.start_unit(index, plan.unit.name)
+        result = states.load(index, plan.unit)
+        if result is None:
+            result = self._train(plan.unit, index, data, display)
+            states.save(index, plan.unit, result)
+        else:
+            report.resumed_units += 1
+        report.units.append(result)
+        later = _read_later(capturer.plans, index)
+        wanted = [s for s in later if s.unit == index and s.side == 'out']
+        if wanted:
+            data.compute('quant', keep=wanted)
+        _forget(capturer, index, later)
+
+    def _train(
+        self, unit: Unit, index: int, data: UnitData, display: RunProgress
+    ) -> UnitResult:
+        start = time.perf_counter()
+        torch.manual_seed(_seed(self.config.seed, index))
+        if self.config.rounding == 'gptq':
+            result = round_unit(unit, data, self.config)
+        else:
+            data.prepare_sampling()
+            result = train_unit(
+                unit,
+                lambda: self._draw(unit, data),
+                self.config,
+                loss=self.loss,
+                adapter=self.adapter,
+                on_step=display.step,
+            )
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def _draw(self, unit: Unit, data: UnitData) -> Minibatch:
+        # QDrop drops the unit's inputs as well as what is inside (Eq. 7).
+        calls, image_ids = data.sample(
+            self.config.batch_size, drop_prob=self.config.drop_prob
+        )
+        targets = [leaf for _, outputs in calls for leaf in outputs]
+
+        def run() -> Tensor | dict[str, Tensor]:
+            outputs: list[Tensor] = []
+            for (args, kwargs), _ in calls:
+                outputs.extend(flatten(unit.module(*args, **kwargs))[0])
+            return named(outputs)
+
+        return Minibatch(
+            run=run, target=named(targets), image_ids=image_ids
+        )
+
+    def network(
+        self, states: UnitStates, progress: bool
+    ) -> ReconstructionReport:
+        """Network scope: named heads of the adapter, all layers at once."""
+        if self.adapter is None:
+            raise ValueError(
+                "reconstruction.scope='network' needs the model's adapter: "
+                'register one for the detector class'
+            )
+        if self.config.rounding == 'gptq':
+            raise ValueError(
+                "rounding='gptq' solves layer by layer: choose scope='block'"
+            )
+        unit = Unit('', self.model)
+        report = ReconstructionReport(num_forwards=1.0)
+        result = states.load(0, unit)
+        if result is not None:
+            report.resumed_units = 1
+        else:
+            torch.manual_seed(_seed(self.config.seed, 0))
+            start = time.perf_counter()
+            with RunProgress(1, self.config.steps, enabled=progress) as shown:
+                shown.start_unit(0, 'network')
+                result = train_unit(
+                    unit,
+                    self._network_draw(),
+                    self.config,
+                    loss=self.loss,
+                    adapter=self.adapter,
+                    on_step=shown.step,
+                )
+            result.seconds = time.perf_counter() - start
+            states.save(0, unit, result)
+        report.units.append(result)
+        return report
+
+    def _network_draw(self) -> Callable[[], Minibatch]:
+        targets, lengths = [], []
+        with calibration_mode(self.model), float_only(self.model):
+            for batch in self.batches:
+                heads = self.adapter.forward_heads(self.model, batch)
+                targets.append({k: v.detach() for k, v in heads.items()})
+                lengths.append(batch_length(batch))
+
+        def draw() -> Minibatch:
+            number = int(torch.randint(len(self.batches), ()))
+            first = sum(lengths[:number])
+            batch = self.batches[number]
+            return Minibatch(
+                run=lambda: self.adapter.forward_heads(self.model, batch),
+                target=targets[number],
+                image_ids=tuple(range(first, first + lengths[number])),
+            )
+
+        return draw
+
+
+def _read_later(plans: Sequence[Plan], index: int) -> set[Source]:
+    """Sources that units after this one read."""
+    return {
+        source
+        for plan in plans[index + 1:]
+        for call in plan.calls
+        for source in call
+    }
+
+
+def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
+    """Drop from the cache what no later unit reads."""
+    plan = capturer.plans[index]
+    used = {source for call in plan.calls for source in call}
+    used |= {
+        Source('out', index, call, leaf)
+        for call, count in enumerate(plan.num_outputs)
+        for leaf in range(count)
+    }
+    for source in used - later:
+        for batch in range(len(capturer.batches)):
+            capturer.cache.delete(('float', source, batch))
+            capturer.cache.delete(('quant', source, batch))
+
+
+def _seed(seed: int, index: int) -> int:
+    """Seed of one unit: the same whether the run was interrupted or not."""
+    rank = 0
+    if dist.is_available() and dist.is_initialized():
+        rank = dist.get_rank()
+    return (seed * 1_000_003 + index) * 1_009 + rank
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    devices = {p.device for p in model.parameters()}
+    return [device for device in devices if device.type == 'cuda']

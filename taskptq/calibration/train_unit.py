@@ -1,0 +1,296 @@
+"""Train the roundings and scales of one unit."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration.losses import Outputs, ReconContext, ReconLoss
+from taskptq.core import AdaRoundQuantizer, dropping, quantizing
+from taskptq.core.adaround import rounding_penalty
+from taskptq.core.state import is_weight_quantizer, quantizers
+from taskptq.prepare.blocks import Unit
+
+# Steps between looks at the plateau and at the roundings (each costs a sync).
+CHECK_EVERY = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """One draw: a closure that runs the unit, its target, its images."""
+
+    run: Callable[[], Outputs]
+    target: Outputs
+    image_ids: tuple[int, ...] = ()
+
+
+@dataclass(kw_only=True)
+class UnitResult:
+    """What training one unit gave."""
+
+    name: str
+    steps: int = 0
+    loss_start: float = math.nan
+    loss_end: float = math.nan
+    decided: float = math.nan
+    num_weights: int = 0
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return dict(vars(self))
+
+
+@dataclass
+class _Learned:
+    """The parameters under training."""
+
+    roundings: list[AdaRoundQuantizer] = field(default_factory=list)
+    scales: list[nn.Parameter] = field(default_factory=list)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [rounding.alpha for rounding in self.roundings] + self.scales
+
+    def decided(self) -> float:
+        """Share of roundings with |h - 0.5| > 0.49."""
+        total = sum(r.alpha.numel() for r in self.roundings)
+        if not total:
+            return math.nan
+        done = torch.stack([r.decided() for r in self.roundings]).sum()
+        return float(done) / total
+
+
+def train_unit(
+    unit: Unit,
+    draw: Callable[[], Minibatch],
+    config: ReconstructionConfig,
+    *,
+    loss: ReconLoss,
+    adapter: Any = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> UnitResult:
+    """Train one unit; its layers keep the hard-rounded weights.
+
+    Args:
+        unit: The unit; its counterparts are calibrated.
+        draw: Gives a minibatch.
+        config: Settings.
+        loss: Reconstruction loss.
+        adapter: Handed to the loss.
+        on_step: Called after each step with its number and loss.
+    """
+    result = UnitResult(name=unit.name)
+    with _learning(unit, config) as learned:
+        result.num_weights = sum(r.alpha.numel() for r in learned.roundings)
+        if learned.parameters():
+            trainer = _Trainer(unit, learned, config, loss, adapter)
+            trainer.fit(draw, result, on_step)
+            result.decided = learned.decided()
+    return result
+
+
+@contextmanager
+def _learning(
+    unit: Unit, config: ReconstructionConfig
+) -> Iterator[_Learned]:
+    """Attach what is learned; afterwards make it hard and fixed."""
+    learned = _Learned()
+    flags = [(p, p.requires_grad) for p in unit.module.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    layers = [module for _, module in unit.layers()]
+    if config.rounding == 'adaround':
+        for module in layers:
+            learned.roundings.extend(module.start_rounding().values())
+    if config.learn_scales:
+        for name, quantizer in quantizers(unit.module):
+            if not is_weight_quantizer(name):
+                learned.scales.extend(quantizer.learnable())
+    for scale in learned.scales:
+        scale.requires_grad_(True)
+    try:
+        yield learned
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for scale in learned.scales:
+            scale.requires_grad_(False)
+            scale.grad = None
+        for module in layers:
+            module.finish_rounding()
+
+
+class _Trainer:
+    """The optimization loop of one unit."""
+
+    def __init__(
+        self,
+        unit: Unit,
+        learned: _Learned,
+        config: ReconstructionConfig,
+        loss: ReconLoss,
+        adapter: Any,
+    ) -> None:
+        self.unit = unit
+        self.learned = learned
+        self.config = config
+        self.loss = loss
+        self.adapter = adapter
+        self.penalty_weight: Tensor | None = None
+        self.recent: list[Tensor] = []
+        self.best = math.inf
+        self.best_step = 0
+        self.optimizer = self._optimizer()
+        self.base_lrs = [g['lr'] for g in self.optimizer.param_groups]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = []
+        if self.learned.roundings:
+            alphas = [r.alpha for r in self.learned.roundings]
+            groups.append({'params': alphas, 'lr': self.config.weight_lr})
+        for scale in self.learned.scales:
+            # Adam's steps have the size of lr whatever the gradient's: a
+            # relative one suits scales of any magnitude
+            lr = self.config.scale_lr * float(scale.detach().abs().mean())
+            groups.append({'params': [scale], 'lr': lr})
+        return torch.optim.Adam(groups, fused=True)
+
+    def fit(
+        self,
+        draw: Callable[[], Minibatch],
+        result: UnitResult,
+        on_step: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        """Run the steps and fill the result in."""
+        module = self.unit.module
+        first: Tensor | None = None
+        with quantizing(module), dropping(
+            module, drop_prob=self.config.drop_prob
+        ):
+            for step in range(self.config.steps):
+                value = self._step(step, draw())
+                first = value if first is None else first
+                result.steps = step + 1
+                if on_step is not None:
+                    on_step(step, value)
+                if self._stop(step, value):
+                    break
+        assert first is not None
+        result.loss_start = float(first)
+        result.loss_end = float(torch.stack(self.recent).mean())
+
+    def _step(self, step: int, batch: Minibatch) -> Tensor:
+        self._set_scale_lrs(step)
+        context = ReconContext(
+            unit=self.unit.name,
+            step=step,
+            num_steps=self.config.steps,
+            image_ids=batch.image_ids,
+            adapter=self.adapter,
+            **_heads(self.unit, batch),
+        )
+        with self._autocast():
+            quant_out = batch.run()
+            if context.heads_float and isinstance(quant_out, dict):
+                context.heads_quant.update(quant_out)  # type: ignore[attr-defined]
+            value = self.loss(quant_out, batch.target, context)
+        total = value + self._penalty(step, value.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self._average_gradients()
+        self.optimizer.step()
+        return value.detach()
+
+    def _penalty(self, step: int, value: Tensor) -> Tensor | float:
+        """Rounding penalty with its annealed exponent (AdaRound, Eq. 24)."""
+        config = self.config
+        start = config.warmup * config.steps
+        if step < start or not self.learned.roundings:
+            return 0.0
+        if self.penalty_weight is None:
+            recent = torch.stack([*self.recent, value]).mean()
+            self.penalty_weight = config.rounding_weight * _mean(recent)
+        progress = (step - start) / max(1.0, config.steps - start)
+        # AdaRound's annealing: from beta_start down to beta_end, linear
+        beta = config.beta_end + (config.beta_start - config.beta_end) * (
+            1 - progress
+        )
+        alphas = torch.cat(
+            [r.alpha.flatten() for r in self.learned.roundings]
+        )
+        return self.penalty_weight * rounding_penalty(alphas, beta)
+
+    def _set_scale_lrs(self, step: int) -> None:
+        cosine = 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
+        first = 1 if self.learned.roundings else 0
+        groups = self.optimizer.param_groups[first:]
+        for group, lr in zip(groups, self.base_lrs[first:], strict=True):
+            group['lr'] = lr * cosine
+
+    def _stop(self, step: int, value: Tensor) -> bool:
+        self.recent = [*self.recent[-(CHECK_EVERY - 1):], value]
+        if (step + 1) % CHECK_EVERY:
+            return False
+        level = _mean(torch.stack(self.recent).mean())
+        if not bool(level.isfinite()):
+            raise ValueError(
+                f'{self.unit.name or "the network"}: the reconstruction loss '
+                f'is {float(level)} at step {step}: lower '
+                'reconstruction.weight_lr or scale_lr, or look at the data'
+            )
+        if self.config.patience is None:
+            return False
+        if float(level) < 0.99 * self.best:
+            self.best, self.best_step = float(level), step
+        decided = self.learned.decided()
+        return step - self.best_step >= self.config.patience and (
+            math.isnan(decided) or decided >= 0.999
+        )
+
+    def _average_gradients(self) -> None:
+        if not _distributed():
+            return
+        gradients = [
+            p.grad if p.grad is not None else torch.zeros_like(p)
+            for p in self.learned.parameters()
+        ]
+        flat = torch.cat([g.flatten() for g in gradients])
+        flat = _mean(flat)
+        start = 0
+        for parameter in self.learned.parameters():
+            end = start + parameter.numel()
+            parameter.grad = flat[start:end].view_as(parameter)
+            start = end
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.autocast is None:
+            return nullcontext()
+        device = self.learned.parameters()[0].device.type
+        return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def _heads(unit: Unit, batch: Minibatch) -> dict[str, Any]:
+    """Network-wise outputs are named heads: the context shows them too."""
+    if unit.name or not isinstance(batch.target, dict):
+        return {}
+    return {'heads_float': batch.target, 'heads_quant': {}}
+
+
+def _distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def _mean(value: Tensor) -> Tensor:
+    """Mean over ranks; the value itself without them."""
+    if _distributed():
+        value = value.clone()
+        dist.all_reduce(value)
+        value = value / dist.get_world_size()
+    return value

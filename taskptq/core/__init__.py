@@ -1,0 +1,44 @@
+"""Layer 0: the numeric core; torch only."""
+from taskptq.core.adaround import AdaRoundQuantizer
+from taskptq.core.config import QuantizerConfig
+from taskptq.core.observers import (
+    HistogramObserver,
+    KLObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    MSEObserver,
+    Observer,
+    PercentileObserver,
+)
+from taskptq.core.power_of_two import PowerOfTwoQuantizer
+from taskptq.core.quantizers import AffineQuantizer, LSQQuantizer, Quantizer
+from taskptq.core.spec import QuantSpec
+from taskptq.core.state import (
+    dropping,
+    enable,
+    float_only,
+    observing,
+    quantizing,
+)
+
+__all__ = [
+    'AdaRoundQuantizer',
+    'AffineQuantizer',
+    'HistogramObserver',
+    'KLObserver',
+    'LSQQuantizer',
+    'MSEObserver',
+    'MinMaxObserver',
+    'MovingAverageMinMaxObserver',
+    'Observer',
+    'PercentileObserver',
+    'PowerOfTwoQuantizer',
+    'QuantSpec',
+    'Quantizer',
+    'QuantizerConfig',
+    'dropping',
+    'enable',
+    'float_only',
+    'observing',
+    'quantizing',
+]

@@ -1,0 +1,47 @@
+"""How to make one quantizer: grid, class, observer."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from taskptq.core.observers import MinMaxObserver, Observer
+from taskptq.core.quantizers import AffineQuantizer, Quantizer
+from taskptq.core.spec import QuantSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerConfig:
+    """Recipe of one quantizer, buildable any number of times.
+
+    Args:
+        spec: Grid; a counterpart may set ``ch_axis`` by its weight's layout.
+        per_channel: One scale per output channel (weights only).
+        quantizer: Class of the quantizer.
+        quantizer_kwargs: Its further arguments.
+        observer: Class of the observer.
+        observer_kwargs: Its further arguments.
+    """
+
+    spec: QuantSpec = field(default_factory=QuantSpec)
+    per_channel: bool = False
+    quantizer: type[Quantizer] = AffineQuantizer
+    quantizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    observer: type[Observer] = MinMaxObserver
+    observer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    def build(self, *, ch_axis: int | None = None) -> Quantizer:
+        """Build a quantizer with a fresh observer.
+
+        Args:
+            ch_axis: Output-channel axis; used only if ``per_channel``.
+        """
+        spec = replace(
+            self.spec, ch_axis=ch_axis if self.per_channel else None
+        )
+        observer = self.observer(spec, **self.observer_kwargs)
+        return self.quantizer(spec, observer=observer, **self.quantizer_kwargs)
+
+    def with_bits(self, num_bits: int) -> QuantizerConfig:
+        """Return the same recipe at another bit width."""
+        return replace(self, spec=replace(self.spec, num_bits=num_bits))

@@ -1,0 +1,250 @@
+"""Pure functions of affine quantization; nothing here keeps state.
+
+``q = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ties to
+even as ONNX QuantizeLinear; ``x_hat = (q - zero_point) * scale``.
+"""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+# A scale below this would overflow x / scale for ordinary activations.
+MIN_SCALE = 1e-12
+
+
+def per_channel(values: Tensor, *, ndim: int, ch_axis: int | None) -> Tensor:
+    """Reshape scales so that they broadcast against a tensor.
+
+    Args:
+        values: Shape (C,), or one element.
+        ndim: Dimensions of the tensor to broadcast against.
+        ch_axis: Channel axis, None for per tensor.
+
+    Returns:
+        Shape (1, ..., C, ..., 1), or () per tensor.
+    """
+    if ch_axis is None:
+        return values.reshape(())
+    shape = [1] * ndim
+    shape[ch_axis] = -1
+    return values.reshape(shape)
+
+
+def quantize(
+    x: Tensor,
+    *,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int | None = None,
+) -> Tensor:
+    """Return the integer codes of ``x`` as int32, same shape.
+
+    >>> quantize(torch.tensor([-1.0, 0.5, 9.0]), scale=torch.tensor(0.5),
+    ...          zero_point=torch.tensor(2), quant_min=0, quant_max=15)
+    tensor([ 0,  3, 15], dtype=torch.int32)
+    """
+    scale = per_channel(scale, ndim=x.dim(), ch_axis=ch_axis)
+    zero_point = per_channel(zero_point, ndim=x.dim(), ch_axis=ch_axis)
+    codes = torch.round(x / scale) + zero_point
+    return codes.clamp(quant_min, quant_max).to(torch.int32)
+
+
+def dequantize(
+    codes: Tensor,
+    *,
+    scale: Tensor,
+    zero_point: Tensor,
+    ch_axis: int | None = None,
+) -> Tensor:
+    """Return ``(codes - zero_point) * scale`` in the scale's dtype."""
+    scale = per_channel(scale, ndim=codes.dim(), ch_axis=ch_axis)
+    zero_point = per_channel(zero_point, ndim=codes.dim(), ch_axis=ch_axis)
+    return (codes - zero_point).to(scale.dtype) * scale
+
+
+def fake_quantize(
+    x: Tensor,
+    *,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int | None = None,
+) -> Tensor:
+    """Quantize and dequantize; gradient 1 inside the range, 0 outside (STE).
+
+    Runs torch's fused kernels. They multiply by 1 / scale, so a value that
+    lies on a tie to the last bit may take the neighbouring code of
+    :func:`quantize`.
+
+    Args:
+        x: Any shape, floating; half precisions are computed in float32.
+        scale: (C,) or one element, positive, float32.
+        zero_point: Like ``scale``, int32.
+        quant_min: Lowest code.
+        quant_max: Highest code.
+        ch_axis: Channel axis, None for per tensor.
+
+    Returns:
+        Shape and dtype of ``x``, on the grid.
+    """
+    if x.dtype == torch.float64:
+        return _fake_quantize_expression(
+            x,
+            scale=scale,
+            zero_point=zero_point,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            ch_axis=ch_axis,
+        )
+    value = x if x.dtype == torch.float32 else x.float()
+    if ch_axis is None:
+        out = torch.fake_quantize_per_tensor_affine(
+            value, scale.reshape(()), zero_point.reshape(()), quant_min,
+            quant_max,
+        )
+    else:
+        out = torch.fake_quantize_per_channel_affine(
+            value, scale, zero_point, ch_axis, quant_min, quant_max
+        )
+    return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+def round_ste(x: Tensor) -> Tensor:
+    """Round to the nearest even integer; the gradient passes unchanged.
+
+    Bengio et al., 'Estimating or propagating gradients', 2013.
+    """
+    return (torch.round(x) - x).detach() + x
+
+
+def _fake_quantize_expression(
+    x: Tensor,
+    *,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int | None,
+) -> Tensor:
+    """Differentiable reference: gradients for x, scale and zero point."""
+    scale = per_channel(scale, ndim=x.dim(), ch_axis=ch_axis)
+    zero_point = per_channel(zero_point, ndim=x.dim(), ch_axis=ch_axis)
+    if zero_point.is_floating_point():
+        zero_point = round_ste(zero_point)
+    codes = round_ste(x / scale) + zero_point
+    return (codes.clamp(quant_min, quant_max) - zero_point) * scale
+
+
+def lsq_fake_quantize(
+    x: Tensor,
+    *,
+    scale: Tensor,
+    zero_point: Tensor,
+    quant_min: int,
+    quant_max: int,
+    ch_axis: int | None = None,
+    grad_factor: float = 1.0,
+) -> Tensor:
+    """Fake-quantize with gradients for the scale and the zero point.
+
+    LSQ, Esser et al., ICLR 2020, Eq. 3 (scale); LSQ+, Bhalgat et al.,
+    CVPRW 2020, Eq. 5 (offset). float32 runs torch's fused learnable kernels,
+    other dtypes the plain expression.
+
+    Args:
+        x: Any shape, floating.
+        scale: (C,) or (1,), positive.
+        zero_point: Like ``scale``, floating, rounded inside.
+        quant_min: Lowest code.
+        quant_max: Highest code.
+        ch_axis: Channel axis, None for per tensor.
+        grad_factor: Multiplies the gradients of scale and zero point.
+
+    Returns:
+        Shape and dtype of ``x``, on the grid.
+    """
+    if x.dtype == torch.float64:
+        if grad_factor != 1.0:
+            scale = scale_gradient(scale, factor=grad_factor)
+            zero_point = scale_gradient(zero_point, factor=grad_factor)
+        return _fake_quantize_expression(
+            x,
+            scale=scale,
+            zero_point=zero_point,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            ch_axis=ch_axis,
+        )
+    value = x if x.dtype == torch.float32 else x.float()
+    zero_point = zero_point.to(value.dtype)
+    if ch_axis is None:
+        # Codes shifted to start at 0, same values: torch's backward truncates
+        # zero point + 0.5, which is off by one where that is negative.
+        out: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
+            value, scale.reshape(1), zero_point.reshape(1) - quant_min, 0,
+            quant_max - quant_min, grad_factor,
+        )
+    else:
+        out = torch._fake_quantize_learnable_per_channel_affine(
+            value, scale, zero_point, ch_axis, quant_min, quant_max,
+            grad_factor,
+        )
+    return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+def scale_gradient(x: Tensor, *, factor: float) -> Tensor:
+    """Return ``x`` with its gradient multiplied by ``factor``."""
+    return (x - x * factor).detach() + x * factor
+
+
+def range_to_affine(
+    min_val: Tensor,
+    max_val: Tensor,
+    *,
+    symmetric: bool,
+    quant_min: int,
+    quant_max: int,
+) -> tuple[Tensor, Tensor]:
+    """Turn an observed range into (scale, zero_point).
+
+    Zero is always inside the range, so it is represented exactly. A channel
+    that is zero throughout gets scale 1, which represents it exactly too.
+
+    Args:
+        min_val: (C,) or (1,), lowest value to represent.
+        max_val: Like ``min_val``, highest.
+        symmetric: Zero point at 0 (signed) or at the lowest code (unsigned).
+        quant_min: Lowest code.
+        quant_max: Highest code.
+
+    Returns:
+        scale (float32) and zero_point (int32), shaped like ``min_val``.
+    """
+    min_val = min_val.float().clamp(max=0.0)
+    max_val = max_val.float().clamp(min=0.0)
+    steps = quant_max - quant_min
+    if symmetric:
+        largest = torch.maximum(-min_val, max_val)
+        # A signed grid reaches from -(steps + 1) / 2 to (steps - 1) / 2: this
+        # scale keeps both ends within half a step.
+        scale = largest / (steps / 2 if quant_min < 0 else steps)
+        zero_point = torch.zeros_like(scale)
+    else:
+        scale = (max_val - min_val) / steps
+        zero_point = torch.zeros_like(scale)
+    dead = scale == 0
+    scale = scale.clamp(min=MIN_SCALE).masked_fill(dead, 1.0)
+    if not symmetric:
+        zero_point = quant_min - torch.round(min_val / scale)
+        zero_point = zero_point.clamp(quant_min, quant_max)
+    return scale, zero_point.to(torch.int32)
+
+
+def affine_to_range(
+    scale: Tensor, zero_point: Tensor, *, quant_min: int, quant_max: int
+) -> tuple[Tensor, Tensor]:
+    """Return the lowest and highest values that the grid represents."""
+    return (quant_min - zero_point) * scale, (quant_max - zero_point) * scale

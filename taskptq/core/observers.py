@@ -1,0 +1,361 @@
+"""Observers: what they remember of the tensors they see, and which range.
+
+Each declares in ``reductions`` how its state combines across ranks, so that
+calibration on shards equals calibration on everything where that is exact.
+"""
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core.search import search_range
+from taskptq.core.spec import QuantSpec
+
+
+def channel_rows(x: Tensor, *, ch_axis: int | None) -> Tensor:
+    """View a tensor as (C, N): one row per channel, one row if per tensor."""
+    if ch_axis is None:
+        return x.reshape(1, -1)
+    return x.transpose(0, ch_axis).flatten(1)
+
+
+class Observer(nn.Module):
+    """Base: accumulate statistics, then give a range.
+
+    A subclass writes ``update`` (rows in, state changed) and may override
+    ``compute_range``; its buffers named in ``reductions`` are combined across
+    ranks with 'min', 'max', 'sum' or 'mean' (weighted by batches seen).
+
+    Args:
+        spec: Grid that the range is for.
+    """
+
+    reductions: ClassVar[dict[str, str]] = {'min_val': 'min', 'max_val': 'max'}
+    min_val: Tensor
+    max_val: Tensor
+
+    def __init__(self, spec: QuantSpec) -> None:
+        super().__init__()
+        self.spec = spec
+        self.num_batches = 0
+        self.register_buffer('min_val', torch.empty(0))
+        self.register_buffer('max_val', torch.empty(0))
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Take in one tensor.
+
+        Raises:
+            ValueError: If it holds NaN or infinity.
+        """
+        if x.numel() == 0:
+            return
+        rows = channel_rows(x.detach(), ch_axis=self.spec.ch_axis).float()
+        low, high = torch.aminmax(rows, dim=1)
+        if not (low.isfinite().all() and high.isfinite().all()):
+            raise ValueError(
+                f'observed tensor of shape {tuple(x.shape)} holds NaN or '
+                'infinity'
+            )
+        self.update(rows, low, high)
+        self.num_batches += 1
+
+    def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        """Take in (C, N) rows whose ends are ``low`` and ``high``, (C,)."""
+        raise NotImplementedError
+
+    @property
+    def observed(self) -> bool:
+        """Whether anything was seen."""
+        return self.min_val.numel() > 0
+
+    @property
+    def signed(self) -> bool:
+        """Grid to use: the spec's choice, else signed if any value was."""
+        if self.spec.signed is not None:
+            return self.spec.signed
+        return bool((self.min_val < 0).any())
+
+    def compute_range(self) -> tuple[Tensor, Tensor]:
+        """Return (min_val, max_val), each (C,), or (1,) per tensor."""
+        return self.min_val, self.max_val
+
+    def _extend(self, low: Tensor, high: Tensor) -> None:
+        if self.observed:
+            low = torch.minimum(self.min_val, low)
+            high = torch.maximum(self.max_val, high)
+        self.min_val, self.max_val = low, high
+
+
+class MinMaxObserver(Observer):
+    """Lowest and highest value ever seen."""
+
+    def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        """Widen the range."""
+        self._extend(low, high)
+
+
+class MovingAverageMinMaxObserver(Observer):
+    """Exponential moving average of each batch's ends.
+
+    Args:
+        spec: Grid.
+        momentum: Weight of the newest batch, in (0, 1].
+    """
+
+    reductions: ClassVar[dict[str, str]] = {
+        'min_val': 'mean',
+        'max_val': 'mean',
+    }
+
+    def __init__(self, spec: QuantSpec, *, momentum: float = 0.1) -> None:
+        super().__init__(spec)
+        if not 0 < momentum <= 1:
+            raise ValueError(f'momentum={momentum} must lie in (0, 1]')
+        self.momentum = momentum
+
+    def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        """Move the ends towards this batch's."""
+        if self.observed:
+            low = torch.lerp(self.min_val, low, self.momentum)
+            high = torch.lerp(self.max_val, high, self.momentum)
+        self.min_val, self.max_val = low, high
+
+
+class HistogramObserver(Observer):
+    """Counts on a lattice of bins of width 2^k, bounded in memory.
+
+    Bin edges are multiples of the width, and widening merges neighbours, so
+    the counts depend neither on the order of the batches nor on how they are
+    split over ranks: the cross-rank sum is exact. Per tensor only; a spec
+    with ``ch_axis`` searches the last tensor seen exactly (weights).
+
+    Args:
+        spec: Grid.
+        num_bins: Most bins kept.
+    """
+
+    reductions: ClassVar[dict[str, str]] = {
+        'min_val': 'min',
+        'max_val': 'max',
+        'counts': 'histogram',
+    }
+    counts: Tensor
+
+    def __init__(self, spec: QuantSpec, *, num_bins: int = 4096) -> None:
+        super().__init__(spec)
+        self.num_bins = num_bins
+        self.exponent = 0
+        self.first_bin = 0
+        self.register_buffer(
+            'counts', torch.zeros(0, dtype=torch.int64), persistent=False
+        )
+        self._rows: Tensor | None = None
+
+    def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
+        """Add the values' counts, widening the bins if they don't fit."""
+        self._extend(low, high)
+        if self.spec.ch_axis is not None:
+            self._rows = rows
+            return
+        self.rebin(self.needed_exponent())
+        bins = (rows[0] * 2.0**-self.exponent).floor_().to(torch.int64)
+        counts = torch.bincount(bins - self.first_bin)
+        self.counts[: counts.numel()] += counts
+
+    def needed_exponent(self) -> int:
+        """Smallest k at which the observed range fits ``num_bins``."""
+        low, high = float(self.min_val), float(self.max_val)
+        # Never shrinks as the range widens: counts can only be merged.
+        span = max(high - low, max(abs(low), abs(high)) * 1e-6, 1e-30)
+        exponent = math.frexp(span / self.num_bins)[1] - 1
+        while self._bin(high, exponent) - self._bin(low, exponent) >= (
+            self.num_bins
+        ):
+            exponent += 1
+        return exponent
+
+    def rebin(self, exponent: int) -> None:
+        """Move the counts to width 2^exponent and the observed range."""
+        first = self._bin(float(self.min_val), exponent)
+        last = self._bin(float(self.max_val), exponent)
+        merged = torch.zeros(
+            last - first + 1, dtype=torch.int64, device=self.min_val.device
+        )
+        if self.counts.numel():
+            old = torch.arange(self.counts.numel(), device=merged.device)
+            old = old + self.first_bin
+            # 62 already merges all of int64 into bins -1 and 0.
+            shift = min(exponent - self.exponent, 62)
+            new = torch.div(old, 2**shift, rounding_mode='floor')
+            # Bins without counts may fall outside the observed range.
+            filled = self.counts > 0
+            merged.index_add_(0, new[filled] - first, self.counts[filled])
+        self.counts, self.first_bin = merged, first
+        self.exponent = exponent
+
+    def samples(self) -> tuple[Tensor, Tensor]:
+        """Return bin centres and counts, both (N,), of the filled bins."""
+        filled = self.counts.nonzero().flatten()
+        width = 2.0**self.exponent
+        centres = (filled + self.first_bin).double().add(0.5).mul(width)
+        centres = centres.clamp(float(self.min_val), float(self.max_val))
+        # Zero is by far the most common single value after a ReLU.
+        zero_bin = filled + self.first_bin == 0
+        if float(self.min_val) >= 0:
+            centres = centres.masked_fill(zero_bin, 0.0)
+        return centres.float(), self.counts[filled].float()
+
+    @staticmethod
+    def _bin(value: float, exponent: int) -> int:
+        return math.floor(value * 2.0**-exponent)
+
+
+class PercentileObserver(HistogramObserver):
+    """Range that leaves out a share of the values at each end.
+
+    Args:
+        spec: Grid.
+        percentile: Share kept below the upper end, in percent (50, 100].
+        num_bins: Most bins kept.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        percentile: float = 99.99,
+        num_bins: int = 4096,
+    ) -> None:
+        super().__init__(spec, num_bins=num_bins)
+        if not 50 < percentile <= 100:
+            raise ValueError(f'percentile={percentile} must lie in (50, 100]')
+        self.percentile = percentile
+
+    def compute_range(self) -> tuple[Tensor, Tensor]:
+        """Return the two quantiles."""
+        share = self.percentile / 100
+        if self._rows is not None:
+            ends = torch.tensor([1 - share, share], device=self._rows.device)
+            low, high = torch.quantile(self._rows, ends, dim=1)
+            return low, high
+        centres, counts = self.samples()
+        cumulated = counts.double().cumsum(0) / counts.double().sum()
+        low = centres[(cumulated > 1 - share).nonzero()[0]]
+        high = centres[(cumulated >= share).nonzero()[0]]
+        return low, high
+
+
+class MSEObserver(HistogramObserver):
+    """Range of least ||x_hat - x||_p.
+
+    Args:
+        spec: Grid.
+        norm_p: The p of the norm.
+        num_candidates: Ranges tried in the first sweep.
+        num_bins: Most bins kept.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        norm_p: float = 2.4,
+        num_candidates: int = 100,
+        num_bins: int = 4096,
+    ) -> None:
+        super().__init__(spec, num_bins=num_bins)
+        self.norm_p = norm_p
+        self.num_candidates = num_candidates
+
+    def compute_range(self) -> tuple[Tensor, Tensor]:
+        """Search the range on the histogram, or on the rows of a weight."""
+        weights = None
+        if self._rows is not None:
+            values = self._rows
+        else:
+            centres, weights = self.samples()
+            values = centres[None]
+        return search_range(
+            values,
+            spec=self.spec,
+            signed=self.signed,
+            weights=weights,
+            norm_p=self.norm_p,
+            num_candidates=self.num_candidates,
+        )
+
+
+class KLObserver(HistogramObserver):
+    """Range whose quantized histogram has the least KL divergence.
+
+    Migacz, '8-bit inference with TensorRT', GTC 2017, generalised to two
+    sided ranges: both ends shrink by the same ratio. Weights (a spec with
+    ``ch_axis``) have too few values per channel for a histogram and take
+    their minimum and maximum.
+
+    Args:
+        spec: Grid.
+        num_candidates: Ratios tried.
+        num_bins: Most bins kept.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        num_candidates: int = 100,
+        num_bins: int = 4096,
+    ) -> None:
+        super().__init__(spec, num_bins=num_bins)
+        self.num_candidates = num_candidates
+
+    def compute_range(self) -> tuple[Tensor, Tensor]:
+        """Search the shrinking ratio on the histogram."""
+        if self._rows is not None:
+            return self.min_val, self.max_val
+        centres, counts = self.samples()
+        # The ends of the grid, which always holds zero.
+        end_low = self.min_val.clamp(max=0.0)
+        end_high = self.max_val.clamp(min=0.0)
+        if self.spec.symmetric and self.signed:
+            end_high = torch.maximum(-end_low, end_high)
+            end_low = -end_high
+        best = (float('inf'), end_low, end_high)
+        if bool(end_low == end_high):
+            return end_low, end_high
+        for step in range(self.num_candidates, 0, -1):
+            ratio = step / self.num_candidates
+            low, high = end_low * ratio, end_high * ratio
+            divergence = self._divergence(centres, counts, low, high)
+            if divergence < best[0]:
+                best = (divergence, low, high)
+        return best[1], best[2]
+
+    def _divergence(
+        self, centres: Tensor, counts: Tensor, low: Tensor, high: Tensor
+    ) -> float:
+        """KL(P || Q) of the clipped histogram and its quantized form."""
+        inside = (centres >= low) & (centres <= high)
+        if not inside.any():
+            return float('inf')
+        reference = counts[inside].double()
+        quantized = reference.clone()
+        # Clipped mass goes to the outermost bins of the reference only.
+        reference[0] += counts[centres < low].sum()
+        reference[-1] += counts[centres > high].sum()
+        levels = self.spec.num_levels
+        step = (high - low).double() / (levels - 1)
+        codes = ((centres[inside] - low) / step).round().to(torch.int64)
+        mass = torch.zeros(levels, dtype=torch.float64).to(codes.device)
+        mass.index_add_(0, codes, quantized)
+        bins = torch.zeros_like(mass).index_add_(
+            0, codes, torch.ones_like(quantized)
+        )
+        quantized = (mass / bins.clamp(min=1))[codes]
+        p = reference / reference.sum()
+        q = quantized / quantized.sum()
+        return float((p * (p / q.clamp(min=1e-12)).log()).sum())

@@ -1,0 +1,266 @@
+"""Quantizer modules: a grid, its state, and the switches that act on it."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core.functional import (
+    dequantize,
+    fake_quantize,
+    lsq_fake_quantize,
+    quantize,
+    range_to_affine,
+)
+from taskptq.core.observers import Observer
+from taskptq.core.spec import QuantSpec
+
+
+def random_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:
+    """Keep the float value of each element with probability ``drop_prob``.
+
+    QDrop, Wei et al., ICLR 2022, Eq. 7. Draws from torch's global generator.
+
+    Args:
+        x_hat: Quantized values.
+        x: Float values, same shape.
+        drop_prob: Probability of the float value, in [0, 1].
+    """
+    # rand < p is two to three times as fast on a CPU as bernoulli_
+    return torch.where(torch.rand_like(x) < drop_prob, x, x_hat)
+
+
+class Quantizer(nn.Module):
+    """Base: observe, or quantize, or pass through.
+
+    Subclasses write ``fake_quantize``; those with integer codes also
+    ``quantize`` and ``dequantize``. ``enabled`` and ``observing`` are set by
+    the contexts of :mod:`taskptq.core.state`, never by hand.
+
+    Args:
+        spec: Grid.
+        observer: Statistics for ``calibrate``; dropped by it.
+    """
+
+    grid: Tensor
+
+    def __init__(
+        self, spec: QuantSpec, *, observer: Observer | None = None
+    ) -> None:
+        super().__init__()
+        self.spec = spec
+        self.observer = observer
+        self.enabled = False
+        self.observing = False
+        self.frozen = False
+        self.drop_prob = 0.0
+        self.quant_min, self.quant_max = spec.bounds(signed=bool(spec.signed))
+        self.register_buffer('grid', torch.empty(0, dtype=torch.int32))
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether a range is set."""
+        return self.grid.numel() > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, quantized if enabled; any shape.
+
+        ``frozen`` marks a weight that already lies on its grid.
+        """
+        if self.observing and self.observer is not None:
+            self.observer.observe(x)
+        if not self.enabled or self.frozen or not self.calibrated:
+            return x
+        x_hat = self.fake_quantize(x)
+        if self.drop_prob > 0:
+            return random_drop(x_hat, x, drop_prob=self.drop_prob)
+        return x_hat
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid, same shape and dtype."""
+        raise NotImplementedError
+
+    def calibrate(self) -> bool:
+        """Set the range from the observer; False if it saw nothing."""
+        if self.observer is None or not self.observer.observed:
+            return False
+        self.set_bounds(signed=self.observer.signed)
+        self.set_range(*self.observer.compute_range())
+        self.observer = None
+        return True
+
+    def set_bounds(self, *, signed: bool) -> None:
+        """Choose the signed or unsigned grid."""
+        self.quant_min, self.quant_max = self.spec.bounds(signed=signed)
+        self.grid = torch.tensor(
+            [self.quant_min, self.quant_max],
+            dtype=torch.int32,
+            device=self.grid.device,
+        )
+
+    def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
+        """Set the grid's parameters from a range, (C,) or (1,) each."""
+        raise NotImplementedError
+
+    def learnable(self) -> list[nn.Parameter]:
+        """Return what reconstruction may train (scales)."""
+        return []
+
+    def settle(self) -> None:
+        """Bring learned values back to a valid grid, after training."""
+
+    def extra_repr(self) -> str:
+        """Show the grid in ``print(model)``."""
+        kind = 'symmetric' if self.spec.symmetric else 'asymmetric'
+        axis = self.spec.ch_axis
+        where = 'per tensor' if axis is None else f'per channel {axis}'
+        state = 'calibrated' if self.calibrated else 'uncalibrated'
+        return f'{self.spec.num_bits} bit, {kind}, {where}, {state}'
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any
+    ) -> None:
+        # Shapes are known only from the state: one scale, or one per channel.
+        for name, value in list(self._buffers.items()):
+            stored = state_dict.get(prefix + name)
+            if value is not None and stored is not None:
+                self._buffers[name] = torch.empty_like(
+                    stored, dtype=value.dtype, device=value.device
+                )
+        for name, parameter in self._parameters.items():
+            stored = state_dict.get(prefix + name)
+            if parameter is not None and stored is not None:
+                parameter.data = torch.empty_like(
+                    stored, dtype=parameter.dtype, device=parameter.device
+                )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.calibrated:
+            self.quant_min, self.quant_max = self.grid.tolist()
+
+
+class AffineQuantizer(Quantizer):
+    """Uniform grid with fixed scale and zero point."""
+
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(
+        self, spec: QuantSpec, *, observer: Observer | None = None
+    ) -> None:
+        super().__init__(spec, observer=observer)
+        self._register_scale()
+        self.register_buffer('zero_point', torch.empty(0, dtype=torch.int32))
+
+    def _register_scale(self) -> None:
+        self.register_buffer('scale', torch.empty(0))
+
+    def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
+        """Set scale and zero point from a range, (C,) or (1,) each."""
+        scale, zero_point = range_to_affine(
+            min_val,
+            max_val,
+            symmetric=self.spec.symmetric,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+        )
+        self._set_scale(scale.reshape(-1))
+        self.zero_point = zero_point.reshape(-1)
+
+    def _set_scale(self, scale: Tensor) -> None:
+        self.scale = scale
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid (straight-through gradient)."""
+        return fake_quantize(x, **self.parameters_of_grid())
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """Return integer codes, int32."""
+        return quantize(x, **self.parameters_of_grid())
+
+    def dequantize(self, codes: Tensor) -> Tensor:
+        """Return the float values of codes."""
+        return dequantize(
+            codes,
+            scale=self.scale,
+            zero_point=self.zero_point,
+            ch_axis=self.spec.ch_axis,
+        )
+
+    def parameters_of_grid(self) -> dict[str, Any]:
+        """Return the arguments that :mod:`.functional` takes."""
+        return {
+            'scale': self.scale,
+            'zero_point': self.zero_point,
+            'quant_min': self.quant_min,
+            'quant_max': self.quant_max,
+            'ch_axis': self.spec.ch_axis,
+        }
+
+
+class LSQQuantizer(AffineQuantizer):
+    """Uniform grid whose scale (and offset) can be learned.
+
+    LSQ, Esser et al., ICLR 2020; with ``learn_zero_point`` LSQ+, Bhalgat et
+    al., CVPRW 2020. The scale is a Parameter that trains only while its
+    ``requires_grad`` is set; the zero point stays an integer in forward.
+
+    Args:
+        spec: Grid.
+        observer: Statistics for the initial range.
+        learn_zero_point: Also learn the zero point.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        observer: Observer | None = None,
+        learn_zero_point: bool = False,
+    ) -> None:
+        super().__init__(spec, observer=observer)
+        self.offset: nn.Parameter | None = None
+        if learn_zero_point:
+            self.offset = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def _register_scale(self) -> None:
+        self.scale = nn.Parameter(torch.empty(0), requires_grad=False)
+
+    def _set_scale(self, scale: Tensor) -> None:
+        self.scale.data = scale
+
+    def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
+        """Set scale and zero point from a range, (C,) or (1,) each."""
+        super().set_range(min_val, max_val)
+        if self.offset is not None:
+            self.offset.data = self.zero_point.float()
+
+    def learnable(self) -> list[nn.Parameter]:
+        """Return the scale, and the offset where it is learned."""
+        assert isinstance(self.scale, nn.Parameter)
+        if not self.calibrated:
+            return []
+        return [self.scale, *([] if self.offset is None else [self.offset])]
+
+    def fake_quantize(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid, with gradients for what is learned."""
+        if not self.scale.requires_grad:
+            return super().fake_quantize(x)
+        grid = self.parameters_of_grid()
+        if self.offset is not None:
+            grid['zero_point'] = self.offset
+        count = x.numel() if self.spec.ch_axis is None else (
+            x.numel() // x.shape[self.spec.ch_axis]
+        )
+        # LSQ section 2.2: keeps the scale's steps in proportion to x's.
+        factor = (count * max(self.quant_max, 1)) ** -0.5
+        return lsq_fake_quantize(x, **grid, grad_factor=factor)
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Bring learned values back to a valid grid, after training."""
+        self.scale.data.clamp_(min=1e-8)
+        if self.offset is not None:
+            codes = self.offset.round().clamp(self.quant_min, self.quant_max)
+            self.offset.data = codes
+            self.zero_point = codes.to(torch.int32)

@@ -1,0 +1,186 @@
+"""Cross-rank reduction of observers, as each declares it.
+
+All observers of a model go together in a handful of collectives. A rank
+where an observer saw nothing takes part with neutral values.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from taskptq.core.observers import HistogramObserver, Observer
+
+KINDS = ('min', 'max', 'mean', 'sum', 'histogram')
+
+
+class _Entry(NamedTuple):
+    """One declared buffer of one observer; ``numel`` over all ranks."""
+
+    observer: Observer
+    name: str
+    kind: str
+    numel: int
+
+    def values(self, *, neutral: float, dtype: torch.dtype) -> Tensor:
+        """Return the buffer, flat, or neutral values if nothing was seen."""
+        buffer: Tensor = getattr(self.observer, self.name)
+        if buffer.numel() == 0:
+            return buffer.new_full((self.numel,), neutral, dtype=dtype)
+        return buffer.reshape(-1).to(dtype)
+
+    def store(self, values: Tensor) -> None:
+        """Set the buffer in its own type."""
+        buffer: Tensor = getattr(self.observer, self.name)
+        shape = buffer.shape if buffer.numel() else (self.numel,)
+        values = values.to(device=buffer.device, dtype=buffer.dtype)
+        setattr(self.observer, self.name, values.reshape(shape))
+
+
+def reduce_observers(observers: Sequence[Observer]) -> None:
+    """Bring the same observers of all ranks to one common state.
+
+    Exact for 'min', 'max', 'histogram' and integer 'sum': the result is that
+    of one process that saw everything. 'mean' weights by batches seen. Does
+    nothing outside of distributed runs.
+
+    Args:
+        observers: In the same order on every rank.
+
+    Raises:
+        ValueError: If an observer declares an unknown reduction, or saw
+            tensors of different channel counts on different ranks.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    if dist.get_world_size() == 1 or not observers:
+        return
+    device = _device()
+    entries, batches = _agree(observers, device)
+    _reduce_ends(entries, device)
+    _reduce_sums(entries, device)
+    _reduce_histograms(entries, device)
+    for observer, total in zip(observers, batches, strict=True):
+        observer.num_batches = total
+
+
+def _device() -> torch.device:
+    """Where the backend wants its tensors."""
+    if dist.get_backend() == 'nccl':
+        return torch.device('cuda', torch.cuda.current_device())
+    return torch.device('cpu')
+
+
+def _declared(
+    observers: Iterable[Observer],
+) -> list[tuple[Observer, str, str]]:
+    declared = []
+    for observer in observers:
+        for name, kind in observer.reductions.items():
+            if kind not in KINDS:
+                raise ValueError(
+                    f'{type(observer).__name__}.reductions[{name!r}] is '
+                    f'{kind!r}: choose one of {KINDS}'
+                )
+            declared.append((observer, name, kind))
+    return declared
+
+
+def _agree(
+    observers: Sequence[Observer], device: torch.device
+) -> tuple[list[_Entry], list[int]]:
+    """Exchange batch counts and sizes, so that all ranks pack alike."""
+    declared = _declared(observers)
+    sizes = [getattr(observer, name).numel() for observer, name, _ in declared]
+    batches = [observer.num_batches for observer in observers]
+    own = torch.tensor(batches + sizes, dtype=torch.int64, device=device)
+    everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+    dist.all_gather(everyone, own)
+    table = torch.stack(everyone).cpu()
+    entries = []
+    for i, (observer, name, kind) in enumerate(declared):
+        seen = table[:, len(batches) + i]
+        seen = seen[seen > 0].unique()
+        # Histograms differ in length until their ends are common.
+        if seen.numel() > 1 and kind != 'histogram':
+            raise ValueError(
+                f'{type(observer).__name__}.{name} has the sizes '
+                f'{seen.tolist()} on different ranks: every rank must '
+                'calibrate the same model'
+            )
+        if seen.numel():
+            entry = _Entry(observer, name, kind, int(seen.max()))
+            entries.append(entry)
+    return entries, table[:, : len(batches)].sum(dim=0).tolist()
+
+
+def _pick(entries: list[_Entry], *kinds: str) -> list[_Entry]:
+    return [entry for entry in entries if entry.kind in kinds]
+
+
+def _all_reduce(
+    parts: list[Tensor], op: dist.ReduceOp.RedOpType, device: torch.device
+) -> list[Tensor]:
+    """Reduce many small tensors of one type as one."""
+    if not parts:
+        return []
+    flat = torch.cat([part.reshape(-1).to(device) for part in parts])
+    dist.all_reduce(flat, op=op)
+    return list(flat.split([part.numel() for part in parts]))
+
+
+def _reduce_ends(entries: list[_Entry], device: torch.device) -> None:
+    """'min' and 'max' in one collective: min x = -max -x, exactly."""
+    chosen = _pick(entries, 'min', 'max')
+    signs = [-1 if entry.kind == 'min' else 1 for entry in chosen]
+    parts = [
+        sign * entry.values(neutral=-sign * torch.inf, dtype=torch.float64)
+        for entry, sign in zip(chosen, signs, strict=True)
+    ]
+    reduced = _all_reduce(parts, dist.ReduceOp.MAX, device)
+    for entry, sign, values in zip(chosen, signs, reduced, strict=True):
+        entry.store(sign * values)
+
+
+def _reduce_sums(entries: list[_Entry], device: torch.device) -> None:
+    """'sum' and 'mean'; integers and floats each in one collective."""
+    for floating in (False, True):
+        dtype = torch.float64 if floating else torch.int64
+        chosen = [
+            entry
+            for entry in _pick(entries, 'sum', 'mean')
+            if floating == _is_floating(entry)
+        ]
+        parts = []
+        for entry in chosen:
+            weight = entry.observer.num_batches if entry.kind == 'mean' else 1
+            values = entry.values(neutral=0, dtype=dtype) * weight
+            parts += [values, values.new_full((1,), weight)]
+        reduced = _all_reduce(parts, dist.ReduceOp.SUM, device)
+        for i, entry in enumerate(chosen):
+            values, weight_sum = reduced[2 * i], reduced[2 * i + 1]
+            entry.store(
+                values / weight_sum if entry.kind == 'mean' else values
+            )
+
+
+def _is_floating(entry: _Entry) -> bool:
+    buffer: Tensor = getattr(entry.observer, entry.name)
+    return buffer.is_floating_point() or entry.kind == 'mean'
+
+
+def _reduce_histograms(entries: list[_Entry], device: torch.device) -> None:
+    """Sum counts, after bringing all ranks to one bin width and range."""
+    chosen = _pick(entries, 'histogram')
+    for entry in chosen:
+        observer = entry.observer
+        assert isinstance(observer, HistogramObserver)
+        # The ends are the common ones already, and so is what follows.
+        observer.rebin(observer.needed_exponent())
+    parts: list[Tensor] = [getattr(e.observer, e.name) for e in chosen]
+    reduced = _all_reduce(parts, dist.ReduceOp.SUM, device)
+    for entry, values in zip(chosen, reduced, strict=True):
+        entry.store(values)

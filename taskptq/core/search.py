@@ -1,0 +1,108 @@
+"""Search of a clipping range under an L_p error norm, chunked."""
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from taskptq.core.functional import range_to_affine
+from taskptq.core.spec import QuantSpec
+
+# Elements of one (candidates, channels, samples) work tensor.
+CHUNK_ELEMENTS = 1 << 22
+
+
+def search_range(
+    values: Tensor,
+    *,
+    spec: QuantSpec,
+    signed: bool,
+    weights: Tensor | None = None,
+    norm_p: float = 2.4,
+    num_candidates: int = 100,
+    refine_rounds: int = 2,
+) -> tuple[Tensor, Tensor]:
+    """Find the clipping range of least ||x_hat - x||_p^p for each channel.
+
+    First both ends shrink together over ``num_candidates`` ratios; then each
+    end is refined alone, which matters where the two tails differ.
+
+    Args:
+        values: (C, N), one row per channel.
+        spec: Grid; only bits and symmetry are read.
+        signed: Whether the grid is the signed one.
+        weights: (N,) multiplicity of each column, for histograms; None is 1.
+        norm_p: The p of the norm (2.4 in the published recipes).
+        num_candidates: Ratios tried at first.
+        refine_rounds: Rounds of refining each end alone (asymmetric only).
+
+    Returns:
+        (min_val, max_val), each (C,).
+    """
+    values = values.float()
+    low = values.amin(dim=1).clamp(max=0.0)
+    high = values.amax(dim=1).clamp(min=0.0)
+    errors = _Errors(values, spec, signed, weights, norm_p)
+    ratios = torch.linspace(
+        1.0 / num_candidates, 1.0, num_candidates, device=values.device
+    )
+    low, high = errors.best(low * ratios[:, None], high * ratios[:, None])
+    if spec.symmetric:
+        return low, high
+    for step in range(refine_rounds):
+        spread = torch.linspace(0.7, 1.2, 26, device=values.device)
+        spread = 1 + (spread - 1) / 2**step
+        fixed = torch.ones_like(spread)
+        low, high = errors.best(low * spread[:, None], high * fixed[:, None])
+        low, high = errors.best(low * fixed[:, None], high * spread[:, None])
+    return low, high
+
+
+class _Errors:
+    """Quantization error of candidate ranges over fixed values."""
+
+    def __init__(
+        self,
+        values: Tensor,
+        spec: QuantSpec,
+        signed: bool,
+        weights: Tensor | None,
+        norm_p: float,
+    ) -> None:
+        self.values = values
+        self.symmetric = spec.symmetric
+        self.quant_min, self.quant_max = spec.bounds(signed=signed)
+        self.weights = weights
+        self.norm_p = norm_p
+
+    def best(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """Pick, for each channel, the best of K ranges shaped (K, C)."""
+        errors = self._errors(low, high)
+        # Ties go to the wider range: it clips less of what was never seen.
+        flipped = errors.flip(0).argmin(dim=0)
+        index = (errors.shape[0] - 1 - flipped)[None]
+        return low.gather(0, index)[0], high.gather(0, index)[0]
+
+    def _errors(self, low: Tensor, high: Tensor) -> Tensor:
+        scale, zero_point = range_to_affine(
+            low,
+            high,
+            symmetric=self.symmetric,
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+        )
+        chunk = max(1, CHUNK_ELEMENTS // max(1, self.values.numel()))
+        parts = [
+            self._chunk(scale[i:i + chunk], zero_point[i:i + chunk])
+            for i in range(0, scale.shape[0], chunk)
+        ]
+        return torch.cat(parts)
+
+    def _chunk(self, scale: Tensor, zero_point: Tensor) -> Tensor:
+        scale, zero = scale[..., None], zero_point[..., None].float()
+        # K x C x N, in place: this is the inner loop of every calibration
+        error = (self.values[None] / scale).round_()
+        error.clamp_(self.quant_min - zero, self.quant_max - zero)
+        error.mul_(scale).sub_(self.values).abs_().pow_(self.norm_p)
+        if self.weights is not None:
+            error.mul_(self.weights)
+        return error.sum(dim=-1)

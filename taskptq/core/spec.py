@@ -1,0 +1,65 @@
+"""What a quantization grid looks like: bits, symmetry, granularity."""
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+MIN_BITS = 2
+MAX_BITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantSpec:
+    """An integer grid, before any scale is known.
+
+    Args:
+        num_bits: Bits of one code, 2 to 8.
+        symmetric: True puts the zero point at 0 (of a signed grid) or at the
+            lowest code (of an unsigned one).
+        signed: Grid [-2^(b-1), 2^(b-1) - 1] if True, [0, 2^b - 1] if False;
+            None decides by the observed range (unsigned if nothing is
+            negative).
+        ch_axis: Axis with one scale per index; None is one per tensor.
+
+    Raises:
+        ValueError: If ``num_bits`` is outside 2 to 8 or ``ch_axis`` negative.
+    """
+
+    num_bits: int = 8
+    symmetric: bool = False
+    signed: bool | None = None
+    ch_axis: int | None = None
+
+    def __post_init__(self) -> None:
+        if not MIN_BITS <= self.num_bits <= MAX_BITS:
+            raise ValueError(
+                f'num_bits={self.num_bits} is not supported: choose '
+                f'{MIN_BITS} to {MAX_BITS} bits'
+            )
+        if self.ch_axis is not None and self.ch_axis < 0:
+            raise ValueError(
+                f'ch_axis={self.ch_axis} must count from the front (>= 0), '
+                'or be None for one scale per tensor'
+            )
+
+    @property
+    def num_levels(self) -> int:
+        """Number of codes, 2^num_bits."""
+        return int(2**self.num_bits)
+
+    def bounds(self, *, signed: bool) -> tuple[int, int]:
+        """Return (quant_min, quant_max) of the signed or unsigned grid.
+
+        >>> QuantSpec(num_bits=4).bounds(signed=True)
+        (-8, 7)
+        >>> QuantSpec(num_bits=4).bounds(signed=False)
+        (0, 15)
+        """
+        if signed:
+            half = self.num_levels // 2
+            return -half, half - 1
+        return 0, self.num_levels - 1
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as plain types, for recipes and reports."""
+        return asdict(self)

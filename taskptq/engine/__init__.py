@@ -1,0 +1,31 @@
+"""Layer 5: where the lower layers meet mmengine."""
+
+from taskptq.engine.builder import (
+    build_adapter,
+    build_loss,
+    build_qconfig,
+    build_rewrites,
+)
+from taskptq.engine.calibration_data import (
+    CalibrationBatches,
+    CalibrationConfig,
+    EvaluationSource,
+    build_calibration,
+)
+from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+from taskptq.engine.ptq_hook import PTQHook
+
+__all__ = [
+    'CalibrationBatches',
+    'CalibrationConfig',
+    'EvaluationSource',
+    'PTQHook',
+    'Recipe',
+    'build_adapter',
+    'build_calibration',
+    'build_loss',
+    'build_qconfig',
+    'build_rewrites',
+    'quantize_model',
+    'restore_model',
+]

@@ -1,0 +1,176 @@
+"""Named outputs of a model, for objectives that look beyond one block.
+
+An adapter is registered by the dotted name of the model class that it serves
+and is found along the model's MRO, so the adapter of a base class serves its
+subclasses until they have one of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taskptq.registry import ADAPTERS
+
+__all__ = ['Adapter', 'DenseDetectorAdapter', 'SegmentorAdapter', 'flatten']
+
+
+def flatten(value: Any, *, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
+    """Yield (name, tensor) of nested outputs; other leaves are left out.
+
+    Args:
+        value: Tensor, or nested sequences and mappings of them.
+        prefix: Name of ``value`` itself; parts are joined by dots.
+    """
+    if isinstance(value, Tensor):
+        yield prefix or 'output', value
+        return
+    if isinstance(value, Mapping):
+        items: Any = value.items()
+    elif isinstance(value, (list, tuple)):
+        items = enumerate(value)
+    else:
+        return
+    for key, item in items:
+        name = f'{prefix}.{key}' if prefix else str(key)
+        yield from flatten(item, prefix=name)
+
+
+@ADAPTERS.register_module(name='torch.nn.modules.module.Module')
+class Adapter:
+    """Default: every output tensor of a raw forward, under its position.
+
+    Args:
+        model: The model that it serves; a quantized copy of it may be passed
+            to ``forward_heads`` as well.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    def forward_heads(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
+        """Run a model up to its heads' outputs, without post-processing.
+
+        Args:
+            model: Float or quantized model.
+            batch: Collated batch of the dataloader.
+
+        Returns:
+            Output tensors by name, e.g. ``'0.2'`` for the third level of the
+            first output.
+        """
+        preprocess = getattr(model, 'data_preprocessor', None)
+        if preprocess is None:
+            return dict(flatten(model(batch)))
+        data = preprocess(batch, False)
+        if isinstance(data, Mapping):
+            outputs = model(**data, mode='tensor')
+        elif isinstance(data, (list, tuple)):
+            outputs = model(*data, mode='tensor')
+        else:
+            outputs = model(data, mode='tensor')
+        return dict(flatten(outputs))
+
+    def foreground_proxy(self, heads: Mapping[str,
+                                              Tensor]) -> dict[str, Tensor]:
+        """Say how much each place of an output matters.
+
+        Args:
+            heads: Outputs of ``forward_heads`` of the float model.
+
+        Returns:
+            Weights in [0, 1] that broadcast to each output; all ones here.
+        """
+        return {name: torch.ones((), device=head.device)
+                for name, head in heads.items()}
+
+    def decode(self, heads: Mapping[str, Tensor],
+               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Turn outputs into predictions, one per image.
+
+        Raises:
+            NotImplementedError: If the model class has no adapter that can.
+        """
+        raise NotImplementedError(
+            f'{type(self).__name__} cannot decode the outputs of '
+            f'{type(self.model).__name__}: register an adapter for its class')
+
+
+@ADAPTERS.register_module(
+    name='mmdet.models.detectors.single_stage.SingleStageDetector')
+class DenseDetectorAdapter(Adapter):
+    """One-stage detectors: maps of class scores first, then boxes and others.
+
+    Outputs are named ``'{kind}.{level}'``; kind 0 holds the class scores,
+    (N, anchors * classes, H, W).
+    """
+
+    def class_probabilities(self, scores: Tensor) -> Tensor:
+        """Return the best foreground probability at each place.
+
+        Args:
+            scores: Logits, (N, anchors * classes, H, W).
+
+        Returns:
+            Probabilities, (N, 1, H, W).
+        """
+        head = self.model.bbox_head
+        if getattr(head, 'use_sigmoid_cls', True):
+            return scores.sigmoid().amax(dim=1, keepdim=True)
+        per_anchor = scores.unflatten(1, (-1, int(head.cls_out_channels)))
+        # The last class is the background.
+        foreground = per_anchor.softmax(dim=2)[:, :, :-1]
+        return foreground.flatten(1, 2).amax(dim=1, keepdim=True)
+
+    def foreground_proxy(self, heads: Mapping[str,
+                                              Tensor]) -> dict[str, Tensor]:
+        """Weight each place of a level by its best class probability."""
+        ones = super().foreground_proxy(heads)
+        by_level = {
+            name.rpartition('.')[2]: self.class_probabilities(head)
+            for name, head in heads.items()
+            if name.startswith('0.') and head.dim() == 4
+        }
+        return {
+            name: by_level.get(name.rpartition('.')[2], ones[name])
+            for name in heads
+        }
+
+    def decode(self, heads: Mapping[str, Tensor],
+               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return mmdet's InstanceData (boxes in pixels) of each image."""
+        kinds: dict[str, list[Tensor]] = {}
+        for name, head in heads.items():
+            kinds.setdefault(name.partition('.')[0], []).append(head)
+        return list(
+            self.model.bbox_head.predict_by_feat(
+                *kinds.values(),
+                batch_img_metas=[dict(meta) for meta in metas],
+                rescale=True))
+
+
+@ADAPTERS.register_module(name='mmseg.models.segmentors.base.BaseSegmentor')
+class SegmentorAdapter(Adapter):
+    """Segmentors: one map of logits, (N, classes, H, W).
+
+    There is no background to tell from a foreground, so every place weighs
+    the same.
+    """
+
+    def decode(self, heads: Mapping[str, Tensor],
+               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return the label map of each image, (H, W) at its original size."""
+        logits = next(iter(heads.values()))
+        maps = []
+        for image, meta in zip(logits, metas, strict=True):
+            resized = functional.interpolate(
+                image[None],
+                size=tuple(meta['ori_shape'][:2]),
+                mode='bilinear',
+                align_corners=False)
+            maps.append(resized[0].argmax(dim=0))
+        return maps

@@ -1,0 +1,367 @@
+"""Calibration images: the training split through the test pipeline.
+
+A calibration set is a lazy sequence of collated batches. Nothing but file
+paths is kept, so memory does not grow with the number of images, and since
+the test pipeline draws nothing at random, reading a batch twice gives the
+same tensors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from mmengine.dataset import Compose, pseudo_collate
+from mmengine.dist import get_dist_info
+from mmengine.logging import print_log
+from mmengine.registry import FUNCTIONS
+
+from taskptq.engine.datasets import (
+    build_dataset,
+    image_path,
+    image_paths,
+    leaf_datasets,
+    pipeline_steps,
+    read_sample,
+    reads_labels,
+    step_name,
+    with_pipeline,
+    works_on,
+)
+
+__all__ = [
+    'CalibrationBatches', 'CalibrationConfig', 'EvaluationSource',
+    'build_calibration'
+]
+
+AUGMENTED_STEPS = ('TestTimeAug', )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationConfig:
+    """What a config's ``calibration`` may say.
+
+    Args:
+        num_images: Number of images over all ranks, at least 1.
+        dataset: Dataset config or dataset; None takes the one of
+            ``train_dataloader``. Wrappers around it are taken off.
+        pipeline: Transforms; None takes those of the evaluation set.
+        batch_size: Images per batch; None takes the evaluation loader's.
+        seed: Seed of the random choice.
+        allow_overlap: Accept images that the evaluation uses as well.
+    """
+
+    num_images: int = 256
+    dataset: Any = None
+    pipeline: Any = None
+    batch_size: int | None = None
+    seed: int = 0
+    allow_overlap: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the numbers."""
+        if self.num_images < 1:
+            raise ValueError('calibration.num_images must be at least 1, got '
+                             f'{self.num_images}')
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ValueError('calibration.batch_size must be at least 1, got '
+                             f'{self.batch_size}')
+
+    @classmethod
+    def from_dict(
+            cls, config: Mapping[str, Any] | None, *,
+            seed: int = 0) -> CalibrationConfig:
+        """Read the config's dict.
+
+        Args:
+            config: Keys are this class' fields; None takes all defaults.
+            seed: Seed where the dict has none.
+
+        Raises:
+            ValueError: If a key is unknown or a value impossible.
+        """
+        options = dict(config or {})
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(options) - set(known))
+        if unknown:
+            raise ValueError(
+                f'calibration has no key {unknown[0]!r}; known are {known}')
+        return cls(**{'seed': seed, **options})
+
+    def recipe(self) -> dict[str, Any]:
+        """Return what a quantized file records: no paths, plain types."""
+        return {
+            'num_images': self.num_images,
+            'batch_size': self.batch_size,
+            'seed': self.seed,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationSource:
+    """What calibration takes from the evaluation it precedes.
+
+    Args:
+        dataset: Dataset that will be evaluated, built.
+        collate: Function from a list of samples to a batch.
+        batch_size: Images per batch.
+        plain_pipeline: Transforms to use where the dataset's are made for
+            test-time augmentation, or None.
+    """
+
+    dataset: Any
+    collate: Callable[[Sequence[Any]], Any]
+    batch_size: int
+    plain_pipeline: Sequence[Any] | None = None
+
+    @classmethod
+    def from_loader(
+            cls, loader: Any, *,
+            plain_pipeline: Sequence[Any] | None = None) -> EvaluationSource:
+        """Take over from a DataLoader.
+
+        Args:
+            loader: DataLoader of the evaluation.
+            plain_pipeline: See the class.
+        """
+        return cls(
+            dataset=loader.dataset,
+            collate=loader.collate_fn,
+            batch_size=getattr(loader, 'batch_size', None) or 1,
+            plain_pipeline=plain_pipeline)
+
+    @classmethod
+    def from_config(cls, loader: Mapping[str, Any]) -> EvaluationSource:
+        """Build the dataset of a dataloader config, and nothing else of it.
+
+        Args:
+            loader: ``test_dataloader`` or ``val_dataloader`` of a config.
+        """
+        dataset = build_dataset(loader['dataset'])
+        collate = loader.get('collate_fn') or {'type': 'pseudo_collate'}
+        if isinstance(collate, Mapping):
+            function = FUNCTIONS.get(collate['type'])
+            options = {k: v for k, v in collate.items() if k != 'type'}
+            if function is None:
+                raise ValueError(
+                    f'collate_fn {collate["type"]!r} is not registered')
+            return cls(
+                dataset=dataset,
+                collate=_partial(function, options),
+                batch_size=loader.get('batch_size', 1))
+        return cls(
+            dataset=dataset,
+            collate=collate,
+            batch_size=loader.get('batch_size', 1))
+
+
+def _partial(function: Callable[..., Any],
+             options: Mapping[str, Any]) -> Callable[..., Any]:
+    """Bind options to a collate function."""
+    if not options:
+        return function
+
+    def collate(samples: Sequence[Any]) -> Any:
+        return function(samples, **options)
+
+    return collate
+
+
+def test_steps(config: CalibrationConfig,
+               source: EvaluationSource) -> list[Any] | None:
+    """Choose the transforms for the calibration images.
+
+    Raises:
+        ValueError: If only a test-time augmentation pipeline is there.
+    """
+    if config.pipeline is not None:
+        return list(config.pipeline)
+    steps = pipeline_steps(source.dataset)
+    if steps is None or not any(
+            step_name(step) in AUGMENTED_STEPS for step in steps):
+        return steps
+    if source.plain_pipeline is None:
+        raise ValueError(
+            'the evaluation pipeline is made for test-time augmentation: give '
+            'calibration.pipeline the transforms of a plain test')
+    return list(source.plain_pipeline)
+
+
+class CalibrationBatches(Sequence[Any]):
+    """Collated batches, read when they are asked for.
+
+    Args:
+        datasets: Datasets with the calibration pipeline.
+        chosen: (dataset, index) of this rank's images, in order.
+        batch_size: Images per batch.
+        collate: Function from a list of samples to a batch.
+        paths: Resolved paths of all images that could have been chosen.
+    """
+
+    def __init__(self, datasets: Sequence[Any], *,
+                 chosen: Sequence[tuple[int, int]], batch_size: int,
+                 collate: Callable[[Sequence[Any]], Any],
+                 paths: set[str]) -> None:
+        self.datasets = datasets
+        self.chosen = list(chosen)
+        self.batch_size = batch_size
+        self.collate = collate
+        self.paths = paths
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self.chosen) // self.batch_size)
+
+    def __getitem__(self, index: Any) -> Any:
+        """Read one batch, or the list of a slice of them."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(f'batch {index} of {len(self)}')
+        start = (index % len(self)) * self.batch_size
+        wanted = self.chosen[start:start + self.batch_size]
+        return self.collate([self.sample(*place) for place in wanted])
+
+    def __iter__(self) -> Iterator[Any]:
+        """Read the batches one after another."""
+        return (self[index] for index in range(len(self)))
+
+    def sample(self, part: int, index: int) -> Any:
+        """Read one image.
+
+        Raises:
+            ValueError: If the pipeline drops the image.
+        """
+        sample = read_sample(self.datasets[part], index)
+        if sample is None:
+            raise ValueError(
+                'the calibration pipeline drops image '
+                f'{image_path(self.datasets[part], index)}: give '
+                'calibration.pipeline transforms that keep every image')
+        return sample
+
+    def check_overlap(self, evaluated: Any) -> None:
+        """Refuse a set that shares images with an evaluation.
+
+        Args:
+            evaluated: Dataset of the evaluation, built.
+
+        Raises:
+            ValueError: If an image is in both.
+        """
+        others = image_paths(evaluated)
+        if not self.paths or not others:
+            print_log(
+                'The datasets give no image paths: whether calibration and '
+                'evaluation share images could not be checked.',
+                logger='current', level=30)
+        shared = sorted(self.paths & others)
+        if shared:
+            raise ValueError(
+                f'{len(shared)} calibration images are in the evaluation '
+                f'split, e.g. {shared[0]}: set calibration.dataset to another '
+                'split, or calibration.allow_overlap=True')
+
+
+def choose(places: Sequence[tuple[int, int]], *, num_images: int,
+           seed: int) -> list[tuple[int, int]]:
+    """Draw images without replacement; this rank's share of them.
+
+    Ranks take turns, so the shares of all ranks together are what a single
+    process would use.
+
+    Args:
+        places: (dataset, index) of every image.
+        num_images: How many to draw, over all ranks.
+        seed: Seed of the draw.
+
+    Raises:
+        ValueError: If there are too few, also for the number of ranks.
+    """
+    rank, world_size = get_dist_info()
+    if not places:
+        raise ValueError(
+            'the calibration set is empty: check calibration.dataset, its '
+            'ann_file, data_prefix and filter_cfg')
+    if len(places) < num_images:
+        raise ValueError(
+            f'calibration.num_images is {num_images}, but the calibration '
+            f'set has {len(places)} images: ask for at most that many')
+    if num_images < world_size:
+        raise ValueError(
+            f'calibration.num_images is {num_images}, fewer than the '
+            f'{world_size} processes: ask for at least one image each')
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(places), generator=generator)[:num_images]
+    return [places[i] for i in order.tolist()][rank::world_size]
+
+
+def list_images(
+        datasets: Sequence[Any]) -> tuple[list[tuple[int, int]], set[str]]:
+    """List every image once, however often the datasets repeat it.
+
+    Returns:
+        (dataset, index) of each image, and the resolved paths.
+    """
+    places = []
+    paths: set[str] = set()
+    for part, dataset in enumerate(datasets):
+        for index in range(len(dataset)):
+            path = image_path(dataset, index)
+            if path is None or path not in paths:
+                places.append((part, index))
+            if path is not None:
+                paths.add(path)
+    return places, paths
+
+
+def build_calibration(config: CalibrationConfig, *, source: EvaluationSource,
+                      default: Any = None) -> CalibrationBatches:
+    """Make the calibration batches of this rank.
+
+    Args:
+        config: The config's ``calibration``.
+        source: The evaluation that will follow.
+        default: Dataset config or dataset where ``config`` names none.
+
+    Raises:
+        ValueError: If there is no dataset, it is empty, has fewer images than
+            asked for, or shares images with the evaluation.
+    """
+    wrapped = config.dataset if config.dataset is not None else default
+    if wrapped is None:
+        raise ValueError(
+            'the config has no train_dataloader to calibrate with: give '
+            'calibration.dataset a dataset of training images')
+    leaves = leaf_datasets(wrapped)
+    steps = test_steps(config, source)
+    datasets = [with_pipeline(leaf, steps) for leaf in leaves]
+    places, paths = list_images(datasets)
+    chosen = choose(places, num_images=config.num_images, seed=config.seed)
+    if steps is not None:
+        plain = [step for step in steps if not reads_labels(step)]
+        _drop_labels(datasets, plain=plain, place=chosen[0])
+    batches = CalibrationBatches(
+        datasets,
+        chosen=chosen,
+        batch_size=config.batch_size or source.batch_size,
+        collate=source.collate or pseudo_collate,
+        paths=paths)
+    if not config.allow_overlap:
+        batches.check_overlap(source.dataset)
+    return batches
+
+
+def _drop_labels(datasets: Sequence[Any], *, plain: Sequence[Any],
+                 place: tuple[int, int]) -> None:
+    """Leave the label-reading steps out, where the others work without."""
+    part, index = place
+    for number, dataset in enumerate(datasets):
+        if not hasattr(dataset, 'pipeline'):
+            continue
+        before = dataset.pipeline
+        dataset.pipeline = Compose(plain)
+        if not works_on(dataset, index if number == part else 0):
+            dataset.pipeline = before

@@ -1,0 +1,149 @@
+"""Reading float checkpoints without running what they bring along."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.logging import print_log
+from torch import Tensor, nn
+
+from taskptq.export.checkpoint import QuantizedCheckpointError, verify
+from taskptq.export.schema import is_quantized
+from taskptq.registry import allow_history_buffers
+
+__all__ = ['load_float_weights', 'local_file', 'read_checkpoint']
+
+ZIP_MAGIC = b'PK\x03\x04'
+MAX_NAMED = 5
+
+
+def local_file(checkpoint: str | Path) -> Path:
+    """Return a file's path; one behind a URL is fetched into torch's cache.
+
+    Args:
+        checkpoint: Path, or http(s) URL as the model zoos give it.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    url = urlparse(str(checkpoint))
+    if url.scheme in ('http', 'https'):
+        folder = Path(torch.hub.get_dir()) / 'checkpoints'
+        path = folder / Path(url.path).name
+        if not path.is_file():
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(str(checkpoint), str(path))
+        return path
+    path = Path(checkpoint).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no checkpoint file {path}')
+    return path
+
+
+def read_checkpoint(
+        path: str | Path, *,
+        trust_checkpoint: bool = False) -> dict[str, Any]:
+    """Read a checkpoint file, float or quantized, onto the CPU.
+
+    Args:
+        path: Local file.
+        trust_checkpoint: Unpickle everything, which runs code that the file
+            names.
+
+    Raises:
+        ValueError: If the file is truncated, is no checkpoint, or needs
+            objects other than plain ones while it is not trusted.
+        QuantizedCheckpointError: If it is a quantized file that was changed,
+            is incomplete, or of another schema.
+    """
+    allow_history_buffers()
+    refuse_truncated(Path(path))
+    try:
+        checkpoint = torch.load(
+            path, map_location='cpu', weights_only=not trust_checkpoint)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f'{path} was not loaded, because it is not a plain checkpoint and '
+            'unpickling it could run code from the file: if you trust its '
+            'source, allow it with --trust-checkpoint (in Python: '
+            'trust_checkpoint=True)') from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f'{path} is damaged or truncated: fetch or write it '
+                         'again') from error
+    if not isinstance(checkpoint, dict):
+        raise ValueError(
+            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+    if is_quantized(checkpoint):
+        try:
+            verify(checkpoint)
+        except QuantizedCheckpointError as error:
+            raise QuantizedCheckpointError(f'{path}: {error}') from error
+    return checkpoint
+
+
+def refuse_truncated(path: Path) -> None:
+    """Find files whose end is missing, before torch's own long message.
+
+    Raises:
+        ValueError: If the file is empty or a zip archive without its end.
+    """
+    with path.open('rb') as file:
+        start = file.read(len(ZIP_MAGIC))
+    if not start:
+        raise ValueError(f'{path} is empty: fetch or write it again')
+    if start == ZIP_MAGIC and not zipfile.is_zipfile(path):
+        raise ValueError(f'{path} is truncated (its end is missing): fetch or '
+                         'write it again')
+
+
+def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
+                       path: str | Path) -> None:
+    """Load a float checkpoint's weights into a model of its own dtype.
+
+    Args:
+        model: Built model; tensors stored as float16 become its float32.
+        checkpoint: Content of the file: a state dict, or one under
+            ``state_dict``.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If it is a quantized file, or weights are missing or of
+            another shape.
+    """
+    if is_quantized(checkpoint):
+        raise ValueError(f'{path} is quantized already: give the float '
+                         'checkpoint that it was made from')
+    state = checkpoint.get('state_dict', checkpoint)
+    if not isinstance(state, Mapping):
+        raise ValueError(f'{path} has no state_dict with weights')
+    weights = {
+        name.removeprefix('module.'): tensor
+        for name, tensor in state.items() if isinstance(tensor, Tensor)
+    }
+    own = model.state_dict()
+    # BatchNorm's counters are in no formula of the evaluation.
+    lacking = [f'lacks {name}' for name in own
+               if name not in weights and not name.endswith('_tracked')]
+    lacking += [
+        f'has {name} as {list(weights[name].shape)} instead of '
+        f'{list(tensor.shape)}' for name, tensor in own.items()
+        if name in weights and weights[name].shape != tensor.shape
+    ]
+    if lacking:
+        raise ValueError(
+            f'{path} does not fit {type(model).__name__}: it '
+            f'{"; ".join(lacking[:MAX_NAMED])} ({len(lacking)} in all); check '
+            'that config and checkpoint belong together')
+    unused = sorted(set(weights) - set(own))
+    if unused:
+        print_log(
+            f'{path} holds {len(unused)} tensors that the model has no use '
+            f'for, e.g. {unused[0]}',
+            logger='current', level=30)
+    model.load_state_dict(weights, strict=False)

@@ -1,0 +1,131 @@
+"""Datasets as calibration needs them: without wrappers, other transforms."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.dataset import Compose
+from mmengine.registry import DATASETS
+
+__all__ = [
+    'build_dataset', 'image_path', 'image_paths', 'leaf_datasets',
+    'pipeline_steps', 'read_sample', 'reads_labels', 'step_name',
+    'with_pipeline', 'works_on'
+]
+
+# Steps that read labels; no test pipeline needs them to make an input.
+ANNOTATION_STEPS = ('Annotations', 'Panoptic')
+
+
+def build_dataset(config: Any) -> Any:
+    """Build a dataset from its config, or return a built one."""
+    if isinstance(config, Mapping):
+        config = DATASETS.build(config)
+    if hasattr(config, 'full_init'):
+        config.full_init()
+    return config
+
+
+def leaf_datasets(dataset: Any) -> list[Any]:
+    """Take the wrappers (mix, repeat, class balance, concatenation) off.
+
+    Args:
+        dataset: Dataset config or built dataset, wrapped at any depth.
+
+    Returns:
+        The configs or datasets inside, in order.
+    """
+
+    def inner(name: str) -> Any:
+        if isinstance(dataset, Mapping):
+            return dataset.get(name)
+        return getattr(dataset, name, None)
+
+    if inner('datasets') is not None:
+        return [leaf for part in inner('datasets')
+                for leaf in leaf_datasets(part)]
+    for name in ('dataset', '_dataset'):
+        if inner(name) is not None:
+            return leaf_datasets(inner(name))
+    return [dataset]
+
+
+def step_name(step: Any) -> str:
+    """Return the class name of a transform or of its config."""
+    if isinstance(step, Mapping):
+        step = step['type']
+    if isinstance(step, str):
+        return step.rpartition('.')[2]
+    return step.__name__ if isinstance(step, type) else type(step).__name__
+
+
+def pipeline_steps(dataset: Any) -> list[Any] | None:
+    """Return the transforms of a built dataset, None if it has none."""
+    pipeline = getattr(leaf_datasets(dataset)[0], 'pipeline', None)
+    if pipeline is None:
+        return None
+    return list(getattr(pipeline, 'transforms', pipeline))
+
+
+def reads_labels(step: Any) -> bool:
+    """Whether a transform loads or filters annotations."""
+    name = step_name(step)
+    return any(word in name for word in ANNOTATION_STEPS)
+
+
+def with_pipeline(leaf: Any, steps: Sequence[Any] | None) -> Any:
+    """Build a dataset, or copy a built one, with other transforms.
+
+    Args:
+        leaf: Dataset config or dataset without wrappers.
+        steps: Transforms; None leaves the dataset's own.
+    """
+    if steps is None:
+        return build_dataset(leaf)
+    if isinstance(leaf, Mapping):
+        if 'pipeline' in leaf:
+            leaf = {**leaf, 'pipeline': []}
+        dataset = build_dataset(leaf)
+    else:
+        dataset = copy.copy(build_dataset(leaf))
+    if hasattr(dataset, 'pipeline'):
+        dataset.pipeline = Compose(steps)
+    return dataset
+
+
+def read_sample(dataset: Any, index: int) -> Any:
+    """Read one sample, without mmengine's silent choice of another one."""
+    if hasattr(dataset, 'prepare_data'):
+        return dataset.prepare_data(index)
+    return dataset[index]
+
+
+def image_path(dataset: Any, index: int) -> str | None:
+    """Return the resolved path(s) of an image, None if it has none."""
+    if not hasattr(dataset, 'get_data_info'):
+        return None
+    path = dataset.get_data_info(index).get('img_path')
+    if isinstance(path, (list, tuple)):
+        return '|'.join(os.path.realpath(part) for part in path)
+    return None if path is None else os.path.realpath(path)
+
+
+def image_paths(dataset: Any) -> set[str]:
+    """Return the resolved paths of all images of a built dataset."""
+    found: set[str] = set()
+    for leaf in leaf_datasets(dataset):
+        paths = (image_path(leaf, index) for index in range(len(leaf)))
+        found.update(path for path in paths if path is not None)
+    return found
+
+
+def works_on(dataset: Any, index: int) -> bool:
+    """Whether a dataset's pipeline gets through an image."""
+    try:
+        return read_sample(dataset, index) is not None
+    except (KeyError, AssertionError, AttributeError, TypeError, ValueError):
+        # What transforms raise when a key of the results is missing.
+        return False

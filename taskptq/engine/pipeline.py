@@ -1,0 +1,352 @@
+"""The whole of a quantization, once: used by the hook and by the API.
+
+rewrites -> prepare -> calibrate -> reconstruct -> freeze -> pack, with the
+reports that a user reads afterwards.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.logging import print_log
+from torch import nn
+
+from taskptq.calibration.calibrate import calibrate
+from taskptq.calibration.freeze import freeze
+from taskptq.calibration.reconstruct import ReconstructionConfig, reconstruct
+from taskptq.engine.builder import (
+    build_adapter,
+    build_loss,
+    build_qconfig,
+    build_rewrites,
+    to_plain,
+)
+from taskptq.export.checkpoint import (
+    QuantizedCheckpointError,
+    pack_model,
+    save,
+    unpack_model,
+    verify,
+)
+from taskptq.modules.base import quant_modules
+from taskptq.prepare import QConfig, SwapReport, prepare
+from taskptq.version import __version__
+
+__all__ = [
+    'Recipe', 'RewriteStats', 'quantize_model', 'restore_model', 'run_batch'
+]
+
+STATE_DIR = 'reconstruction_state'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is quantized.
+
+    Args:
+        qconfig: Quantizers of each layer.
+        reconstruction: Settings of the reconstruction; None leaves it out.
+        loss: Config of its ReconLoss; None is the mean squared error.
+        rewrites: Configs of the ModelRewrites that run first.
+        calibration: What the file records about the calibration images.
+        seed: Seed of everything drawn at random.
+    """
+
+    qconfig: QConfig
+    reconstruction: Mapping[str, Any] | None = None
+    loss: Mapping[str, Any] | None = None
+    rewrites: Sequence[Mapping[str, Any]] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @classmethod
+    def from_config(
+            cls,
+            qconfig: Mapping[str, Any] | QConfig,
+            *,
+            reconstruction: Mapping[str, Any] | None = None,
+            loss: Mapping[str, Any] | None = None,
+            rewrites: Sequence[Mapping[str, Any]] | None = None,
+            calibration: Mapping[str, Any] | None = None,
+            seed: int = 0) -> Recipe:
+        """Read a config's dicts and check them.
+
+        Args:
+            qconfig: See ``QConfig.from_dict``.
+            reconstruction: See ``ReconstructionConfig``; None leaves it out.
+            loss: Config of a ReconLoss; None is ``reconstruction['loss']``.
+            rewrites: Configs of ModelRewrites.
+            calibration: What to record about the images, plain.
+            seed: Seed where ``reconstruction`` has none.
+
+        Raises:
+            ValueError: If a key or value is impossible.
+        """
+        settings = None
+        if reconstruction is not None:
+            settings = {'seed': seed, **to_plain(reconstruction)}
+            own_loss = settings.pop('loss', None)
+            loss = own_loss if loss is None else loss
+            ReconstructionConfig.from_dict(settings)
+        elif loss is not None:
+            raise ValueError(
+                'a loss is of no use without reconstruction: give '
+                'reconstruction=dict(...) or leave loss out')
+        return cls(
+            qconfig=build_qconfig(qconfig),
+            reconstruction=settings,
+            loss=to_plain(loss),
+            rewrites=to_plain(rewrites or []),
+            calibration=dict(calibration or {}),
+            seed=seed)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, as the quantized file keeps them."""
+        return {
+            'qconfig': to_plain(self.qconfig.to_dict()),
+            'reconstruction': to_plain(self.reconstruction),
+            'loss': to_plain(self.loss),
+            'rewrites': to_plain(self.rewrites),
+            'calibration': to_plain(self.calibration),
+            'seed': self.seed,
+        }
+
+    def digest(self) -> str:
+        """Return a short name that differs between recipes."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewriteStats:
+    """What a ModelRewrite may look at: the calibration data.
+
+    Args:
+        batches: Calibration batches of this rank.
+        forward: Runs a model on one batch.
+    """
+
+    batches: Sequence[Any]
+    forward: Any
+
+
+def run_batch(model: nn.Module, batch: Any) -> Any:
+    """Run an mmengine model on one batch as its test loop does.
+
+    Args:
+        model: A ``BaseModel``, or a plain module that takes the batch.
+        batch: Collated batch.
+    """
+    if hasattr(model, 'test_step'):
+        return model.test_step(batch)
+    return model(batch)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch inside, and leave its generators outside as they were."""
+    devices = []
+    if torch.cuda.is_available():
+        devices = [torch.cuda.current_device()]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+def apply_rewrites(model: nn.Module, batches: Sequence[Any],
+                   rewrites: Sequence[Mapping[str, Any]]) -> list[Any]:
+    """Run the rewrites on the float model; returns their plain reports."""
+    stats = RewriteStats(batches=batches, forward=run_batch)
+    reports = []
+    for rewrite in build_rewrites(rewrites):
+        report = rewrite(model, stats)
+        plain = report.to_dict() if hasattr(report, 'to_dict') else report
+        reports.append(to_plain(plain))
+    return reports
+
+
+def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
+                      recipe: Recipe, adapter: Any, work_dir: Path,
+                      resume: bool) -> dict[str, Any] | None:
+    """Reconstruct if the recipe says so; returns the plain report."""
+    if recipe.reconstruction is None:
+        return None
+    state_dir = work_dir / STATE_DIR / recipe.digest()
+    if not resume and is_main_process():
+        shutil.rmtree(state_dir, ignore_errors=True)
+    barrier()
+    report = reconstruct(
+        model,
+        batches,
+        ReconstructionConfig.from_dict(recipe.reconstruction),
+        forward=run_batch,
+        loss=build_loss(recipe.loss),
+        adapter=adapter,
+        state_dir=state_dir)
+    return report.to_dict()
+
+
+def quantize_model(model: nn.Module, batches: Sequence[Any], *,
+                   recipe: Recipe, work_dir: str | Path,
+                   out: str | Path | None = None, resume: bool = True,
+                   meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Quantize a float model in place and write what came of it.
+
+    The model ends in eval mode, quantized for good. ``work_dir`` receives
+    ``swap_report.json``, ``swap_report.txt`` and
+    ``quantization_report.json``; ``out`` the quantized file.
+
+    Args:
+        model: Float model with its weights, not wrapped.
+        batches: Collated calibration batches of this rank.
+        recipe: How to quantize.
+        work_dir: Folder of reports and of the state to resume from.
+        out: Quantized file; None is ``quantized.pth`` in ``work_dir``.
+        resume: Go on with a reconstruction that was interrupted.
+        meta: Plain facts for the file, e.g. ``dataset_meta``.
+
+    Returns:
+        The report, plain types.
+
+    Raises:
+        RuntimeError: If the model is quantized already.
+    """
+    refuse_quantized(model)
+    work_dir = Path(work_dir)
+    out = work_dir / 'quantized.pth' if out is None else Path(out)
+    for folder in (work_dir, out.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    model.eval()
+    adapter = build_adapter(model)
+    with seeded(recipe.seed):
+        rewritten = apply_rewrites(model, batches, recipe.rewrites)
+        swapped = prepare_in_place(model, recipe.qconfig)
+        write_swap_report(swapped, work_dir)
+        calibrated = calibrate(model, batches, forward=run_batch)
+        rebuilt = reconstruct_model(
+            model, batches, recipe=recipe, adapter=adapter,
+            work_dir=work_dir, resume=resume)
+        frozen = freeze(model)
+    model.eval()
+    report = {
+        'taskptq': __version__,
+        'recipe': recipe.to_dict(),
+        'rewrites': rewritten,
+        'swap': {
+            'num_quantized': swapped.count('quantized'),
+            'num_float': swapped.count('float'),
+        },
+        'calibration': calibrated.to_dict(),
+        'reconstruction': rebuilt,
+        'freeze': frozen.to_dict(),
+        'seconds': time.perf_counter() - start,
+    }
+    return write_results(
+        model, report, work_dir=work_dir, out=out, meta=meta)
+
+
+def prepare_in_place(model: nn.Module, qconfig: QConfig) -> SwapReport:
+    """Fold and swap; new quantizers go where the model's parameters are."""
+    report = prepare(model, qconfig)
+    parameter = next(model.parameters(), None)
+    if parameter is not None:
+        model.to(parameter.device)
+    return report
+
+
+def refuse_quantized(model: nn.Module) -> None:
+    """Raise if a model has quantized counterparts already.
+
+    Raises:
+        RuntimeError: Names the first of them.
+    """
+    found = quant_modules(model)
+    if found:
+        raise RuntimeError(
+            f'the model is quantized already (e.g. {found[0][0]}): build it '
+            'anew from its config')
+
+
+def write_swap_report(report: SwapReport, work_dir: Path) -> None:
+    """Write what was swapped, as JSON and as a table; main process only."""
+    if not is_main_process():
+        return
+    report.save(work_dir / 'swap_report.json')
+    (work_dir / 'swap_report.txt').write_text(
+        report.table() + '\n', encoding='utf-8')
+    print_log(
+        f'Quantized {report.count("quantized")} modules, left '
+        f'{report.count("float")} float; see '
+        f'{work_dir / "swap_report.txt"}',
+        logger='current')
+
+
+def write_results(model: nn.Module, report: dict[str, Any], *,
+                  work_dir: Path, out: Path,
+                  meta: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Write the quantized file and the report; main process only.
+
+    Returns:
+        The report, with the file's path and size where it was written.
+    """
+    if is_main_process():
+        payload = pack_model(
+            model, recipe=report['recipe'], meta=to_plain(meta or {}))
+        save(payload, out)
+        report |= {
+            'checkpoint': str(out),
+            'file_bytes': out.stat().st_size,
+            'digest': payload['digest'],
+        }
+        text = json.dumps(report, indent=1) + '\n'
+        target = work_dir / 'quantization_report.json'
+        target.write_text(text, encoding='utf-8')
+        # The state served to resume what is now finished.
+        shutil.rmtree(work_dir / STATE_DIR, ignore_errors=True)
+        print_log(
+            f'Quantized in {report["seconds"]:.1f} s: {out} '
+            f'({report["file_bytes"] / 2**20:.2f} MiB), report {target}',
+            logger='current')
+    barrier()
+    return report
+
+
+def restore_model(payload: Mapping[str, Any],
+                  model: nn.Module) -> dict[str, Any]:
+    """Rebuild a quantized model from its file's content, in place.
+
+    Args:
+        payload: Content of a quantized file.
+        model: Float model of the same config, weights of no matter.
+
+    Returns:
+        The file's recipe.
+
+    Raises:
+        QuantizedCheckpointError: If the file's schema or digest is wrong, or
+            the model is another one.
+        RuntimeError: If the model is quantized already.
+    """
+    refuse_quantized(model)
+    verify(payload)
+    recipe = payload['recipe']
+    model.eval()
+    try:
+        prepare_in_place(model, build_qconfig(recipe['qconfig']))
+    except ValueError as error:
+        raise QuantizedCheckpointError(
+            f'the quantized file does not fit this {type(model).__name__}: '
+            f'{error}') from error
+    unpack_model(payload, model)
+    return dict(recipe)

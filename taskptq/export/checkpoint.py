@@ -1,0 +1,319 @@
+"""Quantized checkpoints: a frozen model to plain packed data, and back."""
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import AffineQuantizer, Observer, Quantizer, enable
+from taskptq.export.files import load, save
+from taskptq.export.packing import pack_codes, unpack_codes
+from taskptq.export.schema import (
+    SCHEMA,
+    STATE_DICT_NOTE,
+    QuantizedCheckpointError,
+    compute_digest,
+    is_quantized,
+    plain,
+    verify,
+)
+from taskptq.modules.base import QuantModule, quant_modules
+from taskptq.version import __version__
+
+__all__ = [
+    'QuantizedCheckpointError',
+    'is_quantized',
+    'load',
+    'pack_model',
+    'save',
+    'unpack_model',
+    'verify',
+]
+
+# How many misfits an error names.
+MAX_NAMED = 5
+INTEGER_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32)
+
+
+class _Slot(NamedTuple):
+    """One weight of a counterpart that has a quantizer."""
+
+    module: QuantModule
+    parameter: str
+    quantizer: AffineQuantizer
+    quantizer_name: str
+
+
+class _State(NamedTuple):
+    """A model's state, every tensor once: shared ones by their first name."""
+
+    slots: dict[str, _Slot]
+    quantizers: dict[str, Tensor]
+    rest: dict[str, Tensor]
+
+
+def pack_model(
+    model: nn.Module,
+    *,
+    recipe: Mapping[str, Any],
+    meta: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Turn a frozen model into the payload of a quantized checkpoint.
+
+    Args:
+        model: Prepared, calibrated and frozen.
+        recipe: How it was made (qconfig, calibration, ...), plain types;
+            enough to prepare a float model in the same way.
+        meta: Anything plain that readers like to know (class names).
+
+    Returns:
+        The payload, on CPU, sharing no memory with the model.
+
+    Raises:
+        QuantizedCheckpointError: If a weight is not frozen on its grid, or
+            ``recipe`` or ``meta`` hold other than plain types.
+    """
+    for slot in _all_slots(model):
+        _check_frozen(slot)
+    state = _collect(model)
+    weights: dict[str, dict[str, Any]] = {}
+    rest = dict(state.rest)
+    for key, slot in state.slots.items():
+        if slot.quantizer.calibrated:
+            weights[key] = _pack_weight(slot)
+        else:
+            rest[key] = getattr(slot.module, slot.parameter)
+    payload: dict[str, Any] = {
+        'taskptq': {'schema': SCHEMA, 'version': __version__},
+        'state_dict': STATE_DICT_NOTE,
+        'recipe': plain(recipe, name='recipe'),
+        'weights': weights,
+        'quantizers': {k: _compact(v) for k, v in state.quantizers.items()},
+        'float': {k: _detached(v) for k, v in rest.items()},
+        'meta': plain(meta, name='meta'),
+    }
+    payload['digest'] = compute_digest(payload)
+    return payload
+
+
+def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
+    """Give a prepared model the packed state; predictions are the writer's.
+
+    Nothing of the model changes if the payload is refused.
+
+    Args:
+        payload: From :func:`load` or :func:`pack_model`.
+        model: Prepared with the recipe's qconfig, not calibrated.
+
+    Raises:
+        QuantizedCheckpointError: If the payload is not valid or doesn't fit
+            the model.
+    """
+    verify(payload)
+    state = _collect(model)
+    misfits = [
+        *_weight_misfits(payload, state),
+        *_name_misfits(payload, state),
+        *_shape_misfits(payload, state),
+    ]
+    if misfits:
+        more = len(misfits) - MAX_NAMED
+        raise QuantizedCheckpointError(
+            f'the quantized checkpoint does not fit the model '
+            f'{type(model).__name__}: {"; ".join(misfits[:MAX_NAMED])}'
+            + (f'; and {more} more' if more > 0 else '')
+            + '; test it with the config that it was quantized with'
+        )
+    _apply(payload, model, state)
+
+
+@torch.no_grad()
+def _apply(
+    payload: Mapping[str, Any], model: nn.Module, state: _State
+) -> None:
+    for module in model.modules():
+        if isinstance(module, Quantizer):
+            module.observer = None
+            module.drop_prob = 0.0
+    tensors = {**payload['quantizers'], **payload['float']}
+    model.load_state_dict(tensors, strict=False)
+    for key, entry in payload['weights'].items():
+        slot = state.slots[key]
+        weight: Tensor = getattr(slot.module, slot.parameter)
+        codes = unpack_codes(
+            entry['packed'],
+            num_bits=entry['num_bits'],
+            quant_min=entry['quant_min'],
+            shape=entry['shape'],
+        ).to(weight.device)
+        weight.data = slot.quantizer.dequantize(codes).to(weight.dtype)
+    for slot in _all_slots(model):
+        slot.quantizer.frozen = slot.quantizer.calibrated
+    enable(model)
+
+
+def _collect(model: nn.Module) -> _State:
+    """Sort a model's state into weight slots, quantizers and the rest."""
+    first: dict[int, str] = {}
+    tensors: dict[str, Tensor] = {}
+    for key, tensor in model.state_dict(keep_vars=True).items():
+        if not isinstance(tensor, Tensor):
+            raise QuantizedCheckpointError(
+                f'state {key!r} of the model is a {type(tensor).__name__}, '
+                'but a quantized checkpoint holds tensors only: keep it out '
+                'of the state_dict'
+            )
+        if first.setdefault(id(tensor), key) == key:
+            tensors[key] = tensor
+    slots: dict[str, _Slot] = {}
+    for slot in _all_slots(model):
+        key = first[id(getattr(slot.module, slot.parameter))]
+        slots.setdefault(key, slot)
+    quantizer_keys, observer_keys = _keys_of_quantizers(model, set(tensors))
+    return _State(
+        slots=slots,
+        quantizers={k: tensors[k] for k in tensors if k in quantizer_keys},
+        rest={
+            k: tensors[k]
+            for k in tensors
+            if k not in quantizer_keys | observer_keys | slots.keys()
+        },
+    )
+
+
+def _all_slots(model: nn.Module) -> Iterator[_Slot]:
+    for name, module in quant_modules(model):
+        for parameter, quantizer_name in module.active_slots():
+            quantizer = module.weight_quantizer_of(parameter)
+            if quantizer is not None:
+                full_name = f'{name}.{quantizer_name}'.lstrip('.')
+                yield _Slot(module, parameter, quantizer, full_name)
+
+
+def _keys_of_quantizers(
+    model: nn.Module, keys: set[str]
+) -> tuple[set[str], set[str]]:
+    """Return the state-dict keys of all quantizers, and of observers."""
+    of_quantizers: set[str] = set()
+    of_observers: set[str] = set()
+    for name, module in model.named_modules():
+        if not isinstance(module, Observer | Quantizer):
+            continue
+        prefix = f'{name}.' if name else ''
+        own = {prefix + k for k in module.state_dict()} & keys
+        if isinstance(module, Observer):
+            of_observers |= own
+        else:
+            of_quantizers |= own
+    return of_quantizers - of_observers, of_observers
+
+
+def _check_frozen(slot: _Slot) -> None:
+    quantizer = slot.quantizer
+    if not quantizer.calibrated:
+        return
+    weight: Tensor = getattr(slot.module, slot.parameter).detach()
+    on_grid = quantizer.dequantize(quantizer.quantize(weight))
+    if not (
+        quantizer.frozen and torch.equal(on_grid.to(weight.dtype), weight)
+    ):
+        raise QuantizedCheckpointError(
+            f'{slot.parameter!r}, the weight of {slot.quantizer_name!r}, is '
+            'not frozen on its integer grid: call '
+            'taskptq.calibration.freeze(model) before packing, and change no '
+            'weight afterwards'
+        )
+
+
+def _pack_weight(slot: _Slot) -> dict[str, Any]:
+    weight: Tensor = getattr(slot.module, slot.parameter).detach()
+    quantizer = slot.quantizer
+    packed = pack_codes(
+        quantizer.quantize(weight).cpu(),
+        num_bits=quantizer.spec.num_bits,
+        quant_min=quantizer.quant_min,
+    )
+    return {
+        'packed': packed,
+        'shape': list(weight.shape),
+        'num_bits': quantizer.spec.num_bits,
+        'quant_min': quantizer.quant_min,
+    }
+
+
+def _weight_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
+    misfits = []
+    for key, entry in payload['weights'].items():
+        slot = state.slots.get(key)
+        if slot is None:
+            misfits.append(f'the model has no quantized weight {key!r}')
+            continue
+        weight: Tensor = getattr(slot.module, slot.parameter)
+        if list(weight.shape) != entry['shape']:
+            misfits.append(
+                f'weight {key!r} has shape {entry["shape"]} in the file, '
+                f'{list(weight.shape)} in the model'
+            )
+            continue
+        spec = slot.quantizer.spec
+        if spec.num_bits != entry['num_bits']:
+            misfits.append(
+                f'weight {key!r} has {entry["num_bits"]} bits in the file, '
+                f'{spec.num_bits} in the model'
+            )
+        scales = 1 if spec.ch_axis is None else weight.shape[spec.ch_axis]
+        stored = payload['quantizers'].get(f'{slot.quantizer_name}.scale')
+        if stored is not None and stored.numel() != scales:
+            misfits.append(
+                f'weight {key!r} has {stored.numel()} scale(s) in the file, '
+                f'{scales} in the model'
+            )
+    return misfits
+
+
+def _name_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
+    unpacked = state.slots.keys() - payload['weights'].keys()
+    misfits = []
+    for section, names in (
+        ('quantizers', state.quantizers.keys()),
+        ('float', state.rest.keys() | unpacked),
+    ):
+        stored = payload[section].keys()
+        misfits += [
+            f'the file lacks {name!r}' for name in sorted(names - stored)
+        ]
+        misfits += [
+            f'the model has no {name!r}' for name in sorted(stored - names)
+        ]
+    return misfits
+
+
+def _shape_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
+    expected = dict(state.rest)
+    for key, slot in state.slots.items():
+        expected[key] = getattr(slot.module, slot.parameter)
+    return [
+        f'{key!r} has shape {list(tensor.shape)} in the file, '
+        f'{list(expected[key].shape)} in the model'
+        for key, tensor in payload['float'].items()
+        if key in expected and tensor.shape != expected[key].shape
+    ]
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().clone()
+
+
+def _compact(tensor: Tensor) -> Tensor:
+    """Store integers (zero points, grids) in the narrowest exact type."""
+    tensor = _detached(tensor)
+    if tensor.is_floating_point() or tensor.numel() == 0:
+        return tensor
+    low, high = int(tensor.min()), int(tensor.max())
+    for dtype in INTEGER_DTYPES:
+        bounds = torch.iinfo(dtype)
+        if bounds.min <= low and high <= bounds.max:
+            return tensor.to(dtype)
+    return tensor

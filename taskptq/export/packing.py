@@ -1,0 +1,104 @@
+"""Dense bit packing of integer codes: 2 to 8 bits each, no padding between.
+
+Code i occupies bits ``i * num_bits`` and up of the stream; the stream's first
+bit is the lowest bit of the first byte.
+"""
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taskptq.core.spec import MAX_BITS, MIN_BITS
+
+# Eight codes of b bits fill exactly b bytes: the unit of all work here.
+GROUP = 8
+
+
+def packed_length(count: int, *, num_bits: int) -> int:
+    """Return how many bytes ``count`` codes take."""
+    return (count * num_bits + 7) // 8
+
+
+def pack_codes(codes: Tensor, *, num_bits: int, quant_min: int) -> Tensor:
+    """Pack codes densely.
+
+    Args:
+        codes: Any shape, integers in [quant_min, quant_min + 2^num_bits - 1].
+        num_bits: Bits of one code, 2 to 8.
+        quant_min: Lowest code; stored as 0.
+
+    Returns:
+        uint8, (ceil(codes.numel() * num_bits / 8),).
+
+    Raises:
+        ValueError: If a code or ``num_bits`` is out of range.
+    """
+    _check_bits(num_bits)
+    flat = codes.reshape(-1).to(torch.int64) - quant_min
+    if flat.numel() and not (
+        flat.min() >= 0 and flat.max() < 2**num_bits
+    ):
+        raise ValueError(
+            f'codes lie in [{int(flat.min()) + quant_min}, '
+            f'{int(flat.max()) + quant_min}], outside the {num_bits}-bit grid '
+            f'that starts at quant_min={quant_min}'
+        )
+    padded = flat.new_zeros(-(-flat.numel() // GROUP) * GROUP)
+    padded[: flat.numel()] = flat
+    groups = padded.reshape(-1, GROUP)
+    words = torch.zeros_like(groups[:, 0])
+    for i in range(GROUP):
+        words |= groups[:, i] << (num_bits * i)
+    parts = [(words >> (8 * j)) & 0xFF for j in range(num_bits)]
+    packed = torch.stack(parts, dim=1).to(torch.uint8).flatten()
+    return packed[: packed_length(flat.numel(), num_bits=num_bits)].clone()
+
+
+def unpack_codes(
+    packed: Tensor, *, num_bits: int, quant_min: int, shape: Sequence[int]
+) -> Tensor:
+    """Undo :func:`pack_codes`.
+
+    Args:
+        packed: uint8, 1-D.
+        num_bits: Bits of one code.
+        quant_min: Lowest code.
+        shape: Shape of the codes.
+
+    Returns:
+        int32 codes of the given shape.
+
+    Raises:
+        ValueError: If the number of bytes doesn't fit ``shape``.
+    """
+    _check_bits(num_bits)
+    count = math.prod(shape)
+    expected = packed_length(count, num_bits=num_bits)
+    if packed.dtype != torch.uint8 or packed.numel() != expected:
+        raise ValueError(
+            f'packed holds {packed.numel()} elements of {packed.dtype}, but '
+            f'{num_bits}-bit codes of shape {list(shape)} take {expected} '
+            'bytes'
+        )
+    num_groups = -(-count // GROUP)
+    padded = packed.new_zeros(num_groups * num_bits)
+    padded[:expected] = packed.reshape(-1)
+    groups = padded.reshape(num_groups, num_bits).to(torch.int64)
+    words = torch.zeros(num_groups, dtype=torch.int64, device=packed.device)
+    for j in range(num_bits):
+        words |= groups[:, j] << (8 * j)
+    mask = 2**num_bits - 1
+    parts = [(words >> (num_bits * i)) & mask for i in range(GROUP)]
+    codes = torch.stack(parts, dim=1).flatten()[:count] + quant_min
+    return codes.to(torch.int32).reshape(tuple(shape))
+
+
+def _check_bits(num_bits: int) -> None:
+    if not MIN_BITS <= num_bits <= MAX_BITS:
+        raise ValueError(
+            f'num_bits={num_bits} is not supported: choose {MIN_BITS} to '
+            f'{MAX_BITS} bits'
+        )

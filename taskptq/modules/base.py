@@ -1,0 +1,212 @@
+"""What every quantized counterpart shares: taking over, weights, freezing."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import (
+    AdaRoundQuantizer,
+    AffineQuantizer,
+    Quantizer,
+    QuantizerConfig,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scheme:
+    """Quantizer recipes of one module; None leaves that point float.
+
+    Args:
+        weight: Weights of convs and linears.
+        activation: Inputs of convs and linears.
+        attention: Operands of attention matmuls (q, k, v).
+        softmax: Softmax outputs.
+    """
+
+    weight: QuantizerConfig | None = None
+    activation: QuantizerConfig | None = None
+    attention: QuantizerConfig | None = None
+    softmax: QuantizerConfig | None = None
+
+
+def build_quantizer(
+    config: QuantizerConfig | None, *, ch_axis: int | None = None
+) -> Quantizer | None:
+    """Build a quantizer, or None where the point stays float."""
+    return None if config is None else config.build(ch_axis=ch_axis)
+
+
+class QuantModule(nn.Module):
+    """Mixin of all counterparts.
+
+    A counterpart subclasses (QuantModule, FloatClass), so ``isinstance``
+    checks of the host still hold. It is made by ``from_float``, which takes
+    over the float module's parameters, children and attributes without
+    copying, then calls ``add_quantizers``.
+
+    Attributes:
+        weight_slots: Parameter name -> name of its weight quantizer.
+        weight_axes: Parameter name -> output-channel axis (0 if absent).
+    """
+
+    weight_slots: ClassVar[dict[str, str]] = {}
+    weight_axes: ClassVar[dict[str, int]] = {}
+    _roundings: dict[str, AdaRoundQuantizer]
+    _rounded: dict[str, Tensor]
+
+    @classmethod
+    def from_float(cls, module: nn.Module, *, scheme: Scheme) -> QuantModule:
+        """Make the counterpart of a float module.
+
+        Args:
+            module: Float module; shares its parameters with the result.
+            scheme: Recipes of the quantizers.
+        """
+        quant = cls.__new__(cls)
+        nn.Module.__init__(quant)
+        quant.__dict__.update(
+            {
+                name: value.copy() if isinstance(value, dict) else value
+                for name, value in module.__dict__.items()
+            }
+        )
+        quant._roundings = {}
+        quant._rounded = {}
+        quant.add_quantizers(scheme)
+        return quant
+
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantModule:
+        # Finished roundings are no buffers (no checkpoint shall hold them),
+        # but must follow the module to its device.
+        super()._apply(fn, recurse)
+        self._rounded = {k: fn(v) for k, v in self._rounded.items()}
+        return self
+
+    def add_quantizers(self, scheme: Scheme) -> None:
+        """Register the quantizers; subclasses extend it."""
+        for parameter, quantizer in self.active_slots():
+            axis = self.weight_axes.get(parameter, 0)
+            setattr(
+                self,
+                quantizer,
+                build_quantizer(scheme.weight, ch_axis=axis),
+            )
+
+    def active_slots(self) -> list[tuple[str, str]]:
+        """Return (parameter, quantizer name) of the weights it really has."""
+        return [
+            (parameter, quantizer)
+            for parameter, quantizer in self.weight_slots.items()
+            if getattr(self, parameter, None) is not None
+        ]
+
+    def weight_quantizer_of(self, parameter: str) -> AffineQuantizer | None:
+        """Return the quantizer of one weight, None if it stays float."""
+        quantizer = getattr(self, self.weight_slots[parameter])
+        if quantizer is not None and not isinstance(
+            quantizer, AffineQuantizer
+        ):
+            raise TypeError(
+                f'weights need an AffineQuantizer, got '
+                f'{type(quantizer).__name__}: change qconfig.weight.type'
+            )
+        return quantizer
+
+    def quantized_weight(self, parameter: str = 'weight') -> Tensor:
+        """Return a weight as forward must use it now.
+
+        Float when its quantizer is off; else the rounding under training,
+        the finished rounding, or round-to-nearest.
+        """
+        weight: Tensor = getattr(self, parameter)
+        quantizer = getattr(self, self.weight_slots[parameter])
+        if quantizer is None or not quantizer.enabled:
+            return weight
+        if parameter in self._roundings:
+            return self._roundings[parameter]()
+        if parameter in self._rounded:
+            return self._rounded[parameter]
+        return quantizer(weight)
+
+    @torch.no_grad()
+    def calibrate_weights(self) -> None:
+        """Set the weight ranges; they need no data."""
+        for parameter, _ in self.active_slots():
+            quantizer = self.weight_quantizer_of(parameter)
+            if quantizer is None or quantizer.observer is None:
+                continue
+            quantizer.observer.observe(getattr(self, parameter))
+            quantizer.calibrate()
+
+    def start_rounding(self) -> dict[str, AdaRoundQuantizer]:
+        """Attach learned rounding to each weight; returns slot -> rounding."""
+        for parameter, _ in self.active_slots():
+            quantizer = self.weight_quantizer_of(parameter)
+            if quantizer is not None and quantizer.calibrated:
+                weight = getattr(self, parameter)
+                self._roundings[parameter] = AdaRoundQuantizer(
+                    quantizer, weight
+                )
+        return dict(self._roundings)
+
+    @torch.no_grad()
+    def finish_rounding(self) -> None:
+        """Keep the hard-rounded weights; the float ones stay beside them."""
+        for parameter, rounding in self._roundings.items():
+            self.set_codes(parameter, rounding.codes())
+        self._roundings.clear()
+
+    @torch.no_grad()
+    def set_codes(self, parameter: str, codes: Tensor) -> None:
+        """Fix the integer codes of one weight, shaped like it."""
+        quantizer = self.weight_quantizer_of(parameter)
+        assert quantizer is not None
+        self._rounded[parameter] = quantizer.dequantize(codes)
+
+    @property
+    def rounded_parameters(self) -> tuple[str, ...]:
+        """Names of the weights whose codes are fixed."""
+        return tuple(self._rounded)
+
+    @torch.no_grad()
+    def codes(self, parameter: str = 'weight') -> Tensor:
+        """Return the integer codes of one weight, int32."""
+        quantizer = self.weight_quantizer_of(parameter)
+        assert quantizer is not None
+        value = self._rounded.get(parameter, getattr(self, parameter))
+        return quantizer.quantize(value)
+
+    @torch.no_grad()
+    def freeze(self) -> None:
+        """Put the weights themselves on their grids, once and for all.
+
+        Raises:
+            RuntimeError: If a learned rounding is still under training.
+        """
+        if self._roundings:
+            raise RuntimeError(
+                f'{type(self).__name__} still trains its rounding: call '
+                'finish_rounding() before freeze()'
+            )
+        for parameter, _ in self.active_slots():
+            quantizer = self.weight_quantizer_of(parameter)
+            if quantizer is None or not quantizer.calibrated:
+                continue
+            weight = getattr(self, parameter)
+            weight.data = quantizer.dequantize(self.codes(parameter)).to(
+                weight.dtype
+            )
+            quantizer.frozen = True
+        self._rounded.clear()
+
+
+def quant_modules(model: nn.Module) -> list[tuple[str, QuantModule]]:
+    """Return (qualified name, counterpart) in definition order."""
+    return [
+        (name, module)
+        for name, module in model.named_modules()
+        if isinstance(module, QuantModule)
+    ]

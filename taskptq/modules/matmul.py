@@ -1,0 +1,99 @@
+"""The matmuls of attention, with their quantizers: written once for all."""
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskptq.modules.base import QuantModule, Scheme, build_quantizer
+
+
+class QuantAttention(QuantModule):
+    """Mixin: ``softmax(q k^T + bias) v`` with a quantizer at each operand.
+
+    Quantizers are the named sub-modules ``query_quantizer``,
+    ``key_quantizer``, ``softmax_quantizer`` and ``value_quantizer``.
+    """
+
+    def add_quantizers(self, scheme: Scheme) -> None:
+        """Register the four quantizers of the matmuls."""
+        super().add_quantizers(scheme)
+        self.query_quantizer = build_quantizer(scheme.attention)
+        self.key_quantizer = build_quantizer(scheme.attention)
+        self.softmax_quantizer = build_quantizer(scheme.softmax)
+        self.value_quantizer = build_quantizer(scheme.attention)
+
+    def attend(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        bias: Tensor | None = None,
+        dropout: float = 0.0,
+    ) -> tuple[Tensor, Tensor]:
+        """Attend.
+
+        Args:
+            q: (..., N, C), already multiplied by its scale.
+            k: (..., M, C).
+            v: (..., M, D).
+            bias: Added to the logits, broadcastable to (..., N, M): relative
+                positions, masks (-inf).
+            dropout: Probability on the attention weights, while training.
+
+        Returns:
+            Output (..., N, D) and attention weights (..., N, M).
+        """
+        logits = quantized(self.query_quantizer, q) @ quantized(
+            self.key_quantizer, k
+        ).transpose(-2, -1)
+        if bias is not None:
+            logits = logits + bias
+        attention = logits.softmax(dim=-1)
+        attention = quantized(self.softmax_quantizer, attention)
+        if dropout > 0:
+            attention = F.dropout(attention, dropout, self.training)
+        return attention @ quantized(self.value_quantizer, v), attention
+
+
+def quantized(quantizer: object, x: Tensor) -> Tensor:
+    """Apply a quantizer, or nothing where the point stays float."""
+    return x if quantizer is None else quantizer(x)  # type: ignore[operator]
+
+
+def attention_bias(
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    *,
+    num_heads: int,
+    dtype: torch.dtype,
+) -> Tensor | None:
+    """Merge the masks of a multi-head attention into one additive bias.
+
+    Args:
+        attn_mask: (N, M) or (B * num_heads, N, M). True forbids a pair;
+            floats are added to the logits.
+        key_padding_mask: (B, M), likewise.
+        num_heads: Heads.
+        dtype: Of the bias.
+
+    Returns:
+        Bias that broadcasts to (B, num_heads, N, M), None without masks.
+    """
+    bias = None
+    if attn_mask is not None:
+        bias = _additive(attn_mask, dtype)
+        if bias.dim() == 3 and bias.shape[0] > 1:
+            bias = bias.unflatten(0, (-1, num_heads))  # B x H x N x M
+    if key_padding_mask is not None:
+        padding = _additive(key_padding_mask, dtype)[:, None, None]
+        bias = padding if bias is None else bias + padding
+    return bias
+
+
+def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    if mask.is_floating_point():
+        return mask.to(dtype)
+    zeros = torch.zeros(mask.shape, dtype=dtype, device=mask.device)
+    return zeros.masked_fill_(mask.to(torch.bool), float('-inf'))

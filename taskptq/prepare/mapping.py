@@ -1,0 +1,161 @@
+"""Which host class has which counterpart: the only list of host names.
+
+Everything is a dotted name, resolved late: a host that is not installed is
+simply not mapped.
+"""
+from __future__ import annotations
+
+import importlib
+
+from torch import nn
+
+from taskptq.modules.base import QuantModule
+
+_MODULES = 'taskptq.modules'
+
+# Float class -> (module, class) of its counterpart.
+COUNTERPARTS: dict[str, tuple[str, str]] = {
+    'torch.nn.modules.conv.Conv2d': (f'{_MODULES}.conv', 'QuantConv2d'),
+    'mmcv.cnn.bricks.wrappers.Conv2d': (f'{_MODULES}.conv', 'QuantConv2d'),
+    'torch.nn.modules.conv.ConvTranspose2d': (
+        f'{_MODULES}.conv',
+        'QuantConvTranspose2d',
+    ),
+    'mmcv.cnn.bricks.wrappers.ConvTranspose2d': (
+        f'{_MODULES}.conv',
+        'QuantConvTranspose2d',
+    ),
+    'torch.nn.modules.linear.Linear': (f'{_MODULES}.linear', 'QuantLinear'),
+    'torch.nn.modules.linear.NonDynamicallyQuantizableLinear': (
+        f'{_MODULES}.linear',
+        'QuantLinear',
+    ),
+    'mmcv.cnn.bricks.wrappers.Linear': (f'{_MODULES}.linear', 'QuantLinear'),
+    'torch.nn.modules.activation.MultiheadAttention': (
+        f'{_MODULES}.multihead_attention',
+        'QuantMultiheadAttention',
+    ),
+    'mmdet.models.layers.transformer.conditional_detr_layers'
+    '.ConditionalAttention': (
+        f'{_MODULES}.multihead_attention',
+        'QuantConditionalAttention',
+    ),
+    'mmdet.models.layers.transformer.utils.ConditionalAttention': (
+        f'{_MODULES}.multihead_attention',
+        'QuantConditionalAttention',
+    ),
+    'mmdet.models.backbones.swin.WindowMSA': (
+        f'{_MODULES}.window_attention',
+        'QuantWindowMSA',
+    ),
+    'mmseg.models.backbones.swin.WindowMSA': (
+        f'{_MODULES}.window_attention',
+        'QuantWindowMSA',
+    ),
+    'taskptq.testing.models.TinyWindowAttention': (
+        f'{_MODULES}.window_attention',
+        'QuantWindowMSA',
+    ),
+    'mmcv.ops.multi_scale_deform_attn.MultiScaleDeformableAttention': (
+        f'{_MODULES}.deform_attention',
+        'QuantMultiScaleDeformableAttention',
+    ),
+}
+
+# Classes whose own weights are no matmul operand, with the reason.
+KEPT_FLOAT: dict[str, str] = {
+    'torch.nn.modules.sparse.Embedding': 'look-up table, no arithmetic',
+    'mmcv.ops.deform_conv.DeformConv2d': 'deformable conv: no counterpart',
+    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': (
+        'deformable conv: no counterpart'
+    ),
+    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2dPack': (
+        'deformable conv: no counterpart'
+    ),
+}
+
+# Reconstruction blocks, by class.
+BLOCKS: frozenset[str] = frozenset({
+    'mmdet.models.backbones.resnet.BasicBlock',
+    'mmdet.models.backbones.resnet.Bottleneck',
+    'mmseg.models.backbones.resnet.BasicBlock',
+    'mmseg.models.backbones.resnet.Bottleneck',
+    'torchvision.models.resnet.BasicBlock',
+    'torchvision.models.resnet.Bottleneck',
+    'mmcv.cnn.bricks.conv_module.ConvModule',
+    'mmcv.cnn.bricks.depthwise_separable_conv_module'
+    '.DepthwiseSeparableConvModule',
+    'mmdet.models.layers.csp_layer.CSPLayer',
+    'mmdet.models.backbones.csp_darknet.Focus',
+    'mmdet.models.backbones.csp_darknet.SPPBottleneck',
+    'mmdet.models.backbones.swin.SwinBlock',
+    'mmseg.models.backbones.swin.SwinBlock',
+    'mmseg.models.backbones.mit.TransformerEncoderLayer',
+    'mmdet.models.layers.transformer.detr_layers.DetrTransformerEncoderLayer',
+    'mmdet.models.layers.transformer.detr_layers.DetrTransformerDecoderLayer',
+    'mmdet.models.necks.fpn.FPN',
+    'mmdet.models.necks.cspnext_pafpn.CSPNeXtPAFPN',
+    'mmdet.models.necks.channel_mapper.ChannelMapper',
+    'mmdet.models.dense_heads.base_dense_head.BaseDenseHead',
+    'mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead',
+    'mmdet.models.roi_heads.mask_heads.fcn_mask_head.FCNMaskHead',
+    'mmseg.models.decode_heads.decode_head.BaseDecodeHead',
+    'torch.nn.modules.transformer.TransformerEncoderLayer',
+    'torch.nn.modules.transformer.TransformerDecoderLayer',
+    'taskptq.testing.models.TinyBlock',
+})
+
+# Inputs that select rows and therefore differ between the float and the
+# quantized model; captures replay the float model's (class -> argument).
+REPLAYED_INPUTS: dict[str, str] = {
+    'mmdet.models.roi_heads.roi_extractors.base_roi_extractor'
+    '.BaseRoIExtractor': 'rois',
+}
+
+# Last layers of heads, by name: what they give is boxes, scores or masks.
+OUTPUT_LAYERS: tuple[str, ...] = (
+    r're:(.*\.)?(rpn|retina|atss|gfl|fcos|rtm)_(cls|reg|obj|centerness)'
+    r'(\.\d+)?',
+    r're:(.*\.)?(fc|conv)_(cls|reg|centerness|seg|logits)(\.\d+)?',
+    r're:(.*\.)?multi_level_conv_(cls|reg|obj)\.\d+',
+    r're:(.*\.)?linear_pred',
+    r're:(.*\.)?(cls_embed|class_embed|fc_cls)',
+    r're:(.*\.)?cls_branches\.\d+',
+)
+# Last linear of small regression networks: a sequence's highest index.
+OUTPUT_SEQUENCES: tuple[str, ...] = (
+    r're:(.*\.)?reg_branches\.\d+',
+    r're:(.*\.)?cls_branches\.\d+',
+    r're:(.*\.)?bbox_embed(\.layers)?',
+    r're:(.*\.)?bbox_head\.fc_reg',
+)
+
+
+def dotted(cls: type) -> str:
+    """Return ``module.QualifiedName`` of a class."""
+    return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def lookup(module: nn.Module) -> type[QuantModule] | None:
+    """Return the counterpart of a module's exact class, None if unmapped."""
+    target = COUNTERPARTS.get(dotted(type(module)))
+    if target is None:
+        return None
+    implementation: type[QuantModule] = getattr(
+        importlib.import_module(target[0]), target[1]
+    )
+    return implementation
+
+
+def is_a(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether a class of the module's line of descent is listed."""
+    return any(dotted(cls) in names for cls in type(module).__mro__)
+
+
+def replayed_input(module: nn.Module) -> str | None:
+    """Return the argument of a module that captures must replay."""
+    for cls in type(module).__mro__:
+        argument = REPLAYED_INPUTS.get(dotted(cls))
+        if argument is not None:
+            return argument
+    return None

@@ -1,0 +1,186 @@
+"""Registries of taskptq, and what must hold before anything is built.
+
+mmengine imports this module by itself when a config says
+``type='taskptq.PTQHook'``: the scope's name is the package's name. Importing
+it is therefore cheap; the classes behind a registry are imported from its
+``locations`` at the first look-up.
+
+Kinds that mmengine knows (hooks, models, metrics, ...) are children of its
+registries. Kinds that it does not know (observers, quantizers, ...) are roots
+of their own: an mmengine registry takes a single child per scope, and building
+below one would search the scope of the surrounding project first.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from importlib import metadata
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine import registry as mmengine_registry
+from mmengine.logging import HistoryBuffer
+from mmengine.registry import Registry
+from mmengine.utils import digit_version
+
+__all__ = [
+    'ADAPTERS', 'HOOKS', 'LOOPS', 'METRICS', 'MODELS', 'OBSERVERS',
+    'QUANTIZERS', 'RECON_LOSSES', 'REWRITES', 'TASK_UTILS', 'VISUALIZERS',
+    'check_versions'
+]
+
+# Import name -> (distributions that provide it, lowest version, first version
+# that is too new). Each may come from the maintained fork or the original.
+SUPPORTED_VERSIONS: dict[str, tuple[tuple[str, ...], str, str]] = {
+    'mmengine': (('onedl-mmengine', 'mmengine', 'mmengine-lite'),
+                 '0.10.0', '1.0.0'),
+    'mmcv': (('onedl-mmcv', 'mmcv', 'mmcv-lite'), '2.0.0', '3.0.0'),
+    'mmdet': (('onedl-mmdetection', 'mmdet'), '3.0.0', '4.0.0'),
+    'mmseg': (('onedl-mmsegmentation', 'mmsegmentation'), '1.0.0', '2.0.0'),
+}
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of an OpenMMLab package, or None if it is absent.
+
+    The package itself is imported only when it has no distribution metadata
+    (a source tree on ``PYTHONPATH``).
+
+    Args:
+        name: Import name, a key of ``SUPPORTED_VERSIONS``.
+    """
+    if importlib.util.find_spec(name) is None:
+        return None
+    for distribution in SUPPORTED_VERSIONS[name][0]:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return str(importlib.import_module(name).__version__)
+
+
+def check_versions() -> None:
+    """Refuse OpenMMLab versions that taskptq was not written for.
+
+    An absent package is no error: what it would provide is just not there.
+
+    Raises:
+        RuntimeError: If an installed package is outside of its range. Not an
+            ImportError, which mmengine swallows while it looks up a scope.
+    """
+    for name, (_, lowest, too_new) in SUPPORTED_VERSIONS.items():
+        version = installed_version(name)
+        if version is None:
+            continue
+        in_range = (digit_version(lowest) <= digit_version(version) <
+                    digit_version(too_new))
+        if not in_range:
+            raise RuntimeError(
+                f'taskptq needs {name} >= {lowest}, < {too_new}, but '
+                f'{version} is installed; install a version in this range.')
+
+
+def statistic_method(owner: object, name: str) -> Any:
+    """Stand in for ``getattr`` in a ``weights_only`` load.
+
+    A pickled HistoryBuffer names its statistics as ``getattr(HistoryBuffer,
+    'mean')``. A general ``getattr`` would open far more than that.
+
+    Args:
+        owner: Must be the HistoryBuffer class.
+        name: Must be the name of one of its public methods.
+
+    Raises:
+        UnpicklingError: If anything else is asked for.
+    """
+    method = vars(HistoryBuffer).get(name)
+    if owner is not HistoryBuffer or name.startswith('_') or method is None:
+        raise UnpicklingError(
+            f'The checkpoint asks for attribute {name!r} of {owner!r}; only '
+            'the statistics of an mmengine HistoryBuffer are allowed.')
+    return method
+
+
+def allow_history_buffers() -> None:
+    """Let ``torch.load(weights_only=True)`` read mmengine's training logs.
+
+    Training checkpoints carry HistoryBuffers with numpy arrays, and numpy
+    scalars. numpy 2 renamed the module of its two constructors; files written
+    under either name are read.
+    """
+    rebuild_array = np.zeros(1).__reduce__()[0]
+    rebuild_scalar = np.float64(0).__reduce__()[0]
+    renamed = [(function, f'numpy.{core}.multiarray.{name}')
+               for core in ('core', '_core')
+               for function, name in ((rebuild_array, '_reconstruct'),
+                                      (rebuild_scalar, 'scalar'))]
+    dtypes = [type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')]
+    torch.serialization.add_safe_globals([
+        HistoryBuffer, (statistic_method, 'builtins.getattr'), np.ndarray,
+        np.dtype, *dtypes, *renamed
+    ])
+
+
+def build_in_own_scope(
+        cfg: dict[str, Any], *args: Any, registry: Registry,
+        **kwargs: Any) -> Any:
+    """Build from a registry whatever mmengine's default scope is.
+
+    Args:
+        cfg: ``type`` (a registered name, a dotted path or the class itself)
+            and its keyword arguments.
+        *args: Positional arguments for the class, e.g. a model.
+        registry: The registry to search; handed over by ``Registry.build``.
+        **kwargs: Further arguments; ``cfg`` takes precedence.
+
+    Raises:
+        KeyError: If ``cfg`` has no ``type`` or the registry doesn't know it.
+    """
+    if 'type' not in cfg:
+        raise KeyError(f'A {registry.name} needs the key "type", got {cfg}.')
+    kind = cfg['type']
+    builder = registry.get(kind) if isinstance(kind, str) else kind
+    if builder is None:
+        raise KeyError(
+            f'{kind!r} is not a registered {registry.name}; known are '
+            f'{sorted(registry.module_dict)}.')
+    options = {key: value for key, value in cfg.items() if key != 'type'}
+    return builder(*args, **{**kwargs, **options})
+
+
+def _child(kind: str, *locations: str) -> Registry:
+    """Make our child of mmengine's registry ``kind``, e.g. ``HOOKS``."""
+    parent = getattr(mmengine_registry, kind)
+    return Registry(
+        parent.name, parent=parent, scope='taskptq', locations=[*locations])
+
+
+def _root(name: str, *locations: str) -> Registry:
+    """Make a registry of a kind that mmengine does not have."""
+    return Registry(
+        name,
+        build_func=build_in_own_scope,
+        scope='taskptq',
+        locations=[*locations])
+
+
+check_versions()
+allow_history_buffers()
+
+HOOKS = _child('HOOKS', 'taskptq.engine')
+LOOPS = _child('LOOPS', 'taskptq.engine')
+METRICS = _child('METRICS', 'taskptq.engine')
+MODELS = _child('MODELS', 'taskptq.models')
+TASK_UTILS = _child('TASK_UTILS', 'taskptq.models')
+VISUALIZERS = _child('VISUALIZERS', 'taskptq.engine')
+
+# The core's classes carry no decorator; taskptq.engine.builder registers them.
+OBSERVERS = _root('observer', 'taskptq.engine.builder', 'taskptq.methods')
+QUANTIZERS = _root('quantizer', 'taskptq.engine.builder', 'taskptq.methods')
+RECON_LOSSES = _root('reconstruction loss', 'taskptq.engine.builder',
+                     'taskptq.methods')
+REWRITES = _root('model rewrite', 'taskptq.engine.builder', 'taskptq.methods')
+ADAPTERS = _root('adapter', 'taskptq.engine.adapters')

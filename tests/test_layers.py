@@ -1,0 +1,203 @@
+"""Holds the import directions between the layers, from the source text."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'taskptq'
+MM_PACKAGES = frozenset({
+    'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmdet3d', 'mmpose',
+    'segment_anything'
+})
+# Which parts of taskptq a part may import, beside itself and `version`.
+LAYERS = {
+    '__init__': set(),
+    'version': set(),
+    'core': set(),
+    'modules': {'core'},
+    'prepare': {'core', 'modules'},
+    'calibration': {'core', 'modules', 'prepare'},
+    'export': {'core', 'modules', 'prepare'},
+    'analysis': {'core', 'modules', 'calibration'},
+    'testing': {'core', 'modules'},
+    'methods': {'core', 'modules', 'prepare', 'calibration', 'registry'},
+    'registry': set(),
+    'models': None,
+    'engine': None,
+    'apis': None,
+}
+MAY_IMPORT_MM = {'registry', 'models', 'engine', 'apis'}
+
+
+def part_of(path: Path) -> str:
+    """The layer or top-level module that a file of taskptq belongs to."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+def absolute_name(node: ast.ImportFrom, path: Path) -> str:
+    """The dotted name behind ``from``, with leading dots resolved."""
+    if node.level == 0:
+        return node.module or ''
+    package = path.relative_to(ROOT).with_suffix('').parts[:-node.level]
+    return '.'.join((*package, *([node.module] if node.module else [])))
+
+
+def imported_names(source: str, path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted name) of all imports, late and literal ones too."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield node.lineno, alias.name
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute_name(node, path)
+            for alias in node.names:
+                yield node.lineno, f'{base}.{alias.name}'
+        elif isinstance(node, ast.Call) and node.args:
+            name = ast.unparse(node.func).rsplit('.', maxsplit=1)[-1]
+            first = node.args[0]
+            if (name in ('import_module', '__import__')
+                    and isinstance(first, ast.Constant)):
+                yield node.lineno, str(first.value)
+
+
+def project_packages() -> set[str]:
+    """Names under which a project's code could be imported."""
+    found = {'projects'}
+    for init in ROOT.glob('projects/*/**/__init__.py'):
+        if init.parent.name != 'tests':
+            found.add(init.parent.name)
+    return found
+
+
+def violation(part: str, name: str, projects: set[str]) -> str | None:
+    """Say what is wrong with ``part`` importing ``name``, or return None."""
+    top, _, rest = name.partition('.')
+    if top in projects:
+        return f'taskptq must not import the project package {top}'
+    if top in MM_PACKAGES and part not in MAY_IMPORT_MM:
+        return f'{part} must not import {top}'
+    if top != 'taskptq':
+        return None
+    target = rest.split('.', maxsplit=1)[0]
+    allowed = LAYERS[part]
+    if allowed is None or target in {part, 'version', '__version__', ''}:
+        return None
+    return None if target in allowed else f'{part} must not import {target}'
+
+
+def violations(source: str, path: Path) -> list[str]:
+    """All forbidden imports of one file, as readable lines."""
+    part = part_of(path)
+    projects = project_packages()
+    problems = []
+    for line, name in imported_names(source, path):
+        problem = violation(part, name, projects)
+        if problem is not None:
+            problems.append(f'{path.relative_to(ROOT)}:{line}: {problem}')
+    return problems
+
+
+SOURCES = sorted(PACKAGE.rglob('*.py'))
+
+
+@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(
+    p.relative_to(ROOT)))
+def test_imports_go_down_only(path):
+    assert part_of(path) in LAYERS, 'a new layer needs its place in LAYERS'
+    problems = violations(path.read_text(encoding='utf-8'), path)
+    assert not problems, '\n'.join(problems)
+
+
+@pytest.mark.parametrize(('file', 'source', 'message'), [
+    ('core/spec.py', 'import mmengine', 'core must not import mmengine'),
+    ('core/spec.py', 'from taskptq.modules import base',
+     'core must not import modules'),
+    ('core/spec.py', 'from taskptq import registry',
+     'core must not import registry'),
+    ('core/spec.py', 'from ..prepare.swap import swap',
+     'core must not import prepare'),
+    ('modules/conv.py', 'def late():\n    from mmcv.cnn import ConvModule',
+     'modules must not import mmcv'),
+    ('prepare/mapping.py', 'import importlib\n'
+     'importlib.import_module("mmdet.models")',
+     'prepare must not import mmdet'),
+    ('calibration/losses.py', 'from taskptq.methods import selective_focus',
+     'calibration must not import methods'),
+    ('calibration/losses.py', 'from taskptq.registry import RECON_LOSSES',
+     'calibration must not import registry'),
+    ('export/packing.py', 'import taskptq.calibration.capture',
+     'export must not import calibration'),
+    ('methods/centering.py', 'from segment_anything import modeling',
+     'methods must not import segment_anything'),
+    ('methods/centering.py', 'from taskptq.engine import adapters',
+     'methods must not import engine'),
+    ('engine/ptq_hook.py', 'from projects.demo import shapes',
+     'taskptq must not import the project package projects'),
+])
+def test_a_forbidden_import_is_found(file, source, message):
+    problems = violations(source, PACKAGE / file)
+    assert len(problems) == 1
+    assert problems[0].endswith(message)
+
+
+@pytest.mark.parametrize(('file', 'source'), [
+    ('core/spec.py', 'import torch\nfrom taskptq.core import functional'),
+    ('core/spec.py', 'from . import functional\nfrom .search import search'),
+    ('modules/conv.py', 'from taskptq.core.quantizers import Quantizer'),
+    ('methods/centering.py', 'from taskptq.registry import REWRITES\n'
+     'from taskptq.calibration.losses import ReconContext'),
+    ('export/checkpoint.py', 'from taskptq.version import __version__'),
+    ('engine/ptq_hook.py', 'from mmengine.hooks import Hook\n'
+     'import taskptq.methods'),
+])
+def test_an_allowed_import_passes(file, source):
+    assert violations(source, PACKAGE / file) == []
+
+
+def test_there_is_no_utils():
+    found = [
+        path.relative_to(ROOT) for top in ('taskptq', 'projects', 'tools')
+        for path in (ROOT / top).rglob('*')
+        if path.stem in ('utils', 'util', 'helpers', 'common')
+        and (path.is_dir() or path.suffix == '.py')
+    ]
+    assert found == []
+
+
+LOWER_LAYERS = [
+    name for name, allowed in LAYERS.items()
+    if allowed is not None and name not in ('registry', 'methods', '__init__')
+    and (PACKAGE / name / '__init__.py').is_file()
+]
+
+
+def host_modules_after(statement: str, names: set[str]) -> str:
+    """Run a statement in a fresh Python; return which of ``names`` it left."""
+    program = (f'import sys\n{statement}\n'
+               f'print(*sorted(set({sorted(names)!r}) & set(sys.modules)))')
+    result = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False)
+    assert result.returncode == 0, result.stderr
+    return result.stdout.strip()
+
+
+@pytest.mark.parametrize('layer', LOWER_LAYERS)
+def test_importing_a_lower_layer_imports_no_mm_package(layer):
+    assert host_modules_after(f'import taskptq.{layer}', MM_PACKAGES) == ''
+
+
+def test_importing_the_package_imports_neither_torch_nor_mmengine():
+    assert host_modules_after('import taskptq', {'torch', 'mmengine'}) == ''
+
+
+def test_an_import_of_a_host_is_seen():
+    assert host_modules_after('import mmengine', MM_PACKAGES) == 'mmengine'

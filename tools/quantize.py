@@ -1,0 +1,197 @@
+"""Quantize a checkpoint without editing its config.
+
+    python tools/quantize.py CONFIG FLOAT.pth --quant FRAGMENT --out q.pth
+
+Beside ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
+``tools/test.py q.py q.pth`` (this one or a host's) tests the result.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger, print_log
+
+from taskptq.apis import quantize, read_fragment
+from taskptq.engine.builder import to_plain
+from taskptq.export.checkpoint import QuantizedCheckpointError
+
+DROPPED_HOOKS = ('PTQHook', 'EMAHook')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(description='Quantize a checkpoint')
+    parser.add_argument('config', help='config file of the float model')
+    parser.add_argument('checkpoint', help='float checkpoint')
+    parser.add_argument(
+        '--quant', required=True,
+        help='fragment that sets qconfig and reconstruction, e.g. '
+        'configs/_base_/quant/w4a4_qdrop.py')
+    parser.add_argument(
+        '--calib', help='fragment that sets calibration, e.g. '
+        'configs/_base_/calibration/calib256.py')
+    parser.add_argument(
+        '--out', required=True, help='quantized file to write, *.pth')
+    parser.add_argument(
+        '--work-dir', help='folder for reports (default: that of --out)')
+    parser.add_argument(
+        '--num-images', type=int, help='number of calibration images')
+    parser.add_argument('--seed', type=int, default=0, help='seed')
+    parser.add_argument(
+        '--device', help='cpu or cuda (default: a GPU if there is one)')
+    parser.add_argument(
+        '--allow-overlap',
+        action='store_true',
+        help='accept calibration images of the test split')
+    parser.add_argument(
+        '--no-resume',
+        action='store_true',
+        help='start anew instead of going on with an interrupted run')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle a checkpoint that is not plain, which runs code that '
+        'it names: for files whose source you trust')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of CONFIG to override, as key=value')
+    args = parser.parse_args(argv)
+    if Path(args.out).suffix != '.pth':
+        parser.error(f'--out must end in .pth, got {args.out}')
+    return args
+
+
+def base_path(config: Path, *, folder: Path) -> str:
+    """Return how a config in ``folder`` inherits ``config``.
+
+    Relative where both lie in one tree, which may then be moved as a whole;
+    absolute where they share only the root.
+
+    Args:
+        config: The inherited config.
+        folder: Where the inheriting config is written.
+    """
+    config, folder = config.resolve(), folder.resolve()
+    shared = os.path.commonpath([config.parent, folder])
+    if Path(shared) == Path(shared).parent:
+        return config.as_posix()
+    return Path(os.path.relpath(config, folder)).as_posix()
+
+
+def keeps_hook(hook: Any) -> bool:
+    """Whether a custom hook of the float config stays in the new one."""
+    kind = hook['type']
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition('.')[2] not in DROPPED_HOOKS
+
+
+def write_config(cfg: Config, *, source: Path, out: Path,
+                 hook: dict[str, Any], inherits: bool) -> None:
+    """Write CONFIG with PTQHook.
+
+    Args:
+        cfg: The loaded config, with all overrides.
+        source: Its file.
+        out: File to write.
+        hook: PTQHook's config, plain.
+        inherits: Write a config that inherits ``source``; otherwise all
+            settings are written out.
+    """
+    kept = [h for h in cfg.get('custom_hooks') or [] if keeps_hook(h)]
+    hooks = [*kept, hook]
+    if not inherits:
+        cfg.custom_hooks = hooks
+        cfg.dump(out)
+        return
+    text = Config({'custom_hooks': hooks}).pretty_text
+    base = base_path(source, folder=out.parent)
+    out.write_text(f'_base_ = [{base!r}]\n\n{text}', encoding='utf-8')
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Quantize and write both files.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Returns:
+        The quantization report.
+    """
+    out = Path(args.out)
+    cfg = Config.fromfile(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    fragment = Config.fromfile(args.quant)
+    qconfig = read_fragment(args.quant, key='qconfig')
+    reconstruction = fragment.get('reconstruction')
+    calibration = read_fragment(args.calib, key='calibration') or {}
+    if args.num_images is not None:
+        calibration['num_images'] = args.num_images
+    if args.allow_overlap:
+        calibration['allow_overlap'] = True
+    _, report = quantize(
+        cfg,
+        args.checkpoint,
+        qconfig=qconfig or {},
+        reconstruction=reconstruction,
+        calibration=calibration,
+        out=out,
+        work_dir=args.work_dir,
+        device=args.device,
+        seed=args.seed,
+        resume=not args.no_resume,
+        trust_checkpoint=args.trust_checkpoint)
+    hook = to_plain({
+        'type': 'taskptq.PTQHook',
+        'qconfig': qconfig,
+        'reconstruction': reconstruction,
+        'calibration': calibration,
+        'seed': args.seed,
+    })
+    # Overrides, and configs in Python's import style, are written out.
+    inherits = args.cfg_options is None and not Config._is_lazy_import(
+        args.config)
+    write_config(
+        cfg,
+        source=Path(args.config),
+        out=out.with_suffix('.py'),
+        hook=hook,
+        inherits=inherits)
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Quantize one checkpoint.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If something is refused; the reason is one sentence.
+    """
+    args = parse_args(argv)
+    MMLogger.get_instance('taskptq', logger_name='taskptq')
+    try:
+        report = run(args)
+    except (FileNotFoundError, ValueError,
+            QuantizedCheckpointError) as error:
+        raise SystemExit(str(error)) from error
+    script = Path(args.out).with_suffix('.py')
+    print_log(
+        f'{report["file_bytes"]} bytes in {args.out}; test it with: '
+        f'python tools/test.py {script} {args.out}',
+        logger='current')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,164 @@
+"""Evaluate a float or a quantized checkpoint with mmengine's Runner.
+
+    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out JSON]
+
+With PTQHook in the config, a float checkpoint is quantized first; a quantized
+file is rebuilt from what it says itself, also where the config has no hook.
+The file is read without running code from it, unless --trust-checkpoint says
+that it may.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from taskptq.engine.builder import to_plain
+from taskptq.engine.checkpoint_file import local_file, read_checkpoint
+from taskptq.export.checkpoint import (
+    QuantizedCheckpointError,
+    is_quantized,
+)
+
+HOOK = 'PTQHook'
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(description='Test (and quantize) a model')
+    parser.add_argument('config', help='config file of the model to test')
+    parser.add_argument('checkpoint', help='float or quantized checkpoint')
+    parser.add_argument(
+        '--work-dir', help='folder for logs, reports and the quantized file '
+        "(default: the config's, else work_dirs/<config name>)")
+    parser.add_argument('--out', help='JSON file for the metrics')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle a checkpoint that is not plain, which runs code that '
+        'it names: for files whose source you trust')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, as key=value; lists as key="[a,b]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher')
+    # Set by torch.distributed.launch, under either spelling.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def is_ptq_hook(hook: Any) -> bool:
+    """Whether an entry of ``custom_hooks`` is PTQHook, by name or class."""
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
+    return name.rpartition('.')[2] == HOOK
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Load the config and apply the command line to it.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Raises:
+        OSError, ValueError, QuantizedCheckpointError: If the checkpoint
+            cannot be read, see ``taskptq.engine.checkpoint_file``.
+    """
+    path = local_file(args.checkpoint)
+    checkpoint = read_checkpoint(path, trust_checkpoint=args.trust_checkpoint)
+    cfg = Config.fromfile(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    hooks = list(cfg.get('custom_hooks') or [])
+    if is_quantized(checkpoint) and not any(map(is_ptq_hook, hooks)):
+        cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
+    cfg.load_from = str(path)
+    cfg.resume = False
+    return cfg
+
+
+def write_metrics(out: str, *, args: argparse.Namespace,
+                  metrics: dict[str, Any], seconds: float,
+                  runner: Runner) -> None:
+    """Write what was measured, and how it was quantized in this run.
+
+    Args:
+        out: JSON file.
+        args: Result of :func:`parse_args`.
+        metrics: What the evaluator returned.
+        seconds: Wall time of the run without what quantizing took.
+        runner: The runner, whose PTQHook has the report.
+    """
+    reports = [hook.report for hook in runner.hooks if is_ptq_hook(hook)]
+    result = {
+        'config': args.config,
+        'checkpoint': args.checkpoint,
+        'metrics': to_plain(metrics),
+        'eval_seconds': round(seconds, 3),
+        'quantization': reports[0] if reports else None,
+    }
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Build the runner, test, and report the metrics.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If the checkpoint is refused; the reason is one sentence.
+    """
+    args = parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    try:
+        cfg = load_config(args)
+    except (FileNotFoundError, ValueError,
+            QuantizedCheckpointError) as error:
+        raise SystemExit(str(error)) from error
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = Runner.from_cfg(cfg)
+    start = time.perf_counter()
+    metrics = runner.test()
+    seconds = time.perf_counter() - start
+    for hook in filter(is_ptq_hook, runner.hooks):
+        seconds -= (hook.report or {}).get('seconds', 0.0)
+    if is_main_process():
+        lines = [f'  {name}: {value}' for name, value in metrics.items()]
+        print_log('\n'.join(['Metrics', *lines]), logger='current')
+        if args.out is not None:
+            write_metrics(
+                args.out, args=args, metrics=metrics, seconds=seconds,
+                runner=runner)
+    return metrics
+
+
+if __name__ == '__main__':
+    main()
