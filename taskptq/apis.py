@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
@@ -70,7 +71,7 @@ def build_model(config: Config | str | Path, *,
     preprocessor = config.get('preprocess_cfg')
     if preprocessor is not None:
         model_config.setdefault('data_preprocessor', preprocessor)
-    model = MODELS.build(model_config)
+    model = revert_sync_batchnorm(MODELS.build(model_config))
     model.cfg = config
     return model.to(device).eval()
 

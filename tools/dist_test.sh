@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Test (and quantize) a model in several processes, one for each GPU:
+# Test (and quantize) a model in several processes, one for each GPU (or on
+# the CPU, where there is none):
 #   tools/dist_test.sh CONFIG CHECKPOINT PROCESSES [options of tools/test.py]
-# Without GPUs it works with --cfg-options env_cfg.dist_cfg.backend=gloo
 set -euo pipefail
 
 if [ "$#" -lt 3 ]; then

@@ -151,22 +151,19 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         resume=not args.no_resume,
         trust_checkpoint=args.trust_checkpoint)
-    hook = to_plain({
+    hook = {
         'type': 'taskptq.PTQHook',
         'qconfig': qconfig,
         'reconstruction': reconstruction,
         'calibration': calibration,
         'seed': args.seed,
-    })
+    }
     # Overrides, and configs in Python's import style, are written out.
     inherits = args.cfg_options is None and not Config._is_lazy_import(
         args.config)
     write_config(
-        cfg,
-        source=Path(args.config),
-        out=out.with_suffix('.py'),
-        hook=hook,
-        inherits=inherits)
+        cfg, source=Path(args.config), out=out.with_suffix('.py'),
+        hook=to_plain(hook), inherits=inherits)
     return report
 
 
@@ -180,7 +177,8 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: If something is refused; the reason is one sentence.
     """
     args = parse_args(argv)
-    MMLogger.get_instance('taskptq', logger_name='taskptq')
+    if not MMLogger.check_instance_created('taskptq'):
+        MMLogger.get_instance('taskptq', logger_name='taskptq')
     try:
         report = run(args)
     except (FileNotFoundError, ValueError,

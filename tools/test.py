@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
@@ -100,6 +101,26 @@ def load_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
+def join_processes_on_cpu(cfg: Config) -> None:
+    """Do on a machine without GPUs what mmengine does only with them.
+
+    Its own set-up selects a CUDA device for each process, also for gloo.
+
+    Args:
+        cfg: Config of a run that ``torch.distributed.run`` started.
+    """
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = {
+            'type': 'MMDistributedDataParallel',
+            'broadcast_buffers': False,
+            'device_ids': None,
+        }
+
+
 def write_metrics(out: str, *, args: argparse.Namespace,
                   metrics: dict[str, Any], seconds: float,
                   runner: Runner) -> None:
@@ -116,7 +137,11 @@ def write_metrics(out: str, *, args: argparse.Namespace,
     result = {
         'config': args.config,
         'checkpoint': args.checkpoint,
-        'metrics': to_plain(metrics),
+        # JSON has no NaN, which mm's metrics give where nothing is to score.
+        'metrics': {
+            name: None if value != value else value
+            for name, value in to_plain(metrics).items()
+        },
         'eval_seconds': round(seconds, 3),
         'quantization': reports[0] if reports else None,
     }
@@ -141,6 +166,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     except (FileNotFoundError, ValueError,
             QuantizedCheckpointError) as error:
         raise SystemExit(str(error)) from error
+    join_processes_on_cpu(cfg)
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)
     else:

@@ -23,12 +23,17 @@ model = dict(
             scales=[4, 5.657], ratios=[0.7, 1.0, 1.4],
             strides=[4, 8, 16, 32])),
     roi_head=dict(
-        bbox_roi_extractor=dict(out_channels=64),
+        # A red cell covers 13x13 cells of the finest map: one bilinear sample
+        # per bin of 7x7 sees all of them.
+        bbox_roi_extractor=dict(
+            out_channels=64,
+            finest_scale=28,
+            roi_layer=dict(sampling_ratio=1)),
         bbox_head=dict(
             in_channels=64, fc_out_channels=256, num_classes=3)),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=300),
-        rcnn=dict(sampler=dict(num=128))),
+        rcnn=dict(sampler=dict(num=96, pos_fraction=0.33))),
     test_cfg=dict(rpn=dict(nms_pre=500, max_per_img=300)))
 
-train_cfg = dict(max_epochs=24)
+train_cfg = dict(max_epochs=17)

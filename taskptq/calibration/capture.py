@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,7 +64,7 @@ class Plan:
         ]
 
 
-class _Stop(Exception):  # noqa: N818 - control flow, not an error
+class _Stop(Exception):
     """The last wanted tensor is captured: skip the rest of the model."""
 
 
@@ -210,10 +210,8 @@ class Capturer:
             self.lengths[number] = batch_length(batch)
             recorder = _Recorder(self, wanted, stream, number)
             with _hooked(self.model, recorder), calibration_mode(self.model):
-                try:
+                with suppress(_Stop):
                     self.forward(self.model, batch)
-                except _Stop:
-                    pass
 
 
 class _Recorder:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -68,7 +69,7 @@ class _LayerInputs:
     def __init__(self, layer: QuantModule) -> None:
         self.layer = layer
         matmul = None if isinstance(layer, QuantMultiheadAttention) else layer
-        self._new = lambda: HessianAccumulator(matmul)
+        self._matmul = matmul
         self.moments: dict[str, HessianAccumulator] = {}
         self._shared: dict[str, str] = {}
 
@@ -84,20 +85,19 @@ class _LayerInputs:
             yield
         finally:
             handle.remove()
+        _reduce(self.moments)
 
     def hessian_of(
         self, parameter: str
     ) -> Tensor | list[tuple[slice, Tensor]] | None:
         """Return what :func:`gptq_layer` wants, None without any input."""
-        for moment in self.moments.values():
-            _reduce(moment)
         if not self.moments:
             return None
         if 'weight' in self.moments:
             return self.moments['weight'].hessian()
         if parameter != 'in_proj_weight':
             return self.moments[parameter[0]].hessian()
-        embed = self.layer.in_proj_weight.shape[0] // 3
+        embed = getattr(self.layer, parameter).shape[0] // 3
         return [
             (slice(i * embed, (i + 1) * embed), self.moments[key].hessian())
             for i, key in enumerate('qkv')
@@ -123,7 +123,7 @@ class _LayerInputs:
 
     def _add(self, key: str, x: Tensor) -> None:
         if key not in self.moments:
-            self.moments[key] = self._new()
+            self.moments[key] = HessianAccumulator(self._matmul)
         self.moments[key].add(x)
 
 
@@ -132,14 +132,17 @@ def _quantized(layer: nn.Module, name: str, x: Tensor) -> Tensor:
     return x if quantizer is None else quantizer(x)
 
 
-def _reduce(moment: HessianAccumulator) -> None:
-    """Sum a Hessian over ranks, once."""
+def _reduce(moments: dict[str, HessianAccumulator]) -> None:
+    """Sum Hessians over ranks; a rank where a layer never ran adds nothing."""
     if not (dist.is_available() and dist.is_initialized()):
         return
-    if moment.total is None or getattr(moment, 'reduced', False):
-        return
-    count = moment.total.new_tensor([moment.count])
-    dist.all_reduce(moment.total)
-    dist.all_reduce(count)
-    moment.count = int(count)
-    moment.reduced = True  # type: ignore[attr-defined]
+    own = {
+        key: (moment.total, moment.count) for key, moment in moments.items()
+    }
+    parts: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(parts, own)
+    for key in sorted({key for part in parts for key in part}):
+        given = [part[key] for part in parts if key in part]
+        moment = moments.setdefault(key, HessianAccumulator())
+        moment.total = torch.stack([total for total, _ in given]).sum(dim=0)
+        moment.count = sum(count for _, count in given)

@@ -51,9 +51,9 @@ def freeze(model: nn.Module) -> FreezeReport:
             )
         if isinstance(quantizer, LSQQuantizer) and quantizer.calibrated:
             quantizer.settle()
-        for parameter in quantizer.parameters():
-            parameter.requires_grad_(False)
-    num_weights, most_levels = 0, {}
+        quantizer.requires_grad_(False)
+    num_weights = 0
+    most_levels: dict[int, int] = {}
     for name, module in quant_modules(model):
         module.freeze()
         for parameter, _ in module.active_slots():

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +85,7 @@ class UnitStates:
         path = self._path(index)
         partial = path.with_suffix('.partial')
         torch.save(state, partial)
-        os.replace(partial, path)
+        partial.replace(path)
 
     def _path(self, index: int) -> Path:
         assert self.folder is not None

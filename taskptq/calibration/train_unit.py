@@ -101,20 +101,10 @@ def _learning(
     unit: Unit, config: ReconstructionConfig
 ) -> Iterator[_Learned]:
     """Attach what is learned; afterwards make it hard and fixed."""
-    learned = _Learned()
     flags = [(p, p.requires_grad) for p in unit.module.parameters()]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
-    layers = [module for _, module in unit.layers()]
-    if config.rounding == 'adaround':
-        for module in layers:
-            learned.roundings.extend(module.start_rounding().values())
-    if config.learn_scales:
-        for name, quantizer in quantizers(unit.module):
-            if not is_weight_quantizer(name):
-                learned.scales.extend(quantizer.learnable())
-    for scale in learned.scales:
-        scale.requires_grad_(True)
+    learned = _attach(unit, config)
     try:
         yield learned
     finally:
@@ -123,8 +113,22 @@ def _learning(
         for scale in learned.scales:
             scale.requires_grad_(False)
             scale.grad = None
-        for module in layers:
+        for _, module in unit.layers():
             module.finish_rounding()
+
+
+def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
+    learned = _Learned()
+    if config.rounding == 'adaround':
+        for _, module in unit.layers():
+            learned.roundings.extend(module.start_rounding().values())
+    if config.learn_scales:
+        for name, quantizer in quantizers(unit.module):
+            if not is_weight_quantizer(name):
+                learned.scales.extend(quantizer.learnable())
+    for scale in learned.scales:
+        scale.requires_grad_(True)
+    return learned
 
 
 class _Trainer:

@@ -13,7 +13,7 @@ from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.capture import Capturer, Plan, Source
 from taskptq.calibration.tree import flatten, is_float, unflatten
 from taskptq.core import float_only, quantizing
-from taskptq.core.quantizers import random_drop
+from taskptq.core.functional import random_drop
 
 logger = logging.getLogger('taskptq')
 

@@ -19,7 +19,7 @@ def channel_rows(x: Tensor, *, ch_axis: int | None) -> Tensor:
     """View a tensor as (C, N): one row per channel, one row if per tensor."""
     if ch_axis is None:
         return x.reshape(1, -1)
-    return x.transpose(0, ch_axis).flatten(1)
+    return x.transpose(0, ch_axis).reshape(x.shape[ch_axis], -1)
 
 
 class Observer(nn.Module):

@@ -9,26 +9,14 @@ from torch import Tensor, nn
 from taskptq.core.functional import (
     dequantize,
     fake_quantize,
+    lsq_drop_quantize,
     lsq_fake_quantize,
     quantize,
+    random_drop,
     range_to_affine,
 )
 from taskptq.core.observers import Observer
 from taskptq.core.spec import QuantSpec
-
-
-def random_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:
-    """Keep the float value of each element with probability ``drop_prob``.
-
-    QDrop, Wei et al., ICLR 2022, Eq. 7. Draws from torch's global generator.
-
-    Args:
-        x_hat: Quantized values.
-        x: Float values, same shape.
-        drop_prob: Probability of the float value, in [0, 1].
-    """
-    # rand < p is two to three times as fast on a CPU as bernoulli_
-    return torch.where(torch.rand_like(x) < drop_prob, x, x_hat)
 
 
 class Quantizer(nn.Module):
@@ -72,6 +60,10 @@ class Quantizer(nn.Module):
             self.observer.observe(x)
         if not self.enabled or self.frozen or not self.calibrated:
             return x
+        return self.quantize_and_drop(x)
+
+    def quantize_and_drop(self, x: Tensor) -> Tensor:
+        """Return ``x`` on the grid, some elements left float (QDrop)."""
         x_hat = self.fake_quantize(x)
         if self.drop_prob > 0:
             return random_drop(x_hat, x, drop_prob=self.drop_prob)
@@ -134,6 +126,9 @@ class Quantizer(nn.Module):
                 parameter.data = torch.empty_like(
                     stored, dtype=parameter.dtype, device=parameter.device
                 )
+        stored = state_dict.get(prefix + 'grid')
+        if stored is not None and stored.numel():
+            self.observer = None  # what it would find out is in the state
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.calibrated:
             self.quant_min, self.quant_max = self.grid.tolist()
@@ -249,12 +244,32 @@ class LSQQuantizer(AffineQuantizer):
         grid = self.parameters_of_grid()
         if self.offset is not None:
             grid['zero_point'] = self.offset
-        count = x.numel() if self.spec.ch_axis is None else (
-            x.numel() // x.shape[self.spec.ch_axis]
+        return lsq_fake_quantize(x, **grid, grad_factor=self._factor(x))
+
+    def quantize_and_drop(self, x: Tensor) -> Tensor:
+        """As the base, fused where only a scale is learned."""
+        if (
+            not self.scale.requires_grad
+            or self.offset is not None
+            or self.spec.ch_axis is not None
+            or x.dtype != torch.float32
+        ):
+            return super().quantize_and_drop(x)
+        return lsq_drop_quantize(
+            x,
+            scale=self.scale,
+            zero_point=int(self.zero_point),
+            quant_min=self.quant_min,
+            quant_max=self.quant_max,
+            grad_factor=self._factor(x),
+            drop_prob=self.drop_prob,
         )
-        # LSQ section 2.2: keeps the scale's steps in proportion to x's.
-        factor = (count * max(self.quant_max, 1)) ** -0.5
-        return lsq_fake_quantize(x, **grid, grad_factor=factor)
+
+    def _factor(self, x: Tensor) -> float:
+        """LSQ section 2.2: keeps the scale's steps in proportion to x's."""
+        axis = self.spec.ch_axis
+        count = x.numel() if axis is None else x.numel() // x.shape[axis]
+        return float((count * max(self.quant_max, 1)) ** -0.5)
 
     @torch.no_grad()
     def settle(self) -> None:

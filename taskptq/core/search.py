@@ -8,7 +8,10 @@ from taskptq.core.functional import range_to_affine
 from taskptq.core.spec import QuantSpec
 
 # Elements of one (candidates, channels, samples) work tensor.
-CHUNK_ELEMENTS = 1 << 22
+CHUNK_ELEMENTS = 1 << 20
+# Values of a channel that the search looks at: enough to rank clipping ranges,
+# and it keeps the cost of large weights in bounds. The ends are always exact.
+MAX_VALUES = 1024
 
 
 def search_range(
@@ -41,6 +44,8 @@ def search_range(
     values = values.float()
     low = values.amin(dim=1).clamp(max=0.0)
     high = values.amax(dim=1).clamp(min=0.0)
+    if weights is None:
+        values = values[:, :: -(-values.shape[1] // MAX_VALUES)]
     errors = _Errors(values, spec, signed, weights, norm_p)
     ratios = torch.linspace(
         1.0 / num_candidates, 1.0, num_candidates, device=values.device
@@ -49,7 +54,7 @@ def search_range(
     if spec.symmetric:
         return low, high
     for step in range(refine_rounds):
-        spread = torch.linspace(0.7, 1.2, 26, device=values.device)
+        spread = torch.linspace(0.7, 1.2, 16, device=values.device)
         spread = 1 + (spread - 1) / 2**step
         fixed = torch.ones_like(spread)
         low, high = errors.best(low * spread[:, None], high * fixed[:, None])

@@ -66,7 +66,13 @@ def float_only(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def dropping(model: nn.Module, *, drop_prob: float) -> Iterator[None]:
-    """Set the random drop of the activation quantizers (QDrop)."""
+    """Set the random drop of the activation quantizers (QDrop).
+
+    Raises:
+        ValueError: If ``drop_prob`` lies outside [0, 1].
+    """
+    if not 0 <= drop_prob <= 1:
+        raise ValueError(f'drop_prob={drop_prob} must lie in [0, 1]')
     found = [
         quantizer
         for name, quantizer in quantizers(model)

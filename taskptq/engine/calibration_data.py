@@ -19,6 +19,7 @@ from mmengine.logging import print_log
 from mmengine.registry import FUNCTIONS
 
 from taskptq.engine.datasets import (
+    EMPTY_SET,
     build_dataset,
     image_path,
     image_paths,
@@ -282,9 +283,7 @@ def choose(places: Sequence[tuple[int, int]], *, num_images: int,
     """
     rank, world_size = get_dist_info()
     if not places:
-        raise ValueError(
-            'the calibration set is empty: check calibration.dataset, its '
-            'ann_file, data_prefix and filter_cfg')
+        raise ValueError(EMPTY_SET)
     if len(places) < num_images:
         raise ValueError(
             f'calibration.num_images is {num_images}, but the calibration '

@@ -11,13 +11,15 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 
 __all__ = [
-    'build_dataset', 'image_path', 'image_paths', 'leaf_datasets',
+    'EMPTY_SET', 'build_dataset', 'image_path', 'image_paths', 'leaf_datasets',
     'pipeline_steps', 'read_sample', 'reads_labels', 'step_name',
     'with_pipeline', 'works_on'
 ]
 
 # Steps that read labels; no test pipeline needs them to make an input.
 ANNOTATION_STEPS = ('Annotations', 'Panoptic')
+EMPTY_SET = ('the calibration set is empty: check calibration.dataset, its '
+             'ann_file, data_prefix and filter_cfg')
 
 
 def build_dataset(config: Any) -> Any:
@@ -76,21 +78,39 @@ def reads_labels(step: Any) -> bool:
     return any(word in name for word in ANNOTATION_STEPS)
 
 
+def build_filled(leaf: Any) -> Any:
+    """Build a dataset that has images.
+
+    Raises:
+        ValueError: If it has none: mmengine's own message for this is about
+            arrays.
+    """
+    try:
+        return build_dataset(leaf)
+    except ValueError as error:
+        if 'need at least one array' not in str(error):
+            raise
+        raise ValueError(EMPTY_SET) from error
+
+
 def with_pipeline(leaf: Any, steps: Sequence[Any] | None) -> Any:
     """Build a dataset, or copy a built one, with other transforms.
 
     Args:
         leaf: Dataset config or dataset without wrappers.
         steps: Transforms; None leaves the dataset's own.
+
+    Raises:
+        ValueError: If it has no images.
     """
     if steps is None:
-        return build_dataset(leaf)
+        return build_filled(leaf)
     if isinstance(leaf, Mapping):
         if 'pipeline' in leaf:
             leaf = {**leaf, 'pipeline': []}
-        dataset = build_dataset(leaf)
+        dataset = build_filled(leaf)
     else:
-        dataset = copy.copy(build_dataset(leaf))
+        dataset = copy.copy(build_filled(leaf))
     if hasattr(dataset, 'pipeline'):
         dataset.pipeline = Compose(steps)
     return dataset

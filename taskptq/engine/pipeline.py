@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from typing import Any
 
 import torch
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import print_log
+from mmengine.logging import MMLogger, print_log
 from torch import nn
 
 from taskptq.calibration.calibrate import calibrate
@@ -163,6 +164,22 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def shared_log() -> Iterator[None]:
+    """Send what the lower layers log to mmengine's current logger."""
+    target = MMLogger.get_current_instance()
+    lower = logging.getLogger('taskptq')
+    before = lower.handlers, lower.level, lower.propagate
+    lower.handlers = list(target.handlers)
+    lower.setLevel(target.level)
+    lower.propagate = False
+    try:
+        yield
+    finally:
+        lower.handlers, level, lower.propagate = before
+        lower.setLevel(level)
+
+
 def apply_rewrites(model: nn.Module, batches: Sequence[Any],
                    rewrites: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Run the rewrites on the float model; returns their plain reports."""
@@ -226,10 +243,23 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
     out = work_dir / 'quantized.pth' if out is None else Path(out)
     for folder in (work_dir, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
+    report = run_steps(
+        model, batches, recipe=recipe, work_dir=work_dir, resume=resume)
+    return write_results(
+        model, report, work_dir=work_dir, out=out, meta=meta)
+
+
+def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
+              work_dir: Path, resume: bool) -> dict[str, Any]:
+    """Do all but writing the file; see :func:`quantize_model`.
+
+    Returns:
+        The report, without the file's entries.
+    """
     start = time.perf_counter()
     model.eval()
     adapter = build_adapter(model)
-    with seeded(recipe.seed):
+    with seeded(recipe.seed), shared_log():
         rewritten = apply_rewrites(model, batches, recipe.rewrites)
         swapped = prepare_in_place(model, recipe.qconfig)
         write_swap_report(swapped, work_dir)
@@ -239,7 +269,7 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
             work_dir=work_dir, resume=resume)
         frozen = freeze(model)
     model.eval()
-    report = {
+    return {
         'taskptq': __version__,
         'recipe': recipe.to_dict(),
         'rewrites': rewritten,
@@ -252,8 +282,6 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
         'freeze': frozen.to_dict(),
         'seconds': time.perf_counter() - start,
     }
-    return write_results(
-        model, report, work_dir=work_dir, out=out, meta=meta)
 
 
 def prepare_in_place(model: nn.Module, qconfig: QConfig) -> SwapReport:

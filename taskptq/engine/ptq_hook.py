@@ -218,8 +218,9 @@ class PTQHook(Hook):
         ]
         if keys:
             runner.logger.warning(
-                f'{" and ".join(keys)} of the config differ from those of the '
-                "quantized file: the file's recipe counts.")
+                f'The quantized file was made with other settings of '
+                f'{" and ".join(keys)} than the config has: '
+                "the file's recipe counts.")
 
 
 def plain_pipeline(runner: Runner) -> Sequence[Any] | None:

@@ -1,0 +1,1 @@
+"""Layer 4: one file for each idea from a paper."""

@@ -1,0 +1,1 @@
+"""Heads that subclass the hosts' classes; registered, imported lazily."""

@@ -81,7 +81,7 @@ class QuantModule(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> QuantModule:
         # Finished roundings are no buffers (no checkpoint shall hold them),
         # but must follow the module to its device.
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._rounded = {k: fn(v) for k, v in self._rounded.items()}
         return self
 
@@ -126,10 +126,12 @@ class QuantModule(nn.Module):
         if quantizer is None or not quantizer.enabled:
             return weight
         if parameter in self._roundings:
-            return self._roundings[parameter]()
-        if parameter in self._rounded:
-            return self._rounded[parameter]
-        return quantizer(weight)
+            weight = self._roundings[parameter]()
+        elif parameter in self._rounded:
+            weight = self._rounded[parameter]
+        else:
+            weight = quantizer(weight)
+        return weight
 
     @torch.no_grad()
     def calibrate_weights(self) -> None:

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
@@ -19,7 +19,10 @@ class _QuantConv(QuantModule):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Return the input as the convolution must see it."""
-        return x if self.input_quantizer is None else self.input_quantizer(x)
+        if self.input_quantizer is None:
+            return x
+        x_hat: Tensor = self.input_quantizer(x)
+        return x_hat
 
 
 class QuantConv2d(_QuantConv, nn.Conv2d):
@@ -56,7 +59,7 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
             self.quantized_weight(),
             self.bias,
             self.stride,
-            self.padding,
+            self.padding,  # type: ignore[arg-type]
             output_padding,
             self.groups,
             self.dilation,

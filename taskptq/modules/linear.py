@@ -3,7 +3,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch.nn.functional as F  # noqa: N812
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer

@@ -1,6 +1,9 @@
 """Fold BatchNorm into the convolution or linear before it."""
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -25,9 +28,12 @@ def fuse_batchnorm(model: nn.Module) -> list[str]:
     folded: list[str] = []
     shared = _shared_convs(model)
     for name, parent in model.named_modules():
+        if hasattr(parent, 'efficient_conv_bn_eval_forward'):
+            # mmcv's fold on the fly, which passes by the conv's forward.
+            parent.efficient_conv_bn_eval_forward = None
         for conv_name, norm_name in _pairs(parent):
-            conv = getattr(parent, conv_name, None)
-            norm = getattr(parent, norm_name, None)
+            conv: Any = getattr(parent, conv_name, None)
+            norm: Any = getattr(parent, norm_name, None)
             if not _fits(conv, norm) or id(conv) in shared:
                 continue
             fold(conv, norm)
@@ -37,7 +43,7 @@ def fuse_batchnorm(model: nn.Module) -> list[str]:
 
 
 @torch.no_grad()
-def fold(conv: nn.Module, norm: nn.Module) -> None:
+def fold(conv: Any, norm: Any) -> None:
     """Fold one norm: w' = w gamma / sigma, b' = (b - mu) gamma / sigma + beta.
 
     Args:
@@ -59,28 +65,29 @@ def fold(conv: nn.Module, norm: nn.Module) -> None:
 
 
 def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
-    children = list(parent.named_children())
+    # _modules, as named_children() leaves out what comes a second time
+    names = list(parent._modules)
     if isinstance(parent, nn.Sequential):
-        names = [name for name, _ in children]
-        return list(zip(names, names[1:], strict=False))
+        return list(pairwise(names))
     order = getattr(parent, 'order', None)
     if hasattr(parent, 'norm_name') and order is not None:
         # ConvModule registers its norm under the norm's own name.
-        follows = tuple(order[:2]) == ('conv', 'norm')
-        named = isinstance(parent.norm_name, str)
-        return [('conv', parent.norm_name)] if follows and named else []
-    pairs = [
-        (f'conv{i}', norm)
-        for i in (1, 2, 3)
-        if (norm := _norm_name(parent, i)) is not None
+        norm_name: object = parent.norm_name
+        if ('conv', 'norm') in pairwise(order) and isinstance(norm_name, str):
+            return [('conv', norm_name)]
+        return []
+    pairs = [(f'conv{i}', _norm_name(parent, i)) for i in (1, 2, 3)]
+    # Pre-activation blocks define the norm that comes first, first.
+    return [
+        (conv, norm)
+        for conv, norm in pairs
+        if conv in names and norm in names[names.index(conv):]
     ]
-    return pairs
 
 
-def _norm_name(parent: nn.Module, index: int) -> str | None:
+def _norm_name(parent: nn.Module, index: int) -> str:
     """Name of the norm after conv``index`` in a ResNet-like class."""
-    name = getattr(parent, f'norm{index}_name', f'bn{index}')
-    return name if isinstance(name, str) else None
+    return str(getattr(parent, f'norm{index}_name', f'bn{index}'))
 
 
 def _fits(conv: object, norm: object) -> bool:

@@ -35,13 +35,8 @@ COUNTERPARTS: dict[str, tuple[str, str]] = {
         f'{_MODULES}.multihead_attention',
         'QuantMultiheadAttention',
     ),
-    'mmdet.models.layers.transformer.conditional_detr_layers'
-    '.ConditionalAttention': (
-        f'{_MODULES}.multihead_attention',
-        'QuantConditionalAttention',
-    ),
     'mmdet.models.layers.transformer.utils.ConditionalAttention': (
-        f'{_MODULES}.multihead_attention',
+        f'{_MODULES}.conditional_attention',
         'QuantConditionalAttention',
     ),
     'mmdet.models.backbones.swin.WindowMSA': (
@@ -62,9 +57,12 @@ COUNTERPARTS: dict[str, tuple[str, str]] = {
     ),
 }
 
-# Classes whose own weights are no matmul operand, with the reason.
+_GATING = 'gates channels by an elementwise product, without a matmul'
+# Classes that stay float by design, with the reason.
 KEPT_FLOAT: dict[str, str] = {
     'torch.nn.modules.sparse.Embedding': 'look-up table, no arithmetic',
+    'mmdet.models.layers.se_layer.ChannelAttention': _GATING,
+    'mmseg.models.backbones.bisenetv1.AttentionRefinementModule': _GATING,
     'mmcv.ops.deform_conv.DeformConv2d': 'deformable conv: no counterpart',
     'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': (
         'deformable conv: no counterpart'
@@ -88,15 +86,28 @@ BLOCKS: frozenset[str] = frozenset({
     'mmdet.models.layers.csp_layer.CSPLayer',
     'mmdet.models.backbones.csp_darknet.Focus',
     'mmdet.models.backbones.csp_darknet.SPPBottleneck',
+    'mmdet.models.layers.inverted_residual.InvertedResidual',
+    'mmdet.models.layers.transformer.utils.PatchEmbed',
+    'mmdet.models.layers.transformer.utils.PatchMerging',
+    'mmseg.models.utils.embed.PatchEmbed',
+    'mmseg.models.utils.embed.PatchMerging',
+    'mmseg.models.utils.inverted_residual.InvertedResidual',
+    'mmcv.cnn.bricks.transformer.PatchEmbed',
+    'mmcv.cnn.bricks.transformer.PatchMerging',
+    'mmcv.cnn.bricks.transformer.BaseTransformerLayer',
+    'mmdet.models.backbones.pvt.PVTEncoderLayer',
     'mmdet.models.backbones.swin.SwinBlock',
     'mmseg.models.backbones.swin.SwinBlock',
     'mmseg.models.backbones.mit.TransformerEncoderLayer',
+    'mmseg.models.backbones.vit.TransformerEncoderLayer',
     'mmdet.models.layers.transformer.detr_layers.DetrTransformerEncoderLayer',
     'mmdet.models.layers.transformer.detr_layers.DetrTransformerDecoderLayer',
     'mmdet.models.necks.fpn.FPN',
     'mmdet.models.necks.cspnext_pafpn.CSPNeXtPAFPN',
     'mmdet.models.necks.channel_mapper.ChannelMapper',
+    'mmseg.models.necks.fpn.FPN',
     'mmdet.models.dense_heads.base_dense_head.BaseDenseHead',
+    'mmdet.models.dense_heads.detr_head.DETRHead',
     'mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead',
     'mmdet.models.roi_heads.mask_heads.fcn_mask_head.FCNMaskHead',
     'mmseg.models.decode_heads.decode_head.BaseDecodeHead',
@@ -145,6 +156,20 @@ def lookup(module: nn.Module) -> type[QuantModule] | None:
         importlib.import_module(target[0]), target[1]
     )
     return implementation
+
+
+def is_attention(module: nn.Module) -> bool:
+    """Whether a module attends, by its counterpart or by its name."""
+    counterpart = lookup(module)
+    if counterpart is not None:
+        return _is_attention_name(counterpart.__name__)
+    return any(
+        _is_attention_name(cls.__name__) for cls in type(module).__mro__
+    )
+
+
+def _is_attention_name(name: str) -> bool:
+    return any(word in name for word in ('Attention', 'MSA', 'NonLocal'))
 
 
 def is_a(module: nn.Module, names: frozenset[str]) -> bool:

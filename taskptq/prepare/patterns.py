@@ -7,11 +7,11 @@ from fnmatch import fnmatchcase
 
 
 def matches(name: str, pattern: str) -> bool:
-    """Whether a qualified name matches a pattern, as a whole.
+    r"""Whether a qualified name matches a pattern, as a whole.
 
     >>> matches('backbone.layer4.0.conv1', 'backbone.layer4*')
     True
-    >>> matches('head.fc', r're:head\\.(fc|conv)')
+    >>> matches('head.fc', r're:head\.(fc|conv)')
     True
     """
     if pattern.startswith('re:'):

@@ -94,6 +94,10 @@ class QConfig:
             points[name] = _merge(activation, config.get(name), name)
         overrides = tuple(config.get('overrides', ()))
         for override in overrides:
+            if not isinstance(override, Mapping):
+                raise ValueError(
+                    f'qconfig.overrides: {override!r} is no dict(pattern=...)'
+                )
             _refuse_unknown(override, {'pattern', *POINTS}, 'overrides')
             if 'pattern' not in override:
                 raise ValueError(
@@ -107,8 +111,41 @@ class QConfig:
             keep_float=_patterns(config, 'keep_float'),
             resolve=resolve or resolve_in_core,
         )
-        qconfig.scheme('', edge=True)  # bad bits or names fail here, early
+        qconfig.check()
         return qconfig
+
+    def check(self) -> None:
+        """Build every quantizer once, so that bad settings fail early.
+
+        Raises:
+            ValueError: Naming the setting that cannot be.
+        """
+        if self.edge_bits is not None and type(self.edge_bits) is not int:
+            raise ValueError(
+                f'qconfig.edge_bits={self.edge_bits!r}: give a number of '
+                'bits, or None for no exception'
+            )
+        self._check_points({}, where='qconfig')
+        for override in self.overrides:
+            self._check_points(
+                override, where=f'qconfig.overrides {override["pattern"]!r}'
+            )
+
+    def _check_points(
+        self, override: Mapping[str, Any], *, where: str
+    ) -> None:
+        for point in POINTS:
+            given = _merge(self.points[point], override.get(point), point)
+            edge = given
+            if self.edge_bits is not None:
+                edge = _at_least(given, self.edge_bits)
+            for settings in (given, edge):
+                try:
+                    config = self._quantizer_config(settings)
+                    if config is not None:
+                        config.build()
+                except (TypeError, ValueError) as error:
+                    raise ValueError(f'{where}, {point}: {error}') from error
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form; ``from_dict`` reads it back."""

@@ -1,14 +1,12 @@
 """Swap float modules for their counterparts: check all, then swap all."""
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
 
 from torch import nn
 
+from taskptq.core import Quantizer
 from taskptq.modules.base import QuantModule, Scheme
 from taskptq.modules.hosts import counterpart_class
 from taskptq.prepare.mapping import (
@@ -16,77 +14,23 @@ from taskptq.prepare.mapping import (
     OUTPUT_LAYERS,
     OUTPUT_SEQUENCES,
     dotted,
+    is_attention,
     lookup,
 )
 from taskptq.prepare.patterns import check_all_used, matches
 from taskptq.prepare.qconfig import QConfig
+from taskptq.prepare.report import SwapReport, SwapRow
 
 
 @dataclass(frozen=True, kw_only=True)
-class SwapRow:
-    """What happened to one module."""
+class _Plan:
+    """What is to happen to one module; ``cls`` None leaves it float."""
 
     name: str
-    type: str
-    status: str
-    weight_bits: int | None = None
-    activation_bits: int | None = None
-    attention_bits: int | None = None
-    reason: str = ''
-
-
-@dataclass(kw_only=True)
-class SwapReport:
-    """Every conv, linear, attention and other weighted module, and its fate.
-
-    ``status`` is 'quantized' or 'float'; a float row has a reason.
-    """
-
-    rows: list[SwapRow] = field(default_factory=list)
-    folded: list[str] = field(default_factory=list)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
-        return {
-            'modules': [asdict(row) for row in self.rows],
-            'folded_norms': list(self.folded),
-            'num_quantized': self.count('quantized'),
-            'num_float': self.count('float'),
-        }
-
-    def count(self, status: str) -> int:
-        """Return how many modules have a status."""
-        return sum(row.status == status for row in self.rows)
-
-    def save(self, path: str | Path) -> None:
-        """Write the report as JSON."""
-        text = json.dumps(self.to_dict(), indent=1)
-        Path(path).write_text(text + '\n', encoding='utf-8')
-
-    def table(self) -> str:
-        """Return a readable table, one line for each module."""
-        head = ('module', 'type', 'bits (w/a/attn)', 'status')
-        lines = [head]
-        for row in self.rows:
-            bits = '/'.join(
-                '-' if value is None else str(value)
-                for value in (
-                    row.weight_bits,
-                    row.activation_bits,
-                    row.attention_bits,
-                )
-            )
-            status = f'{row.status} ({row.reason})' if row.reason else (
-                row.status
-            )
-            lines.append((row.name, row.type, bits, status))
-        widths = [max(len(line[i]) for line in lines) for i in range(3)]
-        return '\n'.join(
-            '  '.join(
-                [*(line[i].ljust(widths[i]) for i in range(3)), line[3]]
-            ).rstrip()
-            for line in lines
-        )
+    module: nn.Module
+    scheme: Scheme
+    cls: type[QuantModule] | None
+    reason: str
 
 
 def swap(model: nn.Module, qconfig: QConfig) -> SwapReport:
@@ -105,31 +49,74 @@ def swap(model: nn.Module, qconfig: QConfig) -> SwapReport:
         ValueError: If a pattern matches nothing, the model has no layer that
             could be quantized, or it is quantized already.
     """
+    made: dict[int, QuantModule] = {}
+    report = SwapReport()
+    for plan in _plan(model, qconfig):
+        reason = plan.reason
+        quant = None
+        if plan.cls is not None:
+            quant = plan.cls.from_float(plan.module, scheme=plan.scheme)
+            if not _own_quantizers(quant):
+                quant, reason = None, 'every point of it is False in qconfig'
+        if quant is not None:
+            made[id(plan.module)] = quant
+        report.rows.append(_row(plan, quant, reason))
+    if not made:
+        raise ValueError(_nothing_to_quantize(model))
+    _replace(model, made)
+    return report
+
+
+def check_swap(model: nn.Module, qconfig: QConfig) -> None:
+    """Raise what ``swap`` would raise, without changing the model.
+
+    Raises:
+        ValueError: See :func:`swap`.
+    """
+    if all(plan.cls is None for plan in _plan(model, qconfig)):
+        raise ValueError(_nothing_to_quantize(model))
+
+
+def _nothing_to_quantize(model: nn.Module) -> str:
+    return (
+        f'{type(model).__name__} has no layer to quantize: every module is '
+        'unmapped or kept float by qconfig'
+    )
+
+
+def _plan(model: nn.Module, qconfig: QConfig) -> list[_Plan]:
+    """Decide on every candidate; all checks are made here."""
+    if lookup(model) is not None:
+        raise ValueError(
+            f'the model is a bare {type(model).__name__}, which nothing '
+            'holds: wrap it, e.g. in nn.Sequential'
+        )
     candidates = _candidates(model)
     names = [name for name, _ in candidates]
     for argument, patterns in qconfig.patterns().items():
         check_all_used(patterns, names, argument=argument)
     edges = edge_layers(candidates, qconfig)
-    made: dict[int, QuantModule] = {}
-    report = SwapReport()
+    plans: list[_Plan] = []
+    bypassed: dict[int, str] = {}
     for name, module in candidates:
         scheme = qconfig.scheme(name, edge=name in edges)
         reason = _reason_to_keep(name, module, qconfig, scheme)
+        reason = reason or bypassed.get(id(module), '')
+        cls = None
         if not reason:
             implementation = lookup(module)
             assert implementation is not None
             cls = counterpart_class(implementation, type(module))
-            made[id(module)] = cls.from_float(module, scheme=scheme)
-        report.rows.append(
-            _row(name, module, scheme, reason, edge=name in edges)
+            reason = 'edge layer' if name in edges else ''
+        elif isinstance(module, nn.MultiheadAttention):
+            # The float one reads its projection's weight past its forward.
+            bypassed[id(module.out_proj)] = f'read by {name}, which is float'
+        plans.append(
+            _Plan(
+                name=name, module=module, scheme=scheme, cls=cls, reason=reason
+            )
         )
-    if not made:
-        raise ValueError(
-            f'{type(model).__name__} has no layer to quantize: every module '
-            'is unmapped or kept float by qconfig.keep_float'
-        )
-    _replace(model, made)
-    return report
+    return plans
 
 
 def edge_layers(
@@ -182,12 +169,9 @@ def _carries_matmul(module: nn.Module) -> bool:
     own = module._parameters.values()
     if any(p is not None and p.dim() >= 2 for p in own):
         return True
-    is_attention = any(
-        word in type(module).__name__ for word in ('Attention', 'MSA')
-    )
     # A wrapper's work is listed at the attention inside it.
-    return is_attention and not any(
-        lookup(child) is not None and 'Attention' in type(child).__name__
+    return is_attention(module) and not any(
+        lookup(child) is not None and is_attention(child)
         for child in module.modules()
         if child is not module
     )
@@ -202,38 +186,38 @@ def _reason_to_keep(
     if lookup(module) is None:
         kept = KEPT_FLOAT.get(dotted(type(module)))
         return kept or f'no counterpart of {dotted(type(module))}'
-    if all(
-        value is None
-        for value in (scheme.weight, scheme.activation, scheme.attention)
-    ):
-        return 'every point is False in qconfig'
+    if not any(vars(scheme).values()):
+        return 'every point of it is False in qconfig'
     return ''
 
 
-def _row(
-    name: str,
-    module: nn.Module,
-    scheme: Scheme,
-    reason: str,
-    *,
-    edge: bool,
-) -> SwapRow:
-    kind = type(module).__name__
-    if reason:
-        return SwapRow(name=name, type=kind, status='float', reason=reason)
-    is_attention = 'Attention' in kind or 'MSA' in kind
-    bits = {
-        point: None if config is None else config.spec.num_bits
-        for point, config in vars(scheme).items()
+def _own_quantizers(quant: QuantModule) -> dict[str, Quantizer]:
+    return {
+        name: child
+        for name, child in quant.named_children()
+        if isinstance(child, Quantizer)
     }
+
+
+def _row(plan: _Plan, quant: QuantModule | None, reason: str) -> SwapRow:
+    kind = type(plan.module).__name__
+    if quant is None:
+        return SwapRow(
+            name=plan.name, type=kind, status='float', reason=reason
+        )
+    bits: dict[str, int] = {}
+    for name, quantizer in _own_quantizers(quant).items():
+        if name in quant.weight_slots.values():
+            point = 'weight_bits'
+        elif name.endswith('input_quantizer'):
+            point = 'activation_bits'
+        elif name == 'softmax_quantizer':
+            point = 'softmax_bits'
+        else:
+            point = 'attention_bits'
+        bits[point] = quantizer.spec.num_bits
     return SwapRow(
-        name=name,
-        type=kind,
-        status='quantized',
-        weight_bits=bits['weight'],
-        activation_bits=bits['activation'],
-        attention_bits=bits['attention'] if is_attention else None,
-        reason='edge layer' if edge else '',
+        name=plan.name, type=kind, status='quantized', reason=reason, **bits
     )
 
 
@@ -243,9 +227,9 @@ def _replace(model: nn.Module, made: dict[int, QuantModule]) -> None:
         parent._modules[child_name] = made[id(child)]
     for quant in made.values():
         # An outer counterpart took over its children before they were swapped
-        for child_name, child in quant._modules.items():
-            if child is not None and id(child) in made:
-                quant._modules[child_name] = made[id(child)]
+        for name, inner in list(quant._modules.items()):
+            if inner is not None and id(inner) in made:
+                quant._modules[name] = made[id(inner)]
 
 
 def _children(

@@ -244,12 +244,12 @@ def test_never_observed_quantizer_stays_off():
 def test_unfrozen_model_is_refused():
     model = quantized_net()
     model.body.weight_quantizer.frozen = False
-    with pytest.raises(QuantizedCheckpointError, match='body.*not frozen'):
+    with pytest.raises(QuantizedCheckpointError, match=r'body.*not frozen'):
         payload_of(model)
     model = quantized_net()
     with torch.no_grad():
         model.up.weight.add_(1e-3)
-    with pytest.raises(QuantizedCheckpointError, match='up.*not frozen'):
+    with pytest.raises(QuantizedCheckpointError, match=r'up.*not frozen'):
         payload_of(model)
 
 

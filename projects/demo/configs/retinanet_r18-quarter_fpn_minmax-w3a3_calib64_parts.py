@@ -1,0 +1,11 @@
+_base_ = [
+    './retinanet_r18-quarter_fpn_parts.py',
+    '../../../configs/_base_/quant/w3a3_minmax.py',
+]
+
+custom_hooks = [
+    dict(
+        type='taskptq.PTQHook',
+        qconfig=_base_.qconfig,
+        calibration=dict(num_images=64))
+]

@@ -1,0 +1,124 @@
+"""taskptq.apis.quantize, on a real small detector with random weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+
+from taskptq import apis
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = ROOT / 'configs/retinanet/retinanet_r18-half_fpn_bccd.py'
+FRAGMENTS = ROOT / 'configs/_base_'
+
+
+@pytest.fixture
+def scopes():
+    from mmengine.registry import DefaultScope
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture
+def config(scopes):
+    """The config with absolute paths and a model that is small and quick."""
+    from mmengine.config import Config
+    config = Config.fromfile(CONFIG)
+    for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        config[name].dataset.data_root = f'{ROOT}/data/bccd/'
+    config.model.backbone.base_channels = 8
+    config.model.neck.in_channels = [8, 16, 32, 64]
+    return config
+
+
+@pytest.fixture
+def checkpoint(config, tmp_path):
+    model = apis.build_model(config)
+    path = tmp_path / 'float.pth'
+    state = {k: v.half() if v.is_floating_point() else v
+             for k, v in model.state_dict().items()}
+    torch.save({'state_dict': state}, path)
+    return path
+
+
+def predict(model, source):
+    batch = source.collate([source.dataset[0], source.dataset[1]])
+    with torch.no_grad():
+        return [p.pred_instances for p in model.test_step(batch)]
+
+
+@pytest.mark.data('bccd')
+def test_quantize_and_load_again(config, checkpoint, tmp_path):
+    model, report = apis.quantize(
+        config,
+        checkpoint,
+        qconfig=FRAGMENTS / 'quant/w4a4_minmax.py',
+        calibration=dict(num_images=4, batch_size=2),
+        out=tmp_path / 'out/q.pth',
+        device='cpu')
+    assert report['calibration']['num_batches'] == 2
+    assert report['reconstruction'] is None
+    assert report['swap']['num_float'] == 0
+    assert (tmp_path / 'out/swap_report.txt').is_file()
+    assert model.dataset_meta['classes'] == ('RBC', 'WBC', 'Platelets')
+    again = apis.load_quantized(config, tmp_path / 'out/q.pth')
+    source = apis.evaluation_source(config)
+    pairs = zip(predict(model, source), predict(again, source), strict=True)
+    for written, read in pairs:
+        assert torch.equal(written.scores, read.scores)
+        assert torch.equal(written.bboxes, read.bboxes)
+    with pytest.raises(ValueError, match='quantized already'):
+        apis.quantize(
+            config, tmp_path / 'out/q.pth',
+            qconfig=FRAGMENTS / 'quant/w4a4_minmax.py',
+            calibration=dict(num_images=4), work_dir=tmp_path, device='cpu')
+
+
+@pytest.mark.data('bccd')
+def test_calibration_on_the_test_split(config, checkpoint, tmp_path):
+    settings = dict(num_images=2, dataset=config.test_dataloader.dataset)
+
+    def quantize(**options):
+        return apis.quantize(
+            config, checkpoint, qconfig={}, calibration=settings,
+            work_dir=tmp_path, device='cpu', **options)
+
+    with pytest.raises(ValueError, match='72 calibration images are in'):
+        quantize()
+    _, report = quantize(allow_overlap=True)
+    assert Path(report['checkpoint']) == tmp_path / 'quantized.pth'
+
+
+def test_fragment_brings_its_reconstruction(monkeypatch, config, checkpoint):
+    seen = {}
+
+    def stop(model, content, *, path):
+        raise InterruptedError
+
+    def remember(*args, **kwargs):
+        seen.update(kwargs)
+        return recipe(*args, **kwargs)
+
+    recipe = apis.Recipe.from_config
+    monkeypatch.setattr(apis.Recipe, 'from_config', remember)
+    monkeypatch.setattr(apis, 'load_float_weights', stop)
+    with pytest.raises(InterruptedError):
+        apis.quantize(
+            config, checkpoint, qconfig=FRAGMENTS / 'quant/w2a4_qdrop.py',
+            device='cpu')
+    assert seen['reconstruction']['drop_prob'] == 0.5
+
+
+def test_settings_are_checked_before_anything_is_read(config, tmp_path):
+    with pytest.raises(ValueError, match='sets no qconfig'):
+        apis.quantize(config, tmp_path / 'no.pth',
+                      qconfig=FRAGMENTS / 'calibration/calib32.py')
+    with pytest.raises(ValueError, match='num_image'):
+        apis.quantize(config, tmp_path / 'no.pth', qconfig={},
+                      calibration=dict(num_image=3))
+    with pytest.raises(FileNotFoundError, match=r'no\.pth'):
+        apis.quantize(config, tmp_path / 'no.pth', qconfig={})

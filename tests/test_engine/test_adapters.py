@@ -1,0 +1,139 @@
+"""Named head outputs, their weights, and their decoding."""
+
+import pytest
+import torch
+from torch import nn
+
+from taskptq.engine.adapters import (
+    Adapter,
+    DenseDetectorAdapter,
+    SegmentorAdapter,
+    flatten,
+)
+from taskptq.engine.builder import build_adapter
+
+
+def test_flatten_names_every_tensor():
+    a, b, c = torch.zeros(1), torch.ones(1), torch.ones(2)
+    named = dict(flatten(([a, b], {'mask': c}, None, 3)))
+    assert list(named) == ['0.0', '0.1', '1.mask']
+    assert named['1.mask'] is c
+    assert dict(flatten(a)) == {'output': a}
+
+
+def test_any_module_has_the_default_adapter():
+    model = nn.Linear(3, 2)
+    adapter = build_adapter(model)
+    assert type(adapter) is Adapter
+    heads = adapter.forward_heads(model, torch.ones(4, 3))
+    assert heads['output'].shape == (4, 2)
+    assert adapter.foreground_proxy(heads)['output'] == 1
+    with pytest.raises(NotImplementedError, match='Linear'):
+        adapter.decode(heads, [])
+
+
+def test_forward_heads_of_a_base_model(tiny_config, float_checkpoint):
+    import tiny_task
+    model = tiny_task.TinyNet().eval()
+    batch = {'inputs': [torch.ones(3, 8, 8)] * 2, 'labels': [0, 1]}
+    heads = build_adapter(model).forward_heads(model, batch)
+    predicted = model.test_step(batch)
+    assert torch.equal(heads['output'][1], predicted[1]['logits'])
+
+
+def test_own_adapter_is_found_along_the_mro(registry_guard):
+    from taskptq.registry import ADAPTERS
+
+    class Base(nn.Module):
+        pass
+
+    class Derived(Base):
+        pass
+
+    @ADAPTERS.register_module(name=f'{Base.__module__}.{Base.__qualname__}')
+    class OwnAdapter(Adapter):
+        pass
+
+    assert type(build_adapter(Derived())) is OwnAdapter
+
+
+@pytest.fixture(scope='module')
+def retinanet():
+    pytest.importorskip('mmdet')
+    from mmengine.config import Config
+    from mmengine.registry import MODELS, DefaultScope
+    scopes = dict(DefaultScope._instance_dict)
+    DefaultScope.get_instance('adapters', scope_name='mmdet')
+    config = Config.fromfile(
+        __file__.rsplit('/tests/', maxsplit=1)[0]
+        + '/configs/retinanet/retinanet_r18-half_fpn_bccd.py')
+    model = MODELS.build(config.model).eval()
+    with torch.no_grad():
+        model.bbox_head.retina_cls.bias.fill_(-1.0)
+    yield model
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
+def det_batch():
+    from mmdet.structures import DetDataSample
+    sample = DetDataSample(
+        metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96),
+                      scale_factor=(1.0, 1.0), img_id=0))
+    return {'inputs': [torch.randint(0, 255, (3, 64, 96)).byte()],
+            'data_samples': [sample]}
+
+
+@torch.no_grad()
+def test_dense_detector(retinanet):
+    adapter = build_adapter(retinanet)
+    assert type(adapter) is DenseDetectorAdapter
+    batch = det_batch()
+    heads = adapter.forward_heads(retinanet, batch)
+    assert sorted(heads)[:5] == [f'0.{level}' for level in range(5)]
+    proxy = adapter.foreground_proxy(heads)
+    assert set(proxy) == set(heads)
+    for name, head in heads.items():
+        assert (proxy[name] * head).shape == head.shape
+        assert proxy[name].shape[1] == 1
+        assert 0 <= proxy[name].min() <= proxy[name].max() <= 1
+    best = heads['0.3'].sigmoid().amax(dim=1, keepdim=True)
+    assert torch.equal(proxy['1.3'], best)
+
+
+@torch.no_grad()
+def test_dense_detector_decodes_as_the_model_predicts(retinanet):
+    adapter = build_adapter(retinanet)
+    batch = det_batch()
+    heads = adapter.forward_heads(retinanet, batch)
+    metas = [dict(batch['data_samples'][0].metainfo,
+                  batch_input_shape=(64, 96), pad_shape=(64, 96))]
+    decoded = adapter.decode(heads, metas)
+    predicted = retinanet.test_step(batch)[0].pred_instances
+    assert len(predicted) > 0
+    assert torch.equal(decoded[0].bboxes, predicted.bboxes)
+    assert torch.equal(decoded[0].scores, predicted.scores)
+
+
+def test_segmentor_decodes_to_label_maps():
+    adapter = SegmentorAdapter(nn.Identity())
+    logits = torch.zeros(1, 3, 2, 2)
+    logits[0, 1] = 1
+    maps = adapter.decode({'output': logits}, [dict(ori_shape=(5, 7))])
+    assert maps[0].shape == (5, 7)
+    assert (maps[0] == 1).all()
+
+
+def test_softmax_scores_leave_the_background_out():
+
+    class Head(nn.Module):
+        use_sigmoid_cls = False
+        cls_out_channels = 3
+
+    model = nn.Module()
+    model.bbox_head = Head()
+    scores = torch.zeros(1, 6, 1, 1)
+    scores[0, 2] = scores[0, 5] = 10  # the background of both anchors
+    best = DenseDetectorAdapter(model).class_probabilities(scores)
+    assert best.shape == (1, 1, 1, 1)
+    assert best < 1e-3

@@ -1,0 +1,105 @@
+"""Registries filled from the core, and objects from a config's dicts."""
+
+from pathlib import Path
+
+import pytest
+
+from taskptq import core
+from taskptq.calibration import ReconstructionConfig
+from taskptq.engine.builder import (
+    build_loss,
+    build_qconfig,
+    build_rewrites,
+    resolve,
+    to_plain,
+)
+from taskptq.registry import OBSERVERS, QUANTIZERS, RECON_LOSSES, REWRITES
+
+ROOT = Path(__file__).resolve().parents[2]
+FRAGMENTS = sorted((ROOT / 'configs/_base_/quant').glob('*.py'))
+
+
+def test_every_core_class_is_registered():
+    for name in core.__all__:
+        member = getattr(core, name)
+        if not isinstance(member, type):
+            continue
+        if issubclass(member, core.Observer) and member is not core.Observer:
+            assert OBSERVERS.get(name) is member
+        if issubclass(member, core.Quantizer) and member is not core.Quantizer:
+            assert QUANTIZERS.get(f'taskptq.{name}') is member
+
+
+def test_qconfig_with_an_observer_of_ones_own(registry_guard):
+
+    @OBSERVERS.register_module()
+    class HalfObserver(core.MinMaxObserver):
+        pass
+
+    config = dict(weight=dict(observer=dict(type='HalfObserver')))
+    scheme = build_qconfig(config).scheme('layer')
+    assert scheme.weight.observer is HalfObserver
+    assert build_qconfig(build_qconfig(config).to_dict()).to_dict() == (
+        build_qconfig(config).to_dict())
+
+
+def test_unknown_class_is_named():
+    with pytest.raises(ValueError, match='NoObserver'):
+        resolve('observer', 'NoObserver')
+
+
+def test_loss_and_rewrites(registry_guard):
+
+    @REWRITES.register_module()
+    class Double:
+
+        def __init__(self, *, factor):
+            self.factor = factor
+
+    @RECON_LOSSES.register_module()
+    class OwnLoss:
+        pass
+
+    assert build_loss(None) is None
+    assert isinstance(build_loss(dict(type='OwnLoss')), OwnLoss)
+    assert not build_loss(dict(type='MSEReconLoss', normalize=False)).normalize
+    rewrite, = build_rewrites([dict(type='Double', factor=3)])
+    assert rewrite.factor == 3
+
+
+def test_to_plain():
+    from mmengine.config import ConfigDict
+    value = ConfigDict(a=(1, ConfigDict(b=core.MinMaxObserver)), c=None)
+    plain = to_plain(value)
+    assert plain == {
+        'a': [1, {'b': 'taskptq.core.observers.MinMaxObserver'}],
+        'c': None,
+    }
+    assert type(plain) is type(plain['a'][1]) is dict
+
+
+@pytest.mark.parametrize('path', FRAGMENTS, ids=lambda path: path.stem)
+def test_quantization_fragment(path):
+    from mmengine.config import Config
+    fragment = Config.fromfile(path).to_dict()
+    assert set(fragment) == {'qconfig', 'reconstruction'}
+    scheme = build_qconfig(fragment['qconfig']).scheme('layer')
+    if fragment['reconstruction'] is not None:
+        ReconstructionConfig.from_dict(to_plain(fragment['reconstruction']))
+    bits, _, method = path.stem.partition('_')
+    if not method:
+        return
+    weight, activation = scheme.weight.spec, scheme.activation.spec
+    assert f'w{weight.num_bits}a{activation.num_bits}' == bits
+    if weight.num_bits <= 3 or method not in ('minmax', 'mse'):
+        assert not weight.symmetric
+    assert (fragment['reconstruction'] is None) == (
+        method in ('minmax', 'mse'))
+
+
+def test_calibration_fragments():
+    from mmengine.config import Config
+    for path in (ROOT / 'configs/_base_/calibration').glob('calib*.py'):
+        fragment = Config.fromfile(path).to_dict()
+        number = int(path.stem.removeprefix('calib'))
+        assert fragment == {'calibration': {'num_images': number}}

@@ -1,0 +1,112 @@
+"""tools/test.py and tools/quantize.py on the tiny task."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[2]
+W4A4 = ROOT / 'configs/_base_/quant/w4a4_mse.py'
+
+
+def tool(name):
+    path = ROOT / 'tools' / f'{name}.py'
+    spec = importlib.util.spec_from_file_location(f'tool_{name}', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run_test(tmp_path):
+    count = iter(range(100))
+
+    def run(config, checkpoint, *options):
+        number = next(count)
+        return tool('test').main([
+            str(config), str(checkpoint), '--work-dir',
+            str(tmp_path / f'test_{number}'), *options, '--cfg-options',
+            f'experiment_name={tmp_path.name}_tool_{number}'
+        ])
+
+    return run
+
+
+@pytest.fixture
+def quantized(tiny_path, float_checkpoint, tmp_path):
+    """q.pth and q.py, written by the tool."""
+    out = tmp_path / 'out' / 'q.pth'
+    tool('quantize').main([
+        str(tiny_path), str(float_checkpoint), '--quant', str(W4A4),
+        '--num-images', '8', '--out', str(out), '--device', 'cpu'
+    ])
+    return out
+
+
+def test_quantize_then_test(quantized, tiny_path, run_test, predictions,
+                            tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    metrics = run_test(
+        quantized.with_suffix('.py'), quantized, '--out', 'metrics.json')
+    first = predictions()
+    result = json.loads((tmp_path / 'metrics.json').read_text())
+    assert result['metrics'] == metrics
+    assert result['quantization'] is None
+    run_test(tiny_path, quantized)
+    assert torch.equal(predictions(), first)
+
+
+def test_written_config_quantizes_alike(quantized, float_checkpoint, run_test,
+                                        predictions, tmp_path):
+    config = quantized.with_suffix('.py')
+    run_test(config, quantized)
+    first = predictions()
+    out = tmp_path / 'metrics.json'
+    run_test(config, float_checkpoint, '--out', str(out))
+    assert torch.equal(predictions(), first)
+    report = json.loads(out.read_text())['quantization']
+    assert report['recipe']['calibration']['num_images'] == 8
+
+
+def test_overrides_reach_the_written_config(tiny_path, tmp_path, run_test):
+    import tiny_task
+    path = tmp_path / 'wide.pth'
+    torch.save(tiny_task.TinyNet(width=10).state_dict(), path)
+    out = tmp_path / 'wide' / 'q.pth'
+    tool('quantize').main([
+        str(tiny_path), str(path), '--quant', str(W4A4), '--num-images', '4',
+        '--out', str(out), '--device', 'cpu', '--cfg-options',
+        'model.width=10'
+    ])
+    assert run_test(out.with_suffix('.py'), out)
+
+
+@pytest.mark.parametrize('name', ['test', 'quantize'])
+def test_bad_files_are_refused_in_one_sentence(name, tiny_path, tmp_path,
+                                               quantized, float_checkpoint):
+    strange = tmp_path / 'strange.pth'
+    torch.save({'state_dict': {}, 'path': tmp_path}, strange)
+    cut = tmp_path / 'cut.pth'
+    cut.write_bytes(float_checkpoint.read_bytes()[:2000])
+    changed = tmp_path / 'changed.pth'
+    payload = torch.load(quantized, weights_only=True)
+    payload['float']['head.bias'][0] += 1
+    torch.save(payload, changed)
+    options = [] if name == 'test' else [
+        '--quant', str(W4A4), '--out', str(tmp_path / 'never.pth')]
+    for path, words in ((strange, 'trust-checkpoint'), (cut, 'truncated'),
+                        (changed, 'digest'), (tmp_path / 'no.pth', 'no.pth')):
+        with pytest.raises(SystemExit) as stop:
+            tool(name).main([str(tiny_path), str(path), *options])
+        assert words in str(stop.value)
+        assert '\n' not in str(stop.value)
+
+
+def test_base_path(tmp_path):
+    base_path = tool('quantize').base_path
+    config = tmp_path / 'configs' / 'a.py'
+    near = base_path(config, folder=tmp_path / 'work')
+    assert near == '../configs/a.py'
+    assert base_path(config, folder=Path('/elsewhere')) == config.as_posix()

@@ -1,0 +1,240 @@
+"""QConfig: defaults, inheritance, exceptions, errors."""
+import json
+
+import pytest
+
+from taskptq.core import (
+    AffineQuantizer,
+    LSQQuantizer,
+    MinMaxObserver,
+    MSEObserver,
+)
+from taskptq.prepare import QConfig
+from taskptq.prepare.patterns import check_all_used, matches
+
+FULL = {
+    'weight': {
+        'type': 'AffineQuantizer',
+        'num_bits': 4,
+        'symmetric': False,
+        'per_channel': True,
+        'observer': {
+            'type': 'MSEObserver',
+            'norm_p': 2.4
+        },
+    },
+    'activation': {
+        'type': 'LSQQuantizer',
+        'num_bits': 6
+    },
+    'attention': {
+        'num_bits': 8
+    },
+    'softmax': False,
+    'edge_bits': 8,
+    'edges': ['neck.*'],
+    'overrides': [{
+        'pattern': 'backbone.*',
+        'weight': {
+            'num_bits': 3
+        }
+    }],
+    'keep_float': ['re:.*offset'],
+}
+
+
+def bits(qconfig: QConfig, name: str, *, edge: bool = False) -> tuple:
+    scheme = qconfig.scheme(name, edge=edge)
+    return tuple(
+        point and point.spec.num_bits
+        for point in (scheme.weight, scheme.activation, scheme.attention,
+                      scheme.softmax))
+
+
+def test_defaults_are_w8a8() -> None:
+    scheme = QConfig.from_dict({}).scheme('any')
+    assert scheme.weight.spec.num_bits == 8
+    assert scheme.weight.spec.symmetric
+    assert scheme.weight.per_channel
+    assert scheme.activation.spec.num_bits == 8
+    assert not scheme.activation.spec.symmetric
+    assert not scheme.activation.per_channel
+    assert scheme.weight.quantizer is AffineQuantizer
+    assert scheme.weight.observer is MinMaxObserver
+
+
+def test_settings_reach_the_scheme() -> None:
+    scheme = QConfig.from_dict(FULL).scheme('head.fc')
+    assert scheme.weight.observer is MSEObserver
+    assert scheme.weight.observer_kwargs == {'norm_p': 2.4}
+    assert scheme.activation.quantizer is LSQQuantizer
+    assert scheme.softmax is None
+
+
+def test_attention_points_inherit_from_activation() -> None:
+    scheme = QConfig.from_dict({
+        'activation': {
+            'type': 'LSQQuantizer',
+            'num_bits': 4,
+            'observer': {
+                'type': 'MSEObserver',
+                'norm_p': 3.0
+            },
+        },
+        'attention': {
+            'num_bits': 8
+        },
+    }).scheme('any')
+    assert scheme.attention.spec.num_bits == 8
+    assert scheme.attention.quantizer is LSQQuantizer
+    assert scheme.attention.observer_kwargs == {'norm_p': 3.0}
+    assert scheme.softmax == scheme.activation
+
+
+def test_attention_may_be_quantized_where_activations_are_float() -> None:
+    qconfig = QConfig.from_dict({
+        'activation': False,
+        'attention': {
+            'num_bits': 8
+        }
+    })
+    assert bits(qconfig, 'any') == (8, None, 8, None)
+
+
+def test_another_type_drops_the_arguments_of_the_first() -> None:
+    qconfig = QConfig.from_dict({
+        'activation': {
+            'type': 'LSQQuantizer',
+            'learn_zero_point': True,
+        },
+        'softmax': {
+            'type': 'AffineQuantizer'
+        },
+    })
+    scheme = qconfig.scheme('any')
+    assert scheme.activation.quantizer_kwargs == {'learn_zero_point': True}
+    assert scheme.softmax.quantizer_kwargs == {}
+
+
+def test_overrides_apply_in_order() -> None:
+    qconfig = QConfig.from_dict({
+        'weight': {
+            'num_bits': 4
+        },
+        'overrides': [
+            {
+                'pattern': 'backbone.*',
+                'weight': {
+                    'num_bits': 2
+                },
+                'activation': {
+                    'num_bits': 3
+                }
+            },
+            {
+                'pattern': 'backbone.layer4*',
+                'weight': {
+                    'num_bits': 6
+                }
+            },
+            {
+                'pattern': 're:backbone\\.stem',
+                'activation': False
+            },
+        ],
+    })
+    assert bits(qconfig, 'head')[:2] == (4, 8)
+    assert bits(qconfig, 'backbone.layer1')[:2] == (2, 3)
+    assert bits(qconfig, 'backbone.layer4.0')[:2] == (6, 3)
+    assert bits(qconfig, 'backbone.stem')[:2] == (2, None)
+
+
+@pytest.mark.parametrize(('edge_bits', 'expected'), [(8, 8), (None, 3),
+                                                     (2, 3)])
+def test_edge_bits_are_a_lower_bound(edge_bits: int | None,
+                                     expected: int) -> None:
+    qconfig = QConfig.from_dict({
+        'weight': {
+            'num_bits': 3
+        },
+        'edge_bits': edge_bits
+    })
+    assert bits(qconfig, 'head')[0] == 3
+    assert bits(qconfig, 'head', edge=True)[0] == expected
+
+
+def test_override_beats_edge_bits() -> None:
+    assert bits(QConfig.from_dict(FULL), 'backbone.conv1', edge=True)[0] == 3
+
+
+def test_to_dict_round_trips() -> None:
+    qconfig = QConfig.from_dict(FULL)
+    plain = json.loads(json.dumps(qconfig.to_dict()))
+    again = QConfig.from_dict(plain)
+    assert again == qconfig
+    assert again.to_dict() == plain
+    for name in ('backbone.conv1', 'head.fc'):
+        assert again.scheme(name) == qconfig.scheme(name)
+
+
+def test_from_dict_does_not_change_its_argument() -> None:
+    given = json.loads(json.dumps(FULL))
+    QConfig.from_dict(given).scheme('backbone.conv1', edge=True)
+    assert given == FULL
+
+
+def test_own_classes_come_through_resolve() -> None:
+
+    class Mine(AffineQuantizer):
+        pass
+
+    classes = {'Mine': Mine, 'AffineQuantizer': AffineQuantizer,
+               'MinMaxObserver': MinMaxObserver}
+    qconfig = QConfig.from_dict({'softmax': {
+        'type': 'Mine'
+    }}, resolve=lambda kind, name: classes[name])
+    assert qconfig.scheme('any').softmax.quantizer is Mine
+
+
+@pytest.mark.parametrize(('config', 'message'), [
+    ({'wieght': {}}, "unknown key 'wieght'"),
+    ({'weight': {'bits': 4}}, 'qconfig, weight: .*bits'),
+    ({'weight': {'num_bits': 9}}, 'num_bits=9'),
+    ({'weight': {'num_bits': 1}}, 'num_bits=1'),
+    ({'weight': 4}, 'qconfig.weight=4'),
+    ({'softmax': True}, 'qconfig.softmax=True'),
+    ({'weight': {'type': 'Nothing'}}, "'Nothing' is no quantizer"),
+    ({'weight': {'observer': {'type': 'Nothing'}}}, 'is no observer'),
+    ({'weight': {'observer': {'type': 'MSEObserver', 'p': 1}}},
+     'qconfig, weight: .*p'),
+    ({'edge_bits': 12}, 'num_bits=12'),
+    ({'edge_bits': '8'}, "edge_bits='8'"),
+    ({'overrides': [{'weight': {'num_bits': 4}}]}, 'no pattern'),
+    ({'overrides': ['backbone*']}, "'backbone\\*' is no dict"),
+    ({'overrides': [{'pattern': 'a', 'bits': 4}]}, "unknown key 'bits'"),
+    ({'overrides': [{'pattern': 'a', 'weight': {'num_bits': 9}}]},
+     "overrides 'a', weight: num_bits=9"),
+    ({'keep_float': 'head*'}, "keep_float='head\\*'"),
+    ({'edges': 'head*'}, "edges='head\\*'"),
+])
+def test_bad_settings_are_refused(config: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        QConfig.from_dict(config)
+
+
+@pytest.mark.parametrize(('name', 'pattern', 'expected'), [
+    ('backbone.layer4.0.conv1', 'backbone.layer4*', True),
+    ('backbone.layer4.0.conv1', 'layer4*', False),
+    ('head.fc', 're:head\\.(fc|conv)', True),
+    ('head.fc_cls', 're:head\\.(fc|conv)', False),
+    ('Head', 'head', False),
+])
+def test_patterns_match_whole_names(name: str, pattern: str,
+                                    expected: bool) -> None:
+    assert matches(name, pattern) is expected
+
+
+def test_unused_pattern_names_itself_and_some_layers() -> None:
+    check_all_used(['a.*'], ['a.b', 'c'], argument='x')
+    with pytest.raises(ValueError, match=r"x: pattern 'd\*'.*a\.b, c"):
+        check_all_used(['a.*', 'd*'], ['a.b', 'c'], argument='x')

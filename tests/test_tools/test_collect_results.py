@@ -1,0 +1,242 @@
+import importlib
+import json
+import re
+import sys
+
+import pytest
+import yaml
+
+pytest.importorskip('mmengine')
+
+MODULES = ('collect_results', '_table', '_results', '_targets', '_markdown')
+README = """# Tiny
+
+<!-- table:tiny_set -->
+old
+<!-- /table -->
+
+between
+
+<!-- targets:tiny_set -->
+<!-- /targets -->
+end
+"""
+
+
+@pytest.fixture
+def tools(repo_root, monkeypatch):
+    """The modules of tools/, imported anew."""
+    monkeypatch.syspath_prepend(str(repo_root / 'tools'))
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def make_row(method, value, *, bits='w2a4', seed=0, **others):
+    return {
+        'method': method, 'bits': bits, 'seed': seed, 'value': value,
+        'metrics': {'coco/bbox_mAP': value, 'coco/RBC_precision': 2 * value},
+        'calibration_seconds': 10.0, 'reconstruction_seconds': 0.0,
+        'file_bytes': 2048, 'decided': None, **others
+    }
+
+
+def make_results(*rows):
+    return {
+        'model': 'tiny', 'dataset': 'set', 'split': 'test',
+        'metric': 'coco/bbox_mAP', 'rows': list(rows),
+        'float': {'config': 'c.py', 'checkpoint': 'c.pth', 'value': 0.5,
+                  'metrics': {'coco/RBC_precision': 0.45}},
+        'environment': {}
+    }
+
+
+SEEDS = [make_row('qdrop', value, seed=seed, decided=0.998,
+                  reconstruction_seconds=120.0)
+         for seed, value in enumerate((0.45, 0.46, 0.47))]
+
+
+@pytest.fixture
+def repo(tmp_path):
+    """A repository with one family, its table and results."""
+    family = tmp_path / 'configs' / 'tiny'
+    (family / 'results').mkdir(parents=True)
+    (family / 'README.md').write_text(README)
+    (tmp_path / 'README.md').write_text(
+        '<!-- table:summary -->\n<!-- /table -->\n')
+    (family / 'tiny_set.table.yml').write_text(yaml.safe_dump({
+        'model': 'tiny', 'dataset': 'set', 'config': 'c.py',
+        'checkpoint': 'c.pth', 'metric': 'coco/bbox_mAP',
+        'groups': [{'methods': ['mse', 'qdrop'], 'bits': ['w2a4']}],
+        'columns': {'AP': 'coco/bbox_mAP', 'RBC': 'coco/RBC_precision'},
+        'metafile': {'task': 'Object Detection', 'metric': 'box AP',
+                     'factor': 100},
+        'targets': [{'name': 'keeps', 'method': 'qdrop', 'bits': 'w2a4',
+                     'min_share_of_float': 0.94}],
+    }))
+    (family / 'metafile.yml').write_text(yaml.safe_dump({
+        'Collections': [{'Name': 'Tiny'}],
+        'Models': [{'Name': 'tiny_set', 'Results': []},
+                   {'Name': 'other', 'Results': ['kept']}],
+    }, sort_keys=False))
+    (family / 'results' / 'tiny_set.json').write_text(
+        json.dumps(make_results(make_row('mse', 0.2), *SEEDS)))
+    return tmp_path
+
+
+def cells(text, start):
+    """Cells of the table line that begins so."""
+    line = next(line for line in text.splitlines()
+                if re.match(start, line.replace(' ', '')))
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def test_writes_tables_and_leaves_the_rest(tools, repo):
+    tools('collect_results').main(['--root', str(repo)])
+    text = (repo / 'configs' / 'tiny' / 'README.md').read_text()
+    assert cells(text, r'\|bits')[:5] == [
+        'bits', 'method', 'AP', 'of float', 'RBC']
+    assert cells(text, r'\|32\|float')[2:5] == ['0.500', '100.0%', '0.450']
+    assert cells(text, r'\|w2a4\|mse')[2:] == [
+        '0.200', '40.0%', '0.400', '10', '', '', '2']
+    assert cells(text, r'\|w2a4\|qdrop')[2:] == [
+        '0.460 ± 0.010 (3)', '92.0%', '0.920', '10', '120', '99.8%', '2']
+    assert 'short by 2.0%' in text
+    assert text.startswith('# Tiny\n\n<!-- table:tiny_set -->\n| bits')
+    assert '<!-- /table -->\n\nbetween\n\n<!-- targets' in text
+    assert text.endswith('<!-- /targets -->\nend\n')
+
+
+def test_writes_the_summary_of_the_top_readme(tools, repo):
+    tools('collect_results').main(['--root', str(repo)])
+    text = (repo / 'README.md').read_text()
+    head, line = cells(text, r'\|model'), cells(text, r'\|tiny')
+    found = dict(zip(head, line, strict=True))
+    assert found['float'] == '0.500'
+    assert found['w2a4 qdrop'] == '0.460 ± 0.010 (3)'
+    assert found['w8a8 mse'] == ''
+
+
+def test_writes_results_of_metafiles(tools, repo):
+    tools('collect_results').main(['--root', str(repo)])
+    content = yaml.safe_load(
+        (repo / 'configs' / 'tiny' / 'metafile.yml').read_text())
+    first, second = content['Models']
+    assert second['Results'] == ['kept']
+    assert [r['Metrics']['box AP'] for r in first['Results']] == [
+        50.0, 20.0, 46.0]
+    assert first['Results'][2]['Quantization'] == 'qdrop w2a4'
+
+
+def test_check_finds_what_is_out_of_date(tools, repo):
+    collect = tools('collect_results')
+    readme = repo / 'configs' / 'tiny' / 'README.md'
+    with pytest.raises(SystemExit, match=r'configs/tiny/README\.md') as caught:
+        collect.main(['--root', str(repo), '--check'])
+    assert caught.value.code != 0
+    assert readme.read_text() == README
+    collect.main(['--root', str(repo)])
+    collect.main(['--root', str(repo), '--check'])
+    readme.write_text(readme.read_text().replace('0.460', '0.490'))
+    with pytest.raises(SystemExit, match='out of date'):
+        collect.main(['--root', str(repo), '--check'])
+
+
+def test_what_is_not_measured_says_so(tools, repo):
+    (repo / 'configs' / 'tiny' / 'results' / 'tiny_set.json').unlink()
+    tools('collect_results').main(['--root', str(repo)])
+    text = (repo / 'configs' / 'tiny' / 'README.md').read_text()
+    assert text.count('Not measured yet.\n') == 2
+    assert 'old' not in text
+
+
+def test_a_marker_without_table_is_an_error(tools, repo):
+    (repo / 'README.md').write_text(
+        '<!-- table:nothing -->\n<!-- /table -->\n')
+    with pytest.raises(SystemExit, match='nothing'):
+        tools('collect_results').main(['--root', str(repo)])
+
+
+def test_prints_targets(tools, repo, capsys):
+    tools('collect_results').main(['--root', str(repo), '--targets'])
+    out = capsys.readouterr().out
+    assert 'fail     keeps: qdrop keeps 92.0% of float' in out
+    assert 'target 94.0%' in out
+
+
+def test_the_repository_is_up_to_date(tools):
+    tools('collect_results').main(['--check'])
+
+
+@pytest.mark.parametrize(('values', 'status', 'short_by'), [
+    ((0.45, 0.46, 0.47), 'pass', 0.0),
+    ((0.39, 0.41, 0.43), 'fail', 0.03),
+])
+def test_above_counts_the_seed_spread(tools, values, status, short_by):
+    rows = [make_row('qdrop', v, seed=s) for s, v in enumerate(values)]
+    results = make_results(
+        make_row('minmax', 0.1), make_row('mse', 0.4), *rows)
+    record, = tools('_targets').evaluate_targets([
+        {'name': 'above', 'method': 'qdrop', 'bits': 'w2a4',
+         'above': ['minmax', 'mse']}
+    ], results)
+    assert record['status'] == status
+    assert record['short_by'] == pytest.approx(short_by)
+    assert record['measured'] == pytest.approx(sum(values) / 3 - 0.4)
+    assert record['discriminating']
+
+
+def test_the_larger_spread_of_the_two_counts(tools):
+    results = make_results(
+        make_row('qdrop', 0.42),
+        make_row('mse', 0.38), make_row('mse', 0.42, seed=1))
+    record, = tools('_targets').evaluate_targets([
+        {'name': 'n', 'method': 'qdrop', 'bits': 'w2a4', 'above': 'mse'}
+    ], results)
+    assert record['required'] == pytest.approx(0.04)
+    assert record['status'] == 'fail'
+
+
+@pytest.mark.parametrize(('extra', 'status'), [
+    ({'against': ['mse']}, 'reported'),
+    ({}, 'reported'),
+    ({'above': ['brecq']}, 'missing'),
+    ({'min_share_of_float': 0.92}, 'pass'),
+])
+def test_status_of_other_targets(tools, extra, status):
+    targets = tools('_targets')
+    results = make_results(make_row('mse', 0.2), *SEEDS)
+    record, = targets.evaluate_targets([
+        {'name': 'n', 'method': ['mse', 'qdrop'], 'bits': 'w2a4', **extra}
+    ], results)
+    assert record['status'] == status
+    assert targets.describe(record).startswith(status)
+
+
+def test_bits_where_plain_works_do_not_discriminate(tools):
+    targets = tools('_targets')
+    record, = targets.evaluate_targets([
+        {'name': 'n', 'method': 'mse', 'bits': 'w8a8', 'above': 'minmax'}
+    ], make_results(make_row('mse', 0.5, bits='w8a8'),
+                    make_row('minmax', 0.48, bits='w8a8')))
+    assert record['discriminating'] is False
+    assert 'do not discriminate' in targets.describe(record)
+
+
+def test_unknown_key_of_a_target_is_an_error(tools):
+    with pytest.raises(ValueError, match='over'):
+        tools('_targets').evaluate_targets(
+            [{'name': 'n', 'method': 'mse', 'bits': 'w8a8', 'over': 'x'}],
+            make_results())
+
+
+def test_results_are_written_whole(tools, tmp_path):
+    results = tools('_results')
+    path = tmp_path / 'new' / 'r.json'
+    results.save_results({'rows': []}, path)
+    with pytest.raises(ValueError, match='JSON compliant'):
+        results.save_results({'rows': [float('nan')]}, path)
+    assert results.load_results(path) == {'rows': []}
+    assert [p.name for p in path.parent.iterdir()] == ['r.json']

@@ -1,0 +1,326 @@
+import importlib
+import json
+import re
+import shlex
+import sys
+
+import pytest
+import torch
+import yaml
+
+pytest.importorskip('mmengine')
+
+MODULES = ('run_table', '_measure', '_table', '_results', '_targets',
+           '_markdown')
+ROW_KEYS = {
+    'method', 'bits', 'seed', 'config', 'value', 'metrics',
+    'calibration_seconds', 'reconstruction_seconds', 'eval_seconds',
+    'file_bytes', 'checkpoint', 'command', 'commit', 'steps', 'scope',
+    'decided'
+}
+GROUPS = [
+    {'methods': ['qdrop'], 'bits': ['w2a4'], 'seeds': [0, 1]},
+    {'methods': ['minmax', 'mse'], 'bits': ['w8a8', 'w2a4']},
+]
+NAMES = ['qdrop w2a4 0', 'qdrop w2a4 1', 'minmax w8a8 0', 'mse w8a8 0',
+         'minmax w2a4 0', 'mse w2a4 0']
+
+
+@pytest.fixture
+def tools(repo_root, monkeypatch):
+    """The modules of tools/, imported anew."""
+    monkeypatch.syspath_prepend(str(repo_root / 'tools'))
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def write_table(tmp_path):
+    """Write a table with its float checkpoint; returns the path."""
+
+    def write(**changes):
+        checkpoint = tmp_path / 'float.pth'
+        if not checkpoint.exists():
+            checkpoint.write_bytes(b'float weights')
+        content = {
+            'model': 'tiny', 'dataset': 'set', 'config': 'tiny.py',
+            'checkpoint': str(checkpoint), 'metric': 'coco/bbox_mAP',
+            'groups': GROUPS, **changes
+        }
+        path = tmp_path / 'tiny_set.table.yml'
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+class FakeMeasurement:
+    """Measures nothing; counts, and stops at a chosen row."""
+
+    measured: list = []  # noqa: RUF012
+    stop_at = None
+    fail_at = None
+
+    def __init__(self, table, *, device=None):
+        self.table = table
+
+    def environment(self):
+        return {'python': '3'}
+
+    def measure_float(self):
+        self.measured.append('float')
+        return {'config': 'tiny.py', 'checkpoint': 'float.pth', 'value': 0.5,
+                'metrics': {'coco/bbox_mAP': 0.5}}
+
+    def measure(self, row):
+        if row.name == self.stop_at:
+            raise KeyboardInterrupt
+        if row.name == self.fail_at:
+            raise ValueError('impossible')
+        self.measured.append(row.name)
+        return {'method': row.method, 'bits': row.bits, 'seed': row.seed,
+                'value': 0.4, 'metrics': {}, 'calibration_seconds': 1.0,
+                'reconstruction_seconds': 0.0, 'eval_seconds': 1.0,
+                'file_bytes': 1, 'steps': row.reconstruction.get('steps')}
+
+
+@pytest.fixture
+def fake(tools, monkeypatch):
+    """run_table with a measurement that measures nothing."""
+    run_table = tools('run_table')
+    kind = type('Fake', (FakeMeasurement, ), {'measured': []})
+    monkeypatch.setattr(run_table, 'Measurement', kind)
+    run_table.Fake = kind
+    return run_table
+
+
+def read_results(table):
+    return json.loads(
+        (table.parent / 'results' / 'tiny_set.json').read_text())
+
+
+def test_measures_in_the_tables_order(fake, write_table):
+    table = write_table()
+    fake.main([str(table)])
+    assert fake.Fake.measured == ['float', *NAMES]
+    results = read_results(table)
+    assert list(results)[:4] == ['model', 'dataset', 'split', 'metric']
+    assert results['split'] == 'test'
+    assert results['environment'] == {'python': '3'}
+    assert len(results['rows']) == len(NAMES)
+
+
+def test_measures_only_what_is_lacking(fake, write_table):
+    table = write_table()
+    fake.main([str(table), '--rows', '^minmax'])
+    assert fake.Fake.measured == ['float', 'minmax w8a8 0', 'minmax w2a4 0']
+    fake.main([str(table)])
+    assert sorted(fake.Fake.measured) == sorted(['float', *NAMES])
+    names = [f'{r["method"]} {r["bits"]} {r["seed"]}'
+             for r in read_results(table)['rows']]
+    assert names == NAMES
+    before = list(fake.Fake.measured)
+    fake.main([str(table)])
+    assert fake.Fake.measured == before
+
+
+def test_an_interrupted_table_goes_on(fake, write_table):
+    table = write_table()
+    fake.Fake.stop_at = 'minmax w8a8 0'
+    with pytest.raises(KeyboardInterrupt):
+        fake.main([str(table)])
+    assert len(read_results(table)['rows']) == 2
+    fake.Fake.stop_at = None
+    fake.main([str(table)])
+    assert fake.Fake.measured == ['float', *NAMES]
+
+
+def test_a_failing_row_does_not_stop_the_others(fake, write_table, caplog):
+    table = write_table()
+    fake.Fake.fail_at = 'qdrop w2a4 1'
+    with pytest.raises(SystemExit, match='qdrop w2a4 1'):
+        fake.main([str(table)])
+    assert len(read_results(table)['rows']) == len(NAMES) - 1
+    assert 'impossible' in caplog.text
+
+
+def test_redo_replaces_a_row(fake, write_table):
+    table = write_table()
+    fake.main([str(table)])
+    fake.main([str(table), '--rows', '^mse w8a8', '--redo'])
+    assert fake.Fake.measured == ['float', *NAMES, 'mse w8a8 0']
+    assert len(read_results(table)['rows']) == len(NAMES)
+
+
+def test_out_of_time_starts_no_row(fake, write_table):
+    table = write_table()
+    fake.main([str(table), '--max-minutes', '-1'])
+    assert fake.Fake.measured == ['float']
+    assert read_results(table)['rows'] == []
+
+
+def test_list_measures_nothing(fake, write_table, capsys):
+    table = write_table()
+    fake.main([str(table), '--list', '--rows', 'w8a8'])
+    assert fake.Fake.measured == []
+    assert re.findall(r'(\S+) w8a8 0 +lacking', capsys.readouterr().out) == [
+        'minmax', 'mse']
+
+
+def test_refuses_results_of_another_checkpoint(fake, write_table):
+    table = write_table()
+    fake.main([str(table)])
+    path = table.parent / 'results' / 'tiny_set.json'
+    results = json.loads(path.read_text())
+    results['float']['sha256'] = 'other'
+    path.write_text(json.dumps(results))
+    with pytest.raises(SystemExit, match='another'):
+        fake.main([str(table)])
+
+
+def test_stores_the_targets(fake, write_table):
+    table = write_table(targets=[{
+        'name': 'keeps', 'method': 'mse', 'bits': 'w8a8',
+        'min_share_of_float': 0.9
+    }])
+    fake.main([str(table)])
+    target, = read_results(table)['targets']
+    assert target['status'] == 'fail'
+    assert target['measured'] == pytest.approx(0.8)
+    assert target['short_by'] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'modle': 1}, 'unknown key'),
+    ({'groups': [{'methods': ['mse'], 'bit': 'w8a8'}]}, r'groups\[0\]'),
+    ({'groups': [{'methods': ['mse']}]}, "lacks the key 'bits'"),
+    ({'split': 'train'}, 'split'),
+    ({'dataset': 'other'}, 'name it'),
+])
+def test_refuses_a_wrong_table(tools, write_table, changes, message):
+    with pytest.raises(ValueError, match=message):
+        tools('_table').read_table(write_table(**changes))
+
+
+def test_the_first_group_decides_a_rows_settings(tools, write_table):
+    table = tools('_table').read_table(write_table(
+        reconstruction={'steps': 7, 'batch_size': 2},
+        groups=[
+            {'methods': 'qdrop', 'bits': 'w2a4',
+             'reconstruction': {'steps': 9}},
+            {'methods': ['qdrop'], 'bits': ['w2a4', 'w4a4']}
+        ]))
+    first, second = table.rows()
+    assert (first.name, second.name) == ('qdrop w2a4 0', 'qdrop w4a4 0')
+    assert first.reconstruction == {'steps': 9, 'batch_size': 2}
+    assert second.reconstruction == {'steps': 7, 'batch_size': 2}
+
+
+def test_the_command_names_just_its_row(tools, write_table):
+    table = tools('_table').read_table(write_table(
+        groups=[{'methods': ['fqm', 'fqm+drd'], 'bits': ['w4a4', 'w4a4-8'],
+                 'seeds': [1, 11]}]))
+    for row in table.rows():
+        words = shlex.split(table.command(row))
+        found = table.rows(words[words.index('--rows') + 1])
+        assert [other.name for other in found] == [row.name]
+
+
+def test_no_metric_counts_as_zero(tools, write_table):
+    measure = tools('_measure')
+    measurement = object.__new__(measure.Measurement)
+    measurement.table = tools('_table').read_table(write_table())
+    scores = measurement.scores({})
+    assert (scores['value'], scores['metrics']) == (0.0, {})
+    assert 'note' in scores
+    with pytest.raises(ValueError, match='coco/bbox_mAP'):
+        measurement.scores({'coco/segm_mAP': 0.1})
+
+
+def test_metrics_are_finite_numbers(tools):
+    found = tools('_measure').finite_numbers({
+        'a': torch.tensor(0.5).numpy(), 'b': float('nan'), 'c': '0.1 0.2'})
+    assert found == {'a': 0.5}
+
+
+def test_collects_iou_of_each_class(tools):
+    pytest.importorskip('mmseg')
+    from mmengine.evaluator import Evaluator
+    from mmseg.evaluation import IoUMetric
+    evaluator = Evaluator(IoUMetric(iou_metrics=['mIoU']))
+    evaluator.dataset_meta = {'classes': ('sky', 'road')}
+    found = tools('_measure').watch_classes(evaluator)
+    predicted = torch.tensor([[0, 0], [1, 1]])
+    label = torch.tensor([[0, 1], [1, 1]])
+    evaluator.process(data_samples=[{
+        'pred_sem_seg': {'data': predicted},
+        'gt_sem_seg': {'data': label}
+    }])
+    metrics = evaluator.evaluate(1)
+    assert found == {'IoU/sky': 50.0, 'IoU/road': 66.67}
+    assert metrics['mIoU'] == pytest.approx(58.33)
+
+
+def test_replay_gives_copies(tools):
+    replay = tools('_measure').Replay([{'x': torch.zeros(2)}])
+    replay[0]['x'].add_(1)
+    assert next(iter(replay))['x'].sum() == 0
+    assert len(replay) == 1
+
+
+@pytest.fixture
+def tiny_task(repo_root, registry_guard, monkeypatch, tmp_path):
+    """Folder of the tiny task; the current folder is empty."""
+    from mmengine.registry import DefaultScope
+    folder = repo_root / 'tests' / 'test_engine'
+    scopes = dict(DefaultScope._instance_dict)
+    monkeypatch.syspath_prepend(str(folder))
+    monkeypatch.chdir(tmp_path)
+    sys.modules.pop('tiny_task', None)
+    yield folder
+    sys.modules.pop('tiny_task', None)
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_rows_equal_what_quantize_and_test_give(
+        tools, write_table, tiny_task, repo_root, tmp_path):
+    from mmengine.config import Config
+
+    from taskptq.apis import build_model, quantize
+    config = tiny_task / 'tiny_config.py'
+    torch.manual_seed(3)
+    model = build_model(Config.fromfile(config))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
+    quant = str(repo_root / 'configs/_base_/quant')
+    table = write_table(
+        config=str(config), metric='mean',
+        quant=quant + '/{bits}_{method}.py',
+        calibration={'num_images': 8},
+        reconstruction={'steps': 3, 'batch_size': 4},
+        groups=[{'methods': ['qdrop', 'gptq', 'minmax'], 'bits': ['w4a4'],
+                 'seeds': [1]}])
+    tools('run_table').main([str(table), '--device', 'cpu'])
+    results = read_results(table)
+    assert set(results['rows'][0]) >= ROW_KEYS
+    fragment = Config.fromfile(f'{quant}/w4a4_qdrop.py')
+    quantized, report = quantize(
+        config, tmp_path / 'float.pth', device='cpu', seed=1,
+        qconfig=fragment.qconfig,
+        reconstruction={**fragment.reconstruction, 'steps': 3,
+                        'batch_size': 4},
+        calibration={'num_images': 8}, work_dir=tmp_path / 'api')
+    by_method = {row['method']: row for row in results['rows']}
+    row = by_method['qdrop']
+    assert row['file_bytes'] == pytest.approx(report['file_bytes'], rel=0.01)
+    assert (row['steps'], by_method['minmax']['steps']) == (3, None)
+    assert 0 <= row['decided'] <= 1
+    measurement = tools('_measure').Measurement(
+        tools('_table').read_table(table), device='cpu')
+    metrics, _ = measurement.evaluate(quantized)
+    assert metrics['mean'] == row['value'] != results['float']['value']
+    assert row['value'] != by_method['minmax']['value']

@@ -1,0 +1,176 @@
+"""Measure speed and memory, on this machine, in one run.
+
+    python tools/benchmark.py eval-speed CONFIG CHECKPOINT
+    python tools/benchmark.py reconstruction-speed CONFIG CHECKPOINT
+    python tools/benchmark.py memory [CONFIG CHECKPOINT]
+    python tools/benchmark.py profile CONFIG CHECKPOINT [--unit NAME]
+
+Each prints what it found and writes it as JSON, with the command, the commit
+and the environment. What is compared is always run in turns within one call.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from benchmarks import (
+    common,
+    eval_speed,
+    memory,
+    profiling,
+    reconstruction_speed,
+)
+
+QUANT = 'configs/_base_/quant'
+CONFIG = 'configs/retinanet/retinanet_r18-half_fpn_bccd.py'
+CHECKPOINT = 'configs/retinanet/checkpoints/retinanet_r18-half_fpn_bccd.pth'
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(description='Measure speed and memory')
+    commands = parser.add_subparsers(dest='benchmark', required=True)
+    _add_eval_speed(commands)
+    _add_reconstruction_speed(commands)
+    _add_memory(commands, 'memory')
+    # What the memory benchmark starts for each number of images.
+    _add_memory(commands, 'memory-worker')
+    _add_profile(commands)
+    return parser.parse_args(argv)
+
+
+def _add(commands: Any, name: str, *, what: str, quant: str,
+         optional: bool = False) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=what)
+    options: dict[str, Any] = {'nargs': '?'} if optional else {}
+    parser.add_argument(
+        'config', help='config of the float model', **options,
+        **({'default': CONFIG} if optional else {}))
+    parser.add_argument(
+        'checkpoint', help='float checkpoint', **options,
+        **({'default': CHECKPOINT} if optional else {}))
+    parser.add_argument(
+        '--quant', default=f'{QUANT}/{quant}.py',
+        help='fragment that says how to quantize')
+    parser.add_argument('--out', help='JSON file to write')
+    return parser
+
+
+def _add_eval_speed(commands: Any) -> None:
+    parser = _add(
+        commands, 'eval-speed', quant='w8a8_minmax',
+        what='evaluation, quantized against float')
+    parser.add_argument(
+        '--repeats', type=int, default=5, help='timed passes of each')
+    parser.add_argument(
+        '--limit', type=int, help='images of the test set (default: all)')
+    parser.add_argument(
+        '--calibration-images', type=int, default=32, help='images')
+
+
+def _add_reconstruction_speed(commands: Any) -> None:
+    parser = _add(
+        commands, 'reconstruction-speed', quant='w4a4_qdrop',
+        what='reconstruction steps against a plain loop')
+    parser.add_argument(
+        '--num-images', type=int, default=64, help='calibration images')
+    parser.add_argument(
+        '--num-units', type=int, default=6,
+        help='units to time, spread over the depth of the model')
+    parser.add_argument(
+        '--steps', type=int, default=9, help='our steps in each round')
+    parser.add_argument(
+        '--rounds', type=int, default=2, help='turns of both loops')
+
+
+def _add_memory(commands: Any, name: str) -> None:
+    parser = _add(
+        commands, name, quant='w4a4_qdrop', optional=True,
+        what='peak memory at N and at 2N images')
+    parser.add_argument(
+        '--num-images', type=int, default=64, help='N')
+    parser.add_argument(
+        '--budget-mib', type=int, default=64,
+        help='budget of the activation cache')
+    parser.add_argument(
+        '--steps', type=int, default=2, help='steps of each unit')
+    parser.add_argument(
+        '--batch-size', type=int, default=8,
+        help='images per calibration batch')
+
+
+def _add_profile(commands: Any) -> None:
+    parser = _add(
+        commands, 'profile', quant='w4a4_qdrop',
+        what='operators of a reconstruction step')
+    parser.add_argument(
+        '--unit', help='qualified name (default: the one in the middle)')
+    parser.add_argument(
+        '--num-images', type=int, default=32, help='calibration images')
+    parser.add_argument(
+        '--steps', type=int, default=10, help='steps to profile')
+    parser.add_argument(
+        '--rows', type=int, default=20, help='operators to list')
+
+
+def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Run one benchmark.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Returns:
+        The result, plain types, and what to print.
+    """
+    options = {
+        key: value for key, value in vars(args).items()
+        if key not in ('benchmark', 'config', 'checkpoint', 'out')
+    }
+    if args.benchmark == 'memory':
+        options['script'] = __file__
+    module: Any = {
+        'eval-speed': eval_speed,
+        'reconstruction-speed': reconstruction_speed,
+        'memory': memory,
+        'profile': profiling,
+    }[args.benchmark]
+    result = module.measure(args.config, args.checkpoint, **options)
+    return result, module.lines(result)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Run one benchmark, print and write what it found.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If something is refused; the reason is one sentence.
+    """
+    args = parse_args(argv)
+    common.quiet()
+    if args.benchmark == 'memory-worker':
+        found = memory.work(
+            args.config, args.checkpoint, quant=args.quant,
+            num_images=args.num_images, budget_mib=args.budget_mib,
+            steps=args.steps, batch_size=args.batch_size)
+        print(json.dumps(found))
+        return found
+    try:
+        result, text = measure(args)
+    except (FileNotFoundError, RuntimeError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    print('\n'.join(text))
+    name = f'{args.benchmark}_{Path(args.config).stem}'
+    print(f'written to {common.write_result(result, name=name, out=args.out)}')
+    return result
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,76 @@
+"""Where the time of a reconstruction step goes."""
+from __future__ import annotations
+
+from typing import Any
+
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import common
+from benchmarks.sessions import Session, units_of
+
+
+def measure(
+    config_path: str, checkpoint: str, *, quant: str, num_images: int,
+    unit: str | None, steps: int, rows: int
+) -> dict[str, Any]:
+    """Profile some steps of one unit.
+
+    Args:
+        config_path: Config of the float model.
+        checkpoint: Float checkpoint.
+        quant: Fragment with qconfig and reconstruction.
+        num_images: Calibration images.
+        unit: Its qualified name; None takes the one in the middle.
+        steps: Steps to profile, after as many to warm up.
+        rows: Operators to list.
+
+    Raises:
+        ValueError: If there is no such unit.
+    """
+    config = common.read_config(config_path)
+    settings = common.recipe(quant, steps=steps)
+    batches = list(
+        common.calibration_batches(
+            config, num_images=num_images, batch_size=settings.batch_size))
+    model = common.prepared(
+        common.load_float(config, checkpoint), batches, quant=quant)
+    units = {u.name: u for u in units_of(model, batches[0], settings)}
+    name = unit or list(units)[len(units) // 2]
+    if name not in units:
+        raise ValueError(
+            f'no unit is called {name!r}; they are {", ".join(units)}')
+    with common.single_seed():
+        session = Session(model, units[name], batches, settings)
+        session.train()
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            result = session.train()
+        session.close()
+    averages = recorded.key_averages()
+    table = averages.table(sort_by='self_cpu_time_total', row_limit=rows)
+    total = sum(event.self_cpu_time_total for event in averages)
+    top = sorted(averages, key=lambda e: -e.self_cpu_time_total)[:rows]
+    return {
+        'config': config_path,
+        'checkpoint': checkpoint,
+        'quant': quant,
+        'unit': name,
+        'steps': steps,
+        'seconds_per_step': result.seconds / steps,
+        'operators': [
+            {
+                'name': event.key,
+                'calls': event.count,
+                'share': event.self_cpu_time_total / total,
+            } for event in top
+        ],
+        'table': table,
+    }
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    """Say it in words."""
+    return [
+        f'{result["unit"]}: {1000 * result["seconds_per_step"]:.0f} ms a '
+        'step under the profiler',
+        result['table'],
+    ]

@@ -1,0 +1,214 @@
+"""Bring the tables in README files and metafiles up to date.
+
+    python tools/collect_results.py            write what has changed
+    python tools/collect_results.py --check    exit 1 if something would
+    python tools/collect_results.py --targets  print targets and outcomes
+
+A README shows a table between ``<!-- table:<model>_<dataset> -->`` and
+``<!-- /table -->``, one line for each model between ``<!-- table:summary
+-->`` and ``<!-- /table -->``, and targets between ``<!-- targets:<model>_
+<dataset> -->`` (on one line) and ``<!-- /targets -->``. A metafile.yml has
+the results of its models under ``Models``.
+"""
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _markdown import groups, render_results, render_summary
+from _results import Results, Summary, float_summary, load_results
+from _table import SUFFIX, Table, read_table
+from _targets import describe, evaluate_targets
+
+ROOT = Path(__file__).resolve().parents[1]
+FAMILIES = ('configs/*', 'projects/*/configs', 'projects/*/configs/*')
+READMES = ('README.md', 'configs/*/README.md', 'projects/*/README.md')
+MARKED = re.compile(
+    r'(<!-- (table|targets):(\S+) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
+SUMMARY = 'summary'
+SUMMARY_CELLS = (('w8a8', 'mse'), ('w4a4', 'mse'), ('w4a4', 'qdrop'),
+                 ('w2a4', 'mse'), ('w2a4', 'qdrop'), ('w2a2', 'mse'),
+                 ('w2a2', 'qdrop'))
+ABSENT = 'Not measured yet.\n'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A table and its results, None if nothing is measured yet."""
+
+    table: Table
+    results: Results | None
+
+
+def find_entries(root: Path) -> dict[str, Entry]:
+    """Read all tables below the repository's top level.
+
+    Args:
+        root: The top level.
+
+    Raises:
+        ValueError: If two tables have one name, or see ``read_table``.
+    """
+    entries: dict[str, Entry] = {}
+    for pattern in FAMILIES:
+        for path in sorted(root.glob(f'{pattern}/*{SUFFIX}')):
+            table = read_table(path)
+            if table.name in entries:
+                raise ValueError(f'there are two tables {table.name}: {path} '
+                                 f'and {entries[table.name].table.path}')
+            entries[table.name] = Entry(
+                table=table, results=load_results(table.results))
+    return entries
+
+
+def render(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
+    """Return what belongs between two markers, ending in a newline.
+
+    Args:
+        kind: ``table`` or ``targets``.
+        name: ``<model>_<dataset>`` or ``summary``.
+        entries: All tables.
+
+    Raises:
+        ValueError: If there is no such table.
+    """
+    if kind == 'table' and name == SUMMARY:
+        measured = [entry.results for entry in entries.values()
+                    if entry.results is not None]
+        if not measured:
+            return ABSENT
+        return render_summary(measured, SUMMARY_CELLS) + '\n'
+    if name not in entries:
+        raise ValueError(
+            f'there is no table {name!r} (no {name}{SUFFIX}); known are '
+            f'{", ".join(entries)}')
+    entry = entries[name]
+    if entry.results is None:
+        return ABSENT
+    if kind == 'targets':
+        return ''.join(f'- {line}\n' for line in target_lines(entry))
+    return render_results(entry.results, columns=entry.table.columns) + '\n'
+
+
+def target_lines(entry: Entry) -> list[str]:
+    """Return a line for each target of a table."""
+    results = entry.results or {'rows': [], 'float': None}
+    return [describe(record)
+            for record in evaluate_targets(entry.table.targets, results)]
+
+
+def update_text(text: str, entries: Mapping[str, Entry]) -> str:
+    """Return a README's text with all its tables new.
+
+    Raises:
+        ValueError: If a marker names no table.
+    """
+    return MARKED.sub(
+        lambda m: m[1] + render(m[2], m[3], entries) + m[4], text)
+
+
+def update_metafile(text: str, entries: Mapping[str, Entry]) -> str:
+    """Return a metafile's text with the results of its models new.
+
+    Args:
+        text: YAML; a model whose ``Name`` is ``<model>_<dataset>`` gets its
+            ``Results``.
+        entries: All tables.
+    """
+    content = yaml.safe_load(text)
+    for model in content.get('Models', []):
+        entry = entries.get(model['Name'])
+        if entry is not None and entry.results is not None:
+            model['Results'] = list(model_results(entry))
+    return yaml.safe_dump(content, sort_keys=False, width=79)
+
+
+def model_results(entry: Entry) -> Iterator[dict[str, Any]]:
+    """Walk over a model's entries of metafile.yml, float first."""
+    results = entry.results
+    reference = float_summary(results) if results else None
+    if results is None or reference is None:
+        return
+    facts = entry.table.metafile
+
+    def as_entry(summary: Summary, **quantization: Any) -> dict[str, Any]:
+        value = round(summary.mean * facts.get('factor', 1), 2)
+        return {
+            'Task': facts['task'],
+            'Dataset': results['dataset'],
+            **quantization,
+            'Metrics': {facts['metric']: value},
+        }
+
+    yield as_entry(reference)
+    for bits, method, summary in groups(results):
+        yield as_entry(summary, Quantization=f'{method} {bits}')
+
+
+def find_updates(root: Path,
+                 entries: Mapping[str, Entry]) -> dict[Path, str]:
+    """Return the new text of every file that is out of date.
+
+    Args:
+        root: The repository's top level.
+        entries: All tables.
+
+    Raises:
+        ValueError: If a marker names no table.
+    """
+    jobs = [(path, update_text) for pattern in READMES
+            for path in sorted(root.glob(pattern))]
+    jobs += [(path, update_metafile) for pattern in FAMILIES
+             for path in sorted(root.glob(f'{pattern}/metafile.yml'))]
+    updates = {}
+    for path, update in jobs:
+        old = path.read_text(encoding='utf-8')
+        new = update(old, entries)
+        if new != old:
+            updates[path] = new
+    return updates
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Update, check, or print the targets.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If --check finds a file out of date, or a marker or a
+            table is wrong.
+    """
+    parser = argparse.ArgumentParser(description='Update tables of results')
+    parser.add_argument('--check', action='store_true',
+                        help='change nothing, exit 1 if a file is outdated')
+    parser.add_argument('--targets', action='store_true',
+                        help='print the targets and whether they are met')
+    parser.add_argument('--root', type=Path, default=ROOT,
+                        help='top level of the repository')
+    args = parser.parse_args(argv)
+    try:
+        entries = find_entries(args.root)
+        if args.targets:
+            for name, entry in entries.items():
+                print('\n'.join([name, *target_lines(entry)]))
+            return
+        updates = find_updates(args.root, entries)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    names = ', '.join(str(path.relative_to(args.root)) for path in updates)
+    if args.check and updates:
+        raise SystemExit(f'{names}: out of date, run '
+                         'python tools/collect_results.py')
+    for path, text in updates.items():
+        path.write_text(text, encoding='utf-8')
+    print(f'Updated {names}' if updates else 'Everything is up to date')
+
+
+if __name__ == '__main__':
+    main()
