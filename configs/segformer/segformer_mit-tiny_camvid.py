@@ -1,4 +1,4 @@
-# SegFormer with a Mix Transformer half as wide as B0, trained from scratch.
+# SegFormer with a Mix Transformer three quarters as wide as B0, from scratch.
 # The rare classes (poles, signs, fences, people) weigh more in the loss:
 # weight = (frequency of the class / mean frequency) ** -0.5, at most 3.
 _base_ = [

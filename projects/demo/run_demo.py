@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--out', default='work_dirs/demo', help='folder for what it writes, '
         "relative to the repository's top level")
+    parser.add_argument(
+        '--data-only', action='store_true', help='draw the data set and stop')
     args = parser.parse_args(argv)
     # Configs and commands name paths from the repository's top level.
     os.chdir(ROOT)
@@ -87,6 +89,8 @@ def main(argv: list[str] | None = None) -> None:
     say('Drawing the data set: bolts, nuts and washers on a workbench ...')
     if not generate(DATA):
         say(f'      it is there already: {DATA}')
+    if args.data_only:
+        return
     try:
         rows = measure_rows(out)
     except RuntimeError as error:

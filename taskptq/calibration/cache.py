@@ -122,7 +122,10 @@ class _File:
         self.shape = tuple(tensor.shape)
         self.dtype = tensor.dtype
         self.device = tensor.device
-        self.row_bytes = tensor[:1].numel() * tensor.element_size()
+        rows = tensor.shape[0] if tensor.dim() else 1
+        self.row_bytes = (
+            tensor.numel() // max(rows, 1) * tensor.element_size()
+        )
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         with path.open('wb') as file:
             file.write(data.numpy().data)

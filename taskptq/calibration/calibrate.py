@@ -15,6 +15,7 @@ from taskptq.core.quantizers import Quantizer
 from taskptq.core.reduce import reduce_observers
 from taskptq.core.state import is_weight_quantizer, quantizers
 from taskptq.modules.base import quant_modules
+from taskptq.modules.multihead_attention import QuantMultiheadAttention
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -80,11 +81,30 @@ def calibrate(
         if not is_weight_quantizer(name) and quantizer.observer is not None
     ]
     reduce_observers([q.observer for _, q in activations if q.observer])
-    unobserved = [name for name, q in activations if not q.calibrate()]
+    missing = {name for name, q in activations if not q.calibrate()}
+    unobserved = [
+        name
+        for name, _ in activations
+        if name in missing and not _is_shared(model, name, missing)
+    ]
     return CalibrationReport(
         num_batches=len(batches),
         seconds=time.perf_counter() - start,
         unobserved=unobserved,
+    )
+
+
+def _is_shared(model: nn.Module, name: str, missing: set[str]) -> bool:
+    """Whether an unset quantizer is one that a shared input leaves unused.
+
+    An attention whose key is its query (or its value its key) quantizes the
+    tensor once, by the quantizer of the former.
+    """
+    owner, _, point = name.rpartition('.')
+    return (
+        point in ('key_input_quantizer', 'value_input_quantizer')
+        and isinstance(model.get_submodule(owner), QuantMultiheadAttention)
+        and f'{owner}.input_quantizer'.lstrip('.') not in missing
     )
 
 

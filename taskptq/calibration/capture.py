@@ -209,9 +209,12 @@ class Capturer:
         for number, batch in enumerate(self.batches):
             self.lengths[number] = batch_length(batch)
             recorder = _Recorder(self, wanted, stream, number)
-            with _hooked(self.model, recorder), calibration_mode(self.model):
-                with suppress(_Stop):
-                    self.forward(self.model, batch)
+            with (
+                _hooked(self.model, recorder),
+                calibration_mode(self.model),
+                suppress(_Stop),
+            ):
+                self.forward(self.model, batch)
 
 
 class _Recorder:

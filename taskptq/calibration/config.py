@@ -34,6 +34,9 @@ class ReconstructionConfig:
         warmup: Share of the steps without the penalty.
         beta_start: Exponent of the penalty at first (AdaRound, Eq. 24).
         beta_end: Exponent at the end.
+        skip_below: Leave a unit rounded to nearest if its loss is already
+            below this (noise to signal, for the default loss): 8-bit units
+            have nothing to gain; 0 trains every unit.
         patience: Stop a unit when its loss has not fallen by 1 % over so
             many steps and 99.9 % of its roundings are decided; None: never.
         autocast: None, or 'bfloat16' to run the units in mixed precision.
@@ -59,6 +62,7 @@ class ReconstructionConfig:
     warmup: float = 0.2
     beta_start: float = 20.0
     beta_end: float = 2.0
+    skip_below: float = 1e-4
     patience: int | None = None
     autocast: str | None = None
     seed: int = 0

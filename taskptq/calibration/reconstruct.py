@@ -31,6 +31,7 @@ from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
 from taskptq.calibration.tree import flatten, named
 from taskptq.calibration.unit_data import UnitData
 from taskptq.core import float_only
+from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit, split_blocks
 
 logger = logging.getLogger('taskptq')
@@ -102,19 +103,19 @@ def reconstruct(
     run = _Run(
         model, batches, config, forward, loss or MSEReconLoss(), adapter
     )
-    states = UnitStates(state_dir, model, config)
+    states = UnitStates(
+        state_dir, model, config, loss=run.loss, num_batches=len(batches)
+    )
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         if config.scope == 'network':
             report = run.network(states, progress)
         else:
             report = run.units(states, cache_dir, progress)
-    weights = sum(unit.num_weights for unit in report.units)
-    if weights:
-        report.decided = sum(
-            unit.decided * unit.num_weights
-            for unit in report.units
-            if unit.num_weights
-        ) / weights
+    trained = [u for u in report.units if u.steps and u.num_weights]
+    if trained:
+        weights = sum(unit.num_weights for unit in trained)
+        decided = sum(unit.decided * unit.num_weights for unit in trained)
+        report.decided = decided / weights
     report.seconds = time.perf_counter() - start
     logger.info(
         'reconstructed %d units in %.0f s, %.2f whole-model passes, %d chain '
@@ -171,8 +172,8 @@ class _Run:
         return report
 
     def _plans(self) -> tuple[list[Plan], list[str]]:
-        called = called_modules(
-            self.model, self.batches[0], forward=self.forward
+        called = _on_all_ranks(
+            called_modules(self.model, self.batches[0], forward=self.forward)
         )
         units = split_blocks(
             self.model,
@@ -183,10 +184,23 @@ class _Run:
         plans = trace(
             self.model, units, self.batches[0], forward=self.forward
         )
-        planned = {id(plan.unit.module) for plan in plans}
-        uncalled = [u.name for u in units if id(u.module) not in planned]
+        _check_order(plans)
+        planned = {
+            id(module)
+            for plan in plans
+            for module in plan.unit.module.modules()
+        }
+        uncalled = [
+            name
+            for name, module in quant_modules(self.model)
+            if id(module) not in planned and module.active_slots()
+        ]
         for name in uncalled:
-            logger.warning('%s is never called: rounded to nearest', name)
+            logger.warning(
+                '%s is not called by the first batch (of every rank): '
+                'rounded to nearest',
+                name,
+            )
         return plans, uncalled
 
     def _unit(
@@ -315,6 +329,29 @@ class _Run:
             )
 
         return draw
+
+
+def _on_all_ranks(names: set[str]) -> set[str]:
+    """Keep the names that every rank has: ranks must train in step."""
+    return set.intersection(*_gathered(names))
+
+
+def _check_order(plans: Sequence[Plan]) -> None:
+    names = [plan.unit.name for plan in plans]
+    if any(other != names for other in _gathered(names)):
+        raise RuntimeError(
+            'the ranks call the units in different orders on their first '
+            'batches: reconstruct in a single process'
+        )
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Return the values of all ranks, the own one without ranks."""
+    if not (dist.is_available() and dist.is_initialized()):
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _read_later(plans: Sequence[Plan], index: int) -> set[Source]:

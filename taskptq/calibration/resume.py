@@ -9,12 +9,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
 
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.train_unit import UnitResult
 from taskptq.core.state import quantizers
-from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit
 
 logger = logging.getLogger('taskptq')
@@ -24,13 +23,15 @@ class UnitStates:
     """Per-unit files of one reconstruction.
 
     Each holds the digest of everything the result depends on (settings,
-    float weights, calibrated ranges): a file of another run is ignored, with
-    a log line.
+    loss, float weights, calibrated ranges, ranks): a file of another run is
+    ignored, with a log line.
 
     Args:
         folder: Where the files lie; None turns saving off.
         model: Swapped and calibrated model, before reconstruction.
         config: Settings.
+        loss: Reconstruction loss.
+        num_batches: Calibration batches of this rank.
     """
 
     def __init__(
@@ -38,20 +39,23 @@ class UnitStates:
         folder: Path | None,
         model: nn.Module,
         config: ReconstructionConfig,
+        *,
+        loss: Any = None,
+        num_batches: int = 0,
     ) -> None:
         self.folder = folder
-        self.digest = '' if folder is None else _digest(model, config)
+        self.digest = ''
+        if folder is not None:
+            run = [num_batches, _world_size(), _description(loss)]
+            self.digest = _digest(model, config, run)
 
     def load(self, index: int, unit: Unit) -> UnitResult | None:
-        """Put a finished unit's state in; None if there is none."""
-        if self.folder is None or not self._path(index).exists():
+        """Put a finished unit's state in; None if a rank has none."""
+        if self.folder is None:
             return None
-        state = torch.load(self._path(index), weights_only=True)
-        if state['digest'] != self.digest:
-            logger.warning(
-                '%s belongs to another recipe or checkpoint: starting anew',
-                self._path(index),
-            )
+        state = self._read(self._path(index))
+        # A kill may fall between two ranks' files; they must train in step.
+        if not _everywhere(state is not None) or state is None:
             return None
         layers = dict(unit.layers())
         for name, codes in state['codes'].items():
@@ -61,6 +65,17 @@ class UnitStates:
             if name in state['quantizers']:
                 quantizer.load_state_dict(state['quantizers'][name])
         return UnitResult(**state['result'])
+
+    def _read(self, path: Path) -> dict[str, Any] | None:
+        if not path.exists():
+            return None
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        if state['digest'] == self.digest:
+            return state
+        logger.warning(
+            '%s belongs to another recipe or checkpoint: starting anew', path
+        )
+        return None
 
     def save(self, index: int, unit: Unit, result: UnitResult) -> None:
         """Write a finished unit; the file appears whole or not at all."""
@@ -95,19 +110,47 @@ class UnitStates:
         return self.folder / f'unit_{index:03d}_rank{rank}.pth'
 
 
-def _digest(model: nn.Module, config: ReconstructionConfig) -> str:
-    """Digest of settings, weights and ranges."""
+def _world_size() -> int:
+    if dist.is_available() and dist.is_initialized():
+        return dist.get_world_size()
+    return 1
+
+
+def _everywhere(found: bool) -> bool:
+    """Whether a thing is so on all ranks."""
+    if _world_size() == 1:
+        return found
+    answers: list[Any] = [None] * _world_size()
+    dist.all_gather_object(answers, found)
+    return all(answers)
+
+
+def _description(loss: Any) -> str:
+    """Name and plain settings of a loss."""
+    name = getattr(loss, '__qualname__', type(loss).__qualname__)
+    settings = {
+        key: value
+        for key, value in sorted(getattr(loss, '__dict__', {}).items())
+        if isinstance(value, bool | int | float | str | None)
+    }
+    return f'{name} {settings}'
+
+
+def _digest(
+    model: nn.Module, config: ReconstructionConfig, run: list[Any]
+) -> str:
+    """Digest of settings, weights, ranges, and what else is of this run."""
     settings = config.to_dict()
     # How much memory it may take changes nothing in the result.
     settings.pop('cache_bytes')
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-    for name, module in quant_modules(model):
-        for parameter, _ in module.active_slots():
-            digest.update(f'{name}.{parameter}'.encode())
-            weight = getattr(module, parameter).detach().cpu().contiguous()
-            digest.update(weight.numpy().tobytes())
+    plain = json.dumps([settings, run], sort_keys=True)
+    digest = hashlib.sha256(plain.encode())
     for name, quantizer in quantizers(model):
         digest.update(f'{name} {quantizer.spec}'.encode())
-        for value in quantizer.state_dict().values():
-            digest.update(value.detach().cpu().contiguous().numpy().tobytes())
+    for name, value in model.state_dict().items():
+        if not isinstance(value, Tensor):
+            continue
+        digest.update(f'{name} {tuple(value.shape)} {value.dtype}'.encode())
+        flat = value.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

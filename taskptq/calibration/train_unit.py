@@ -91,8 +91,9 @@ def train_unit(
         result.num_weights = sum(r.alpha.numel() for r in learned.roundings)
         if learned.parameters():
             trainer = _Trainer(unit, learned, config, loss, adapter)
-            trainer.fit(draw, result, on_step)
-            result.decided = learned.decided()
+            if not trainer.is_good_enough(draw(), result):
+                trainer.fit(draw, result, on_step)
+                result.decided = learned.decided()
     return result
 
 
@@ -166,6 +167,17 @@ class _Trainer:
             groups.append({'params': [scale], 'lr': lr})
         return torch.optim.Adam(groups, fused=True)
 
+    @torch.no_grad()
+    def is_good_enough(self, batch: Minibatch, result: UnitResult) -> bool:
+        """Whether rounding to nearest leaves nothing to gain."""
+        if self.config.skip_below <= 0:
+            return False
+        with quantizing(self.unit.module):
+            value = _mean(self._loss_of(0, batch))
+        result.loss_start = result.loss_end = float(value)
+        # Undecided roundings become nearest ones when they are made hard.
+        return bool(value < self.config.skip_below)
+
     def fit(
         self,
         draw: Callable[[], Minibatch],
@@ -192,6 +204,15 @@ class _Trainer:
 
     def _step(self, step: int, batch: Minibatch) -> Tensor:
         self._set_scale_lrs(step)
+        value = self._loss_of(step, batch)
+        total = value + self._penalty(step, value.detach())
+        self.optimizer.zero_grad(set_to_none=True)
+        total.backward()
+        self._average_gradients()
+        self.optimizer.step()
+        return value.detach()
+
+    def _loss_of(self, step: int, batch: Minibatch) -> Tensor:
         context = ReconContext(
             unit=self.unit.name,
             step=step,
@@ -204,13 +225,7 @@ class _Trainer:
             quant_out = batch.run()
             if context.heads_float and isinstance(quant_out, dict):
                 context.heads_quant.update(quant_out)  # type: ignore[attr-defined]
-            value = self.loss(quant_out, batch.target, context)
-        total = value + self._penalty(step, value.detach())
-        self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
-        self._average_gradients()
-        self.optimizer.step()
-        return value.detach()
+            return self.loss(quant_out, batch.target, context)
 
     def _penalty(self, step: int, value: Tensor) -> Tensor | float:
         """Rounding penalty with its annealed exponent (AdaRound, Eq. 24)."""
@@ -240,7 +255,8 @@ class _Trainer:
 
     def _stop(self, step: int, value: Tensor) -> bool:
         self.recent = [*self.recent[-(CHECK_EVERY - 1):], value]
-        if (step + 1) % CHECK_EVERY:
+        is_last = step + 1 == self.config.steps
+        if (step + 1) % CHECK_EVERY and not is_last:
             return False
         level = _mean(torch.stack(self.recent).mean())
         if not bool(level.isfinite()):

@@ -29,14 +29,33 @@ from taskptq.core import (
     quantizing,
 )
 from taskptq.core.functional import per_channel
-from taskptq.core.quantizers import random_drop
 from taskptq.core.state import is_weight_quantizer, quantizers
 from taskptq.engine.pipeline import run_batch
 from taskptq.modules.base import quant_modules
 
 
+def plain_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:
+    """Keep the float value at random (QDrop, Wei et al., ICLR 2022, Eq. 7).
+
+    Args:
+        x_hat: Quantized values.
+        x: Float values, same shape.
+        drop_prob: Probability of the float value.
+    """
+    return torch.where(torch.rand_like(x) < drop_prob, x, x_hat)
+
+
 class _Plain:
     """Fake quantization in single expressions, straight-through gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``, quantized if enabled."""
+        if not self.enabled or self.frozen or not self.calibrated:
+            return x
+        x_hat = self.fake_quantize(x)
+        if self.drop_prob > 0:
+            return plain_drop(x_hat, x, drop_prob=self.drop_prob)
+        return x_hat
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, same shape."""
@@ -246,7 +265,7 @@ class ReferenceLoop:
         for (leaves, skeleton), (float_leaves, _) in zip(
                 inputs, inputs_float, strict=True):
             mixed = [
-                random_drop(leaf, other, drop_prob=self.config.drop_prob)
+                plain_drop(leaf, other, drop_prob=self.config.drop_prob)
                 if is_float(leaf) else leaf
                 for leaf, other in zip(leaves, float_leaves, strict=True)
             ]

@@ -1,5 +1,6 @@
-# RetinaNet on a ResNet-18 of quarter width, trained from scratch. Parts are
-# 12 to 44 px large: three levels with anchors from 12 to 75 px.
+# RetinaNet on the first three stages of a ResNet-18 of quarter width, trained
+# from scratch. Parts are 14 to 44 px large: levels of stride 4, 8 and 16 with
+# anchors from 12 to 68 px.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     './_base_/parts.py',
@@ -11,20 +12,22 @@ model = dict(
     backbone=dict(
         depth=18,
         base_channels=16,
+        num_stages=3,
+        strides=(1, 2, 2),
+        dilations=(1, 1, 1),
+        out_indices=(0, 1, 2),
         frozen_stages=-1,
         norm_eval=False,
         init_cfg=None),
     neck=dict(
-        in_channels=[16, 32, 64, 128],
-        out_channels=48,
-        start_level=1,
-        num_outs=3),
+        in_channels=[16, 32, 64], out_channels=32, start_level=0, num_outs=3),
     bbox_head=dict(
         num_classes=3,
-        in_channels=48,
-        feat_channels=48,
+        in_channels=32,
+        feat_channels=32,
         stacked_convs=2,
-        anchor_generator=dict(octave_base_scale=1.5, strides=[8, 16, 32])))
+        anchor_generator=dict(
+            octave_base_scale=3, scales_per_octave=2, strides=[4, 8, 16])))
 
-optim_wrapper = dict(optimizer=dict(lr=1.5e-3))
-train_cfg = dict(max_epochs=40, val_interval=40)
+optim_wrapper = dict(optimizer=dict(lr=3e-3))
+train_cfg = dict(max_epochs=30, val_interval=30)

@@ -21,8 +21,10 @@ WIDTH, HEIGHT = 160, 128  # pixels
 # two splits never share one.
 SPLITS = {'train': 400, 'test': 100}
 SEED = 2026
+# Least difference of brightness between a part and the bench, of 255.
+MIN_CONTRAST = 40.0
 # Raise it whenever the images change: older sets are then made anew.
-VERSION = 1
+VERSION = 2
 
 
 def draw_bench(rng: np.random.Generator) -> np.ndarray:
@@ -55,7 +57,7 @@ def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
 def random_placement(rng: np.random.Generator, kind: str) -> Placement:
     """Draw position, size and angle of a part."""
     is_bolt = kind == 'bolt'
-    size = rng.uniform(11, 22) if is_bolt else rng.uniform(6, 14)
+    size = rng.uniform(12, 22) if is_bolt else rng.uniform(7, 14)
     margin = 0.7 * size
     return Placement(
         center=(
@@ -108,6 +110,7 @@ def add_part(
         slice(max(x - 8, 0), x + width + 8),
     )
     mask, there = mask[window], image[window]
+    color = _contrasting(color, float(there.mean()))
     shadow = np.roll(mask, (2, 2), axis=(0, 1))
     shadow = cv2.GaussianBlur(shadow, (0, 0), 1.5)
     there *= 1 - 0.35 * shadow[..., None]
@@ -118,6 +121,15 @@ def add_part(
     )[window] + grain[window]
     part = color.astype(np.float32) * light[..., None].astype(np.float32)
     there += mask[..., None] * (part - there)
+
+
+def _contrasting(color: np.ndarray, bench: float) -> np.ndarray:
+    """Move a color away from the bench's brightness, so that it shows."""
+    distance = float(color.mean()) - bench
+    if abs(distance) >= MIN_CONTRAST:
+        return color
+    away = MIN_CONTRAST if distance >= 0 else -MIN_CONTRAST
+    return color - distance + away
 
 
 def scatter(image: np.ndarray, rng: np.random.Generator) -> None:
@@ -155,7 +167,7 @@ def make_image(
         add_part(image, mask, rng, pattern=pattern)
         parts.append((label, box))
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    image += noise * np.float32(rng.uniform(4, 13))
+    image += noise * np.float32(rng.uniform(4, 9))
     return image.clip(0, 255).round().astype(np.uint8), parts
 
 

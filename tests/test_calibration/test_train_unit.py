@@ -1,0 +1,212 @@
+import pytest
+import torch
+from torch import nn
+
+from taskptq.calibration.losses import MSEReconLoss
+from taskptq.calibration.train_unit import Minibatch, train_unit
+from taskptq.core import float_only
+from taskptq.core.state import is_weight_quantizer, quantizers
+from taskptq.modules.base import quant_modules
+from taskptq.prepare.blocks import Unit
+from taskptq.testing import TinyBlock
+
+
+@pytest.fixture
+def unit(quantized, random_images):
+    torch.manual_seed(1)
+    block = TinyBlock(3, 8)
+    return Unit('block', quantized(
+        nn.Sequential(block), random_images(), bits=2, activation_bits=4
+    )[0])
+
+
+@pytest.fixture
+def draw(unit, random_images):
+    batches = random_images(num_batches=4)
+    with float_only(unit.module), torch.no_grad():
+        targets = [unit.module(x) for x in batches]
+
+    def make():
+        index = int(torch.randint(len(batches), ()))
+        return Minibatch(
+            run=lambda: unit.module(batches[index]), target=targets[index]
+        )
+
+    return make
+
+
+def train(unit, draw, config, loss=None, **kwargs):
+    torch.manual_seed(0)
+    return train_unit(
+        unit, draw, config, loss=loss or MSEReconLoss(), **kwargs
+    )
+
+
+def scales_of(unit):
+    return {
+        name: quantizer.scale.detach().clone()
+        for name, quantizer in quantizers(unit.module)
+    }
+
+
+@pytest.mark.parametrize('drop_prob', [0.0, 0.5])
+def test_loss_falls_and_roundings_are_decided(unit, draw, quick, drop_prob):
+    config = quick(
+        steps=300, drop_prob=drop_prob, weight_lr=0.05, rounding_weight=1.0,
+        warmup=0.2, beta_start=20.0, beta_end=2.0,
+    )
+    losses = []
+    result = train(
+        unit, draw, config, on_step=lambda _s, v: losses.append(float(v))
+    )
+    assert result.steps == len(losses) == 300
+    assert result.loss_start == pytest.approx(losses[0])
+    assert result.loss_end == pytest.approx(sum(losses[-25:]) / 25, rel=1e-4)
+    assert result.loss_end < 0.7 * result.loss_start
+    assert result.decided > 0.97
+    assert result.num_weights == sum(
+        module.weight.numel() for _, module in unit.layers()
+    )
+
+
+def test_roundings_move_away_from_nearest(unit, draw, quick):
+    before = {n: m.codes() for n, m in unit.layers()}
+    train(unit, draw, quick(steps=100))
+    moved = torch.cat([
+        (m.codes() - before[n]).flatten() for n, m in unit.layers()
+    ])
+    # Up or down from the float value: a code away at most.
+    assert moved.abs().max() == 1
+    assert 0.02 < moved.abs().float().mean() < 0.6
+
+
+@pytest.mark.parametrize('learn_scales', [True, False])
+@pytest.mark.parametrize('rounding', ['adaround', 'nearest'])
+def test_only_what_shall_learn_does(
+    unit, draw, quick, learn_scales, rounding
+):
+    before = scales_of(unit)
+    weights = {n: m.weight.clone() for n, m in unit.layers()}
+    result = train(
+        unit, draw, quick(learn_scales=learn_scales, rounding=rounding)
+    )
+    for name, scale in scales_of(unit).items():
+        learned = learn_scales and not is_weight_quantizer(name)
+        assert torch.equal(scale, before[name]) != learned, name
+    for name, module in unit.layers():
+        assert torch.equal(module.weight, weights[name])
+        assert module.rounded_parameters == (
+            ('weight',) if rounding == 'adaround' else ()
+        )
+    nothing = rounding == 'nearest' and not learn_scales
+    assert result.steps == (0 if nothing else 30)
+
+
+def test_flags_switches_and_gradients_are_restored(unit, draw, quick):
+    unit.module.conv1.weight.requires_grad_(False)
+    flags = {n: p.requires_grad for n, p in unit.module.named_parameters()}
+    train(unit, draw, quick())
+    for name, parameter in unit.module.named_parameters():
+        assert parameter.requires_grad == flags[name], name
+        assert parameter.grad is None, name
+    for _, quantizer in quantizers(unit.module):
+        assert not quantizer.enabled
+        assert quantizer.drop_prob == 0
+    for _, module in quant_modules(unit.module):
+        assert not module._roundings
+
+
+def test_flags_are_restored_after_an_error(unit, draw, quick):
+    flags = {n: p.requires_grad for n, p in unit.module.named_parameters()}
+
+    def broken(quant_out, float_out, context):
+        raise RuntimeError('no such head')
+
+    with pytest.raises(RuntimeError, match='no such head'):
+        train(unit, draw, quick(), loss=broken)
+    assert flags == {
+        n: p.requires_grad for n, p in unit.module.named_parameters()
+    }
+    assert not any(q.drop_prob for _, q in quantizers(unit.module))
+    assert not any(q.enabled for _, q in quantizers(unit.module))
+
+
+@pytest.mark.parametrize('skip_below', [1e-6, 10.0])
+def test_unit_with_nothing_to_gain_is_left_at_nearest(
+    unit, draw, quick, skip_below
+):
+    before = {n: m.codes() for n, m in unit.layers()}
+    scales = scales_of(unit)
+    result = train(unit, draw, quick(skip_below=skip_below))
+    is_skipped = skip_below > 1
+    assert result.steps == (0 if is_skipped else 30)
+    assert result.loss_start > 0
+    for name, module in unit.layers():
+        assert torch.equal(module.codes(), before[name]) == is_skipped
+    changed = [
+        name for name, scale in scales_of(unit).items()
+        if not torch.equal(scale, scales[name])
+    ]
+    assert bool(changed) != is_skipped
+
+
+def test_patience_stops_scales_on_a_plateau(unit, draw, quick):
+    config = quick(
+        rounding='nearest', steps=500, scale_lr=1e-12, patience=50,
+        drop_prob=0.0,
+    )
+    result = train(unit, draw, config)
+    assert 50 <= result.steps <= 150
+    assert result.steps % 25 == 0
+
+
+def test_patience_waits_for_the_roundings(unit, draw, quick):
+    # Without a penalty nothing is decided: a plateau alone does not stop.
+    config = quick(steps=150, warmup=1.0, patience=25)
+    result = train(unit, draw, config)
+    assert result.decided < 0.999
+    assert result.steps == 150
+
+
+@pytest.mark.parametrize('steps', [10, 60])
+def test_loss_that_is_not_a_number(unit, draw, quick, steps):
+    def undefined(quant_out, float_out, context):
+        return (quant_out - float_out).square().mean() * float('nan')
+
+    with pytest.raises(ValueError, match=r'^block: .* loss is nan at step'):
+        train(unit, draw, quick(steps=steps), loss=undefined)
+
+
+def test_bfloat16_autocast_runs_and_learns(unit, draw, quick):
+    seen = []
+
+    def loss(quant_out, float_out, context):
+        seen.append(quant_out.dtype)
+        return MSEReconLoss()(quant_out, float_out, context)
+
+    result = train(
+        unit, draw, quick(steps=200, autocast='bfloat16'), loss=loss
+    )
+    assert result.loss_end < 0.8 * result.loss_start
+    assert set(seen) <= {torch.bfloat16, torch.float32}
+    with torch.autocast('cpu', dtype=torch.bfloat16), torch.no_grad():
+        inside = unit.module.conv1(torch.randn(1, 3, 8, 8))
+    assert inside.dtype == torch.bfloat16
+    for _, module in unit.layers():
+        assert module._rounded['weight'].dtype == torch.float32
+
+
+def test_context_tells_what_a_loss_may_know(unit, draw, quick):
+    contexts = []
+
+    def loss(quant_out, float_out, context):
+        contexts.append(context)
+        return MSEReconLoss()(quant_out, float_out, context)
+
+    adapter = object()
+    train(unit, draw, quick(steps=3), loss=loss, adapter=adapter)
+    assert [c.step for c in contexts] == [0, 1, 2]
+    assert {c.unit for c in contexts} == {'block'}
+    assert {c.num_steps for c in contexts} == {3}
+    assert contexts[0].adapter is adapter
+    assert contexts[0].heads_float == {}
