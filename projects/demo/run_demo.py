@@ -8,6 +8,8 @@ are tested by ``tools/test.py``, with nothing but a config each.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import os
 import sys
 import time
@@ -49,20 +51,23 @@ def compare(out: Path, *, picture: Path) -> None:
     """Draw float against plain and reconstructed boxes."""
     # Loaded late: mmdet takes seconds, and the rows need it only in
     # processes of their own.
-    from demo_parts.picture import draw_comparison
+    with contextlib.redirect_stdout(io.StringIO()):
+        from demo_parts.picture import draw_comparison
 
     quantized = {
         row.title: (row.config, out / row.key / 'quantized.pth')
         for row in ROWS
         if row.key in ('plain', 'learned')
     }
-    draw_comparison(
-        root=ROOT,
-        float_config=FLOAT_CONFIG,
-        checkpoint=CHECKPOINT,
-        quantized=quantized,
-        out=picture,
-    )
+    # pycocotools talks while it reads annotations.
+    with contextlib.redirect_stdout(io.StringIO()):
+        draw_comparison(
+            root=ROOT,
+            float_config=FLOAT_CONFIG,
+            checkpoint=CHECKPOINT,
+            quantized=quantized,
+            out=picture,
+        )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -52,6 +52,7 @@ def freeze(model: nn.Module) -> FreezeReport:
         if isinstance(quantizer, LSQQuantizer) and quantizer.calibrated:
             quantizer.settle()
         quantizer.requires_grad_(False)
+        quantizer.observer = None
     num_weights = 0
     most_levels: dict[int, int] = {}
     for name, module in quant_modules(model):

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.losses import Outputs, ReconContext, ReconLoss
 from taskptq.core import AdaRoundQuantizer, dropping, quantizing
-from taskptq.core.adaround import rounding_penalty
 from taskptq.core.state import is_weight_quantizer, quantizers
 from taskptq.prepare.blocks import Unit
 
@@ -205,10 +204,10 @@ class _Trainer:
     def _step(self, step: int, batch: Minibatch) -> Tensor:
         self._set_scale_lrs(step)
         value = self._loss_of(step, batch)
-        total = value + self._penalty(step, value.detach())
         self.optimizer.zero_grad(set_to_none=True)
-        total.backward()
+        value.backward()
         self._average_gradients()
+        self._add_penalty(step, value.detach())
         self.optimizer.step()
         return value.detach()
 
@@ -227,24 +226,30 @@ class _Trainer:
                 context.heads_quant.update(quant_out)  # type: ignore[attr-defined]
             return self.loss(quant_out, batch.target, context)
 
-    def _penalty(self, step: int, value: Tensor) -> Tensor | float:
-        """Rounding penalty with its annealed exponent (AdaRound, Eq. 24)."""
+    def _add_penalty(self, step: int, value: Tensor) -> None:
+        """Pull the roundings to 0 or 1 (AdaRound, Eq. 24).
+
+        The exponent falls linearly from ``beta_start`` to ``beta_end``, in
+        even steps.
+        """
         config = self.config
         start = config.warmup * config.steps
         if step < start or not self.learned.roundings:
-            return 0.0
+            return
         if self.penalty_weight is None:
             recent = torch.stack([*self.recent, value]).mean()
-            self.penalty_weight = config.rounding_weight * _mean(recent)
+            count = sum(r.alpha.numel() for r in self.learned.roundings)
+            self.penalty_weight = (
+                config.rounding_weight / count * _mean(recent)
+            )
         progress = (step - start) / max(1.0, config.steps - start)
-        # AdaRound's annealing: from beta_start down to beta_end, linear
         beta = config.beta_end + (config.beta_start - config.beta_end) * (
             1 - progress
         )
-        alphas = torch.cat(
-            [r.alpha.flatten() for r in self.learned.roundings]
-        )
-        return self.penalty_weight * rounding_penalty(alphas, beta)
+        for rounding in self.learned.roundings:
+            rounding.add_penalty_gradient(
+                weight=self.penalty_weight, beta=max(2, 2 * round(beta / 2))
+            )
 
     def _set_scale_lrs(self, step: int) -> None:
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.config.steps))

@@ -1,6 +1,8 @@
 """Learned rounding of weights, soft while it trains and hard afterwards."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +35,8 @@ class AdaRoundQuantizer(nn.Module):
         self.quant_min = quantizer.quant_min
         self.quant_max = quantizer.quant_max
         self.soft = True
+        self._h: Tensor | None = None
+        self._slope: Tensor | None = None
         scale = per_channel(
             quantizer.scale.detach(), ndim=weight.dim(), ch_axis=axis
         )
@@ -51,9 +55,45 @@ class AdaRoundQuantizer(nn.Module):
         """Return the weight: soft while training, else on the grid."""
         if not self.soft:
             return (self.codes() - self.zero_point) * self.scale
-        codes = self.base + rectified_sigmoid(self.alpha)
-        codes = codes.clamp(self.quant_min, self.quant_max)
-        return (codes - self.zero_point) * self.scale
+        with torch.no_grad():
+            h, slope = _rectified_sigmoid_and_slope(self.alpha)
+            codes = h + self.base
+            clipped = codes.clamp(self.quant_min, self.quant_max)
+            passes = torch.eq(clipped, codes, out=codes)
+            factor = passes.mul_(slope).mul_(self.scale)
+            weight = clipped.sub_(self.zero_point).mul_(self.scale)
+        self._h, self._slope = h, slope
+        out: Tensor = _SoftWeight.apply(  # type: ignore[no-untyped-call]
+            self.alpha, weight, factor
+        )
+        return out
+
+    @torch.no_grad()
+    def add_penalty_gradient(self, *, weight: Tensor, beta: int) -> None:
+        """Add the gradient of ``weight * sum(1 - |2 h - 1|^beta)``.
+
+        Reuses what the last ``forward`` computed, and an even ``beta`` needs
+        no power function: the penalty costs a fraction of what it would
+        through autograd.
+
+        Args:
+            weight: One element; the penalty weight over the number of
+                weights.
+            beta: Even exponent.
+
+        Raises:
+            ValueError: If ``beta`` is odd or below 2.
+        """
+        if beta < 2 or beta % 2:
+            raise ValueError(f'beta={beta} must be even, and at least 2')
+        if self._h is None or self._slope is None or self.alpha.grad is None:
+            raise RuntimeError(
+                'add_penalty_gradient() follows forward() and backward()'
+            )
+        u = self._h.mul(2).sub_(1)
+        # d/dh (1 - |u|^beta) = -2 beta u^(beta - 1), odd in u
+        gradient = odd_power(u, beta - 1).mul_(self._slope)
+        self.alpha.grad.addcmul_(gradient, -2 * beta * weight)
 
     @torch.no_grad()
     def codes(self) -> Tensor:
@@ -71,6 +111,46 @@ class AdaRoundQuantizer(nn.Module):
         """Return how many roundings are decided: |h - 0.5| > 0.49."""
         h = rectified_sigmoid(self.alpha)
         return ((h - 0.5).abs() > 0.49).sum()
+
+
+class _SoftWeight(torch.autograd.Function):
+    """The weight as forward value, its slope by alpha as the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, alpha: Tensor, weight: Tensor, factor: Tensor
+    ) -> Tensor:
+        del alpha
+        ctx.save_for_backward(factor)
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None, None
+
+
+def _rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Return h(alpha) and dh / dalpha, in few passes over memory."""
+    sigmoid = torch.sigmoid(alpha)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
+    stretched = sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
+    h = stretched.clamp(0, 1)
+    passes = torch.eq(h, stretched, out=stretched)
+    return h, slope.mul_(ZETA - GAMMA).mul_(passes)
+
+
+def odd_power(x: Tensor, exponent: int) -> Tensor:
+    """Return ``x ** exponent`` by squaring, for an odd positive exponent."""
+    result, square = x.clone(), x * x
+    rest = (exponent - 1) // 2
+    while rest:
+        if rest & 1:
+            result.mul_(square)
+        rest >>= 1
+        if rest:
+            square.mul_(square)
+    return result
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:

@@ -30,9 +30,10 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, (B, C_in, H, W) -> (B, C_out, H', W')."""
-        return self._conv_forward(
+        out: Tensor = self._conv_forward(
             self.quantized_input(x), self.quantized_weight(), self.bias
         )
+        return out
 
 
 class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):

@@ -18,6 +18,6 @@ reconstruction = dict(
     scope='layer',
     steps=400,
     batch_size=16,
-    weight_lr=1e-2,
+    weight_lr=0.2,
     learn_scales=False,
     drop_prob=0.0)

@@ -1,0 +1,110 @@
+"""Two gloo processes, started as tools/dist_test.sh does, against one."""
+
+import importlib.util
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+WORKER = Path(__file__).with_name('worker.py')
+EXACT = ['minmax', 'mse', 'percentile', 'kl']
+LEARNED = ['adaround', 'layer', 'gptq', 'branch', 'branch gptq']
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope='module')
+def worker():
+    spec = importlib.util.spec_from_file_location('worker', WORKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory, repo_root):
+    """What each of two ranks has in the end, by case."""
+    folder = tmp_path_factory.mktemp('ranks')
+    path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
+    done = subprocess.run(
+        [
+            sys.executable, '-m', 'torch.distributed.run',
+            '--nproc_per_node=2', '--master_addr=127.0.0.1',
+            f'--master_port={free_port()}', str(WORKER), 'ranks', str(folder),
+        ],
+        env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        return probe.getsockname()[1]
+
+
+def assert_equal(one, two):
+    for part in ('state', 'codes'):
+        assert one[part].keys() == two[part].keys()
+        for name, value in one[part].items():
+            assert torch.equal(value, two[part][name]), name
+
+
+@pytest.mark.parametrize('name', [*EXACT, *LEARNED])
+def test_both_ranks_end_with_the_same_bits(ranks, name):
+    assert_equal(ranks[0][name], ranks[1][name])
+    assert ranks[0][name]['unobserved'] == []
+
+
+@pytest.mark.parametrize('name', EXACT)
+def test_ranges_are_those_of_one_process(ranks, worker, name):
+    assert_equal(ranks[0][name], worker.run_case(name))
+
+
+def test_a_shard_alone_would_differ(ranks, worker):
+    alone = worker.run_case('minmax', rank=0, world_size=2)['state']
+    state = ranks[0]['minmax']['state']
+    assert any(
+        not torch.equal(value, alone[name])
+        for name, value in state.items()
+        if name.endswith('input_quantizer.scale')
+    )
+
+
+@pytest.mark.parametrize('name', LEARNED)
+def test_reconstruction_did_something(ranks, worker, name, monkeypatch):
+    kind, observer, _ = worker.CASES[name]
+    monkeypatch.setitem(worker.CASES, 'nearest', (kind, observer, None))
+    nearest = worker.run_case('nearest')['codes']
+    codes = ranks[0][name]['codes']
+    assert any(not torch.equal(codes[key], nearest[key]) for key in codes)
+
+
+def test_closed_form_rounds_as_one_process_does(ranks, worker):
+    codes = ranks[0]['gptq']['codes']
+    single = worker.run_case('gptq')['codes']
+    same = torch.cat([(codes[k] == single[k]).flatten() for k in codes])
+    # The Hessians are equal up to the order of their sums.
+    assert same.float().mean() > 0.99
+
+
+@pytest.mark.parametrize('name', ['branch', 'branch gptq'])
+def test_layer_that_ran_on_one_rank_only(ranks, name):
+    for rank in ranks:
+        assert rank[name]['units'] == ['block', 'head']
+        assert rank[name]['uncalled'] == ['sometimes']
+
+
+def test_states_that_one_rank_lacks_are_trained_by_both(ranks):
+    assert [rank['resumed']['resumed'] for rank in ranks] == [3, 3]
+    assert_equal(ranks[0]['resumed'], ranks[1]['resumed'])
+    assert_equal(ranks[0]['resumed'], ranks[0]['before'])

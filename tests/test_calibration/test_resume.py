@@ -1,0 +1,189 @@
+import importlib
+import importlib.util
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from taskptq.calibration import MSEReconLoss
+from taskptq.calibration.resume import UnitStates
+from taskptq.testing import tiny_batches
+
+WORKER = Path(__file__).with_name('worker.py')
+
+
+@pytest.fixture(scope='module')
+def worker():
+    spec = importlib.util.spec_from_file_location('worker', WORKER)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(folder, repo_root):
+    path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
+    return subprocess.Popen(
+        [sys.executable, str(WORKER), 'resume', str(folder)],
+        env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path, process):
+    end = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, f'{path} does not appear'
+        time.sleep(0.005)
+
+
+@pytest.mark.slow
+def test_killed_run_ends_with_the_same_bits(worker, tmp_path, repo_root):
+    process = start(tmp_path, repo_root)
+    wait_for(tmp_path / 'states/unit_001_rank0.pth', process)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (tmp_path / 'done.pth').exists()
+    left = {path.name for path in (tmp_path / 'states').glob('*.pth')}
+    assert {'unit_000_rank0.pth', 'unit_001_rank0.pth'} <= left
+    assert 'unit_003_rank0.pth' not in left
+
+    process = start(tmp_path, repo_root)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    done = torch.load(tmp_path / 'done.pth')
+    assert done['resumed'] == len(left)
+    _, uninterrupted = worker.resumable(None)
+    assert done['digest'] == uninterrupted['digest']
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.fixture
+def quick_run(worker):
+    """A short resumable run."""
+
+    def run(folder, **kwargs):
+        return worker.resumable(folder, **{'steps': 8} | kwargs)
+
+    return run
+
+
+@pytest.mark.parametrize('rounding', ['adaround', 'gptq', 'nearest'])
+@pytest.mark.parametrize('lost', [1, 3])
+def test_goes_on_after_the_last_state(quick_run, tmp_path, rounding, lost):
+    report, expected = quick_run(tmp_path, rounding=rounding)
+    assert report.resumed_units == 0
+    files = sorted(path.name for path in tmp_path.iterdir())
+    assert files == [f'unit_00{i}_rank0.pth' for i in range(4)]
+    for name in files[-lost:]:
+        (tmp_path / name).unlink()
+    report, payload = quick_run(tmp_path, rounding=rounding)
+    assert report.resumed_units == 4 - lost
+    assert [u.name for u in report.units] == [
+        'stem', 'layer1', 'layer2', 'head'
+    ]
+    assert payload['digest'] == expected['digest']
+
+
+def test_finished_run_trains_nothing(quick_run, tmp_path, monkeypatch):
+    _, expected = quick_run(tmp_path)
+    # The package's attribute of that name is the function.
+    module = importlib.import_module('taskptq.calibration.reconstruct')
+    monkeypatch.setattr(module, 'train_unit', pytest.fail)
+    report, payload = quick_run(tmp_path)
+    assert report.resumed_units == 4
+    assert payload['digest'] == expected['digest']
+    assert report.units[1].steps == 8
+
+
+CHANGES = [
+    {'seed': 1},
+    {'steps': 9},
+    {'drop_prob': 0.25},
+    {'batches': tiny_batches('conv', num_batches=3, seed=1)},
+    {'batches': tiny_batches('conv', num_batches=2)},
+]
+
+
+@pytest.mark.parametrize('change', CHANGES, ids=lambda c: next(iter(c)))
+def test_states_of_another_recipe_are_ignored(
+    quick_run, tmp_path, change, caplog
+):
+    quick_run(tmp_path)
+    with caplog.at_level(logging.WARNING, logger='taskptq'):
+        report, payload = quick_run(tmp_path, **change)
+    assert report.resumed_units == 0
+    assert 'belongs to another recipe or checkpoint' in caplog.text
+    _, expected = quick_run(None, **change)
+    assert payload['digest'] == expected['digest']
+
+
+def test_cache_budget_is_no_part_of_the_recipe(quick_run, tmp_path):
+    quick_run(tmp_path)
+    report, _ = quick_run(tmp_path, cache_bytes=12345)
+    assert report.resumed_units == 4
+
+
+def test_digest_knows_loss_and_float_parts(quantized, quick, tmp_path):
+    def digest(model, loss):
+        states = UnitStates(
+            tmp_path, model, quick(), loss=loss, num_batches=2
+        )
+        return states.digest
+
+    model = quantized('transformer')
+    first = digest(model, MSEReconLoss())
+    assert digest(model, MSEReconLoss()) == first
+    assert digest(model, MSEReconLoss(normalize=False)) != first
+    assert digest(model, torch.nn.functional.mse_loss) != first
+    model.layers[0].norm1.bias.data += 1
+    assert digest(model, MSEReconLoss()) != first
+
+
+def test_without_a_folder_nothing_is_written(quick_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    quick_run(None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_half_written_state_is_no_state(quick_run, tmp_path):
+    _, expected = quick_run(tmp_path)
+    whole = tmp_path / 'unit_003_rank0.pth'
+    data = whole.read_bytes()
+    whole.unlink()
+    whole.with_suffix('.partial').write_bytes(data[: len(data) // 2])
+    report, payload = quick_run(tmp_path)
+    assert report.resumed_units == 3
+    assert payload['digest'] == expected['digest']
+    assert not whole.with_suffix('.partial').exists()
+
+
+@pytest.mark.parametrize('scope', ['layer', 'block'])
+def test_stop_between_units(worker, scope, tmp_path, monkeypatch):
+    options = {'steps': 8, 'scope': scope}
+    _, expected = worker.resumable(None, **options)
+    original = MSEReconLoss.__call__
+
+    def interrupted(loss, quant_out, float_out, context):
+        if context.unit == 'head':
+            raise Interrupted
+        return original(loss, quant_out, float_out, context)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MSEReconLoss, '__call__', interrupted)
+        with pytest.raises(Interrupted):
+            worker.resumable(tmp_path, **options)
+    report, payload = worker.resumable(tmp_path, **options)
+    assert report.resumed_units == len(report.units) - 1
+    assert payload['digest'] == expected['digest']
