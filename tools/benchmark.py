@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import (
-    common,
     eval_speed,
     memory,
     profiling,
     reconstruction_speed,
+    run_setup,
 )
 
 QUANT = 'configs/_base_/quant'
@@ -154,7 +154,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         SystemExit: If something is refused; the reason is one sentence.
     """
     args = parse_args(argv)
-    common.quiet()
+    run_setup.quiet()
     if args.benchmark == 'memory-worker':
         found = memory.work(
             args.config, args.checkpoint, quant=args.quant,
@@ -168,7 +168,8 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         raise SystemExit(str(error)) from error
     print('\n'.join(text))
     name = f'{args.benchmark}_{Path(args.config).stem}'
-    print(f'written to {common.write_result(result, name=name, out=args.out)}')
+    path = run_setup.write_result(result, name=name, out=args.out)
+    print(f'written to {path}')
     return result
 
 

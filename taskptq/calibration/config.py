@@ -25,7 +25,8 @@ class ReconstructionConfig:
         steps: Optimizer steps of each unit.
         batch_size: Images of a minibatch, where rows can be drawn.
         rows_per_image: Most rows per image where rows are not images.
-        weight_lr: Adam's learning rate of the roundings.
+        weight_lr: Adam's learning rate of the roundings; cosine-annealed
+            to 0, as large steps late would undo what is decided.
         scale_lr: The same of activation scales, relative to each scale;
             cosine-annealed to 0.
         learn_scales: Learn activation scales (needs LSQQuantizer).

@@ -202,14 +202,26 @@ class _Trainer:
         result.loss_end = float(torch.stack(self.recent).mean())
 
     def _step(self, step: int, batch: Minibatch) -> Tensor:
-        self._set_scale_lrs(step)
+        self._set_lrs(step)
         value = self._loss_of(step, batch)
         self.optimizer.zero_grad(set_to_none=True)
         value.backward()
+        self._visit_idle()
         self._average_gradients()
         self._add_penalty(step, value.detach())
         self.optimizer.step()
         return value.detach()
+
+    @torch.no_grad()
+    def _visit_idle(self) -> None:
+        """Run the roundings of layers that this minibatch left out.
+
+        Their penalty counts all the same, and alike on every rank.
+        """
+        for rounding in self.learned.roundings:
+            if rounding.alpha.grad is None:
+                rounding()
+                rounding.alpha.grad = torch.zeros_like(rounding.alpha)
 
     def _loss_of(self, step: int, batch: Minibatch) -> Tensor:
         context = ReconContext(
@@ -251,11 +263,10 @@ class _Trainer:
                 weight=self.penalty_weight, beta=max(2, 2 * round(beta / 2))
             )
 
-    def _set_scale_lrs(self, step: int) -> None:
+    def _set_lrs(self, step: int) -> None:
         cosine = 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
-        first = 1 if self.learned.roundings else 0
-        groups = self.optimizer.param_groups[first:]
-        for group, lr in zip(groups, self.base_lrs[first:], strict=True):
+        groups = self.optimizer.param_groups
+        for group, lr in zip(groups, self.base_lrs, strict=True):
             group['lr'] = lr * cosine
 
     def _stop(self, step: int, value: Tensor) -> bool:

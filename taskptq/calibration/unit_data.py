@@ -111,7 +111,7 @@ class UnitData:
         """Find out whether single rows can be drawn; after ``compute``."""
         counts = [self._rows_of(batch) for batch in range(self.num_batches)]
         uniform = all(
-            self._signature(batch) == self._signature(0)
+            _is_same(self._signature(batch), self._signature(0))
             for batch in range(self.num_batches)
         )
         is_rows = uniform and all(count > 0 for count in counts)
@@ -237,3 +237,10 @@ class UnitData:
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 
+
+def _is_same(one: Any, two: Any) -> bool:
+    """Whether two trees are equal; what cannot be compared is not."""
+    try:
+        return bool(one == two)
+    except (ValueError, RuntimeError):  # arrays have no single truth value
+        return False

@@ -1,5 +1,6 @@
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -212,6 +213,35 @@ def test_sequence_first_tokens_are_not_taken_apart(quantized, plan):
     calls, ids = data.sample(1)
     assert calls[0][0][0][0].shape == (7, 2, 6)
     assert ids in ((0, 1), (2, 3))
+
+
+class WithSizes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 2, 1)
+
+    def forward(self, x, sizes):
+        return self.conv(x) * float(sizes[0])
+
+
+class Described(nn.Module):
+    """Hands an array of image sizes on, as some heads get it."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = WithSizes()
+
+    def forward(self, x):
+        return self.head(x * 2, np.array([x.shape[2], x.shape[3]]))
+
+
+def test_arguments_that_cannot_be_compared(quantized, plan, random_images):
+    batches = random_images()
+    model = quantized(Described(), batches)
+    data = loaded(plan(model, batches, extra=['head']), 0)
+    calls, ids = data.sample(1)
+    assert ids in ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert calls[0][0][0][1].tolist() == [8, 8]
 
 
 def test_only_wanted_outputs_are_kept(second_block):

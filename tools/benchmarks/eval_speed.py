@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from benchmarks import common
+from benchmarks import run_setup
 from taskptq.calibration import freeze
 
 TARGET = 1.6
@@ -64,14 +64,14 @@ def measure(
         limit: Images of the test set; None takes all.
         calibration_images: Images to calibrate with.
     """
-    config = common.read_config(config_path)
+    config = run_setup.read_config(config_path)
     batch_size = config.test_dataloader.batch_size
-    model = common.load_float(config, checkpoint)
-    images = common.calibration_batches(
+    model = run_setup.load_float(config, checkpoint)
+    images = run_setup.calibration_batches(
         config, num_images=calibration_images, batch_size=batch_size)
-    quantized = common.prepared(copy.deepcopy(model), images, quant=quant)
+    quantized = run_setup.prepared(copy.deepcopy(model), images, quant=quant)
     freeze(quantized)
-    batches = common.test_batches(
+    batches = run_setup.test_batches(
         config, batch_size=batch_size, limit=limit)
     seconds = interleaved(
         {'float': model, 'quantized': quantized}, batches, repeats=repeats)

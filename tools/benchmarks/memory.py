@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import common
+from benchmarks import run_setup
 from taskptq.calibration import reconstruct
 from taskptq.engine.pipeline import run_batch
 
@@ -69,7 +69,7 @@ def images(config: Any, *, num_images: int,
     dataset = config.train_dataloader.dataset
     root = Path(dataset.get('data_root') or '.')
     if (root / dataset.get('ann_file', '')).is_file():
-        return common.calibration_batches(
+        return run_setup.calibration_batches(
             config, num_images=num_images,
             batch_size=batch_size), str(dataset.data_root)
     return RandomImages(
@@ -96,16 +96,16 @@ def work(
     budget_mib: int, steps: int, batch_size: int
 ) -> dict[str, Any]:
     """Reconstruct once in this process and say what it took at most."""
-    config = common.read_config(config_path)
+    config = run_setup.read_config(config_path)
     batches, source = images(
         config, num_images=num_images, batch_size=batch_size)
-    model = common.prepared(
-        common.load_float(config, checkpoint), batches, quant=quant)
+    model = run_setup.prepared(
+        run_setup.load_float(config, checkpoint), batches, quant=quant)
     before = peak_bytes()
     report = reconstruct(
         model,
         batches,
-        common.recipe(quant, steps=steps, cache_bytes=budget_mib * MIB),
+        run_setup.recipe(quant, steps=steps, cache_bytes=budget_mib * MIB),
         forward=run_batch,
         progress=False)
     return {

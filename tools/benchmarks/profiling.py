@@ -5,7 +5,7 @@ from typing import Any
 
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import common
+from benchmarks import run_setup
 from benchmarks.sessions import Session, units_of
 
 
@@ -27,19 +27,19 @@ def measure(
     Raises:
         ValueError: If there is no such unit.
     """
-    config = common.read_config(config_path)
-    settings = common.recipe(quant, steps=steps)
+    config = run_setup.read_config(config_path)
+    settings = run_setup.recipe(quant, steps=steps)
     batches = list(
-        common.calibration_batches(
+        run_setup.calibration_batches(
             config, num_images=num_images, batch_size=settings.batch_size))
-    model = common.prepared(
-        common.load_float(config, checkpoint), batches, quant=quant)
+    model = run_setup.prepared(
+        run_setup.load_float(config, checkpoint), batches, quant=quant)
     units = {u.name: u for u in units_of(model, batches[0], settings)}
     name = unit or list(units)[len(units) // 2]
     if name not in units:
         raise ValueError(
             f'no unit is called {name!r}; they are {", ".join(units)}')
-    with common.single_seed():
+    with run_setup.single_seed():
         session = Session(model, units[name], batches, settings)
         session.train()
         with profile(activities=[ProfilerActivity.CPU]) as recorded:

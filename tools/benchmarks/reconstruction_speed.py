@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from benchmarks import common
+from benchmarks import run_setup
 from benchmarks.reference_loop import ReferenceLoop
 from benchmarks.sessions import Session, units_of
 from taskptq.calibration import reconstruct
@@ -87,16 +87,16 @@ def measure(
         steps: Steps of our loop in each round; a third of it of the other.
         rounds: Turns.
     """
-    config = common.read_config(config_path)
-    full = common.recipe(quant)
-    short = common.recipe(quant, steps=steps)
-    lazy = common.calibration_batches(
+    config = run_setup.read_config(config_path)
+    full = run_setup.recipe(quant)
+    short = run_setup.recipe(quant, steps=steps)
+    lazy = run_setup.calibration_batches(
         config, num_images=num_images, batch_size=full.batch_size)
     batches = list(lazy)
-    model = common.prepared(
-        common.load_float(config, checkpoint), batches, quant=quant)
+    model = run_setup.prepared(
+        run_setup.load_float(config, checkpoint), batches, quant=quant)
     units = units_of(model, batches[0], short)
-    with common.single_seed():
+    with run_setup.single_seed():
         rows = [
             measure_unit(
                 model, unit, batches, config=short, rounds=rounds,
@@ -104,7 +104,7 @@ def measure(
             for unit in spread(units, count=num_units)
         ]
     whole = reconstruct(
-        model, batches, common.recipe(quant, steps=1), forward=run_batch,
+        model, batches, run_setup.recipe(quant, steps=1), forward=run_batch,
         progress=False)
     overhead = whole.seconds - sum(unit.seconds for unit in whole.units)
     return {

@@ -43,13 +43,13 @@ ROWS = (
     ),
     Row(
         key='plain',
-        title='W3A3, plain (MinMax)',
-        config=f'{CONFIGS}/{NAME}_minmax-w3a3_calib64_parts.py',
+        title='W2A4, plain (MinMax)',
+        config=f'{CONFIGS}/{NAME}_minmax-w2a4_calib64_parts.py',
     ),
     Row(
         key='learned',
-        title='W3A3, reconstructed (QDrop)',
-        config=f'{CONFIGS}/{NAME}_qdrop-w3a3_calib64_parts.py',
+        title='W2A4, reconstructed (QDrop)',
+        config=f'{CONFIGS}/{NAME}_qdrop-w2a4_calib64_parts.py',
     ),
 )
 

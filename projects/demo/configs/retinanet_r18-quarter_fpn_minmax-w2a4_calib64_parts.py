@@ -1,6 +1,6 @@
 _base_ = [
     './retinanet_r18-quarter_fpn_parts.py',
-    '../../../configs/_base_/quant/w3a3_minmax.py',
+    '../../../configs/_base_/quant/w2a4_minmax.py',
 ]
 
 custom_hooks = [
