@@ -15,8 +15,9 @@ class ReconstructionConfig:
     """Settings of reconstruction.
 
     The published recipes run 20,000 steps with weight_lr 1e-3; at a few
-    hundred steps the roundings need 0.1 to 0.2 to be decided at all (at 200
-    steps and 2-bit weights 0.2 was best on a validation set, 0.03 far worse).
+    hundred steps the roundings need 0.1 to 0.3 to be decided at all (at 200
+    steps and 2-bit weights 0.03 was far worse on a validation set), and many
+    small minibatches beat few large ones.
 
     Args:
         rounding: 'adaround' learns it, 'gptq' solves it in closed form layer
@@ -25,8 +26,8 @@ class ReconstructionConfig:
         steps: Optimizer steps of each unit.
         batch_size: Images of a minibatch, where rows can be drawn.
         rows_per_image: Most rows per image where rows are not images.
-        weight_lr: Adam's learning rate of the roundings; cosine-annealed
-            to 0, as large steps late would undo what is decided.
+        weight_lr: Adam's learning rate of the roundings; held for half of
+            the steps, then cosine-annealed to 0.
         scale_lr: The same of activation scales, relative to each scale;
             cosine-annealed to 0.
         learn_scales: Learn activation scales (needs LSQQuantizer).
@@ -54,9 +55,9 @@ class ReconstructionConfig:
     rounding: str = 'adaround'
     scope: str = 'block'
     steps: int = 400
-    batch_size: int = 16
+    batch_size: int = 8
     rows_per_image: int = 32
-    weight_lr: float = 0.2
+    weight_lr: float = 0.25
     scale_lr: float = 5e-3
     learn_scales: bool = True
     drop_prob: float = 0.5

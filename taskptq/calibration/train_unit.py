@@ -264,10 +264,16 @@ class _Trainer:
             )
 
     def _set_lrs(self, step: int) -> None:
-        cosine = 0.5 * (1 + math.cos(math.pi * step / self.config.steps))
+        progress = step / self.config.steps
         groups = self.optimizer.param_groups
-        for group, lr in zip(groups, self.base_lrs, strict=True):
-            group['lr'] = lr * cosine
+        for index, (group, lr) in enumerate(
+            zip(groups, self.base_lrs, strict=True)
+        ):
+            if index == 0 and self.learned.roundings:
+                # held for half of the steps: roundings have a way to go
+                group['lr'] = lr * _cosine(max(0.0, 2 * progress - 1))
+            else:
+                group['lr'] = lr * _cosine(progress)
 
     def _stop(self, step: int, value: Tensor) -> bool:
         self.recent = [*self.recent[-(CHECK_EVERY - 1):], value]
@@ -310,6 +316,11 @@ class _Trainer:
             return nullcontext()
         device = self.learned.parameters()[0].device.type
         return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def _cosine(progress: float) -> float:
+    """Return the annealing factor, from 1 at 0 down to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def _heads(unit: Unit, batch: Minibatch) -> dict[str, Any]:
