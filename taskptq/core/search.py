@@ -11,7 +11,7 @@ from taskptq.core.spec import QuantSpec
 CHUNK_ELEMENTS = 1 << 20
 # Values of a channel that the search looks at: enough to rank clipping ranges,
 # and it keeps the cost of large weights in bounds. The ends are always exact.
-MAX_VALUES = 1024
+MAX_VALUES = 4096
 
 
 def search_range(
@@ -54,7 +54,7 @@ def search_range(
     if spec.symmetric:
         return low, high
     for step in range(refine_rounds):
-        spread = torch.linspace(0.7, 1.2, 16, device=values.device)
+        spread = torch.linspace(0.7, 1.2, 26, device=values.device)
         spread = 1 + (spread - 1) / 2**step
         fixed = torch.ones_like(spread)
         low, high = errors.best(low * spread[:, None], high * fixed[:, None])

@@ -70,7 +70,7 @@ def test_loss_falls(unit, draw, quick, drop_prob):
 def test_penalty_decides_the_roundings(unit, draw, quick):
     decided = [
         train(unit, draw, quick(
-            steps=200, weight_lr=0.05, rounding_weight=weight, warmup=0.2,
+            steps=200, weight_lr=0.2, rounding_weight=weight, warmup=0.2,
             beta_start=20.0, beta_end=2.0,
         )).decided
         for weight in (0.0, 300.0)
@@ -206,7 +206,7 @@ def test_layer_that_some_minibatches_leave_out(quantized, quick):
         )
 
     result = train(unit, draw, quick(
-        steps=60, weight_lr=0.1, rounding_weight=100.0, warmup=0.1
+        steps=60, weight_lr=0.3, rounding_weight=100.0, warmup=0.1
     ))
     assert result.decided > 0.6
     # The penalty alone drives a weight to the code it is nearest to.
