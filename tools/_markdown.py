@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from _results import Results, Summary, float_summary, summary_of
 
@@ -28,6 +29,26 @@ def to_markdown(header: Sequence[str],
 
     rule = '|' + '|'.join('-' * (width + 2) for width in widths) + '|'
     return '\n'.join([join(header), rule, *map(join, lines)])
+
+
+def render_benchmarks(records: Sequence[Mapping[str, Any]]) -> str:
+    """Return one line for each result of ``tools/benchmark.py``.
+
+    Args:
+        records: Contents of its JSON files.
+    """
+    lines = []
+    for record in records:
+        bound, sign = (
+            ('at least', '≥') if 'reconstruction' in record['benchmark']
+            else ('at most', '≤'))
+        verdict = 'reached' if record['reached'] else (
+            f'missed: {bound} {record["target"]}')
+        lines.append([
+            record['benchmark'], f'{record["ratio"]:.2f}',
+            f'{sign} {record["target"]}', verdict, record['commit'][:9]])
+    return to_markdown(
+        ['benchmark', 'ratio', 'target', '', 'commit'], lines)
 
 
 def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:

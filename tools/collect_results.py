@@ -13,6 +13,7 @@ the results of its models under ``Models``.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _markdown import groups, render_results, render_summary
+from _markdown import (
+    groups,
+    render_benchmarks,
+    render_results,
+    render_summary,
+)
 from _results import Results, Summary, float_summary, load_results
 from _table import SUFFIX, Table, read_table
 from _targets import describe, evaluate_targets
@@ -31,6 +37,8 @@ READMES = ('README.md', 'configs/*/README.md', 'projects/*/README.md')
 MARKED = re.compile(
     r'(<!-- (table|targets):(\S+) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
 SUMMARY = 'summary'
+BENCHMARKS = 'benchmarks'
+BENCHMARK_RESULTS = Path(__file__).parent / 'benchmarks' / 'results'
 SUMMARY_CELLS = (('w8a8', 'mse'), ('w4a4', 'mse'), ('w4a4', 'qdrop'),
                  ('w2a4', 'mse'), ('w2a4', 'qdrop'), ('w2a2', 'mse'),
                  ('w2a2', 'qdrop'))
@@ -83,6 +91,10 @@ def render(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
         if not measured:
             return ABSENT
         return render_summary(measured, SUMMARY_CELLS) + '\n'
+    if kind == 'table' and name == BENCHMARKS:
+        files = sorted(BENCHMARK_RESULTS.glob('*.json'))
+        records = [json.loads(file.read_text()) for file in files]
+        return render_benchmarks(records) + '\n' if records else ABSENT
     if name not in entries:
         raise ValueError(
             f'there is no table {name!r} (no {name}{SUFFIX}); known are '
