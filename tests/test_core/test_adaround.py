@@ -11,6 +11,7 @@ from taskptq.core import (
 )
 from taskptq.core.adaround import (
     inverse_rectified_sigmoid,
+    odd_power,
     rectified_sigmoid,
     rounding_penalty,
 )
@@ -138,3 +139,50 @@ def test_learning_beats_nearest_on_correlated_inputs():
     rounding.soft = False
     error = ((rounding() - weight) @ x.T).square().mean()
     assert error < 0.6 * nearest.mean()
+
+
+@pytest.mark.parametrize('num_bits', [2, 4])
+@pytest.mark.parametrize('beta', [2, 6, 20])
+def test_gradients_equal_those_of_the_formula(num_bits, beta):
+    weight = torch.randn(6, 10)
+    rounding, _ = rounding_of(weight, num_bits=num_bits)
+    with torch.no_grad():  # some decided, some under way
+        rounding.alpha.add_(2 * torch.randn_like(weight))
+    direction = torch.randn_like(weight)
+    h = rectified_sigmoid(rounding.alpha)
+    codes = (rounding.base + h).clamp(rounding.quant_min, rounding.quant_max)
+    formula = (codes - rounding.zero_point) * rounding.scale
+    penalty = 0.3 * rounding_penalty(rounding.alpha, beta)
+    ((formula * direction).sum() + penalty).backward()
+    expected = rounding.alpha.grad.clone()
+
+    rounding.alpha.grad = None
+    out = rounding()
+    assert torch.equal(out, formula)
+    (out * direction).sum().backward()
+    rounding.add_penalty_gradient(
+        weight=torch.tensor(0.3 / weight.numel()), beta=beta
+    )
+    torch.testing.assert_close(
+        rounding.alpha.grad, expected, rtol=1e-4, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize('beta', [1, 3, 0])
+def test_penalty_gradient_needs_an_even_exponent(beta):
+    rounding, _ = rounding_of(torch.randn(2, 3))
+    rounding().sum().backward()
+    with pytest.raises(ValueError, match=f'beta={beta} must be even'):
+        rounding.add_penalty_gradient(weight=torch.tensor(1.0), beta=beta)
+
+
+def test_penalty_gradient_follows_a_backward():
+    rounding, _ = rounding_of(torch.randn(2, 3))
+    with pytest.raises(RuntimeError, match='follows forward'):
+        rounding.add_penalty_gradient(weight=torch.tensor(1.0), beta=2)
+
+
+@pytest.mark.parametrize('exponent', [1, 3, 5, 7, 19])
+def test_odd_power(exponent):
+    x = torch.linspace(-1.2, 1.2, 25, dtype=torch.float64)
+    torch.testing.assert_close(odd_power(x, exponent), x**exponent)
