@@ -15,9 +15,8 @@ class ReconstructionConfig:
     """Settings of reconstruction.
 
     The published recipes run 20,000 steps with weight_lr 1e-3; at a few
-    hundred steps the roundings need 0.1 to 0.3 to be decided at all (at 200
-    steps and 2-bit weights 0.03 was far worse on a validation set), and many
-    small minibatches beat few large ones.
+    hundred steps the roundings need 0.1 to 0.3 to be decided at all: seen in
+    single trial runs of one detector with 2-bit weights.
 
     Args:
         rounding: 'adaround' learns it, 'gptq' solves it in closed form layer
