@@ -16,7 +16,8 @@ PYTEST_ARGS ?=
 
 BIN := .venv/bin
 REQUIREMENTS := $(wildcard tools/setup/requirements*.txt)
-STAMP := .venv/.taskptq-setup-$(firstword $(shell cat $(REQUIREMENTS) | cksum))
+PROJECTS := $(wildcard projects/*/setup.py)
+STAMP := .venv/.taskptq-setup-$(firstword $(shell cat $(REQUIREMENTS) $(PROJECTS) | cksum))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo data-link lint clean

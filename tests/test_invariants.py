@@ -41,6 +41,22 @@ QCONFIGS = {
             'type': 'PowerOfTwoQuantizer', 'num_bits': 4, 'tau': 2
         },
     },
+    'w4a4-power-of-two-searched': {
+        'weight': {'num_bits': 4},
+        'activation': {'type': 'LSQQuantizer', 'num_bits': 4},
+        'softmax': {
+            'type': 'PowerOfTwoQuantizer', 'num_bits': 4,
+            'observer': {'type': 'AttentionOutputObserver'},
+        },
+    },
+    'w4a4-power-of-two-per-head': {
+        'weight': {'num_bits': 4},
+        'activation': {'num_bits': 4},
+        'softmax': {
+            'type': 'PowerOfTwoQuantizer', 'num_bits': 3,
+            'observer': {'type': 'AttentionOutputObserver', 'per_head': True},
+        },
+    },
     'w4-weight-only': {'weight': {'num_bits': 4}, 'activation': False},
     'w4a6-per-tensor': {
         'weight': {'num_bits': 4, 'per_channel': False},
@@ -49,7 +65,7 @@ QCONFIGS = {
         },
     },
 }
-ATTENTION = ('transformer', 'window')
+ATTENTION = ('transformer', 'window', 'relative', 'two-way')
 ROWS = [
     (model, qconfig)
     for model in TINY_MODELS
@@ -250,12 +266,24 @@ def test_evaluation_is_deterministic(name, qconfig):
     [
         ('w2a4-lsq', LSQQuantizer),
         ('w4a4-power-of-two', PowerOfTwoQuantizer),
+        ('w4a4-power-of-two-searched', PowerOfTwoQuantizer),
+        ('w4a4-power-of-two-per-head', PowerOfTwoQuantizer),
     ],
 )
 @pytest.mark.parametrize('name', ATTENTION)
 def test_rows_hold_what_they_say(name, qconfig, kind):
     model = shared_calibrated(name, qconfig)
     assert any(isinstance(q, kind) for _, q in quantizers(model))
+
+
+@pytest.mark.parametrize('name', ATTENTION)
+def test_every_head_has_a_grid(name):
+    model = shared_calibrated(name, 'w4a4-power-of-two-per-head')
+    for path, quantizer in quantizers(model):
+        if path.endswith('softmax_quantizer'):
+            heads = model.get_submodule(path.rpartition('.')[0]).num_heads
+            assert quantizer.scale.shape == quantizer.tau.shape == (heads,)
+            assert quantizer.scale.unique().numel() > 1
 
 
 @pytest.mark.parametrize('name', TINY_MODELS)

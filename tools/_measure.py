@@ -30,13 +30,20 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
-from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.engine.pipeline import (
+    Recipe,
+    apply_rewrites,
+    quantize_model,
+    seeded,
+)
 from taskptq.engine.ptq_hook import plain_pipeline, remove_ema_hooks
+from taskptq.engine.published import published_note, quantize_as_published
 from taskptq.registry import SUPPORTED_VERSIONS, installed_version
 from taskptq.version import __version__
 
 WORK_DIR = Path('work_dirs') / 'tables'
-WATCHED = ('taskptq', 'configs/_base_', 'tools')
+WATCHED = ('taskptq', 'configs/_base_', 'tools',
+           'projects/*/*/*.py', 'projects/*/configs/_base_')
 
 
 class Replay(Sequence[Any]):
@@ -96,7 +103,9 @@ class Measurement:
 
     def measure_float(self) -> dict[str, Any]:
         """Evaluate the float model."""
-        metrics, seconds = self.evaluate(self.model)
+        model = copy.deepcopy(self.model)
+        rewritten = self.rewrite(model)
+        metrics, seconds = self.evaluate(model)
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / 'float.pth'
             torch.save({'state_dict': self.model.state_dict()}, file)
@@ -108,7 +117,16 @@ class Measurement:
             'eval_seconds': round(seconds, 2),
             'file_bytes': size,
             'sha256': file_digest(self.table.checkpoint),
+            **({'rewrites': rewritten} if rewritten else {}),
         }
+
+    def rewrite(self, model: nn.Module) -> list[Any]:
+        """Run the table's own rewrites; returns their plain reports."""
+        if not self.table.rewrites:
+            return []
+        images = CalibrationConfig.from_dict(self.table.calibration, seed=0)
+        return apply_rewrites(
+            model, self.batches(images), self.table.rewrites)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Quantize a copy of the float model, and evaluate it.
@@ -123,7 +141,9 @@ class Measurement:
         recipe = read_recipe(row, images=images)
         model = copy.deepcopy(self.model)
         report = self.quantize(model, recipe=recipe, row=row)
-        metrics, seconds = self.evaluate(model)
+        # What drops at random is evaluated alike each time.
+        with seeded(row.seed):
+            metrics, seconds = self.evaluate(model)
         rebuilt = report['reconstruction'] or {}
         settings = recipe.reconstruction or {}
         learned = settings.get('rounding', 'adaround') != 'gptq'
@@ -136,7 +156,7 @@ class Measurement:
             'calibration_seconds': round(report['calibration']['seconds'], 2),
             'reconstruction_seconds': round(rebuilt.get('seconds', 0.0), 2),
             'eval_seconds': round(seconds, 2),
-            'file_bytes': report['file_bytes'],
+            'file_bytes': report.get('file_bytes'),
             'checkpoint': None,
             'command': self.table.command(row),
             'commit': self.commit,
@@ -144,6 +164,8 @@ class Measurement:
             'scope': row.scope,
             'decided': rebuilt.get('decided'),
             **resume_note(rebuilt),
+            **published_note(report),
+            **rewrite_notes(report),
         }
 
     def images(self, row: Row) -> CalibrationConfig:
@@ -168,6 +190,12 @@ class Measurement:
         dataset = self.loop.dataloader.dataset
         meta = {'dataset_meta': getattr(dataset, 'metainfo', {})}
         folder = self.work_dir / row.name.replace(' ', '_')
+        if row.published:
+            return quantize_as_published(
+                model,
+                self.batches(self.images(row)),
+                recipe=recipe,
+                work_dir=folder)
         with tempfile.TemporaryDirectory() as temporary:
             return quantize_model(
                 model,
@@ -225,6 +253,19 @@ def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
                     'interrupted run: reconstruction_seconds lacks theirs'}
 
 
+def rewrite_notes(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a row tells of its rewrites and of its softmax grids.
+
+    Args:
+        report: Report of the quantization.
+    """
+    notes = {
+        'rewrites': report.get('rewrites'),
+        'softmax': report['calibration'].get('softmax'),
+    }
+    return {key: value for key, value in notes.items() if value}
+
+
 def build_runner(table: Table, work_dir: Path) -> Runner:
     """Build the Runner of a float config, for its test loop.
 
@@ -267,7 +308,7 @@ def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
         fragment.qconfig,
         reconstruction=fragment.get('reconstruction'),
         loss=fragment.get('loss'),
-        rewrites=fragment.get('rewrites'),
+        rewrites=[*row.rewrites, *(fragment.get('rewrites') or [])],
         calibration=images.recipe(),
         seed=row.seed)
 

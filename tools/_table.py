@@ -13,6 +13,8 @@ import yaml
 SUFFIX = '.table.yml'
 SPLITS = ('test', 'val')
 FRAGMENT = 'configs/_base_/quant/{bits}_{method}.py'
+# A method evaluated as published code does; alone it is that of QDrop.
+PUBLISHED = 'published-eval'
 GROUP_KEYS = ('methods', 'bits', 'seeds', 'reconstruction', 'qconfig',
               'scope')
 
@@ -22,10 +24,13 @@ class Row:
     """One quantized model of a table.
 
     Args:
-        method: Name of the method, the fragment's last part.
+        method: Name of the method, the fragment's last part; for
+            ``published-eval`` and ``<method>+published-eval`` see
+            ``taskptq/methods/published_eval.py``.
         bits: Bit widths, e.g. ``w2a4``.
         seed: Seed of the choice of images and of everything drawn.
         fragment: Config fragment with ``qconfig`` and ``reconstruction``.
+        rewrites: ModelRewrites that run before the fragment's.
         reconstruction: Settings that replace the fragment's.
         qconfig: The same for the quantizers.
         scope: ``model``, or ``head`` if only that is quantized.
@@ -35,6 +40,7 @@ class Row:
     bits: str
     seed: int
     fragment: str
+    rewrites: Sequence[Mapping[str, Any]] = ()
     reconstruction: Mapping[str, Any] = field(default_factory=dict)
     qconfig: Mapping[str, Any] = field(default_factory=dict)
     scope: str = 'model'
@@ -43,6 +49,11 @@ class Row:
     def name(self) -> str:
         """What ``--rows`` is matched against, e.g. ``qdrop w2a4 0``."""
         return f'{self.method} {self.bits} {self.seed}'
+
+    @property
+    def published(self) -> bool:
+        """Whether it is evaluated as published code does."""
+        return self.method.endswith(PUBLISHED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +71,10 @@ class Table:
         split: ``test``, or ``val`` for choosing settings.
         calibration: See ``CalibrationConfig``.
         reconstruction: Settings for every row that learns.
-        quant: Pattern of the fragments' paths.
+        quant: Pattern of the fragments' paths; a ``+`` in a method's name is
+            a ``-`` in its file's.
+        rewrites: ModelRewrites of the float model, which is measured with
+            them; they are part of every row's recipe, before its own.
         columns: Header -> key of ``metrics``, for the printed table.
         targets: See ``_targets.py``.
         metafile: ``task``, ``metric`` and ``factor`` for metafile.yml.
@@ -77,6 +91,7 @@ class Table:
     calibration: Mapping[str, Any] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] = field(default_factory=dict)
     quant: str = FRAGMENT
+    rewrites: Sequence[Mapping[str, Any]] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     targets: Sequence[Mapping[str, Any]] = ()
     metafile: Mapping[str, Any] = field(default_factory=dict)
@@ -121,13 +136,27 @@ class Table:
                         method=method,
                         bits=bits,
                         seed=int(seed),
-                        fragment=self.quant.format(bits=bits, method=method),
+                        fragment=self.quant.format(
+                            bits=bits, method=_recipe_of(method)),
+                        rewrites=self.rewrites,
                         reconstruction={
                             **self.reconstruction,
                             **group.get('reconstruction', {})
                         },
                         qconfig=group.get('qconfig', {}),
                         scope=group.get('scope', 'model'))
+
+
+def _recipe_of(method: str) -> str:
+    """Return the method whose fragment makes the model.
+
+    >>> _recipe_of('ptq4sam-l+published-eval'), _recipe_of('published-eval')
+    ('ptq4sam-l', 'qdrop')
+    >>> _recipe_of('centering+agq')
+    'centering-agq'
+    """
+    recipe = method.removesuffix(PUBLISHED).removesuffix('+') or 'qdrop'
+    return recipe.replace('+', '-')
 
 
 def _as_list(value: Any) -> list[Any]:

@@ -11,9 +11,15 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+# Below this many elements, rows are not compared.
+SMALL = 1 << 14
+
 
 class ActivationCache:
     """Store tensors by key; those over the budget go to files.
+
+    Of a tensor whose rows are all equal, one is stored: the image features
+    and their positions, repeated for each prompt of an image.
 
     Files are read row by row with ordinary reads: a memory map would count
     as resident memory, which the budget is there to bound.
@@ -32,6 +38,7 @@ class ActivationCache:
         self.spilled_bytes = 0
         self._held: dict[Hashable, Tensor] = {}
         self._files: dict[Hashable, _File] = {}
+        self._repeats: dict[Hashable, int] = {}  # rows of which one is stored
         self._parent = None if directory is None else Path(directory)
         self._folder: Path | None = None
         self._counter = 0
@@ -40,6 +47,9 @@ class ActivationCache:
         """Store a copy of a tensor, replacing an older one of that key."""
         self.delete(key)
         tensor = tensor.detach()
+        if _is_one_row(tensor):
+            self._repeats[key] = tensor.shape[0]
+            tensor = tensor[:1]
         size = tensor.numel() * tensor.element_size()
         if self.used_bytes + size <= self.max_bytes:
             self._held[key] = _to_layout(tensor).clone(
@@ -53,27 +63,35 @@ class ActivationCache:
     def get(self, key: Hashable) -> Tensor:
         """Return the whole tensor (the stored one: do not write to it)."""
         if key in self._held:
-            return _from_layout(self._held[key])
-        return _from_layout(self._files[key].read())
+            tensor = _from_layout(self._held[key])
+        else:
+            tensor = _from_layout(self._files[key].read())
+        if key in self._repeats:
+            tensor = tensor.expand(self._repeats[key], *tensor.shape[1:])
+        return tensor
 
     def rows(self, key: Hashable, index: list[int]) -> Tensor:
         """Return chosen rows (of axis 0), in the order asked for."""
+        if key in self._repeats:
+            index = [0] * len(index)
         if key in self._held:
             return _from_layout(self._held[key][index])
         return _from_layout(self._files[key].read_rows(index))
 
     def shape(self, key: Hashable) -> tuple[int, ...]:
-        """Return the stored tensor's shape, without reading it."""
-        if key in self._held:
-            return tuple(_from_layout(self._held[key]).shape)
-        shape = self._files[key].shape
+        """Return the tensor's shape, without reading it."""
+        held = self._held.get(key)
+        shape = self._files[key].shape if held is None else tuple(held.shape)
         if len(shape) == 4:
             batch, height, width, channels = shape
-            return (batch, channels, height, width)
+            shape = (batch, channels, height, width)
+        if key in self._repeats:
+            shape = (self._repeats[key], *shape[1:])
         return shape
 
     def delete(self, key: Hashable) -> None:
         """Forget one tensor; nothing happens if it is not there."""
+        self._repeats.pop(key, None)
         if key in self._held:
             tensor = self._held.pop(key)
             self.used_bytes -= tensor.numel() * tensor.element_size()
@@ -88,6 +106,7 @@ class ActivationCache:
         """Forget everything and remove the files."""
         self._held.clear()
         self._files.clear()
+        self._repeats.clear()
         self.used_bytes = 0
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -102,6 +121,15 @@ class ActivationCache:
             )
         self._counter += 1
         return self._folder / f'{self._counter:06d}.bin'
+
+
+def _is_one_row(tensor: Tensor) -> bool:
+    """Whether all rows of a large tensor are equal."""
+    if tensor.dim() < 2 or tensor.shape[0] < 2 or tensor.numel() < SMALL:
+        return False
+    if not torch.equal(tensor[0], tensor[-1]):
+        return False
+    return all(torch.equal(tensor[0], row) for row in tensor[1:-1])
 
 
 def _to_layout(tensor: Tensor) -> Tensor:

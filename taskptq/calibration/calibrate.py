@@ -10,14 +10,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskptq.core import observing
+from taskptq.core import PowerOfTwoQuantizer, observing
 from taskptq.core.quantizers import Quantizer
 from taskptq.core.reduce import reduce_observers
 from taskptq.core.state import is_weight_quantizer, quantizers
 from taskptq.modules.base import quant_modules
 from taskptq.modules.multihead_attention import QuantMultiheadAttention
+from taskptq.modules.sam_attention import QuantSamDecoderAttention
 
 Forward = Callable[[nn.Module, Any], Any]
+
+# Attentions that see at each call which of their inputs are one tensor.
+SHARING = (QuantMultiheadAttention, QuantSamDecoderAttention)
 
 
 @dataclass(kw_only=True)
@@ -29,11 +33,14 @@ class CalibrationReport:
         seconds: Wall time.
         unobserved: Activation quantizers that saw no data and therefore
             stay float; layers that only training runs are the usual case.
+        softmax: What the search of each softmax grid found, by quantizer:
+            see ``taskptq.core.granularity.Granularity``.
     """
 
     num_batches: int = 0
     seconds: float = 0.0
     unobserved: list[str] = field(default_factory=list)
+    softmax: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
@@ -91,6 +98,12 @@ def calibrate(
         num_batches=len(batches),
         seconds=time.perf_counter() - start,
         unobserved=unobserved,
+        softmax={
+            name: quantizer.granularity.to_dict()
+            for name, quantizer in activations
+            if isinstance(quantizer, PowerOfTwoQuantizer)
+            and quantizer.granularity is not None
+        },
     )
 
 
@@ -103,7 +116,7 @@ def _is_shared(model: nn.Module, name: str, missing: set[str]) -> bool:
     owner, _, point = name.rpartition('.')
     return (
         point in ('key_input_quantizer', 'value_input_quantizer')
-        and isinstance(model.get_submodule(owner), QuantMultiheadAttention)
+        and isinstance(model.get_submodule(owner), SHARING)
         and f'{owner}.input_quantizer'.lstrip('.') not in missing
     )
 

@@ -1,17 +1,18 @@
 """Capture the inputs of units, with as few whole-model passes as possible.
 
-One batch is traced first: for each input tensor of each unit, was it the
-very tensor that an earlier unit gave out or took in? Then it is handed on
-from there, and only the rest ('the chain breaks') is captured by running the
-model: once, for all units, through the float model, and once for each unit
-where the chain breaks through the model as quantized so far.
+One batch is traced first to find the units in their order. Each batch is
+linked in the pass that captures it: for each input tensor of each unit, was
+it the very tensor that an earlier unit gave out or took in? Then it is handed
+on from there, and only the rest ('the chain breaks') is captured by running
+the model: once, for all units, through the float model, and once for each
+unit where the chain breaks through the model as quantized so far. How often
+a unit is called may differ from batch to batch: by its prompts, its views.
 """
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -20,48 +21,14 @@ from torch.utils.hooks import RemovableHandle
 
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import Forward, calibration_mode
+from taskptq.calibration.links import Linker, Links, Plan, Source
 from taskptq.calibration.tree import flatten
 from taskptq.core import float_only, quantizing
 from taskptq.prepare.blocks import Unit
 from taskptq.prepare.mapping import replayed_input
 
-
-@dataclass(frozen=True)
-class Source:
-    """Origin of a tensor: leaf of a unit call's inputs or outputs."""
-
-    side: str  # 'in' or 'out'
-    unit: int
-    call: int
-    leaf: int
-
-
-@dataclass
-class Plan:
-    """How one unit gets its inputs.
-
-    Args:
-        unit: The unit.
-        calls: For each call within a forward pass, the source of each input
-            tensor; 'in' sources of the unit itself must be captured.
-        replay: Row-selecting module right before the unit and its call
-            number, if there is one.
-        num_outputs: For each call, how many tensors it gives out.
-    """
-
-    unit: Unit
-    calls: list[list[Source]] = field(default_factory=list)
-    num_outputs: list[int] = field(default_factory=list)
-    replay: tuple[str, int] | None = None
-
-    def captured(self, index: int) -> list[Source]:
-        """Return the sources that only a pass of the model can give."""
-        return [
-            source
-            for call in self.calls
-            for source in call
-            if source.side == 'in' and source.unit == index
-        ]
+# Batches looked at for one that calls every layer.
+TRACED_BATCHES = 4
 
 
 class _Stop(Exception):
@@ -102,16 +69,46 @@ def called_modules(
     return called
 
 
+def first_full_batch(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    layers: set[str],
+    forward: Forward,
+) -> tuple[int, set[str], int]:
+    """Find a batch that calls every layer, among the first few.
+
+    An image without any prompt or proposal leaves a whole head out.
+
+    Args:
+        model: Swapped model.
+        batches: Calibration batches.
+        layers: Names of the layers.
+        forward: Runs the model on one batch.
+
+    Returns:
+        Number of the batch that calls the most modules (if none calls all),
+        the names of these, and how many batches were run.
+    """
+    best: set[str] = set()
+    chosen = number = 0
+    for number, batch in enumerate(batches[:TRACED_BATCHES]):
+        called = called_modules(model, batch, forward=forward)
+        if len(called) > len(best):
+            best, chosen = called, number
+        if layers <= called:
+            break
+    return chosen, best, number + 1
+
+
 class _Tracer:
-    """Follows tensor identities through one forward pass."""
+    """Lists the units that one forward pass calls, and links them."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = {id(unit.module): unit for unit in units}
         self.plans: list[Plan] = []
         self._index: dict[int, int] = {}
-        # id -> (tensor, its version then, source); holding the tensors keeps
-        # their ids unique, the version tells of later in-place changes
-        self._seen: dict[int, tuple[Tensor, int, Source]] = {}
+        self._linker = Linker()
         self._selector: tuple[str, int] | None = None
         self._selector_calls: dict[str, int] = {}
 
@@ -130,12 +127,7 @@ class _Tracer:
         plan = self.plans[index]
         if self._selector is not None:
             plan.replay, self._selector = self._selector, None
-        call = len(plan.calls)
-        leaves, _ = flatten(inputs)
-        plan.calls.append([
-            self._source(leaf, Source('in', index, call, place))
-            for place, leaf in enumerate(leaves)
-        ])
+        self._linker.before(plan.traced, index, flatten(inputs)[0])
         return None
 
     def after(self, name: str, module: nn.Module, output: Any) -> None:
@@ -143,19 +135,8 @@ class _Tracer:
         if id(module) not in self.units:
             return
         index = self._index[id(module)]
-        plan = self.plans[index]
-        call = len(plan.num_outputs)
-        leaves, _ = flatten(output)
-        plan.num_outputs.append(len(leaves))
-        for place, leaf in enumerate(leaves):
-            self._source(leaf, Source('out', index, call, place))
-
-    def _source(self, leaf: Tensor, default: Source) -> Source:
-        known = self._seen.get(id(leaf))
-        if known is not None and known[1] == leaf._version:
-            return known[2]
-        self._seen[id(leaf)] = (leaf, leaf._version, default)
-        return default
+        links = self.plans[index].traced
+        self._linker.after(links, index, flatten(output)[0])
 
 
 class Capturer:
@@ -195,7 +176,9 @@ class Capturer:
         self._replays: dict[tuple[tuple[str, int], int], Tensor] = {}
 
     def capture_float(self) -> None:
-        """Capture every broken chain of the float model, in one pass."""
+        """Link every batch and capture its broken chains, in one pass."""
+        for plan in self.plans:
+            plan.batches = [Links() for _ in self.batches]
         with float_only(self.model):
             self._run(range(len(self.plans)), 'float')
 
@@ -209,6 +192,8 @@ class Capturer:
         for number, batch in enumerate(self.batches):
             self.lengths[number] = batch_length(batch)
             recorder = _Recorder(self, wanted, stream, number)
+            if recorder.missing == 0:
+                continue
             with (
                 _hooked(self.model, recorder),
                 calibration_mode(self.model),
@@ -231,8 +216,13 @@ class _Recorder:
         self.stream = stream
         self.batch = batch
         self.index = {id(owner.plans[i].unit.module): i for i in wanted}
-        self.missing = sum(len(owner.plans[i].calls) for i in wanted)
+        self.links = {i: owner.plans[i].batches[batch] for i in wanted}
+        # Only the float pass finds out how many calls there are to come.
+        self.missing = -1
+        if stream == 'quant':
+            self.missing = sum(len(x.calls) for x in self.links.values())
         self.calls: dict[int, int] = {}
+        self.linker = Linker()
         self.selector_calls: dict[str, int] = {}
         self.replays = {owner.plans[i].replay for i in wanted}
 
@@ -245,10 +235,11 @@ class _Recorder:
             return self._select(name, module, inputs)
         call = self.calls.get(index, 0)
         leaves, skeleton = flatten(inputs)
+        links = self.links[index]
         if self.stream == 'float':
+            self.linker.before(links, index, leaves)
             self.owner.skeletons[index, call, self.batch] = skeleton
-        plan = self.owner.plans[index]
-        sources = plan.calls[call] if call < len(plan.calls) else []
+        sources = links.calls[call] if call < len(links.calls) else []
         for place, (leaf, source) in enumerate(
             zip(leaves, sources, strict=False)
         ):
@@ -257,10 +248,13 @@ class _Recorder:
         return None
 
     def after(self, name: str, module: nn.Module, output: Any) -> None:
-        del name, output
+        del name
         index = self.index.get(id(module))
         if index is None:
             return
+        if self.stream == 'float':
+            leaves, _ = flatten(output)
+            self.linker.after(self.links[index], index, leaves)
         self.calls[index] = self.calls.get(index, 0) + 1
         self.missing -= 1
         if self.missing == 0:
@@ -332,7 +326,11 @@ def _post_hook(
 def batch_length(batch: Any) -> int:
     """Return the number of images of a collated batch, 0 if unknown."""
     if isinstance(batch, dict) and 'inputs' in batch:
-        return len(batch['inputs'])
+        inputs = batch['inputs']
+        # Models with several inputs name them; each has all images.
+        first = next(iter(inputs.values())) if (
+            isinstance(inputs, dict) and inputs) else inputs
+        return len(first)
     if isinstance(batch, torch.Tensor):
         return int(batch.shape[0])
     if isinstance(batch, list | tuple) and batch:

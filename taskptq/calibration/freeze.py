@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskptq.core import AffineQuantizer, LSQQuantizer, enable
+from taskptq.core import AffineQuantizer, enable
 from taskptq.core.state import quantizers
 from taskptq.modules.base import QuantModule, quant_modules
 
@@ -49,7 +49,7 @@ def freeze(model: nn.Module) -> FreezeReport:
                 f'{name}: drop_prob is still {quantizer.drop_prob}: leave '
                 'the dropping() context before freeze()'
             )
-        if isinstance(quantizer, LSQQuantizer) and quantizer.calibrated:
+        if quantizer.calibrated:
             quantizer.settle()
         quantizer.requires_grad_(False)
         quantizer.observer = None

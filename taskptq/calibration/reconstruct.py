@@ -16,14 +16,13 @@ from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.calibration.capture import (
     Capturer,
-    Plan,
-    Source,
     batch_length,
-    called_modules,
+    first_full_batch,
     trace,
 )
 from taskptq.calibration.closed_form import round_unit
 from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.losses import MSEReconLoss, ReconLoss
 from taskptq.calibration.progress import RunProgress
 from taskptq.calibration.resume import UnitStates
@@ -78,6 +77,7 @@ def reconstruct(
     state_dir: Path | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
+    on_trained: Callable[[Unit], None] | None = None,
 ) -> ReconstructionReport:
     """Reconstruct a calibrated model in place.
 
@@ -92,6 +92,7 @@ def reconstruct(
             none.
         cache_dir: Folder for spilled activations.
         progress: Show a live display where there is a terminal.
+        on_trained: Called with each trained unit, its roundings soft.
 
     Raises:
         ValueError: If there is no batch, or the network scope lacks an
@@ -103,6 +104,7 @@ def reconstruct(
     run = _Run(
         model, batches, config, forward, loss or MSEReconLoss(), adapter
     )
+    run.on_trained = on_trained
     states = UnitStates(
         state_dir, model, config, loss=run.loss, num_batches=len(batches)
     )
@@ -146,6 +148,8 @@ class _Run:
         self.forward = forward
         self.loss = loss
         self.adapter = adapter
+        self.on_trained: Callable[[Unit], None] | None = None
+        self.num_traces = 0  # passes of single batches: names, then links
 
     def units(
         self, states: UnitStates, cache_dir: Path | None, progress: bool
@@ -167,14 +171,18 @@ class _Run:
         finally:
             report.spilled_bytes = cache.spilled_bytes
             cache.close()
-        # Tracing ran the first batch twice: for names and for links.
-        report.num_forwards = capturer.num_passes + 2 / len(self.batches)
+        report.num_forwards = (
+            capturer.num_passes + self.num_traces / len(self.batches)
+        )
         return report
 
     def _plans(self) -> tuple[list[Plan], list[str]]:
-        called = _on_all_ranks(
-            called_modules(self.model, self.batches[0], forward=self.forward)
+        layers = {name for name, _ in quant_modules(self.model)}
+        chosen, found, tried = first_full_batch(
+            self.model, self.batches, layers=layers, forward=self.forward
         )
+        self.num_traces = tried + 1
+        called = _on_all_ranks(found)
         units = split_blocks(
             self.model,
             scope=self.config.scope,
@@ -182,7 +190,7 @@ class _Run:
             extra=self.config.blocks,
         )
         plans = trace(
-            self.model, units, self.batches[0], forward=self.forward
+            self.model, units, self.batches[chosen], forward=self.forward
         )
         _check_order(plans)
         planned = {
@@ -197,7 +205,7 @@ class _Run:
         ]
         for name in uncalled:
             logger.warning(
-                '%s is not called by the first batch (of every rank): '
+                '%s is not called by the first batches (of every rank): '
                 'rounded to nearest',
                 name,
             )
@@ -253,6 +261,7 @@ class _Run:
                 loss=self.loss,
                 adapter=self.adapter,
                 on_step=display.step,
+                on_trained=self.on_trained,
             )
         result.seconds = time.perf_counter() - start
         return result
@@ -304,6 +313,7 @@ class _Run:
                     loss=self.loss,
                     adapter=self.adapter,
                     on_step=shown.step,
+                    on_trained=self.on_trained,
                 )
             result.seconds = time.perf_counter() - start
             states.save(0, unit, result)
@@ -357,20 +367,18 @@ def _gathered(value: Any) -> list[Any]:
 def _read_later(plans: Sequence[Plan], index: int) -> set[Source]:
     """Sources that units after this one read."""
     return {
-        source
-        for plan in plans[index + 1:]
-        for call in plan.calls
-        for source in call
+        source for plan in plans[index + 1:] for source in plan.sources()
     }
 
 
 def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
     """Drop from the cache what no later unit reads."""
     plan = capturer.plans[index]
-    used = {source for call in plan.calls for source in call}
+    used = set(plan.sources())
     used |= {
         Source('out', index, call, leaf)
-        for call, count in enumerate(plan.num_outputs)
+        for links in plan.batches
+        for call, count in enumerate(links.num_outputs)
         for leaf in range(count)
     }
     for source in used - later:

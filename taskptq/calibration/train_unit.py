@@ -74,6 +74,7 @@ def train_unit(
     loss: ReconLoss,
     adapter: Any = None,
     on_step: Callable[[int, Tensor], None] | None = None,
+    on_trained: Callable[[Unit], None] | None = None,
 ) -> UnitResult:
     """Train one unit; its layers keep the hard-rounded weights.
 
@@ -84,6 +85,8 @@ def train_unit(
         loss: Reconstruction loss.
         adapter: Handed to the loss.
         on_step: Called after each step with its number and loss.
+        on_trained: Called with the unit after its last step, while its
+            roundings are still soft.
     """
     result = UnitResult(name=unit.name)
     with _learning(unit, config) as learned:
@@ -93,6 +96,8 @@ def train_unit(
             if not trainer.is_good_enough(draw(), result):
                 trainer.fit(draw, result, on_step)
                 result.decided = learned.decided()
+                if on_trained is not None:
+                    on_trained(unit)
     return result
 
 

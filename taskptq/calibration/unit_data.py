@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,25 +11,51 @@ from torch import Tensor
 
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import calibration_mode
-from taskptq.calibration.capture import Capturer, Plan, Source
+from taskptq.calibration.capture import Capturer
+from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.tree import flatten, is_float, unflatten
 from taskptq.core import float_only, quantizing
 from taskptq.core.functional import random_drop
+from taskptq.prepare.mapping import ROW_MODULES, is_a
 
 logger = logging.getLogger('taskptq')
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 
 
+@dataclass(frozen=True)
+class _Pick:
+    """Rows of one call of the unit in one batch; None takes all."""
+
+    batch: int
+    call: int
+    rows: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How many independent rows one call of the unit has in one batch."""
+
+    batch: int
+    call: int
+    count: int
+
+
 class UnitData:
     """Float and quantized inputs and float targets of one unit.
+
+    A minibatch is drawn in one of three ways. Where every batch has the same
+    calls and their rows are images (or single items such as regions), the
+    same rows of each call are drawn. Where the rows are independent but the
+    calls are uneven, one for each image or chunk of prompts, rows are drawn
+    over all calls of one kind. Else one whole calibration batch is.
 
     Args:
         capturer: Source of captured tensors.
         index: The unit's place in execution order.
         cache: Where everything lies.
         rows_per_image: Most rows per image of a minibatch, for units whose
-            rows are not images (regions of interest).
+            rows are not images (regions of interest, prompts, windows).
     """
 
     def __init__(
@@ -47,7 +74,9 @@ class UnitData:
         self.lengths = capturer.lengths
         self.rows_per_image = rows_per_image
         self._warned = False
+        self._has_rows = is_a(self.plan.unit.module, ROW_MODULES)
         self._row_counts: list[int] | None = None
+        self._kinds: list[list[_Rows]] = []
 
     def compute(self, stream: str, *, keep: Sequence[Source] | None) -> None:
         """Run the unit on a stream's inputs and store its outputs.
@@ -60,10 +89,16 @@ class UnitData:
         module = self.plan.unit.module
         with calibration_mode(module), mode(module):
             for batch in range(self.num_batches):
-                for call in range(len(self.plan.calls)):
+                for call in range(self._num_calls(batch)):
                     args, kwargs = self._arguments(stream, call, batch)
                     leaves, _ = flatten(module(*args, **kwargs))
                     self._store(stream, call, batch, leaves, keep)
+
+    def _num_calls(self, batch: int) -> int:
+        return len(self.plan.batches[batch].calls)
+
+    def _inputs(self, call: int, batch: int) -> list[Source]:
+        return self.plan.batches[batch].calls[call]
 
     def _store(
         self,
@@ -80,11 +115,12 @@ class UnitData:
 
     def _arguments(self, stream: str, call: int, batch: int) -> Call:
         # One tensor per source: a module may ask whether key is query.
+        sources = self._inputs(call, batch)
         tensors = {
             source: self.cache.get(self._key(stream, source, batch)).clone()
-            for source in set(self.plan.calls[call])
+            for source in set(sources)
         }
-        leaves = [tensors[source] for source in self.plan.calls[call]]
+        leaves = [tensors[source] for source in sources]
         skeleton = self.capturer.skeletons[self.index, call, batch]
         args, kwargs = unflatten(leaves, skeleton)
         return args, kwargs
@@ -109,48 +145,75 @@ class UnitData:
 
     def prepare_sampling(self) -> None:
         """Find out whether single rows can be drawn; after ``compute``."""
+        self._row_counts, self._kinds = None, []
         counts = [self._rows_of(batch) for batch in range(self.num_batches)]
         uniform = all(
-            _is_same(self._signature(batch), self._signature(0))
+            _is_same(self._signatures(batch), self._signatures(0))
             for batch in range(self.num_batches)
         )
-        is_rows = uniform and all(count > 0 for count in counts)
-        self._row_counts = counts if is_rows else None
+        if uniform and all(count > 0 for count in counts):
+            self._row_counts = counts
+            return
+        if self._has_rows:
+            self._kinds = self._sort_calls()
 
-    def _sources(self, call: int) -> list[Source]:
+    def _sort_calls(self) -> list[list[_Rows]]:
+        """Sort the calls of all batches by kind; [] if one has no rows."""
+        kinds: list[tuple[Any, list[_Rows]]] = []
+        for batch in range(self.num_batches):
+            for call, signature in enumerate(self._signatures(batch)):
+                rows = _Rows(batch, call, self._rows_of_call(call, batch))
+                if rows.count == 0:
+                    return []
+                for other, members in kinds:
+                    if _is_same(other, signature):
+                        members.append(rows)
+                        break
+                else:
+                    kinds.append((signature, [rows]))
+        return [members for _, members in kinds]
+
+    def _sources(self, call: int, batch: int) -> list[Source]:
+        count = self.plan.batches[batch].num_outputs[call]
         outputs = [
-            Source('out', self.index, call, place)
-            for place in range(self.plan.num_outputs[call])
+            Source('out', self.index, call, place) for place in range(count)
         ]
-        return [*self.plan.calls[call], *outputs]
+        return [*self._inputs(call, batch), *outputs]
 
     def _rows_of(self, batch: int) -> int:
         """Independent rows of one batch; 0 if they cannot be taken apart."""
+        calls = range(self._num_calls(batch))
+        counts = {self._rows_of_call(call, batch) for call in calls}
+        return counts.pop() if len(counts) == 1 else 0
+
+    def _rows_of_call(self, call: int, batch: int) -> int:
+        """Independent rows of one call; 0 if they cannot be taken apart."""
         counts, dims = set(), set()
-        for call in range(len(self.plan.calls)):
-            for source in self._sources(call):
-                shape = self.cache.shape(('float', source, batch))
-                counts.add(shape[0] if shape else 0)
-                if source.side == 'in' or source.unit != self.index:
-                    dims.add(len(shape))
+        for source in self._sources(call, batch):
+            shape = self.cache.shape(('float', source, batch))
+            counts.add(shape[0] if shape else 0)
+            if source.side == 'in' or source.unit != self.index:
+                dims.add(len(shape))
         if len(counts) != 1:
             return 0
         count = counts.pop()
         # Rows are images, or (B, C, H, W) items such as regions of interest;
         # the first axis of a token tensor may as well be the sequence.
-        return count if count == self.lengths[batch] or dims == {4} else 0
+        is_rows = self._has_rows or dims == {4}
+        return count if is_rows or count == self.lengths[batch] else 0
 
-    def _signature(self, batch: int) -> list[Any]:
-        """What must agree for rows of two batches to be stacked."""
+    def _signatures(self, batch: int) -> list[Any]:
+        """What must agree, call by call, for rows to be stacked."""
         return [
             (
                 self.capturer.skeletons[self.index, call, batch],
                 [
                     self.cache.shape(('float', source, batch))[1:]
-                    for source in self._sources(call)
+                    for source in self._sources(call, batch)
                 ],
+                _repeats(self._inputs(call, batch)),
             )
-            for call in range(len(self.plan.calls))
+            for call in range(self._num_calls(batch))
         ]
 
     def sample(
@@ -167,75 +230,122 @@ class UnitData:
             For each call its arguments and float targets; and the indices
             of the images, where rows are images.
         """
-        if self._row_counts is None:
-            batch = int(torch.randint(self.num_batches, ()))
-            picks: list[tuple[int, list[int] | None]] = [(batch, None)]
-            first = sum(self.lengths[:batch])
-            ids = tuple(range(first, first + self.lengths[batch]))
+        ids: tuple[int, ...] = ()
+        if self._row_counts is not None:
+            picks, ids = self._pick_rows(self._row_counts, batch_size)
+        elif self._kinds:
+            picks = [self._pick_of_kind(batch_size)]
         else:
-            picks, ids = self._pick_rows(batch_size)
-        return [
-            self._gather(call, picks, drop_prob)
-            for call in range(len(self.plan.calls))
-        ], ids
+            picks, ids = self._pick_batch()
+        return [self._gather(of_call, drop_prob) for of_call in picks], ids
+
+    def _pick_batch(self) -> tuple[list[list[_Pick]], tuple[int, ...]]:
+        """Choose one whole batch that calls the unit at all."""
+        filled = [b for b in range(self.num_batches) if self._num_calls(b)]
+        batch = filled[int(torch.randint(len(filled), ()))]
+        first = sum(self.lengths[:batch])
+        ids = tuple(range(first, first + self.lengths[batch]))
+        calls = range(self._num_calls(batch))
+        return [[_Pick(batch, call)] for call in calls], ids
 
     def _pick_rows(
-        self, batch_size: int
-    ) -> tuple[list[tuple[int, list[int] | None]], tuple[int, ...]]:
-        assert self._row_counts is not None
-        counts = self._row_counts
-        total, images = sum(counts), sum(self.lengths)
-        per_image = min(total // max(images, 1), self.rows_per_image)
-        size = min(total, batch_size * max(1, per_image))
-        chosen = torch.randperm(total)[:size].sort().values.tolist()
-        picks: list[tuple[int, list[int] | None]] = []
-        start = 0
-        for batch, count in enumerate(counts):
-            rows = [row - start for row in chosen if 0 <= row - start < count]
-            if rows:
-                picks.append((batch, rows))
-            start += count
+        self, counts: list[int], batch_size: int
+    ) -> tuple[list[list[_Pick]], tuple[int, ...]]:
+        """Choose rows; each call gets the same."""
+        chosen = self._choose(sum(counts), batch_size)
+        places = _split(chosen, counts)
+        picks = [
+            [_Pick(batch, call, rows) for batch, rows in places]
+            for call in range(self._num_calls(0))
+        ]
         return picks, tuple(chosen) if counts == self.lengths else ()
 
+    def _pick_of_kind(self, batch_size: int) -> list[_Pick]:
+        """Choose rows over all calls of one kind, which becomes one call."""
+        totals = [sum(rows.count for rows in kind) for kind in self._kinds]
+        kind = self._kinds[0]
+        if len(totals) > 1:
+            weights = torch.tensor(totals, dtype=torch.float32)
+            kind = self._kinds[int(torch.multinomial(weights, 1))]
+        counts = [rows.count for rows in kind]
+        chosen = self._choose(sum(counts), batch_size)
+        return [
+            _Pick(kind[place].batch, kind[place].call, rows)
+            for place, rows in _split(chosen, counts)
+        ]
+
+    def _choose(self, total: int, batch_size: int) -> list[int]:
+        """Draw numbers of rows, sorted."""
+        images = max(sum(self.lengths), 1)
+        per_image = min(total // images, self.rows_per_image)
+        size = min(total, batch_size * max(1, per_image))
+        chosen: list[int] = (
+            torch.randperm(total)[:size].sort().values.tolist()
+        )
+        return chosen
+
     def _gather(
-        self,
-        call: int,
-        picks: list[tuple[int, list[int] | None]],
-        drop_prob: float,
+        self, picks: list[_Pick], drop_prob: float
     ) -> tuple[Call, list[Tensor]]:
-        mixed: dict[Source, Tensor] = {}
-        for source in dict.fromkeys(self.plan.calls[call]):
-            mixed[source] = self._rows('quant', source, picks)
-            if drop_prob > 0 and is_float(mixed[source]):
-                mixed[source] = random_drop(
-                    mixed[source],
-                    self._rows('float', source, picks),
+        """Stack the picked rows of calls that are alike."""
+        first = picks[0]
+        repeats = _repeats(self._inputs(first.call, first.batch))
+        mixed: dict[int, Tensor] = {}
+        for place in dict.fromkeys(repeats):
+            sources = [self._inputs(p.call, p.batch)[place] for p in picks]
+            mixed[place] = self._rows('quant', sources, picks)
+            if drop_prob > 0 and is_float(mixed[place]):
+                mixed[place] = random_drop(
+                    mixed[place],
+                    self._rows('float', sources, picks),
                     drop_prob=drop_prob,
                 )
+        count = self.plan.batches[first.batch].num_outputs[first.call]
         targets = [
-            self._rows('float', Source('out', self.index, call, place), picks)
-            for place in range(self.plan.num_outputs[call])
+            self._rows(
+                'float',
+                [Source('out', self.index, p.call, place) for p in picks],
+                picks,
+            )
+            for place in range(count)
         ]
-        skeleton = self.capturer.skeletons[self.index, call, picks[0][0]]
-        leaves = [mixed[source] for source in self.plan.calls[call]]
-        args, kwargs = unflatten(leaves, skeleton)
+        skeleton = self.capturer.skeletons[
+            self.index, first.call, first.batch
+        ]
+        args, kwargs = unflatten([mixed[p] for p in repeats], skeleton)
         return (args, kwargs), targets
 
     def _rows(
-        self,
-        stream: str,
-        source: Source,
-        picks: list[tuple[int, list[int] | None]],
+        self, stream: str, sources: list[Source], picks: list[_Pick]
     ) -> Tensor:
         parts = []
-        for batch, rows in picks:
-            key = self._key(stream, source, batch)
+        for source, pick in zip(sources, picks, strict=True):
+            key = self._key(stream, source, pick.batch)
             parts.append(
                 self.cache.get(key).clone()
-                if rows is None
-                else self.cache.rows(key, rows)
+                if pick.rows is None
+                else self.cache.rows(key, pick.rows)
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def _repeats(sources: list[Source]) -> list[int]:
+    """For each place the first one that holds the very same tensor."""
+    return [sources.index(source) for source in sources]
+
+
+def _split(
+    chosen: list[int], counts: list[int]
+) -> list[tuple[int, list[int]]]:
+    """Sort row numbers over all places into (place, rows within it)."""
+    places = []
+    start = 0
+    for place, count in enumerate(counts):
+        rows = [row - start for row in chosen if 0 <= row - start < count]
+        if rows:
+            places.append((place, rows))
+        start += count
+    return places
 
 
 def _is_same(one: Any, two: Any) -> bool:

@@ -1,5 +1,6 @@
 """Layer 0: the numeric core; torch only."""
 from taskptq.core.adaround import AdaRoundQuantizer
+from taskptq.core.attention_output import AttentionOutputObserver
 from taskptq.core.config import QuantizerConfig
 from taskptq.core.observers import (
     HistogramObserver,
@@ -24,6 +25,7 @@ from taskptq.core.state import (
 __all__ = [
     'AdaRoundQuantizer',
     'AffineQuantizer',
+    'AttentionOutputObserver',
     'HistogramObserver',
     'KLObserver',
     'LSQQuantizer',

@@ -27,7 +27,8 @@ class Observer(nn.Module):
 
     A subclass writes ``update`` (rows in, state changed) and may override
     ``compute_range``; its buffers named in ``reductions`` are combined across
-    ranks with 'min', 'max', 'sum' or 'mean' (weighted by batches seen).
+    ranks with 'min', 'max', 'sum', 'mean' (weighted by batches seen) or
+    'gather' (one after another, 1-D).
 
     Args:
         spec: Grid that the range is for.
@@ -53,7 +54,7 @@ class Observer(nn.Module):
         """
         if x.numel() == 0:
             return
-        rows = channel_rows(x.detach(), ch_axis=self.spec.ch_axis).float()
+        rows = self.rows_of(x.detach()).float()
         low, high = torch.aminmax(rows, dim=1)
         if not (low.isfinite().all() and high.isfinite().all()):
             raise ValueError(
@@ -62,6 +63,10 @@ class Observer(nn.Module):
             )
         self.update(rows, low, high)
         self.num_batches += 1
+
+    def rows_of(self, x: Tensor) -> Tensor:
+        """View a tensor as (C, N): what gets a range of its own."""
+        return channel_rows(x, ch_axis=self.spec.ch_axis)
 
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """Take in (C, N) rows whose ends are ``low`` and ``high``, (C,)."""

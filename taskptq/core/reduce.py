@@ -1,7 +1,8 @@
 """Cross-rank reduction of observers, as each declares it.
 
-All observers of a model go together in a handful of collectives. A rank
-where an observer saw nothing takes part with neutral values.
+All observers of a model go together in a handful of collectives; only
+gathered samples, which are large, go one by one. A rank where an observer saw
+nothing takes part with neutral values.
 """
 from __future__ import annotations
 
@@ -12,18 +13,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from taskptq.core.attention_output import AttentionOutputObserver
 from taskptq.core.observers import HistogramObserver, Observer
 
-KINDS = ('min', 'max', 'mean', 'sum', 'histogram')
+KINDS = ('min', 'max', 'mean', 'sum', 'histogram', 'gather')
+# Buffers of these may differ in size between the ranks.
+SIZED_BY_RANK = ('histogram', 'gather')
 
 
 class _Entry(NamedTuple):
-    """One declared buffer of one observer; ``numel`` over all ranks."""
+    """One declared buffer of one observer, and its size on each rank."""
 
     observer: Observer
     name: str
     kind: str
-    numel: int
+    sizes: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        """Return the size on the ranks that saw something."""
+        return max(self.sizes)
 
     def values(self, *, neutral: float, dtype: torch.dtype) -> Tensor:
         """Return the buffer, flat, or neutral values if nothing was seen."""
@@ -58,11 +67,16 @@ def reduce_observers(observers: Sequence[Observer]) -> None:
         return
     if dist.get_world_size() == 1 or not observers:
         return
+    for observer in observers:
+        if isinstance(observer, AttentionOutputObserver):
+            observer.limit(observer.max_elements // dist.get_world_size())
     device = _device()
     entries, batches = _agree(observers, device)
     _reduce_ends(entries, device)
     _reduce_sums(entries, device)
     _reduce_histograms(entries, device)
+    for entry in _pick(entries, 'gather'):
+        _gather(entry, device)
     for observer, total in zip(observers, batches, strict=True):
         observer.num_batches = total
 
@@ -102,18 +116,17 @@ def _agree(
     table = torch.stack(everyone).cpu()
     entries = []
     for i, (observer, name, kind) in enumerate(declared):
-        seen = table[:, len(batches) + i]
-        seen = seen[seen > 0].unique()
-        # Histograms differ in length until their ends are common.
-        if seen.numel() > 1 and kind != 'histogram':
+        sizes_of = table[:, len(batches) + i]
+        seen = sizes_of[sizes_of > 0].unique()
+        if seen.numel() > 1 and kind not in SIZED_BY_RANK:
             raise ValueError(
                 f'{type(observer).__name__}.{name} has the sizes '
                 f'{seen.tolist()} on different ranks: every rank must '
                 'calibrate the same model'
             )
         if seen.numel():
-            entry = _Entry(observer, name, kind, int(seen.max()))
-            entries.append(entry)
+            sizes_by_rank = tuple(sizes_of.tolist())
+            entries.append(_Entry(observer, name, kind, sizes_by_rank))
     return entries, table[:, : len(batches)].sum(dim=0).tolist()
 
 
@@ -184,3 +197,17 @@ def _reduce_histograms(entries: list[_Entry], device: torch.device) -> None:
     reduced = _all_reduce(parts, dist.ReduceOp.SUM, device)
     for entry, values in zip(chosen, reduced, strict=True):
         entry.store(values)
+
+
+def _gather(entry: _Entry, device: torch.device) -> None:
+    """Put the buffers of all ranks one after another, in rank order."""
+    buffer: Tensor = getattr(entry.observer, entry.name)
+    padded = buffer.new_zeros(entry.numel, device=device)
+    padded[: buffer.numel()] = buffer.to(device)
+    everyone = [torch.empty_like(padded) for _ in entry.sizes]
+    dist.all_gather(everyone, padded)
+    parts = [
+        part[:size] for part, size in zip(everyone, entry.sizes, strict=True)
+    ]
+    gathered = torch.cat(parts).to(buffer.device)
+    setattr(entry.observer, entry.name, gathered)

@@ -1,5 +1,7 @@
-"""Search of a clipping range under an L_p error norm, chunked."""
+"""Searches: a clipping range under an L_p norm, and any bounded scalar."""
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -12,6 +14,8 @@ CHUNK_ELEMENTS = 1 << 20
 # Values of a channel that the search looks at: enough to rank clipping ranges,
 # and it keeps the cost of large weights in bounds. The ends are always exact.
 MAX_VALUES = 4096
+# Share of an interval that a golden-section step keeps.
+GOLDEN = 0.5 * (5**0.5 - 1)
 
 
 def search_range(
@@ -111,3 +115,66 @@ class _Errors:
         if self.weights is not None:
             error.mul_(self.weights)
         return error.sum(dim=-1)
+
+
+def minimize_bounded(
+    error: Callable[[Tensor], Tensor],
+    *,
+    low: Tensor,
+    high: Tensor,
+    num_candidates: int = 32,
+    num_steps: int = 12,
+) -> tuple[Tensor, Tensor]:
+    """Minimize C functions of one variable at once, each on [low, high].
+
+    The error of a grid as a function of its scale has many local minima, so
+    a geometric scan comes first, then a golden section around its best point
+    (Kiefer, 1953). The best value seen anywhere counts.
+
+    Args:
+        error: Maps one point of each function, (C,), to its value, (C,).
+        low: (C,), positive.
+        high: (C,), at least ``low``; both ends are tried.
+        num_candidates: Points of the scan, at least 2.
+        num_steps: Golden-section steps.
+
+    Returns:
+        The points, (C,), and their values, (C,).
+    """
+    ratios = torch.linspace(0, 1, num_candidates, device=low.device)
+    points = low * (high / low) ** ratios[:, None]  # K x C
+    points[-1] = high
+    values = torch.stack([error(point) for point in points])
+    index = values.argmin(dim=0)[None]
+    best = _Best(points.gather(0, index)[0], values.gather(0, index)[0])
+    a = points.gather(0, (index - 1).clamp(min=0))[0]
+    b = points.gather(0, (index + 1).clamp(max=num_candidates - 1))[0]
+    c, d = b - GOLDEN * (b - a), a + GOLDEN * (b - a)
+    error_c, error_d = best.seen(c, error(c)), best.seen(d, error(d))
+    for _ in range(num_steps):
+        left = error_c < error_d
+        a, b = torch.where(left, a, c), torch.where(left, d, b)
+        step = GOLDEN * (b - a)
+        new = torch.where(left, b - step, a + step)
+        error_new = best.seen(new, error(new))
+        c, d = torch.where(left, new, d), torch.where(left, c, new)
+        error_c, error_d = (
+            torch.where(left, error_new, error_d),
+            torch.where(left, error_c, error_new),
+        )
+    return best.point, best.value
+
+
+class _Best:
+    """The best point seen of each function."""
+
+    def __init__(self, point: Tensor, value: Tensor) -> None:
+        self.point = point
+        self.value = value
+
+    def seen(self, point: Tensor, value: Tensor) -> Tensor:
+        """Take one more point in; returns its value."""
+        better = value < self.value
+        self.point = torch.where(better, point, self.point)
+        self.value = torch.where(better, value, self.value)
+        return value

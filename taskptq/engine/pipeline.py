@@ -39,6 +39,7 @@ from taskptq.export.checkpoint import (
     unpack_model,
     verify,
 )
+from taskptq.methods.published_eval import SoftRoundings, leave_as_published
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, SwapReport, prepare
 from taskptq.version import __version__
@@ -194,13 +195,17 @@ def apply_rewrites(model: nn.Module, batches: Sequence[Any],
 
 def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
                       recipe: Recipe, adapter: Any, work_dir: Path,
-                      resume: bool) -> dict[str, Any] | None:
+                      resume: bool,
+                      soft: SoftRoundings | None = None
+                      ) -> dict[str, Any] | None:
     """Reconstruct if the recipe says so; returns the plain report."""
     if recipe.reconstruction is None:
         return None
-    state_dir = work_dir / STATE_DIR / recipe.digest()
-    if not resume and is_main_process():
-        shutil.rmtree(state_dir, ignore_errors=True)
+    state_dir = None
+    if soft is None:
+        state_dir = work_dir / STATE_DIR / recipe.digest()
+        if not resume and is_main_process():
+            shutil.rmtree(state_dir, ignore_errors=True)
     barrier()
     report = reconstruct(
         model,
@@ -209,7 +214,8 @@ def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
         forward=run_batch,
         loss=build_loss(recipe.loss),
         adapter=adapter,
-        state_dir=state_dir)
+        state_dir=state_dir,
+        on_trained=soft)
     return report.to_dict()
 
 
@@ -250,8 +256,18 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
 
 
 def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
-              work_dir: Path, resume: bool) -> dict[str, Any]:
+              work_dir: Path, resume: bool,
+              soft: SoftRoundings | None = None) -> dict[str, Any]:
     """Do all but writing the file; see :func:`quantize_model`.
+
+    Args:
+        model: See there, as the others.
+        batches: Likewise.
+        recipe: Likewise.
+        work_dir: Likewise.
+        resume: Likewise.
+        soft: Not None leaves the model as published code evaluates it,
+            instead of freezing it.
 
     Returns:
         The report, without the file's entries.
@@ -266,8 +282,11 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         calibrated = calibrate(model, batches, forward=run_batch)
         rebuilt = reconstruct_model(
             model, batches, recipe=recipe, adapter=adapter,
-            work_dir=work_dir, resume=resume)
-        frozen = freeze(model)
+            work_dir=work_dir, resume=resume, soft=soft)
+        if soft is None:
+            ended = {'freeze': freeze(model).to_dict()}
+        else:
+            ended = {'published_eval': leave_as_published(model, soft)}
     model.eval()
     return {
         'taskptq': __version__,
@@ -279,7 +298,7 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         },
         'calibration': calibrated.to_dict(),
         'reconstruction': rebuilt,
-        'freeze': frozen.to_dict(),
+        **ended,
         'seconds': time.perf_counter() - start,
     }
 

@@ -15,6 +15,10 @@ from taskptq.modules.multihead_attention import (
     QuantMultiheadAttention,
     leave_fast_paths,
 )
+from taskptq.modules.sam_attention import (
+    QuantSamDecoderAttention,
+    QuantSamEncoderAttention,
+)
 from taskptq.modules.sharing import SharedInputs, same_tensor, share_inputs
 from taskptq.modules.window_attention import QuantWindowMSA
 
@@ -27,6 +31,8 @@ __all__ = [
     'QuantModule',
     'QuantMultiScaleDeformableAttention',
     'QuantMultiheadAttention',
+    'QuantSamDecoderAttention',
+    'QuantSamEncoderAttention',
     'QuantWindowMSA',
     'Scheme',
     'SharedInputs',

@@ -1,6 +1,7 @@
 """What every quantized counterpart shares: taking over, weights, freezing."""
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -153,6 +154,17 @@ class QuantModule(nn.Module):
                     quantizer, weight
                 )
         return dict(self._roundings)
+
+    @property
+    def roundings(self) -> dict[str, AdaRoundQuantizer]:
+        """Learned roundings that are not finished, by parameter."""
+        return dict(self._roundings)
+
+    def attach_roundings(
+        self, roundings: Mapping[str, AdaRoundQuantizer]
+    ) -> None:
+        """Put unfinished roundings back: forward uses them as they are."""
+        self._roundings.update(roundings)
 
     @torch.no_grad()
     def finish_rounding(self) -> None:

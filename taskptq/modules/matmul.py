@@ -1,10 +1,13 @@
 """The matmuls of attention, with their quantizers: written once for all."""
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from taskptq.core import AttentionOutputObserver, Quantizer
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 
 
@@ -29,7 +32,7 @@ class QuantAttention(QuantModule):
         k: Tensor,
         v: Tensor,
         *,
-        bias: Tensor | None = None,
+        bias: Tensor | Callable[[Tensor], Tensor] | None = None,
         dropout: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Attend.
@@ -39,27 +42,54 @@ class QuantAttention(QuantModule):
             k: (..., M, C).
             v: (..., M, D).
             bias: Added to the logits, broadcastable to (..., N, M): relative
-                positions, masks (-inf).
+                positions, masks (-inf). Or what computes it from the
+                quantized q: the integers that the first matmul reads then
+                serve the positions as well.
             dropout: Probability on the attention weights, while training.
 
         Returns:
             Output (..., N, D) and attention weights (..., N, M).
         """
-        logits = quantized(self.query_quantizer, q) @ quantized(
-            self.key_quantizer, k
-        ).transpose(-2, -1)
-        if bias is not None:
-            logits = logits + bias
-        attention = logits.softmax(dim=-1)
+        attention = self._logits(q, k, bias).softmax(dim=-1)
+        show_value(self.softmax_quantizer, v)
         attention = quantized(self.softmax_quantizer, attention)
         if dropout > 0:
             attention = F.dropout(attention, dropout, self.training)
         return attention @ quantized(self.value_quantizer, v), attention
 
+    def _logits(
+        self,
+        q: Tensor,
+        k: Tensor,
+        bias: Tensor | Callable[[Tensor], Tensor] | None,
+    ) -> Tensor:
+        """Return what the softmax reads, (..., N, M)."""
+        q = quantized(self.query_quantizer, q)
+        logits = q @ quantized(self.key_quantizer, k).transpose(-2, -1)
+        if bias is None or isinstance(bias, Tensor):
+            return logits if bias is None else logits + bias
+        # In place: no gradient needs the product, and it may be huge.
+        return logits.add_(bias(q))
+
 
 def quantized(quantizer: object, x: Tensor) -> Tensor:
     """Apply a quantizer, or nothing where the point stays float."""
     return x if quantizer is None else quantizer(x)  # type: ignore[operator]
+
+
+def show_value(quantizer: object, value: Tensor) -> None:
+    """Show the value to an observer that judges attention outputs.
+
+    Args:
+        quantizer: Of the softmax that is about to be observed.
+        value: Float value, (..., H, M, D).
+    """
+    if (
+        isinstance(quantizer, Quantizer)
+        and quantizer.observing
+        and isinstance(quantizer.observer, AttentionOutputObserver)
+    ):
+        quantizer.observer.expect_value(value)
 
 
 def attention_bias(

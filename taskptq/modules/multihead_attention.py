@@ -1,7 +1,7 @@
 """Counterpart of nn.MultiheadAttention."""
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from taskptq.modules.matmul import (
     attention_bias,
     quantized,
 )
-from taskptq.modules.sharing import same_tensor
+from taskptq.modules.sharing import own_or_shared, same_tensor
 
 
 class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
@@ -116,7 +116,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         key_is_query = same_tensor(key, query)
         value_is_key = same_tensor(value, key)
         query = quantized(self.input_quantizer, query)
-        key_quantizer = _own_or_shared(
+        key_quantizer = own_or_shared(
             self.key_input_quantizer, self.input_quantizer
         )
         key = query if key_is_query else quantized(key_quantizer, key)
@@ -124,7 +124,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
             value = key
         else:
             value = quantized(
-                _own_or_shared(self.value_input_quantizer, key_quantizer),
+                own_or_shared(self.value_input_quantizer, key_quantizer),
                 value,
             )
         bias = self.in_proj_bias
@@ -191,18 +191,6 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
             x = x.masked_fill(nothing, 0.0)
             attention = attention.masked_fill(nothing, 0.0)
         return x.transpose(1, 2).flatten(2), attention
-
-
-def _own_or_shared(own: Any, shared: Any) -> Any:
-    """Return the quantizer of an input that may have been shared.
-
-    A tensor shared while calibrating leaves its own quantizer unset; where
-    it comes back as a copy (a cached input of a unit), the range is the
-    shared one's.
-    """
-    if own is None or own.calibrated or own.observing:
-        return own
-    return shared
 
 
 def leave_fast_paths(model: nn.Module) -> list[str]:

@@ -1,6 +1,8 @@
 """Tensors that several projections read: quantized once, not per reader."""
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
@@ -22,6 +24,18 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
         and a.dtype == b.dtype
         and a.requires_grad == b.requires_grad
     )
+
+
+def own_or_shared(own: Any, shared: Any) -> Any:
+    """Return the quantizer of an input that may have been shared.
+
+    A tensor shared while calibrating leaves its own quantizer unset; where
+    it comes back as a copy (a cached input of a unit), the range is the
+    shared one's.
+    """
+    if own is None or own.calibrated or own.observing:
+        return own
+    return shared
 
 
 class SharedInputs(QuantModule):

@@ -55,6 +55,22 @@ COUNTERPARTS: dict[str, tuple[str, str]] = {
         f'{_MODULES}.deform_attention',
         'QuantMultiScaleDeformableAttention',
     ),
+    'segment_anything.modeling.image_encoder.Attention': (
+        f'{_MODULES}.sam_attention',
+        'QuantSamEncoderAttention',
+    ),
+    'taskptq.testing.sam_models.TinyRelativeAttention': (
+        f'{_MODULES}.sam_attention',
+        'QuantSamEncoderAttention',
+    ),
+    'segment_anything.modeling.transformer.Attention': (
+        f'{_MODULES}.sam_attention',
+        'QuantSamDecoderAttention',
+    ),
+    'taskptq.testing.sam_models.TinyTokenAttention': (
+        f'{_MODULES}.sam_attention',
+        'QuantSamDecoderAttention',
+    ),
 }
 
 _GATING = 'gates channels by an elementwise product, without a matmul'
@@ -62,6 +78,9 @@ _GATING = 'gates channels by an elementwise product, without a matmul'
 KEPT_FLOAT: dict[str, str] = {
     'torch.nn.modules.sparse.Embedding': 'look-up table, no arithmetic',
     'mmdet.models.layers.se_layer.ChannelAttention': _GATING,
+    'segment_anything.modeling.image_encoder.ImageEncoderViT': (
+        'adds a positional table to the tokens'
+    ),
     'mmseg.models.backbones.bisenetv1.AttentionRefinementModule': _GATING,
     'mmcv.ops.deform_conv.DeformConv2d': 'deformable conv: no counterpart',
     'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': (
@@ -113,7 +132,29 @@ BLOCKS: frozenset[str] = frozenset({
     'mmseg.models.decode_heads.decode_head.BaseDecodeHead',
     'torch.nn.modules.transformer.TransformerEncoderLayer',
     'torch.nn.modules.transformer.TransformerDecoderLayer',
+    # PTQ4SAM reconstructs attention and MLP of an encoder block apart; as one
+    # unit they are trained together, and each block takes over its input from
+    # the one before instead of running the model up to it.
+    'segment_anything.modeling.image_encoder.Block',
+    'segment_anything.modeling.common.MLPBlock',
+    'segment_anything.modeling.transformer.TwoWayAttentionBlock',
+    'segment_anything.modeling.mask_decoder.MLP',
     'taskptq.testing.models.TinyBlock',
+    'taskptq.testing.sam_models.TinyTwoWayBlock',
+})
+
+# Units whose first axis holds independent rows, images or not: prompts of
+# an image, windows. Elsewhere the axis of a token tensor may be the sequence.
+ROW_MODULES: frozenset[str] = frozenset({
+    'segment_anything.modeling.common.MLPBlock',
+    'segment_anything.modeling.image_encoder.Attention',
+    'segment_anything.modeling.image_encoder.Block',
+    'segment_anything.modeling.mask_decoder.MLP',
+    'segment_anything.modeling.transformer.Attention',
+    'segment_anything.modeling.transformer.TwoWayAttentionBlock',
+    'taskptq.testing.sam_models.TinyRelativeAttention',
+    'taskptq.testing.sam_models.TinyTokenAttention',
+    'taskptq.testing.sam_models.TinyTwoWayBlock',
 })
 
 # Inputs that select rows and therefore differ between the float and the
@@ -133,12 +174,16 @@ OUTPUT_LAYERS: tuple[str, ...] = (
     r're:(.*\.)?(cls_embed|class_embed|fc_cls)',
     r're:(.*\.)?cls_branches\.\d+',
 )
-# Last linear of small regression networks: a sequence's highest index.
+# Last layer of small output networks: a sequence's highest index.
 OUTPUT_SEQUENCES: tuple[str, ...] = (
     r're:(.*\.)?reg_branches\.\d+',
     r're:(.*\.)?cls_branches\.\d+',
     r're:(.*\.)?bbox_embed(\.layers)?',
     r're:(.*\.)?bbox_head\.fc_reg',
+    # Masks are products of hyper-network outputs and upscaled features.
+    r're:(.*\.)?output_hypernetworks_mlps\.\d+\.layers',
+    r're:(.*\.)?output_upscaling',
+    r're:(.*\.)?iou_prediction_head\.layers',
 )
 
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from taskptq.testing.sam_models import TinyRelativeNet, TinyTwoWayNet
+
 
 class TinyBlock(nn.Module):
     """Residual block of two convolutions with BatchNorm.
@@ -203,6 +205,8 @@ TINY_MODELS: dict[str, TinyModel] = {
     'transposed': TinyModel(build=TinyTransposedNet),
     'transformer': TinyModel(build=TinyTransformer),
     'window': TinyModel(build=TinyWindowNet),
+    'relative': TinyModel(build=TinyRelativeNet),
+    'two-way': TinyModel(build=TinyTwoWayNet),
 }
 
 

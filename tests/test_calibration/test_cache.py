@@ -136,3 +136,24 @@ def test_own_folder_is_removed_too(tmp_path, monkeypatch):
     assert files_of(tmp_path)
     cache.close()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize('max_bytes', [1 << 20, 0])
+@pytest.mark.parametrize('shape', [(40, 32, 32), (40, 4, 16, 16), (40, 1024)])
+def test_equal_rows_are_stored_once(shape, max_bytes, tmp_path):
+    tensor = torch.randn(1, *shape[1:]).expand(shape).clone()
+    cache = ActivationCache(max_bytes, directory=tmp_path)
+    cache.put('same', tensor)
+    assert cache.used_bytes + cache.spilled_bytes == 4 * 1024
+    assert cache.shape('same') == shape
+    assert torch.equal(cache.get('same'), tensor)
+    copy = cache.get('same').clone()
+    copy[0] = 0  # a clone is an ordinary tensor
+    assert torch.equal(copy[1:], tensor[1:])
+    assert torch.equal(cache.rows('same', [39, 0, 7]), tensor[:3])
+    tensor[17].view(-1)[5] += 1
+    cache.put('same', tensor)
+    assert torch.equal(cache.get('same'), tensor)
+    assert torch.equal(cache.rows('same', [17, 0]), tensor[[17, 0]])
+    assert cache.used_bytes + cache.spilled_bytes >= 4 * 40 * 1024
+    cache.close()

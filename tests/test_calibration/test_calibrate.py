@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -52,8 +54,33 @@ def test_one_pass_sets_every_range(name, make_qconfig, forward, count_calls):
     unset = {n for n, q in quantizers(model) if not q.calibrated}
     # What an attention shares has no range of its own.
     assert all('.key_input_' in n or '.value_input_' in n for n in unset)
-    assert bool(unset) == (name == 'transformer')
-    assert set(report.to_dict()) == {'num_batches', 'seconds', 'unobserved'}
+    assert bool(unset) == (name in ('transformer', 'two-way'))
+    assert report.softmax == {}
+    assert set(report.to_dict()) == {
+        'num_batches', 'seconds', 'unobserved', 'softmax'
+    }
+
+
+@pytest.mark.parametrize('per_head', [False, True])
+@pytest.mark.parametrize('name', ['transformer', 'window'])
+def test_softmax_grids_are_reported(name, per_head, make_qconfig, forward):
+    model, batches = tiny_model(name), tiny_batches(name, num_batches=3)
+    observer = dict(type='AttentionOutputObserver', per_head=per_head)
+    prepare(model, make_qconfig(softmax=dict(
+        type='PowerOfTwoQuantizer', num_bits=4, observer=observer
+    )))
+    found = calibrate(model, batches, forward=forward).to_dict()['softmax']
+    softmaxes = {n: q for n, q in quantizers(model) if 'softmax' in n}
+    assert found.keys() == softmaxes.keys()
+    heads = {'transformer': 4, 'window': 2}[name] if per_head else 1
+    for path, quantizer in softmaxes.items():
+        entry = found[path]
+        assert entry['tau'] == quantizer.tau.tolist()
+        assert entry['scale'] == quantizer.scale.tolist()
+        assert len(entry['tau']) == len(entry['scale']) == heads
+        assert 0 < entry['error'] <= entry['error_tau1']
+        assert entry['error_uniform'] > 0
+    assert json.loads(json.dumps(found)) == found
 
 
 @pytest.mark.parametrize(

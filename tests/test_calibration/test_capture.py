@@ -267,10 +267,15 @@ def test_hooks_and_modes_are_gone_after_an_error(
 
     capturer.forward = broken
     model.train()
-    capturer.capture_float()  # stops early, before the error
-    model[1].forward = lambda x: broken(nn.Identity(), x)
     with pytest.raises(OSError, match='unreadable'):
         capturer.capture_float()
+    capturer.forward = lambda model, batch: model(batch)
+    capturer.capture_float()
+    capturer.forward = broken
+    capturer.capture_quant(0)  # stops early, before the error
+    model[0].forward = lambda x: broken(nn.Identity(), x)
+    with pytest.raises(OSError, match='unreadable'):
+        capturer.capture_quant(0)
     assert model.training
     hooks = [m for m in model.modules() if m._forward_pre_hooks]
     assert hooks == []
@@ -309,6 +314,8 @@ def assert_equals_model_outputs(capturer, model):
     [
         (torch.zeros(3, 2), 3),
         ({'inputs': [1, 2], 'data_samples': [1, 2]}, 2),
+        ({'inputs': {'sam': [1, 2, 3], 'img': torch.zeros(3, 1)}}, 3),
+        ({'inputs': {}}, 0),
         ([torch.zeros(5, 1), None], 5),
         ('name', 0),
         ([], 0),

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 
 from taskptq.core import (
+    AttentionOutputObserver,
     HistogramObserver,
     KLObserver,
     MinMaxObserver,
@@ -20,6 +21,7 @@ from taskptq.core.reduce import reduce_observers
 
 NUM_BATCHES = 7
 WORLD_SIZE = 2
+ROOM = 4000
 
 
 class SumObserver(Observer):
@@ -56,6 +58,10 @@ def make_observers():
         HistogramObserver(spec),
         MinMaxObserver(channels),
         MSEObserver(spec),
+        # Pairs of attention and value: on all ranks, on one, of little room.
+        AttentionOutputObserver(spec, per_head=True),
+        AttentionOutputObserver(spec),
+        AttentionOutputObserver(spec, max_elements=ROOM),
     ]
 
 
@@ -65,13 +71,27 @@ def batch(index):
     return x * 5.0 ** (index % 3) + index
 
 
+def show(observer, index):
+    """Keys differ in number from batch to batch."""
+    generator = torch.Generator().manual_seed(index)
+    shape = (2, 3, 4, 5 + index)
+    logits = torch.randn(shape, generator=generator)
+    value = torch.randn(2, 3, shape[-1], 2, generator=generator)
+    observer.expect_value(value)
+    observer.observe(logits.softmax(dim=-1))
+
+
 def observe(observers, indices, *, rank):
     for index in indices:
+        show(observers[12], index)
+        for more in range(10):
+            show(observers[14], index + more)
         for observer in observers[:9]:
             observer.observe(batch(index))
     if rank in (None, 1):
         for observer in observers[9:11]:
             observer.observe(batch(100))
+        show(observers[13], 3)
 
 
 def state_of(observers):
@@ -83,7 +103,9 @@ def state_of(observers):
             state |= {
                 'exponent': observer.exponent, 'first': observer.first_bin
             }
-        if observer.observed:
+        if isinstance(observer, AttentionOutputObserver):
+            state['search'] = str(observer.search().to_dict())
+        elif observer.observed:
             state['range'] = list(observer.compute_range())
         states.append(state)
     return states

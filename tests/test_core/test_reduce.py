@@ -109,9 +109,46 @@ def test_observer_that_saw_nothing_anywhere(ranks):
         assert 'range' not in state
 
 
+def pieces_of(state):
+    """The gathered sample as a sorted list of (shape, sums)."""
+    shapes = state['shapes'].view(-1, 5).tolist()
+    rows = state['attention_rows'].split([h * c * n * m
+                                          for h, c, n, m, _ in shapes])
+    values = state['value_columns'].split([h * c * m * d
+                                           for h, c, _, m, d in shapes])
+    return sorted(
+        (tuple(shape), round(float(v.double().sum()), 4), a.numel())
+        for shape, a, v in zip(shapes, rows, values, strict=True)
+    )
+
+
+def test_samples_are_gathered(ranks):
+    saved, expected, _ = ranks
+    for rank in saved:
+        for index in (12, 13):
+            state = rank['states'][index]
+            assert torch.equal(state['max_val'], expected[index]['max_val'])
+            assert state['num_batches'] == expected[index]['num_batches']
+        shapes = [shape for shape, _, _ in pieces_of(rank['states'][12])]
+        assert shapes == [
+            shape for shape, _, _ in pieces_of(expected[12])
+        ]
+        # Seen by the second rank alone, and all there is.
+        assert pieces_of(rank['states'][13]) == pieces_of(expected[13])
+
+
+def test_ranks_divide_the_room(ranks):
+    saved, expected, _ = ranks
+    worker = load_worker()
+    for state in (saved[0]['states'][14], expected[14]):
+        kept = state['attention_rows'].numel() + state['value_columns'].numel()
+        assert worker.ROOM / 4 < kept <= worker.ROOM
+
+
 def test_few_collectives(ranks):
     saved, _, _ = ranks
-    assert [rank['collectives'] for rank in saved] == [5, 5]
+    # and one for each of the three buffers of each gathered sample
+    assert [rank['collectives'] for rank in saved] == [5 + 9, 5 + 9]
 
 
 def test_different_models_are_refused_on_every_rank(ranks):

@@ -1,8 +1,10 @@
+import math
+
 import pytest
 import torch
 
 from taskptq.core import QuantSpec, search
-from taskptq.core.search import search_range
+from taskptq.core.search import minimize_bounded, search_range
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -52,3 +54,39 @@ def test_dead_channel_stays_dead():
         torch.zeros(2, 5), spec=QuantSpec(num_bits=2), signed=False
     )
     assert low.tolist() == high.tolist() == [0, 0]
+
+
+def test_minimizes_many_functions_at_once():
+    best = torch.tensor([0.02, 0.31, 0.5, 0.9])
+    low, high = torch.full((4,), 0.01), torch.tensor([1.0, 1.0, 0.5, 0.7])
+    calls = []
+
+    def error(x):
+        calls.append(x)
+        return (x - best).abs() + 1
+
+    point, value = minimize_bounded(error, low=low, high=high)
+    expected = torch.minimum(best, high)
+    torch.testing.assert_close(point, expected, rtol=2e-3, atol=0)
+    torch.testing.assert_close(value, error(point))
+    assert len(calls) == 32 + 2 + 12 + 1
+    assert all(((x >= low * 0.999) & (x <= high)).all() for x in calls)
+
+
+@pytest.mark.parametrize('phase', [0.0, 0.4, 0.8])
+def test_local_minima_do_not_catch_it(phase):
+    """Waves as a power grid's error has them, on a slow trend."""
+
+    def error(x):
+        octaves = x.log2()
+        wave = torch.cos(2 * math.pi * (octaves + phase))
+        return (octaves + 2.7).square() - wave
+
+    dense = torch.logspace(-6.5, 0, 20_000, base=2)
+    point, value = minimize_bounded(
+        error, low=dense[:1], high=dense[-1:], num_candidates=48
+    )
+    assert value.item() <= error(dense).min().item() + 1e-3
+    assert point.item() == pytest.approx(
+        dense[error(dense).argmin()].item(), rel=0.02
+    )

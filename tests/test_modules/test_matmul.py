@@ -3,7 +3,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from taskptq.core import PowerOfTwoQuantizer, QuantizerConfig, quantizing
+from taskptq.core import (
+    AttentionOutputObserver,
+    PowerOfTwoQuantizer,
+    QuantizerConfig,
+    observing,
+    quantizing,
+)
 from taskptq.modules import QuantAttention, Scheme, attention_bias
 
 
@@ -85,3 +91,30 @@ def test_masks_per_head():
     masks = torch.randn(6, 5, 6)
     bias = attention_bias(masks, None, num_heads=3, dtype=torch.float32)
     assert torch.equal(bias, masks.view(2, 3, 5, 6))
+
+
+@pytest.mark.parametrize('lead', [(2,), (2, 4)])
+def test_observers_of_outputs_see_attention_with_its_value(lead):
+    softmax = QuantizerConfig(
+        quantizer=PowerOfTwoQuantizer,
+        observer=AttentionOutputObserver,
+        observer_kwargs={'per_head': True, 'maps': 8},
+    )
+    attention = make(Scheme(softmax=softmax))
+    q, k = torch.randn(*lead, 3, 5, 4), torch.randn(*lead, 3, 6, 4)
+    v = torch.randn(*lead, 3, 6, 7)
+    observer = attention.softmax_quantizer.observer
+    attention(q, k, v)
+    assert not observer.observed
+    with observing(attention):
+        out, weights = attention(q, k, v)
+    (rows, columns), = observer.pieces()
+    heads = [x.reshape(-1, *x.shape[-3:]).transpose(0, 1)
+             for x in (weights, v, out)]
+    assert torch.equal(rows, heads[0])
+    assert torch.equal(columns, heads[1])
+    torch.testing.assert_close(rows @ columns, heads[2])
+    assert attention.softmax_quantizer.calibrate()
+    assert attention.softmax_quantizer.scale.shape == (3,)
+    with quantizing(attention):
+        assert attention(q, k, v)[0].shape == out.shape

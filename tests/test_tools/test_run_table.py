@@ -286,6 +286,20 @@ def tiny_task(repo_root, registry_guard, monkeypatch, tmp_path):
     DefaultScope._instance_dict.update(scopes)
 
 
+@pytest.mark.parametrize(('method', 'fragment', 'published'), [
+    ('qdrop', 'w4a4_qdrop', False),
+    ('published-eval', 'w4a4_qdrop', True),
+    ('ptq4sam-l+published-eval', 'w4a4_ptq4sam-l', True),
+])
+def test_published_evaluation_uses_the_methods_recipe(
+        tools, write_table, method, fragment, published):
+    table = tools('_table').read_table(write_table(
+        groups=[{'methods': method, 'bits': 'w4a4'}]))
+    row, = table.rows()
+    assert row.fragment.endswith(f'/{fragment}.py')
+    assert (row.method, row.published) == (method, published)
+
+
 @pytest.mark.filterwarnings('ignore')
 def test_rows_equal_what_quantize_and_test_give(
         tools, write_table, tiny_task, repo_root, tmp_path):
@@ -302,8 +316,8 @@ def test_rows_equal_what_quantize_and_test_give(
         quant=quant + '/{bits}_{method}.py',
         calibration={'num_images': 8},
         reconstruction={'steps': 3, 'batch_size': 4},
-        groups=[{'methods': ['qdrop', 'gptq', 'minmax'], 'bits': ['w4a4'],
-                 'seeds': [1]}])
+        groups=[{'methods': ['qdrop', 'gptq', 'minmax', 'published-eval'],
+                 'bits': ['w4a4'], 'seeds': [1]}])
     tools('run_table').main([str(table), '--device', 'cpu'])
     results = read_results(table)
     assert set(results['rows'][0]) >= ROW_KEYS
@@ -324,3 +338,9 @@ def test_rows_equal_what_quantize_and_test_give(
     metrics, _ = measurement.evaluate(quantized)
     assert metrics['mean'] == row['value'] != results['float']['value']
     assert row['value'] != by_method['minmax']['value']
+    published = by_method['published-eval']
+    assert published['config'] == row['config']
+    assert 'drop at random' in published['note']
+    assert (published['file_bytes'], published['checkpoint']) == (None, None)
+    assert published['value'] != row['value']
+    assert not list((tmp_path / 'work_dirs').rglob('*.pth'))

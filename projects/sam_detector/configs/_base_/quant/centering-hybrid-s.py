@@ -1,0 +1,11 @@
+# Keys and values centered; each softmax on the grid of least error of the
+# attention's output, power of two or uniform. Statistics only: ranges of
+# least error, rounding to nearest.
+_base_ = ['./mse.py']
+qconfig = dict(
+    softmax=dict(
+        type='PowerOfTwoQuantizer',
+        observer=dict(
+            type='AttentionOutputObserver',
+            taus=[0, 1, 2, 4])))
+rewrites = [dict(type='AttentionCentering', patterns=['sam.*'])]

@@ -1,0 +1,4 @@
+# Keys and values centered, in place of bimodal integration. Statistics only:
+# ranges of least error, rounding to nearest.
+_base_ = ['./mse.py']
+rewrites = [dict(type='AttentionCentering', patterns=['sam.*'])]

@@ -1,0 +1,3 @@
+_base_ = ['./_base_/coco/deformable-detr.py']
+
+model = dict(sam=dict(size='vit_b'))

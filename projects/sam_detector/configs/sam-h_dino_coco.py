@@ -1,0 +1,3 @@
+_base_ = ['./_base_/coco/dino.py']
+
+model = dict(sam=dict(size='vit_h'))

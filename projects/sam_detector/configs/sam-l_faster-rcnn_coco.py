@@ -1,0 +1,3 @@
+_base_ = ['./_base_/coco/faster-rcnn.py']
+
+model = dict(sam=dict(size='vit_l'))

@@ -1,0 +1,20 @@
+"""Segment Anything prompted by an mmdet detector.
+
+Importing the package registers its classes with mmdet's registries, so
+``custom_imports = dict(imports=['sam_detector'])`` is all a config needs.
+"""
+
+from .detector import SAMDetector
+from .metrics import InstanceCocoMetric, PromptedMaskMetric
+from .preprocessor import SAMDataPreprocessor
+from .prompts import Prompts
+from .sam import SAM_SIZES, PromptedSAM, SAMSize
+from .training import prompt_losses
+from .transforms import PackSAMInputs, SAMViews, ZoomCrop
+from .views import View
+
+__all__ = [
+    'SAM_SIZES', 'InstanceCocoMetric', 'PackSAMInputs', 'PromptedMaskMetric',
+    'PromptedSAM', 'Prompts', 'SAMDataPreprocessor', 'SAMDetector', 'SAMSize',
+    'SAMViews', 'View', 'ZoomCrop', 'prompt_losses'
+]

@@ -1,0 +1,257 @@
+"""What a reconstruction of a full-size SAM costs.
+
+    python -m sam_detector.scale --size vit_b --quant FRAGMENT.py
+
+runs calibration and a few reconstruction steps of every unit on noise, and
+says how long the whole recipe would take. Speed and memory don't depend on
+the weights: without a checkpoint they are random.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmdet.structures import DetDataSample
+from mmengine.config import Config
+from mmengine.logging import MMLogger
+from mmengine.structures import InstanceData
+from torch import nn
+
+from taskptq.calibration import calibrate, reconstruct
+from taskptq.calibration.config import ReconstructionConfig
+from taskptq.engine.builder import build_qconfig
+from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.version import __version__
+
+from .detector import SAMDetector
+from .sam import SAM_SIZES
+
+__all__ = ['main', 'measure', 'noise_batch', 'project']
+
+GIB = 2**30
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description='Seconds and memory of reconstructing a full-size SAM')
+    parser.add_argument('--size', default='vit_b', choices=sorted(SAM_SIZES))
+    parser.add_argument('--checkpoint', help='SAM file (default: random)')
+    parser.add_argument(
+        '--quant', required=True, help='fragment with qconfig')
+    parser.add_argument(
+        '--num-images', type=int, default=2, help='calibration images')
+    parser.add_argument(
+        '--boxes', type=int, default=8, help='prompts of each image')
+    parser.add_argument(
+        '--steps', type=int, default=20, help='steps of each unit')
+    parser.add_argument(
+        '--batch-size', type=int, default=1, help='images of a minibatch')
+    parser.add_argument(
+        '--autocast', choices=['bfloat16'], help='mixed precision')
+    parser.add_argument('--device', default='cpu')
+    parser.add_argument(
+        '--project', type=int, nargs=2, default=(32, 2000),
+        metavar=('IMAGES', 'STEPS'), help='recipe to project to')
+    parser.add_argument('--out', type=Path, help='JSON file to write')
+    return parser.parse_args(argv)
+
+
+def noise_batch(seed: int, *, image_size: int, boxes: int) -> dict[str, Any]:
+    """Make one image of noise with boxes to prompt with.
+
+    Args:
+        seed: The same seed gives the same batch.
+        image_size: Side in pixels.
+        boxes: Number of boxes.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(
+        256, (1, 3, image_size, image_size), dtype=torch.uint8,
+        generator=generator)
+    corner = torch.rand(boxes, 2, generator=generator) * 0.7
+    side = 0.05 + torch.rand(boxes, 2, generator=generator) * 0.25
+    gt = InstanceData(
+        bboxes=torch.cat([corner, corner + side], dim=1) * image_size,
+        labels=torch.zeros(boxes, dtype=torch.long))
+    sample = DetDataSample(
+        metainfo={
+            'ori_shape': (image_size, image_size),
+            'img_shape': (image_size, image_size),
+            'sam_views': [[0, 0, image_size, image_size]],
+            'sam_view_sizes': [[image_size, image_size]],
+        })
+    sample.gt_instances = gt
+    return {'inputs': {'sam': [image]}, 'data_samples': [sample]}
+
+
+def build(args: argparse.Namespace) -> nn.Module:
+    """Build SAM behind ground-truth-box prompts, without a detector."""
+    image_size = SAM_SIZES[args.size].image_size
+    torch.manual_seed(0)
+    model = SAMDetector(
+        sam={'type': 'PromptedSAM', 'size': args.size,
+             'checkpoint': args.checkpoint},
+        prompts=('gt_box', ),
+        data_preprocessor={
+            'type': 'SAMDataPreprocessor', 'image_size': image_size})
+    return model.to(args.device).eval()
+
+
+def recipe_of(fragment: Config, args: argparse.Namespace
+              ) -> ReconstructionConfig:
+    """Read the fragment's reconstruction, shortened."""
+    settings = dict(fragment.get('reconstruction') or {})
+    settings.pop('loss', None)
+    settings |= {
+        'steps': args.steps, 'batch_size': args.batch_size, 'skip_below': 0,
+        'autocast': args.autocast,
+    }
+    return ReconstructionConfig.from_dict(settings)
+
+
+def peak_bytes(device: str) -> int:
+    """Return the peak memory of this process, or of its GPU."""
+    if device.startswith('cuda'):
+        return torch.cuda.max_memory_allocated()
+    status = Path('/proc/self/status')
+    for line in status.read_text(encoding='utf-8').splitlines():
+        if line.startswith('VmHWM:'):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError('this system does not tell a process its peak memory')
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Prepare, calibrate and reconstruct; returns plain figures."""
+    fragment = Config.fromfile(args.quant)
+    model = build(args)
+    image_size = SAM_SIZES[args.size].image_size
+    batches = [
+        noise_batch(seed, image_size=image_size, boxes=args.boxes)
+        for seed in range(args.num_images)
+    ]
+    qconfig = without_detector(fragment.qconfig.to_dict())
+    prepare_in_place(model, build_qconfig(qconfig))
+    start = time.perf_counter()
+    with torch.no_grad():
+        run_batch(model, batches[0])
+    forward_seconds = time.perf_counter() - start
+    calibration = calibrate(model, batches, forward=run_batch)
+    config = recipe_of(fragment, args)
+    report = reconstruct(
+        model, batches, config, forward=run_batch, progress=False)
+    return {
+        'size': args.size,
+        'weights': args.checkpoint or 'random',
+        'num_images': args.num_images,
+        'boxes': args.boxes,
+        'steps': args.steps,
+        'batch_size': args.batch_size,
+        'autocast': args.autocast,
+        'device': args.device,
+        'threads': torch.get_num_threads(),
+        'forward_seconds': forward_seconds,
+        'calibration_seconds': calibration.seconds,
+        'reconstruction_seconds': report.seconds,
+        'num_forwards': report.num_forwards,
+        'peak_bytes': peak_bytes(args.device),
+        'units': [unit.to_dict() for unit in report.units],
+    }
+
+
+def without_detector(qconfig: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the patterns of the detector, which isn't here."""
+    kept = [pattern for pattern in qconfig.get('keep_float', [])
+            if not pattern.startswith('detector')]
+    return {**qconfig, 'keep_float': kept}
+
+
+def project(found: dict[str, Any], *, images: int, steps: int) -> float:
+    """Estimate the seconds of a longer recipe.
+
+    Steps cost what they cost here; all that is not a step (forwards of the
+    whole model, captures, ranges) grows with the number of images.
+
+    Args:
+        found: Result of :func:`measure`.
+        images: Calibration images.
+        steps: Steps of each unit.
+    """
+    stepping = sum(unit['seconds'] for unit in found['units'])
+    rest = found['reconstruction_seconds'] - stepping
+    rest += found['calibration_seconds']
+    return (stepping * steps / found['steps'] +
+            rest * images / found['num_images'])
+
+
+def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
+    """Say what was found."""
+    text = [
+        f'{unit["name"]:60s} {unit["seconds"]:8.1f} s, loss '
+        f'{unit["loss_start"]:.4f} -> {unit["loss_end"]:.4f}'
+        for unit in found['units']
+    ]
+    text += [
+        f'forward of the whole model: {found["forward_seconds"]:.1f} s',
+        f'forwards in reconstruction: {found["num_forwards"]:.1f} of each '
+        'image',
+        f'calibration {found["calibration_seconds"]:.1f} s, reconstruction '
+        f'{found["reconstruction_seconds"]:.1f} s',
+        f'peak memory: {found["peak_bytes"] / GIB:.1f} GiB',
+        f'projected to {projected["images"]} images x {projected["steps"]} '
+        f'steps: {projected["seconds"] / 3600:.2f} h',
+    ]
+    return text
+
+
+def commit() -> str | None:
+    """Return the commit of the source tree, None outside of one."""
+    done = subprocess.run(
+        ['git', 'rev-parse', 'HEAD'], capture_output=True, text=True,
+        check=False, cwd=Path(__file__).parent)
+    return done.stdout.strip() or None
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure, print, and write a JSON file."""
+    args = parse_args(argv)
+    MMLogger.get_instance('sam_scale', logger_name='sam_scale',
+                          log_level='ERROR')
+    found = measure(args)
+    images, steps = args.project
+    projected = {
+        'images': images, 'steps': steps,
+        'seconds': project(found, images=images, steps=steps),
+    }
+    logger = logging.getLogger('sam_detector.scale')
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler(sys.stdout))
+    for line in lines(found, projected):
+        logger.info(line)
+    words = sys.argv[1:] if argv is None else argv
+    result = {
+        **found,
+        'projected': projected,
+        'command': shlex.join(['python', '-m', 'sam_detector.scale', *words]),
+        'commit': commit(),
+        'taskptq': __version__,
+        'torch': torch.__version__,
+    }
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(result, indent=1) + '\n', 'utf-8')
+        logger.info('written to %s', args.out)
+    return result
+
+
+if __name__ == '__main__':
+    main()

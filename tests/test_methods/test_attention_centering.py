@@ -1,0 +1,169 @@
+"""Centers by hand, the comparison with sign flips, the residual of values."""
+
+import pytest
+import torch
+
+from taskptq.calibration.attention_projections import attention_views
+from taskptq.core.functional import fake_quantize, range_to_affine
+from taskptq.methods.attention_centering import (
+    AttentionCentering,
+    key_edits,
+    value_centering_report,
+    value_centering_residual,
+    value_edits,
+)
+from taskptq.methods.bimodal_integration import BimodalIntegration
+
+from .conftest import stats_of  # isort: skip
+
+
+def apply(edits):
+    for edit in edits:
+        edit.rows.copy_(edit.after)
+
+
+def test_folding_of_two_channels():
+    attention = torch.nn.MultiheadAttention(2, 1)
+    attention.in_proj_bias.data.copy_(torch.tensor([1., 2, 3, 4, 5, 6]))
+    attention.out_proj.weight.data.copy_(torch.tensor([[1., 2], [3, -1]]))
+    attention.out_proj.bias.data.copy_(torch.tensor([10., 20.]))
+    (view,), _ = attention_views(attention)
+    apply(key_edits(view, -torch.tensor([3.0, 0.5]).double()))
+    apply(value_edits(view, -torch.tensor([4.0, 1.0]).double()))
+    assert attention.in_proj_bias.tolist() == [1, 2, 0, 3.5, 1, 5]
+    # W (4, 1) = (6, 11) comes back.
+    assert attention.out_proj.bias.tolist() == [16, 31]
+
+
+@pytest.mark.parametrize('center', ['midrange', 'mean'])
+def test_center_of_the_data(center):
+    """Tokens 0, 1 and 5 of one channel: mid-range 2.5, mean 2."""
+    attention = torch.nn.MultiheadAttention(1, 1).eval()
+    with torch.no_grad():
+        attention.in_proj_weight.copy_(torch.tensor([[1.], [2.], [-1.]]))
+        attention.in_proj_bias.zero_()
+    tokens = torch.tensor([0.0, 1.0, 5.0]).view(3, 1, 1)
+    stats = stats_of((tokens, tokens, tokens))
+    report = AttentionCentering(center=center)(attention, stats)
+    middle = 2.5 if center == 'midrange' else 2.0
+    assert attention.in_proj_bias.tolist() == pytest.approx(
+        [0, -2 * middle, middle])
+    key, value = report.entries
+    assert key.details['range_before'] == [0, 10]
+    assert key.details['range_after'] == pytest.approx(
+        [-2 * middle, 10 - 2 * middle])
+    assert value.details['max_center'] == pytest.approx(middle)
+    assert report.to_dict()['settings']['center'] == center
+
+
+@pytest.mark.parametrize(('options', 'message'), [
+    (dict(center='median'), "center='median'"),
+    (dict(keys=False, values=False), 'both False'),
+])
+def test_refusals(options, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionCentering(**options)
+
+
+# ---- the comparison with bimodal integration --------------------------------
+
+DIM, NUM_KEYS = 32, 4096
+
+
+def decoder_attention(spread):
+    """SAM's decoder attention, keys centered at +-5 (1 + spread n)."""
+    transformer = pytest.importorskip('segment_anything.modeling.transformer')
+    torch.manual_seed(11)
+    attention = transformer.Attention(DIM, 1).eval()
+    signs = torch.where(torch.arange(DIM) % 2 == 0, 1.0, -1.0)
+    with torch.no_grad():
+        for name in 'qkv':
+            getattr(attention, f'{name}_proj').weight.copy_(torch.eye(DIM))
+            getattr(attention, f'{name}_proj').bias.zero_()
+        attention.k_proj.bias.copy_(
+            5 * signs * (1 + spread * torch.randn(DIM)))
+    data = (torch.randn(1, 64, DIM), torch.randn(1, NUM_KEYS, DIM),
+            torch.randn(1, NUM_KEYS, DIM))
+    return torch.nn.ModuleDict({'attn': attention}), data
+
+
+def run_attention(model, batch):
+    return model['attn'](*batch)
+
+
+@torch.no_grad()
+def key_error(model, data, bits):
+    """Relative error of the output with keys quantized per tensor."""
+    expected = run_attention(model, data)
+    grid = dict(quant_min=0, quant_max=2**bits - 1)
+
+    def quantize(_module, _args, keys):
+        scale, zero_point = range_to_affine(
+            keys.min(), keys.max(), symmetric=False, **grid)
+        return fake_quantize(
+            keys, scale=scale, zero_point=zero_point, **grid)
+
+    handle = model['attn'].k_proj.register_forward_hook(quantize)
+    found = run_attention(model, data)
+    handle.remove()
+    return float((found - expected).norm() / expected.norm())
+
+
+def errors_of_all(spread, bits):
+    rewrites = {
+        'plain': None,
+        'big': BimodalIntegration(patterns=None),
+        'mean': AttentionCentering(values=False, center='mean'),
+        'midrange': AttentionCentering(values=False),
+    }
+    found = {}
+    for name, rewrite in rewrites.items():
+        model, data = decoder_attention(spread)
+        if rewrite is not None:
+            report = rewrite(model, stats_of(data, forward=run_attention))
+            assert report.count('applied') == 1, report
+        found[name] = key_error(model, data, bits)
+    return found
+
+
+@pytest.mark.parametrize(('spread', 'bits'), [
+    (0.3, 4), (1.0, 4), (1.0, 6)])
+def test_centering_beats_flipping_when_centers_differ(spread, bits):
+    errors = errors_of_all(spread, bits)
+    assert errors['midrange'] <= 1.05 * errors['mean'] < errors['big']
+    assert errors['big'] < errors['plain']
+    assert errors['midrange'] < 0.6 * errors['big']
+
+
+def test_equal_centers_are_served_by_either():
+    errors = errors_of_all(0.0, 4)
+    assert errors['big'] < 0.5 * errors['plain']
+    assert errors['midrange'] < 1.1 * errors['big']
+
+
+# ---- values under a quantized softmax ---------------------------------------
+
+
+def test_residual_by_hand():
+    attention = torch.tensor([[0.5, 0.5], [0.75, 0.5], [0.25, 0.5]])
+    residual = value_centering_residual(attention, torch.tensor([4.0, -8.0]))
+    assert residual.tolist() == [[0, 0], [1, -2], [-1, 2]]
+
+
+def test_residual_is_what_centering_takes_out():
+    attention = torch.randn(2, 3, 10, 12).softmax(dim=-1)
+    attention_hat = (attention * 15).round() / 15
+    value = torch.randn(2, 3, 12, 4) + 3
+    center = torch.tensor([3.0, 2.5, 3.5, 3.0])
+    centered = attention_hat @ (value - center) + center
+    plain = attention_hat @ value
+    residual = value_centering_residual(attention_hat, center)
+    torch.testing.assert_close(plain - residual, centered)
+    report = value_centering_report(attention, attention_hat, value, center)
+    exact = attention @ value
+    expected = float((centered - exact).norm() / exact.norm())
+    assert report['error_centered'] == pytest.approx(expected, rel=1e-4)
+    assert report['row_sum_error'] == pytest.approx(
+        float((attention_hat.sum(-1) - 1).abs().max()))
+    # Rows that sum to 0.6 instead of 1 lose 40 % of the centers.
+    assert report['error_centered'] < 0.5 * report['error']

@@ -1,0 +1,48 @@
+"""A quantized file restores after rewrites: only values have changed."""
+
+import copy
+
+import pytest
+import torch
+
+from taskptq.testing import tiny_batches, tiny_model
+
+from .conftest import randomized  # isort: skip
+
+pytest.importorskip('mmengine')
+
+REWRITES = [
+    dict(type='KeyShift', c=6.0, patterns=None),
+    dict(type='BimodalIntegration', patterns=['*attn']),
+    dict(type='AttentionCentering'),
+]
+
+
+def quantize(model, name, folder, *, rewrites):
+    from taskptq.engine.pipeline import Recipe, quantize_model
+    qconfig = dict(
+        weight=dict(num_bits=4), activation=dict(num_bits=4), edge_bits=None)
+    recipe = Recipe.from_config(qconfig, rewrites=rewrites)
+    return quantize_model(
+        model, tiny_batches(name), recipe=recipe, work_dir=folder)
+
+
+@pytest.mark.parametrize('name', ['transformer', 'window'])
+def test_quantize_and_restore(name, tmp_path):
+    from taskptq.engine.pipeline import restore_model
+    from taskptq.export.checkpoint import load
+    model = randomized(tiny_model(name))
+    plain = copy.deepcopy(model)
+    report = quantize(model, name, tmp_path / 'a', rewrites=REWRITES)
+    assert [r['rewrite'] for r in report['rewrites']] == [
+        r['type'] for r in REWRITES]
+    assert all(r['num_applied'] > 0 for r in report['rewrites'])
+    assert all(r['max_relative_error'] <= 1e-5 for r in report['rewrites'])
+    fresh = tiny_model(name, seed=5)
+    recipe = restore_model(load(tmp_path / 'a' / 'quantized.pth'), fresh)
+    assert recipe['rewrites'] == REWRITES
+    quantize(plain, name, tmp_path / 'b', rewrites=[])
+    with torch.no_grad():
+        for batch in tiny_batches(name, seed=9):
+            assert torch.equal(fresh(batch), model(batch))
+            assert not torch.equal(plain(batch), model(batch))
