@@ -139,7 +139,8 @@ def quantize(
         config: Config of an mmengine, mmdet or mmseg model, or its path.
         checkpoint: Float checkpoint, path or URL.
         qconfig: Recipe of the quantizers, or a fragment that sets it; the
-            fragment's ``reconstruction`` counts unless one is given here.
+            fragment's ``reconstruction``, ``rewrites`` and ``loss`` count
+            unless they are given here.
         reconstruction: Settings, or a fragment; None leaves it out.
         calibration: Settings, or a fragment; None takes 256 training images.
         rewrites: Configs of ModelRewrites that run first.
@@ -163,8 +164,12 @@ def quantize(
             unsafe or of another model, or the calibration set is refused.
     """
     config = load_config(config)
-    if reconstruction is None and isinstance(qconfig, (str, Path)):
-        reconstruction = Config.fromfile(str(qconfig)).get('reconstruction')
+    if isinstance(qconfig, (str, Path)):
+        fragment = Config.fromfile(str(qconfig)).to_dict()
+        if reconstruction is None:
+            reconstruction = fragment.get('reconstruction')
+        rewrites = fragment.get('rewrites') if rewrites is None else rewrites
+        loss = fragment.get('loss') if loss is None else loss
     settings = read_fragment(calibration, key='calibration') or {}
     if allow_overlap:
         settings['allow_overlap'] = True

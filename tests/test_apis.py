@@ -93,7 +93,8 @@ def test_calibration_on_the_test_split(config, checkpoint, tmp_path):
     assert Path(report['checkpoint']) == tmp_path / 'quantized.pth'
 
 
-def test_fragment_brings_its_reconstruction(monkeypatch, config, checkpoint):
+def test_fragment_brings_its_whole_method(
+        monkeypatch, config, checkpoint, tmp_path):
     seen = {}
 
     def stop(model, content, *, path):
@@ -103,14 +104,21 @@ def test_fragment_brings_its_reconstruction(monkeypatch, config, checkpoint):
         seen.update(kwargs)
         return recipe(*args, **kwargs)
 
+    fragment = tmp_path / 'fragment.py'
+    base = (FRAGMENTS / 'quant/w2a4_qdrop.py').as_posix()
+    fragment.write_text(
+        f'_base_ = [{base!r}]\n'
+        "rewrites = [dict(type='AttentionCentering')]\n"
+        "loss = dict(type='MSEReconLoss')\n")
     recipe = apis.Recipe.from_config
     monkeypatch.setattr(apis.Recipe, 'from_config', remember)
     monkeypatch.setattr(apis, 'load_float_weights', stop)
     with pytest.raises(InterruptedError):
         apis.quantize(
-            config, checkpoint, qconfig=FRAGMENTS / 'quant/w2a4_qdrop.py',
-            device='cpu')
+            config, checkpoint, qconfig=fragment, device='cpu')
     assert seen['reconstruction']['drop_prob'] == 0.5
+    assert seen['rewrites'] == [{'type': 'AttentionCentering'}]
+    assert seen['loss'] == {'type': 'MSEReconLoss'}
 
 
 def test_settings_are_checked_before_anything_is_read(config, tmp_path):

@@ -131,9 +131,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cfg = Config.fromfile(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    fragment = Config.fromfile(args.quant)
+    fragment = Config.fromfile(args.quant).to_dict()
     qconfig = read_fragment(args.quant, key='qconfig')
-    reconstruction = fragment.get('reconstruction')
+    method = {key: fragment.get(key)
+              for key in ('reconstruction', 'rewrites', 'loss')}
     calibration = read_fragment(args.calib, key='calibration') or {}
     if args.num_images is not None:
         calibration['num_images'] = args.num_images
@@ -143,7 +144,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         cfg,
         args.checkpoint,
         qconfig=qconfig or {},
-        reconstruction=reconstruction,
+        **method,
         calibration=calibration,
         out=out,
         work_dir=args.work_dir,
@@ -154,9 +155,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     hook = {
         'type': 'taskptq.PTQHook',
         'qconfig': qconfig,
-        'reconstruction': reconstruction,
         'calibration': calibration,
         'seed': args.seed,
+        **{key: value for key, value in method.items() if value},
     }
     # Overrides, and configs in Python's import style, are written out.
     inherits = args.cfg_options is None and not Config._is_lazy_import(

@@ -187,7 +187,8 @@ def test_uniform_granularity_is_the_uniform_grid() -> None:
     values = grid_values(codes, scale=scale, tau=tau, num_levels=8)
     expected = (x * 7 / 0.75).round().clamp(max=7) * 0.75 / 7
     torch.testing.assert_close(values, expected)
-    assert codes.min() == 0 and codes.max() == 7
+    assert codes.min() == 0
+    assert codes.max() == 7
 
 
 def test_heads_mix_grids() -> None:

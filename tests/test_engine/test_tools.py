@@ -70,6 +70,22 @@ def test_written_config_quantizes_alike(quantized, float_checkpoint, run_test,
     assert report['recipe']['calibration']['num_images'] == 8
 
 
+def test_method_reaches_the_written_config(tiny_path, float_checkpoint,
+                                           tmp_path):
+    fragment = tmp_path / 'fragment.py'
+    fragment.write_text(
+        f'_base_ = [{W4A4.as_posix()!r}]\n'
+        "rewrites = [dict(type='AttentionCentering')]\n")
+    out = tmp_path / 'out' / 'q.pth'
+    with pytest.raises(SystemExit, match='attention'):
+        # The tiny model has no attention: that the rewrite says so shows
+        # that it was run.
+        tool('quantize').main([
+            str(tiny_path), str(float_checkpoint), '--quant', str(fragment),
+            '--num-images', '8', '--out', str(out), '--device', 'cpu'
+        ])
+
+
 def test_overrides_reach_the_written_config(tiny_path, tmp_path, run_test):
     import tiny_task
     path = tmp_path / 'wide.pth'

@@ -15,7 +15,11 @@ model = dict(
     detector=_base_.model,
     sam=dict(type='PromptedSAM', size='tiny', box_mask_prompt=True),
     prompts=('detector', 'gt_box'),
-    test_cfg=dict(score_thr=0.1, max_prompts=100, views_per_batch=16))
+    test_cfg=dict(
+        score_thr=0.2,
+        max_prompts=100,
+        views_per_batch=16,
+        remember_detections=True))
 
 test_pipeline = [
     dict(type='LoadImageFromFile'),

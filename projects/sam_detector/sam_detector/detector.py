@@ -14,6 +14,8 @@ from mmdet.structures import DetDataSample
 from mmengine.structures import InstanceData
 from torch import Tensor
 
+from taskptq.modules.base import QuantModule
+
 from .loading import add_sam_prefix, detector_weights, load_exactly
 from .prompting import (
     KINDS,
@@ -41,6 +43,10 @@ class PromptTesting:
         views_per_batch: Most views that the image encoder sees at a time.
         iou_in_scores: Rank masks by detection score times predicted IoU
             (``mask_scores``, which CocoMetric takes for masks only).
+        remember_detections: Run the detector once for each image file, also
+            for copies of this model: for tables that compare many quantized
+            SAMs behind one float detector. A detector with quantized layers
+            is never remembered.
     """
 
     max_prompts: int | None = None
@@ -48,12 +54,20 @@ class PromptTesting:
     mask_threshold: float = 0.0
     views_per_batch: int = 8
     iou_in_scores: bool = False
+    remember_detections: bool = False
 
     def __post_init__(self) -> None:
         for name in ('max_prompts', 'views_per_batch'):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f'test_cfg.{name}={value} must be at least 1')
+
+
+class Detections(dict[tuple[Any, ...], InstanceData]):
+    """Detections by image; copies of a model share one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Detections:
+        return self
 
 
 @MODELS.register_module()
@@ -106,6 +120,7 @@ class SAMDetector(BaseDetector):
         self.multimask_output = multimask_output
         self.train_cfg = dict(train_cfg or {})
         self.test_cfg = PromptTesting(**(test_cfg or {}))
+        self._detections = Detections()
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SAMDetector:
@@ -138,6 +153,7 @@ class SAMDetector(BaseDetector):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str,
                               *args: Any, **kwargs: Any) -> None:
         """Accept official SAM files as they are."""
+        self._detections = Detections()
         add_sam_prefix(state_dict, prefix=prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
@@ -189,13 +205,31 @@ class SAMDetector(BaseDetector):
                 'the batch has no image for the detector: give '
                 'SAMDataPreprocessor its detector=dict(...), and leave '
                 'with_detector of PackSAMInputs on')
+        keys = [self._image_key(sample) for sample in batch_data_samples]
+        if all(key in self._detections for key in keys):
+            return [self._detections[key].clone() for key in keys]
         samples = [
             DetDataSample(metainfo=dict(sample.metainfo))
             for sample in batch_data_samples
         ]
         results = self.detector.predict(
             batch_inputs['img'], samples, rescale=True)
-        return [sample.pred_instances for sample in results]
+        found = [sample.pred_instances for sample in results]
+        self._detections.update({
+            key: instances.clone()
+            for key, instances in zip(keys, found, strict=True)
+            if key is not None
+        })
+        return found
+
+    def _image_key(self, sample: Any) -> tuple[Any, ...] | None:
+        """Name what the detector sees, None if it is not to be remembered."""
+        path = sample.metainfo.get('img_path')
+        if not self.test_cfg.remember_detections or path is None:
+            return None
+        if any(isinstance(m, QuantModule) for m in self.detector.modules()):
+            return None
+        return (path, *sample.img_shape, sample.get('flip', False))
 
     def requests(self, sample: Any, detections: Any, *,
                  device: torch.device) -> dict[str, Request]:

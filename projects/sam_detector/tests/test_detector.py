@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import sam_detector
 import torch
@@ -252,3 +254,27 @@ def test_a_batch_without_the_detectors_image_is_refused(sam_config):
     del inputs['img']
     with pytest.raises(ValueError, match='no image for the detector'):
         build(sam_config)(inputs, samples, mode='predict')
+
+
+@torch.no_grad()
+def test_detections_are_remembered_by_copies(sam_config, monkeypatch):
+    """A table of many quantized SAMs runs the float detector once."""
+    model = build(sam_config, test_cfg={'remember_detections': True})
+    calls = []
+    before = type(model.detector).predict
+
+    def predict(self, *args, **kwargs):
+        calls.append(1)
+        return before(self, *args, **kwargs)
+
+    monkeypatch.setattr(type(model.detector), 'predict', predict)
+    inputs, samples = batch(1)
+    samples[0].set_metainfo({'img_path': 'a.png'})
+    first = model(inputs, copy.deepcopy(samples), mode='predict')[0]
+    again = copy.deepcopy(model)(
+        inputs, copy.deepcopy(samples), mode='predict')[0]
+    assert len(calls) == 1
+    assert torch.equal(first.pred_instances.masks, again.pred_instances.masks)
+    model.load_state_dict(model.state_dict())
+    model(inputs, copy.deepcopy(samples), mode='predict')
+    assert len(calls) == 2, 'new weights may detect something else'
