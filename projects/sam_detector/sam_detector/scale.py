@@ -3,8 +3,8 @@
     python -m sam_detector.scale --size vit_b --quant FRAGMENT.py
 
 runs calibration and a few reconstruction steps of every unit on noise, and
-says how long the whole recipe would take. Speed and memory don't depend on
-the weights: without a checkpoint they are random.
+says how long the whole recipe would take, rewrites left out. Speed and memory
+don't depend on the weights: without a checkpoint they are random.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import torch
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.logging import MMLogger
+from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
@@ -38,6 +39,16 @@ from .sam import SAM_SIZES
 __all__ = ['main', 'measure', 'noise_batch', 'project']
 
 GIB = 2**30
+# Where Linux tells a process its own high-water mark.
+STATUS = Path('/proc/self/status')
+
+
+def positive(text: str) -> int:
+    """Read a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f'{text} must be at least 1')
+    return value
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -49,18 +60,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--quant', required=True, help='fragment with qconfig')
     parser.add_argument(
-        '--num-images', type=int, default=2, help='calibration images')
+        '--num-images', type=positive, default=2, help='calibration images')
     parser.add_argument(
-        '--boxes', type=int, default=8, help='prompts of each image')
+        '--boxes', type=positive, default=8, help='prompts of each image')
     parser.add_argument(
-        '--steps', type=int, default=20, help='steps of each unit')
+        '--steps', type=positive, default=20, help='steps of each unit')
     parser.add_argument(
-        '--batch-size', type=int, default=1, help='images of a minibatch')
+        '--batch-size', type=positive, default=1, help='images of a minibatch')
     parser.add_argument(
         '--autocast', choices=['bfloat16'], help='mixed precision')
     parser.add_argument('--device', default='cpu')
     parser.add_argument(
-        '--project', type=int, nargs=2, default=(32, 2000),
+        '--project', type=positive, nargs=2, default=(32, 2000),
         metavar=('IMAGES', 'STEPS'), help='recipe to project to')
     parser.add_argument('--out', type=Path, help='JSON file to write')
     return parser.parse_args(argv)
@@ -73,6 +84,9 @@ def noise_batch(seed: int, *, image_size: int, boxes: int) -> dict[str, Any]:
         seed: The same seed gives the same batch.
         image_size: Side in pixels.
         boxes: Number of boxes.
+
+    Returns:
+        What a collated pipeline gives: ``inputs`` and ``data_samples``.
     """
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(
@@ -97,6 +111,7 @@ def noise_batch(seed: int, *, image_size: int, boxes: int) -> dict[str, Any]:
 def build(args: argparse.Namespace) -> nn.Module:
     """Build SAM behind ground-truth-box prompts, without a detector."""
     image_size = SAM_SIZES[args.size].image_size
+    init_default_scope('mmdet')
     torch.manual_seed(0)
     model = SAMDetector(
         sam={'type': 'PromptedSAM', 'size': args.size,
@@ -109,30 +124,61 @@ def build(args: argparse.Namespace) -> nn.Module:
 
 def recipe_of(fragment: Config, args: argparse.Namespace
               ) -> ReconstructionConfig:
-    """Read the fragment's reconstruction, shortened."""
+    """Read the fragment's reconstruction, shortened; no unit ends early."""
     settings = dict(fragment.get('reconstruction') or {})
     settings.pop('loss', None)
     settings |= {
         'steps': args.steps, 'batch_size': args.batch_size, 'skip_below': 0,
-        'autocast': args.autocast,
+        'patience': None, 'autocast': args.autocast,
     }
     return ReconstructionConfig.from_dict(settings)
 
 
-def peak_bytes(device: str) -> int:
-    """Return the peak memory of this process, or of its GPU."""
+def peak_bytes(device: str) -> int | None:
+    """Return the peak memory of this process, or of its GPU.
+
+    None where the system does not tell (Windows).
+    """
     if device.startswith('cuda'):
-        return torch.cuda.max_memory_allocated()
-    status = Path('/proc/self/status')
-    for line in status.read_text(encoding='utf-8').splitlines():
-        if line.startswith('VmHWM:'):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError('this system does not tell a process its peak memory')
+        return torch.cuda.max_memory_allocated(device)
+    if STATUS.exists():
+        for line in STATUS.read_text(encoding='utf-8').splitlines():
+            if line.startswith('VmHWM:'):
+                return int(line.split()[1]) * 1024
+    try:
+        import resource
+    except ImportError:
+        return None
+    unit = 1 if sys.platform == 'darwin' else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def seconds_of_forward(model: nn.Module, batch: dict[str, Any], *,
+                       device: str) -> float:
+    """Time one forward of the whole model; a GPU is waited for."""
+    start = time.perf_counter()
+    with torch.no_grad():
+        run_batch(model, batch)
+    if device.startswith('cuda'):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
-    """Prepare, calibrate and reconstruct; returns plain figures."""
+    """Prepare, calibrate and reconstruct.
+
+    Returns:
+        Plain figures: seconds, bytes (None if the system does not tell), and
+        the results of the units.
+
+    Raises:
+        ValueError: If the fragment has no ``qconfig``.
+    """
     fragment = Config.fromfile(args.quant)
+    if fragment.get('qconfig') is None:
+        raise ValueError(
+            f'{args.quant} has no qconfig: give a fragment that sets '
+            'qconfig=dict(...)')
     model = build(args)
     image_size = SAM_SIZES[args.size].image_size
     batches = [
@@ -141,10 +187,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ]
     qconfig = without_detector(fragment.qconfig.to_dict())
     prepare_in_place(model, build_qconfig(qconfig))
-    start = time.perf_counter()
-    with torch.no_grad():
-        run_batch(model, batches[0])
-    forward_seconds = time.perf_counter() - start
+    forward_seconds = seconds_of_forward(
+        model, batches[0], device=args.device)
     calibration = calibrate(model, batches, forward=run_batch)
     config = recipe_of(fragment, args)
     report = reconstruct(
@@ -185,6 +229,9 @@ def project(found: dict[str, Any], *, images: int, steps: int) -> float:
         found: Result of :func:`measure`.
         images: Calibration images.
         steps: Steps of each unit.
+
+    Returns:
+        Seconds of calibration and reconstruction.
     """
     stepping = sum(unit['seconds'] for unit in found['units'])
     rest = found['reconstruction_seconds'] - stepping
@@ -195,6 +242,8 @@ def project(found: dict[str, Any], *, images: int, steps: int) -> float:
 
 def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
     """Say what was found."""
+    peak = found['peak_bytes']
+    memory = 'unknown here' if peak is None else f'{peak / GIB:.1f} GiB'
     text = [
         f'{unit["name"]:60s} {unit["seconds"]:8.1f} s, loss '
         f'{unit["loss_start"]:.4f} -> {unit["loss_end"]:.4f}'
@@ -206,7 +255,7 @@ def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
         'image',
         f'calibration {found["calibration_seconds"]:.1f} s, reconstruction '
         f'{found["reconstruction_seconds"]:.1f} s',
-        f'peak memory: {found["peak_bytes"] / GIB:.1f} GiB',
+        f'peak memory: {memory}',
         f'projected to {projected["images"]} images x {projected["steps"]} '
         f'steps: {projected["seconds"] / 3600:.2f} h',
     ]
@@ -214,15 +263,36 @@ def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the source tree, None outside of one."""
-    done = subprocess.run(
-        ['git', 'rev-parse', 'HEAD'], capture_output=True, text=True,
-        check=False, cwd=Path(__file__).parent)
-    return done.stdout.strip() or None
+    """Return the commit of the source tree, None outside of one.
+
+    A copy that is installed inside another project's tree is not tracked by
+    that one, so its commit is not taken.
+    """
+    source = Path(__file__)
+    try:
+        for words in (['ls-files', '--error-unmatch', source.name],
+                      ['rev-parse', 'HEAD']):
+            done = subprocess.run(
+                ['git', *words], capture_output=True, text=True, check=True,
+                cwd=source.parent)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def say(text: list[str]) -> None:
+    """Write lines to the standard output of this moment."""
+    logger = logging.getLogger('sam_detector.scale')
+    logger.setLevel(logging.INFO)
+    handler = logging.StreamHandler(sys.stdout)
+    logger.addHandler(handler)
+    for line in text:
+        logger.info(line)
+    logger.removeHandler(handler)
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, print, and write a JSON file."""
+    """Measure, say what was found, and write a JSON file if asked for."""
     args = parse_args(argv)
     MMLogger.get_instance('sam_scale', logger_name='sam_scale',
                           log_level='ERROR')
@@ -232,11 +302,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         'images': images, 'steps': steps,
         'seconds': project(found, images=images, steps=steps),
     }
-    logger = logging.getLogger('sam_detector.scale')
-    logger.setLevel(logging.INFO)
-    logger.addHandler(logging.StreamHandler(sys.stdout))
-    for line in lines(found, projected):
-        logger.info(line)
+    say(lines(found, projected))
     words = sys.argv[1:] if argv is None else argv
     result = {
         **found,
@@ -249,7 +315,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(result, indent=1) + '\n', 'utf-8')
-        logger.info('written to %s', args.out)
+        say([f'written to {args.out}'])
     return result
 
 
