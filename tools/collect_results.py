@@ -6,21 +6,37 @@
 
 A README shows a table between ``<!-- table:<model>_<dataset> -->`` and
 ``<!-- /table -->``, one line for each model between ``<!-- table:summary
--->`` and ``<!-- /table -->``, and targets between ``<!-- targets:<model>_
-<dataset> -->`` (on one line) and ``<!-- /targets -->``. A metafile.yml has
-the results of its models under ``Models``.
+-->`` and ``<!-- /table -->``. Other kinds of marker have the same form,
+``<!-- <kind>:<model>_<dataset> -->`` (on one line) to ``<!-- /<kind> -->``:
+
+- ``targets``: targets and outcomes,
+- ``baselines``: mean IoU of trivial masks beside the float model's,
+- ``softmax``: grid and errors of each softmax, from one row,
+- ``peaks``: what bimodal integration decided on each attention, from one row.
+
+The last two may name the row: ``<!-- softmax:<model>_<dataset> <method>
+<bits> [<seed>] -->``; otherwise it is the first of ptq4sam-s, agq-s,
+ptq4sam-l and agq at w4a4, or else the first that has something to show. A
+metafile.yml has the results of its models under ``Models``.
 """
 from __future__ import annotations
 
 import argparse
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from _attention import (
+    bimodal_entries,
+    pick_row,
+    render_baselines,
+    render_peaks,
+    render_softmax,
+)
 from _markdown import (
     groups,
     render_benchmarks,
@@ -35,7 +51,8 @@ ROOT = Path(__file__).resolve().parents[1]
 FAMILIES = ('configs/*', 'projects/*/configs', 'projects/*/configs/*')
 READMES = ('README.md', 'configs/*/README.md', 'projects/*/README.md')
 MARKED = re.compile(
-    r'(<!-- (table|targets):(\S+) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
+    r'(<!-- (table|targets|baselines|softmax|peaks):(\S+)((?: [\w.+-]+)*) '
+    r'-->\n).*?(<!-- /\2 -->)', re.DOTALL)
 SUMMARY = 'summary'
 BENCHMARKS = 'benchmarks'
 BENCHMARK_RESULTS = Path(__file__).parent / 'benchmarks' / 'results'
@@ -43,6 +60,11 @@ SUMMARY_CELLS = (('w8a8', 'mse'), ('w4a4', 'mse'), ('w4a4', 'qdrop'),
                  ('w2a4', 'mse'), ('w2a4', 'qdrop'), ('w2a2', 'mse'),
                  ('w2a2', 'qdrop'))
 ABSENT = 'Not measured yet.\n'
+# Kinds of marker that show one row: what it must have -> how it is shown.
+ROW_KINDS = {
+    'softmax': (lambda row: row.get('softmax'), render_softmax),
+    'peaks': (bimodal_entries, render_peaks),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +96,24 @@ def find_entries(root: Path) -> dict[str, Entry]:
     return entries
 
 
-def render(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
+def render(kind: str, name: str, entries: Mapping[str, Entry], *,
+           row: Sequence[str] = ()) -> str:
     """Return what belongs between two markers, ending in a newline.
 
     Args:
-        kind: ``table`` or ``targets``.
+        kind: ``table``, ``targets``, ``baselines``, ``softmax`` or
+            ``peaks``.
         name: ``<model>_<dataset>`` or ``summary``.
         entries: All tables.
+        row: Method, bits and perhaps seed, for the last two kinds.
 
     Raises:
-        ValueError: If there is no such table.
+        ValueError: If there is no such table, or a row is named where none
+            can be, or in the wrong form.
     """
+    if row and kind not in ROW_KINDS:
+        raise ValueError(f'a marker {kind}:{name} names the row '
+                         f'{" ".join(row)!r}: leave it out')
     if kind == 'table' and name == SUMMARY:
         measured = [entry.results for entry in entries.values()
                     if entry.results is not None]
@@ -104,6 +133,12 @@ def render(kind: str, name: str, entries: Mapping[str, Entry]) -> str:
         return ABSENT
     if kind == 'targets':
         return ''.join(f'- {line}\n' for line in target_lines(entry))
+    if kind == 'baselines':
+        return render_baselines(entry.results)
+    if kind in ROW_KINDS:
+        has, renderer = ROW_KINDS[kind]
+        found = pick_row(entry.results, row, has=has)
+        return ABSENT if found is None else renderer(found)
     return render_results(entry.results, columns=entry.table.columns) + '\n'
 
 
@@ -121,7 +156,8 @@ def update_text(text: str, entries: Mapping[str, Entry]) -> str:
         ValueError: If a marker names no table.
     """
     return MARKED.sub(
-        lambda m: m[1] + render(m[2], m[3], entries) + m[4], text)
+        lambda m: m[1] + render(
+            m[2], m[3], entries, row=m[4].split()) + m[5], text)
 
 
 def update_metafile(text: str, entries: Mapping[str, Entry]) -> str:

@@ -8,7 +8,8 @@ import yaml
 
 pytest.importorskip('mmengine')
 
-MODULES = ('collect_results', '_table', '_results', '_targets', '_markdown')
+MODULES = ('collect_results', '_table', '_results', '_targets', '_markdown',
+           '_attention')
 README = """# Tiny
 
 <!-- table:tiny_set -->
@@ -168,6 +169,136 @@ def test_prints_targets(tools, repo, capsys):
 
 def test_the_repository_is_up_to_date(tools):
     tools('collect_results').main(['--check'])
+
+
+def grid(tau, error, error_tau1, error_uniform):
+    return {'tau': tau, 'scale': [0.5] * len(tau), 'error': error,
+            'error_tau1': error_tau1, 'error_uniform': error_uniform}
+
+
+SOFTMAX = {
+    'sam.encoder.0.attn.softmax_quantizer': grid([2], 0.1, 0.3, 0.2),
+    'sam.decoder.self_attn.softmax_quantizer': grid([1], 0.3, 0.3, 0.4),
+    'sam.decoder.final.softmax_quantizer': grid([4], 0.5, 0.6, 0.4),
+}
+
+
+def fill_marker(tools, repo, marker, *rows, **others):
+    """What collect_results writes between a marker's two lines."""
+    results = make_results(*rows)
+    results['float'] |= others
+    (repo / 'configs' / 'tiny' / 'results' / 'tiny_set.json').write_text(
+        json.dumps(results))
+    kind = marker.partition(':')[0]
+    (repo / 'README.md').write_text(
+        f'<!-- {marker} -->\nold\n<!-- /{kind} -->\n')
+    collect = tools('collect_results')
+    collect.main(['--root', str(repo)])
+    collect.main(['--root', str(repo), '--check'])
+    text = (repo / 'README.md').read_text()
+    assert text.startswith(f'<!-- {marker} -->\n')
+    assert text.endswith(f'\n<!-- /{kind} -->\n')
+    return text
+
+
+def test_softmax_counts_what_is_below_both(tools, repo):
+    text = fill_marker(
+        tools, repo, 'softmax:tiny_set', make_row('mse', 0.2, bits='w4a4'),
+        make_row('agq-s', 0.3, bits='w4a4', softmax=SOFTMAX))
+    assert cells(text, r'\|attention')[1:] == [
+        'tau', 'error', 'tau = 1', 'uniform']
+    assert cells(text, r'\|`encoder.0.attn`')[1:] == [
+        '2', '0.1000', '0.3000', '0.2000']
+    assert cells(text, r'\|`decoder.self_attn`')[1] == '1'
+    assert ('below both tau = 1 and uniform on 1 of 3 softmaxes, and above '
+            'neither on 2.') in text
+    assert 'Row: agq-s w4a4, seed 0.' in text
+
+
+@pytest.mark.parametrize(('marker', 'title'), [
+    ('softmax:tiny_set', 'ptq4sam-s w4a4, seed 0'),
+    ('softmax:tiny_set centering+agq-head-s w3a3',
+     'centering+agq-head-s w3a3, seed 0'),
+    ('softmax:tiny_set ptq4sam-s w4a4 1', 'ptq4sam-s w4a4, seed 1'),
+])
+def test_a_marker_may_name_its_row(tools, repo, marker, title):
+    heads = {'a.softmax_quantizer': grid([4, 0, 4], 0.1, 0.2, 0.2)}
+    rows = [make_row('centering+agq-head-s', 0.3, bits='w3a3', softmax=heads),
+            make_row('agq-s', 0.3, bits='w4a4', softmax=SOFTMAX)]
+    rows += [make_row('ptq4sam-s', 0.3, bits='w4a4', softmax=SOFTMAX,
+                      seed=seed) for seed in (0, 1)]
+    text = fill_marker(tools, repo, marker, *rows)
+    assert f'Row: {title}.' in text
+    if 'head' in marker:
+        assert cells(text, r'\|`a`')[1] == 'uniform (1 head), 4 (2 heads)'
+
+
+@pytest.mark.parametrize(('marker', 'message'), [
+    ('softmax:tiny_set ptq4sam-s', 'give <method> <bits>'),
+    ('table:tiny_set mse w2a4', 'leave it out'),
+    ('baselines:tiny_set', 'no <prompts>/miou_box'),
+])
+def test_wrong_markers_are_errors(tools, repo, marker, message):
+    with pytest.raises(SystemExit, match=message):
+        fill_marker(tools, repo, marker, make_row('mse', 0.2))
+
+
+def test_a_row_that_is_not_there_says_so(tools, repo):
+    text = fill_marker(tools, repo, 'softmax:tiny_set agq-s w2a4',
+                       make_row('agq-s', 0.3, bits='w4a4', softmax=SOFTMAX))
+    assert 'Not measured yet.' in text
+
+
+def test_peaks_tells_what_was_decided(tools, repo):
+    def entry(name, status, reason, **details):
+        return {'name': name, 'part': 'query and key', 'status': status,
+                'reason': reason, 'max_relative_error': None,
+                'details': details}
+
+    rewrites = [
+        {'rewrite': 'KeyShift', 'entries': [entry('sam.x', 'applied', '')]},
+        {'rewrite': 'BimodalIntegration', 'entries': [
+            entry('sam.0.cross', 'applied', '', num_positive=20,
+                  num_negative=12, range_before=[-6.0, 5.5],
+                  range_after=[-1.0, 6.25],
+                  peaks={'positions': [-4.0, 4.0]}),
+            entry('sam.1.cross', 'unchanged', 'its keys have 1 peaks, not 2',
+                  peaks={'positions': [0.1]}),
+            entry('sam.final', 'skipped', 'it never ran'),
+        ]},
+    ]
+    text = fill_marker(
+        tools, repo, 'peaks:tiny_set', make_row('mse', 0.2),
+        make_row('big-s', 0.3, rewrites=rewrites))
+    assert cells(text, r'\|`0.cross`')[1:] == [
+        '2', '12 of 32 channels flipped', '-6.00 to 5.50', '-1.00 to 6.25']
+    assert cells(text, r'\|`1.cross`')[1:] == [
+        '1', 'unchanged: its keys have 1 peaks, not 2', '', '']
+    assert cells(text, r'\|`final`')[1:3] == ['', 'skipped: it never ran']
+    assert '`x`' not in text
+
+
+def test_baselines_stand_beside_the_float_model(tools, repo):
+    text = fill_marker(
+        tools, repo, 'baselines:tiny_set', make_row('mse', 0.2), metrics={
+            'gt_box/miou': 0.9, 'gt_box/miou_box': 0.7434,
+            'gt_box/miou_ellipse': 0.7995, 'detector/matched_miou': 0.88,
+            'detector/matched_miou_box': 0.7,
+            'detector/matched_miou_ellipse': 0.75})
+    assert ('- mean IoU, prompts `gt_box`: filled box 0.7434, inscribed '
+            'ellipse 0.7995, float model 0.9000\n') in text
+    assert ('- mean IoU, prompts `detector`, objects found: filled box '
+            '0.7000, inscribed ellipse 0.7500, float model 0.8800\n') in text
+
+
+def test_methods_and_bits_have_their_order(tools):
+    markdown = tools('_markdown')
+    found = list(markdown.groups(make_results(*(
+        make_row(method, 0.1, bits=bits) for bits in ('w3a3', 'w6a6')
+        for method in ('zzz', 'centering+hybrid-head', 'ptq4sam-l', 'mse')))))
+    assert [(bits, method) for bits, method, _ in found] == [
+        (bits, method) for bits in ('w6a6', 'w3a3')
+        for method in ('mse', 'ptq4sam-l', 'centering+hybrid-head', 'zzz')]
 
 
 @pytest.mark.parametrize(('values', 'status', 'short_by'), [

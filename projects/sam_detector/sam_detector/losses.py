@@ -20,11 +20,13 @@ def box_weights(boxes: Tensor, *, size: int, margin: float,
     Args:
         boxes: (P, 4), x1, y1, x2, y2 in pixels of the mask.
         size: Side of the mask.
-        margin: Growth of each side, relative to the box.
+        margin: How far each edge moves out, relative to the box's side, or
+            to 4 pixels if that is shorter.
         outside: Weight of all pixels outside together.
 
     Returns:
-        (P, size, size).
+        (P, size, size), with the sum 1 + ``outside``; the grown box has to
+        reach a pixel's center, and to leave one out.
     """
     grow = margin * (boxes[:, 2:] - boxes[:, :2]).clamp(min=4)
     low, high = boxes[:, :2] - grow, boxes[:, 2:] + grow

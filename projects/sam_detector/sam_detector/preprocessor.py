@@ -19,7 +19,7 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
     """Normalize and pad SAM's views; leave the image to the detector's.
 
     Args:
-        image_size: Side of SAM's input, S.
+        image_size: Side of SAM's input, S; views of another are refused.
         mean: Of each channel, RGB.
         std: Of each channel, RGB.
         detector: Config of the detector's data preprocessor; None without a
@@ -54,6 +54,10 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
         Returns:
             ``inputs`` (sam: a list of (V, 3, S, S) per image; img: (B, 3, H,
             W) if there is a detector) and ``data_samples``.
+
+        Raises:
+            ValueError: If a view has another size than SAM's input, or
+                ``sam_view_sizes`` another length.
         """
         inputs = data['inputs']
         samples = self.cast_data(data.get('data_samples'))
@@ -80,10 +84,20 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
             views: (V, 3, S, S), uint8.
             sizes: (V, 2), height and width that are image; None for all.
         """
+        if tuple(views.shape[-2:]) != (self.image_size, self.image_size):
+            raise ValueError(
+                f'a view has the shape {tuple(views.shape)}, but image_size='
+                f'{self.image_size} of SAMDataPreprocessor: give SAMViews or '
+                'ZoomCrop, PackSAMInputs and SAMDataPreprocessor the same')
         views = self.cast_data(views).float()
         views = (views - self.mean) / self.std
-        for view, size in zip(views, [] if sizes is None else sizes,
-                              strict=False):
+        if sizes is None:
+            return views
+        if len(sizes) != len(views):
+            raise ValueError(
+                f'sam_view_sizes has {len(sizes)} rows for {len(views)} '
+                'views: leave it as SAMViews or ZoomCrop writes it')
+        for view, size in zip(views, sizes, strict=True):
             height, width = (int(side) for side in size)
             view[:, height:] = 0
             view[:, :, width:] = 0

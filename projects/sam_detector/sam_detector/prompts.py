@@ -35,16 +35,19 @@ class Prompts:
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        given = [
-            len(part) for part in (self.boxes, self.points, self.labels)
+        given = {
+            name: len(part) for name, part in vars(self).items()
             if part is not None
-        ]
-        if not given or len(set(given)) > 1:
+        }
+        if not given or len(set(given.values())) > 1:
             raise ValueError(
-                f'prompts have {given} boxes, points and labels: give boxes '
-                'or points with labels, as many of each')
+                f'prompts have {given or "nothing"}: give boxes, or points '
+                'with labels, or all of them, as many of each')
         if (self.points is None) != (self.labels is None):
-            raise ValueError('points and labels of prompts go together')
+            missing = 'points' if self.points is None else 'labels'
+            raise ValueError(
+                f'prompts have {given} but no {missing}: points and labels go '
+                'together')
 
     def __len__(self) -> int:
         part = self.points if self.boxes is None else self.boxes
@@ -68,8 +71,12 @@ class Prompts:
         Returns:
             (P, 1, cells, cells); the sign changes at the box's edge, with a
             slope that tells where between two cells the edge lies.
+
+        Raises:
+            ValueError: If the prompts have no boxes.
         """
-        assert self.boxes is not None
+        if self.boxes is None:
+            raise ValueError('prompts without boxes have no box to draw')
         boxes = self.boxes * (cells / image_size)
         centers = torch.arange(cells, device=boxes.device) + 0.5
         x1, y1, x2, y2 = (side[:, None] for side in boxes.unbind(dim=1))
@@ -104,17 +111,28 @@ def inner_points(masks: Tensor, *, random: bool,
     """Choose a point inside of each mask.
 
     Args:
-        masks: (P, H, W), bool or 0 and 1; none may be empty.
-        random: Any pixel of the mask; else one that lies farthest from the
-            background (the protocol of point-prompt evaluation).
+        masks: (P, H, W), bool or 0 and 1.
+        random: Any pixel of the mask; else the first of those that lie
+            farthest from the background and from the edge of the image, in
+            steps to any of eight neighbors (the protocol of point-prompt
+            evaluation).
         generator: Source of randomness.
 
     Returns:
-        (P, 2), x, y of the pixel's center in pixels of the mask.
+        (P, 2), x, y of the pixel's center in pixels of the mask. An empty
+        mask has no such point: it gives its first pixel.
+
+    Raises:
+        ValueError: If a random point of an empty mask is asked for.
     """
     width = masks.shape[-1]
     weight = masks.float()
     if random:
+        empty = (weight.flatten(1).sum(dim=1) == 0).nonzero()
+        if len(empty) > 0:
+            raise ValueError(
+                f'masks[{int(empty[0])}] is empty, so no point lies inside: '
+                'drop such objects first')
         index = torch.multinomial(
             weight.flatten(1), 1, generator=generator)[:, 0]
     else:

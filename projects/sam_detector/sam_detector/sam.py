@@ -6,7 +6,8 @@ the keys of an official file are the keys of this module.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,10 @@ from segment_anything.modeling import (
 )
 from torch import Tensor, nn
 
+from taskptq.engine.checkpoint_file import local_file, read_checkpoint
+from taskptq.export.schema import is_quantized
+
+from .loading import load_exactly
 from .prompts import Prompts
 
 __all__ = ['SAM_SIZES', 'PromptedSAM', 'SAMSize', 'read_sam_file']
@@ -47,6 +52,9 @@ class SAMSize:
         decoder_mlp_dim: Hidden channels of its MLPs.
         iou_hidden_dim: Hidden channels of its IoU head.
         patch_size: Side of an image patch in pixels.
+
+    Raises:
+        ValueError: If a number is not positive, or two do not fit together.
     """
 
     embed_dim: int
@@ -60,6 +68,30 @@ class SAMSize:
     decoder_mlp_dim: int = 2048
     iou_hidden_dim: int = 256
     patch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            # No window at all is what segment_anything writes as 0.
+            least = 0 if field.name == 'window_size' else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(
+                    f'{field.name}={value} of SAM must be at least {least}')
+        for whole, part in (('image_size', 'patch_size'),
+                            ('embed_dim', 'num_heads')):
+            if getattr(self, whole) % getattr(self, part) != 0:
+                raise ValueError(
+                    f'{whole}={getattr(self, whole)} of SAM must be a '
+                    f'multiple of {part}={getattr(self, part)}')
+        if any(not 0 <= block < self.depth for block in self.global_blocks):
+            raise ValueError(
+                f'global_blocks={tuple(self.global_blocks)} of SAM must be '
+                f'indices of its depth={self.depth} blocks: give both')
+
+    @property
+    def mask_size(self) -> int:
+        """Side of a low-resolution mask: four cells for each token."""
+        return 4 * (self.image_size // self.patch_size)
 
 
 SAM_SIZES: dict[str, SAMSize] = {
@@ -122,13 +154,21 @@ def read_sam_file(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: File of plain tensors, or an mm checkpoint whose ``state_dict``
-            has SAM's keys, with or without the prefix ``sam.``.
+            has SAM's keys, with or without the prefix ``sam.``; a URL is
+            fetched first.
 
     Raises:
-        ValueError: If the file has no tensor of an image encoder.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file cannot be read, is quantized, or has no
+            tensor of an image encoder.
     """
-    content = torch.load(path, map_location='cpu', weights_only=True)
+    content = read_checkpoint(local_file(path))
+    if is_quantized(content):
+        raise ValueError(
+            f'{path} is quantized already: give the float checkpoint of SAM')
     state = content.get('state_dict', content)
+    if not isinstance(state, Mapping):
+        state = {}
     if any(key.startswith('sam.') for key in state):
         state = {
             key.removeprefix('sam.'): value
@@ -160,7 +200,8 @@ class PromptedSAM(BaseModule):
         **overrides: Fields of :class:`SAMSize`.
 
     Raises:
-        ValueError: If the size is unknown or a number is not positive.
+        ValueError: If the size or an override is unknown, or a number is not
+            possible.
     """
 
     pixel_mean: Tensor
@@ -182,6 +223,12 @@ class PromptedSAM(BaseModule):
         if prompts_per_batch < 1:
             raise ValueError(
                 f'prompts_per_batch={prompts_per_batch} must be at least 1')
+        known = [field.name for field in fields(SAMSize)]
+        unknown = sorted(set(overrides) - set(known))
+        if unknown:
+            raise ValueError(
+                f'{unknown[0]}={overrides[unknown[0]]!r} is no setting of '
+                f'SAM: known are {", ".join(known)}')
         self.size = replace(SAM_SIZES[size], **overrides)
         self.image_size = self.size.image_size
         self.prompts_per_batch = prompts_per_batch
@@ -207,15 +254,11 @@ class PromptedSAM(BaseModule):
         """Load the weights of a file, all of them.
 
         Raises:
-            ValueError: If keys or shapes differ; the first few are named.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file holds no SAM, or keys or shapes differ;
+                the first few are named.
         """
-        try:
-            self.load_state_dict(read_sam_file(path), strict=True)
-        except RuntimeError as error:
-            reason = '; '.join(str(error).split('\n')[1:4]).strip()
-            raise ValueError(
-                f'{path} does not fit a SAM with {self.size}: {reason}; '
-                'choose the size that the file was saved from') from error
+        load_exactly(self, read_sam_file(path), path=path)
 
     def encode(self, views: Tensor) -> Tensor:
         """Embed images.
@@ -248,7 +291,7 @@ class PromptedSAM(BaseModule):
             for start in range(0, len(prompts), step)
         ]
         if not parts:
-            side = self.image_size // 4
+            side = self.size.mask_size
             count = 3 if multimask_output else 1
             return (embedding.new_zeros(0, count, side, side),
                     embedding.new_zeros(0, count))
@@ -276,7 +319,7 @@ class PromptedSAM(BaseModule):
         masks = None
         if self.box_mask_prompt and prompts.boxes is not None:
             masks = prompts.box_masks(
-                image_size=self.image_size, cells=self.image_size // 4)
+                image_size=self.image_size, cells=self.size.mask_size)
         points = None
         if prompts.points is not None:
             points = (prompts.points, prompts.labels)

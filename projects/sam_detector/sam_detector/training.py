@@ -39,6 +39,9 @@ class PromptTraining:
         gamma: Of the focal loss.
         margin: Growth of the box that the focal term looks at.
         outside: Weight of what is outside of it.
+
+    Raises:
+        ValueError: If a value cannot be.
     """
 
     max_prompts: int = 12
@@ -54,6 +57,24 @@ class PromptTraining:
     margin: float = 0.25
     outside: float = 0.25
 
+    def __post_init__(self) -> None:
+        if self.max_prompts < 1:
+            raise ValueError(
+                f'train_cfg.max_prompts={self.max_prompts} must be at least '
+                '1')
+        for name in ('box_ratio', 'point_ratio', 'exact_ratio'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'train_cfg.{name}={getattr(self, name)} '
+                                 'must lie in [0, 1]')
+        if self.box_ratio + self.point_ratio > 1 + 1e-9:
+            raise ValueError(
+                f'train_cfg.box_ratio={self.box_ratio} and point_ratio='
+                f'{self.point_ratio} must not exceed 1 together')
+        # Sides move by up to twice the jitter: beyond, boxes turn inside out.
+        if not 0 <= self.jitter <= 0.25:
+            raise ValueError(f'train_cfg.jitter={self.jitter} must lie in '
+                             '[0, 0.25]')
+
 
 def prompt_losses(sam: PromptedSAM, inputs: dict[str, Any],
                   data_samples: Sequence[Any], *,
@@ -66,10 +87,22 @@ def prompt_losses(sam: PromptedSAM, inputs: dict[str, Any],
         data_samples: With ``gt_instances`` (bboxes (N, 4) in pixels of the
             view, masks (N, S / 2, S / 2)).
         cfg: Fields of :class:`PromptTraining`.
+
+    Returns:
+        ``loss_focal``, ``loss_dice`` and ``loss_iou``, weighted, means over
+        the prompts of the batch, and ``miou`` of the masks; without any
+        object three losses of zero.
+
+    Raises:
+        ValueError: If an image has several views.
     """
     settings = PromptTraining(**(cfg or {}))
-    views = torch.cat([view[:1] for view in inputs['sam']])
-    embeddings = sam.encode(views)
+    count = max(len(views) for views in inputs['sam'])
+    if count > 1:
+        raise ValueError(
+            f'an image to train on has {count} views, but annotations belong '
+            'to one: use ZoomCrop in the training pipeline, not SAMViews')
+    embeddings = sam.encode(torch.cat(list(inputs['sam'])))
     parts = []
     for index, sample in enumerate(data_samples):
         instances = sample.gt_instances

@@ -27,7 +27,12 @@ def tile_origins(length: int, *, tile: int, overlap: float) -> list[int]:
     Args:
         length: Side of the image in pixels.
         tile: Side of a tile in pixels.
-        overlap: Least overlap of neighbors, relative to ``tile``.
+        overlap: Least overlap of neighbors, relative to ``tile``; origins
+            are whole pixels, so up to one pixel may be missing.
+
+    Returns:
+        The first pixel of each tile, ascending from 0; the last tile ends
+        with the side.
     """
     if length <= tile:
         return [0]
@@ -49,7 +54,8 @@ class SAMViews(BaseTransform):
         overlap: Least overlap of neighboring tiles, relative to their side.
 
     Raises:
-        ValueError: If the overlap is not in [0, 1).
+        ValueError: If the overlap is not in [0, 1), or tiles would be
+            smaller than a pixel.
 
     Required keys: img (BGR, uint8). Added keys: sam_imgs (list of RGB
     arrays), sam_views (V, 4), sam_view_sizes (V, 2).
@@ -59,6 +65,10 @@ class SAMViews(BaseTransform):
                  overlap: float = 0.25) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f'overlap={overlap} must lie in [0, 1)')
+        if zoom is not None and not 0 < zoom <= image_size:
+            raise ValueError(
+                f'zoom={zoom} must be positive and at most image_size='
+                f'{image_size}; give None for no tiles')
         self.image_size = image_size
         self.zoom = zoom
         self.overlap = overlap
@@ -94,7 +104,9 @@ class SAMViews(BaseTransform):
         """Resize the longest side to ``image_size``."""
         height, width = image.shape[:2]
         scale = self.image_size / max(height, width)
-        size = (round(width * scale), round(height * scale))
+        # Halves go up, as in SAM; a thin image keeps a row.
+        size = (max(int(width * scale + 0.5), 1),
+                max(int(height * scale + 0.5), 1))
         smaller = scale < 1
         return cv2.resize(
             image, size,
@@ -111,14 +123,27 @@ class ZoomCrop(BaseTransform):
         min_visible: Objects of which less is left in the crop are dropped.
         min_pixels: And those with fewer pixels left, in the halved view.
 
-    Required keys: img, gt_masks, gt_bboxes_labels. Changed: gt_bboxes (in
-    pixels of the view), gt_masks (at half of the view's size), labels.
-    Added: sam_imgs, sam_views, sam_view_sizes.
+    Raises:
+        ValueError: If a value cannot be.
+
+    Required keys: img (BGR, uint8), gt_masks, gt_bboxes_labels. Changed:
+    gt_bboxes (around the halved masks, in pixels of the view), gt_masks (at
+    half of the view's size), gt_bboxes_labels, gt_ignore_flags. Added:
+    sam_imgs (one RGB array), sam_views (1, 4), sam_view_sizes (1, 2).
     """
 
     def __init__(self, *, image_size: int = 256,
                  zoom: tuple[float, float] = (1.5, 2.7),
                  min_visible: float = 0.6, min_pixels: int = 12) -> None:
+        if image_size < 2 or image_size % 2 != 0:
+            raise ValueError(
+                f'image_size={image_size} must be even: masks have half of it')
+        if not 0 < zoom[0] <= zoom[1] <= image_size:
+            raise ValueError(
+                f'zoom={tuple(zoom)} must be the least and the largest '
+                'magnification, positive and at most image_size')
+        if min_pixels < 1:
+            raise ValueError(f'min_pixels={min_pixels} must be at least 1')
         self.image_size = image_size
         self.zoom = zoom
         self.min_visible = min_visible
@@ -161,8 +186,8 @@ class ZoomCrop(BaseTransform):
                      cropped: np.ndarray) -> None:
         """Keep the objects that are still there, in the view's pixels."""
         half = self.image_size // 2
-        whole = masks.reshape(len(masks), -1).sum(axis=1)
-        left = cropped.reshape(len(masks), -1).sum(axis=1)
+        whole = masks.sum(axis=(1, 2))
+        left = cropped.sum(axis=(1, 2))
         candidates = np.flatnonzero(left >= self.min_visible *
                                     np.maximum(whole, 1))
         kept, resized, boxes = [], [], []
@@ -181,7 +206,8 @@ class ZoomCrop(BaseTransform):
             torch.tensor(np.array(boxes), dtype=torch.float32).view(-1, 4))
         labels = np.asarray(results['gt_bboxes_labels'])
         results['gt_bboxes_labels'] = labels[kept]
-        results['gt_ignore_flags'] = np.zeros(len(kept), dtype=bool)
+        ignored = results.get('gt_ignore_flags', np.zeros(len(masks), bool))
+        results['gt_ignore_flags'] = np.asarray(ignored)[kept]
 
 
 def mask_box(mask: np.ndarray) -> np.ndarray:
@@ -221,9 +247,18 @@ class PackSAMInputs(PackDetInputs):
 
 
 def stack_views(images: list[np.ndarray], size: int) -> np.ndarray:
-    """Pad RGB images at the right and at the bottom: (V, 3, size, size)."""
+    """Pad RGB images at the right and at the bottom: (V, 3, size, size).
+
+    Raises:
+        ValueError: If an image is larger.
+    """
     stacked = np.zeros((len(images), 3, size, size), dtype=np.uint8)
     for view, image in zip(stacked, images, strict=True):
         height, width = image.shape[:2]
+        if max(height, width) > size:
+            raise ValueError(
+                f'a view of {width}x{height} pixels does not fit image_size='
+                f'{size}: give PackSAMInputs the image_size of SAMViews or '
+                'ZoomCrop')
         view[:, :height, :width] = image.transpose(2, 0, 1)
     return stacked

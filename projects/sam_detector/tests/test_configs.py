@@ -42,7 +42,9 @@ def test_fragment(name):
     words = method.split('-')
     assert [r['type'] for r in recipe.rewrites] == REWRITES.get(words[0], [])
     grid = points['softmax']['type'] == 'PowerOfTwoQuantizer'
-    assert grid == ('agq' in words or 'ptq4sam' in words)
+    assert grid == bool({'agq', 'ptq4sam', 'hybrid'} & set(words))
+    taus = points['softmax']['observer'].get('taus', [1, 2, 4])
+    assert (0 in taus) == ('hybrid' in words)
     assert bool(points['softmax']['observer'].get('per_head')) == (
         'head' in words)
     learned = method not in ('points', 'mse', 'minmax') and words[-1] != 's'

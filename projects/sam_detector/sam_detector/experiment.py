@@ -1,0 +1,165 @@
+"""A table's float model, data and recipes, for what is drawn beside it."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mmengine.config import Config
+from torch import nn
+
+from taskptq.apis import build_model, load_config
+from taskptq.engine.calibration_data import (
+    CalibrationBatches,
+    CalibrationConfig,
+    EvaluationSource,
+    build_calibration,
+)
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    local_file,
+    read_checkpoint,
+)
+from taskptq.engine.pipeline import Recipe
+
+__all__ = ['Experiment', 'current_commit', 'evenly_spaced', 'read_experiment']
+
+WATCHED = ('taskptq', 'projects/sam_detector')
+USED = ('model', 'dataset', 'config', 'checkpoint', 'quant', 'split',
+        'calibration', 'reconstruction', 'rewrites')
+OWN_SETTINGS = ('reconstruction', 'qconfig')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What the rows of a ``*.table.yml`` have in common.
+
+    Args:
+        model: Name of the float model.
+        dataset: Name of the data set.
+        config: Config of the float model.
+        checkpoint: Its checkpoint.
+        quant: Pattern of the fragments' paths.
+        split: Which dataloader of the config evaluates.
+        calibration: See ``CalibrationConfig``.
+        reconstruction: Settings for every row that learns.
+        rewrites: ModelRewrites before each row's own.
+    """
+
+    model: str
+    dataset: str
+    config: str
+    checkpoint: str
+    quant: str
+    split: str = 'test'
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    reconstruction: Mapping[str, Any] = field(default_factory=dict)
+    rewrites: Sequence[Mapping[str, Any]] = ()
+
+    def fragment(self, row: str) -> Path:
+        """Return the fragment of a row such as ``w4a4_ptq4sam-l``.
+
+        Raises:
+            ValueError: If there is none.
+        """
+        bits, _, method = row.partition('_')
+        path = Path(self.quant.format(bits=bits, method=method))
+        if not path.is_file():
+            raise ValueError(
+                f'row {row!r} has no fragment {path}: give <bits>_<method>, '
+                'the name of one of its neighbors')
+        return path
+
+    def recipe(self, row: str, *, seed: int = 0) -> Recipe:
+        """Return how the table quantizes a row.
+
+        Args:
+            row: See :meth:`fragment`.
+            seed: Seed of the row.
+        """
+        fragment = Config.fromfile(str(self.fragment(row)))
+        learned = fragment.get('reconstruction')
+        if learned is not None:
+            learned = {**learned, **self.reconstruction}
+        return Recipe.from_config(
+            fragment.qconfig,
+            reconstruction=learned,
+            rewrites=[*self.rewrites, *(fragment.get('rewrites') or [])],
+            calibration=self.images(seed).recipe(),
+            seed=seed)
+
+    def images(self, seed: int) -> CalibrationConfig:
+        """Return how the calibration images of a seed are chosen."""
+        return CalibrationConfig.from_dict(self.calibration, seed=seed)
+
+    def source(self) -> EvaluationSource:
+        """Return the data set that the table is about."""
+        config = load_config(self.config)
+        return EvaluationSource.from_config(config[f'{self.split}_dataloader'])
+
+    def batches(self, images: CalibrationConfig) -> CalibrationBatches:
+        """Return calibration batches: training images without labels."""
+        train = load_config(self.config).train_dataloader.dataset
+        return build_calibration(images, source=self.source(), default=train)
+
+    def float_model(self, device: str = 'cpu') -> nn.Module:
+        """Build the float model with its weights, no rewrite applied."""
+        path = local_file(self.checkpoint)
+        model = build_model(self.config, device=device)
+        load_float_weights(model, read_checkpoint(path), path=path)
+        return model
+
+
+def read_experiment(path: str | Path) -> Experiment:
+    """Read a ``*.table.yml``.
+
+    Args:
+        path: The file.
+
+    Raises:
+        ValueError: If some of its rows have settings of their own, which
+            would be passed over here.
+    """
+    content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
+    for group in content['groups']:
+        own = [key for key in OWN_SETTINGS if key in group]
+        if own:
+            raise ValueError(
+                f'{path}: a group sets {own[0]}, which pictures do not '
+                'follow: move it to the top level')
+    return Experiment(
+        **{key: content[key] for key in USED if key in content})
+
+
+def evenly_spaced(total: int, *, count: int) -> list[int]:
+    """Choose indices regardless of any result: middles of equal parts.
+
+    >>> evenly_spaced(120, count=4)
+    [15, 45, 75, 105]
+
+    Raises:
+        ValueError: If ``count`` is not between 1 and ``total``.
+    """
+    if not 1 <= count <= total:
+        raise ValueError(
+            f'count={count}: choose from 1 to {total}, the number of images')
+    return [(2 * i + 1) * total // (2 * count) for i in range(count)]
+
+
+def current_commit() -> str:
+    """Return git's HEAD, with ``-dirty`` if the code was changed since."""
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ['git', *words], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ''
+
+    head = git('rev-parse', '--verify', '--quiet', 'HEAD') or 'uncommitted'
+    # Figures and texts beside the code do not change what is measured.
+    changed = git('status', '--porcelain', '--',
+                  *(f'{folder}/**/*.py' for folder in WATCHED))
+    return f'{head}-dirty' if changed else head
