@@ -57,6 +57,10 @@ QCONFIGS = {
             'observer': {'type': 'AttentionOutputObserver', 'per_head': True},
         },
     },
+    'w4a4-analytic-clip': {
+        'weight': {'num_bits': 4, 'observer': {'type': 'ACIQObserver'}},
+        'activation': {'num_bits': 4, 'observer': {'type': 'ACIQObserver'}},
+    },
     'w4-weight-only': {'weight': {'num_bits': 4}, 'activation': False},
     'w4a6-per-tensor': {
         'weight': {'num_bits': 4, 'per_channel': False},

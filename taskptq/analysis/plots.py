@@ -89,3 +89,141 @@ def _draw(axes: Axes, distribution: Mapping[str, Any]) -> None:
     )
     axes.tick_params(labelsize=6)
     axes.set_yticks([])
+
+
+def plot_intra_head(
+    probe: Mapping[str, Mapping[str, Any]],
+    path: str | Path,
+    *,
+    unit: str = 'mean distance',
+) -> Path:
+    """Draw two bars for each head: noise on its foreground, and elsewhere.
+
+    Heads without both regions have no bars.
+
+    Args:
+        probe: What ``analysis.sensitivity.probe_intra_head`` returned.
+        path: PNG file; its folder is made.
+        unit: Label of the value axis.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no head.
+    """
+    return _plot_bars(
+        probe,
+        {'foreground': 'tab:red', 'background': '0.6'},
+        path,
+        unit=unit,
+    )
+
+
+def plot_inter_head(
+    sensitivities: Mapping[str, Mapping[str, float]],
+    path: str | Path,
+    *,
+    unit: str = 'mean distance',
+) -> Path:
+    """Draw how much each head's quantization error distorts predictions.
+
+    Args:
+        sensitivities: What ``analysis.sensitivity.measure_inter_head``
+            returned.
+        path: PNG file; its folder is made.
+        unit: Label of the value axis.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no head.
+    """
+    return _plot_bars(
+        sensitivities,
+        {'swap_in': 'tab:blue', 'leave_one_out': 'tab:orange'},
+        path,
+        unit=unit,
+    )
+
+
+def _plot_bars(
+    values: Mapping[str, Mapping[str, Any]],
+    colors: Mapping[str, str],
+    path: str | Path,
+    *,
+    unit: str,
+) -> Path:
+    """Draw a group of bars for each name, a bar for each color."""
+    from matplotlib.figure import Figure
+
+    if not values:
+        raise ValueError('0 heads: give at least one to draw')
+    figure = Figure(figsize=(1.2 + 1.1 * len(values), 2.8),
+                    layout='constrained')
+    axes = figure.subplots()
+    width = 0.8 / len(colors)
+    for place, (key, color) in enumerate(colors.items()):
+        axes.bar(
+            [i + place * width for i in range(len(values))],
+            [found.get(key) or 0.0 for found in values.values()],
+            width=width,
+            align='edge',
+            color=color,
+            label=key.replace('_', ' '),
+        )
+    axes.set_xticks([i + 0.4 for i in range(len(values))], list(values))
+    axes.set_ylabel(unit)
+    axes.legend(fontsize=7)
+    return _save(figure, path)
+
+
+def plot_foreground(
+    maps: Mapping[str, Any],
+    path: str | Path,
+    *,
+    image: Any = None,
+) -> Path:
+    """Draw foreground weights as heat maps, side by side.
+
+    Args:
+        maps: Title -> weights in [0, 1], (H, W).
+        path: PNG file; its folder is made.
+        image: (H, W, 3) uint8, drawn first and under each map; any size.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If there is no map.
+    """
+    from matplotlib.figure import Figure
+
+    if not maps:
+        raise ValueError('0 maps: give at least one to draw')
+    titles = ([] if image is None else ['image']) + list(maps)
+    figure = Figure(figsize=(4.0 * len(titles), 2.2), layout='constrained')
+    grid = figure.subplots(1, len(titles), squeeze=False)[0]
+    for axes, title in zip(grid, titles, strict=True):
+        axes.set_title(title, fontsize=8)
+        axes.set_axis_off()
+        if image is not None:
+            height, width = image.shape[:2]
+            axes.imshow(image, extent=(0, width, height, 0))
+        if title in maps:
+            weights = maps[title]
+            height, width = (weights if image is None else image).shape[:2]
+            axes.imshow(
+                weights, extent=(0, width, height, 0), cmap='inferno',
+                vmin=0, vmax=1, alpha=1.0 if image is None else 0.7,
+            )
+    return _save(figure, path)
+
+
+def _save(figure: Any, path: str | Path) -> Path:
+    """Write a figure as PNG; the folder is made."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150, format='png')
+    return path

@@ -23,6 +23,9 @@ class ReconstructionConfig:
             by layer, 'nearest' keeps it (only scales learn).
         scope: 'layer', 'block' or 'network'.
         steps: Optimizer steps of each unit.
+        network_steps: Optimizer steps on the whole network once all layers
+            or blocks are done; the loss then acts there alone, and the units
+            are trained on the mean squared error. Needs the model's adapter.
         batch_size: Images of a minibatch, where rows can be drawn.
         rows_per_image: Most rows per image where rows are not images.
         weight_lr: Adam's learning rate of the roundings; held for half of
@@ -54,6 +57,7 @@ class ReconstructionConfig:
     rounding: str = 'adaround'
     scope: str = 'block'
     steps: int = 400
+    network_steps: int = 0
     batch_size: int = 8
     rows_per_image: int = 32
     weight_lr: float = 0.25
@@ -82,6 +86,19 @@ class ReconstructionConfig:
                     f'reconstruction.{name}={getattr(self, name)} must be at '
                     'least 1'
                 )
+        if self.network_steps < 0 or (
+            self.network_steps and self.scope == 'network'
+        ):
+            raise ValueError(
+                f'reconstruction.network_steps={self.network_steps} must be '
+                "0, or positive after scope='layer' or 'block'"
+            )
+        if self.network_steps and self.rounding == 'gptq':
+            raise ValueError(
+                'reconstruction.network_steps='
+                f"{self.network_steps} cannot follow rounding='gptq': choose "
+                "'adaround' or 'nearest'"
+            )
         for name in ('drop_prob', 'warmup'):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(

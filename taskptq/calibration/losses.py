@@ -1,7 +1,7 @@
 """Losses of reconstruction, and what a loss may see."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,6 +40,28 @@ class ReconContext:
 
 
 ReconLoss = Callable[[Outputs, Outputs, ReconContext], Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkProbe:
+    """What a network-wise loss may look at outside of its steps.
+
+    A loss that has a method ``begin`` is given one before the first step,
+    and may keep it: ``run`` shows the model as it is then.
+
+    Args:
+        heads_float: Named head outputs of the float model, one for each
+            calibration batch.
+        metas: Metainfo of each image of each batch.
+        run: Number of a batch -> named head outputs of the quantized model
+            as it is now, without gradient and without random drop.
+        adapter: The model's adapter.
+    """
+
+    heads_float: Sequence[Mapping[str, Tensor]]
+    metas: Sequence[Sequence[Mapping[str, Any]]]
+    run: Callable[[int], Mapping[str, Tensor]]
+    adapter: Any
 
 
 class MSEReconLoss:

@@ -4,7 +4,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,23 +13,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from taskptq.calibration.cache import ActivationCache
-from taskptq.calibration.calibrate import Forward, calibration_mode
-from taskptq.calibration.capture import (
-    Capturer,
-    batch_length,
-    first_full_batch,
-    trace,
-)
+from taskptq.calibration.calibrate import Forward
+from taskptq.calibration.capture import Capturer, first_full_batch, trace
 from taskptq.calibration.closed_form import round_unit
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.losses import MSEReconLoss, ReconLoss
+from taskptq.calibration.network import train_network
 from taskptq.calibration.progress import RunProgress
 from taskptq.calibration.resume import UnitStates
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
 from taskptq.calibration.tree import flatten, named
 from taskptq.calibration.unit_data import UnitData
-from taskptq.core import float_only
 from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit, split_blocks
 
@@ -48,6 +43,7 @@ class ReconstructionReport:
         uncalled: Units that no forward pass calls; rounded to nearest.
         spilled_bytes: Bytes of the activation cache written to disk.
         decided: Share of all roundings decided before freezing.
+        loss: What a network-wise loss reports, plain (its ``report()``).
         seconds: Wall time.
     """
 
@@ -58,6 +54,7 @@ class ReconstructionReport:
     uncalled: list[str] = field(default_factory=list)
     spilled_bytes: int = 0
     decided: float | None = None
+    loss: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -87,7 +84,8 @@ def reconstruct(
         config: Settings.
         forward: Runs the model on one batch.
         loss: Reconstruction loss; None is the normalised MSE.
-        adapter: The model's adapter; needed by the network scope.
+        adapter: The model's adapter; needed by the network scope and by
+            ``network_steps``.
         state_dir: Folder of the per-unit states for resuming; None saves
             none.
         cache_dir: Folder for spilled activations.
@@ -100,6 +98,11 @@ def reconstruct(
     """
     if not batches:
         raise ValueError('calibration set is empty: give at least one batch')
+    if adapter is None and (config.scope == 'network' or config.network_steps):
+        raise ValueError(
+            "reconstruction.scope='network' needs the model's adapter, as "
+            'network_steps do: register one for the detector class'
+        )
     start = time.perf_counter()
     run = _Run(
         model, batches, config, forward, loss or MSEReconLoss(), adapter
@@ -113,7 +116,9 @@ def reconstruct(
             report = run.network(states, progress)
         else:
             report = run.units(states, cache_dir, progress)
-    trained = [u for u in report.units if u.steps and u.num_weights]
+    # Steps on the network decide anew what the blocks had decided.
+    last = report.units[-1:] if config.network_steps else report.units
+    trained = [u for u in last if u.steps and u.num_weights]
     if trained:
         weights = sum(unit.num_weights for unit in trained)
         decided = sum(unit.decided * unit.num_weights for unit in trained)
@@ -147,6 +152,8 @@ class _Run:
         self.config = config
         self.forward = forward
         self.loss = loss
+        # What follows on the whole network is what a loss is then given for.
+        self.unit_loss = MSEReconLoss() if config.network_steps else loss
         self.adapter = adapter
         self.on_trained: Callable[[Unit], None] | None = None
         self.num_traces = 0  # passes of single batches: names, then links
@@ -174,6 +181,9 @@ class _Run:
         report.num_forwards = (
             capturer.num_passes + self.num_traces / len(self.batches)
         )
+        if self.config.network_steps:
+            config = replace(self.config, steps=self.config.network_steps)
+            self._network(len(plans), config, states, report, progress)
         return report
 
     def _plans(self) -> tuple[list[Plan], list[str]]:
@@ -258,7 +268,7 @@ class _Run:
                 unit,
                 lambda: self._draw(unit, data),
                 self.config,
-                loss=self.loss,
+                loss=self.unit_loss,
                 adapter=self.adapter,
                 on_step=display.step,
                 on_trained=self.on_trained,
@@ -287,58 +297,38 @@ class _Run:
         self, states: UnitStates, progress: bool
     ) -> ReconstructionReport:
         """Network scope: named heads of the adapter, all layers at once."""
-        if self.adapter is None:
-            raise ValueError(
-                "reconstruction.scope='network' needs the model's adapter: "
-                'register one for the detector class'
-            )
-        if self.config.rounding == 'gptq':
-            raise ValueError(
-                "rounding='gptq' solves layer by layer: choose scope='block'"
-            )
-        unit = Unit('', self.model)
-        report = ReconstructionReport(num_forwards=1.0)
-        result = states.load(0, unit)
-        if result is not None:
-            report.resumed_units = 1
-        else:
-            torch.manual_seed(_seed(self.config.seed, 0))
-            start = time.perf_counter()
-            with RunProgress(1, self.config.steps, enabled=progress) as shown:
-                shown.start_unit(0, 'network')
-                result = train_unit(
-                    unit,
-                    self._network_draw(),
-                    self.config,
-                    loss=self.loss,
-                    adapter=self.adapter,
-                    on_step=shown.step,
-                    on_trained=self.on_trained,
-                )
-            result.seconds = time.perf_counter() - start
-            states.save(0, unit, result)
-        report.units.append(result)
+        report = ReconstructionReport()
+        self._network(0, self.config, states, report, progress)
         return report
 
-    def _network_draw(self) -> Callable[[], Minibatch]:
-        targets, lengths = [], []
-        with calibration_mode(self.model), float_only(self.model):
-            for batch in self.batches:
-                heads = self.adapter.forward_heads(self.model, batch)
-                targets.append({k: v.detach() for k, v in heads.items()})
-                lengths.append(batch_length(batch))
-
-        def draw() -> Minibatch:
-            number = int(torch.randint(len(self.batches), ()))
-            first = sum(lengths[:number])
-            batch = self.batches[number]
-            return Minibatch(
-                run=lambda: self.adapter.forward_heads(self.model, batch),
-                target=targets[number],
-                image_ids=tuple(range(first, first + lengths[number])),
+    def _network(
+        self,
+        index: int,
+        config: ReconstructionConfig,
+        states: UnitStates,
+        report: ReconstructionReport,
+        progress: bool,
+    ) -> None:
+        report.num_forwards += 1.0
+        unit = Unit('', self.model)
+        result = states.load(index, unit)
+        if result is not None:
+            report.resumed_units += 1
+        else:
+            torch.manual_seed(_seed(config.seed, index))
+            result = train_network(
+                self.model,
+                self.batches,
+                config,
+                loss=self.loss,
+                adapter=self.adapter,
+                progress=progress,
+                on_trained=self.on_trained,
             )
-
-        return draw
+            states.save(index, unit, result)
+            describe = getattr(self.loss, 'report', None)
+            report.loss = {} if describe is None else describe()
+        report.units.append(result)
 
 
 def _on_all_ranks(names: set[str]) -> set[str]:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.losses import Outputs, ReconContext, ReconLoss
+from taskptq.calibration.ranks import is_distributed, mean_over_ranks
 from taskptq.core import AdaRoundQuantizer, dropping, quantizing
 from taskptq.core.state import is_weight_quantizer, quantizers
+from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 
 # Steps between looks at the plateau and at the roundings (each costs a sync).
@@ -126,7 +127,7 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
     learned = _Learned()
     if config.rounding == 'adaround':
         for _, module in unit.layers():
-            learned.roundings.extend(module.start_rounding().values())
+            learned.roundings.extend(_start_rounding(module))
     if config.learn_scales:
         for name, quantizer in quantizers(unit.module):
             if not is_weight_quantizer(name):
@@ -134,6 +135,16 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
     for scale in learned.scales:
         scale.requires_grad_(True)
     return learned
+
+
+def _start_rounding(module: QuantModule) -> list[AdaRoundQuantizer]:
+    """Attach roundings; those of an earlier unit go on from its codes."""
+    earlier = {name: module.codes(name) for name in module.rounded_parameters}
+    roundings = module.start_rounding()
+    for name, codes in earlier.items():
+        if name in roundings:
+            roundings[name].lean_towards(codes)
+    return list(roundings.values())
 
 
 class _Trainer:
@@ -177,7 +188,7 @@ class _Trainer:
         if self.config.skip_below <= 0:
             return False
         with quantizing(self.unit.module):
-            value = _mean(self._loss_of(0, batch))
+            value = mean_over_ranks(self._loss_of(0, batch))
         result.loss_start = result.loss_end = float(value)
         # Undecided roundings become nearest ones when they are made hard.
         return bool(value < self.config.skip_below)
@@ -257,7 +268,7 @@ class _Trainer:
             recent = torch.stack([*self.recent, value]).mean()
             count = sum(r.alpha.numel() for r in self.learned.roundings)
             self.penalty_weight = (
-                config.rounding_weight / count * _mean(recent)
+                config.rounding_weight / count * mean_over_ranks(recent)
             )
         progress = (step - start) / max(1.0, config.steps - start)
         beta = config.beta_end + (config.beta_start - config.beta_end) * (
@@ -285,7 +296,7 @@ class _Trainer:
         is_last = step + 1 == self.config.steps
         if (step + 1) % CHECK_EVERY and not is_last:
             return False
-        level = _mean(torch.stack(self.recent).mean())
+        level = mean_over_ranks(torch.stack(self.recent).mean())
         if not bool(level.isfinite()):
             raise ValueError(
                 f'{self.unit.name or "the network"}: the reconstruction loss '
@@ -302,14 +313,14 @@ class _Trainer:
         )
 
     def _average_gradients(self) -> None:
-        if not _distributed():
+        if not is_distributed():
             return
         gradients = [
             p.grad if p.grad is not None else torch.zeros_like(p)
             for p in self.learned.parameters()
         ]
         flat = torch.cat([g.flatten() for g in gradients])
-        flat = _mean(flat)
+        flat = mean_over_ranks(flat)
         start = 0
         for parameter in self.learned.parameters():
             end = start + parameter.numel()
@@ -333,16 +344,3 @@ def _heads(unit: Unit, batch: Minibatch) -> dict[str, Any]:
     if unit.name or not isinstance(batch.target, dict):
         return {}
     return {'heads_float': batch.target, 'heads_quant': {}}
-
-
-def _distributed() -> bool:
-    return dist.is_available() and dist.is_initialized()
-
-
-def _mean(value: Tensor) -> Tensor:
-    """Mean over ranks; the value itself without them."""
-    if _distributed():
-        value = value.clone()
-        dist.all_reduce(value)
-        value = value / dist.get_world_size()
-    return value

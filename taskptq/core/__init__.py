@@ -1,5 +1,6 @@
 """Layer 0: the numeric core; torch only."""
 from taskptq.core.adaround import AdaRoundQuantizer
+from taskptq.core.analytic_clip import ACIQObserver
 from taskptq.core.attention_output import AttentionOutputObserver
 from taskptq.core.config import QuantizerConfig
 from taskptq.core.observers import (
@@ -23,6 +24,7 @@ from taskptq.core.state import (
 )
 
 __all__ = [
+    'ACIQObserver',
     'AdaRoundQuantizer',
     'AffineQuantizer',
     'AttentionOutputObserver',

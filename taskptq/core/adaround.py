@@ -102,6 +102,18 @@ class AdaRoundQuantizer(nn.Module):
         codes = (self.base + up).clamp(self.quant_min, self.quant_max)
         return codes.to(torch.int32)
 
+    @torch.no_grad()
+    def lean_towards(self, codes: Tensor, *, share: float = 0.9) -> None:
+        """Start from an earlier decision that may still be reversed.
+
+        Args:
+            codes: Integer codes, shaped like the weight.
+            share: h where they round up, in (0.5, 1); 1 - share elsewhere.
+        """
+        up = codes.to(self.base.dtype) > self.base
+        h = torch.where(up, share, 1 - share).to(self.alpha.dtype)
+        self.alpha.copy_(inverse_rectified_sigmoid(h))
+
     def regularization(self, beta: float) -> Tensor:
         """Return mean(1 - |2 h - 1|^beta), AdaRound Eq. 24 per weight."""
         return rounding_penalty(self.alpha, beta)

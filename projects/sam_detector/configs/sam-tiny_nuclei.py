@@ -35,5 +35,9 @@ train_dataloader = dict(
         filter_cfg=dict(filter_empty_gt=True),
         pipeline=train_pipeline))
 
+# Prompts of the validation: annotated boxes, in the views of a test.
+val_evaluator = dict(type='PromptedMaskMetric', prompts='gt_box')
+test_evaluator = val_evaluator
+
 model = dict(train_cfg=dict(max_prompts=12))
 train_cfg = dict(max_epochs=60, val_interval=60)

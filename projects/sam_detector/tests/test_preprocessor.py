@@ -2,14 +2,17 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
+from sam_detector.preprocessor import SAMDataPreprocessor
 from segment_anything.modeling import Sam
 
 SIZES = [(64, 64), (40, 64), (64, 33), (1, 1)]
 
 
 def build(**options):
-    return MODELS.build({
+    model = MODELS.build({
         'type': 'SAMDataPreprocessor', 'image_size': 64, **options})
+    assert isinstance(model, SAMDataPreprocessor)
+    return model
 
 
 def sample(sizes, **metainfo):

@@ -1,0 +1,50 @@
+# CULane, 1640x590, with the categories of its test set.
+_base_ = './pipelines.py'
+dataset_type = 'CULaneDataset'
+data_root = 'data/culane/'
+input_frame = dict(top=270, size=(320, 800))
+
+train_dataloader = dict(
+    batch_size=16,
+    num_workers=8,
+    persistent_workers=True,
+    drop_last=True,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='list/train_gt.txt',
+        input_frame=input_frame,
+        pipeline=_base_.train_pipeline))
+val_dataloader = dict(
+    batch_size=16,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='list/val.txt',
+        input_frame=input_frame,
+        test_mode=True,
+        pipeline=_base_.test_pipeline))
+test_dataloader = dict(
+    batch_size=16,
+    num_workers=4,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type=dataset_type,
+        data_root=data_root,
+        ann_file='list/test.txt',
+        category_dir='list/test_split',
+        # With an older archive of annotations there are fewer.
+        expected_lanes=104886,
+        input_frame=input_frame,
+        test_mode=True,
+        pipeline=_base_.test_pipeline))
+
+val_evaluator = dict(type='CULaneMetric')
+test_evaluator = val_evaluator

@@ -1,0 +1,2 @@
+# Analytic clip (Banner et al., NeurIPS 2019), rounding to nearest.
+_base_ = ['../../../../../configs/_base_/quant/aciq.py']

@@ -1,0 +1,3 @@
+# Selective Focus: Semantic Guided Focus and Sensitivity Aware Selection.
+_base_ = ['./sas.py']
+reconstruction = dict(loss=dict(focus='soft'))

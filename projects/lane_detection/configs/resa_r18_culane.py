@@ -1,0 +1,14 @@
+# RESA on CULane without the upper 240 rows.
+_base_ = [
+    './_base_/models/resa_r18.py',
+    './_base_/datasets/culane.py',
+    './_base_/schedules/sgd_poly.py',
+    './_base_/runtime/lane.py',
+]
+input_frame = dict(top=240, size=(288, 800))
+train_dataloader = dict(batch_size=8, dataset=dict(input_frame=input_frame))
+val_dataloader = dict(dataset=dict(input_frame=input_frame))
+test_dataloader = dict(dataset=dict(input_frame=input_frame))
+
+optim_wrapper = dict(optimizer=dict(lr=0.025))
+train_cfg = dict(max_epochs=12)

@@ -1,0 +1,63 @@
+"""How network-wise objectives of taskptq see a lane detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from taskptq.engine.adapters import Adapter
+from taskptq.registry import ADAPTERS
+
+__all__ = ['LaneAdapter']
+
+# Noise on the background of these makes false lanes, or ends true ones.
+CONFIDENCE = ('*hm', 'cls', 'logits', 'seg', 'exist', 'mask', 'range')
+# Head class -> dimensions of a tensor that are channels, where they are not
+# the second of a map or the last of a list of queries.
+CHANNEL_DIMS: dict[str, dict[str, tuple[int, ...]]] = {
+    'BezierLaneHead': {'curves': (2, 3)},
+    'CondLaneHead': {'mask': (), 'reg': (), 'range': (2, )},
+}
+
+
+@ADAPTERS.register_module(name='lane_detection.models.detector.LaneDetector')
+class LaneAdapter(Adapter):
+    """Lane detectors: the named tensors of their head.
+
+    Args:
+        model: A LaneDetector; a quantized copy of it may be passed to
+            ``forward_heads`` as well.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(model)
+        self.head_kinds = {
+            **dict.fromkeys(CONFIDENCE, 'confidence'), '*': 'regression'
+        }
+        self.channel_dims = CHANNEL_DIMS.get(type(model.head).__name__, {})
+
+    def forward_like(self, model: nn.Module, batch: Any, *,
+                     heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run a model for the instances that another one found.
+
+        Args:
+            model: Float or quantized model.
+            batch: Collated batch.
+            heads: Outputs of the other model; its ``seeds``, if any, say
+                where the outputs for each instance belong.
+        """
+        data = model.data_preprocessor(batch, False)
+        return dict(
+            model(data['inputs'], mode='tensor', seeds=heads.get('seeds')))
+
+    def foreground_proxy(self, heads: Mapping[str,
+                                              Tensor]) -> dict[str, Tensor]:
+        """Return the head's own confidence, in [0, 1], for each tensor."""
+        return dict(self.model.head.foreground_proxy(heads))
+
+    def decode(self, heads: Mapping[str, Tensor],
+               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+        """Return the lanes of each image, in pixels of the original."""
+        return list(self.model.head.decode(heads, metas))

@@ -1,0 +1,122 @@
+"""What every lane head shares."""
+
+from __future__ import annotations
+
+from abc import ABCMeta, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from mmengine.model import BaseModule
+from mmengine.structures import InstanceData
+from torch import Tensor
+
+from ..geometry import to_original
+
+__all__ = ['LaneHead', 'lane_instances']
+
+
+class LaneHead(BaseModule, metaclass=ABCMeta):
+    """Named output tensors, their loss, and their way back to lanes.
+
+    A subclass names its tensors in ``head_names``; ``forward`` returns them in
+    that order, each with the batch in dimension 0.
+
+    Args:
+        train_cfg: Settings of the loss; a subclass says which.
+        test_cfg: Settings of ``decode``; a subclass says which.
+        init_cfg: As of every mm module.
+    """
+
+    head_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *, train_cfg: dict[str, Any] | None = None,
+                 test_cfg: dict[str, Any] | None = None,
+                 init_cfg: Any = None) -> None:
+        super().__init__(init_cfg=init_cfg)
+        self.train_cfg = dict(train_cfg or {})
+        self.test_cfg = dict(test_cfg or {})
+
+    @abstractmethod
+    def forward(self, feats: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Return the named tensors of a batch.
+
+        Args:
+            feats: Features of backbone and neck, (B, C, H, W) each.
+        """
+
+    @abstractmethod
+    def loss_by_feat(self, outputs: Mapping[str, Tensor],
+                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Return the losses by name, ``loss`` in each name that counts.
+
+        Args:
+            outputs: What ``forward`` returned.
+            data_samples: LaneDataSample of each image.
+        """
+
+    @abstractmethod
+    def decode(self, outputs: Mapping[str, Tensor],
+               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+        """Turn named tensors into lanes.
+
+        It is pure: it reads tensors, buffers and settings, calls no module,
+        and changes nothing, so that the tensors of a float and of a quantized
+        model, or a mixture of both, can be decoded alike.
+
+        Args:
+            outputs: What ``forward`` returned.
+            metas: ``metainfo`` of each image.
+
+        Returns:
+            For each image, ``points`` (list of (n, 2) arrays, x and y in
+            pixels of the original image, from the bottom upwards) and
+            ``scores``, (L,).
+        """
+
+    def foreground_proxy(
+            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Say how likely each place of a tensor belongs to a lane.
+
+        Args:
+            outputs: What ``forward`` of the float model returned.
+
+        Returns:
+            Detached weights in [0, 1] that broadcast to each tensor; all ones
+            here.
+        """
+        return {name: torch.ones((), device=output.device)
+                for name, output in outputs.items()}
+
+    def loss(self, feats: Sequence[Tensor],
+             data_samples: Sequence[Any]) -> dict[str, Tensor]:
+        """Run ``forward`` and return its losses."""
+        return self.loss_by_feat(self(feats), data_samples)
+
+    def predict(self, feats: Sequence[Tensor],
+                data_samples: Sequence[Any]) -> list[InstanceData]:
+        """Run ``forward`` and return the lanes of each image."""
+        metas = [sample.metainfo for sample in data_samples]
+        return self.decode(self(feats), metas)
+
+
+def lane_instances(lanes: Sequence[Tensor], *, scores: Tensor,
+                   meta: Mapping[str, Any]) -> InstanceData:
+    """Pack the lanes of one image, as ``decode`` returns them.
+
+    Args:
+        lanes: (n, 2) each, x and y in pixels of the network's input, from the
+            bottom upwards. Lanes of fewer than two points are left out.
+        scores: (L,), confidence of each lane.
+        meta: ``metainfo`` of the image.
+
+    Returns:
+        ``points`` in pixels of the original image, and ``scores``.
+    """
+    kept = [i for i, lane in enumerate(lanes) if len(lane) >= 2]
+    points = [
+        np.asarray(to_original(lanes[i].detach().cpu().float(), meta),
+                   dtype=np.float32) for i in kept
+    ]
+    return InstanceData(points=points, scores=scores.detach()[kept])

@@ -1,0 +1,199 @@
+"""Network-wise objectives on lane detectors: heads, seeds, configs."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from lane_detection.adapters import CHANNEL_DIMS, LaneAdapter
+from lane_detection.models import (
+    BezierLaneHead,
+    CondLaneHead,
+    GANetHead,
+    LaneATTHead,
+    LaneDetector,
+)
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from torch import nn
+
+from taskptq.calibration import ReconstructionConfig, calibrate, reconstruct
+from taskptq.calibration.network import NetworkData
+from taskptq.core.state import quantizing
+from taskptq.engine.builder import build_adapter, build_loss
+from taskptq.engine.pipeline import Recipe
+from taskptq.methods import SelectiveFocusLoss
+from taskptq.methods.decoded_distance import LaneDistance
+from taskptq.methods.semantic_focus import SemanticFocus, channel_dims
+from taskptq.prepare import QConfig, prepare
+
+QUANT = Path(__file__).parents[1] / 'configs/_base_/quant'
+FRAGMENTS = sorted(path.name for path in QUANT.glob('*.py'))
+BITS = re.compile(r'w(\d)a(\d)_(.+)\.py')
+METHODS = {
+    'minmax': None, 'mse': None, 'aciq': None, 'adaround': 'layer',
+    'brecq': 'block', 'qdrop': 'block', 'network-uniform': 'network',
+    'sgf': 'network', 'sas': 'network', 'selective-focus': 'network',
+    'qdrop+selective-focus': 'block'
+}
+LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
+SIZE = (64, 128)
+
+
+class Pyramid(BaseModule):
+    """Maps at strides 8, 16 and 32."""
+
+    def __init__(self, strides):
+        super().__init__()
+        self.strides = strides
+        self.stem = nn.Conv2d(3, 16, 8, stride=8)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(16, 16, 3, stride=2, padding=1) for _ in range(2))
+
+    def forward(self, x):
+        maps = [self.stem(x).relu()]
+        for conv in self.convs:
+            maps.append(conv(maps[-1]).relu())
+        return [m for m, s in zip(maps, (8, 16, 32), strict=True)
+                if s in self.strides]
+
+
+HEADS = {
+    'ganet': (dict(type='GANetHead', in_channels=16), (8, )),
+    'condlane': (dict(type='CondLaneHead', in_channels=16, num_seeds=3,
+                      mask_channels=8, img_size=SIZE), (8, 16)),
+    'laneatt': (dict(type='LaneATTHead', in_channels=16, img_size=SIZE,
+                     feat_channels=8, num_side=6, num_bottom=8), (32, )),
+}
+
+
+def make(name):
+    head, strides = HEADS[name]
+    return LaneDetector(
+        dict(type=Pyramid, strides=strides), head=head,
+        data_preprocessor=dict(type='LaneDataPreprocessor')).eval()
+
+
+def make_batch(count=2):
+    meta = dict(crop=(0, 0, 4 * SIZE[1], 4 * SIZE[0]), img_shape=SIZE,
+                ori_shape=(4 * SIZE[0], 4 * SIZE[1]))
+    return {'inputs': [torch.rand(3, *SIZE) for _ in range(count)],
+            'data_samples': [Meta(meta) for _ in range(count)]}
+
+
+class Meta:
+    """A sample of metainfo alone."""
+
+    def __init__(self, metainfo):
+        self.metainfo = metainfo
+
+    def to(self, *args, **kwargs):
+        return self
+
+
+@pytest.mark.parametrize('name', HEADS)
+@torch.no_grad()
+def test_heads_weights_and_lanes(name):
+    model = make(name)
+    adapter = build_adapter(model)
+    assert type(adapter) is LaneAdapter
+    batch = make_batch()
+    heads = adapter.forward_heads(model, batch)
+    names = [k for k, v in heads.items() if v.is_floating_point()]
+    assert tuple(names) == model.head_names
+    weights = SemanticFocus().weights(heads, adapter=adapter)
+    for head in names:
+        assert weights[head].expand_as(heads[head]).min() >= 0
+    metas = [sample.metainfo for sample in batch['data_samples']]
+    decoded = adapter.decode(heads, metas)
+    assert len(decoded) == 2
+    assert LaneDistance()(decoded, decoded, metas) == [0, 0]
+    kinds = {head: SemanticFocus().kind_of(head, adapter=adapter)
+             for head in names}
+    assert kinds[names[0]] == 'confidence'
+    assert 'regression' in kinds.values()
+
+
+@torch.no_grad()
+def test_conditional_heads_follow_the_float_seeds():
+    model = make('condlane')
+    adapter = build_adapter(model)
+    one, two = make_batch(), make_batch()
+    heads = adapter.forward_heads(model, one)
+    free = adapter.forward_heads(model, two)
+    assert not torch.equal(free['seeds'], heads['seeds'])
+    like = adapter.forward_like(model, two, heads=heads)
+    assert torch.equal(like['seeds'], heads['seeds'])
+    assert torch.equal(like['hm'], free['hm'])
+    assert not torch.equal(like['mask'], free['mask'])
+    assert channel_dims('reg', heads['reg'], adapter=adapter) == ()
+    assert channel_dims('range', heads['range'], adapter=adapter) == (2, )
+    assert channel_dims('params', heads['params'], adapter=adapter) == (1, )
+
+
+def test_channel_dims_name_heads_that_exist():
+    classes = {c.__name__: c for c in (
+        BezierLaneHead, CondLaneHead, GANetHead, LaneATTHead)}
+    for name, dims in CHANNEL_DIMS.items():
+        assert set(dims) <= set(classes[name].head_names)
+
+
+@pytest.mark.parametrize('name', HEADS)
+def test_selective_focus_end_to_end(name):
+    model, batches = make(name), [make_batch(), make_batch()]
+    prepare(model, QConfig.from_dict(dict(
+        weight=dict(num_bits=3, symmetric=False),
+        activation=dict(type='LSQQuantizer', num_bits=4))))
+    adapter = build_adapter(model)
+
+    def forward(model, batch):
+        return adapter.forward_heads(model, batch)
+
+    calibrate(model, batches, forward=forward)
+    data = NetworkData(model, batches, adapter)
+    with torch.no_grad(), quantizing(model):
+        quant = data.run(0)
+    assert any(not torch.equal(quant[k], v)
+               for k, v in data.targets[0].items())
+    loss = SelectiveFocusLoss(num_images=2, normalize='channel',
+                              update_interval=2, refresh_interval=4)
+    config = ReconstructionConfig(scope='network', steps=6, skip_below=0.0)
+    report = reconstruct(model, batches, config, forward=forward, loss=loss,
+                         adapter=adapter, progress=False)
+    assert [e['step'] for e in report.loss['heads']] == [0, 2, 4]
+    assert set(loss.weights) == set(model.head_names)
+    assert report.units[0].loss_end > 0
+
+
+def test_every_method_at_every_bit_width():
+    expected = {f'{method}.py' for method in METHODS} | {
+        f'w{w}a{a}_{method}.py' for method in METHODS for w, a in LADDER}
+    assert set(FRAGMENTS) == expected
+
+
+@pytest.mark.parametrize('name', FRAGMENTS)
+def test_fragment(name):
+    cfg = Config.fromfile(QUANT / name)
+    assert set(cfg) == {'qconfig', 'reconstruction'}
+    recipe = Recipe.from_config(cfg.qconfig, reconstruction=cfg.reconstruction)
+    match = BITS.fullmatch(name)
+    method = match[3] if match else name.removesuffix('.py')
+    points = recipe.qconfig.points
+    if match:
+        bits = points['weight']['num_bits'], points['activation']['num_bits']
+        assert bits == (int(match[1]), int(match[2]))
+        # 2 and 3 bit weights need their zero point, in every row.
+        assert not points['weight']['symmetric'] or bits[0] > 3
+    if METHODS[method] is None:
+        assert recipe.reconstruction is None
+        return
+    settings = ReconstructionConfig.from_dict(recipe.reconstruction)
+    assert settings.scope == METHODS[method]
+    focused = {'sgf': ('soft', None), 'sas': (None, 'threshold'),
+               'network-uniform': (None, None)}
+    if settings.scope == 'network' or settings.network_steps:
+        loss = build_loss(recipe.loss)
+        found = loss.focus.focus, loss.selection.selection
+        assert found == focused.get(method, ('soft', 'threshold'))
+    else:
+        assert recipe.loss is None

@@ -1,0 +1,299 @@
+"""Lane distortion score: how far apart two sets of lanes are.
+
+Selective Focus (Fan et al., AAAI 2024) names a Lane Distortion Score that
+measures what an error of a lane detector's outputs does behind its decoder: a
+distance between lane points and a penalty for points without a partner. The
+formula below is our reconstruction of it; none was published with the parts
+of the paper that we could read.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+__all__ = [
+    'LaneDistortion',
+    'lane_distortion',
+    'lane_distortion_score',
+    'min_cost_assignment',
+    'sample_lanes',
+]
+
+# Among matchings of equal distance the one of least distortion counts: its
+# share of the cost, so small that it decides between equal ones only.
+TIE_WEIGHT = 1e-9
+
+
+@dataclass(frozen=True)
+class LaneDistortion:
+    """What separates two sets of lanes.
+
+    Attributes:
+        total: Sum of the distances and penalties, pixels x rows.
+        rows: Rows that it was summed over.
+        distance: The distances' part of ``total``: rows that both lanes of a
+            pair have.
+        common_rows: Rows of ``distance``.
+        pairs: Indices of the lanes that belong together, (first, second).
+        num_lanes: Lanes with at least one row, of the first and second set.
+    """
+
+    total: float
+    rows: int
+    distance: float
+    common_rows: int
+    pairs: tuple[tuple[int, int], ...]
+    num_lanes: tuple[int, int]
+
+    @property
+    def score(self) -> float:
+        """Mean over the rows, in pixels: 0 if identical, gamma if all lost."""
+        return self.total / max(1, self.rows)
+
+
+def lane_distortion_score(
+    a: Any,
+    b: Any,
+    *,
+    rows: Any = None,
+    gamma: float = 30.0,
+    tau: float = 30.0,
+) -> float:
+    """Return the lane distortion score of two sets of lanes, in [0, gamma].
+
+    See :func:`lane_distortion` for arguments and formula. The score is
+    symmetric in ``a`` and ``b``; two empty sets have score 0.
+
+    >>> straight = np.array([[400.0, 590.0], [600.0, 290.0]])
+    >>> rows = range(300, 590, 10)
+    >>> lane_distortion_score([straight], [straight + [5, 0]], rows=rows)
+    5.0
+    """
+    return lane_distortion(a, b, rows=rows, gamma=gamma, tau=tau).score
+
+
+def lane_distortion(
+    a: Any,
+    b: Any,
+    *,
+    rows: Any = None,
+    gamma: float = 30.0,
+    tau: float = 30.0,
+) -> LaneDistortion:
+    """Match two sets of lanes and sum what separates them.
+
+    The cost of a pair is the mean distance in x over the rows that both have
+    (infinite if none); the assignment of least cost is taken (Hungarian), and
+    a pair of it holds if its cost is below tau. Then, in our reconstruction
+    of the score::
+
+        total = sum over pairs of
+                    sum over common rows of min(|x_a - x_b|, gamma)
+                    + gamma * rows that only one of the two has
+                + sum over the other lanes of gamma * rows
+        rows  = sum over pairs of rows that either has
+                + sum over the other lanes of rows
+
+    Args:
+        a: Lanes as x at common rows, an array or tensor (L, R) with NaN where
+            a lane is absent, or as a list of polylines, each (n, 2), x and y.
+            In pixels of the original image.
+        b: Lanes of the other set, likewise.
+        rows: y of the common rows, (R,); needed for polylines.
+        gamma: Penalty of a row without partner and most that a row can
+            cost, in pixels.
+        tau: Mean distance from which lanes are not the same, in pixels.
+
+    Raises:
+        ValueError: If gamma or tau is not positive, the two sets have
+            different rows, or polylines come without rows.
+    """
+    for name, value in (('gamma', gamma), ('tau', tau)):
+        if not value > 0:
+            raise ValueError(f'{name}={value}: give a positive number of '
+                             'pixels')
+    first, second = at_rows(a, rows), at_rows(b, rows)
+    if first.shape[1] != second.shape[1]:
+        raise ValueError(
+            f'lanes at {first.shape[1]} and at {second.shape[1]} rows cannot '
+            'be compared: sample both sets at the same rows'
+        )
+    first = first[np.isfinite(first).any(axis=1)]
+    second = second[np.isfinite(second).any(axis=1)]
+    return matched_distortion(first, second, gamma=gamma, tau=tau)
+
+
+def matched_distortion(
+    first: np.ndarray, second: np.ndarray, *, gamma: float, tau: float
+) -> LaneDistortion:
+    """Do the work of :func:`lane_distortion` for non-empty lanes (L, R)."""
+    there, here = np.isfinite(first), np.isfinite(second)  # La x R, Lb x R
+    both = there[:, None] & here[None]  # La x Lb x R
+    gaps = np.zeros(both.shape)
+    np.subtract(first[:, None], second[None], out=gaps, where=both)
+    gaps = np.abs(gaps)
+    common = both.sum(axis=2)  # La x Lb
+    cost = np.where(
+        common > 0, gaps.sum(axis=2) / np.maximum(common, 1), np.inf)
+    distance = np.minimum(gaps, gamma).sum(axis=2)
+    lengths, others = there.sum(axis=1), here.sum(axis=1)
+    either = lengths[:, None] + others[None] - common
+    apart = gamma * (lengths[:, None] + others[None])
+    together = distance + gamma * (either - common)
+
+    accepted = cost < tau
+    worst = cost[np.isfinite(cost)].max(initial=0.0)
+    # So much that one pair without common rows outweighs all others.
+    finite = np.where(
+        common > 0, cost, (worst + 1.0) * (min(cost.shape) + 1))
+    tie = TIE_WEIGHT * np.where(accepted, together, apart)
+    pairs = tuple(
+        (int(i), int(j))
+        for i, j in zip(*min_cost_assignment(finite + tie), strict=True)
+        if accepted[i, j]
+    )
+    shared = sum(int(common[pair]) for pair in pairs)
+    num_rows = int(lengths.sum() + others.sum())
+    paired_rows = sum(int(lengths[i] + others[j]) for i, j in pairs)
+    return LaneDistortion(
+        total=float(
+            sum(together[pair] for pair in pairs)
+            + gamma * (num_rows - paired_rows)
+        ),
+        rows=num_rows - shared,
+        distance=float(sum(distance[pair] for pair in pairs)),
+        common_rows=shared,
+        pairs=pairs,
+        num_lanes=(len(first), len(second)),
+    )
+
+
+def at_rows(lanes: Any, rows: Any) -> np.ndarray:
+    """Return lanes as x at rows, (L, R), whatever form they have."""
+    if isinstance(lanes, (np.ndarray, Tensor)) and lanes.ndim == 2:
+        array = as_array(lanes)
+        if rows is not None and array.shape[1] != len(rows):
+            raise ValueError(
+                f'lanes of shape {array.shape} do not have the {len(rows)} '
+                'rows given: one column for each row; polylines come as a '
+                'list'
+            )
+        return array
+    if rows is None:
+        raise ValueError('rows=None: polylines can only be compared at '
+                         'common rows; give their y')
+    return sample_lanes(lanes, rows)
+
+
+def sample_lanes(lanes: Sequence[Any], rows: Any) -> np.ndarray:
+    """Return the x of polylines at rows.
+
+    A lane is absent above its highest and below its lowest point. Points that
+    are not finite are left out; the order of the points does not matter.
+
+    Args:
+        lanes: Polylines, (n, 2) each, x and y; arrays or tensors.
+        rows: y of the rows, (R,).
+
+    Returns:
+        (L, R), float64, NaN where a lane is absent.
+
+    Raises:
+        ValueError: If a lane isn't (n, 2).
+    """
+    at = as_array(rows).reshape(-1)
+    sampled = np.full((len(lanes), len(at)), np.nan)
+    for number, lane in enumerate(lanes):
+        points = as_array(lane)
+        if points.size == 0:
+            continue
+        if points.ndim != 2 or points.shape[1] != 2:
+            raise ValueError(f'lane {number} has shape {points.shape}: give '
+                             'polylines (n, 2), x and y')
+        points = points[np.isfinite(points).all(axis=1)]
+        if len(points) == 0:
+            continue
+        points = points[np.argsort(points[:, 1], kind='stable')]
+        sampled[number] = np.interp(
+            at, points[:, 1], points[:, 0], left=np.nan, right=np.nan)
+    return sampled
+
+
+def as_array(values: Any) -> np.ndarray:
+    """Return values of any kind as a float64 array."""
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the one-to-one assignment of least total cost.
+
+    Shortest augmenting paths with prices of rows and columns (Kuhn, 1955;
+    Jonker and Volgenant, 1987), exact, in O(n^2 m).
+
+    Args:
+        cost: (n, m), finite.
+
+    Returns:
+        Indices of rows, in order, and of their columns, min(n, m) each.
+
+    Raises:
+        ValueError: If a cost is not finite.
+    """
+    if not np.isfinite(cost).all():
+        raise ValueError('cost contains NaN or infinity: replace it by a '
+                         'large number')
+    if cost.shape[0] > cost.shape[1]:
+        columns, rows = min_cost_assignment(cost.T)
+        order = np.argsort(rows)
+        return rows[order], columns[order]
+    num_rows, num_columns = cost.shape
+    row_price, column_price = np.zeros(num_rows), np.zeros(num_columns)
+    owner = np.full(num_columns, -1)  # row of each column, -1: free
+    for row in range(num_rows):
+        column, previous = cheapest_path(
+            cost, row, owner=owner, row_price=row_price,
+            column_price=column_price)
+        while column >= 0:
+            before = previous[column]
+            owner[column] = row if before < 0 else owner[before]
+            column = before
+    columns = np.flatnonzero(owner >= 0)
+    order = np.argsort(owner[columns])
+    return owner[columns][order], columns[order]
+
+
+def cheapest_path(
+    cost: np.ndarray, row: int, *, owner: np.ndarray, row_price: np.ndarray,
+    column_price: np.ndarray
+) -> tuple[int, np.ndarray]:
+    """Find the cheapest way from a row to a free column; update the prices.
+
+    Returns:
+        The free column, and the column before each on its way (-1: none).
+    """
+    distance = np.full(len(owner), np.inf)
+    previous = np.full(len(owner), -1)
+    done = np.zeros(len(owner), dtype=bool)
+    current, column, length = row, -1, 0.0
+    while True:
+        through = length + (
+            cost[current] - row_price[current] - column_price)
+        better = ~done & (through < distance)
+        distance[better] = through[better]
+        previous[better] = column
+        column = int(np.where(done, np.inf, distance).argmin())
+        length = float(distance[column])
+        if owner[column] < 0:
+            break
+        done[column] = True
+        current = int(owner[column])
+    row_price[row] += length
+    row_price[owner[done]] += length - distance[done]
+    column_price[done] -= length - distance[done]
+    return column, previous

@@ -1,0 +1,155 @@
+"""Network-wise training: probes, outputs like others, after blocks."""
+
+import copy
+
+import pytest
+import torch
+
+from taskptq.calibration import MSEReconLoss, ReconstructionConfig, reconstruct
+from taskptq.calibration.network import NetworkData, batch_metas
+from taskptq.core import AdaRoundQuantizer, AffineQuantizer, QuantSpec
+from taskptq.core.state import dropping, quantizing
+from taskptq.modules.base import quant_modules
+from taskptq.testing import tiny_batches, tiny_model
+
+
+class Adapter:
+    def forward_heads(self, model, batch):
+        scores = model(batch)
+        return {'cls': scores[:, :2], 'reg': scores[:, 2:]}
+
+
+class LikeAdapter(Adapter):
+    """Outputs of the quantized model depend on the float model's."""
+
+    def __init__(self):
+        self.seen = []
+
+    def forward_like(self, model, batch, *, heads):
+        self.seen.append(heads)
+        return self.forward_heads(model, batch)
+
+
+def codes_of(model):
+    return {
+        name: module.codes() for name, module in quant_modules(model)
+    }
+
+
+def test_metas():
+    class Sample:
+        metainfo = {'crop': (0, 1, 2, 3)}  # noqa: RUF012
+
+    batch = {'inputs': torch.zeros(2, 3, 4, 4),
+             'data_samples': [Sample(), {'crop': None}]}
+    assert batch_metas(batch) == [{'crop': (0, 1, 2, 3)}, {'crop': None}]
+    assert batch_metas(torch.zeros(2, 3)) == [{}, {}]
+
+
+def test_probe_runs_the_model_as_it_is(quantized):
+    batches = tiny_batches('conv')
+    model = quantized('conv', batches, activation_bits=3)
+    adapter = LikeAdapter()
+    data = NetworkData(model, batches, adapter)
+    probe = data.probe()
+    with torch.no_grad(), quantizing(model):
+        expected = adapter.forward_heads(model, batches[1])
+    with quantizing(model), dropping(model, drop_prob=0.5):
+        found = probe.run(1)
+        assert all(q.drop_prob == 0.5 for name, q in named_quantizers(model)
+                   if 'weight' not in name)
+    assert torch.equal(found['cls'], expected['cls'])
+    assert not found['cls'].requires_grad
+    assert adapter.seen == [data.targets[1]]
+    reference = tiny_model('conv')(batches[1])[:, :2]
+    torch.testing.assert_close(probe.heads_float[1]['cls'], reference)
+    assert probe.metas == [[{}] * 4] * 2
+
+
+def named_quantizers(model):
+    from taskptq.core.state import quantizers
+    return list(quantizers(model))
+
+
+class Beginning(MSEReconLoss):
+    """Notes what it is given."""
+
+    def begin(self, probe):
+        self.probe = probe
+        self.units = []
+
+    def __call__(self, quant_out, float_out, context):
+        self.units.append(context.unit)
+        return super().__call__(quant_out, float_out, context)
+
+    def report(self):
+        return {'units': len(self.units)}
+
+
+def test_network_after_blocks(quantized, quick, forward, tmp_path):
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+    results = {}
+    for steps in (0, 25):
+        model = quantized('conv', batches, bits=2)
+        loss = Beginning()
+        report = reconstruct(
+            model, batches, quick(network_steps=steps, weight_lr=0.3),
+            forward=forward, loss=loss if steps else None,
+            adapter=Adapter(), state_dir=tmp_path / str(steps),
+            progress=False,
+        )
+        results[steps] = model, report, loss
+    (before, first, _), (after, second, loss) = results[0], results[25]
+    assert [u.name for u in second.units] == [
+        *[u.name for u in first.units], '']
+    assert set(loss.units) == {''}
+    assert second.loss == {'units': 25}
+    assert second.num_forwards == first.num_forwards + 1
+    # The blocks' roundings are where the network starts from.
+    one, two = codes_of(before), codes_of(after)
+    same = sum(int((one[n] == two[n]).sum()) for n in one)
+    total = sum(codes.numel() for codes in one.values())
+    assert 0.7 * total < same < total
+    again = quantized('conv', batches, bits=2)
+    resumed = reconstruct(
+        again, batches, quick(network_steps=25, weight_lr=0.3),
+        forward=forward, loss=Beginning(), adapter=Adapter(),
+        state_dir=tmp_path / '25', progress=False,
+    )
+    assert resumed.resumed_units == len(second.units)
+    found = codes_of(again)
+    assert all(torch.equal(found[name], two[name]) for name in two)
+
+
+def test_a_rounding_leans_towards_codes():
+    quantizer = AffineQuantizer(QuantSpec(num_bits=3, signed=True))
+    quantizer.set_bounds(signed=True)
+    quantizer.set_range(torch.tensor([-2.0]), torch.tensor([1.5]))
+    weight = torch.randn(50)
+    rounding = AdaRoundQuantizer(quantizer, weight)
+    nearest = rounding.codes()
+    codes = torch.where(torch.rand(50) > 0.5, rounding.base,
+                        rounding.base + 1).clamp(-4, 3).int()
+    rounding.lean_towards(codes)
+    assert torch.equal(rounding.codes(), codes)
+    assert not torch.equal(nearest, codes)
+    soft = (rounding() / rounding.scale + rounding.zero_point).detach()
+    assert float((soft - codes).abs().max()) == pytest.approx(0.1, abs=1e-5)
+    assert rounding.decided() == 0
+
+
+def test_network_steps_need_an_adapter(quantized, quick, forward):
+    model, batches = quantized('conv'), tiny_batches('conv')
+    before = copy.deepcopy(codes_of(model))
+    with pytest.raises(ValueError, match='network_steps do: register one'):
+        reconstruct(model, batches, quick(network_steps=3), forward=forward)
+    after = codes_of(model)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize('settings', [
+    {'network_steps': -1}, {'network_steps': 5, 'scope': 'network'},
+    {'network_steps': 5, 'rounding': 'gptq'}])
+def test_network_steps_that_cannot_be(settings):
+    with pytest.raises(ValueError, match='network_steps='):
+        ReconstructionConfig.from_dict(settings)
