@@ -91,10 +91,10 @@ def test_quantization_fragment(path):
         return
     weight, activation = scheme.weight.spec, scheme.activation.spec
     assert f'w{weight.num_bits}a{activation.num_bits}' == bits
-    if weight.num_bits <= 3 or method not in ('minmax', 'mse'):
+    from_statistics = method in ('minmax', 'mse', 'aciq')
+    if weight.num_bits <= 3 or not from_statistics:
         assert not weight.symmetric
-    assert (fragment['reconstruction'] is None) == (
-        method in ('minmax', 'mse'))
+    assert (fragment['reconstruction'] is None) == from_statistics
 
 
 def test_calibration_fragments():

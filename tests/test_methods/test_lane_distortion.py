@@ -128,8 +128,9 @@ def test_assignment_is_scipys(rows, columns, seed):
         cost = np.round(cost)
     found = min_cost_assignment(cost)
     expected = linear_sum_assignment(cost)
-    assert np.array_equal(found[0], expected[0])
-    assert len(set(found[1])) == min(rows, columns)
+    # Of assignments of equal cost, either may leave out another row.
+    assert list(found[0]) == sorted(set(found[0]))
+    assert len(found[0]) == len(set(found[1])) == min(rows, columns)
     assert cost[found].sum() == pytest.approx(cost[expected].sum())
 
 
