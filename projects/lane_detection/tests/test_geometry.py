@@ -151,7 +151,9 @@ def test_assign_slots(bottoms, slots):
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.lists(st.floats(-900, 2500), max_size=6, unique=True),
+# Whole pixels: which of two lanes in one place is the inner one is nobody's
+# to say.
+@given(st.lists(st.integers(-900, 2500), max_size=6, unique=True),
        st.sampled_from([2, 4, 6]))
 def test_slots_of_the_mirror_image_are_mirrored(bottoms, num_slots):
     bottoms = [b for b in bottoms if abs(b - 820) > 1]
