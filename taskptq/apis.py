@@ -24,7 +24,21 @@ from taskptq.engine.checkpoint_file import (
 )
 from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
 
-__all__ = ['build_model', 'load_quantized', 'quantize', 'read_fragment']
+__all__ = [
+    'build_model', 'load_quantized', 'quantize', 'read_config',
+    'read_fragment'
+]
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a config or a fragment.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f'there is no config file {path}')
+    return Config.fromfile(str(path))
 
 
 def read_fragment(value: Mapping[str, Any] | str | Path | None, *,
@@ -42,7 +56,7 @@ def read_fragment(value: Mapping[str, Any] | str | Path | None, *,
         return None
     if isinstance(value, Mapping):
         return dict(value)
-    fragment = Config.fromfile(str(value))
+    fragment = read_config(value)
     if key not in fragment:
         raise ValueError(f'{value} sets no {key}')
     found = fragment.to_dict()[key]
@@ -52,7 +66,7 @@ def read_fragment(value: Mapping[str, Any] | str | Path | None, *,
 def load_config(config: Config | str | Path) -> Config:
     """Read a config and make its default scope the current one."""
     if not isinstance(config, Config):
-        config = Config.fromfile(str(config))
+        config = read_config(config)
     init_default_scope(config.get('default_scope', 'mmengine'))
     return config
 
@@ -165,7 +179,7 @@ def quantize(
     """
     config = load_config(config)
     if isinstance(qconfig, (str, Path)):
-        fragment = Config.fromfile(str(qconfig)).to_dict()
+        fragment = read_config(qconfig).to_dict()
         if reconstruction is None:
             reconstruction = fragment.get('reconstruction')
         rewrites = fragment.get('rewrites') if rewrites is None else rewrites

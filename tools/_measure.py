@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 from _table import Row, Table
-from mmengine.config import Config
 from mmengine.runner import Runner
 from torch import nn
 
+from taskptq.apis import read_config
 from taskptq.engine.builder import to_plain
 from taskptq.engine.calibration_data import (
     CalibrationConfig,
@@ -273,7 +273,7 @@ def build_runner(table: Table, work_dir: Path) -> Runner:
         table: Names config and split.
         work_dir: Folder of the log.
     """
-    cfg = Config.fromfile(table.config)
+    cfg = read_config(table.config)
     cfg.work_dir = str(work_dir)
     cfg.load_from = None
     cfg.resume = False
@@ -297,7 +297,7 @@ def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
         row: The row.
         images: Its calibration images.
     """
-    fragment = Config.fromfile(row.fragment)
+    fragment = read_config(row.fragment)
     changes: dict[str, Any] = {}
     if row.qconfig:
         changes['qconfig'] = dict(row.qconfig)

@@ -34,9 +34,10 @@ def evaluate_targets(targets: Sequence[Mapping[str, Any]],
         results: Content of a results file.
 
     Returns:
-        For each target ``status`` (``pass``, ``fail``, ``reported``,
-        ``missing``), ``measured``, ``required`` and ``short_by``; shares and
-        differences are fractions and differences of the table's metric.
+        For each target ``status`` (``pass``, ``fail``, ``one seed`` where a
+        difference has no spread to exceed, ``reported``, ``missing``),
+        ``measured``, ``required`` and ``short_by``; shares and differences
+        are fractions and differences of the table's metric.
 
     Raises:
         ValueError: If a target has an unknown key.
@@ -101,21 +102,27 @@ def _differences(own: Summary, others: Sequence[str], bits: str,
     """Compare means; the smallest margin over the spread decides."""
     margins: dict[str, float] = {}
     differences: dict[str, dict[str, float]] = {}
+    num_seeds = own.num_seeds
     for name in others:
         other = summary_of(results, method=name, bits=bits)
         if other is None:
             return {'status': 'missing', 'lacks': name}
+        num_seeds = min(num_seeds, other.num_seeds)
         spread = max(own.spread, other.spread)
         difference = own.mean - other.mean
         differences[name] = {'difference': difference, 'spread': spread}
         margins[name] = difference - spread
     worst = min(margins, key=lambda name: margins[name])
+    ahead = margins[worst] > ROUNDING
     return {
         'differences': differences,
         'measured': differences[worst]['difference'],
         'required': differences[worst]['spread'],
+        'num_seeds': num_seeds,
         'discriminating': _discriminating(bits, results),
-        'status': 'pass' if margins[worst] > ROUNDING else 'fail',
+        # A single seed has no spread to be compared with.
+        'status': ('fail' if not ahead else
+                   'pass' if num_seeds > 1 else 'one seed'),
         'short_by': max(0.0, -margins[worst]),
     }
 

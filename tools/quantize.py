@@ -15,7 +15,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger, print_log
 
-from taskptq.apis import quantize, read_fragment
+from taskptq.apis import quantize, read_config, read_fragment
 from taskptq.engine.builder import to_plain
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
@@ -128,10 +128,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         The quantization report.
     """
     out = Path(args.out)
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    fragment = Config.fromfile(args.quant).to_dict()
+    fragment = read_config(args.quant).to_dict()
     qconfig = read_fragment(args.quant, key='qconfig')
     method = {key: fragment.get(key)
               for key in ('reconstruction', 'rewrites', 'loss')}

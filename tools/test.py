@@ -23,6 +23,7 @@ from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from taskptq.apis import read_config
 from taskptq.engine.builder import to_plain
 from taskptq.engine.checkpoint_file import local_file, read_checkpoint
 from taskptq.export.checkpoint import (
@@ -85,7 +86,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """
     path = local_file(args.checkpoint)
     checkpoint = read_checkpoint(path, trust_checkpoint=args.trust_checkpoint)
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

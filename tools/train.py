@@ -15,6 +15,8 @@ from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 
+from taskptq.apis import read_config
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line.
@@ -61,10 +63,13 @@ def load_config(args: argparse.Namespace) -> Config:
         args: Result of :func:`parse_args`.
 
     Raises:
-        SystemExit: If ``--amp`` meets an optimizer wrapper that mmengine
-            can not turn into its mixed precision one.
+        SystemExit: If there is no such config, or ``--amp`` meets an optimizer
+            wrapper that mmengine can not turn into its mixed precision one.
     """
-    cfg = Config.fromfile(args.config)
+    try:
+        cfg = read_config(args.config)
+    except FileNotFoundError as error:
+        raise SystemExit(str(error)) from error
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

@@ -307,8 +307,9 @@ def test_methods_and_bits_have_their_order(tools):
 ])
 def test_above_counts_the_seed_spread(tools, values, status, short_by):
     rows = [make_row('qdrop', v, seed=s) for s, v in enumerate(values)]
-    results = make_results(
-        make_row('minmax', 0.1), make_row('mse', 0.4), *rows)
+    others = [make_row(method, value, seed=seed) for seed in (0, 1)
+              for method, value in (('minmax', 0.1), ('mse', 0.4))]
+    results = make_results(*others, *rows)
     record, = tools('_targets').evaluate_targets([
         {'name': 'above', 'method': 'qdrop', 'bits': 'w2a4',
          'above': ['minmax', 'mse']}
@@ -317,6 +318,16 @@ def test_above_counts_the_seed_spread(tools, values, status, short_by):
     assert record['short_by'] == pytest.approx(short_by)
     assert record['measured'] == pytest.approx(sum(values) / 3 - 0.4)
     assert record['discriminating']
+
+
+@pytest.mark.parametrize(('value', 'status'), [
+    (0.5, 'one seed'), (0.3, 'fail')])
+def test_a_single_seed_exceeds_no_spread(tools, value, status):
+    rows = [make_row('qdrop', value, seed=s) for s in range(3)]
+    results = make_results(make_row('mse', 0.4), *rows)
+    target = {'name': 'n', 'method': 'qdrop', 'bits': 'w2a4', 'above': 'mse'}
+    record, = tools('_targets').evaluate_targets([target], results)
+    assert record['status'] == status
 
 
 def test_the_larger_spread_of_the_two_counts(tools):

@@ -2,6 +2,7 @@
 import numpy as np
 import pytest
 import torch
+from head_checks import check_decode_is_pure, check_proxy
 from lane_detection.metrics.culane_f1 import lane_iou
 from lane_detection.models.condlane_head import (
     CondLaneHead,
@@ -241,32 +242,11 @@ def test_predict_with_own_seeds():
 
 
 def test_decode_is_pure(monkeypatch):
-    model = build(score_thr=0.0).eval()
-    sample = lane_sample([], img_shape=SIZE)
-    outputs = model(torch.rand(1, 3, *SIZE), mode='tensor')
-    before = {name: value.clone() for name, value in outputs.items()}
-
-    def forbidden(*args, **kwargs):
-        raise AssertionError('decode called a module')
-
-    monkeypatch.setattr(nn.Module, '__call__', forbidden)
-    first, second = (model.decode(outputs, [sample.metainfo])[0]
-                     for _ in range(2))
-    assert all(torch.equal(outputs[name], before[name]) for name in outputs)
-    for a, b in zip(first.points, second.points, strict=True):
-        assert np.array_equal(a, b)
+    check_decode_is_pure(build(score_thr=0.0).eval(), SIZE, monkeypatch)
 
 
 def test_proxy():
-    model = build().eval()
-    outputs = model(torch.rand(2, 3, *SIZE), mode='tensor')
-    proxy = model.head.foreground_proxy(outputs)
-    assert set(proxy) == set(model.head_names)
-    for name, weight in proxy.items():
-        assert not weight.requires_grad
-        assert 0 <= weight.min() <= weight.max() <= 1
-        assert torch.broadcast_shapes(
-            weight.shape, outputs[name].shape) == outputs[name].shape
+    check_proxy(build().eval(), SIZE)
 
 
 def test_quantizes_whole():

@@ -4,6 +4,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from head_checks import check_decode_is_pure, check_proxy
 from lane_detection.geometry import input_lanes
 from lane_detection.metrics.culane_f1 import lane_iou
 from lane_detection.models.lane_anchors import (
@@ -199,33 +200,11 @@ def test_an_image_without_lanes():
 
 
 def test_decode_is_pure(monkeypatch):
-    model = build(score_thr=0.0).eval()
-    sample = lane_sample([], img_shape=SIZE)
-    outputs = model(torch.rand(1, 3, *SIZE), mode='tensor')
-    before = {name: value.clone() for name, value in outputs.items()}
-
-    def forbidden(*args, **kwargs):
-        raise AssertionError('decode called a module')
-
-    monkeypatch.setattr(nn.Module, '__call__', forbidden)
-    first, second = (model.decode(outputs, [sample.metainfo])[0]
-                     for _ in range(2))
-    assert all(torch.equal(outputs[name], before[name]) for name in outputs)
-    assert len(first.points) == len(second.points)
-    for a, b in zip(first.points, second.points, strict=True):
-        assert np.array_equal(a, b)
+    check_decode_is_pure(build(score_thr=0.0).eval(), SIZE, monkeypatch)
 
 
 def test_proxy():
-    model = build().eval()
-    outputs = model(torch.rand(2, 3, *SIZE), mode='tensor')
-    proxy = model.head.foreground_proxy(outputs)
-    assert set(proxy) == set(outputs)
-    for name, weight in proxy.items():
-        assert not weight.requires_grad
-        assert 0 <= weight.min() <= weight.max() <= 1
-        assert torch.broadcast_shapes(
-            weight.shape, outputs[name].shape) == outputs[name].shape
+    check_proxy(build().eval(), SIZE)
 
 
 def test_quantizes_whole():

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from taskptq.modules.base import QuantModule
 
+from .detections import Detections, image_key, no_instances
 from .loading import add_sam_prefix, detector_weights, load_exactly
 from .prompting import (
     KINDS,
@@ -61,13 +62,6 @@ class PromptTesting:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f'test_cfg.{name}={value} must be at least 1')
-
-
-class Detections(dict[tuple[Any, ...], InstanceData]):
-    """Detections by image; copies of a model share one."""
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Detections:
-        return self
 
 
 @MODELS.register_module()
@@ -205,7 +199,10 @@ class SAMDetector(BaseDetector):
                 'the batch has no image for the detector: give '
                 'SAMDataPreprocessor its detector=dict(...), and leave '
                 'with_detector of PackSAMInputs on')
-        keys = [self._image_key(sample) for sample in batch_data_samples]
+        keys = [
+            image_key(sample) if self._remembers() else None
+            for sample in batch_data_samples
+        ]
         if all(key in self._detections for key in keys):
             return [self._detections[key].clone() for key in keys]
         samples = [
@@ -222,14 +219,10 @@ class SAMDetector(BaseDetector):
         })
         return found
 
-    def _image_key(self, sample: Any) -> tuple[Any, ...] | None:
-        """Name what the detector sees, None if it is not to be remembered."""
-        path = sample.metainfo.get('img_path')
-        if not self.test_cfg.remember_detections or path is None:
-            return None
-        if any(isinstance(m, QuantModule) for m in self.detector.modules()):
-            return None
-        return (path, *sample.img_shape, sample.get('flip', False))
+    def _remembers(self) -> bool:
+        """Whether detections are kept; those of quantized layers are not."""
+        return self.test_cfg.remember_detections and not any(
+            isinstance(m, QuantModule) for m in self.detector.modules())
 
     def requests(self, sample: Any, detections: Any, *,
                  device: torch.device) -> dict[str, Request]:
@@ -396,13 +389,3 @@ def check_prompts(prompts: Sequence[str], *, with_detector: bool) -> None:
         raise ValueError(
             "prompts has 'detector', but there is none: give "
             "detector=dict(...), or prompts=['gt_box']")
-
-
-def no_instances(sample: Any, *, device: torch.device) -> InstanceData:
-    """Return the prediction for an image without any prompt."""
-    height, width = sample.ori_shape[:2]
-    empty = torch.zeros(0, device=device)
-    return InstanceData(
-        bboxes=empty.reshape(0, 4), labels=empty.long(), scores=empty,
-        masks=torch.zeros(0, height, width, dtype=torch.bool, device=device),
-        iou=empty)

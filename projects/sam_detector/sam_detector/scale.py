@@ -27,6 +27,7 @@ from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
+from taskptq.apis import read_config
 from taskptq.calibration import calibrate, reconstruct
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.engine.builder import build_qconfig
@@ -172,9 +173,10 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         the results of the units.
 
     Raises:
+        FileNotFoundError: If there is no such fragment or SAM file.
         ValueError: If the fragment has no ``qconfig``.
     """
-    fragment = Config.fromfile(args.quant)
+    fragment = read_config(args.quant)
     if fragment.get('qconfig') is None:
         raise ValueError(
             f'{args.quant} has no qconfig: give a fragment that sets '
@@ -296,7 +298,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     MMLogger.get_instance('sam_scale', logger_name='sam_scale',
                           log_level='ERROR')
-    found = measure(args)
+    try:
+        found = measure(args)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
     images, steps = args.project
     projected = {
         'images': images, 'steps': steps,

@@ -1,0 +1,35 @@
+"""Detections that are kept for the next model, and those there are none of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from mmengine.structures import InstanceData
+
+__all__ = ['Detections', 'image_key', 'no_instances']
+
+
+class Detections(dict[tuple[Any, ...], InstanceData]):
+    """Detections by image; copies of a model share one."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Detections:
+        return self
+
+
+def image_key(sample: Any) -> tuple[Any, ...] | None:
+    """Name what the detector sees, None if the sample has no file."""
+    path = sample.metainfo.get('img_path')
+    if path is None:
+        return None
+    return (path, *sample.img_shape, sample.get('flip', False))
+
+
+def no_instances(sample: Any, *, device: torch.device) -> InstanceData:
+    """Return the prediction for an image without any prompt."""
+    height, width = sample.ori_shape[:2]
+    empty = torch.zeros(0, device=device)
+    return InstanceData(
+        bboxes=empty.reshape(0, 4), labels=empty.long(), scores=empty,
+        masks=torch.zeros(0, height, width, dtype=torch.bool, device=device),
+        iou=empty)
