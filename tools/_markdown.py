@@ -6,15 +6,19 @@ from typing import Any
 
 from _results import Results, Summary, float_summary, summary_of
 
-LADDER = ('w8a8', 'w6a6', 'w4a8', 'w4a4', 'w3a3', 'w2a4', 'w2a2')
+LADDER = ('w8a8', 'w6a6-8', 'w6a6', 'w4a8', 'w4a4-8', 'w4a4', 'w3a3-8', 'w3a3',
+          'w2a4-8', 'w2a4', 'w2a2-8', 'w2a2')
 METHODS = (
     # Statistics only, then learned: plain, published, ours.
-    'minmax', 'mse', 'big-s', 'agq-s', 'ptq4sam-s', 'centering-s',
+    'minmax', 'mse', 'aciq', 'big-s', 'agq-s', 'ptq4sam-s', 'centering-s',
     'centering+agq-s', 'centering+agq-head-s', 'centering+hybrid-s',
     'centering+hybrid-head-s', 'gptq', 'adaround', 'brecq', 'qdrop',
     'published-eval', 'big', 'agq', 'ptq4sam-l', 'ptq4sam-l+published-eval',
     'centering', 'centering+agq', 'centering+agq-head', 'centering+hybrid',
-    'centering+hybrid-head')
+    'centering+hybrid-head', 'network-uniform', 'sgf', 'sas',
+    'selective-focus', 'qdrop+selective-focus', 'da', 'fqm', 'drd',
+    'drd+centering', 'lsq-qat', 'da-qat', 'fqm-qat', 'drd-qat',
+    'qdrop+network-uniform', 'kl-fg', 'head-mse')
 KIB = 1024
 
 

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from _float_runner import build_runner, checkpoint_file, measured_config
 from _table import Row, Table
-from mmengine.runner import Runner
 from torch import nn
 
 from taskptq.apis import read_config
@@ -36,7 +36,7 @@ from taskptq.engine.pipeline import (
     quantize_model,
     seeded,
 )
-from taskptq.engine.ptq_hook import plain_pipeline, remove_ema_hooks
+from taskptq.engine.ptq_hook import plain_pipeline
 from taskptq.engine.published import published_note, quantize_as_published
 from taskptq.registry import SUPPORTED_VERSIONS, installed_version
 from taskptq.version import __version__
@@ -86,8 +86,14 @@ class Measurement:
         self.table = table
         self.work_dir = work_dir or WORK_DIR / f'{table.name}_{table.split}'
         self.commit = current_commit()
-        path = local_file(table.checkpoint)
-        self.runner = build_runner(table, self.work_dir)
+        path = checkpoint_file(table)
+        cfg = measured_config(table, self.work_dir)
+        self.evaluator = cfg.test_evaluator
+        reference = cfg.get('reference_evaluator')
+        if reference is not None:
+            # The others may need the file that this one writes.
+            cfg.test_evaluator = reference
+        self.runner = build_runner(cfg)
         self.loop = self.runner.test_loop
         self.model = self.runner.model
         if device is not None:
@@ -95,6 +101,8 @@ class Measurement:
         load_float_weights(self.model, read_checkpoint(path), path=path)
         self.model.eval()
         self._batches: dict[int, Replay] = {}
+        if reference is not None:
+            self.evaluate(copy.deepcopy(self.model), evaluator=reference)
 
     def environment(self) -> dict[str, Any]:
         """Return versions and resources, nothing that names a machine."""
@@ -205,13 +213,18 @@ class Measurement:
                 out=Path(temporary) / 'quantized.pth',
                 meta=meta)
 
-    def evaluate(self, model: nn.Module) -> tuple[dict[str, float], float]:
+    def evaluate(self, model: nn.Module, *,
+                 evaluator: Any = None) -> tuple[dict[str, float], float]:
         """Run the test loop with an evaluator that has seen nothing.
+
+        Args:
+            model: What to evaluate.
+            evaluator: Config of other metrics than the table's.
 
         Returns:
             Its metrics, flat, and the wall time in seconds.
         """
-        evaluator = self.runner.build_evaluator(self.runner.cfg.test_evaluator)
+        evaluator = self.runner.build_evaluator(evaluator or self.evaluator)
         dataset = self.loop.dataloader.dataset
         evaluator.dataset_meta = getattr(dataset, 'metainfo', None)
         by_class = watch_classes(evaluator)
@@ -264,27 +277,6 @@ def rewrite_notes(report: Mapping[str, Any]) -> dict[str, Any]:
         'softmax': report['calibration'].get('softmax'),
     }
     return {key: value for key, value in notes.items() if value}
-
-
-def build_runner(table: Table, work_dir: Path) -> Runner:
-    """Build the Runner of a float config, for its test loop.
-
-    Args:
-        table: Names config and split.
-        work_dir: Folder of the log.
-    """
-    cfg = read_config(table.config)
-    cfg.work_dir = str(work_dir)
-    cfg.load_from = None
-    cfg.resume = False
-    if table.split == 'val':
-        cfg.test_dataloader = cfg.val_dataloader
-        cfg.test_evaluator = cfg.val_evaluator
-    runner = Runner.from_cfg(cfg)
-    # The loop alone calls its hooks, which count on what they set up here.
-    remove_ema_hooks(runner)
-    runner.call_hook('before_run')
-    return runner
 
 
 def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:

@@ -80,21 +80,32 @@ class Summary:
 
     def average(self, key: str) -> float | None:
         """Return the mean of a field or metric; None if no row has it."""
-        found = [_lookup(row, key) for row in self.rows]
+        found = [lookup(row, key) for row in self.rows]
         numbers = [value for value in found if value is not None]
         return sum(numbers) / len(numbers) if numbers else None
 
 
-def _lookup(row: Mapping[str, Any], key: str) -> float | None:
+def lookup(row: Mapping[str, Any], key: str) -> float | None:
+    """Return a field or metric of a row; None if it has none."""
     value = row[key] if key in row else row.get('metrics', {}).get(key)
     return None if value is None else float(value)
 
 
-def summarize(rows: Sequence[Mapping[str, Any]]) -> Summary | None:
-    """Summarize rows that differ in their seeds only; None if empty."""
-    if not rows:
+def summarize(rows: Sequence[Mapping[str, Any]], *,
+              metric: str | None = None) -> Summary | None:
+    """Summarize rows that differ in their seeds only.
+
+    Args:
+        rows: The rows.
+        metric: Field or metric to summarize; None is their value.
+
+    Returns:
+        None if there is no row, or one lacks the metric.
+    """
+    found = [lookup(row, metric or 'value') for row in rows]
+    values = [value for value in found if value is not None]
+    if not values or len(values) < len(found):
         return None
-    values = [float(row['value']) for row in rows]
     return Summary(
         mean=sum(values) / len(values),
         spread=max(values) - min(values),
@@ -102,15 +113,16 @@ def summarize(rows: Sequence[Mapping[str, Any]]) -> Summary | None:
         rows=list(rows))
 
 
-def summary_of(results: Results, *, method: str,
-               bits: str) -> Summary | None:
+def summary_of(results: Results, *, method: str, bits: str,
+               metric: str | None = None) -> Summary | None:
     """Summarize one method at one bit width; None if not measured."""
     return summarize([
         row for row in results['rows']
         if row['method'] == method and row['bits'] == bits
-    ])
+    ], metric=metric)
 
 
-def float_summary(results: Results) -> Summary | None:
+def float_summary(results: Results, *,
+                  metric: str | None = None) -> Summary | None:
     """Summarize the float model; None if not measured."""
-    return summarize(float_rows(results))
+    return summarize(float_rows(results), metric=metric)

@@ -69,6 +69,13 @@ class Table:
         metric: Key of the evaluator's result that is a row's value.
         groups: Methods x bits x seeds, in the order in which they run.
         split: ``test``, or ``val`` for choosing settings.
+        grounds: Config whose keys replace those of ``config`` while the table
+            is measured: loaders and evaluators of several grounds, and
+            perhaps ``reference_evaluator``, which runs over the float model
+            first. ``{work_dir}`` in the evaluators is the table's folder.
+        prepare: Command that makes the checkpoint, where it isn't shipped.
+        discriminating: Bits at which methods are compared: the most at which
+            plain quantization (MSE) loses at least 10 % of float.
         calibration: See ``CalibrationConfig``.
         reconstruction: Settings for every row that learns.
         quant: Pattern of the fragments' paths; a ``+`` in a method's name is
@@ -88,6 +95,9 @@ class Table:
     metric: str
     groups: Sequence[Mapping[str, Any]]
     split: str = 'test'
+    grounds: str | None = None
+    prepare: str | None = None
+    discriminating: str | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] = field(default_factory=dict)
     quant: str = FRAGMENT

@@ -9,12 +9,14 @@ A README shows a table between ``<!-- table:<model>_<dataset> -->`` and
 -->`` and ``<!-- /table -->``. Other kinds of marker have the same form,
 ``<!-- <kind>:<model>_<dataset> -->`` (on one line) to ``<!-- /<kind> -->``:
 
-- ``targets``: targets and outcomes,
+- ``targets``: targets and outcomes; also ``targets:<name>`` for those of a
+  ``<name>.targets.yml``, which average over tables,
 - ``baselines``: mean IoU of trivial masks beside the float model's,
 - ``softmax``: grid and errors of each softmax, from one row,
 - ``peaks``: what bimodal integration decided on each attention, from one row.
 
-The last two may name the row: ``<!-- softmax:<model>_<dataset> <method>
+Kinds of grid heads and float models are in ``_grid_markers.py``. ``softmax``
+and ``peaks`` may name the row: ``<!-- softmax:<model>_<dataset> <method>
 <bits> [<seed>] -->``; otherwise it is the first of ptq4sam-s, agq-s,
 ptq4sam-l and agq at w4a4, or else the first that has something to show. A
 metafile.yml has the results of its models under ``Models``.
@@ -37,6 +39,7 @@ from _attention import (
     render_peaks,
     render_softmax,
 )
+from _grid_markers import update_grid_text
 from _markdown import (
     groups,
     render_benchmarks,
@@ -45,6 +48,14 @@ from _markdown import (
 )
 from _results import Results, Summary, float_summary, load_results
 from _table import SUFFIX, Table, read_table
+from _target_sets import SUFFIX as SET_SUFFIX
+from _target_sets import (
+    Member,
+    TargetSet,
+    describe_set,
+    evaluate_set,
+    read_target_set,
+)
 from _targets import describe, evaluate_targets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,6 +86,14 @@ class Entry:
     results: Results | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class EntrySet:
+    """Targets over several tables."""
+
+    targets: TargetSet
+    members: Sequence[Member]
+
+
 def find_entries(root: Path) -> dict[str, Entry]:
     """Read all tables below the repository's top level.
 
@@ -96,8 +115,40 @@ def find_entries(root: Path) -> dict[str, Entry]:
     return entries
 
 
+def find_sets(root: Path,
+              entries: Mapping[str, Entry]) -> dict[str, EntrySet]:
+    """Read all sets of targets below the repository's top level.
+
+    Args:
+        root: The top level.
+        entries: All tables.
+
+    Raises:
+        ValueError: If a set has the name of a table or of another set, or
+            names no table.
+    """
+    sets: dict[str, EntrySet] = {}
+    for pattern in FAMILIES:
+        for path in sorted(root.glob(f'{pattern}/*{SET_SUFFIX}')):
+            found = read_target_set(path)
+            unknown = [name for name in found.tables if name not in entries]
+            if unknown:
+                raise ValueError(f'{path}: there is no table {unknown[0]!r}')
+            if found.name in {*entries, *sets}:
+                raise ValueError(f'{path}: there is another {found.name}')
+            sets[found.name] = EntrySet(targets=found, members=[
+                Member(
+                    table=entries[name].table,
+                    results=entries[name].results,
+                    bits=bits or entries[name].table.discriminating)
+                for name, bits in found.tables.items()
+            ])
+    return sets
+
+
 def render(kind: str, name: str, entries: Mapping[str, Entry], *,
-           row: Sequence[str] = ()) -> str:
+           row: Sequence[str] = (),
+           sets: Mapping[str, EntrySet] | None = None) -> str:
     """Return what belongs between two markers, ending in a newline.
 
     Args:
@@ -106,6 +157,7 @@ def render(kind: str, name: str, entries: Mapping[str, Entry], *,
         name: ``<model>_<dataset>`` or ``summary``.
         entries: All tables.
         row: Method, bits and perhaps seed, for the last two kinds.
+        sets: All sets of targets.
 
     Raises:
         ValueError: If there is no such table, or a row is named where none
@@ -114,16 +166,10 @@ def render(kind: str, name: str, entries: Mapping[str, Entry], *,
     if row and kind not in ROW_KINDS:
         raise ValueError(f'a marker {kind}:{name} names the row '
                          f'{" ".join(row)!r}: leave it out')
-    if kind == 'table' and name == SUMMARY:
-        measured = [entry.results for entry in entries.values()
-                    if entry.results is not None]
-        if not measured:
-            return ABSENT
-        return render_summary(measured, SUMMARY_CELLS) + '\n'
-    if kind == 'table' and name == BENCHMARKS:
-        files = sorted(BENCHMARK_RESULTS.glob('*.json'))
-        records = [json.loads(file.read_text()) for file in files]
-        return render_benchmarks(records) + '\n' if records else ABSENT
+    if kind == 'table' and name in (SUMMARY, BENCHMARKS):
+        return render_all(name, entries)
+    if kind == 'targets' and sets and name in sets:
+        return as_list(set_lines(sets[name]))
     if name not in entries:
         raise ValueError(
             f'there is no table {name!r} (no {name}{SUFFIX}); known are '
@@ -132,14 +178,48 @@ def render(kind: str, name: str, entries: Mapping[str, Entry], *,
     if entry.results is None:
         return ABSENT
     if kind == 'targets':
-        return ''.join(f'- {line}\n' for line in target_lines(entry))
+        return as_list(target_lines(entry))
     if kind == 'baselines':
         return render_baselines(entry.results)
     if kind in ROW_KINDS:
         has, renderer = ROW_KINDS[kind]
         found = pick_row(entry.results, row, has=has)
         return ABSENT if found is None else renderer(found)
-    return render_results(entry.results, columns=entry.table.columns) + '\n'
+    return render_table(entry.table, entry.results)
+
+
+def render_all(name: str, entries: Mapping[str, Entry]) -> str:
+    """Return the table over all models, or that of the benchmarks."""
+    if name == BENCHMARKS:
+        files = sorted(BENCHMARK_RESULTS.glob('*.json'))
+        records = [json.loads(file.read_text()) for file in files]
+        return render_benchmarks(records) + '\n' if records else ABSENT
+    measured = [entry.results for entry in entries.values()
+                if entry.results is not None]
+    if not measured:
+        return ABSENT
+    return render_summary(measured, SUMMARY_CELLS) + '\n'
+
+
+def render_table(table: Table, results: Results) -> str:
+    """Return the table of a model, and at which bits methods compare."""
+    text = render_results(results, columns=table.columns) + '\n'
+    if table.discriminating is None:
+        return text
+    return f'{text}\nMethods are compared at {table.discriminating.upper()}.\n'
+
+
+def as_list(lines: Sequence[str]) -> str:
+    """Return lines as a list in Markdown."""
+    return ''.join(f'- {line}\n' for line in lines) or ABSENT
+
+
+def set_lines(entry: EntrySet) -> list[str]:
+    """Return a line for each target of a set; none if nothing is there."""
+    if all(member.results is None for member in entry.members):
+        return []
+    return [describe_set(evaluate_set(target, entry.members))
+            for target in entry.targets.targets]
 
 
 def target_lines(entry: Entry) -> list[str]:
@@ -149,7 +229,8 @@ def target_lines(entry: Entry) -> list[str]:
             for record in evaluate_targets(entry.table.targets, results)]
 
 
-def update_text(text: str, entries: Mapping[str, Entry]) -> str:
+def update_text(text: str, entries: Mapping[str, Entry],
+                sets: Mapping[str, EntrySet]) -> str:
     """Return a README's text with all its tables new.
 
     Raises:
@@ -157,7 +238,7 @@ def update_text(text: str, entries: Mapping[str, Entry]) -> str:
     """
     return MARKED.sub(
         lambda m: m[1] + render(
-            m[2], m[3], entries, row=m[4].split()) + m[5], text)
+            m[2], m[3], entries, row=m[4].split(), sets=sets) + m[5], text)
 
 
 def update_metafile(text: str, entries: Mapping[str, Entry]) -> str:
@@ -198,25 +279,31 @@ def model_results(entry: Entry) -> Iterator[dict[str, Any]]:
         yield as_entry(summary, Quantization=f'{method} {bits}')
 
 
-def find_updates(root: Path,
-                 entries: Mapping[str, Entry]) -> dict[Path, str]:
+def find_updates(root: Path, entries: Mapping[str, Entry],
+                 sets: Mapping[str, EntrySet]) -> dict[Path, str]:
     """Return the new text of every file that is out of date.
 
     Args:
         root: The repository's top level.
         entries: All tables.
+        sets: All sets of targets.
 
     Raises:
         ValueError: If a marker names no table.
     """
-    jobs = [(path, update_text) for pattern in READMES
-            for path in sorted(root.glob(pattern))]
-    jobs += [(path, update_metafile) for pattern in FAMILIES
-             for path in sorted(root.glob(f'{pattern}/metafile.yml'))]
+    readmes = [path for pattern in READMES
+               for path in sorted(root.glob(pattern))]
+    metafiles = [path for pattern in FAMILIES
+                 for path in sorted(root.glob(f'{pattern}/metafile.yml'))]
     updates = {}
-    for path, update in jobs:
+    for path in [*readmes, *metafiles]:
         old = path.read_text(encoding='utf-8')
-        new = update(old, entries)
+        if path in metafiles:
+            new = update_metafile(old, entries)
+        else:
+            new = update_grid_text(
+                update_text(old, entries, sets), root=root,
+                families=FAMILIES, entries=entries)
         if new != old:
             updates[path] = new
     return updates
@@ -242,11 +329,14 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         entries = find_entries(args.root)
+        sets = find_sets(args.root, entries)
         if args.targets:
             for name, entry in entries.items():
                 print('\n'.join([name, *target_lines(entry)]))
+            for name, several in sets.items():
+                print('\n'.join([name, *set_lines(several)]))
             return
-        updates = find_updates(args.root, entries)
+        updates = find_updates(args.root, entries, sets)
     except ValueError as error:
         raise SystemExit(str(error)) from error
     names = ', '.join(str(path.relative_to(args.root)) for path in updates)

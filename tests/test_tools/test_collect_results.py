@@ -8,8 +8,8 @@ import yaml
 
 pytest.importorskip('mmengine')
 
-MODULES = ('collect_results', '_table', '_results', '_targets', '_markdown',
-           '_attention')
+MODULES = ('collect_results', '_table', '_results', '_targets',
+           '_target_sets', '_markdown', '_attention')
 README = """# Tiny
 
 <!-- table:tiny_set -->

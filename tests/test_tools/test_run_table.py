@@ -3,6 +3,7 @@ import json
 import re
 import shlex
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ import yaml
 
 pytest.importorskip('mmengine')
 
-MODULES = ('run_table', '_measure', '_table', '_results', '_targets',
-           '_markdown')
+MODULES = ('run_table', '_measure', '_float_runner', '_table', '_results',
+           '_targets', '_markdown')
 ROW_KEYS = {
     'method', 'bits', 'seed', 'config', 'value', 'metrics',
     'calibration_seconds', 'reconstruction_seconds', 'eval_seconds',
@@ -298,6 +299,94 @@ def test_published_evaluation_uses_the_methods_recipe(
     row, = table.rows()
     assert row.fragment.endswith(f'/{fragment}.py')
     assert (row.method, row.published) == (method, published)
+
+
+def test_a_missing_checkpoint_says_how_to_make_it(tools, write_table):
+    runner = tools('_float_runner')
+    table = write_table(checkpoint='none.pth', prepare='make none.pth')
+    with pytest.raises(FileNotFoundError, match=r'`make none\.pth` makes it'):
+        runner.checkpoint_file(tools('_table').read_table(table))
+
+
+def test_placed_leaves_everything_else(tools, tmp_path):
+    setting = {'out': '{work_dir}/a.json', 'several': [1, {'b': '{x}'}]}
+    assert tools('_float_runner').placed(setting, tmp_path) == {
+        **setting, 'out': f'{tmp_path}/a.json'}
+
+
+GROUNDS = """
+test_dataloader = dict(
+    batch_size=2,
+    num_workers=0,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='TinyDataset',
+        first=500,
+        length=6,
+        test_mode=True,
+        pipeline=[dict(type='TinyLoad'), dict(type='TinyPack')]))
+reference_evaluator = dict(type='WriteMean', out='{work_dir}/mean.txt')
+test_evaluator = [
+    dict(type='DistanceToMean', file='{work_dir}/mean.txt'),
+    dict(type='TinyMetric'),
+]
+"""
+
+
+def register_reference_metrics():
+    """One writes a file, the other cannot be built without it."""
+    from mmengine.registry import METRICS
+    base = METRICS.get('TinyMetric')
+
+    @METRICS.register_module()
+    class WriteMean(base):
+
+        def __init__(self, *, out):
+            super().__init__()
+            self.out = Path(out)
+
+        def compute_metrics(self, results):
+            assert len(results) == 6
+            mean = super().compute_metrics(results)['mean']
+            self.out.write_text(repr(mean))
+            return {}
+
+    @METRICS.register_module()
+    class DistanceToMean(base):
+
+        def __init__(self, *, file):
+            super().__init__()
+            self.mean = float(Path(file).read_text())
+
+        def compute_metrics(self, results):
+            mean = super().compute_metrics(results)['mean']
+            return {'distance': abs(mean - self.mean)}
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_grounds_replace_what_is_measured(
+        tools, write_table, tiny_task, repo_root, tmp_path):
+    from mmengine.config import Config
+
+    from taskptq.apis import build_model
+    config = tiny_task / 'tiny_config.py'
+    torch.manual_seed(3)
+    model = build_model(Config.fromfile(config))
+    register_reference_metrics()
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
+    (tmp_path / 'grounds.py').write_text(GROUNDS)
+    table = write_table(
+        config=str(config), metric='mean', grounds='grounds.py',
+        quant=str(repo_root / 'configs/_base_/quant/{bits}_{method}.py'),
+        calibration={'num_images': 8},
+        groups=[{'methods': 'minmax', 'bits': 'w2a4'}])
+    tools('run_table').main([str(table), '--device', 'cpu'])
+    results = read_results(table)
+    assert results['float']['metrics']['distance'] == 0
+    row, = results['rows']
+    distance = abs(row['value'] - results['float']['value'])
+    assert row['metrics']['distance'] == pytest.approx(distance)
+    assert distance > 0
 
 
 @pytest.mark.filterwarnings('ignore')

@@ -34,7 +34,7 @@ METHODS = {
     'minmax': None, 'mse': None, 'aciq': None, 'adaround': 'layer',
     'brecq': 'block', 'qdrop': 'block', 'network-uniform': 'network',
     'sgf': 'network', 'sas': 'network', 'selective-focus': 'network',
-    'qdrop+selective-focus': 'block'
+    'qdrop-selective-focus': 'block'
 }
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
 SIZE = (64, 128)

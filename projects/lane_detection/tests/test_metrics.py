@@ -239,6 +239,40 @@ def test_agreement_with_another_model(tmp_path):
             {}, [sample([], [], name='b')])
 
 
+def test_only_chosen_categories_count(tmp_path):
+    """So that one pass over several sets is judged set by set."""
+    good, other = lane(400), lane(1200)
+    out = tmp_path / 'lanes.json'
+    batch = [sample([good], [good], name='1', category='a'),
+             sample([good], [other], name='2', category='b'),
+             sample([], [good], name='3')]
+    evaluate(LaneDump(str(out)), batch[:1])
+    alone = evaluate(CULaneMetric(), batch[:1])
+    assert evaluate(CULaneMetric(categories=['a']), batch) == alone
+    assert 'a/F1_50' in alone
+    # Images that don't count need no lanes in the reference.
+    found = evaluate(
+        CULaneMetric(categories=['a'], reference=str(out)), batch)
+    assert found['agreement/F1_50'] == 1
+    metric = LaneDistortionMetric(categories=['b'])
+    assert evaluate(metric, batch) == evaluate(
+        LaneDistortionMetric(), batch[1:2])
+    found = evaluate(
+        LaneDistortionMetric(categories=['a'], reference=str(out)), batch)
+    assert found['agreement/lds'] == pytest.approx(0, abs=1e-3)
+
+
+def test_tusimple_counts_chosen_categories():
+    truth = lane(600, low=710, high=160)
+    kwargs = dict(h_samples=ROWS, shape=(720, 1280))
+    # The other image has no rows, as those of CULane.
+    found = evaluate(
+        TuSimpleMetric(categories=['t'], prefix='t'),
+        [sample([truth], [truth], name='1', category='t', **kwargs),
+         sample([truth], [], name='2', category='c')])
+    assert found == {'t/accuracy': 1, 't/FP': 0, 't/FN': 0, 't/F1': 1}
+
+
 def test_dump_for_the_official_tools(tmp_path):
     lanes = [lane(400, slope=0.4), lane(1200)]
     batch = [sample(lanes, [], name='clip/1.jpg'),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -79,6 +79,8 @@ class LaneMetric(BaseMetric):
         reference: ``'gt'`` for the annotations, or the file that a
             :class:`LaneDump` wrote of another model: then its lanes are the
             truth, so the metric tells how far the models agree.
+        categories: Counts only images of these categories, so that one pass
+            over several sets is judged set by set; None counts all.
         collect_device: See BaseMetric.
         prefix: Of the results' names; None is no prefix for annotations and
             ``agreement`` for a file, so that both can be measured at once.
@@ -89,15 +91,26 @@ class LaneMetric(BaseMetric):
     """
 
     def __init__(self, *, reference: str = GROUND_TRUTH,
+                 categories: Sequence[str] | None = None,
                  collect_device: str = 'cpu',
                  prefix: str | None = None) -> None:
         super().__init__(collect_device=collect_device)
         self.reference = reference
+        self.categories = None if categories is None else set(categories)
         self.predictions = (None if reference == GROUND_TRUTH else
                             read_predictions(reference))
         if prefix is None and self.predictions is not None:
             prefix = 'agreement'
         self.prefix = prefix
+
+    def counts(self, sample: Mapping[str, Any]) -> bool:
+        """Whether an image is one of those to count.
+
+        One that isn't still adds an empty result, for processes must have
+        equally many.
+        """
+        return (self.categories is None
+                or sample.get('category') in self.categories)
 
     def reference_lanes(self, sample: Mapping[str, Any]) -> list[np.ndarray]:
         """Return what an image's predictions are compared to.

@@ -60,6 +60,7 @@ class CULaneMetric(LaneMetric):
         step: Instead of them, their distance in pixels of the canvas.
         num_workers: Processes that count; 0 counts in the process itself.
         reference: See LaneMetric.
+        categories: See LaneMetric.
         collect_device: See BaseMetric.
         prefix: See LaneMetric.
 
@@ -77,10 +78,11 @@ class CULaneMetric(LaneMetric):
                  step: float | None = None,
                  num_workers: int = 0,
                  reference: str = GROUND_TRUTH,
+                 categories: Sequence[str] | None = None,
                  collect_device: str = 'cpu',
                  prefix: str | None = None) -> None:
-        super().__init__(reference=reference, collect_device=collect_device,
-                         prefix=prefix)
+        super().__init__(reference=reference, categories=categories,
+                         collect_device=collect_device, prefix=prefix)
         if not iou_thrs or not all(0 <= value < 1 for value in iou_thrs):
             raise ValueError(f'iou_thrs={iou_thrs}: give thresholds in '
                              '[0, 1)')
@@ -113,6 +115,8 @@ class CULaneMetric(LaneMetric):
 
     def pair(self, sample: Mapping[str, Any]) -> Pair:
         """Return predicted and true lanes of an image, and its category."""
+        if not self.counts(sample):
+            return [], [], None
         predicted, truth = (
             scaled_lanes(lanes, sample, canvas=self.drawing.canvas)
             for lanes in (predicted_lanes(sample),

@@ -50,6 +50,7 @@ class LaneDistortionMetric(LaneMetric):
         rows: Their y in original pixels instead.
         gamma: Penalty of a row without partner, in pixels.
         tau: Mean distance from which lanes are not the same, in pixels.
+        categories: See LaneMetric.
         collect_device: See BaseMetric.
         prefix: See LaneMetric.
 
@@ -64,10 +65,11 @@ class LaneDistortionMetric(LaneMetric):
                  rows: Sequence[float] | None = None,
                  gamma: float = 30.0,
                  tau: float = 30.0,
+                 categories: Sequence[str] | None = None,
                  collect_device: str = 'cpu',
                  prefix: str | None = None) -> None:
-        super().__init__(reference=reference, collect_device=collect_device,
-                         prefix=prefix)
+        super().__init__(reference=reference, categories=categories,
+                         collect_device=collect_device, prefix=prefix)
         if num_rows < 1:
             raise ValueError(f'num_rows={num_rows}: give at least 1')
         self.num_rows = num_rows
@@ -83,20 +85,26 @@ class LaneDistortionMetric(LaneMetric):
             ValueError: If predictions or reference are missing.
         """
         del data_batch
-        for sample in data_samples:
-            found = lane_distortion(
-                self.reference_lanes(sample), predicted_lanes(sample),
-                rows=(common_rows(sample, num_rows=self.num_rows)
-                      if self.rows is None else self.rows),
-                gamma=self.gamma, tau=self.tau)
-            self.results.append((
-                found.score, found.distance, found.common_rows,
-                len(found.pairs), found.num_lanes[0]))
+        self.results += [
+            self.compare(sample) if self.counts(sample) else None
+            for sample in data_samples
+        ]
+
+    def compare(self, sample: Mapping[str, Any]) -> tuple[float, ...]:
+        """Return score, distance, rows, pairs and lanes of an image."""
+        found = lane_distortion(
+            self.reference_lanes(sample), predicted_lanes(sample),
+            rows=(common_rows(sample, num_rows=self.num_rows)
+                  if self.rows is None else self.rows),
+            gamma=self.gamma, tau=self.tau)
+        return (found.score, found.distance, found.common_rows,
+                len(found.pairs), found.num_lanes[0])
 
     def compute_metrics(
-            self, results: list[tuple[float, ...]]) -> dict[str, float]:
+            self, results: list[tuple[float, ...] | None]) -> dict[str, float]:
         """Average over the images, the matched rows, and the lanes."""
-        values = np.array(results, dtype=float).reshape(-1, 5)
+        values = np.array([result for result in results if result is not None],
+                          dtype=float).reshape(-1, 5)
         score, distance, rows, pairs, lanes = values.sum(axis=0).tolist()
         return {
             'lds': score / max(len(values), 1),

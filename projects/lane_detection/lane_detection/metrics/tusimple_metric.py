@@ -37,6 +37,7 @@ class TuSimpleMetric(LaneMetric):
         canvas: Height and width of the frame whose pixels the thresholds
             mean; lanes and rows of images of other sizes are scaled to it.
         reference: See LaneMetric.
+        categories: See LaneMetric.
         collect_device: See BaseMetric.
         prefix: See LaneMetric.
     """
@@ -45,10 +46,11 @@ class TuSimpleMetric(LaneMetric):
                  *,
                  canvas: Sequence[int] = TUSIMPLE_CANVAS,
                  reference: str = GROUND_TRUTH,
+                 categories: Sequence[str] | None = None,
                  collect_device: str = 'cpu',
                  prefix: str | None = None) -> None:
-        super().__init__(reference=reference, collect_device=collect_device,
-                         prefix=prefix)
+        super().__init__(reference=reference, categories=categories,
+                         collect_device=collect_device, prefix=prefix)
         height, width = canvas
         self.canvas = (height, width)
 
@@ -60,8 +62,10 @@ class TuSimpleMetric(LaneMetric):
             ValueError: If predictions, reference or rows are missing.
         """
         del data_batch
-        for sample in data_samples:
-            self.results.append(tuple(self.score(sample)))
+        self.results += [
+            tuple(self.score(sample)) if self.counts(sample) else None
+            for sample in data_samples
+        ]
 
     def score(self, sample: Mapping[str, Any]) -> TuSimpleScore:
         """Return the scores of an image."""
@@ -93,9 +97,10 @@ class TuSimpleMetric(LaneMetric):
         return lanes_to_rows(ordered, rows, width=self.canvas[1])
 
     def compute_metrics(
-            self, results: list[tuple[float, ...]]) -> dict[str, float]:
+            self, results: list[tuple[float, ...] | None]) -> dict[str, float]:
         """Average over the images."""
-        scores = np.array(results, dtype=float).reshape(-1, 3)
+        scores = np.array([result for result in results if result is not None],
+                          dtype=float).reshape(-1, 3)
         accuracy, fp, fn = (scores.mean(axis=0) if len(scores) else
                             (0.0, 0.0, 1.0))
         return {

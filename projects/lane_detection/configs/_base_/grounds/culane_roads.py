@@ -1,0 +1,59 @@
+# What a table measures of a model of culane_mini and drawn roads, in one
+# pass: F1 against the annotations of culane_mini's validation frames and of
+# the drawn roads, and agreement with the float model on every frame of
+# culane_mini that is not calibrated with, without annotations. Calibration
+# sees the first 64 training frames.
+_base_ = '../datasets/pipelines.py'
+float_lanes = '{work_dir}/float_lanes.json'
+culane = dict(
+    type='CULaneDataset',
+    data_root='data/culane_mini/',
+    input_frame=dict(top=250, size=(144, 400), reduce=2),
+    test_mode=True,
+    pipeline=_base_.test_pipeline)
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(culane, ann_file='list/train.txt', indices=64))
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='ConcatDataset',
+        datasets=[
+            dict(culane, ann_file='list/val.txt', category='culane'),
+            # The other 66 of its 130 frames.
+            dict(
+                culane,
+                ann_file='list/train.txt',
+                indices=-66,
+                category='training'),
+            dict(
+                type='CULaneDataset',
+                data_root='work_dirs/roads/',
+                ann_file='list/val.txt',
+                category='roads',
+                input_frame=dict(top=250, size=(144, 400)),
+                test_mode=True,
+                pipeline=_base_.test_pipeline)
+        ]))
+test_dataloader = val_dataloader
+
+reference_evaluator = dict(type='LaneDump', out=float_lanes)
+val_evaluator = [
+    dict(type='CULaneMetric', categories=['culane', 'roads']),
+    dict(
+        type='CULaneMetric',
+        reference=float_lanes,
+        categories=['culane', 'training']),
+    dict(
+        type='LaneDistortionMetric',
+        reference=float_lanes,
+        categories=['culane', 'training']),
+]
+test_evaluator = val_evaluator

@@ -1,0 +1,62 @@
+# What a table measures of LSTR with its published weights, in one pass:
+# accuracy on ten frames of TuSimple, and agreement with the float model on
+# every frame of culane_mini that is not calibrated with, without
+# annotations. Calibration sees the first 64 training frames of culane_mini.
+_base_ = '../datasets/pipelines.py'
+float_lanes = '{work_dir}/float_lanes.json'
+culane = dict(
+    type='CULaneDataset',
+    data_root='data/culane_mini/',
+    input_frame=dict(top=0, size=(360, 640)),
+    test_mode=True,
+    pipeline=_base_.test_pipeline)
+
+train_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    sampler=dict(type='DefaultSampler', shuffle=True),
+    dataset=dict(culane, ann_file='list/train.txt', indices=64))
+val_dataloader = dict(
+    batch_size=8,
+    num_workers=1,
+    persistent_workers=True,
+    drop_last=False,
+    sampler=dict(type='DefaultSampler', shuffle=False),
+    dataset=dict(
+        type='ConcatDataset',
+        # The data sets' own name is all that differs.
+        ignore_keys=['dataset_type'],
+        datasets=[
+            dict(
+                type='TuSimpleDataset',
+                data_root='data/tusimple_mini/',
+                ann_file='label_data.json',
+                label_scale=2.5,
+                category='tusimple',
+                input_frame=dict(top=0, size=(360, 640)),
+                test_mode=True,
+                pipeline=_base_.test_pipeline),
+            dict(culane, ann_file='list/val.txt', category='culane'),
+            # The other 66 of its 130 frames.
+            dict(
+                culane,
+                ann_file='list/train.txt',
+                indices=-66,
+                category='training')
+        ]))
+test_dataloader = val_dataloader
+
+reference_evaluator = dict(type='LaneDump', out=float_lanes)
+val_evaluator = [
+    dict(
+        type='TuSimpleMetric', categories=['tusimple'], prefix='tusimple'),
+    dict(
+        type='CULaneMetric',
+        reference=float_lanes,
+        categories=['culane', 'training']),
+    dict(
+        type='LaneDistortionMetric',
+        reference=float_lanes,
+        categories=['culane', 'training']),
+]
+test_evaluator = val_evaluator

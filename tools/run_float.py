@@ -1,0 +1,264 @@
+"""Train and test the float models of a table that its results file lacks.
+
+    python tools/run_float.py configs/<family>/<name>.float.yml
+
+Each run is one ``tools/train.py`` and one ``tools/test.py``; the results file
+``configs/<family>/results/<name>.float.json`` is written after every run, and
+an interrupted training goes on from its last checkpoint.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from _float_table import (
+    SUFFIX,
+    FloatTable,
+    Run,
+    describe_float_target,
+    evaluate_float_targets,
+    read_float_table,
+    render_float,
+)
+from _measure import current_commit, describe_environment
+from _results import Results, load_results, save_results
+
+TOOLS = Path(__file__).resolve().parent
+WORK_DIR = Path('work_dirs') / 'float'
+LAST = 'last_checkpoint'
+STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(
+        description='Train and test the float models of a table')
+    parser.add_argument('table', help=f'file *{SUFFIX}')
+    parser.add_argument(
+        '--runs', help='regular expression: only runs in whose name '
+        '"VARIANT SEED" it is found, e.g. "^grid-um 0"')
+    parser.add_argument(
+        '--list', action='store_true', help='show the runs and stop')
+    parser.add_argument(
+        '--redo', action='store_true',
+        help='train runs again that the results file has')
+    parser.add_argument(
+        '--max-minutes', type=float,
+        help='start no further run after so many minutes')
+    parser.add_argument(
+        '--train-options', nargs='+', default=[], metavar='KEY=VALUE',
+        help='settings to override while training')
+    return parser.parse_args(argv)
+
+
+def work_dir_of(table: FloatTable, run: Run) -> Path:
+    """Return the folder of a run."""
+    return WORK_DIR / table.name / f'{run.variant}_seed{run.seed}'
+
+
+def call(words: Sequence[str]) -> tuple[float, float]:
+    """Run a Python tool.
+
+    Args:
+        words: File and arguments.
+
+    Returns:
+        Wall time, and processor time of it and its workers, in seconds.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, *words], check=False)
+    if done.returncode:
+        raise RuntimeError(f'{shlex.join(["python", *words])} ended with '
+                           f'{done.returncode}: see its output above')
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    processor = (after.ru_utime + after.ru_stime - before.ru_utime
+                 - before.ru_stime)
+    return time.perf_counter() - start, processor
+
+
+def train(table: FloatTable, run: Run, *, options: Sequence[str],
+          fresh: bool) -> dict[str, Any]:
+    """Train a run.
+
+    Args:
+        table: The table.
+        run: The run.
+        options: ``--cfg-options`` of ``tools/train.py``.
+        fresh: Don't go on from a checkpoint of an interrupted training.
+
+    Returns:
+        ``train_seconds`` and ``train_cpu_seconds``, and a note if they are
+        those of the last part only.
+    """
+    folder = work_dir_of(table, run)
+    words = [str(TOOLS / 'train.py'), run.config, '--work-dir', str(folder),
+             '--seed', str(run.seed)]
+    resumed = (folder / LAST).is_file() and not fresh
+    if resumed:
+        words.append('--resume')
+    if options:
+        words += ['--cfg-options', *options]
+    wall, processor = call(words)
+    note = {'note': 'training was interrupted: times are of its last part'}
+    return {'train_seconds': round(wall, 1),
+            'train_cpu_seconds': round(processor, 1),
+            **(note if resumed else {})}
+
+
+def measure(table: FloatTable, run: Run, *, options: Sequence[str],
+            fresh: bool) -> dict[str, Any]:
+    """Train, test and perhaps publish a run; returns its row."""
+    folder = work_dir_of(table, run)
+    commit = current_commit()
+    times = train(table, run, options=options, fresh=fresh)
+    checkpoint = (folder / LAST).read_text(encoding='utf-8').strip()
+    out = folder / 'metrics.json'
+    call([str(TOOLS / 'test.py'), run.config, checkpoint, '--out', str(out),
+          '--work-dir', str(folder / 'test')])
+    measured = json.loads(out.read_text(encoding='utf-8'))
+    metrics = {key: value for key, value in measured['metrics'].items()
+               if value is not None}
+    return {
+        'variant': run.variant,
+        'seed': run.seed,
+        'config': run.config,
+        'value': metrics.get(table.metric, 0.0),
+        'metrics': metrics,
+        **times,
+        'eval_seconds': round(measured['eval_seconds'], 1),
+        'parameters': count_parameters(checkpoint),
+        'checkpoint': publish(table, run, checkpoint),
+        'command': command_of(table, run, options),
+        'commit': commit,
+    }
+
+
+def command_of(table: FloatTable, run: Run, options: Sequence[str]) -> str:
+    """Return the command line that measures a run anew."""
+    words = ['python', 'tools/run_float.py', table.path.as_posix(),
+             '--redo', '--runs', f'^{re.escape(run.name)}$']
+    if options:
+        words += ['--train-options', *options]
+    return shlex.join(words)
+
+
+def count_parameters(checkpoint: str | Path) -> int:
+    """Return the number of weights, without statistics of norms."""
+    content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+    return sum(
+        value.numel() for key, value in content['state_dict'].items()
+        if key.rpartition('.')[2] not in STATISTICS)
+
+
+def publish(table: FloatTable, run: Run, checkpoint: str) -> str | None:
+    """Publish a run of the table's published seed; returns the file."""
+    if table.checkpoints is None or run.seed != table.publish:
+        return None
+    out = Path(table.checkpoints) / f'{Path(run.config).stem}.pth'
+    out.parent.mkdir(parents=True, exist_ok=True)
+    call([str(TOOLS / 'publish_checkpoint.py'), run.config, checkpoint,
+          str(out)])
+    return out.as_posix()
+
+
+def put_run(results: Results, row: dict[str, Any],
+            order: Sequence[str]) -> None:
+    """Add a row, or replace the one of its variant and seed."""
+    rows = {name_of(old): old for old in results['rows']}
+    rows[name_of(row)] = row
+    places = {name: place for place, name in enumerate(order)}
+    results['rows'] = sorted(
+        rows.values(), key=lambda one: places.get(name_of(one), len(places)))
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """Return ``<variant> <seed>`` of a measured row."""
+    return f'{row["variant"]} {row["seed"]}'
+
+
+def run_all(table: FloatTable, args: argparse.Namespace) -> list[str]:
+    """Measure what is lacking; returns the names of runs that failed."""
+    results = load_results(table.results) or {
+        'name': table.name, 'metric': table.metric, 'rows': [],
+        'environment': {}
+    }
+    runs = [run for run in table.runs()
+            if args.runs is None or re.search(args.runs, run.name)]
+    measured = {name_of(row): row for row in results['rows']}
+    if args.list:
+        for run in runs:
+            value = measured.get(run.name, {}).get('value', 'lacking')
+            print(f'{run.name:24} {value}')
+        return []
+    start = time.monotonic()
+    order = [run.name for run in sorted(
+        table.runs(), key=lambda run: [
+            one['name'] for one in table.variants].index(run.variant))]
+    failed = []
+    for run in runs:
+        if run.name in measured and not args.redo:
+            continue
+        minutes = (time.monotonic() - start) / 60
+        if args.max_minutes is not None and minutes > args.max_minutes:
+            print('Out of time: the rest is left for the next call.')
+            break
+        try:
+            row = measure(table, run, options=args.train_options,
+                          fresh=args.redo)
+        except (RuntimeError, OSError, ValueError) as error:
+            print(f'{run.name}: {error}')
+            failed.append(run.name)
+            continue
+        put_run(results, row, order)
+        results['environment'] = describe_environment(torch.device(
+            'cuda' if torch.cuda.is_available() else 'cpu'))
+        save_results(results, table.results)
+        print(f'{run.name}: {row["value"]} ({row["train_seconds"]:.0f} s)')
+    return failed
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure one table.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If the table is refused (the reason is one sentence), or
+            runs failed.
+    """
+    args = parse_args(argv)
+    try:
+        table = read_float_table(args.table)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(str(error)) from error
+    failed = run_all(table, args)
+    if args.list:
+        return
+    print(render_float(table))
+    for record in evaluate_float_targets(table):
+        print(describe_float_target(record))
+    if failed:
+        raise SystemExit(f'{len(failed)} runs failed: {", ".join(failed)}')
+
+
+if __name__ == '__main__':
+    main()
