@@ -89,10 +89,9 @@ class Measurement:
         path = checkpoint_file(table)
         cfg = measured_config(table, self.work_dir)
         self.evaluator = cfg.test_evaluator
-        reference = cfg.get('reference_evaluator')
-        if reference is not None:
-            # The others may need the file that this one writes.
-            cfg.test_evaluator = reference
+        # Runs first: the others may need the file that it writes.
+        self.reference = cfg.get('reference_evaluator')
+        cfg.test_evaluator = self.reference or cfg.test_evaluator
         self.runner = build_runner(cfg)
         self.loop = self.runner.test_loop
         self.model = self.runner.model
@@ -101,8 +100,6 @@ class Measurement:
         load_float_weights(self.model, read_checkpoint(path), path=path)
         self.model.eval()
         self._batches: dict[int, Replay] = {}
-        if reference is not None:
-            self.evaluate(copy.deepcopy(self.model), evaluator=reference)
 
     def environment(self) -> dict[str, Any]:
         """Return versions and resources, nothing that names a machine."""
@@ -224,6 +221,9 @@ class Measurement:
         Returns:
             Its metrics, flat, and the wall time in seconds.
         """
+        if evaluator is None and self.reference is not None:
+            reference, self.reference = self.reference, None
+            self.evaluate(copy.deepcopy(self.model), evaluator=reference)
         evaluator = self.runner.build_evaluator(evaluator or self.evaluator)
         dataset = self.loop.dataloader.dataset
         evaluator.dataset_meta = getattr(dataset, 'metainfo', None)

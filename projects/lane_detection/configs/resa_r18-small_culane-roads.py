@@ -26,4 +26,4 @@ model = dict(
         seg_loss='cross_entropy', seg_weight=1.0, lane_width=36),
     test_cfg=dict(row_step=10))
 
-train_cfg = dict(max_epochs=10, val_interval=10)
+train_cfg = dict(max_epochs=6, val_interval=6)
