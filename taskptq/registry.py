@@ -183,4 +183,6 @@ QUANTIZERS = _root('quantizer', 'taskptq.engine.builder', 'taskptq.methods')
 RECON_LOSSES = _root('reconstruction loss', 'taskptq.engine.builder',
                      'taskptq.methods')
 REWRITES = _root('model rewrite', 'taskptq.engine.builder', 'taskptq.methods')
-ADAPTERS = _root('adapter', 'taskptq.engine.adapters')
+ADAPTERS = _root('adapter', 'taskptq.engine.adapters',
+                 'taskptq.engine.detr_adapters',
+                 'taskptq.engine.grid_adapters')

@@ -1,6 +1,8 @@
 """Every config parses; the zoo configs quantize their models whole."""
 from __future__ import annotations
 
+import copy
+import importlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ pytest.importorskip('mmengine')
 pytest.importorskip('mmdet')
 pytest.importorskip('mmseg')
 
+import mmdet
 from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import HOOKS, DefaultScope, init_default_scope
@@ -24,7 +27,7 @@ from taskptq.apis import build_model
 from taskptq.calibration import calibrate, freeze
 from taskptq.calibration.reconstruct import ReconstructionConfig
 from taskptq.engine.adapters import flatten
-from taskptq.engine.builder import build_qconfig, to_plain
+from taskptq.engine.builder import build_loss, build_qconfig, to_plain
 from taskptq.engine.calibration_data import CalibrationConfig
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.modules import quant_modules
@@ -33,6 +36,8 @@ from taskptq.prepare import SwapReport, prepare, split_blocks
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob('*.py'))
 METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
+TABLES = sorted(CONFIGS.glob('*/*.table.yml'))
+HOST_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 # Config -> type of its blocks (one that must be among them) and the layers
 # that stay float, by class.
 ZOO = {
@@ -55,8 +60,28 @@ ZOO = {
     'upernet/upernet_swin-t_qdrop-w4a8_calib256_cityscapes.py':
     ('SwinBlock', set()),
 }
+# Config -> config of the host whose model it quantizes, and the classes of
+# the layers that stay float. Too large to run here.
+DETR_ZOO = {
+    'detr/detr_r50_drd-w4a4-8_calib256_coco.py':
+    ('detr/detr_r50_8xb2-150e_coco.py', {'Embedding'}),
+    'conditional_detr/conditional-detr_r50_drd-w4a4-8_calib256_coco.py':
+    ('conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+     {'Embedding'}),
+    'deformable_detr/deformable-detr_r50_drd-w4a4-8_calib256_coco.py':
+    ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+     {'Embedding', 'DeformableDETR'}),
+    'dino/dino-4scale_r50_drd-w4a4-8_calib256_coco.py':
+    ('dino/dino-4scale_r50_8xb2-12e_coco.py', {'Embedding', 'DINO'}),
+}
+# Bits of a DETR -> of weights, of activations; attention has 8.
+DETR_BITS = {'w8a8': (8, 8), 'w6a6-8': (6, 6), 'w4a4-8': (4, 4),
+             'w3a3-8': (3, 3), 'w2a4-8': (2, 4), 'w2a2-8': (2, 2)}
+DETR_METHODS = ('minmax', 'mse', 'adaround', 'qdrop', 'da', 'fqm', 'drd',
+                'drd-centering')
 NAME = re.compile(r'[a-z0-9-]+(_[a-z0-9-]+)*_[a-z0-9-]+-w(?P<weight>\d)'
-                  r'a(?P<activation>\d)_calib(?P<images>\d+)_[a-z0-9]+\.py')
+                  r'a(?P<activation>\d)(-(?P<attention>\d))?'
+                  r'_calib(?P<images>\d+)_[a-z0-9]+\.py')
 ATTENTION = {
     'WindowMSA', 'ConditionalAttention', 'MultiScaleDeformableAttention'
 }
@@ -99,7 +124,7 @@ def test_fragments_own_disjoint_keys() -> None:
         for folder in ('quant', 'calibration')
     }
     assert keys == {
-        'quant': {'qconfig', 'reconstruction'},
+        'quant': {'qconfig', 'reconstruction', 'rewrites', 'distillation'},
         'calibration': {'calibration'}
     }
 
@@ -117,13 +142,16 @@ def test_metafile_names_files_that_exist(path: Path) -> None:
         assert (root / model['Config']).is_file()
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', [*ZOO, *DETR_ZOO])
 def test_zoo_name_says_what_it_does(name: str, host_scope: None) -> None:
     cfg = load(name)
     match = NAME.fullmatch(Path(name).name)
     assert match is not None
     assert cfg.qconfig.weight.num_bits == int(match['weight'])
     assert cfg.qconfig.activation.num_bits == int(match['activation'])
+    if match['attention'] is not None:
+        assert cfg.qconfig.attention.num_bits == int(match['attention'])
+        assert cfg.qconfig.softmax.num_bits == int(match['attention'])
     assert cfg.calibration.num_images == int(match['images'])
     assert cfg.reconstruction.drop_prob == 0.5
     hook = HOOKS.build(cfg.custom_hooks[-1])
@@ -222,7 +250,7 @@ def quantizable(model: nn.Module) -> dict[str, str]:
 
 
 def check_coverage(report: SwapReport, expected: dict[str, str],
-                   float_kinds: set[str]) -> None:
+                   float_kinds: set[str], *, weight_bits: int = 4) -> None:
     rows = {row.name: row for row in report.rows}
     assert len(rows) == len(report.rows)
     assert set(expected) <= set(rows)
@@ -237,7 +265,7 @@ def check_coverage(report: SwapReport, expected: dict[str, str],
     assert weights == {8}
     inner = {row.weight_bits for row in report.rows
              if row.status == 'quantized' and not row.reason}
-    assert inner <= {4, None}
+    assert inner <= {weight_bits, None}
 
 
 def check_equal(now: dict[str, Tensor], before: dict[str, Tensor]) -> None:
@@ -293,3 +321,84 @@ def test_zoo_model_is_quantized_whole(name: str, host_scope: None) -> None:
         assert sample.pred_sem_seg.shape == (HEIGHT, WIDTH)
     else:
         assert sample.pred_instances.bboxes.shape[1] == 4
+
+
+@pytest.mark.parametrize('bits', DETR_BITS)
+@pytest.mark.parametrize('method', DETR_METHODS)
+def test_detr_fragment_has_its_bits(bits: str, method: str) -> None:
+    fragment = load(f'_base_/quant/{bits}_{method}.py')
+    weight, activation = DETR_BITS[bits]
+    points = build_qconfig(fragment.qconfig).points
+    assert points['weight']['num_bits'] == weight
+    assert points['activation']['num_bits'] == activation
+    for point in ('attention', 'query', 'key', 'value', 'softmax'):
+        assert points[point]['num_bits'] == 8
+    # Also the baselines' weights: at 2 bits it decides.
+    assert weight > 3 or not points['weight']['symmetric']
+    loss = (fragment.reconstruction or {}).get('loss')
+    if loss is not None:
+        assert type(build_loss(to_plain(loss))).__name__ == loss.type
+    assert (loss is not None) is method.startswith(('fqm', 'drd'))
+    aligned = [override['query']['type']
+               for override in fragment.qconfig.get('overrides', [])]
+    expected = method == 'da' or method.startswith('drd')
+    assert aligned == ['AlignedQuantizer'] * expected
+
+
+@pytest.mark.parametrize('name', DETR_ZOO)
+def test_detr_zoo_leaves_the_model_alone(name: str) -> None:
+    host = Config.fromfile(HOST_CONFIGS / DETR_ZOO[name][0])
+    model = load(name).model.to_dict()
+    # mmengine notes where an inherited model comes from.
+    assert model.pop('_scope_', 'mmdet') == 'mmdet'
+    assert model == host.model.to_dict()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', DETR_ZOO)
+def test_detr_zoo_is_prepared_at_all_bits(name: str,
+                                          host_scope: None) -> None:
+    cfg = load(name)
+    cfg.model = offline(cfg.model.to_dict())
+    official = build_model(copy.deepcopy(cfg)).state_dict()
+    for bits, (weight, activation) in DETR_BITS.items():
+        # Deformable DETR writes into its config.
+        model = build_model(copy.deepcopy(cfg))
+        model.load_state_dict(official, strict=True)
+        expected = quantizable(model)
+        fragment = load(f'_base_/quant/{bits}_drd.py')
+        report = prepare(model, build_qconfig(fragment.qconfig))
+        check_coverage(
+            report, expected, DETR_ZOO[name][1], weight_bits=weight)
+        check_detr(report, activation)
+        decoder = {name: type(module).__name__
+                   for name, module in model.named_modules()
+                   if name.endswith('query_quantizer')
+                   and name.startswith('decoder.')}
+        assert set(decoder.values()) == {'AlignedQuantizer'}
+        # Deformable cross-attention has no queries that meet keys.
+        per_layer = 1 if 'deformable' in name or 'dino' in name else 2
+        assert len(decoder) == 6 * per_layer
+
+
+def check_detr(report: SwapReport, activation_bits: int) -> None:
+    """Attention has 8 bits; inner activations have theirs."""
+    rows = [row for row in report.rows if row.status == 'quantized']
+    attentions = [row for row in rows if row.softmax_bits is not None]
+    assert len(attentions) == 6 + 2 * 6
+    for row in attentions:
+        assert {row.attention_bits, row.softmax_bits} == {8}
+    inner = {row.activation_bits for row in rows if not row.reason}
+    assert inner <= {activation_bits, None}
+
+
+@pytest.mark.parametrize('path', TABLES, ids=lambda p: p.stem)
+def test_rows_of_tables_have_their_fragments(
+        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(CONFIGS.parent / 'tools'))
+    table = importlib.import_module('_table').read_table(path)
+    assert (CONFIGS.parent / table.config).is_file()
+    rows = table.rows()
+    assert rows
+    for row in rows:
+        assert (CONFIGS.parent / row.fragment).is_file(), row.name

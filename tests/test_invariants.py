@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from taskptq.calibration import calibrate, freeze
-from taskptq.core import LSQQuantizer, PowerOfTwoQuantizer
-from taskptq.core.state import float_only, quantizers, quantizing
+from taskptq.core import AlignedQuantizer, LSQQuantizer, PowerOfTwoQuantizer
+from taskptq.core.state import aligning, float_only, quantizers, quantizing
 from taskptq.export import load, pack_model, save, unpack_model
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, prepare
@@ -57,6 +57,20 @@ QCONFIGS = {
             'observer': {'type': 'AttentionOutputObserver', 'per_head': True},
         },
     },
+    'w4a4-8-per-head': {
+        'weight': {'num_bits': 4},
+        'activation': {'type': 'LSQQuantizer', 'num_bits': 4},
+        'attention': {'num_bits': 8, 'per_head': True, 'observer': MSE},
+        'softmax': {'num_bits': 8, 'per_head': True},
+    },
+    'w4a4-8-aligned': {
+        'weight': {'num_bits': 4},
+        'activation': {'type': 'LSQQuantizer', 'num_bits': 4},
+        'attention': {'num_bits': 8, 'per_head': True},
+        'query': {'type': 'AlignedQuantizer', 'observer': MSE},
+        'key': {'num_bits': 6, 'per_head': False},
+        'softmax': {'num_bits': 8},
+    },
     'w4a4-analytic-clip': {
         'weight': {'num_bits': 4, 'observer': {'type': 'ACIQObserver'}},
         'activation': {'num_bits': 4, 'observer': {'type': 'ACIQObserver'}},
@@ -70,11 +84,12 @@ QCONFIGS = {
     },
 }
 ATTENTION = ('transformer', 'window', 'relative', 'two-way')
+HEADED = ('power-of-two', 'per-head', 'aligned')
 ROWS = [
     (model, qconfig)
     for model in TINY_MODELS
     for qconfig in QCONFIGS
-    if model in ATTENTION or 'power-of-two' not in qconfig
+    if model in ATTENTION or not any(part in qconfig for part in HEADED)
 ]
 every_row = pytest.mark.parametrize(
     ('name', 'qconfig'), ROWS, ids=['-'.join(row) for row in ROWS]
@@ -272,6 +287,7 @@ def test_evaluation_is_deterministic(name, qconfig):
         ('w4a4-power-of-two', PowerOfTwoQuantizer),
         ('w4a4-power-of-two-searched', PowerOfTwoQuantizer),
         ('w4a4-power-of-two-per-head', PowerOfTwoQuantizer),
+        ('w4a4-8-aligned', AlignedQuantizer),
     ],
 )
 @pytest.mark.parametrize('name', ATTENTION)
@@ -288,6 +304,33 @@ def test_every_head_has_a_grid(name):
             heads = model.get_submodule(path.rpartition('.')[0]).num_heads
             assert quantizer.scale.shape == quantizer.tau.shape == (heads,)
             assert quantizer.scale.unique().numel() > 1
+
+
+@pytest.mark.parametrize('name', ATTENTION)
+def test_every_head_has_its_operands_grids(name):
+    model = shared_calibrated(name, 'w4a4-8-per-head')
+    seen = set()
+    for path, quantizer in quantizers(model):
+        owner, _, point = path.rpartition('.')
+        if not point.startswith(('query', 'key_q', 'value_q', 'softmax')):
+            continue
+        heads = model.get_submodule(owner).num_heads
+        assert quantizer.scale.shape == (heads,)
+        assert quantizer.scale.unique().numel() > 1
+        seen.add(point)
+    assert len(seen) == 4
+
+
+@pytest.mark.parametrize('name', ATTENTION)
+def test_alignment_alone_differs_from_float_and_from_quantized(name):
+    model = calibrated(name, 'w4a4-8-aligned')
+    outputs = []
+    for context in (float_only, aligning, quantizing):
+        with context(model):
+            outputs.append(output(model, name))
+    errors = [float((x - outputs[0]).abs().max()) for x in outputs]
+    assert 1e-4 < errors[1] < float(outputs[0].abs().max())
+    assert not torch.equal(outputs[1], outputs[2])
 
 
 @pytest.mark.parametrize('name', TINY_MODELS)

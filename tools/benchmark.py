@@ -4,6 +4,7 @@
     python tools/benchmark.py reconstruction-speed CONFIG CHECKPOINT
     python tools/benchmark.py memory [CONFIG CHECKPOINT]
     python tools/benchmark.py profile CONFIG CHECKPOINT [--unit NAME]
+    python tools/benchmark.py head-cost GRID_CONFIG PLAIN_CONFIG
 
 Each prints what it found and writes it as JSON, with the command, the commit
 and the environment. What is compared is always run in turns within one call.
@@ -17,6 +18,7 @@ from typing import Any
 
 from benchmarks import (
     eval_speed,
+    head_cost,
     memory,
     profiling,
     reconstruction_speed,
@@ -42,6 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     # What the memory benchmark starts for each number of images.
     _add_memory(commands, 'memory-worker')
     _add_profile(commands)
+    _add_head_cost(commands)
     return parser.parse_args(argv)
 
 
@@ -119,6 +122,25 @@ def _add_profile(commands: Any) -> None:
         '--rows', type=int, default=20, help='operators to list')
 
 
+def _add_head_cost(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        'head-cost', help='inference of grid heads against plain ones')
+    parser.add_argument('config', help='config with grid heads')
+    parser.add_argument('plain', help='config of the same with plain heads')
+    parser.add_argument(
+        '--checkpoint', help='weights of the former (default: random)')
+    parser.add_argument(
+        '--plain-checkpoint', help='weights of the latter (default: random)')
+    parser.add_argument(
+        '--repeats', type=int, default=10, help='timed calls of each')
+    parser.add_argument(
+        '--batch-size', type=int, default=2, help='images of a call')
+    parser.add_argument(
+        '--size', type=int, nargs=2, default=(320, 320),
+        metavar=('HEIGHT', 'WIDTH'), help='pixels of an image')
+    parser.add_argument('--out', help='JSON file to write')
+
+
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run one benchmark.
 
@@ -132,6 +154,10 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         key: value for key, value in vars(args).items()
         if key not in ('benchmark', 'config', 'checkpoint', 'out')
     }
+    if args.benchmark == 'head-cost':
+        options |= {'checkpoint': args.checkpoint, 'size': tuple(args.size)}
+        result = head_cost.measure(args.config, **options)
+        return result, head_cost.lines(result)
     if args.benchmark == 'memory':
         options['script'] = __file__
     module: Any = {

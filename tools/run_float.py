@@ -4,7 +4,8 @@
 
 Each run is one ``tools/train.py`` and one ``tools/test.py``; the results file
 ``configs/<family>/results/<name>.float.json`` is written after every run, and
-an interrupted training goes on from its last checkpoint.
+an interrupted training goes on from its last checkpoint; a finished one whose
+test was interrupted is only tested.
 """
 from __future__ import annotations
 
@@ -36,6 +37,10 @@ from _results import Results, load_results, save_results
 TOOLS = Path(__file__).resolve().parent
 WORK_DIR = Path('work_dirs') / 'float'
 LAST = 'last_checkpoint'
+# Times of a training that came to its end, in its folder.
+FINISHED = 'training.json'
+# The test follows; what training costs is measured without one.
+NO_VALIDATION = 'train_cfg.val_begin=1000000000'
 STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
@@ -109,18 +114,23 @@ def train(table: FloatTable, run: Run, *, options: Sequence[str],
         those of the last part only.
     """
     folder = work_dir_of(table, run)
+    finished = folder / FINISHED
+    if finished.is_file() and not fresh:
+        return dict(json.loads(finished.read_text(encoding='utf-8')))
+    finished.unlink(missing_ok=True)
     words = [str(TOOLS / 'train.py'), run.config, '--work-dir', str(folder),
              '--seed', str(run.seed)]
     resumed = (folder / LAST).is_file() and not fresh
     if resumed:
         words.append('--resume')
-    if options:
-        words += ['--cfg-options', *options]
+    words += ['--cfg-options', NO_VALIDATION, *options]
     wall, processor = call(words)
     note = {'note': 'training was interrupted: times are of its last part'}
-    return {'train_seconds': round(wall, 1),
-            'train_cpu_seconds': round(processor, 1),
-            **(note if resumed else {})}
+    times = {'train_seconds': round(wall, 1),
+             'train_cpu_seconds': round(processor, 1),
+             **(note if resumed else {})}
+    finished.write_text(json.dumps(times), encoding='utf-8')
+    return times
 
 
 def measure(table: FloatTable, run: Run, *, options: Sequence[str],
@@ -154,7 +164,7 @@ def measure(table: FloatTable, run: Run, *, options: Sequence[str],
 def command_of(table: FloatTable, run: Run, options: Sequence[str]) -> str:
     """Return the command line that measures a run anew."""
     words = ['python', 'tools/run_float.py', table.path.as_posix(),
-             '--redo', '--runs', f'^{re.escape(run.name)}$']
+             '--redo', '--runs', f'^{run.name}$']
     if options:
         words += ['--train-options', *options]
     return shlex.join(words)

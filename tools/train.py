@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mmengine.config import Config, DictAction
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from taskptq.apis import read_config
 
@@ -88,9 +88,21 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        resume(cfg, args.resume)
     return cfg
+
+
+def resume(cfg: Config, checkpoint: str) -> None:
+    """Say where to go on from; with nothing there, the training begins.
+
+    Args:
+        cfg: Config with its ``work_dir``; changed in place.
+        checkpoint: Path, or ``auto`` for the latest in the ``work_dir``.
+    """
+    if checkpoint != 'auto':
+        cfg.resume, cfg.load_from = True, checkpoint
+    elif find_latest_checkpoint(cfg.work_dir) is not None:
+        cfg.resume, cfg.load_from = True, None
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -26,6 +26,9 @@ class ReconstructionConfig:
         network_steps: Optimizer steps on the whole network once all layers
             or blocks are done; the loss then acts there alone, and the units
             are trained on the mean squared error. Needs the model's adapter.
+        network_train: Name patterns of the layers that are trained on the
+            whole network, e.g. ``('decoder*', 'bbox_head*')``; the others
+            stay as they are. Empty: all.
         batch_size: Images of a minibatch, where rows can be drawn.
         rows_per_image: Most rows per image where rows are not images.
         weight_lr: Adam's learning rate of the roundings; held for half of
@@ -58,6 +61,7 @@ class ReconstructionConfig:
     scope: str = 'block'
     steps: int = 400
     network_steps: int = 0
+    network_train: tuple[str, ...] = ()
     batch_size: int = 8
     rows_per_image: int = 32
     weight_lr: float = 0.25
@@ -99,6 +103,13 @@ class ReconstructionConfig:
                 f"{self.network_steps} cannot follow rounding='gptq': choose "
                 "'adaround' or 'nearest'"
             )
+        if self.network_train and not (
+            self.network_steps or self.scope == 'network'
+        ):
+            raise ValueError(
+                f'reconstruction.network_train={self.network_train} trains '
+                "on the whole network: set network_steps, or scope='network'"
+            )
         for name in ('drop_prob', 'warmup'):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -121,13 +132,23 @@ class ReconstructionConfig:
                 f'{", ".join(known)}'
             )
         values = dict(config)
-        if 'blocks' in values:
-            values['blocks'] = tuple(values['blocks'])
+        for name in ('blocks', 'network_train'):
+            if isinstance(values.get(name), str):
+                raise ValueError(
+                    f'reconstruction.{name}={values[name]!r} must be a list '
+                    'of patterns'
+                )
+            if name in values:
+                values[name] = tuple(values[name])
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
-        return {**asdict(self), 'blocks': list(self.blocks)}
+        lists = {
+            'blocks': list(self.blocks),
+            'network_train': list(self.network_train),
+        }
+        return {**asdict(self), **lists}
 
 
 def _choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:

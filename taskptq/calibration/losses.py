@@ -56,12 +56,15 @@ class NetworkProbe:
         run: Number of a batch -> named head outputs of the quantized model
             as it is now, without gradient and without random drop.
         adapter: The model's adapter.
+        batches: The collated calibration batches, for losses that run
+            another model on them.
     """
 
     heads_float: Sequence[Mapping[str, Tensor]]
     metas: Sequence[Sequence[Mapping[str, Any]]]
     run: Callable[[int], Mapping[str, Tensor]]
     adapter: Any
+    batches: Sequence[Any] = ()
 
 
 class MSEReconLoss:

@@ -1,21 +1,29 @@
 """Network scope: named heads of the adapter, all layers at once."""
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.capture import batch_length
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.losses import NetworkProbe, ReconLoss
 from taskptq.calibration.progress import RunProgress
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
+from taskptq.calibration.tree import flatten, unflatten
 from taskptq.core import dropping, float_only, quantizing
+from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit
+from taskptq.prepare.patterns import check_all_used, matches
+
+logger = logging.getLogger('taskptq')
 
 
 class NetworkData:
@@ -29,7 +37,10 @@ class NetworkData:
         adapter: The model's adapter. If it has ``forward_like``, with the
             arguments of ``forward_heads`` and the float outputs ``heads``,
             the quantized model runs through that: outputs for each instance
-            are then computed for the instances of the float model.
+            are then computed for the instances of the float model. If it
+            has ``trunk(model, batch)`` -> plain inputs and
+            ``forward_from(model, inputs, heads=...)``, see
+            :meth:`keep_trunks`.
     """
 
     def __init__(
@@ -41,6 +52,8 @@ class NetworkData:
         self.targets: list[dict[str, Tensor]] = []
         self.metas: list[list[Mapping[str, Any]]] = []
         self.lengths: list[int] = []
+        self.cache: ActivationCache | None = None
+        self.trunks: list[tuple[int, Any]] = []  # leaves, skeleton
         with calibration_mode(model), float_only(model):
             for batch in batches:
                 heads = adapter.forward_heads(model, batch)
@@ -60,15 +73,70 @@ class NetworkData:
 
     def run(self, number: int) -> dict[str, Tensor]:
         """Run the model as it is switched now on one batch."""
+        target = self.targets[number]
+        if self.trunks:
+            trunk = self._trunk(number)
+            return dict(
+                self.adapter.forward_from(self.model, trunk, heads=target)
+            )
         batch = self.batches[number]
         forward_like = getattr(self.adapter, 'forward_like', None)
         if forward_like is None:
             heads = self.adapter.forward_heads(self.model, batch)
         else:
-            heads = forward_like(
-                self.model, batch, heads=self.targets[number]
-            )
+            heads = forward_like(self.model, batch, heads=target)
         return dict(heads)
+
+    def keep_trunks(
+        self, trained: frozenset[str], *, cache: ActivationCache
+    ) -> bool:
+        """Run what comes before all trained layers once, not at each step.
+
+        It is that of the quantized model as it is now, without drop, since
+        nothing in it is trained. Does nothing where the adapter cannot
+        split the model, or a trained layer lies before the split.
+
+        Args:
+            trained: Names of the layers that are trained.
+            cache: Takes what the rest of the model reads.
+
+        Returns:
+            Whether it is kept.
+        """
+        trunk = getattr(self.adapter, 'trunk', None)
+        if trunk is None:
+            return False
+        met: list[str] = []
+        trunks = []
+        with ExitStack() as stack:
+            for context in (
+                calibration_mode(self.model),
+                quantizing(self.model),
+                dropping(self.model, drop_prob=0.0),
+            ):
+                stack.enter_context(context)
+            for name, module in quant_modules(self.model):
+                if name in trained:
+                    handle = module.register_forward_pre_hook(
+                        lambda *_, name=name: met.append(name)
+                    )
+                    stack.callback(handle.remove)
+            for number, batch in enumerate(self.batches):
+                leaves, skeleton = flatten(trunk(self.model, batch))
+                if met:
+                    return False
+                for index, leaf in enumerate(leaves):
+                    cache.put((number, index), leaf)
+                trunks.append((len(leaves), skeleton))
+        self.cache, self.trunks = cache, trunks
+        return True
+
+    def _trunk(self, number: int) -> Any:
+        """Return what the rest of the model reads of a batch."""
+        assert self.cache is not None
+        count, skeleton = self.trunks[number]
+        leaves = [self.cache.get((number, index)) for index in range(count)]
+        return unflatten(leaves, skeleton)
 
     def run_quantized(self, number: int) -> dict[str, Tensor]:
         """Run the quantized model as it is now, without drop or gradient."""
@@ -86,6 +154,7 @@ class NetworkData:
             metas=self.metas,
             run=self.run_quantized,
             adapter=self.adapter,
+            batches=self.batches,
         )
 
 
@@ -112,7 +181,8 @@ def train_network(
         on_trained: Called with the unit, its roundings soft.
 
     Raises:
-        ValueError: If the rounding cannot be learned.
+        ValueError: If the rounding cannot be learned, or a pattern of
+            ``network_train`` matches nothing.
     """
     if config.rounding == 'gptq':
         raise ValueError(
@@ -120,23 +190,71 @@ def train_network(
             'without network_steps'
         )
     start = time.perf_counter()
+    trained = trained_layers(model, config.network_train)
     data = NetworkData(model, batches, adapter)
+    cache = ActivationCache(config.cache_bytes)
+    try:
+        if trained is not None and data.keep_trunks(trained, cache=cache):
+            logger.info(
+                'network_train: what comes before the trained layers runs '
+                'once'
+            )
+        result = _train(
+            Unit('', model, trained), data, config, loss, progress, on_trained
+        )
+    finally:
+        cache.close()
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _train(
+    unit: Unit,
+    data: NetworkData,
+    config: ReconstructionConfig,
+    loss: ReconLoss,
+    progress: bool,
+    on_trained: Callable[[Unit], None] | None,
+) -> UnitResult:
     begin = getattr(loss, 'begin', None)
     if begin is not None:
         begin(data.probe())
     with RunProgress(1, config.steps, enabled=progress) as display:
         display.start_unit(0, 'network')
-        result = train_unit(
-            Unit('', model),
+        return train_unit(
+            unit,
             data.draw,
             config,
             loss=loss,
-            adapter=adapter,
+            adapter=data.adapter,
             on_step=display.step,
             on_trained=on_trained,
         )
-    result.seconds = time.perf_counter() - start
-    return result
+
+
+def trained_layers(
+    model: nn.Module, patterns: Sequence[str]
+) -> frozenset[str] | None:
+    """Return the names of the layers that patterns choose, None for all.
+
+    Args:
+        model: Swapped model.
+        patterns: ``reconstruction.network_train``.
+
+    Raises:
+        ValueError: If a pattern matches no layer.
+    """
+    if not patterns:
+        return None
+    names = [name for name, _ in quant_modules(model)]
+    check_all_used(
+        patterns, names, argument='reconstruction.network_train'
+    )
+    return frozenset(
+        name
+        for name in names
+        if any(matches(name, pattern) for pattern in patterns)
+    )
 
 
 def batch_metas(batch: Any) -> list[Mapping[str, Any]]:

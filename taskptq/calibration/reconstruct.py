@@ -19,7 +19,7 @@ from taskptq.calibration.closed_form import round_unit
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.losses import MSEReconLoss, ReconLoss
-from taskptq.calibration.network import train_network
+from taskptq.calibration.network import train_network, trained_layers
 from taskptq.calibration.progress import RunProgress
 from taskptq.calibration.resume import UnitStates
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
@@ -103,6 +103,8 @@ def reconstruct(
             "reconstruction.scope='network' needs the model's adapter, as "
             'network_steps do: register one for the detector class'
         )
+    # A pattern without a match shall be told before hours of units.
+    trained_layers(model, config.network_train)
     start = time.perf_counter()
     run = _Run(
         model, batches, config, forward, loss or MSEReconLoss(), adapter

@@ -54,6 +54,7 @@ class _Learned:
 
     roundings: list[AdaRoundQuantizer] = field(default_factory=list)
     scales: list[nn.Parameter] = field(default_factory=list)
+    magnitudes: list[float] = field(default_factory=list)
 
     def parameters(self) -> list[nn.Parameter]:
         return [rounding.alpha for rounding in self.roundings] + self.scales
@@ -130,8 +131,12 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
             learned.roundings.extend(_start_rounding(module))
     if config.learn_scales:
         for name, quantizer in quantizers(unit.module):
-            if not is_weight_quantizer(name):
-                learned.scales.extend(quantizer.learnable())
+            owner = unit.qualified(name.rpartition('.')[0])
+            if is_weight_quantizer(name) or not unit.includes(owner):
+                continue
+            for parameter in quantizer.learnable():
+                learned.scales.append(parameter)
+                learned.magnitudes.append(quantizer.magnitude_of(parameter))
     for scale in learned.scales:
         scale.requires_grad_(True)
     return learned
@@ -175,10 +180,12 @@ class _Trainer:
         if self.learned.roundings:
             alphas = [r.alpha for r in self.learned.roundings]
             groups.append({'params': alphas, 'lr': self.config.weight_lr})
-        for scale in self.learned.scales:
+        for scale, magnitude in zip(
+            self.learned.scales, self.learned.magnitudes, strict=True
+        ):
             # Adam's steps have the size of lr whatever the gradient's: a
             # relative one suits scales of any magnitude
-            lr = self.config.scale_lr * float(scale.detach().abs().mean())
+            lr = self.config.scale_lr * magnitude
             groups.append({'params': [scale], 'lr': lr})
         return torch.optim.Adam(groups, fused=True)
 

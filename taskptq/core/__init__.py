@@ -1,5 +1,6 @@
 """Layer 0: the numeric core; torch only."""
 from taskptq.core.adaround import AdaRoundQuantizer
+from taskptq.core.alignment import AlignedQuantizer
 from taskptq.core.analytic_clip import ACIQObserver
 from taskptq.core.attention_output import AttentionOutputObserver
 from taskptq.core.config import QuantizerConfig
@@ -16,6 +17,7 @@ from taskptq.core.power_of_two import PowerOfTwoQuantizer
 from taskptq.core.quantizers import AffineQuantizer, LSQQuantizer, Quantizer
 from taskptq.core.spec import QuantSpec
 from taskptq.core.state import (
+    aligning,
     dropping,
     enable,
     float_only,
@@ -27,6 +29,7 @@ __all__ = [
     'ACIQObserver',
     'AdaRoundQuantizer',
     'AffineQuantizer',
+    'AlignedQuantizer',
     'AttentionOutputObserver',
     'HistogramObserver',
     'KLObserver',
@@ -40,6 +43,7 @@ __all__ = [
     'QuantSpec',
     'Quantizer',
     'QuantizerConfig',
+    'aligning',
     'dropping',
     'enable',
     'float_only',

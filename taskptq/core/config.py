@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from taskptq.core.head_observer import HEAD_AXIS, HeadObserver
 from taskptq.core.observers import MinMaxObserver, Observer
 from taskptq.core.quantizers import AffineQuantizer, Quantizer
 from taskptq.core.spec import QuantSpec
@@ -16,7 +17,8 @@ class QuantizerConfig:
 
     Args:
         spec: Grid; a counterpart may set ``ch_axis`` by its weight's layout.
-        per_channel: One scale per output channel (weights only).
+        per_channel: One scale per output channel of a weight, or per head
+            of an operand of attention.
         quantizer: Class of the quantizer.
         quantizer_kwargs: Its further arguments.
         observer: Class of the observer.
@@ -30,17 +32,30 @@ class QuantizerConfig:
     observer: type[Observer] = MinMaxObserver
     observer_kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def build(self, *, ch_axis: int | None = None) -> Quantizer:
+    def build(
+        self, *, ch_axis: int | None = None, num_heads: int | None = None
+    ) -> Quantizer:
         """Build a quantizer with a fresh observer.
 
         Args:
             ch_axis: Output-channel axis; used only if ``per_channel``.
+            num_heads: Heads of an operand (B, H, N, C); likewise.
         """
+        if self.per_channel and num_heads is not None:
+            ch_axis = HEAD_AXIS
         spec = replace(
             self.spec, ch_axis=ch_axis if self.per_channel else None
         )
-        observer = self.observer(spec, **self.observer_kwargs)
+        if self.per_channel and num_heads is not None:
+            observer: Observer = HeadObserver(
+                spec, num_heads=num_heads, make=self._make_observer
+            )
+        else:
+            observer = self._make_observer(spec)
         return self.quantizer(spec, observer=observer, **self.quantizer_kwargs)
+
+    def _make_observer(self, spec: QuantSpec) -> Observer:
+        return self.observer(spec, **self.observer_kwargs)
 
     def with_bits(self, num_bits: int) -> QuantizerConfig:
         """Return the same recipe at another bit width."""

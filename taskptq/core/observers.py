@@ -6,6 +6,7 @@ calibration on shards equals calibration on everything where that is exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -71,6 +72,10 @@ class Observer(nn.Module):
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """Take in (C, N) rows whose ends are ``low`` and ``high``, (C,)."""
         raise NotImplementedError
+
+    def parts(self) -> Sequence[Observer]:
+        """Return what the ranks combine: itself, or what it is made of."""
+        return [self]
 
     @property
     def observed(self) -> bool:

@@ -99,6 +99,10 @@ class Quantizer(nn.Module):
         """Return what reconstruction may train (scales)."""
         return []
 
+    def magnitude_of(self, parameter: nn.Parameter) -> float:
+        """Return what the steps of a learnable parameter are relative to."""
+        return float(parameter.detach().abs().mean())
+
     def settle(self) -> None:
         """Bring learned values back to a valid grid, after training."""
 

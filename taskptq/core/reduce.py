@@ -65,6 +65,7 @@ def reduce_observers(observers: Sequence[Observer]) -> None:
     """
     if not (dist.is_available() and dist.is_initialized()):
         return
+    observers = [part for whole in observers for part in whole.parts()]
     if dist.get_world_size() == 1 or not observers:
         return
     for observer in observers:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from taskptq.core.alignment import AlignedQuantizer
 from taskptq.core.quantizers import Quantizer
 
 
@@ -23,20 +24,31 @@ def is_weight_quantizer(name: str) -> bool:
 
 @contextmanager
 def _switched(
-    model: nn.Module, *, observing: bool, weights: bool, activations: bool
+    model: nn.Module,
+    *,
+    observing: bool,
+    weights: bool,
+    activations: bool,
+    aligning: bool = False,
 ) -> Iterator[None]:
     found = list(quantizers(model))
     before = [(q, q.enabled, q.observing) for _, q in found]
+    aligned = [q for _, q in found if isinstance(q, AlignedQuantizer)]
+    align_only = [q.align_only for q in aligned]
     try:
         for name, quantizer in found:
             is_weight = is_weight_quantizer(name)
             quantizer.enabled = weights if is_weight else activations
             quantizer.observing = observing and not is_weight
+        for aligner in aligned:
+            aligner.align_only = aligning
         yield
     finally:
         for quantizer, enabled, was_observing in before:
             quantizer.enabled = enabled
             quantizer.observing = was_observing
+        for aligner, was_only in zip(aligned, align_only, strict=True):
+            aligner.align_only = was_only
 
 
 @contextmanager
@@ -61,6 +73,22 @@ def quantizing(
 def float_only(model: nn.Module) -> Iterator[None]:
     """Run the float model: every quantizer passes through."""
     with _switched(model, observing=False, weights=False, activations=False):
+        yield
+
+
+@contextmanager
+def aligning(model: nn.Module) -> Iterator[None]:
+    """Run the float model with aligned queries and nothing rounded.
+
+    What the model loses here, the alignment of ``AlignedQuantizer`` costs.
+    """
+    with _switched(
+        model,
+        observing=False,
+        weights=False,
+        activations=False,
+        aligning=True,
+    ):
         yield
 
 
@@ -93,3 +121,5 @@ def enable(model: nn.Module) -> None:
     for _, quantizer in quantizers(model):
         quantizer.enabled = True
         quantizer.observing = False
+        if isinstance(quantizer, AlignedQuantizer):
+            quantizer.align_only = False

@@ -14,12 +14,14 @@ from taskptq.engine.calibration_data import (
 )
 from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
 from taskptq.engine.ptq_hook import PTQHook
+from taskptq.engine.qat_hook import QATHook
 
 __all__ = [
     'CalibrationBatches',
     'CalibrationConfig',
     'EvaluationSource',
     'PTQHook',
+    'QATHook',
     'Recipe',
     'build_adapter',
     'build_calibration',

@@ -8,12 +8,13 @@ subclasses until they have one of their own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from taskptq.engine.grid_outputs import num_points, split_map
 from taskptq.registry import ADAPTERS
 
 __all__ = ['Adapter', 'DenseDetectorAdapter', 'SegmentorAdapter', 'flatten']
@@ -106,8 +107,12 @@ class DenseDetectorAdapter(Adapter):
     """One-stage detectors: maps of class scores first, then boxes and others.
 
     Outputs are named ``'{kind}.{level}'``; kind 0 holds the class scores,
-    (N, anchors * classes, H, W).
+    (N, anchors * classes, H, W), kind 1 the boxes.
     """
+
+    head_kinds: ClassVar[dict[str, str]] = {
+        '1.*': 'regression', '*': 'confidence'
+    }
 
     def class_probabilities(self, scores: Tensor) -> Tensor:
         """Return the best foreground probability at each place.
@@ -139,6 +144,23 @@ class DenseDetectorAdapter(Adapter):
             name: by_level.get(name.rpartition('.')[2], ones[name])
             for name in heads
         }
+
+    def box_distributions(self, heads: Mapping[str, Tensor]
+                          ) -> dict[str, Tensor]:
+        """Return what a grid head gave, the points on the last axis.
+
+        Args:
+            heads: Outputs, or weights of their shapes.
+
+        Returns:
+            ``'1.{level}'`` (N, anchors, H, W, 4, n + 1); nothing if the
+            boxes are regressed directly.
+        """
+        points = num_points(self.model.bbox_head)
+        if points is None:
+            return {}
+        return {name: split_map(head, points=points)
+                for name, head in heads.items() if name.startswith('1.')}
 
     def decode(self, heads: Mapping[str, Tensor],
                metas: Sequence[Mapping[str, Any]]) -> list[Any]:

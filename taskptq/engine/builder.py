@@ -15,6 +15,7 @@ from torch import nn
 
 from taskptq import core
 from taskptq.calibration.losses import MSEReconLoss
+from taskptq.engine.teacher import Teacher, build_teacher_model
 from taskptq.prepare.qconfig import QConfig
 from taskptq.registry import (
     ADAPTERS,
@@ -102,8 +103,19 @@ def build_qconfig(config: Mapping[str, Any] | QConfig) -> QConfig:
 
 
 def build_loss(config: Mapping[str, Any] | None) -> Any:
-    """Build a ReconLoss; None stands for the mean squared error."""
-    return None if config is None else RECON_LOSSES.build(dict(config))
+    """Build a ReconLoss; None stands for the mean squared error.
+
+    A ``teacher=dict(config=..., checkpoint=...)`` of it is built first.
+    """
+    if config is None:
+        return None
+    settings = dict(config)
+    teacher = settings.get('teacher')
+    if isinstance(teacher, Mapping):
+        model = build_teacher_model(teacher)
+        name = f'{teacher["config"]} {teacher["checkpoint"]}'
+        settings['teacher'] = Teacher(model, build_adapter(model), name=name)
+    return RECON_LOSSES.build(settings)
 
 
 def build_rewrites(configs: Sequence[Mapping[str, Any]] | None) -> list[Any]:

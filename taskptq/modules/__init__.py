@@ -10,7 +10,12 @@ from taskptq.modules.conv import QuantConv2d, QuantConvTranspose2d
 from taskptq.modules.deform_attention import QuantMultiScaleDeformableAttention
 from taskptq.modules.hosts import counterpart_class
 from taskptq.modules.linear import QuantLinear
-from taskptq.modules.matmul import QuantAttention, attention_bias, quantized
+from taskptq.modules.matmul import (
+    AttendedTap,
+    QuantAttention,
+    attention_bias,
+    quantized,
+)
 from taskptq.modules.multihead_attention import (
     QuantMultiheadAttention,
     leave_fast_paths,
@@ -23,6 +28,7 @@ from taskptq.modules.sharing import SharedInputs, same_tensor, share_inputs
 from taskptq.modules.window_attention import QuantWindowMSA
 
 __all__ = [
+    'AttendedTap',
     'QuantAttention',
     'QuantConditionalAttention',
     'QuantConv2d',

@@ -23,21 +23,36 @@ class Scheme:
     Args:
         weight: Weights of convs and linears.
         activation: Inputs of convs and linears.
-        attention: Operands of attention matmuls (q, k, v).
+        query: Queries, as the matmul of an attention reads them.
+        key: Keys, likewise.
+        value: Values, likewise.
         softmax: Softmax outputs.
     """
 
     weight: QuantizerConfig | None = None
     activation: QuantizerConfig | None = None
-    attention: QuantizerConfig | None = None
+    query: QuantizerConfig | None = None
+    key: QuantizerConfig | None = None
+    value: QuantizerConfig | None = None
     softmax: QuantizerConfig | None = None
 
 
 def build_quantizer(
-    config: QuantizerConfig | None, *, ch_axis: int | None = None
+    config: QuantizerConfig | None,
+    *,
+    ch_axis: int | None = None,
+    num_heads: int | None = None,
 ) -> Quantizer | None:
-    """Build a quantizer, or None where the point stays float."""
-    return None if config is None else config.build(ch_axis=ch_axis)
+    """Build a quantizer, or None where the point stays float.
+
+    Args:
+        config: Recipe.
+        ch_axis: Output-channel axis of a weight.
+        num_heads: Heads of an operand of attention.
+    """
+    if config is None:
+        return None
+    return config.build(ch_axis=ch_axis, num_heads=num_heads)
 
 
 class QuantModule(nn.Module):

@@ -156,5 +156,5 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
             bias=bias,
             dropout=self.attn_drop.p,
         )
-        x = self.out_proj(x.transpose(1, 2).flatten(2))
+        x = self.out_proj(self.attended(x.transpose(1, 2).flatten(2)))
         return x, attention.mean(dim=1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.modules.base import Scheme, build_quantizer
-from taskptq.modules.matmul import quantized
+from taskptq.modules.matmul import AttendedTap, quantized
 from taskptq.modules.sharing import SharedInputs
 
 # Where the host keeps its sampling; it is imported with the first call.
@@ -20,6 +20,7 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
 
     Both operands of its weighted sum are quantized: the projected values
     (``value_quantizer``) and the softmax outputs (``softmax_quantizer``).
+    The sum, before ``output_proj``, passes through ``attended``.
     Sampling locations are coordinates and stay float. ``input_quantizer``
     serves the two projections that read the query; ``value_proj`` and
     ``output_proj`` are children of their own. Used through
@@ -42,8 +43,12 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
     def add_quantizers(self, scheme: Scheme) -> None:
         """Register the quantizers of the query and of the weighted sum."""
         super().add_quantizers(scheme)
-        self.value_quantizer = build_quantizer(scheme.attention)
-        self.softmax_quantizer = build_quantizer(scheme.softmax)
+        heads = self.num_heads
+        self.value_quantizer = build_quantizer(scheme.value, num_heads=heads)
+        self.softmax_quantizer = build_quantizer(
+            scheme.softmax, num_heads=heads
+        )
+        self.attended = AttendedTap()
 
     def forward(
         self,
@@ -103,7 +108,7 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
             spatial_shapes=spatial_shapes,
             level_start_index=level_start_index,
         )
-        out: Tensor = self.output_proj(x)
+        out: Tensor = self.output_proj(self.attended(x))
         if not self.batch_first:
             out = out.transpose(0, 1)
         out = self.dropout(out) + identity
@@ -117,16 +122,17 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
         if key_padding_mask is not None:
             padding = key_padding_mask[..., None]
             projected = projected.masked_fill(padding, 0.0)
-        projected = quantized(self.value_quantizer, projected)
         heads: Tensor = projected.unflatten(-1, (self.num_heads, -1))
-        return heads
+        return _quantized_heads(self.value_quantizer, heads)
 
     def _offsets_and_weights(self, query: Tensor) -> tuple[Tensor, Tensor]:
         """Return (B, N, H, L, P, 2) and (B, N, H, L, P) for L levels."""
         shape = (self.num_heads, self.num_levels, self.num_points)
         offsets, logits = self.project('input_quantizer', query)
         logits = logits.unflatten(-1, (self.num_heads, -1))
-        weights = quantized(self.softmax_quantizer, logits.softmax(dim=-1))
+        weights = _quantized_heads(
+            self.softmax_quantizer, logits.softmax(dim=-1)
+        )
         return (
             offsets.unflatten(-1, (*shape, 2)),
             weights.unflatten(-1, shape[1:]),
@@ -179,3 +185,12 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
             value, spatial_shapes, locations, weights
         )
         return x
+
+
+def _quantized_heads(quantizer: Any, x: Tensor) -> Tensor:
+    """Quantize (B, N, H, C), whose heads may have grids of their own."""
+    if quantizer is None or quantizer.spec.ch_axis is None:
+        return quantized(quantizer, x)
+    # The CUDA op reads contiguous tensors only.
+    by_head = quantized(quantizer, x.transpose(1, 2))  # B x H x N x C
+    return by_head.transpose(1, 2).contiguous()

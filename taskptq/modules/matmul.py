@@ -2,13 +2,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from taskptq.core import AttentionOutputObserver, Quantizer
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
+
+
+class AttendedTap(nn.Identity):
+    """What an attention gathered passes here, before its out projection.
+
+    The co-attended feature D of Q-DETR (Xu et al., CVPR 2023, Eq. 3): the
+    concatenated heads of attention x value, (B, N, E). Without parameters
+    or effect: hook it to read D, of a float or a quantized model.
+    """
 
 
 class QuantAttention(QuantModule):
@@ -16,15 +27,20 @@ class QuantAttention(QuantModule):
 
     Quantizers are the named sub-modules ``query_quantizer``,
     ``key_quantizer``, ``softmax_quantizer`` and ``value_quantizer``.
+    Subclasses pass what they attended through ``attended``.
     """
 
     def add_quantizers(self, scheme: Scheme) -> None:
         """Register the four quantizers of the matmuls."""
         super().add_quantizers(scheme)
-        self.query_quantizer = build_quantizer(scheme.attention)
-        self.key_quantizer = build_quantizer(scheme.attention)
-        self.softmax_quantizer = build_quantizer(scheme.softmax)
-        self.value_quantizer = build_quantizer(scheme.attention)
+        build = partial(
+            build_quantizer, num_heads=getattr(self, 'num_heads', 1)
+        )
+        self.query_quantizer = build(scheme.query)
+        self.key_quantizer = build(scheme.key)
+        self.softmax_quantizer = build(scheme.softmax)
+        self.value_quantizer = build(scheme.value)
+        self.attended = AttendedTap()
 
     def attend(
         self,
@@ -38,9 +54,9 @@ class QuantAttention(QuantModule):
         """Attend.
 
         Args:
-            q: (..., N, C), already multiplied by its scale.
-            k: (..., M, C).
-            v: (..., M, D).
+            q: (..., H, N, C), already multiplied by its scale.
+            k: (..., H, M, C).
+            v: (..., H, M, D).
             bias: Added to the logits, broadcastable to (..., N, M): relative
                 positions, masks (-inf). Or what computes it from the
                 quantized q: the integers that the first matmul reads then
@@ -48,14 +64,14 @@ class QuantAttention(QuantModule):
             dropout: Probability on the attention weights, while training.
 
         Returns:
-            Output (..., N, D) and attention weights (..., N, M).
+            Output (..., H, N, D) and attention weights (..., H, N, M).
         """
         attention = self._logits(q, k, bias).softmax(dim=-1)
         show_value(self.softmax_quantizer, v)
-        attention = quantized(self.softmax_quantizer, attention)
+        attention = quantized_heads(self.softmax_quantizer, attention)
         if dropout > 0:
             attention = F.dropout(attention, dropout, self.training)
-        return attention @ quantized(self.value_quantizer, v), attention
+        return attention @ quantized_heads(self.value_quantizer, v), attention
 
     def _logits(
         self,
@@ -63,9 +79,9 @@ class QuantAttention(QuantModule):
         k: Tensor,
         bias: Tensor | Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Return what the softmax reads, (..., N, M)."""
-        q = quantized(self.query_quantizer, q)
-        logits = q @ quantized(self.key_quantizer, k).transpose(-2, -1)
+        """Return what the softmax reads, (..., H, N, M)."""
+        q = quantized_heads(self.query_quantizer, q)
+        logits = q @ quantized_heads(self.key_quantizer, k).transpose(-2, -1)
         if bias is None or isinstance(bias, Tensor):
             return logits if bias is None else logits + bias
         # In place: no gradient needs the product, and it may be huge.
@@ -75,6 +91,17 @@ class QuantAttention(QuantModule):
 def quantized(quantizer: object, x: Tensor) -> Tensor:
     """Apply a quantizer, or nothing where the point stays float."""
     return x if quantizer is None else quantizer(x)  # type: ignore[operator]
+
+
+def quantized_heads(quantizer: Any, x: Tensor) -> Tensor:
+    """Quantize an operand, (..., H, N, C), whose heads may differ in grids.
+
+    A grid's axis counts from the front, so windows become rows like images.
+    """
+    if x.dim() == 4 or quantizer is None or quantizer.spec.ch_axis is None:
+        return quantized(quantizer, x)
+    rows = x.reshape(-1, *x.shape[-3:])
+    return quantized(quantizer, rows).reshape(x.shape)
 
 
 def show_value(quantizer: object, value: Tensor) -> None:

@@ -100,6 +100,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         )
         k, v, bias = self._extended(k, v, bias)
         x, attention = self._attend(q, k, v, bias)
+        x = self.attended(x)
         x = self.out_proj(x if self.batch_first else x.transpose(0, 1))
         if not batched:
             x = x.squeeze(0 if self.batch_first else 1)

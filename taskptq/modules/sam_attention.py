@@ -56,7 +56,7 @@ class QuantSamEncoderAttention(QuantAttention):
         if self.use_rel_pos:
             bias = partial(self.position_bias, size=size)
         out, _ = self.attend(q * self.scale, k, v, bias=bias)
-        out = out.transpose(1, 2).flatten(2)  # B x HW x C
+        out = self.attended(out.transpose(1, 2).flatten(2))  # B x HW x C
         projected: Tensor = self.proj(out.unflatten(1, size))
         return projected
 
@@ -152,7 +152,8 @@ class QuantSamDecoderAttention(SharedInputs, QuantAttention):
             for x in self._projections(q, k, v)
         )  # B x heads x tokens x C
         out, _ = self.attend(q * q.shape[-1] ** -0.5, k, v)
-        projected: Tensor = self.out_proj(out.transpose(1, 2).flatten(2))
+        out = self.attended(out.transpose(1, 2).flatten(2))  # B x N x C
+        projected: Tensor = self.out_proj(out)
         return projected
 
     def _projections(

@@ -44,7 +44,7 @@ class QuantWindowMSA(QuantAttention):
         out, _ = self.attend(
             q * self.scale, k, v, bias=bias, dropout=self.attn_drop.p
         )
-        out = out.transpose(-3, -2).reshape(x.shape)
+        out = self.attended(out.transpose(-3, -2).reshape(x.shape))
         projected: Tensor = self.proj_drop(self.proj(out))
         return projected
 

@@ -20,19 +20,32 @@ class Unit:
     Args:
         name: Qualified name; '' is the whole network.
         module: The piece.
+        only: Qualified names of the layers of it that are reconstructed;
+            None: all.
     """
 
     name: str
     module: nn.Module
+    only: frozenset[str] | None = None
 
     def layers(self) -> list[tuple[str, QuantModule]]:
-        """Return (qualified name, counterpart) of what it quantizes."""
+        """Return (qualified name, counterpart) of what it reconstructs."""
         return [
-            (f'{self.name}.{name}' if name and self.name else self.name + name,
-             module)
+            (self.qualified(name), module)
             for name, module in self.module.named_modules()
             if isinstance(module, QuantModule)
+            and self.includes(self.qualified(name))
         ]
+
+    def qualified(self, name: str) -> str:
+        """Return the qualified name of a module, from that within."""
+        return f'{self.name}.{name}' if name and self.name else (
+            self.name + name
+        )
+
+    def includes(self, layer: str) -> bool:
+        """Whether a layer, by its qualified name, is reconstructed."""
+        return self.only is None or layer in self.only
 
 
 def split_blocks(

@@ -74,6 +74,7 @@ COUNTERPARTS: dict[str, tuple[str, str]] = {
 }
 
 _GATING = 'gates channels by an elementwise product, without a matmul'
+_LEVELS = 'adds an embedding of its level to each token'
 # Classes that stay float by design, with the reason.
 KEPT_FLOAT: dict[str, str] = {
     'torch.nn.modules.sparse.Embedding': 'look-up table, no arithmetic',
@@ -81,6 +82,8 @@ KEPT_FLOAT: dict[str, str] = {
     'segment_anything.modeling.image_encoder.ImageEncoderViT': (
         'adds a positional table to the tokens'
     ),
+    'mmdet.models.detectors.deformable_detr.DeformableDETR': _LEVELS,
+    'mmdet.models.detectors.dino.DINO': _LEVELS,
     'mmseg.models.backbones.bisenetv1.AttentionRefinementModule': _GATING,
     'mmcv.ops.deform_conv.DeformConv2d': 'deformable conv: no counterpart',
     'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': (
@@ -88,6 +91,10 @@ KEPT_FLOAT: dict[str, str] = {
     ),
     'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2dPack': (
         'deformable conv: no counterpart'
+    ),
+    # Without weights; listed, since a box's precision hangs on it.
+    'taskptq.methods.box_grid.BoxGrid': (
+        'box grid: softmax and expectation stay float'
     ),
 }
 
@@ -173,13 +180,17 @@ OUTPUT_LAYERS: tuple[str, ...] = (
     r're:(.*\.)?linear_pred',
     r're:(.*\.)?(cls_embed|class_embed|fc_cls)',
     r're:(.*\.)?cls_branches\.\d+',
+    # Centers of boxes, which the heads only shift.
+    r're:(.*\.)?reference_points_fc',
 )
 # Last layer of small output networks: a sequence's highest index.
 OUTPUT_SEQUENCES: tuple[str, ...] = (
     r're:(.*\.)?reg_branches\.\d+',
     r're:(.*\.)?cls_branches\.\d+',
     r're:(.*\.)?bbox_embed(\.layers)?',
-    r're:(.*\.)?bbox_head\.fc_reg',
+    r're:(.*\.)?bbox_head\.fc_reg(\.layers)?',
+    # Conditional DETR's centers; DAB-DETR and DINO have positions there.
+    r're:(.*\.)?decoder\.ref_point_head\.layers',
     # Masks are products of hyper-network outputs and upscaled features.
     r're:(.*\.)?output_hypernetworks_mlps\.\d+\.layers',
     r're:(.*\.)?output_upscaling',

@@ -2,17 +2,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import taskptq.core as core
-from taskptq.core import Observer, Quantizer, QuantizerConfig, QuantSpec
+from taskptq.core import (
+    AlignedQuantizer,
+    AttentionOutputObserver,
+    Observer,
+    PowerOfTwoQuantizer,
+    Quantizer,
+    QuantizerConfig,
+    QuantSpec,
+)
 from taskptq.modules.base import Scheme
 from taskptq.prepare.patterns import matches
 
 Resolve = Callable[[str, str], type]
 
-POINTS = ('weight', 'activation', 'attention', 'softmax')
+OPERANDS = ('query', 'key', 'value')
+POINTS = ('weight', 'activation', 'attention', *OPERANDS, 'softmax')
+# Points whose tensors have heads.
+HEADED = ('attention', *OPERANDS, 'softmax')
 _SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'weight': {
@@ -52,8 +63,9 @@ class QConfig:
     """Quantization recipe of a model.
 
     Args:
-        points: Complete settings of the four points ('weight',
-            'activation', 'attention', 'softmax'); False leaves one float.
+        points: Complete settings of each point ('weight', 'activation',
+            'query', 'key', 'value', 'softmax', and 'attention', which the
+            operands q, k and v inherit from); False leaves one float.
         edge_bits: Bits of the first conv and of the heads' last layers, at
             least; None makes no exception.
         edges: Further name patterns treated as edge.
@@ -76,8 +88,9 @@ class QConfig:
         """Read the plain form (CONTRIBUTING.md shows every key).
 
         Args:
-            config: Keys weight, activation, attention, softmax, edge_bits,
-                edges, overrides, keep_float; all optional.
+            config: Keys weight, activation, attention, query, key, value,
+                softmax, edge_bits, edges, overrides, keep_float; all
+                optional.
             resolve: (kind, name) -> class, for quantizers and observers.
 
         Raises:
@@ -85,29 +98,11 @@ class QConfig:
         """
         known = {*POINTS, 'edge_bits', 'edges', 'overrides', 'keep_float'}
         _refuse_unknown(config, known, 'qconfig')
-        weight = _merge(_DEFAULTS['weight'], config.get('weight'), 'weight')
-        activation = _merge(
-            _DEFAULTS['activation'], config.get('activation'), 'activation'
-        )
-        points = {'weight': weight, 'activation': activation}
-        for name in ('attention', 'softmax'):
-            points[name] = _merge(activation, config.get(name), name)
-        overrides = tuple(config.get('overrides', ()))
-        for override in overrides:
-            if not isinstance(override, Mapping):
-                raise ValueError(
-                    f'qconfig.overrides: {override!r} is no dict(pattern=...)'
-                )
-            _refuse_unknown(override, {'pattern', *POINTS}, 'overrides')
-            if 'pattern' not in override:
-                raise ValueError(
-                    f'qconfig.overrides: {dict(override)} has no pattern'
-                )
         qconfig = cls(
-            points=points,
+            points=_points(config),
             edge_bits=config.get('edge_bits', 8),
             edges=_patterns(config, 'edges'),
-            overrides=overrides,
+            overrides=_overrides(config),
             keep_float=_patterns(config, 'keep_float'),
             resolve=resolve or resolve_in_core,
         )
@@ -134,14 +129,13 @@ class QConfig:
     def _check_points(
         self, override: Mapping[str, Any], *, where: str
     ) -> None:
-        for point in POINTS:
-            given = _merge(self.points[point], override.get(point), point)
+        for point, given in _overridden(self.points, override).items():
             edge = given
             if self.edge_bits is not None:
                 edge = _at_least(given, self.edge_bits)
             for settings in (given, edge):
                 try:
-                    config = self._quantizer_config(settings)
+                    config = self._quantizer_config(point, settings)
                     if config is not None:
                         config.build()
                 except (TypeError, ValueError) as error:
@@ -149,8 +143,12 @@ class QConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form; ``from_dict`` reads it back."""
+        points = dict(self.points)
+        for name in OPERANDS:
+            if points[name] == points['attention']:
+                points.pop(name)
         return {
-            **{name: _plain(self.points[name]) for name in POINTS},
+            **{name: _plain(settings) for name, settings in points.items()},
             'edge_bits': self.edge_bits,
             'edges': list(self.edges),
             'overrides': [_plain(override) for override in self.overrides],
@@ -172,13 +170,11 @@ class QConfig:
             }
         for override in self.overrides:
             if matches(name, override['pattern']):
-                chosen = {
-                    point: _merge(settings, override.get(point), point)
-                    for point, settings in chosen.items()
-                }
+                chosen = _overridden(chosen, override)
+        chosen.pop('attention')
         return Scheme(
             **{
-                point: self._quantizer_config(settings)
+                point: self._quantizer_config(point, settings)
                 for point, settings in chosen.items()
             }
         )
@@ -191,20 +187,104 @@ class QConfig:
             'qconfig.keep_float': list(self.keep_float),
         }
 
-    def _quantizer_config(self, settings: Any) -> QuantizerConfig | None:
+    def _quantizer_config(
+        self, point: str, settings: Any
+    ) -> QuantizerConfig | None:
         if settings is False:
             return None
         settings = dict(settings)
         observer = dict(settings.pop('observer'))
         spec = {key: settings.pop(key) for key in _SPEC_KEYS}
-        return QuantizerConfig(
+        per_channel = settings.pop('per_channel')
+        per_head = settings.pop('per_head', False)
+        if point in HEADED:
+            per_channel = per_head
+        config = QuantizerConfig(
             spec=QuantSpec(**spec),
-            per_channel=settings.pop('per_channel'),
+            per_channel=per_channel,
             quantizer=self.resolve('quantizer', settings.pop('type')),
             quantizer_kwargs=settings,
             observer=self.resolve('observer', observer.pop('type')),
             observer_kwargs=observer,
         )
+        return _of_point(config, point, per_head=per_head)
+
+
+def _of_point(
+    config: QuantizerConfig, point: str, *, per_head: bool
+) -> QuantizerConfig:
+    """Refuse what a point cannot have; hand ``per_head`` to its searcher."""
+    if per_head and point not in HEADED:
+        raise ValueError(
+            f'per_head=True is for {", ".join(HEADED)}: weights have '
+            'per_channel=True'
+        )
+    if issubclass(config.quantizer, AlignedQuantizer) and (
+        point not in ('query', 'key')
+    ):
+        raise ValueError(
+            'AlignedQuantizer is for query and key: give it there, and '
+            'another type here'
+        )
+    if not per_head or not issubclass(
+        config.observer, AttentionOutputObserver
+    ):
+        return config
+    if not issubclass(config.quantizer, PowerOfTwoQuantizer):
+        raise ValueError(
+            'per_head=True with AttentionOutputObserver needs the type '
+            'PowerOfTwoQuantizer: for uniform grids choose MSEObserver'
+        )
+    # It sees all heads at once, and keeps them apart by itself.
+    kwargs = {**config.observer_kwargs, 'per_head': True}
+    return replace(config, per_channel=False, observer_kwargs=kwargs)
+
+
+def _points(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Complete the settings of every point."""
+    weight = _merge(_DEFAULTS['weight'], config.get('weight'), 'weight')
+    activation = _merge(
+        _DEFAULTS['activation'], config.get('activation'), 'activation'
+    )
+    attention = _merge(activation, config.get('attention'), 'attention')
+    operands = {
+        name: _merge(attention, config.get(name), name) for name in OPERANDS
+    }
+    return {
+        'weight': weight,
+        'activation': activation,
+        'attention': attention,
+        **operands,
+        'softmax': _merge(activation, config.get('softmax'), 'softmax'),
+    }
+
+
+def _overrides(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
+    overrides = tuple(config.get('overrides', ()))
+    for override in overrides:
+        if not isinstance(override, Mapping):
+            raise ValueError(
+                f'qconfig.overrides: {override!r} is no dict(pattern=...)'
+            )
+        _refuse_unknown(override, {'pattern', *POINTS}, 'overrides')
+        if 'pattern' not in override:
+            raise ValueError(
+                f'qconfig.overrides: {dict(override)} has no pattern'
+            )
+    return overrides
+
+
+def _overridden(
+    points: Mapping[str, Any], override: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Apply one override; its ``attention`` reaches q, k and v first."""
+    merged = {}
+    for point, settings in points.items():
+        if point in OPERANDS:
+            general = override.get('attention')
+            settings = _merge(settings, general, 'attention')
+        merged[point] = _merge(settings, override.get(point), point)
+    return merged
 
 
 def _merge(base: Any, update: Any, name: str) -> Any:
@@ -220,7 +300,8 @@ def _merge(base: Any, update: Any, name: str) -> Any:
     merged = dict(base) if base is not False else dict(_DEFAULTS['activation'])
     if update.get('type', merged['type']) != merged['type']:
         # Further arguments belong to the quantizer they were given for.
-        merged = {k: v for k, v in merged.items() if k in _DEFAULTS['weight']}
+        common = {*_DEFAULTS['weight'], 'per_head'}
+        merged = {k: v for k, v in merged.items() if k in common}
     merged.update({k: v for k, v in update.items() if k != 'observer'})
     observer = update.get('observer')
     if observer is not None:

@@ -17,7 +17,8 @@ class SwapRow:
         status: 'quantized' or 'float'.
         weight_bits: Bits of its weights.
         activation_bits: Bits of its inputs.
-        attention_bits: Bits of the operands of its attention matmuls.
+        attention_bits: Bits of the operands of its attention matmuls, the
+            fewest of q, k and v.
         softmax_bits: Bits of its softmax outputs.
         reason: Why it is float, or an exception from the recipe.
     """

@@ -152,7 +152,7 @@ def _last_of_sequences(names: list[str]) -> set[str]:
 
 
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Modules that carry a matrix weight of their own, or attention."""
+    """Modules with a weight matrix, with attention, or float by design."""
     found = []
     for name, module in model.named_modules():
         if isinstance(module, QuantModule):
@@ -160,7 +160,11 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
                 f'{name or type(model).__name__} is quantized already: '
                 'prepare a fresh float model'
             )
-        if lookup(module) is not None or _carries_matmul(module):
+        if (
+            lookup(module) is not None
+            or dotted(type(module)) in KEPT_FLOAT
+            or _carries_matmul(module)
+        ):
             found.append((name, module))
     return found
 
@@ -215,7 +219,8 @@ def _row(plan: _Plan, quant: QuantModule | None, reason: str) -> SwapRow:
             point = 'softmax_bits'
         else:
             point = 'attention_bits'
-        bits[point] = quantizer.spec.num_bits
+        num_bits = quantizer.spec.num_bits
+        bits[point] = min(num_bits, bits.get(point, num_bits))
     return SwapRow(
         name=plan.name, type=kind, status='quantized', reason=reason, **bits
     )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 WORKER = Path(__file__).with_name('worker.py')
-EXACT = ['minmax', 'mse', 'percentile', 'kl']
+EXACT = ['minmax', 'mse', 'percentile', 'kl', 'aligned']
 LEARNED = ['adaround', 'layer', 'gptq', 'branch', 'branch gptq']
 
 pytestmark = pytest.mark.slow

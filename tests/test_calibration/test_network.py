@@ -121,6 +121,28 @@ def test_network_after_blocks(quantized, quick, forward, tmp_path):
     assert all(torch.equal(found[name], two[name]) for name in two)
 
 
+def test_network_train_without_a_trunk(quantized, quick, forward):
+    """Chosen layers learn; an adapter that cannot split runs everything."""
+    batches = tiny_batches('conv')
+    model = quantized('conv', batches, bits=2)
+    before = codes_of(model)
+    chosen = list(before)[-1]
+    config = quick(scope='network', weight_lr=0.3, network_train=[chosen])
+    report = reconstruct(
+        model, batches, config, forward=forward, adapter=Adapter(),
+        progress=False,
+    )
+    after = codes_of(model)
+    changed = [n for n in after if not torch.equal(before[n], after[n])]
+    assert changed == [chosen]
+    assert report.units[0].num_weights == before[chosen].numel()
+    with pytest.raises(ValueError, match=r"network_train: pattern 'x\*'"):
+        reconstruct(
+            model, batches, quick(scope='network', network_train=['x*']),
+            forward=forward, adapter=Adapter(),
+        )
+
+
 def test_a_rounding_leans_towards_codes():
     quantizer = AffineQuantizer(QuantSpec(num_bits=3, signed=True))
     quantizer.set_bounds(signed=True)

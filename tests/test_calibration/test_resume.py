@@ -13,6 +13,8 @@ import torch
 
 from taskptq.calibration import MSEReconLoss
 from taskptq.calibration.resume import UnitStates
+from taskptq.calibration.train_unit import UnitResult
+from taskptq.prepare.blocks import Unit
 from taskptq.testing import tiny_batches
 
 WORKER = Path(__file__).with_name('worker.py')
@@ -149,6 +151,29 @@ def test_digest_knows_loss_and_float_parts(quantized, quick, tmp_path):
     assert digest(model, torch.nn.functional.mse_loss) != first
     model.layers[0].norm1.bias.data += 1
     assert digest(model, MSEReconLoss()) != first
+
+
+def test_state_keeps_gamma_and_beta(quantized, quick, tmp_path):
+    def start():
+        model = quantized(
+            'transformer', attention={'per_head': True},
+            query={'type': 'AlignedQuantizer'},
+        )
+        states = UnitStates(
+            tmp_path, model, quick(), loss=MSEReconLoss(), num_batches=2
+        )
+        quantizer = model.layers[0].self_attn.query_quantizer
+        return states, Unit('layers.0', model.layers[0]), quantizer
+
+    states, unit, trained = start()
+    for parameter in trained.learnable():
+        parameter.data.mul_(1.5)
+    states.save(0, unit, UnitResult(name=unit.name, steps=3))
+    states, unit, fresh = start()
+    assert not torch.equal(fresh.gamma, trained.gamma)
+    assert states.load(0, unit).steps == 3
+    for name, value in trained.state_dict().items():
+        assert torch.equal(fresh.state_dict()[name], value), name
 
 
 def test_without_a_folder_nothing_is_written(quick_run, tmp_path, monkeypatch):

@@ -10,7 +10,7 @@ from taskptq.core import float_only
 from taskptq.core.state import is_weight_quantizer, quantizers
 from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit
-from taskptq.testing import TinyBlock
+from taskptq.testing import TinyBlock, tiny_batches
 
 
 @pytest.fixture
@@ -88,6 +88,31 @@ def test_roundings_move_away_from_nearest(unit, draw, quick):
     # Up or down from the float value: a code away at most.
     assert moved.abs().max() == 1
     assert 0.02 < moved.abs().float().mean() < 0.6
+
+
+def test_gamma_and_beta_of_aligned_queries_learn(quantized, quick):
+    images = tiny_batches('transformer')
+    model = quantized(
+        'transformer', activation_bits=3,
+        query={'type': 'AlignedQuantizer', 'num_bits': 3},
+    )
+    quantizer = model.layers[0].self_attn.query_quantizer
+    quantizer.beta.data.mul_(1e-3)  # its own size would tell nothing
+    before = {n: p.detach().clone() for n, p in quantizer.named_parameters()}
+    with float_only(model), torch.no_grad():
+        target = model(images[0])
+
+    def draw():
+        return Minibatch(run=lambda: model(images[0]), target=target)
+
+    config = quick(steps=60, rounding='nearest', drop_prob=0.0)
+    result = train(Unit('', model), draw, config)
+    assert result.loss_end < result.loss_start
+    reach = config.scale_lr * config.steps * before['gamma'].abs().mean()
+    for name in ('gamma', 'beta'):
+        moved = (getattr(quantizer, name) - before[name]).abs()
+        assert 0.02 * reach < moved.mean() < reach
+        assert not getattr(quantizer, name).requires_grad
 
 
 @pytest.mark.parametrize('learn_scales', [True, False])

@@ -22,8 +22,8 @@ def run_model(model, batch):
     return model(batch)
 
 
-def qconfig(observer='MinMaxObserver', bits=3):
-    return QConfig.from_dict(dict(
+def qconfig(observer='MinMaxObserver', bits=3, **kwargs):
+    return QConfig.from_dict(kwargs | dict(
         weight=dict(num_bits=bits, symmetric=False),
         activation=dict(
             type='LSQQuantizer', num_bits=4, observer=dict(type=observer)
@@ -105,12 +105,17 @@ CASES = {
     'mse': ('conv', 'MSEObserver', None),
     'percentile': ('transformer', 'PercentileObserver', None),
     'kl': ('window', 'KLObserver', None),
+    'aligned': ('transformer', 'MSEObserver', None),
     'adaround': ('conv', 'MSEObserver', {}),
     'layer': ('transformer', 'MinMaxObserver', {'scope': 'layer'}),
     'gptq': ('window', 'MinMaxObserver', {'rounding': 'gptq'}),
     'branch': ('branching', 'MinMaxObserver', {}),
     'branch gptq': ('branching', 'MinMaxObserver', {'rounding': 'gptq'}),
 }
+
+
+ALIGNED = dict(
+    attention=dict(per_head=True), query=dict(type='AlignedQuantizer'))
 
 
 def run_case(name, *, rank=0, world_size=1, state_dir=None):
@@ -121,7 +126,7 @@ def run_case(name, *, rank=0, world_size=1, state_dir=None):
     else:
         model = tiny_model(kind)
         batches = tiny_batches(kind, num_batches=4)
-    prepare(model, qconfig(observer))
+    prepare(model, qconfig(observer, **(ALIGNED if name == 'aligned' else {})))
     shard = batches[rank::world_size]
     report = calibrate(model, shard, forward=run_model)
     result = {'unobserved': report.unobserved}

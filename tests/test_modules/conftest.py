@@ -20,7 +20,10 @@ from taskptq.modules import (
 )
 
 
-def make_scheme(*, weight=4, activation=8, attention=8, softmax=8, **kwargs):
+def make_scheme(
+    *, weight=4, activation=8, attention=8, softmax=8, per_head=False,
+    **kwargs
+):
     """Return a scheme; None bits leave a point float."""
     def config(bits, *, per_channel=False):
         if bits is None:
@@ -31,8 +34,10 @@ def make_scheme(*, weight=4, activation=8, attention=8, softmax=8, **kwargs):
     return Scheme(
         weight=config(weight, per_channel=True),
         activation=config(activation),
-        attention=config(attention),
-        softmax=config(softmax))
+        query=config(attention, per_channel=per_head),
+        key=config(attention, per_channel=per_head),
+        value=config(attention, per_channel=per_head),
+        softmax=config(softmax, per_channel=per_head))
 
 
 def swap_linears(model, scheme):

@@ -32,11 +32,11 @@ def build(**kwargs):
     return module
 
 
-def quantize(module, lab):
+def quantize(module, lab, **kwargs):
     cls = counterpart_class(
         QuantMultiScaleDeformableAttention, type(module))
-    quant = cls.from_float(module, scheme=lab.scheme())
-    return lab.swap_linears(quant, lab.scheme())
+    quant = cls.from_float(module, scheme=lab.scheme(**kwargs))
+    return lab.swap_linears(quant, lab.scheme(**kwargs))
 
 
 def inputs(*, batch_first=True, corners=2):
@@ -136,9 +136,11 @@ def test_a_wrong_input_is_named(change, message, lab):
 
 
 @pytest.mark.gpu
-def test_cuda_equals_float(lab):
+@pytest.mark.parametrize('per_head', [False, True])
+def test_cuda_equals_float(per_head, lab):
     module = build().cuda()
     kwargs = {k: x.cuda() for k, x in inputs().items()}
     expected = module(**kwargs)
+    quant = quantize(module, lab, per_head=per_head).cuda()
     torch.testing.assert_close(
-        quantize(module, lab)(**kwargs), expected, rtol=1e-5, atol=1e-5)
+        quant(**kwargs), expected, rtol=1e-5, atol=1e-5)

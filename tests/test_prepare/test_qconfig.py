@@ -5,6 +5,7 @@ import pytest
 
 from taskptq.core import (
     AffineQuantizer,
+    AlignedQuantizer,
     LSQQuantizer,
     MinMaxObserver,
     MSEObserver,
@@ -47,8 +48,15 @@ def bits(qconfig: QConfig, name: str, *, edge: bool = False) -> tuple:
     scheme = qconfig.scheme(name, edge=edge)
     return tuple(
         point and point.spec.num_bits
-        for point in (scheme.weight, scheme.activation, scheme.attention,
+        for point in (scheme.weight, scheme.activation, scheme.query,
                       scheme.softmax))
+
+
+def operand_bits(qconfig: QConfig, name: str) -> tuple:
+    scheme = qconfig.scheme(name)
+    return tuple(
+        point and point.spec.num_bits
+        for point in (scheme.query, scheme.key, scheme.value))
 
 
 def test_defaults_are_w8a8() -> None:
@@ -85,10 +93,119 @@ def test_attention_points_inherit_from_activation() -> None:
             'num_bits': 8
         },
     }).scheme('any')
-    assert scheme.attention.spec.num_bits == 8
-    assert scheme.attention.quantizer is LSQQuantizer
-    assert scheme.attention.observer_kwargs == {'norm_p': 3.0}
+    assert scheme.query.spec.num_bits == 8
+    assert scheme.query.quantizer is LSQQuantizer
+    assert scheme.query.observer_kwargs == {'norm_p': 3.0}
+    assert scheme.query == scheme.key == scheme.value
     assert scheme.softmax == scheme.activation
+
+
+def test_operands_inherit_from_attention() -> None:
+    qconfig = QConfig.from_dict({
+        'attention': {
+            'num_bits': 8,
+            'per_head': True
+        },
+        'query': {
+            'type': 'AlignedQuantizer',
+            'shared': True,
+            'observer': {
+                'type': 'MSEObserver'
+            }
+        },
+        'key': {
+            'num_bits': 5,
+            'per_head': False
+        },
+        'value': False,
+    })
+    scheme = qconfig.scheme('any')
+    assert operand_bits(qconfig, 'any') == (8, 5, None)
+    assert scheme.query.quantizer is AlignedQuantizer
+    assert scheme.query.quantizer_kwargs == {'shared': True}
+    assert scheme.query.observer is MSEObserver
+    assert scheme.query.per_channel
+    assert not scheme.key.per_channel
+    assert not scheme.softmax.per_channel
+    plain = json.loads(json.dumps(qconfig.to_dict()))
+    again = QConfig.from_dict(plain)
+    assert again == qconfig
+    assert again.scheme('any') == scheme
+
+
+def test_operands_like_attention_are_not_written() -> None:
+    plain = QConfig.from_dict({'attention': {'num_bits': 4}}).to_dict()
+    assert not {'query', 'key', 'value'} & set(plain)
+    plain = QConfig.from_dict({'key': {'num_bits': 4}}).to_dict()
+    assert {'query', 'key', 'value'} & set(plain) == {'key'}
+
+
+def test_attention_of_an_override_reaches_the_operands() -> None:
+    qconfig = QConfig.from_dict({
+        'query': {
+            'type': 'AlignedQuantizer',
+            'num_bits': 6
+        },
+        'overrides': [
+            {
+                'pattern': 'encoder*',
+                'attention': False
+            },
+            {
+                'pattern': 'decoder*',
+                'attention': {
+                    'num_bits': 4
+                },
+                'value': {
+                    'num_bits': 3
+                }
+            },
+            {
+                'pattern': 'decoder.last',
+                'query': {
+                    'type': 'LSQQuantizer'
+                }
+            },
+        ],
+    })
+    assert operand_bits(qconfig, 'other') == (6, 8, 8)
+    assert operand_bits(qconfig, 'encoder.0') == (None, None, None)
+    assert operand_bits(qconfig, 'decoder.0') == (4, 4, 3)
+    assert qconfig.scheme('decoder.0').query.quantizer is AlignedQuantizer
+    assert qconfig.scheme('decoder.last').query.quantizer is LSQQuantizer
+
+
+@pytest.mark.parametrize('observer', ['MinMaxObserver', 'MSEObserver'])
+@pytest.mark.parametrize('type_', ['AffineQuantizer', 'LSQQuantizer',
+                                   'PowerOfTwoQuantizer'])
+def test_per_head_makes_a_grid_for_each(type_: str, observer: str) -> None:
+    softmax = QConfig.from_dict({
+        'softmax': {
+            'type': type_,
+            'per_head': True,
+            'observer': {
+                'type': observer
+            }
+        }
+    }).scheme('any').softmax
+    assert softmax.per_channel
+    assert softmax.build(num_heads=3).spec.ch_axis == 1
+    assert softmax.build().spec.ch_axis is None
+
+
+def test_per_head_reaches_the_searcher_of_power_grids() -> None:
+    softmax = QConfig.from_dict({
+        'softmax': {
+            'type': 'PowerOfTwoQuantizer',
+            'per_head': True,
+            'observer': {
+                'type': 'AttentionOutputObserver',
+                'maps': 2
+            }
+        }
+    }).scheme('any').softmax
+    assert not softmax.per_channel
+    assert softmax.observer_kwargs == {'per_head': True, 'maps': 2}
 
 
 def test_attention_may_be_quantized_where_activations_are_float() -> None:
@@ -99,6 +216,7 @@ def test_attention_may_be_quantized_where_activations_are_float() -> None:
         }
     })
     assert bits(qconfig, 'any') == (8, None, 8, None)
+    assert operand_bits(qconfig, 'any') == (8, 8, 8)
 
 
 def test_another_type_drops_the_arguments_of_the_first() -> None:
@@ -214,6 +332,17 @@ def test_own_classes_come_through_resolve() -> None:
     ({'overrides': [{'pattern': 'a', 'bits': 4}]}, "unknown key 'bits'"),
     ({'overrides': [{'pattern': 'a', 'weight': {'num_bits': 9}}]},
      "overrides 'a', weight: num_bits=9"),
+    ({'weight': {'per_head': True}}, 'qconfig, weight: per_head=True'),
+    ({'activation': {'per_head': True}}, 'qconfig, activation: per_head=True'),
+    ({'attention': {'type': 'AlignedQuantizer'}},
+     'qconfig, attention: AlignedQuantizer is for query and key'),
+    ({'weight': {'type': 'AlignedQuantizer'}}, 'weight: AlignedQuantizer'),
+    ({'overrides': [{'pattern': 'a', 'value': {'type': 'AlignedQuantizer'}}]},
+     "overrides 'a', value: AlignedQuantizer"),
+    ({'query': {'num_bits': 1}}, 'qconfig, query: num_bits=1'),
+    ({'softmax': {'per_head': True,
+                  'observer': {'type': 'AttentionOutputObserver'}}},
+     'softmax: per_head=True.*PowerOfTwoQuantizer'),
     ({'keep_float': 'head*'}, "keep_float='head\\*'"),
     ({'edges': 'head*'}, "edges='head\\*'"),
 ])

@@ -119,6 +119,14 @@ def test_bits_of_each_point_are_reported() -> None:
             linear.attention_bits, linear.softmax_bits) == (4, 4, None, None)
 
 
+def test_fewest_bits_of_the_operands_are_reported() -> None:
+    report = swap(
+        tiny_model('window'),
+        QConfig.from_dict({'key': {'num_bits': 5}, 'value': {'num_bits': 6}}))
+    assert rows(report)['attn'].attention_bits == 5
+    assert not any('attended' in row.name for row in report.rows)
+
+
 def test_first_conv_and_last_head_layers_are_edges() -> None:
     report = swap(Odd(), QConfig.from_dict({**W4, 'edge_bits': 7}))
     assert rows(report)['stem'].weight_bits == 7

@@ -25,7 +25,7 @@ class QuantPositionAttention(QuantAttention):
         """Attend, (B, C, H, W) -> the same."""
         q, k, v = (part[:, None] for part in self.project(x))  # one head
         out, _ = self.attend(q, k, v)
-        return self.add(x, out[:, 0])
+        return self.add(x, self.attended(out[:, 0]))
 
 
 class QuantAnchorAttention(QuantModule):
@@ -39,7 +39,7 @@ class QuantAnchorAttention(QuantModule):
         """Register the quantizers of weights and features."""
         super().add_quantizers(scheme)
         self.softmax_quantizer = build_quantizer(scheme.softmax)
-        self.value_quantizer = build_quantizer(scheme.attention)
+        self.value_quantizer = build_quantizer(scheme.value)
 
     def forward(self, local: Tensor) -> Tensor:
         """Attend, (B, N, C) -> (B, N, C)."""

@@ -1,0 +1,9 @@
+# Foreground-aware query matching (FQM of Q-DETR): blocks as in qdrop.py, then
+# decoder and head together, on the co-attended features of foreground queries
+# and of their partners in the float model. Foreground is what the float model
+# is confident of: no labels are read.
+_base_ = ['./qdrop.py']
+reconstruction = dict(
+    network_steps=150,
+    network_train=['decoder.*', 'bbox_head.*'],
+    loss=dict(type='QueryDistillationLoss', tau=0.6, mu1=2.0, mu2=5.0))

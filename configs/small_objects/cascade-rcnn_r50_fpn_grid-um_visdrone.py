@@ -1,0 +1,18 @@
+# VisDrone; everything else is as on COCO.
+_base_ = [
+    './cascade-rcnn_r50_fpn_grid-um_coco.py',
+    '../_base_/datasets/visdrone.py',
+]
+
+model = dict(
+    roi_head=dict(bbox_head=[
+        dict(head, num_classes=10)
+        for head in _base_.model.roi_head.bbox_head
+    ]),
+    test_cfg=dict(rcnn=dict(max_per_img=500)))
+
+train_dataloader = dict(dataset=_base_.train_dataset)
+val_dataloader = dict(dataset=_base_.eval_dataset)
+test_dataloader = dict(dataset=_base_.eval_dataset)
+val_evaluator = _base_.evaluator
+test_evaluator = _base_.evaluator

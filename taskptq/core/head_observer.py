@@ -1,0 +1,86 @@
+"""Observers for quantizers with parameters per head of an attention."""
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core.observers import Observer
+from taskptq.core.spec import QuantSpec
+
+# Of (B, H, N, C), as the quantizers of attentions read their operands.
+HEAD_AXIS = 1
+
+
+class HeadObserver(Observer):
+    """One observer per head: any kind keeps statistics over all batches.
+
+    Observers with a channel axis are made for weights, which come once and
+    whole; a histogram then holds the last tensor only.
+
+    Args:
+        spec: Grid, with its axis at the heads.
+        num_heads: Heads.
+        make: Makes the observer of one head, per tensor, from its spec.
+    """
+
+    reductions: ClassVar[dict[str, str]] = {}
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        num_heads: int,
+        make: Callable[[QuantSpec], Observer],
+    ) -> None:
+        super().__init__(spec)
+        per_tensor = replace(spec, ch_axis=None)
+        self.heads = nn.ModuleList(make(per_tensor) for _ in range(num_heads))
+
+    def parts(self) -> Sequence[Observer]:
+        """Return the observers of the heads."""
+        return [head for head in self.heads if isinstance(head, Observer)]
+
+    @torch.no_grad()
+    def observe(self, x: Tensor) -> None:
+        """Take in one tensor, (B, H, N, C).
+
+        Raises:
+            ValueError: If it has other heads, or holds NaN or infinity.
+        """
+        if x.dim() != 4 or x.shape[HEAD_AXIS] != len(self.heads):
+            raise ValueError(
+                f'per_head=True reads (B, {len(self.heads)}, N, C), got the '
+                f'shape {tuple(x.shape)}: set per_head=False for this layer'
+            )
+        for head, part in zip(
+            self.parts(), x.unbind(HEAD_AXIS), strict=True
+        ):
+            head.observe(part)
+
+    @property
+    def observed(self) -> bool:
+        """Whether anything was seen."""
+        return all(head.observed for head in self.parts())
+
+    @property
+    def signed(self) -> bool:
+        """Grid of all heads: the spec's choice, or signed if any was."""
+        return any(head.signed for head in self.parts())
+
+    def compute_range(self) -> tuple[Tensor, Tensor]:
+        """Return (min_val, max_val) of each head, (H,)."""
+        # Heads search on the grid that they are going to share.
+        spec = replace(self.spec, ch_axis=None, signed=self.signed)
+        ranges = []
+        for head in self.parts():
+            head.spec = spec
+            ranges.append(head.compute_range())
+        low, high = (
+            torch.cat([ends[i].reshape(1) for ends in ranges])
+            for i in range(2)
+        )
+        return low, high

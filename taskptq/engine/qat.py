@@ -1,0 +1,253 @@
+"""Quantization-aware training: what it does to a model, without a runner.
+
+BatchNorms are folded before training, as they are before calibration: the
+weights that train are then the ones that ship. A norm that cannot be folded
+keeps its statistics, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.calibration.calibrate import CalibrationReport, calibrate
+from taskptq.core import AffineQuantizer, Quantizer, enable
+from taskptq.core.state import quantizers
+from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.prepare import QConfig, SwapReport
+
+__all__ = [
+    'CHECKPOINT_KEY', 'STAGES', 'Learned', 'calibrate_rest', 'frozen_norms',
+    'keep_valid', 'learned_parameters', 'load_training_state',
+    'prepare_training', 'start_learning'
+]
+
+# Entry of a training checkpoint that holds the weights and the recipe.
+CHECKPOINT_KEY = 'taskptq_qat'
+# Parts that a stage quantizes; None is the whole model (Q-DETR, section 5.1).
+STAGES: dict[int, str | None] = {1: 'backbone', 2: None}
+NORMS = (nn.modules.batchnorm._BatchNorm, )
+MAX_NAMED = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned:
+    """One parameter of a quantizer that trains.
+
+    Args:
+        name: Qualified name.
+        quantizer: Its owner.
+        parameter: The parameter.
+    """
+
+    name: str
+    quantizer: Quantizer
+    parameter: nn.Parameter
+
+    @property
+    def kind(self) -> str:
+        """Last part of the name: scale, offset, gamma or beta."""
+        return self.name.rpartition('.')[2]
+
+    def magnitude(self) -> float:
+        """Return what relative steps are relative to.
+
+        An offset counts codes and may be zero, so it is the length of the
+        grid: a step then moves an end of the range about as far as the same
+        step of the scale does.
+        """
+        if self.kind == 'offset':
+            return float(self.quantizer.quant_max - self.quantizer.quant_min)
+        return self.quantizer.magnitude_of(self.parameter)
+
+
+def learned_parameters(model: nn.Module) -> list[Learned]:
+    """List what the calibrated quantizers of a model can learn.
+
+    Args:
+        model: Prepared model.
+    """
+    found = []
+    for name, quantizer in quantizers(model):
+        names = {id(p): n for n, p in quantizer.named_parameters()}
+        found += [
+            Learned(
+                name=f'{name}.{names[id(parameter)]}',
+                quantizer=quantizer,
+                parameter=parameter)
+            for parameter in quantizer.learnable()
+        ]
+    return found
+
+
+def prepare_training(model: nn.Module, qconfig: QConfig, *,
+                     stage: int) -> SwapReport:
+    """Fold and swap a float model that is to be trained, in place.
+
+    A folded norm leaves a bias, which trains if its convolution does. In
+    stage 1 the quantizers outside of the backbone are there, so that the
+    next stage finds the same structure, but they are never calibrated and
+    pass everything through.
+
+    Args:
+        model: Float model.
+        qconfig: Recipe of the quantizers.
+        stage: 1 or 2.
+
+    Returns:
+        The fate of each layer in this stage.
+
+    Raises:
+        ValueError: If the model has no backbone to begin with, or see
+            ``taskptq.prepare.prepare``.
+    """
+    part = STAGES[stage]
+    if part is not None and not hasattr(model, part):
+        raise ValueError(
+            f'stage={stage} quantizes model.{part} alone, and '
+            f'{type(model).__name__} has none: train with stage=2')
+    model.eval()
+    # Held until the end: the ids of what is alive are unique.
+    before = list(model.parameters())
+    known = {id(parameter) for parameter in before}
+    report = prepare_in_place(model, qconfig)
+    for module in model.modules():
+        bias = module._parameters.get('bias')
+        weight = module._parameters.get('weight')
+        if bias is not None and weight is not None and id(bias) not in known:
+            bias.requires_grad_(weight.requires_grad)
+    if part is not None:
+        _leave_float(model, part)
+        report.rows = [
+            row if _is_in(row.name, part) or row.status == 'float' else
+            replace(row, status='float', weight_bits=None,
+                    activation_bits=None, attention_bits=None,
+                    softmax_bits=None,
+                    reason=f'stage {stage} quantizes the {part} alone')
+            for row in report.rows
+        ]
+    return report
+
+
+def _is_in(name: str, part: str) -> bool:
+    return name == part or name.startswith(f'{part}.')
+
+
+def _leave_float(model: nn.Module, part: str) -> None:
+    """Take the observers away that would calibrate another part."""
+    for name, quantizer in quantizers(model):
+        if not _is_in(name, part):
+            quantizer.observer = None
+
+
+def calibrate_rest(model: nn.Module,
+                   batches: Sequence[Any]) -> CalibrationReport:
+    """Calibrate what has no range yet, behind what has one.
+
+    Args:
+        model: Prepared model; quantizers that an earlier stage trained are
+            on, so that the others see what they will see.
+        batches: Collated calibration batches.
+    """
+    trained = [q for _, q in quantizers(model) if q.calibrated]
+
+    def forward(module: nn.Module, batch: Any) -> Any:
+        with _enabled(trained):
+            return run_batch(module, batch)
+
+    return calibrate(model, batches, forward=forward)
+
+
+@contextmanager
+def _enabled(found: Sequence[Quantizer]) -> Iterator[None]:
+    before = [quantizer.enabled for quantizer in found]
+    try:
+        for quantizer in found:
+            quantizer.enabled = True
+        yield
+    finally:
+        for quantizer, was_enabled in zip(found, before, strict=True):
+            quantizer.enabled = was_enabled
+
+
+def start_learning(model: nn.Module) -> list[Learned]:
+    """Turn the quantizers on for good, and let their parameters train.
+
+    Returns:
+        What trains besides the model's own parameters.
+    """
+    enable(model)
+    learned = learned_parameters(model)
+    for item in learned:
+        item.parameter.requires_grad_(True)
+    return learned
+
+
+def frozen_norms(model: nn.Module) -> list[nn.Module]:
+    """List the BatchNorms that could not be folded."""
+    return [module for module in model.modules() if isinstance(module, NORMS)]
+
+
+@torch.no_grad()
+def keep_valid(learned: Sequence[Learned]) -> None:
+    """Bring what an optimizer step made impossible back to a valid grid.
+
+    Args:
+        learned: Parameters that train; scales stay positive, offsets inside
+            their grids.
+    """
+    for item in learned:
+        if item.kind == 'scale':
+            item.parameter.clamp_(min=1e-8)
+        elif item.kind == 'offset':
+            item.parameter.clamp_(item.quantizer.quant_min,
+                                  item.quantizer.quant_max)
+
+
+def load_training_state(model: nn.Module,
+                        weights: Mapping[str, Tensor]) -> None:
+    """Give a prepared model the weights of a training checkpoint.
+
+    What has no range in the checkpoint stays to be calibrated.
+
+    Args:
+        model: Prepared model.
+        weights: Tensors of a model that was prepared in the same way.
+
+    Raises:
+        ValueError: If they do not fit, or a quantizer had other bits.
+    """
+    found = model.load_state_dict(weights, strict=False)
+    idle = tuple(f'{name}.' for name, quantizer in quantizers(model)
+                 if not quantizer.calibrated)
+    misfits = [
+        f'it lacks {key}' for key in found.missing_keys
+        if not key.startswith(idle)
+    ]
+    misfits += [
+        f'the model has no {key}' for key in found.unexpected_keys
+        if weights[key].numel()
+    ]
+    misfits += [
+        f'{name} has {quantizer.quant_max - quantizer.quant_min + 1} levels '
+        f'there, {quantizer.spec.num_levels} in qconfig'
+        for name, quantizer in quantizers(model)
+        if isinstance(quantizer, AffineQuantizer) and not _on_spec(quantizer)
+    ]
+    if misfits:
+        raise ValueError(
+            f'the training checkpoint does not fit {type(model).__name__}: '
+            f'{"; ".join(misfits[:MAX_NAMED])} ({len(misfits)} in all); take '
+            'the config and the bits that it was trained with')
+
+
+def _on_spec(quantizer: AffineQuantizer) -> bool:
+    """Whether a calibrated grid is one that the recipe can give."""
+    bounds = (quantizer.quant_min, quantizer.quant_max)
+    allowed = [quantizer.spec.bounds(signed=s) for s in (True, False)]
+    return not quantizer.calibrated or bounds in allowed

@@ -1,0 +1,307 @@
+"""``L = L_GT + lambda L_DRD``: a detector's loss with a float teacher's.
+
+Distribution rectification distillation of Q-DETR, Xu et al., CVPR 2023,
+equations 10 to 15, in training: the foreground is ground truth. Which
+queries are compared, and how, is in ``taskptq/methods``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.engine.detr_adapters import (
+    decoder_taps,
+    matching_queries,
+    recorded,
+)
+from taskptq.methods.query_distillation import distillation_distance
+from taskptq.methods.query_matching import (
+    METRICS,
+    QueryMatch,
+    match_queries,
+)
+
+__all__ = ['Distillation', 'DistillationConfig', 'ground_truth']
+
+LOSS_NAME = 'loss_drd'
+MATCHINGS = ('argmax', 'hungarian')
+LAYERS = ('last', 'all')
+HEAD = 'head'
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillationConfig:
+    """What a config's ``distillation`` may say.
+
+    Args:
+        weight: lambda of the paper, 0 or more.
+        tau: How near the best query of a ground truth a foreground query
+            is, in [0, 1]; 1 keeps none.
+        mu1: Weight of the boxes' similarity when partners are chosen.
+        mu2: Weight of their L1 distance.
+        matching: 'argmax', or 'hungarian' to give each teacher query away
+            once at most.
+        metric: 'giou', or 'nwd' for tiny objects.
+        layers: Decoder layers whose features are compared: 'last', or 'all'
+            (their mean), each matched by its own boxes.
+        fqm: False compares all queries, each with that of its own index.
+        teacher: ``dict(config=..., checkpoint=...)`` of another float model;
+            None is the float model that the training begins with.
+
+    Raises:
+        ValueError: If a value cannot be.
+    """
+
+    weight: float = 2.5
+    tau: float = 0.6
+    mu1: float = 2.0
+    mu2: float = 5.0
+    matching: str = 'argmax'
+    metric: str = 'giou'
+    layers: str = 'last'
+    fqm: bool = True
+    teacher: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.weight < 0:
+            raise ValueError(
+                f'distillation.weight={self.weight} must not be negative')
+        if not 0 <= self.tau <= 1:
+            raise ValueError(
+                f'distillation.tau={self.tau} must lie in [0, 1]')
+        for name, known in (('matching', MATCHINGS), ('metric', METRICS),
+                            ('layers', LAYERS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f'distillation.{name}='
+                                 f'{getattr(self, name)!r}: choose one of '
+                                 f'{known}')
+        teacher = self.teacher
+        if teacher is not None and not self.fqm:
+            raise ValueError(
+                'distillation.fqm=False pairs queries by index, which mean '
+                'nothing to another teacher: leave teacher out')
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> DistillationConfig:
+        """Read the config's dict.
+
+        Raises:
+            ValueError: If a key is unknown or a value impossible.
+        """
+        known = [item.name for item in fields(cls)]
+        unknown = sorted(set(config) - set(known))
+        if unknown:
+            raise ValueError(
+                f'distillation has no key {unknown[0]!r}; known are {known}')
+        return cls(**config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return asdict(self)
+
+
+def cross_attention_taps(model: nn.Module) -> dict[int, nn.Module]:
+    """Return what gives the features of each decoder layer out.
+
+    Args:
+        model: Prepared DETR.
+
+    Raises:
+        ValueError: If it has no such decoder.
+    """
+    taps = {}
+    if hasattr(model, 'decoder') and hasattr(model, 'num_queries'):
+        taps = {
+            int(name.partition('.')[2]): tap
+            for name, tap in decoder_taps(model).items()
+            if name.startswith('attended.')
+        }
+    if not taps:
+        raise ValueError(
+            f'distillation needs a DETR whose cross-attention has a '
+            f'quantized counterpart, and {type(model).__name__} has none: '
+            'check qconfig.keep_float, or leave distillation out')
+    return taps
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderView:
+    """What one forward showed of a detector's decoder.
+
+    Args:
+        attended: Co-attended features of each layer, (B, N, E).
+        boxes: Of each layer, (B, N, 4), normalized cx, cy, w, h.
+    """
+
+    attended: dict[int, Tensor]
+    boxes: dict[int, Tensor]
+
+    @classmethod
+    def of(cls, model: nn.Module, found: Mapping[Any, Any],
+           boxes: Tensor) -> DecoderView:
+        """Take over what was recorded, without denoising queries.
+
+        Args:
+            model: The detector that ran.
+            found: Features by layer, (B, denoising + N, E).
+            boxes: (L, B, denoising + N, 4) of the last L layers.
+        """
+        count = int(model.num_queries)
+        features = {key: out for key, out in found.items() if key != HEAD}
+        first = max(features) + 1 - len(boxes)
+        return cls(
+            attended={
+                layer: matching_queries(feature, num_queries=count)
+                for layer, feature in features.items()
+            },
+            boxes={
+                layer: matching_queries(box, num_queries=count)
+                for layer, box in enumerate(boxes, start=first)
+            })
+
+
+def ground_truth(samples: Sequence[Any], *, like: Tensor) -> list[Tensor]:
+    """Return each image's boxes as a DETR's head writes them.
+
+    Args:
+        samples: mmdet's data samples, boxes as corners in pixels.
+        like: Tensor whose device and dtype they get.
+
+    Returns:
+        (G, 4) for each image: cx, cy, w, h relative to the image's size.
+    """
+    found = []
+    for sample in samples:
+        height, width = sample.metainfo['img_shape'][:2]
+        boxes = sample.gt_instances.bboxes
+        corners = getattr(boxes, 'tensor', boxes).to(like)
+        corners = corners / corners.new_tensor([width, height] * 2)
+        low, high = corners[:, :2], corners[:, 2:]
+        found.append(torch.cat([(low + high) / 2, high - low], dim=1))
+    return found
+
+
+class Distillation:
+    """Adds the teacher's part to the loss of one detector.
+
+    The teacher is no sub-module of the student: no optimizer, checkpoint or
+    ``train()`` reaches it.
+
+    Args:
+        student: Prepared DETR under training.
+        teacher: Prepared float DETR.
+        config: Settings.
+
+    Raises:
+        ValueError: If one of them is no DETR, or they cannot be compared.
+    """
+
+    def __init__(self, student: nn.Module, teacher: nn.Module, *,
+                 config: DistillationConfig) -> None:
+        self.student = student
+        self.teacher = teacher
+        self.config = config
+        own = cross_attention_taps(student)
+        other = cross_attention_taps(teacher)
+        if config.layers == 'all' and own.keys() != other.keys():
+            raise ValueError(
+                f"distillation.layers='all' compares layer by layer, and the "
+                f'teacher has {len(other)} decoder layers, the model '
+                f"{len(own)}: take layers='last'")
+        last = [(max(own), max(other))]
+        pairs = [(layer, layer) for layer in own]
+        self.layers = pairs if config.layers == 'all' else last
+        self._own_loss: Callable[..., Any] | None = None
+
+    def attach(self) -> None:
+        """Let the student's ``loss`` give ours out as well."""
+        self._own_loss = self.student.loss
+        # On the instance: the host's class is not touched.
+        self.student.loss = self.loss
+
+    def detach(self) -> None:
+        """Give the student its own loss back."""
+        vars(self.student).pop('loss', None)
+        self._own_loss = None
+
+    def loss(self, inputs: Tensor, samples: Sequence[Any],
+             **kwargs: Any) -> dict[str, Any]:
+        """Return the detector's losses and ``loss_drd``, already weighted.
+
+        Args:
+            inputs: Preprocessed images; the teacher reads the same.
+            samples: Their data samples.
+            kwargs: Handed to the detector.
+        """
+        assert self._own_loss is not None
+        with self._recorded(self.student) as found:
+            losses = dict(self._own_loss(inputs, samples, **kwargs))
+        student = DecoderView.of(self.student, found, found[HEAD][1])
+        with torch.no_grad(), self._recorded(self.teacher) as found:
+            # Heads are run past their hooks in this mode.
+            boxes = self.teacher(inputs, samples, mode='tensor')[1]
+        teacher = DecoderView.of(self.teacher, found, boxes)
+        distances = [
+            self._distance(student, teacher, samples, pair=pair)
+            for pair in self.layers
+        ]
+        mean = torch.stack(distances).mean()
+        losses[LOSS_NAME] = self.config.weight * mean
+        return losses
+
+    def _recorded(
+            self, model: nn.Module) -> AbstractContextManager[dict[Any, Any]]:
+        """Watch the cross-attentions and the head while a model runs."""
+        places: dict[Any, nn.Module] = dict(cross_attention_taps(model))
+        return recorded({**places, HEAD: model.bbox_head})
+
+    def _distance(self, student: DecoderView, teacher: DecoderView,
+                  samples: Sequence[Any], *,
+                  pair: tuple[int, int]) -> Tensor:
+        """Return L_DRD of one decoder layer and the teacher's."""
+        feature, target = student.attended[pair[0]], teacher.attended[pair[1]]
+        if feature.shape[-1] != target.shape[-1]:
+            raise ValueError(
+                f'the co-attended features of the teacher have '
+                f'{target.shape[-1]} channels, those of the model '
+                f'{feature.shape[-1]}: take a teacher of the same width')
+        boxes = student.boxes[pair[0]].detach()
+        if not self.config.fqm:
+            match = by_index(boxes)
+        else:
+            match = match_queries(
+                boxes,
+                teacher.boxes[pair[1]],
+                ground_truth(samples, like=boxes),
+                tau=self.config.tau,
+                mu1=self.config.mu1,
+                mu2=self.config.mu2,
+                metric=self.config.metric,
+                one_to_one=self.config.matching == 'hungarian',
+                image_sizes=[
+                    tuple(sample.metainfo['img_shape'][:2])
+                    for sample in samples
+                ])
+        return distillation_distance(feature, target, match=match)
+
+
+def by_index(boxes: Tensor) -> QueryMatch:
+    """Pair every query with that of its own index.
+
+    Args:
+        boxes: (B, N, 4).
+    """
+    images, queries = boxes.shape[:2]
+    every = torch.arange(images * queries, device=boxes.device)
+    return QueryMatch(
+        image=every // queries,
+        student=every % queries,
+        teacher=every % queries,
+        counts=(queries, ) * images)

@@ -1,0 +1,399 @@
+"""The hook that turns an mmengine training into a quantization-aware one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.runner import BaseLoop, Runner
+from torch import nn
+
+from taskptq.calibration.freeze import freeze
+from taskptq.engine.builder import build_qconfig, to_plain
+from taskptq.engine.calibration_data import (
+    CalibrationConfig,
+    build_calibration,
+)
+from taskptq.engine.pipeline import (
+    Recipe,
+    refuse_quantized,
+    seeded,
+    shared_log,
+    write_results,
+    write_swap_report,
+)
+from taskptq.engine.ptq_hook import train_dataset, unwrap
+from taskptq.engine.qat import (
+    CHECKPOINT_KEY,
+    STAGES,
+    Learned,
+    calibrate_rest,
+    frozen_norms,
+    keep_valid,
+    load_training_state,
+    prepare_training,
+    start_learning,
+)
+from taskptq.engine.qat_checks import (
+    check_continuation,
+    dataset_meta,
+    evaluation_source,
+    refuse_company,
+)
+from taskptq.engine.qat_distillation import Distillation, DistillationConfig
+from taskptq.engine.qat_optimizer import read_lr_mult, rebuild_optimization
+from taskptq.engine.qat_teacher import (
+    find_teacher,
+    make_teacher,
+    other_teacher,
+    save_teacher,
+)
+from taskptq.export.checkpoint import is_quantized
+from taskptq.prepare import QConfig
+from taskptq.registry import HOOKS
+from taskptq.version import __version__
+
+__all__ = ['QATHook']
+
+SCHEMA = 1
+# Instead of weights that fit no float model: a runner without the hook stops.
+STATE_DICT_NOTE = (
+    'taskptq training checkpoint: test it, resume it or start the next stage '
+    'from it with a config that has QATHook in its custom_hooks')
+
+
+@HOOKS.register_module()
+class QATHook(Hook):
+    """Trains a model with its quantizers on, by ``Runner.train()``.
+
+    Once the float weights are loaded, the model is prepared and calibrated,
+    and the optimizer and its schedulers are built once more around it.
+    Validations inside the training are of the quantized model. At the end
+    the weights are rounded onto the grids that they have learned, and
+    ``quantized.pth`` is written, which ``Runner.test()`` reads with PTQHook.
+
+    Checkpoints of the training hold the recipe. Resumed from one, or tested
+    with one, the model is rebuilt first; tested, it is frozen as well, and
+    its quantized file written.
+
+    Args:
+        qconfig: Recipe of the quantizers; scales train where its type is
+            LSQQuantizer. Needed for training.
+        calibration: See ``CalibrationConfig``; it sets the first ranges.
+        distillation: See ``DistillationConfig``; None trains on the model's
+            own loss alone.
+        stage: 1 quantizes the backbone alone, 2 the whole model; 2 may
+            start from a checkpoint of 1.
+        lr_mult: Learning rate multipliers of scale, offset, gamma and beta,
+            or one for all; see ``taskptq.engine.qat_optimizer.separate``.
+        seed: Seed of the choice of calibration images.
+        out: Quantized file to write; None is ``quantized.pth`` in the
+            work_dir, relative paths are relative to it.
+
+    Raises:
+        ValueError: If a setting is impossible.
+    """
+
+    # Ahead of everything that looks at the model or the optimizer.
+    priority = 'VERY_HIGH'
+
+    def __init__(self,
+                 qconfig: Mapping[str, Any] | None = None,
+                 *,
+                 calibration: Mapping[str, Any] | None = None,
+                 distillation: Mapping[str, Any] | None = None,
+                 stage: int = 2,
+                 lr_mult: float | Mapping[str, float] | None = None,
+                 seed: int = 0,
+                 out: str | None = None) -> None:
+        if stage not in STAGES:
+            raise ValueError(f'stage={stage!r}: choose one of {list(STAGES)}')
+        self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
+        self.distillation = None
+        if distillation is not None:
+            self.distillation = DistillationConfig.from_dict(
+                to_plain(distillation))
+        self.stage = stage
+        self.lr_mult = read_lr_mult(lr_mult)
+        self.seed = seed
+        self.out = out
+        self.qconfig: QConfig | None = None
+        self.recipe: dict[str, Any] = {}
+        if qconfig is not None:
+            self.qconfig = build_qconfig(qconfig)
+            self.recipe = self._make_recipe(self.qconfig)
+        self.report: dict[str, Any] = {}
+        self._learned: list[Learned] = []
+        self._norms: list[nn.Module] = []
+        self._teacher: nn.Module | None = None
+        self._teacher_digest: str | None = None
+        self._distillation: Distillation | None = None
+        self._prepared = False
+        self._resumed = False
+        self._trained = False
+        self._frozen = False
+        self._start = time.perf_counter()
+
+    def _make_recipe(self, qconfig: QConfig) -> dict[str, Any]:
+        """Return what files record, plain; a PTQ recipe and one entry."""
+        recipe = Recipe.from_config(
+            qconfig, calibration=self.calibration.recipe(), seed=self.seed)
+        distillation = None
+        if self.distillation is not None:
+            distillation = to_plain(self.distillation.to_dict())
+        return {
+            **recipe.to_dict(), 'training': {
+                'stage': self.stage,
+                'distillation': distillation,
+                'lr_mult': self.lr_mult,
+            }
+        }
+
+    def before_run(self, runner: Runner) -> None:
+        """Refuse, before any weight is read, what cannot work.
+
+        Raises:
+            ValueError: See ``refuse_company``.
+        """
+        if not self._in_training(runner):
+            return
+        if self.qconfig is None:
+            raise ValueError('QATHook needs qconfig to train: add one to the '
+                             'hook')
+        refuse_company(runner)
+
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: dict[str, Any]) -> None:
+        """Rebuild the model if the checkpoint is of such a training.
+
+        Args:
+            runner: The runner.
+            checkpoint: What was read; its ``state_dict`` is replaced by one
+                that fits the rebuilt model.
+
+        Raises:
+            ValueError: If the checkpoint cannot be used here.
+        """
+        training = self._in_training(runner)
+        if is_quantized(checkpoint):
+            if training:
+                raise ValueError(
+                    'a quantized file cannot be trained from, since its '
+                    'float weights are gone: load the float checkpoint '
+                    'instead')
+            return
+        entry = checkpoint.get(CHECKPOINT_KEY)
+        if entry is None:
+            if training and runner._resume:
+                raise ValueError(
+                    'QATHook resumes its own checkpoints only, and this one '
+                    'is of another training: start from it with load_from '
+                    'and without resume')
+            return
+        if entry.get('schema') != SCHEMA:
+            raise ValueError(
+                f'the training checkpoint has schema {entry.get("schema")!r} '
+                f'(written by taskptq {entry.get("version")}), but this '
+                f'version reads schema {SCHEMA}')
+        self._rebuild(runner, entry, training=training)
+        # The runner loads this into the model once more; clones, because a
+        # load must not copy a tensor onto itself.
+        state = unwrap(runner.model).state_dict()
+        checkpoint['state_dict'] = {k: v.clone() for k, v in state.items()}
+        if self._resumed:
+            # Before the runner gives the optimizer its old state back.
+            self._make_trainable(runner)
+
+    def before_train(self, runner: Runner) -> None:
+        """Make the training quantization-aware, just before its first step.
+
+        Raises:
+            ValueError: See ``build_calibration`` and ``Distillation``.
+        """
+        if not self._prepared:
+            self._prepare_float(runner)
+        if not self._resumed:
+            self._calibrate(runner)
+            self._make_trainable(runner)
+        if self.distillation is not None:
+            assert self._teacher is not None
+            self._distillation = Distillation(
+                runner.model, self._teacher, config=self.distillation)
+            self._distillation.attach()
+
+    def before_train_iter(self, runner: Runner, batch_idx: int,
+                          data_batch: Any = None) -> None:
+        """Undo what the model's ``train()`` does to frozen stages and norms.
+
+        Hosts freeze stages there, and with them the quantizers inside.
+        """
+        for item in self._learned:
+            item.parameter.requires_grad_(True)
+        for norm in self._norms:
+            norm.eval()
+
+    def after_train_iter(self, runner: Runner, batch_idx: int,
+                         data_batch: Any = None,
+                         outputs: Mapping[str, Any] | None = None) -> None:
+        """Keep the grids valid after a step."""
+        keep_valid(self._learned)
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict[str, Any]) -> None:
+        """Put the recipe into a training checkpoint."""
+        if not self._prepared or self._frozen:
+            return
+        checkpoint[CHECKPOINT_KEY] = {
+            'schema': SCHEMA,
+            'version': __version__,
+            'recipe': self.recipe,
+            'report': self.report,
+            'teacher': self._teacher_digest,
+            'weights': checkpoint['state_dict'],
+        }
+        checkpoint['state_dict'] = STATE_DICT_NOTE
+
+    def after_train(self, runner: Runner) -> None:
+        """Freeze the model and write its quantized file."""
+        if self._distillation is not None:
+            self._distillation.detach()
+            self._distillation = None
+        self._teacher = None
+        self._finish(runner)
+        self._trained = True
+
+    def before_test(self, runner: Runner) -> None:
+        """Freeze a model that was rebuilt from a training checkpoint."""
+        if self._prepared and not self._frozen:
+            self._finish(runner)
+
+    def before_val(self, runner: Runner) -> None:
+        """Likewise; inside a training nothing is to be done."""
+        if not self._in_training(runner):
+            self.before_test(runner)
+
+    def _in_training(self, runner: Runner) -> bool:
+        """Whether ``Runner.train()`` is running (it builds its loop first)."""
+        return isinstance(runner._train_loop, BaseLoop) and not self._trained
+
+    def _prepare_float(self, runner: Runner) -> None:
+        """Prepare the float model, after a copy of it became the teacher."""
+        if not runner._has_loaded:
+            runner.logger.warning(
+                'QATHook trains from weights that no checkpoint gave: set '
+                'load_from unless they are meant.')
+        model = runner.model
+        refuse_quantized(model)
+        own = self.distillation is not None and not self.distillation.teacher
+        if own or self.stage == 1:
+            # Stage 2 may want it even where stage 1 did without.
+            self._teacher_digest = save_teacher(model, runner.work_dir)
+        if own:
+            self._teacher = make_teacher(model)
+        self._build_other_teacher(model)
+        assert self.qconfig is not None
+        self._swap(runner, self.qconfig, stage=self.stage)
+
+    def _build_other_teacher(self, model: nn.Module) -> None:
+        if self.distillation is not None and self.distillation.teacher:
+            device = next(model.parameters()).device
+            self._teacher = other_teacher(
+                self.distillation.teacher, device=device)
+
+    def _rebuild(self, runner: Runner, entry: Mapping[str, Any], *,
+                 training: bool) -> None:
+        """Make the float model one that a training checkpoint fits."""
+        model = unwrap(runner.model)
+        refuse_quantized(model)
+        qconfig, stage = self.qconfig, self.stage
+        if training:
+            self._resumed = bool(runner._resume)
+            check_continuation(
+                entry['recipe'], self.recipe, resume=self._resumed)
+            self._recall_teacher(runner, entry)
+        else:
+            self.recipe = entry['recipe']
+            qconfig = build_qconfig(self.recipe['qconfig'])
+            stage = self.recipe['training']['stage']
+        assert qconfig is not None
+        self._swap(runner, qconfig, stage=stage)
+        load_training_state(model, entry['weights'])
+        if not training or self._resumed:
+            self.report = dict(entry['report'])
+
+    def _recall_teacher(self, runner: Runner,
+                        entry: Mapping[str, Any]) -> None:
+        """Find the float weights with which the training began."""
+        self._teacher_digest = entry['teacher']
+        if self.distillation is None:
+            return
+        self._build_other_teacher(runner.model)
+        if self._teacher is not None:
+            return
+        if self._teacher_digest is None:
+            raise ValueError(
+                'the checkpoint is of a training without distillation, and '
+                'its float weights were not kept: give distillation.teacher '
+                'the config and the float checkpoint')
+        folders = [Path(runner.work_dir)]
+        if runner._load_from is not None:
+            folders.append(Path(runner._load_from).parent)
+        found = find_teacher(
+            runner.model, folders, digest=self._teacher_digest)
+        # This run's own checkpoints will look for it here.
+        save_teacher(found, runner.work_dir)
+        self._teacher = make_teacher(found)
+
+    def _swap(self, runner: Runner, qconfig: QConfig, *, stage: int) -> None:
+        """Fold and swap, and say what became of each layer."""
+        model = unwrap(runner.model)
+        with shared_log():
+            report = prepare_training(model, qconfig, stage=stage)
+            Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
+            write_swap_report(report, Path(runner.work_dir))
+        self.report['swap'] = {
+            'num_quantized': report.count('quantized'),
+            'num_float': report.count('float'),
+        }
+        self._prepared = True
+
+    def _calibrate(self, runner: Runner) -> None:
+        """Set the ranges with which the training begins."""
+        with seeded(self.seed), shared_log():
+            batches = build_calibration(
+                self.calibration,
+                source=evaluation_source(runner),
+                default=train_dataset(runner))
+            report = calibrate_rest(runner.model, batches)
+        self.report['calibration'] = to_plain(report.to_dict())
+
+    def _make_trainable(self, runner: Runner) -> None:
+        """Turn the quantizers on; optimizer and schedulers get them."""
+        self._learned = start_learning(runner.model)
+        self._norms = frozen_norms(runner.model)
+        rebuild_optimization(runner, self._learned, lr_mult=self.lr_mult)
+        runner.logger.info(
+            f'Quantization-aware training: {len(self._learned)} parameters '
+            'of quantizers train besides the weights.')
+
+    def _finish(self, runner: Runner) -> None:
+        """Freeze, and write the quantized file."""
+        model = unwrap(runner.model)
+        frozen = freeze(model)
+        model.eval()
+        self._frozen = True
+        work_dir = Path(runner.work_dir)
+        out = work_dir / ('quantized.pth' if self.out is None else self.out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        self.report |= {
+            'taskptq': __version__,
+            'recipe': self.recipe,
+            'freeze': frozen.to_dict(),
+            'seconds': time.perf_counter() - self._start,
+        }
+        self.report = write_results(
+            model, self.report, work_dir=work_dir, out=out,
+            meta={'dataset_meta': dataset_meta(runner)})

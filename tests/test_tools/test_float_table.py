@@ -1,0 +1,318 @@
+"""Float models, relative losses, and what the README says of grids."""
+
+import importlib
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+pytest.importorskip('mmengine')
+
+MODULES = ('_float_table', '_loss_ratio', '_grid_markers', '_markdown',
+           '_results', '_table', 'run_float', '_measure', 'collect_results',
+           '_targets', '_target_sets', '_attention', 'convert_visdrone')
+AP = 'coco/bbox_mAP_s'
+
+
+@pytest.fixture
+def tools(repo_root, monkeypatch):
+    """The modules of tools/, imported anew."""
+    monkeypatch.syspath_prepend(str(repo_root / 'tools'))
+    for name in MODULES:
+        sys.modules.pop(name, None)
+    yield importlib.import_module
+    for name in MODULES:
+        sys.modules.pop(name, None)
+
+
+def content(**changes):
+    return {
+        'metric': 'coco/bbox_mAP',
+        'columns': {'AP': 'coco/bbox_mAP', 'AP small': AP},
+        'variants': [
+            {'name': 'plain', 'title': 'Smooth-L1', 'config': 'plain.py',
+             'seeds': [0, 1]},
+            {'name': 'grid', 'config': 'grid.py', 'seeds': [0, 1]},
+            {'name': 'um', 'config': 'um.py'},
+        ],
+        'targets': [{'name': 'gain', 'metric': AP, 'variants': ['grid', 'um'],
+                     'baseline': 'plain', 'min_gain': 0.01}],
+        **changes
+    }
+
+
+def row(variant, seed, small, *, seconds=100.0):
+    return {'variant': variant, 'seed': seed, 'config': f'{variant}.py',
+            'value': 0.5, 'metrics': {'coco/bbox_mAP': 0.5, AP: small},
+            'train_seconds': 2 * seconds, 'train_cpu_seconds': seconds,
+            'parameters': 1000}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A family with a table of float models, results not yet."""
+    family = tmp_path / 'configs' / 'small'
+    (family / 'results').mkdir(parents=True)
+    (family / 'tiny.float.yml').write_text(yaml.safe_dump(content()))
+    return family
+
+
+def write_rows(folder, *rows):
+    (folder / 'results' / 'tiny.float.json').write_text(json.dumps(
+        {'name': 'tiny', 'metric': 'coco/bbox_mAP', 'rows': list(rows)}))
+
+
+def cells(text, start):
+    """Cells of the table line that begins so."""
+    line = next(line for line in text.splitlines()
+                if line.replace(' ', '').startswith(f'|{start}'))
+    return [cell.strip() for cell in line.strip('|').split('|')]
+
+
+def test_first_seeds_run_first(tools, folder):
+    table = tools('_float_table').read_float_table(folder / 'tiny.float.yml')
+    assert table.name == 'tiny'
+    assert [run.name for run in table.runs()] == [
+        'plain 0', 'grid 0', 'um 0', 'plain 1', 'grid 1']
+
+
+def test_means_and_spreads(tools, folder):
+    module = tools('_float_table')
+    table = module.read_float_table(folder / 'tiny.float.yml')
+    assert module.render_float(table) == module.ABSENT
+    write_rows(folder, row('plain', 0, 0.30), row('plain', 1, 0.31),
+               row('grid', 0, 0.34, seconds=120.0))
+    text = module.render_float(table)
+    assert cells(text, 'variant') == [
+        'variant', 'AP', 'AP small', 'seeds', 'training, CPU s', 'parameters']
+    assert cells(text, 'Smooth') == [
+        'Smooth-L1', '0.500 ± 0.000', '0.305 ± 0.005', '2', '100', '1000']
+    assert cells(text, 'grid') == ['grid', '0.500', '0.340', '1', '120',
+                                   '1000']
+    assert '| um' not in text
+
+
+@pytest.mark.parametrize(('values', 'status'), [
+    ([0.34, 0.35], 'pass'),
+    # A gain that the spread of the baseline covers.
+    ([0.318, 0.318], 'fail'),
+    ([0.34], 'one seed'),
+    ([], 'missing'),
+])
+def test_a_gain_must_exceed_the_spread(tools, folder, values, status):
+    module = tools('_float_table')
+    write_rows(folder, row('plain', 0, 0.30), row('plain', 1, 0.32),
+               *(row('grid', i, value) for i, value in enumerate(values)))
+    table = module.read_float_table(folder / 'tiny.float.yml')
+    record, = module.evaluate_float_targets(table)
+    assert record['status'] == status
+    assert module.describe_float_target(record).startswith(status)
+
+
+def test_a_ratio_is_bounded(tools, folder):
+    module = tools('_float_table')
+    target = {'name': 'cost', 'metric': 'train_cpu_seconds',
+              'variants': ['grid'], 'baseline': 'plain', 'max_ratio': 1.1}
+    path = folder / 'tiny.float.yml'
+    path.write_text(yaml.safe_dump(content(targets=[target])))
+    write_rows(folder, row('plain', 0, 0.3),
+               row('grid', 0, 0.3, seconds=120.0))
+    record, = module.evaluate_float_targets(module.read_float_table(path))
+    assert record['status'] == 'fail'
+    assert record['ratio'] == pytest.approx(1.2)
+
+
+def test_unknown_keys_are_refused(tools, folder):
+    module = tools('_float_table')
+    path = folder / 'tiny.float.yml'
+    path.write_text(yaml.safe_dump(content(colums={})))
+    with pytest.raises(ValueError, match='colums'):
+        module.read_float_table(path)
+    path.write_text(yaml.safe_dump({'metric': 'a'}))
+    with pytest.raises(ValueError, match='variants'):
+        module.read_float_table(path)
+
+
+def test_runs_what_is_lacking(tools, folder, monkeypatch, tmp_path):
+    module = tools('run_float')
+    calls = []
+
+    def call(words):
+        calls.append(words)
+        name = words[0].rpartition('/')[2]
+        work = tmp_path / words[words.index('--work-dir') + 1]
+        work.mkdir(parents=True, exist_ok=True)
+        if name == 'train.py':
+            (work / 'last_checkpoint').write_text('model.pth')
+        else:
+            out = tmp_path / words[words.index('--out') + 1]
+            out.write_text(json.dumps({
+                'metrics': {'coco/bbox_mAP': 0.4, AP: None},
+                'eval_seconds': 3.0}))
+        return 10.0, 8.0
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(module, 'call', call)
+    monkeypatch.setattr(module, 'count_parameters', lambda path: 7)
+    path = folder / 'tiny.float.yml'
+    module.main([str(path), '--runs', '^grid 0'])
+    assert [words[0].rpartition('/')[2] for words in calls] == [
+        'train.py', 'test.py']
+    assert calls[0][1] == 'grid.py'
+    assert calls[0][calls[0].index('--seed') + 1] == '0'
+    found, = json.loads(
+        (folder / 'results' / 'tiny.float.json').read_text())['rows']
+    assert found['value'] == 0.4
+    assert found['metrics'] == {'coco/bbox_mAP': 0.4}
+    assert found['train_cpu_seconds'] == 8.0
+    assert '--runs' in found['command']
+    module.main([str(path), '--runs', '^grid 0'])
+    assert len(calls) == 2
+    # A training that was interrupted goes on.
+    module.WORK_DIR.joinpath('tiny', 'um_seed0').mkdir(parents=True)
+    module.WORK_DIR.joinpath('tiny', 'um_seed0', 'last_checkpoint').write_text(
+        'model.pth')
+    module.main([str(path), '--runs', '^um'])
+    assert '--resume' in calls[2]
+    assert len(calls) == 4
+    # A finished one whose row was lost is only tested, unless asked for.
+    (folder / 'results' / 'tiny.float.json').unlink()
+    module.main([str(path), '--runs', '^um'])
+    assert len(calls) == 5
+    assert calls[4][0].endswith('test.py')
+    module.main([str(path), '--runs', '^um', '--redo'])
+    assert calls[5][0].endswith('train.py')
+    assert '--resume' not in calls[5]
+
+
+def results(model, **values):
+    return {
+        'model': model, 'dataset': 'set', 'metric': 'm',
+        'float': {'value': 0.5, 'metrics': {'ap75': 0.4}},
+        'rows': [
+            {'method': method, 'bits': 'w4a4', 'seed': 0, 'value': 0.1,
+             'metrics': {'ap75': value}, 'scope': 'model'}
+            for method, value in values.items()
+        ]
+    }
+
+
+def test_relative_losses(tools):
+    module = tools('_loss_ratio')
+    losses = module.relative_losses(
+        results('a', mse=0.36, minmax=0.2, qdrop=0.39),
+        results('b', mse=0.20, minmax=0.2, qdrop=0.38, gptq=0.3),
+        metric='ap75')
+    by_method = {loss.method: loss for loss in losses}
+    assert set(by_method) == {'mse', 'minmax', 'qdrop'}
+    assert by_method['mse'].one == pytest.approx(0.1)
+    assert by_method['mse'].ratio == pytest.approx(0.2)
+    assert module.verdict(by_method['mse']) == 'yes'
+    assert module.verdict(by_method['minmax']) == 'no'
+    # The other model loses 5 %: bits do not discriminate.
+    assert by_method['qdrop'].ratio is None
+    assert module.verdict(by_method['qdrop']) == ''
+    text = module.render_losses(losses, names=['grid', 'plain'])
+    assert 'grid loses' in text
+
+
+def entry(name, found):
+    table = SimpleNamespace(path=name, model=f'x_{name}',
+                            columns={'AP 75': 'ap75'})
+    return SimpleNamespace(table=table, results=found)
+
+
+def test_markers(tools, folder, tmp_path):
+    module = tools('_grid_markers')
+    write_rows(folder, row('plain', 0, 0.3))
+    entries = {'one': entry('one', results('a', mse=0.36)),
+               'two': entry('two', results('b', mse=0.2)),
+               'none': entry('none', None)}
+    text = ''.join(
+        f'<!-- {marker} -->\nold\n<!-- /{marker.partition(":")[0]} -->\n'
+        for marker in ('float:tiny', 'float-targets:tiny',
+                       'losses:one two AP_75', 'losses:none two AP_75',
+                       'grid-error:absent'))
+
+    def update(value):
+        return module.update_grid_text(
+            value, root=tmp_path, families=('configs/*', ), entries=entries)
+
+    new = update(text)
+    assert 'old' not in new
+    assert '| Smooth-L1' in new
+    assert 'is not measured yet' in new
+    assert '| w4a4 | mse' in new
+    assert new.count('Not measured yet.') == 2
+    assert update(new) == new
+    for bad in ('float:other', 'losses:one two Other', 'losses:one two',
+                'losses:one three AP_75'):
+        kind = bad.partition(':')[0]
+        with pytest.raises(ValueError, match=r'there is|has no|give'):
+            update(f'<!-- {bad} -->\n<!-- /{kind} -->')
+
+
+def comparison(**others):
+    return {'predicted': 0.1, 'measured': 0.12, 'ratio': 1.2, 'worst': 2.0,
+            'correlation': None, 'bins': [], **others}
+
+
+def test_reports(tools, folder, tmp_path):
+    module = tools('_grid_markers')
+    reports = {
+        'grid-error': {'heads': {'box': {
+            'rounded': {'8': comparison(direct=0.01)},
+            'boxes': {'8': comparison()},
+            'layers': {'w4a4_head-mse': {
+                'coordinates': comparison(), 'boxes': comparison()}}}}},
+        'grid-choice': {'heads': {'box': {
+            'rank': 7, 'candidates': 30,
+            'best': [{'alpha': 2.0, 'beta': 0.5, 'num_intervals': 10,
+                      'rounding': 0.1, 'clipping': 0.0, 'total': 0.1}],
+            'used': {'alpha': 5.0, 'beta': 1.0, 'num_intervals': 5,
+                     'rounding': 0.2, 'clipping': 0.0, 'total': 0.2}}}},
+        'gradients': {'models': [{
+            'config': 'a/plain.py', 'layers': {'head.fc_reg': {'small': {
+                'count': 5, 'relative_variance': 0.9, 'norm_spread': 1.5,
+                'variance': 1e-4, 'mean_norm': 0.1}}}}]},
+    }
+    for kind, report in reports.items():
+        (folder / 'results' / f'{kind}.json').write_text(json.dumps(report))
+        text = module.render_report(
+            kind, kind, root=tmp_path, families=('configs/*', ))
+        assert text.startswith('| ')
+    errors = module.render_errors(reports['grid-error'])
+    assert cells(errors, 'box|logits') == [
+        'box', 'logits, 8 bits', '0.1000', '0.1200', '1.20', '2.00', '',
+        '0.0100', '0.12']
+    choice = module.render_choice(reports['grid-choice'])
+    assert cells(choice, 'box|inuse')[1] == 'in use (7 of 30)'
+    assert '1.0e-04' in module.render_gradients(reports['gradients'])
+
+
+def test_visdrone(tools, tmp_path):
+    from PIL import Image
+    module = tools('convert_visdrone')
+    split = tmp_path / 'VisDrone2019-DET-val'
+    (split / 'images').mkdir(parents=True)
+    (split / 'annotations').mkdir()
+    Image.new('RGB', (30, 20)).save(split / 'images' / 'a.jpg')
+    (split / 'annotations' / 'a.txt').write_text(
+        '1,2,10,5,1,4,0,0\n3,3,4,4,0,0,0,0,\n5,5,0,3,1,1,0,0\n')
+    module.main([str(tmp_path)])
+    found = json.loads((split / 'val.json').read_text())
+    assert found['images'] == [
+        {'id': 0, 'file_name': 'a.jpg', 'width': 30, 'height': 20}]
+    real = [one for one in found['annotations'] if not one['iscrowd']]
+    assert [(one['category_id'], one['bbox']) for one in real] == [
+        (4, [1, 2, 10, 5])]
+    crowd = [one for one in found['annotations'] if one['iscrowd']]
+    assert [one['category_id'] for one in crowd] == list(range(1, 11))
+    assert [one['name'] for one in found['categories']][3] == 'car'
+    (split / 'annotations' / 'a.txt').write_text('1,2,3\n')
+    with pytest.raises(SystemExit, match='six numbers'):
+        module.main([str(tmp_path)])
+    with pytest.raises(SystemExit, match='unpack'):
+        module.main([str(tmp_path / 'none')])

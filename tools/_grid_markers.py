@@ -1,0 +1,163 @@
+"""Markers of README files that tell of grid heads and float models.
+
+Beside those of ``collect_results.py``, in the same form:
+
+- ``float`` and ``float-targets``: see ``_float_table.py``,
+- ``losses``: see ``_loss_ratio.py``,
+- ``grid-error``, ``grid-choice``, ``gradients`` and ``head-cost``: what
+  ``grid_report.py`` wrote to ``configs/<family>/results/<name>.json``.
+"""
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from _float_table import (
+    ABSENT,
+    find_float_tables,
+    render_float,
+    render_float_targets,
+)
+from _loss_ratio import render_pair
+from _markdown import to_markdown
+
+MARKED = re.compile(
+    r'(<!-- (float|float-targets|losses|grid-error|grid-choice|gradients|'
+    r'head-cost):'
+    r'(\S+)((?: [\w.+-]+)*) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
+FLOAT = {'float': render_float, 'float-targets': render_float_targets}
+SMALL = 'small'
+Report = Mapping[str, Any]
+
+
+def update_grid_text(text: str, *, root: Path, families: Sequence[str],
+                     entries: Mapping[str, Any]) -> str:
+    """Return a README's text with all of these markers new.
+
+    Args:
+        text: The README.
+        root: The repository's top level.
+        families: Patterns of the folders of tables.
+        entries: All tables of quantized models.
+
+    Raises:
+        ValueError: If a marker names no table.
+    """
+    if MARKED.search(text) is None:
+        return text
+    tables = find_float_tables(root, families)
+
+    def shown(match: re.Match[str]) -> str:
+        kind, name, words = match[2], match[3], match[4].split()
+        if kind == 'losses':
+            found = render_pair(entries, name, words)
+        elif kind in FLOAT:
+            if name not in tables:
+                raise ValueError(f'there is no table {name}.float.yml')
+            found = FLOAT[kind](tables[name])
+        else:
+            found = render_report(kind, name, root=root, families=families)
+        return match[1] + (found or ABSENT) + match[5]
+
+    return MARKED.sub(shown, text)
+
+
+def render_report(kind: str, name: str, *, root: Path,
+                  families: Sequence[str]) -> str | None:
+    """Return what ``grid_report.py`` measured; None if it has not yet."""
+    paths = [path for family in families
+             for path in root.glob(f'{family}/results/{name}.json')]
+    if not paths:
+        return None
+    report = json.loads(paths[0].read_text(encoding='utf-8'))
+    render = {'grid-error': render_errors, 'grid-choice': render_choice,
+              'gradients': render_gradients,
+              'head-cost': render_cost}[kind]
+    return render(report) + '\n'
+
+
+def render_errors(report: Report) -> str:
+    """Compare predicted and measured errors of each head."""
+    lines = [line for name, head in report['heads'].items()
+             for line in error_lines(name, head)]
+    return to_markdown(
+        ['head', 'quantized', 'predicted', 'measured', 'ratio',
+         'worst bin', 'correlation', 'direct', 'box, px'], lines)
+
+
+def error_lines(name: str, head: Report) -> Iterator[list[str]]:
+    """Yield a line for each bit width and each quantized model."""
+    for bits, found in head['rounded'].items():
+        yield [name, f'logits, {bits} bits', *numbers(found),
+               f'{found["direct"]:.4f}',
+               f'{head["boxes"][bits]["measured"]:.2f}']
+    for fragment, found in head['layers'].items():
+        yield [name, fragment, *numbers(found['coordinates']), '',
+               f'{found["boxes"]["measured"]:.2f}']
+
+
+def numbers(found: Report) -> list[str]:
+    """Return the cells of one comparison."""
+    return [f'{found["predicted"]:.4f}', f'{found["measured"]:.4f}',
+            *(as_cell(found[key]) for key in ('ratio', 'worst',
+                                              'correlation'))]
+
+
+def as_cell(value: float | None) -> str:
+    """Return two decimals, or nothing."""
+    return '' if value is None else f'{value:.2f}'
+
+
+def render_choice(report: Report) -> str:
+    """Return the best grids of each head, and the one in use."""
+    lines = []
+    for name, head in report['heads'].items():
+        rows = [(str(place), found) for place, found in enumerate(
+            head['best'][:5], start=1)]
+        rows.append((f'in use ({head["rank"]} of {head["candidates"]})',
+                     head['used']))
+        lines += [[
+            name, place, f'{found["alpha"]:g}', f'{found["beta"]:.3g}',
+            str(found['num_intervals']), f'{found["rounding"]:.4f}',
+            f'{found["clipping"]:.4f}', f'{found["total"]:.4f}'
+        ] for place, found in rows]
+    return to_markdown(['head', 'rank', 'alpha', 'beta', 'intervals',
+                        'rounding', 'clipping', 'both'], lines)
+
+
+def render_gradients(report: Report) -> str:
+    """Return the noise of small boxes, each model's and the ratio."""
+    lines = []
+    for model in report['models']:
+        for name, groups in model['layers'].items():
+            found = groups[SMALL]
+            ratios = model.get('first_over_this', {}).get(name, {}).get(
+                SMALL, {})
+            lines.append([
+                Path(model['config']).stem, name.rpartition('.')[2],
+                str(found['count']), as_cell(found['relative_variance']),
+                as_cell(found['norm_spread']),
+                as_cell(ratios.get('norm_spread')),
+                exponent(found['variance']),
+                as_cell(ratios.get('variance')),
+            ])
+    return to_markdown(
+        ['model', 'layer', 'small boxes', 'variance / power',
+         'spread of the norm', 'first / this', 'variance', 'first / this'],
+        lines)
+
+
+def render_cost(report: Report) -> str:
+    """Return the time of each model's heads."""
+    lines = [[Path(model['config']).stem,
+              f'{1000 * model["head_seconds"]:.0f}', f'{model["ratio"]:.2f}']
+             for model in report['models']]
+    return to_markdown(['model', 'heads, CPU ms', 'to the first'], lines)
+
+
+def exponent(value: float | None) -> str:
+    """Return two digits and a power of ten, or nothing."""
+    return '' if value is None else f'{value:.1e}'
