@@ -38,8 +38,8 @@ from _measure import current_commit
 from mmengine.runner import set_random_seed
 
 from taskptq.analysis.gradient_variance import compare_variances
+from taskptq.analysis.grid_choice import choose_grid
 from taskptq.analysis.grid_error import (
-    choose_grid,
     compare_boxes,
     compare_expectations,
     measure_bits,
@@ -54,6 +54,8 @@ BITS = (8, 6, 4, 3, 2)
 SHARES = (0.25, 0.5, 1.0, 1.5, 2.0)
 BETAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 INTERVALS = (5, 10, 16)
+# Coordinates that a ranking looks at.
+MAX_TARGETS = 20000
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -200,8 +202,10 @@ def report_grids(args: argparse.Namespace) -> dict[str, Any]:
         ]
         logits = found.logits
         extent = float((logits.amax(-1) - logits.amin(-1)).quantile(0.999))
+        flat = values.flatten()
         ranked = choose_grid(
-            values, make=BoxGrid, settings=settings, num_bits=args.bits,
+            flat[torch.randperm(len(flat))[:MAX_TARGETS]], make=BoxGrid,
+            settings=settings, num_bits=args.bits,
             logit_range=extent, spread=float(spread.sqrt().median()))
         own = next(one for one in ranked if all(
             one[key] == getattr(found.grid, key)

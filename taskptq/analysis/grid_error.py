@@ -7,9 +7,10 @@ with logit i, so logits on a step s give, to first order,
 
 for two points at distance d ``s / sqrt(12) sqrt(2) p (1 - p) d``; a coordinate
 that is regressed directly over a range R with b bits has ``R / (2^b - 1) /
-sqrt(12)`` everywhere. The functions here round real logits, compare what
-happens with what the formula says, and choose a grid by it. They take the
-grid as an argument (``methods.box_grid.BoxGrid``); results are plain types.
+sqrt(12)`` everywhere. The functions here round real logits and compare what
+happens with what the formula says; ``grid_choice`` chooses a grid by it. They
+take the grid as an argument (``methods.box_grid.BoxGrid``); results are plain
+types.
 """
 from __future__ import annotations
 
@@ -27,10 +28,7 @@ from taskptq.core.functional import fake_quantize, range_to_affine
 GRANULARITIES = ('tensor', 'coordinate', 'logit')
 # Errors below this share of the grid's width are those of float32 itself.
 SMALLEST = 1e-6
-# Ten evenly likely values of a standard normal variable.
-QUANTILES = (-1.645, -1.036, -0.674, -0.385, -0.126,
-             0.126, 0.385, 0.674, 1.036, 1.645)
-# Probability of points that a target distribution leaves out.
+# Share of the errors that is left of a single logit's.
 FLOOR = 1e-12
 
 
@@ -227,7 +225,7 @@ def summarize(
     sigmas = predicted.flatten()[order].double()
     errors = error.flatten()[order].double()
     bins = [
-        {'predicted': _rms(sigma), 'measured': _rms(part),
+        {'predicted': rms(sigma), 'measured': rms(part),
          'count': part.numel()}
         for sigma, part in zip(
             sigmas.chunk(num_bins), errors.chunk(num_bins), strict=True)
@@ -236,11 +234,11 @@ def summarize(
             if max(b['predicted'], b['measured']) > smallest]
     ratios = [b['measured'] / b['predicted'] for b in bins
               if b['predicted'] > 0]
-    total = _rms(sigmas)
+    total = rms(sigmas)
     return {
         'predicted': total,
-        'measured': _rms(errors),
-        'ratio': _rms(errors) / total if total > 0 else None,
+        'measured': rms(errors),
+        'ratio': rms(errors) / total if total > 0 else None,
         'correlation': _log_correlation(bins),
         'worst': max(ratios, key=_distance_from_one, default=None),
         'bins': bins,
@@ -282,9 +280,9 @@ def compare_by_location(
             'low': float(low),
             'high': float(high) if math.isfinite(high) else None,
             'count': int(inside.sum()),
-            'measured': _rms(error[inside]),
-            'predicted': _rms(predicted[inside]),
-            'direct': _rms((direct - value)[inside]),
+            'measured': rms(error[inside]),
+            'predicted': rms(predicted[inside]),
+            'direct': rms((direct - value)[inside]),
         })
     return found
 
@@ -328,7 +326,7 @@ def measure_bits(
         result = compare_expectations(
             logits, changed, grid=grid, step=step, num_bins=num_bins
         )
-        result['direct'] = _rms(direct - value)
+        result['direct'] = rms(direct - value)
         result['by_location'] = compare_by_location(
             logits, changed, grid=grid, step=step, direct=direct, edges=edges
         )
@@ -336,65 +334,8 @@ def measure_bits(
     return found
 
 
-def choose_grid(
-    targets: Tensor,
-    *,
-    make: Callable[..., Grid],
-    settings: Sequence[Mapping[str, Any]],
-    num_bits: int = 4,
-    logit_range: float = 20.0,
-    spread: float = 0.0,
-) -> list[dict[str, Any]]:
-    """Rank grids by the error that quantized logits would cause.
-
-    The predictions are supposed to be right: two-hot at the target, or, with
-    a ``spread``, the mean of two-hot distributions around it. A target
-    outside of a grid costs what the grid cuts off.
-
-    Args:
-        targets: Encoded coordinates of training boxes, (N,) or (N, 4).
-        make: Grid of keyword arguments, e.g. ``BoxGrid``.
-        settings: Keyword arguments of each candidate.
-        num_bits: Bits of the logits.
-        logit_range: Largest minus smallest logit; the step is this over
-            2^num_bits - 1.
-        spread: Deviation of the predictions' own uncertainty, in the unit of
-            the targets.
-
-    Returns:
-        The candidates, best first: their settings, ``rounding`` and
-        ``clipping`` (rms errors in the unit of the targets), ``total`` (both)
-        and ``outside``, the share of targets that the grid cuts off.
-
-    Raises:
-        ValueError: If there is no target.
-    """
-    if targets.numel() == 0:
-        raise ValueError('0 targets: give the encoded boxes of a training set')
-    step = logit_range / (2**num_bits - 1)
-    target = targets.flatten().double()
-    shifts = target.new_tensor(QUANTILES if spread > 0 else (0.0,)) * spread
-    found = []
-    for setting in settings:
-        grid = make(**setting)
-        low, high = float(grid.points[0]), float(grid.points[-1])
-        inside = target.clamp(low, high)
-        share = grid.two_hot(inside[:, None] + shifts).mean(dim=1)
-        rounding = _rms(
-            grid.expected_rms(share.clamp(min=FLOOR).log(), step=step)
-        )
-        clipping = _rms(inside - target)
-        found.append({
-            **setting,
-            'rounding': rounding,
-            'clipping': clipping,
-            'total': math.hypot(rounding, clipping),
-            'outside': float((inside != target).double().mean()),
-        })
-    return sorted(found, key=lambda item: item['total'])
-
-
-def _rms(values: Tensor) -> float:
+def rms(values: Tensor) -> float:
+    """Return the root of the mean square."""
     return float(values.double().square().mean().sqrt())
 
 

@@ -2,12 +2,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from taskptq.prepare.blocks import SCOPES
 
 ROUNDINGS = ('adaround', 'gptq', 'nearest')
+NETWORK_SETTINGS = (
+    'weight_lr', 'scale_lr', 'learn_scales', 'drop_prob', 'rounding_weight',
+    'warmup', 'beta_start', 'beta_end', 'patience', 'straight_through'
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,11 @@ class ReconstructionConfig:
         network_train: Name patterns of the layers that are trained on the
             whole network, e.g. ``('decoder*', 'bbox_head*')``; the others
             stay as they are. Empty: all.
+        straight_through: Train roundings that are hard in the forward pass,
+            without a penalty: a whole network of soft ones can fit the float
+            one with few of them decided.
+        network: Settings that ``network_steps`` have of their own, e.g.
+            ``dict(weight_lr=0.05, drop_prob=0.0)``.
         batch_size: Images of a minibatch, where rows can be drawn.
         rows_per_image: Most rows per image where rows are not images.
         weight_lr: Adam's learning rate of the roundings; held for half of
@@ -62,6 +71,8 @@ class ReconstructionConfig:
     steps: int = 400
     network_steps: int = 0
     network_train: tuple[str, ...] = ()
+    straight_through: bool = False
+    network: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 8
     rows_per_image: int = 32
     weight_lr: float = 0.25
@@ -103,6 +114,7 @@ class ReconstructionConfig:
                 f"{self.network_steps} cannot follow rounding='gptq': choose "
                 "'adaround' or 'nearest'"
             )
+        self._check_network()
         if self.network_train and not (
             self.network_steps or self.scope == 'network'
         ):
@@ -117,6 +129,30 @@ class ReconstructionConfig:
                     'in [0, 1]'
                 )
 
+    def _check_network(self) -> None:
+        unknown = sorted(set(self.network) - set(NETWORK_SETTINGS))
+        if unknown:
+            raise ValueError(
+                f'reconstruction.network has unknown key {unknown[0]!r}: '
+                f'known are {", ".join(NETWORK_SETTINGS)}'
+            )
+        if self.network and not self.network_steps:
+            raise ValueError(
+                f'reconstruction.network={dict(self.network)} needs '
+                'network_steps'
+            )
+
+    def of_network(self) -> ReconstructionConfig:
+        """Return the settings of the ``network_steps``."""
+        return replace(
+            self,
+            scope='network',
+            steps=self.network_steps,
+            network_steps=0,
+            network={},
+            **self.network,
+        )
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ReconstructionConfig:
         """Read the plain form.
@@ -124,7 +160,7 @@ class ReconstructionConfig:
         Raises:
             ValueError: On an unknown key.
         """
-        known = [field.name for field in fields(cls)]
+        known = [known_field.name for known_field in fields(cls)]
         unknown = sorted(set(config) - set(known))
         if unknown:
             raise ValueError(
@@ -144,11 +180,12 @@ class ReconstructionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
-        lists = {
+        plain = {
             'blocks': list(self.blocks),
             'network_train': list(self.network_train),
+            'network': dict(self.network),
         }
-        return {**asdict(self), **lists}
+        return {**asdict(self), **plain}
 
 
 def _choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:

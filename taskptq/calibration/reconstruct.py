@@ -184,7 +184,7 @@ class _Run:
             capturer.num_passes + self.num_traces / len(self.batches)
         )
         if self.config.network_steps:
-            config = replace(self.config, steps=self.config.network_steps)
+            config = self.config.of_network()
             self._network(len(plans), config, states, report, progress)
         return report
 

@@ -128,7 +128,10 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
     learned = _Learned()
     if config.rounding == 'adaround':
         for _, module in unit.layers():
-            learned.roundings.extend(_start_rounding(module))
+            found = _start_rounding(module)
+            for rounding in found:
+                rounding.straight_through = config.straight_through
+            learned.roundings.extend(found)
     if config.learn_scales:
         for name, quantizer in quantizers(unit.module):
             owner = unit.qualified(name.rpartition('.')[0])
@@ -269,7 +272,11 @@ class _Trainer:
         """
         config = self.config
         start = config.warmup * config.steps
-        if step < start or not self.learned.roundings:
+        if (
+            step < start
+            or config.straight_through
+            or not self.learned.roundings
+        ):
             return
         if self.penalty_weight is None:
             recent = torch.stack([*self.recent, value]).mean()

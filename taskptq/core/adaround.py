@@ -20,6 +20,9 @@ class AdaRoundQuantizer(nn.Module):
     ``w_hat = s (clamp(floor(w / s) + h(alpha) + z, quant_min, quant_max)
     - z)`` with ``h`` the rectified sigmoid, starting at the float weight.
 
+    With ``straight_through`` the forward pass sees hard roundings, and only
+    the gradient is the soft one's: nothing is left to decide at the end.
+
     Args:
         quantizer: The weight's calibrated affine quantizer.
         weight: The float weight, any shape.
@@ -35,6 +38,7 @@ class AdaRoundQuantizer(nn.Module):
         self.quant_min = quantizer.quant_min
         self.quant_max = quantizer.quant_max
         self.soft = True
+        self.straight_through = False
         self._h: Tensor | None = None
         self._slope: Tensor | None = None
         scale = per_channel(
@@ -57,7 +61,8 @@ class AdaRoundQuantizer(nn.Module):
             return (self.codes() - self.zero_point) * self.scale
         with torch.no_grad():
             h, slope = _rectified_sigmoid_and_slope(self.alpha)
-            codes = h + self.base
+            up = (self.alpha >= 0).to(h.dtype) if self.straight_through else h
+            codes = up + self.base
             clipped = codes.clamp(self.quant_min, self.quant_max)
             passes = torch.eq(clipped, codes, out=codes)
             factor = passes.mul_(slope).mul_(self.scale)
@@ -120,7 +125,12 @@ class AdaRoundQuantizer(nn.Module):
 
     @torch.no_grad()
     def decided(self) -> Tensor:
-        """Return how many roundings are decided: |h - 0.5| > 0.49."""
+        """Return how many roundings are decided: |h - 0.5| > 0.49.
+
+        Straight-through ones always are.
+        """
+        if self.straight_through:
+            return torch.tensor(self.alpha.numel(), device=self.alpha.device)
         h = rectified_sigmoid(self.alpha)
         return ((h - 0.5).abs() > 0.49).sum()
 

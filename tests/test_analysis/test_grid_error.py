@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
+from taskptq.analysis.grid_choice import choose_grid
 from taskptq.analysis.grid_error import (
-    choose_grid,
     compare_boxes,
     compare_expectations,
     measure_bits,

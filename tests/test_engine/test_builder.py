@@ -17,6 +17,7 @@ from taskptq.registry import OBSERVERS, QUANTIZERS, RECON_LOSSES, REWRITES
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAGMENTS = sorted((ROOT / 'configs/_base_/quant').glob('*.py'))
+FRAGMENT_KEYS = {'qconfig', 'reconstruction', 'rewrites', 'distillation'}
 
 
 def test_every_core_class_is_registered():
@@ -82,19 +83,34 @@ def test_to_plain():
 def test_quantization_fragment(path):
     from mmengine.config import Config
     fragment = Config.fromfile(path).to_dict()
-    assert set(fragment) == {'qconfig', 'reconstruction'}
+    assert {'qconfig', 'reconstruction'} <= set(fragment)
+    assert set(fragment) <= FRAGMENT_KEYS
     scheme = build_qconfig(fragment['qconfig']).scheme('layer')
-    if fragment['reconstruction'] is not None:
-        ReconstructionConfig.from_dict(to_plain(fragment['reconstruction']))
+    reconstruction = to_plain(fragment['reconstruction'])
+    if reconstruction is not None:
+        loss = reconstruction.pop('loss', None)
+        ReconstructionConfig.from_dict(reconstruction)
+        assert loss is None or build_loss(loss) is not None
     bits, _, method = path.stem.partition('_')
     if not method:
         return
-    weight, activation = scheme.weight.spec, scheme.activation.spec
-    assert f'w{weight.num_bits}a{activation.num_bits}' == bits
-    from_statistics = method in ('minmax', 'mse', 'aciq')
-    if weight.num_bits <= 3 or not from_statistics:
+    assert bits == bits_of(scheme)
+    weight = scheme.weight.spec
+    statistics = ('minmax', 'mse', 'aciq', 'head-mse')
+    without = method in statistics or method.endswith('-qat')
+    if weight.num_bits <= 3 or not without:
         assert not weight.symmetric
-    assert (fragment['reconstruction'] is None) == from_statistics
+    assert (reconstruction is None) == without
+    assert ('distillation' in fragment) == method.endswith('-qat')
+
+
+def bits_of(scheme):
+    """Return the bits as files name them, e.g. w4a4-8."""
+    weight, activation, key = (
+        config.spec.num_bits
+        for config in (scheme.weight, scheme.activation, scheme.key))
+    name = f'w{weight}a{activation}'
+    return name if key == activation else f'{name}-{key}'
 
 
 def test_calibration_fragments():
