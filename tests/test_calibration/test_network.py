@@ -160,6 +160,35 @@ def test_a_rounding_leans_towards_codes():
     assert rounding.decided() == 0
 
 
+def test_network_steps_have_settings_of_their_own(
+    quantized, quick, forward
+):
+    """With rates of 0 the network phase leaves the blocks' codes alone."""
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+    codes = []
+    for network in (None, {'weight_lr': 0.0}, {'straight_through': True}):
+        model = quantized('conv', batches, bits=2)
+        steps = {} if network is None else {
+            'network_steps': 15, 'network': network}
+        report = reconstruct(
+            model, batches, quick(weight_lr=0.3, **steps), forward=forward,
+            adapter=Adapter(), progress=False,
+        )
+        codes.append(codes_of(model))
+    blocks, still, hard = codes
+    assert all(torch.equal(blocks[n], still[n]) for n in blocks)
+    assert any(not torch.equal(blocks[n], hard[n]) for n in blocks)
+    assert report.units[-1].decided == 1.0
+
+
+@pytest.mark.parametrize('settings, message', [
+    ({'network': {'weight_lr': 0.1}}, 'needs network_steps'),
+    ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'")])
+def test_network_settings_that_cannot_be(settings, message):
+    with pytest.raises(ValueError, match=message):
+        ReconstructionConfig(**settings)
+
+
 def test_network_steps_need_an_adapter(quantized, quick, forward):
     model, batches = quantized('conv'), tiny_batches('conv')
     before = copy.deepcopy(codes_of(model))

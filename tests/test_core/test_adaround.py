@@ -186,3 +186,23 @@ def test_penalty_gradient_follows_a_backward():
 def test_odd_power(exponent):
     x = torch.linspace(-1.2, 1.2, 25, dtype=torch.float64)
     torch.testing.assert_close(odd_power(x, exponent), x**exponent)
+
+
+def test_straight_through_is_hard_forward_and_soft_backward():
+    weight = torch.randn(6, 10)
+    rounding, quantizer = rounding_of(weight)
+    direction = torch.randn_like(weight)
+    (rounding() * direction).sum().backward()
+    soft = rounding.alpha.grad.clone()
+
+    rounding.alpha.grad = None
+    rounding.straight_through = True
+    out = rounding()
+    assert torch.equal(out, quantizer.fake_quantize(out))
+    assert not torch.equal(out, weight)
+    (out * direction).sum().backward()
+    # Soft codes at the upper end of the grid are clipped, hard ones not.
+    inside = soft != 0
+    assert inside.float().mean() > 0.8
+    assert torch.equal(rounding.alpha.grad[inside], soft[inside])
+    assert rounding.decided() == weight.numel()
