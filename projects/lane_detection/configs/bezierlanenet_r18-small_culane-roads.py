@@ -13,7 +13,8 @@ model = dict(
         in_channels=128,
         aux_channels=128,
         aux_hidden=32,
-        lane_width=4.0),
+        lane_width=4.0,
+        relative=True),
     train_cfg=dict(window=5),
     test_cfg=dict(score_thr=0.5, window=5))
 

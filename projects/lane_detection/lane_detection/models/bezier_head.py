@@ -41,6 +41,9 @@ class BezierLaneHead(LaneHead):
         loss_weights: ``curve``, ``logits``, ``seg``.
         positive_weight: How much more a positive counts than a negative.
         lane_width: Of the auxiliary target, in pixels of the input.
+        relative: Let the x of control points count from the middle of the
+            query's column. The paper's are absolute, which convolutions along
+            the columns learn late.
         train_cfg: ``window``, columns that a query competes with in matching;
             ``num_samples`` of the curve loss.
         test_cfg: ``score_thr``, ``window``, ``max_lanes``, ``num_samples`` of
@@ -54,12 +57,13 @@ class BezierLaneHead(LaneHead):
                  num_convs: int = 2, aux_hidden: int = 64,
                  loss_weights: dict[str, float] | None = None,
                  positive_weight: float = 2.5, lane_width: float = 8.0,
-                 **kwargs: Any) -> None:
+                 relative: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.loss_weights = dict(curve=1.0, logits=0.1, seg=0.75)
         self.loss_weights.update(loss_weights or {})
         self.positive_weight = positive_weight
         self.lane_width = lane_width
+        self.relative = relative
         # Convolutions along the columns, of a map that is one row high.
         self.convs = nn.Sequential(*[
             ConvModule(in_channels, in_channels, (1, 3), padding=(0, 1),
@@ -78,10 +82,13 @@ class BezierLaneHead(LaneHead):
         """Return ``logits`` and ``curves`` of the last map's columns."""
         x = self.convs(feats[-1].mean(dim=2, keepdim=True))  # B x C x 1 x W
         curves = self.conv_reg(x)[:, :, 0].transpose(1, 2)  # B x W x 8
-        return {
-            'logits': self.conv_logits(x)[:, 0, 0],
-            'curves': curves.unflatten(-1, (4, 2))
-        }
+        curves = curves.unflatten(-1, (4, 2))
+        if self.relative:
+            width = curves.shape[1]
+            columns = torch.arange(width).to(curves) + 0.5
+            # W x 1 x 2
+            curves = curves + F.pad(columns[:, None, None] / width, (0, 1))
+        return {'logits': self.conv_logits(x)[:, 0, 0], 'curves': curves}
 
     def loss(self, feats: Sequence[Tensor],
              data_samples: Sequence[Any]) -> dict[str, Tensor]:
