@@ -181,7 +181,7 @@ def test_network_steps_have_settings_of_their_own(
     assert report.units[-1].decided == 1.0
 
 
-@pytest.mark.parametrize('settings, message', [
+@pytest.mark.parametrize(('settings', 'message'), [
     ({'network': {'weight_lr': 0.1}}, 'needs network_steps'),
     ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'")])
 def test_network_settings_that_cannot_be(settings, message):
