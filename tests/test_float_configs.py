@@ -224,16 +224,20 @@ def test_publish_refuses_a_file_without_weights(tmp_path: Path) -> None:
 
 def test_train_applies_the_command_line(tmp_path: Path) -> None:
     tool = load_tool('train')
-    config = str(ROOT / 'configs' / NAMES[1])
-    cfg = tool.load_config(
-        tool.parse_args([
-            config, '--seed', '5', '--work-dir',
-            str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=2',
-            '--resume'
-        ]))
+    args = tool.parse_args([
+        str(ROOT / 'configs' / NAMES[1]), '--seed', '5', '--work-dir',
+        str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=2',
+        'load_from=float.pth', '--resume'
+    ])
+    cfg = tool.load_config(args)
     assert cfg.randomness.seed == 5
     assert cfg.train_cfg.max_epochs == 2
     assert cfg.work_dir == str(tmp_path)
+    # Nothing to go on from: the training begins as the config says.
+    assert not cfg.resume
+    assert cfg.load_from == 'float.pth'
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    cfg = tool.load_config(args)
     assert cfg.resume
     assert cfg.load_from is None
 

@@ -18,8 +18,11 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
-# The import also lets weights_only=True read mmengine's training logs.
-from taskptq.registry import SUPPORTED_VERSIONS, installed_version
+from taskptq.registry import (
+    SUPPORTED_VERSIONS,
+    allow_history_buffers,
+    installed_version,
+)
 
 
 def installed_versions() -> dict[str, str]:
@@ -116,6 +119,8 @@ def publish(config: str,
         ValueError: If the checkpoint holds no weights, or see
             :func:`to_half` and :func:`read_metrics`.
     """
+    # For the logs of a training; whatever mmengine loads withdraws it.
+    allow_history_buffers()
     loaded = torch.load(
         checkpoint, map_location='cpu', weights_only=not trust)
     if not isinstance(loaded.get('state_dict'), dict):

@@ -34,6 +34,8 @@ from _float_table import (
 from _measure import current_commit, describe_environment
 from _results import Results, load_results, save_results
 
+from taskptq.engine.checkpoint_file import read_checkpoint
+
 TOOLS = Path(__file__).resolve().parent
 WORK_DIR = Path('work_dirs') / 'float'
 LAST = 'last_checkpoint'
@@ -172,7 +174,7 @@ def command_of(table: FloatTable, run: Run, options: Sequence[str]) -> str:
 
 def count_parameters(checkpoint: str | Path) -> int:
     """Return the number of weights, without statistics of norms."""
-    content = torch.load(checkpoint, map_location='cpu', weights_only=True)
+    content = read_checkpoint(checkpoint)
     return sum(
         value.numel() for key, value in content['state_dict'].items()
         if key.rpartition('.')[2] not in STATISTICS)

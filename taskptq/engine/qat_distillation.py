@@ -23,7 +23,7 @@ from taskptq.engine.detr_adapters import (
 from taskptq.methods.query_distillation import distillation_distance
 from taskptq.methods.query_matching import (
     METRICS,
-    QueryMatch,
+    all_queries,
     match_queries,
 )
 
@@ -274,7 +274,7 @@ class Distillation:
                 f'{feature.shape[-1]}: take a teacher of the same width')
         boxes = student.boxes[pair[0]].detach()
         if not self.config.fqm:
-            match = by_index(boxes)
+            match = all_queries(boxes)
         else:
             match = match_queries(
                 boxes,
@@ -290,18 +290,3 @@ class Distillation:
                     for sample in samples
                 ])
         return distillation_distance(feature, target, match=match)
-
-
-def by_index(boxes: Tensor) -> QueryMatch:
-    """Pair every query with that of its own index.
-
-    Args:
-        boxes: (B, N, 4).
-    """
-    images, queries = boxes.shape[:2]
-    every = torch.arange(images * queries, device=boxes.device)
-    return QueryMatch(
-        image=every // queries,
-        student=every % queries,
-        teacher=every % queries,
-        counts=(queries, ) * images)

@@ -6,4 +6,7 @@ _base_ = ['./qdrop.py']
 reconstruction = dict(
     network_steps=150,
     network_train=['decoder.*', 'bbox_head.*'],
+    # Hard roundings in the forward pass: soft ones fit, and break when they
+    # are made hard.
+    network=dict(straight_through=True, weight_lr=0.01, drop_prob=0.0),
     loss=dict(type='QueryDistillationLoss', tau=0.6, mu1=2.0, mu2=5.0))
