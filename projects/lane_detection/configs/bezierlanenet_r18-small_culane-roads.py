@@ -28,4 +28,4 @@ model = dict(
 
 optim_wrapper = dict(
     paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1))))
-train_cfg = dict(max_epochs=8, val_interval=8)
+train_cfg = dict(max_epochs=24, val_interval=8)
