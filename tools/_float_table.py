@@ -107,6 +107,8 @@ def read_float_table(path: str | Path) -> FloatTable:
         FileNotFoundError: If there is no such file.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no table {path}')
     content = yaml.safe_load(path.read_text(encoding='utf-8'))
     known = [item.name for item in fields(FloatTable) if item.name != 'path']
     _check_keys(content, known, where=str(path))

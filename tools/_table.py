@@ -185,6 +185,8 @@ def read_table(path: str | Path) -> Table:
         FileNotFoundError: If there is no such file.
     """
     path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f'there is no table {path}')
     content = yaml.safe_load(path.read_text(encoding='utf-8'))
     known = [item.name for item in fields(Table) if item.name != 'path']
     needed = ['model', 'dataset', 'config', 'checkpoint', 'metric', 'groups']
