@@ -347,6 +347,8 @@ def write_results(model: nn.Module, report: dict[str, Any], *,
     Returns:
         The report, with the file's path and size where it was written.
     """
+    # Another rank may still be writing the state that is removed below.
+    barrier()
     if is_main_process():
         payload = pack_model(
             model, recipe=report['recipe'], meta=to_plain(meta or {}))

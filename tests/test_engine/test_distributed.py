@@ -23,12 +23,15 @@ RECIPE = dict(
 def run_two(float_checkpoint, tmp_path):
     """Quantize in two processes; returns each rank's final state."""
 
-    def start(**recipe):
+    def start(*others, **recipe):
         config = tmp_path / 'two.py'
-        hook = dict(type='taskptq.PTQHook', **recipe)
+        hooks = [
+            dict(type='taskptq.PTQHook', **recipe),
+            *(dict(type=name) for name in ('TinyWitness', *others))
+        ]
         config.write_text(
             f'_base_ = [{str(HERE / "tiny_config.py")!r}]\n'
-            f'custom_hooks = [{hook!r}, dict(type="TinyWitness")]\n')
+            f'custom_hooks = {hooks!r}\n')
         work_dir = tmp_path / 'two'
         environment = dict(
             os.environ, PYTHON=sys.executable, PORT=str(free_port()),
@@ -79,7 +82,8 @@ def test_ranks_agree_with_each_other_and_with_one_process(run_one, run_two):
 @pytest.mark.slow
 def test_ranks_agree_after_reconstruction(run_one, run_two):
     settings = dict(steps=6, batch_size=4, scope='layer')
-    first, second = run_two(**RECIPE, reconstruction=settings)
+    first, second = run_two(
+        'TinySlowRank', **RECIPE, reconstruction=settings)
     assert_equal(first, second)
     nearest = run_one(**RECIPE)
     assert any(

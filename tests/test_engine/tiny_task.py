@@ -3,6 +3,7 @@
 Its images are drawn from their paths, so nothing lies on disk.
 """
 
+import time
 import zlib
 
 import torch
@@ -14,6 +15,8 @@ from mmengine.model import BaseModel
 from mmengine.registry import DATASETS, HOOKS, METRICS, MODELS, TRANSFORMS
 from torch import nn
 from torch.nn import functional
+
+from taskptq.calibration.resume import UnitStates
 
 
 @MODELS.register_module(force=True)
@@ -125,3 +128,19 @@ class TinyWitness(Hook):
         model = getattr(runner.model, 'module', runner.model)
         torch.save(model.state_dict(),
                    f'{runner.work_dir}/rank{get_rank()}.pth')
+
+
+@HOOKS.register_module(force=True)
+class TinySlowRank(Hook):
+    """Rank 1 takes its time over the file of each finished unit."""
+
+    def before_run(self, runner):
+        if get_rank() != 1:
+            return
+        path_of = UnitStates._path
+
+        def path_late(self, index):
+            time.sleep(0.5)
+            return path_of(self, index)
+
+        UnitStates._path = path_late
