@@ -27,7 +27,7 @@ NUCLEI = sorted(path.stem for path in FOLDER.glob('*_nuclei.py'))
 COCO = sorted(path.stem for path in FOLDER.glob('*_coco.py'))
 OTHER = sorted(path.stem for path in FOLDER.glob('*.py')
                if path.stem.endswith(('_visdrone', '_aitod')))
-FLOAT = sorted(FOLDER.glob('*.float.yml'))
+TRAINING = sorted(FOLDER.glob('*.train.yml'))
 CLASSES = {'visdrone': 10, 'aitod': 8}
 
 
@@ -86,8 +86,8 @@ def test_variants_share_data_and_schedule():
                 assert config[key] == configs[0][key], key
 
 
-@pytest.mark.parametrize('path', FLOAT, ids=lambda p: p.stem)
-def test_float_table_names_every_variant(path):
+@pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
+def test_training_table_names_every_variant(path):
     content = yaml.safe_load(path.read_text())
     named = {Path(one['config']).stem for one in content['variants']}
     detector = path.name.partition('_')[0]

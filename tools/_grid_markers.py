@@ -1,8 +1,8 @@
-"""Markers of README files that tell of grid heads and float models.
+"""Markers of README files that tell of grid heads and trained models.
 
 Beside those of ``collect_results.py``, in the same form:
 
-- ``float`` and ``float-targets``: see ``_float_table.py``,
+- ``training`` and ``training-targets``: see ``_training_table.py``,
 - ``losses``: see ``_loss_ratio.py``,
 - ``grid-error``, ``grid-choice``, ``gradients`` and ``head-cost``: what
   ``grid_report.py`` wrote to ``configs/<family>/results/<name>.json``.
@@ -15,20 +15,23 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from _float_table import (
-    ABSENT,
-    find_float_tables,
-    render_float,
-    render_float_targets,
-)
 from _loss_ratio import render_pair
 from _markdown import to_markdown
+from _training_table import (
+    ABSENT,
+    find_training_tables,
+    render_training,
+    render_training_targets,
+)
 
 MARKED = re.compile(
-    r'(<!-- (float|float-targets|losses|grid-error|grid-choice|gradients|'
-    r'head-cost):'
+    r'(<!-- (training|training-targets|losses|grid-error|grid-choice|'
+    r'gradients|head-cost):'
     r'(\S+)((?: [\w.+-]+)*) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
-FLOAT = {'float': render_float, 'float-targets': render_float_targets}
+TRAINING = {
+    'training': render_training,
+    'training-targets': render_training_targets,
+}
 SMALL = 'small'
 Report = Mapping[str, Any]
 
@@ -48,16 +51,16 @@ def update_grid_text(text: str, *, root: Path, families: Sequence[str],
     """
     if MARKED.search(text) is None:
         return text
-    tables = find_float_tables(root, families)
+    tables = find_training_tables(root, families)
 
     def shown(match: re.Match[str]) -> str:
         kind, name, words = match[2], match[3], match[4].split()
         if kind == 'losses':
             found = render_pair(entries, name, words)
-        elif kind in FLOAT:
+        elif kind in TRAINING:
             if name not in tables:
-                raise ValueError(f'there is no table {name}.float.yml')
-            found = FLOAT[kind](tables[name])
+                raise ValueError(f'there is no table {name}.train.yml')
+            found = TRAINING[kind](tables[name])
         else:
             found = render_report(kind, name, root=root, families=families)
         return match[1] + (found or ABSENT) + match[5]

@@ -1,9 +1,9 @@
-"""Train and test the float models of a table that its results file lacks.
+"""Train and test the models of a table that its results file lacks.
 
-    python tools/run_float.py configs/<family>/<name>.float.yml
+    python tools/run_training.py configs/<family>/<name>.train.yml
 
 Each run is one ``tools/train.py`` and one ``tools/test.py``; the results file
-``configs/<family>/results/<name>.float.json`` is written after every run, and
+``configs/<family>/results/<name>.train.json`` is written after every run, and
 an interrupted training goes on from its last checkpoint; a finished one whose
 test was interrupted is only tested.
 """
@@ -22,22 +22,22 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _float_table import (
-    SUFFIX,
-    FloatTable,
-    Run,
-    describe_float_target,
-    evaluate_float_targets,
-    read_float_table,
-    render_float,
-)
 from _measure import current_commit, describe_environment
 from _results import Results, load_results, save_results
+from _training_table import (
+    SUFFIX,
+    Run,
+    TrainingTable,
+    describe_training_target,
+    evaluate_training_targets,
+    read_training_table,
+    render_training,
+)
 
 from taskptq.engine.checkpoint_file import read_checkpoint
 
 TOOLS = Path(__file__).resolve().parent
-WORK_DIR = Path('work_dirs') / 'float'
+WORK_DIR = Path('work_dirs') / 'training'
 LAST = 'last_checkpoint'
 # Times of a training that came to its end, in its folder.
 FINISHED = 'training.json'
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
     parser = argparse.ArgumentParser(
-        description='Train and test the float models of a table')
+        description='Train and test the models of a table')
     parser.add_argument('table', help=f'file *{SUFFIX}')
     parser.add_argument(
         '--runs', help='regular expression: only runs in whose name '
@@ -72,7 +72,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def work_dir_of(table: FloatTable, run: Run) -> Path:
+def work_dir_of(table: TrainingTable, run: Run) -> Path:
     """Return the folder of a run."""
     return WORK_DIR / table.name / f'{run.variant}_seed{run.seed}'
 
@@ -101,7 +101,7 @@ def call(words: Sequence[str]) -> tuple[float, float]:
     return time.perf_counter() - start, processor
 
 
-def train(table: FloatTable, run: Run, *, options: Sequence[str],
+def train(table: TrainingTable, run: Run, *, options: Sequence[str],
           fresh: bool) -> dict[str, Any]:
     """Train a run.
 
@@ -135,7 +135,7 @@ def train(table: FloatTable, run: Run, *, options: Sequence[str],
     return times
 
 
-def measure(table: FloatTable, run: Run, *, options: Sequence[str],
+def measure(table: TrainingTable, run: Run, *, options: Sequence[str],
             fresh: bool) -> dict[str, Any]:
     """Train, test and perhaps publish a run; returns its row."""
     folder = work_dir_of(table, run)
@@ -163,9 +163,9 @@ def measure(table: FloatTable, run: Run, *, options: Sequence[str],
     }
 
 
-def command_of(table: FloatTable, run: Run, options: Sequence[str]) -> str:
+def command_of(table: TrainingTable, run: Run, options: Sequence[str]) -> str:
     """Return the command line that measures a run anew."""
-    words = ['python', 'tools/run_float.py', table.path.as_posix(),
+    words = ['python', 'tools/run_training.py', table.path.as_posix(),
              '--redo', '--runs', f'^{run.name}$']
     if options:
         words += ['--train-options', *options]
@@ -180,7 +180,7 @@ def count_parameters(checkpoint: str | Path) -> int:
         if key.rpartition('.')[2] not in STATISTICS)
 
 
-def publish(table: FloatTable, run: Run, checkpoint: str) -> str | None:
+def publish(table: TrainingTable, run: Run, checkpoint: str) -> str | None:
     """Publish a run of the table's published seed; returns the file."""
     if table.checkpoints is None or run.seed != table.publish:
         return None
@@ -206,7 +206,7 @@ def name_of(row: dict[str, Any]) -> str:
     return f'{row["variant"]} {row["seed"]}'
 
 
-def run_all(table: FloatTable, args: argparse.Namespace) -> list[str]:
+def run_all(table: TrainingTable, args: argparse.Namespace) -> list[str]:
     """Measure what is lacking; returns the names of runs that failed."""
     results = load_results(table.results) or {
         'name': table.name, 'metric': table.metric, 'rows': [],
@@ -259,15 +259,15 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     try:
-        table = read_float_table(args.table)
+        table = read_training_table(args.table)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     failed = run_all(table, args)
     if args.list:
         return
-    print(render_float(table))
-    for record in evaluate_float_targets(table):
-        print(describe_float_target(record))
+    print(render_training(table))
+    for record in evaluate_training_targets(table):
+        print(describe_training_target(record))
     if failed:
         raise SystemExit(f'{len(failed)} runs failed: {", ".join(failed)}')
 

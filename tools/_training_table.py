@@ -1,9 +1,10 @@
-"""Tables of float models: variants x seeds of one experiment.
+"""Tables of trained models: variants x seeds of one experiment.
 
-A ``<name>.float.yml`` says which configs are trained how often, and
-``run_float.py`` writes ``results/<name>.float.json`` beside it. A README shows
-it between ``<!-- float:<name> -->`` and ``<!-- /float -->``, its targets
-between ``<!-- float-targets:<name> -->`` and ``<!-- /float-targets -->``.
+A ``<name>.train.yml`` says which configs are trained how often, float ones or
+quantized ones (``QATHook``), and ``run_training.py`` writes
+``results/<name>.train.json`` beside it. A README shows it between
+``<!-- training:<name> -->`` and ``<!-- /training -->``, its targets between
+``<!-- training-targets:<name> -->`` and ``<!-- /training-targets -->``.
 """
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import yaml
 from _markdown import to_markdown
 from _results import Summary, load_results, summarize
 
-SUFFIX = '.float.yml'
+SUFFIX = '.train.yml'
 ABSENT = 'Not measured yet.\n'
 TARGET_KEYS = ('name', 'metric', 'variants', 'baseline', 'min_gain',
                'max_ratio')
@@ -46,8 +47,8 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FloatTable:
-    """Content of a ``*.float.yml``.
+class TrainingTable:
+    """Content of a ``*.train.yml``.
 
     Args:
         path: The file.
@@ -79,7 +80,7 @@ class FloatTable:
     @property
     def results(self) -> Path:
         """Return the results file beside the table."""
-        return self.path.parent / 'results' / f'{self.name}.float.json'
+        return self.path.parent / 'results' / f'{self.name}.train.json'
 
     def runs(self) -> list[Run]:
         """List the runs: all first seeds, then all second ones, ..."""
@@ -96,8 +97,8 @@ class FloatTable:
         return [] if results is None else list(results['rows'])
 
 
-def read_float_table(path: str | Path) -> FloatTable:
-    """Read a ``*.float.yml``.
+def read_training_table(path: str | Path) -> TrainingTable:
+    """Read a ``*.train.yml``.
 
     Args:
         path: The file.
@@ -110,7 +111,9 @@ def read_float_table(path: str | Path) -> FloatTable:
     if not path.is_file():
         raise FileNotFoundError(f'there is no table {path}')
     content = yaml.safe_load(path.read_text(encoding='utf-8'))
-    known = [item.name for item in fields(FloatTable) if item.name != 'path']
+    known = [
+        item.name for item in fields(TrainingTable) if item.name != 'path'
+    ]
     _check_keys(content, known, where=str(path))
     for key in ('metric', 'variants'):
         if key not in content:
@@ -119,7 +122,7 @@ def read_float_table(path: str | Path) -> FloatTable:
         _check_keys(one, VARIANT_KEYS, where=f'{path}: variants')
     for target in content.get('targets', ()):
         _check_keys(target, TARGET_KEYS, where=f'{path}: targets')
-    return FloatTable(path=path, **content)
+    return TrainingTable(path=path, **content)
 
 
 def _check_keys(content: Mapping[str, Any], known: Sequence[str], *,
@@ -130,9 +133,9 @@ def _check_keys(content: Mapping[str, Any], known: Sequence[str], *,
                          f'{", ".join(known)}')
 
 
-def find_float_tables(root: Path,
-                      families: Sequence[str]) -> dict[str, FloatTable]:
-    """Read all tables of float models.
+def find_training_tables(
+        root: Path, families: Sequence[str]) -> dict[str, TrainingTable]:
+    """Read all tables of trained models.
 
     Args:
         root: The repository's top level.
@@ -141,7 +144,7 @@ def find_float_tables(root: Path,
     return {
         table.name: table for pattern in families
         for path in sorted(root.glob(f'{pattern}/*{SUFFIX}'))
-        for table in [read_float_table(path)]
+        for table in [read_training_table(path)]
     }
 
 
@@ -152,7 +155,7 @@ def summary_of_variant(rows: Sequence[Row], variant: str, *,
                      metric=metric)
 
 
-def render_float(table: FloatTable) -> str:
+def render_training(table: TrainingTable) -> str:
     """Return the table as Markdown, ending in a newline.
 
     Mean over seeds, ± half the distance between best and worst.
@@ -189,7 +192,7 @@ def _cell(summary: Summary | None) -> str:
     return text
 
 
-def evaluate_float_targets(table: FloatTable) -> list[dict[str, Any]]:
+def evaluate_training_targets(table: TrainingTable) -> list[dict[str, Any]]:
     """Compare targets with what was measured.
 
     Returns:
@@ -233,7 +236,7 @@ def _evaluate(target: Mapping[str, Any],
     return record | {'gain': gain, 'required': required, 'status': status}
 
 
-def describe_float_target(record: Mapping[str, Any]) -> str:
+def describe_training_target(record: Mapping[str, Any]) -> str:
     """Return a target's outcome as one line."""
     head = f'{record["status"]:8} {record["name"]}: '
     if record['status'] == 'missing':
@@ -248,8 +251,8 @@ def describe_float_target(record: Mapping[str, Any]) -> str:
                    f'{record["spread"]:.3f}, {record["num_seeds"]} seeds)')
 
 
-def render_float_targets(table: FloatTable) -> str:
+def render_training_targets(table: TrainingTable) -> str:
     """Return the outcomes as a list, ending in a newline."""
-    lines = map(describe_float_target, evaluate_float_targets(table))
+    lines = map(describe_training_target, evaluate_training_targets(table))
     return ''.join(f'- {line}\n' for line in lines) or ABSENT
 

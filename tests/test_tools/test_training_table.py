@@ -10,8 +10,8 @@ import yaml
 
 pytest.importorskip('mmengine')
 
-MODULES = ('_float_table', '_loss_ratio', '_grid_markers', '_markdown',
-           '_results', '_table', 'run_float', '_measure', 'collect_results',
+MODULES = ('_training_table', '_loss_ratio', '_grid_markers', '_markdown',
+           '_results', '_table', 'run_training', '_measure', 'collect_results',
            '_targets', '_target_sets', '_attention', 'convert_visdrone')
 AP = 'coco/bbox_mAP_s'
 
@@ -55,12 +55,12 @@ def folder(tmp_path):
     """A family with a table of float models, results not yet."""
     family = tmp_path / 'configs' / 'small'
     (family / 'results').mkdir(parents=True)
-    (family / 'tiny.float.yml').write_text(yaml.safe_dump(content()))
+    (family / 'tiny.train.yml').write_text(yaml.safe_dump(content()))
     return family
 
 
 def write_rows(folder, *rows):
-    (folder / 'results' / 'tiny.float.json').write_text(json.dumps(
+    (folder / 'results' / 'tiny.train.json').write_text(json.dumps(
         {'name': 'tiny', 'metric': 'coco/bbox_mAP', 'rows': list(rows)}))
 
 
@@ -72,19 +72,20 @@ def cells(text, start):
 
 
 def test_first_seeds_run_first(tools, folder):
-    table = tools('_float_table').read_float_table(folder / 'tiny.float.yml')
+    table = tools('_training_table').read_training_table(
+        folder / 'tiny.train.yml')
     assert table.name == 'tiny'
     assert [run.name for run in table.runs()] == [
         'plain 0', 'grid 0', 'um 0', 'plain 1', 'grid 1']
 
 
 def test_means_and_spreads(tools, folder):
-    module = tools('_float_table')
-    table = module.read_float_table(folder / 'tiny.float.yml')
-    assert module.render_float(table) == module.ABSENT
+    module = tools('_training_table')
+    table = module.read_training_table(folder / 'tiny.train.yml')
+    assert module.render_training(table) == module.ABSENT
     write_rows(folder, row('plain', 0, 0.30), row('plain', 1, 0.31),
                row('grid', 0, 0.34, seconds=120.0))
-    text = module.render_float(table)
+    text = module.render_training(table)
     assert cells(text, 'variant') == [
         'variant', 'AP', 'AP small', 'seeds', 'training, CPU s', 'parameters']
     assert cells(text, 'Smooth') == [
@@ -102,41 +103,42 @@ def test_means_and_spreads(tools, folder):
     ([], 'missing'),
 ])
 def test_a_gain_must_exceed_the_spread(tools, folder, values, status):
-    module = tools('_float_table')
+    module = tools('_training_table')
     write_rows(folder, row('plain', 0, 0.30), row('plain', 1, 0.32),
                *(row('grid', i, value) for i, value in enumerate(values)))
-    table = module.read_float_table(folder / 'tiny.float.yml')
-    record, = module.evaluate_float_targets(table)
+    table = module.read_training_table(folder / 'tiny.train.yml')
+    record, = module.evaluate_training_targets(table)
     assert record['status'] == status
-    assert module.describe_float_target(record).startswith(status)
+    assert module.describe_training_target(record).startswith(status)
 
 
 def test_a_ratio_is_bounded(tools, folder):
-    module = tools('_float_table')
+    module = tools('_training_table')
     target = {'name': 'cost', 'metric': 'train_cpu_seconds',
               'variants': ['grid'], 'baseline': 'plain', 'max_ratio': 1.1}
-    path = folder / 'tiny.float.yml'
+    path = folder / 'tiny.train.yml'
     path.write_text(yaml.safe_dump(content(targets=[target])))
     write_rows(folder, row('plain', 0, 0.3),
                row('grid', 0, 0.3, seconds=120.0))
-    record, = module.evaluate_float_targets(module.read_float_table(path))
+    record, = module.evaluate_training_targets(
+        module.read_training_table(path))
     assert record['status'] == 'fail'
     assert record['ratio'] == pytest.approx(1.2)
 
 
 def test_unknown_keys_are_refused(tools, folder):
-    module = tools('_float_table')
-    path = folder / 'tiny.float.yml'
+    module = tools('_training_table')
+    path = folder / 'tiny.train.yml'
     path.write_text(yaml.safe_dump(content(colums={})))
     with pytest.raises(ValueError, match='colums'):
-        module.read_float_table(path)
+        module.read_training_table(path)
     path.write_text(yaml.safe_dump({'metric': 'a'}))
     with pytest.raises(ValueError, match='variants'):
-        module.read_float_table(path)
+        module.read_training_table(path)
 
 
 def test_runs_what_is_lacking(tools, folder, monkeypatch, tmp_path):
-    module = tools('run_float')
+    module = tools('run_training')
     calls = []
 
     def call(words):
@@ -156,14 +158,14 @@ def test_runs_what_is_lacking(tools, folder, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, 'call', call)
     monkeypatch.setattr(module, 'count_parameters', lambda path: 7)
-    path = folder / 'tiny.float.yml'
+    path = folder / 'tiny.train.yml'
     module.main([str(path), '--runs', '^grid 0'])
     assert [words[0].rpartition('/')[2] for words in calls] == [
         'train.py', 'test.py']
     assert calls[0][1] == 'grid.py'
     assert calls[0][calls[0].index('--seed') + 1] == '0'
     found, = json.loads(
-        (folder / 'results' / 'tiny.float.json').read_text())['rows']
+        (folder / 'results' / 'tiny.train.json').read_text())['rows']
     assert found['value'] == 0.4
     assert found['metrics'] == {'coco/bbox_mAP': 0.4}
     assert found['train_cpu_seconds'] == 8.0
@@ -178,7 +180,7 @@ def test_runs_what_is_lacking(tools, folder, monkeypatch, tmp_path):
     assert '--resume' in calls[2]
     assert len(calls) == 4
     # A finished one whose row was lost is only tested, unless asked for.
-    (folder / 'results' / 'tiny.float.json').unlink()
+    (folder / 'results' / 'tiny.train.json').unlink()
     module.main([str(path), '--runs', '^um'])
     assert len(calls) == 5
     assert calls[4][0].endswith('test.py')
@@ -232,7 +234,7 @@ def test_markers(tools, folder, tmp_path):
                'none': entry('none', None)}
     text = ''.join(
         f'<!-- {marker} -->\nold\n<!-- /{marker.partition(":")[0]} -->\n'
-        for marker in ('float:tiny', 'float-targets:tiny',
+        for marker in ('training:tiny', 'training-targets:tiny',
                        'losses:one two AP_75', 'losses:none two AP_75',
                        'grid-error:absent'))
 
@@ -247,7 +249,7 @@ def test_markers(tools, folder, tmp_path):
     assert '| w4a4 | mse' in new
     assert new.count('Not measured yet.') == 2
     assert update(new) == new
-    for bad in ('float:other', 'losses:one two Other', 'losses:one two',
+    for bad in ('training:other', 'losses:one two Other', 'losses:one two',
                 'losses:one three AP_75'):
         kind = bad.partition(':')[0]
         with pytest.raises(ValueError, match=r'there is|has no|give'):
