@@ -13,6 +13,7 @@ import argparse
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,12 @@ from mmengine.runner import Runner
 
 from taskptq.apis import read_config
 from taskptq.engine.builder import to_plain
-from taskptq.engine.checkpoint_file import local_file, read_checkpoint
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    local_file,
+    read_checkpoint,
+)
+from taskptq.engine.ptq_hook import unwrap
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
     is_quantized,
@@ -74,18 +80,14 @@ def is_ptq_hook(hook: Any) -> bool:
     return name.rpartition('.')[2] == HOOK
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(args: argparse.Namespace,
+                checkpoint: Mapping[str, Any]) -> Config:
     """Load the config and apply the command line to it.
 
     Args:
         args: Result of :func:`parse_args`.
-
-    Raises:
-        OSError, ValueError, QuantizedCheckpointError: If the checkpoint
-            cannot be read, see ``taskptq.engine.checkpoint_file``.
+        checkpoint: Content of the file.
     """
-    path = local_file(args.checkpoint)
-    checkpoint = read_checkpoint(path, trust_checkpoint=args.trust_checkpoint)
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
@@ -97,9 +99,28 @@ def load_config(args: argparse.Namespace) -> Config:
     hooks = list(cfg.get('custom_hooks') or [])
     if is_quantized(checkpoint) and not any(map(is_ptq_hook, hooks)):
         cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
-    cfg.load_from = str(path)
+    cfg.load_from = str(local_file(args.checkpoint))
     cfg.resume = False
     return cfg
+
+
+def check_fit(runner: Runner, checkpoint: Mapping[str, Any], *,
+              path: str) -> None:
+    """Load a float checkpoint, where mmengine would only warn of misfits.
+
+    Args:
+        runner: Built runner; it loads the same file once more.
+        checkpoint: Content of the file.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If weights are missing or of another shape.
+    """
+    # Checkpoints of QATHook have their weights elsewhere.
+    if is_quantized(checkpoint) or isinstance(
+            checkpoint.get('state_dict'), str):
+        return
+    load_float_weights(unwrap(runner.model), checkpoint, path=path)
 
 
 def join_processes_on_cpu(cfg: Config) -> None:
@@ -163,7 +184,10 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     try:
-        cfg = load_config(args)
+        checkpoint = read_checkpoint(
+            local_file(args.checkpoint),
+            trust_checkpoint=args.trust_checkpoint)
+        cfg = load_config(args, checkpoint)
     except (FileNotFoundError, ValueError,
             QuantizedCheckpointError) as error:
         raise SystemExit(str(error)) from error
@@ -172,6 +196,11 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         runner = RUNNERS.build(cfg)
     else:
         runner = Runner.from_cfg(cfg)
+    try:
+        check_fit(runner, checkpoint, path=args.checkpoint)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    del checkpoint
     start = time.perf_counter()
     metrics = runner.test()
     seconds = time.perf_counter() - start

@@ -127,14 +127,17 @@ def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
         for name, tensor in state.items() if isinstance(tensor, Tensor)
     }
     own = model.state_dict()
-    # BatchNorm's counters are in no formula of the evaluation.
-    lacking = [f'lacks {name}' for name in own
-               if name not in weights and not name.endswith('_tracked')]
-    lacking += [
+    lacking = [
         f'has {name} as {list(weights[name].shape)} instead of '
         f'{list(tensor.shape)}' for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
+    if not lacking:
+        # Modules may read names of older versions: what is missing then.
+        found = model.load_state_dict(weights, strict=False)
+        # BatchNorm's counters are in no formula of the evaluation.
+        lacking = [f'lacks {name}' for name in found.missing_keys
+                   if not name.endswith('_tracked')]
     if lacking:
         raise ValueError(
             f'{path} does not fit {type(model).__name__}: it '
@@ -146,4 +149,3 @@ def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
             f'{path} holds {len(unused)} tensors that the model has no use '
             f'for, e.g. {unused[0]}',
             logger='current', level=30)
-    model.load_state_dict(weights, strict=False)

@@ -110,10 +110,13 @@ def test_bad_files_are_refused_in_one_sentence(name, tiny_path, tmp_path,
     payload = torch.load(quantized, weights_only=True)
     payload['float']['head.bias'][0] += 1
     torch.save(payload, changed)
+    other = tmp_path / 'other.pth'
+    torch.save({'state_dict': {'stem.weight': torch.zeros(8, 3, 3, 3)}}, other)
     options = [] if name == 'test' else [
         '--quant', str(W4A4), '--out', str(tmp_path / 'never.pth')]
     for path, words in ((strange, 'trust-checkpoint'), (cut, 'truncated'),
-                        (changed, 'digest'), (tmp_path / 'no.pth', 'no.pth')):
+                        (changed, 'digest'), (tmp_path / 'no.pth', 'no.pth'),
+                        (other, 'does not fit TinyNet')):
         with pytest.raises(SystemExit) as stop:
             tool(name).main([str(tiny_path), str(path), *options])
         assert words in str(stop.value)
