@@ -78,7 +78,7 @@ DETR_ZOO = {
 DETR_BITS = {'w8a8': (8, 8), 'w6a6-8': (6, 6), 'w4a4-8': (4, 4),
              'w3a3-8': (3, 3), 'w2a4-8': (2, 4), 'w2a2-8': (2, 2)}
 DETR_METHODS = ('minmax', 'mse', 'adaround', 'qdrop', 'da', 'fqm', 'drd',
-                'drd-centering')
+                'drd-centering', 'qdrop-decoder')
 NAME = re.compile(r'[a-z0-9-]+(_[a-z0-9-]+)*_[a-z0-9-]+-w(?P<weight>\d)'
                   r'a(?P<activation>\d)(-(?P<attention>\d))?'
                   r'_calib(?P<images>\d+)_[a-z0-9]+\.py')
@@ -338,7 +338,8 @@ def test_detr_fragment_has_its_bits(bits: str, method: str) -> None:
     loss = (fragment.reconstruction or {}).get('loss')
     if loss is not None:
         assert type(build_loss(to_plain(loss))).__name__ == loss.type
-    assert (loss is not None) is method.startswith(('fqm', 'drd'))
+    assert (loss is not None) is method.startswith(
+        ('fqm', 'drd', 'qdrop-decoder'))
     aligned = [override['query']['type']
                for override in fragment.qconfig.get('overrides', [])]
     expected = method == 'da' or method.startswith('drd')
