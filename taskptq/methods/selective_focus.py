@@ -26,7 +26,7 @@ from taskptq.calibration.ranks import mean_over_ranks
 from taskptq.methods.decoded_distance import build_distance
 from taskptq.methods.head_selection import HeadSelection, MovingAverage
 from taskptq.methods.head_sensitivity import MonotoneCurve, build_curves
-from taskptq.methods.semantic_focus import Heads, SemanticFocus
+from taskptq.methods.semantic_focus import KINDS, Heads, SemanticFocus
 from taskptq.registry import RECON_LOSSES
 
 __all__ = ['NetworkUniform', 'SelectiveFocusLoss']
@@ -59,6 +59,7 @@ class SelectiveFocusLoss:
             confidence heads and 0 for regression heads.
         head_kinds: Name pattern -> 'confidence' or 'regression', before the
             adapter's own.
+        focus_kinds: Kinds of heads that are focused, both by default.
         normalize: Divide by the float variance of the 'head', of each
             'channel', or by nothing (None).
         var_eps: Added to each variance.
@@ -87,6 +88,7 @@ class SelectiveFocusLoss:
         focus_threshold: float = 0.3,
         eps_bg: Mapping[str, float] | None = None,
         head_kinds: Mapping[str, str] | None = None,
+        focus_kinds: Sequence[str] = KINDS,
         normalize: str | None = 'head',
         var_eps: float = 1e-6,
         selection: str | None = 'threshold',
@@ -106,6 +108,7 @@ class SelectiveFocusLoss:
             threshold=focus_threshold,
             eps_bg=dict(eps_bg or {}),
             head_kinds=dict(head_kinds or {}),
+            focus_kinds=focus_kinds,
             normalize=normalize,
             var_eps=var_eps,
         )

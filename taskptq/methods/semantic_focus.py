@@ -67,6 +67,10 @@ class SemanticFocus:
         head_kinds: Name pattern -> 'confidence' or 'regression'; first match
             counts. Heads without a match ask the adapter's ``head_kinds``,
             and are confidence heads if that doesn't know them either.
+        focus_kinds: Kinds of heads that are focused; all places of others
+            weigh alike. Decoding reads confidence everywhere, but what is
+            regressed only where confidence is high: ``('regression',)``
+            focuses on what is read.
         normalize: 'head' divides by the variance of the whole head,
             'channel' by that of each channel, None by nothing.
         var_eps: Added to each variance.
@@ -79,6 +83,7 @@ class SemanticFocus:
     threshold: float = 0.3
     eps_bg: Mapping[str, float] = field(default_factory=dict)
     head_kinds: Mapping[str, str] = field(default_factory=dict)
+    focus_kinds: Sequence[str] = KINDS
     normalize: str | None = 'head'
     var_eps: float = 1e-6
 
@@ -88,6 +93,9 @@ class SemanticFocus:
         _choose('normalize', self.normalize, NORMALIZATIONS)
         for pattern, kind in self.head_kinds.items():
             _choose(f'head_kinds[{pattern!r}]', kind, KINDS)
+        for kind in self.focus_kinds:
+            _choose('focus_kinds: the kind', kind, KINDS)
+        object.__setattr__(self, 'focus_kinds', tuple(self.focus_kinds))
         object.__setattr__(self, 'eps_bg', {**EPS_BG, **self.eps_bg})
         for kind, value in self.eps_bg.items():
             _choose('eps_bg: the kind', kind, KINDS)
@@ -124,11 +132,14 @@ class SemanticFocus:
         weights = {}
         proxies = adapter.foreground_proxy(heads)
         for name in names:
+            kind = self.kind_of(name, adapter=adapter)
+            if kind not in self.focus_kinds:
+                weights[name] = heads[name].new_ones(()).float()
+                continue
             proxy = proxies.get(name, heads[name].new_ones(()))
             proxy = proxy.detach().float()
             if self.focus == 'hard':
                 proxy = (proxy > self.threshold).float()
-            kind = self.kind_of(name, adapter=adapter)
             weights[name] = proxy + self.eps_bg[kind]
         return weights
 

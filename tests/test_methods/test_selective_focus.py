@@ -157,6 +157,10 @@ def test_weights_by_kind_of_head():
     found = SemanticFocus(focus=None).weights(heads, adapter=adapter)
     assert {name: float(w) for name, w in found.items()} == {
         'hm': 1.0, 'offset': 1.0}
+    read = SemanticFocus(focus_kinds=['regression'])
+    found = read.weights(heads, adapter=adapter)
+    assert float(found['hm']) == 1.0
+    assert found['offset'].flatten().tolist() == pytest.approx([0.8, 0.2])
     own = SemanticFocus(head_kinds={'off*': 'confidence'})
     assert own.kind_of('offset', adapter=adapter) == 'confidence'
     assert own.kind_of('reg') == 'confidence'
@@ -420,6 +424,7 @@ def test_a_block_has_no_heads():
     {'focus': 'sharp'}, {'focus_threshold': 1.0}, {'normalize': 'image'},
     {'eps_bg': {'confidence': -1.0}}, {'eps_bg': {'seg': 0.1}},
     {'head_kinds': {'a*': 'seg'}}, {'selection': 'best'}, {'rho': 2.0},
+    {'focus_kinds': ['seg']},
     {'floor': -0.1}, {'top_k': 0}, {'sensitivity': 'both'}, {'ema': 1.0},
     {'num_images': 0}, {'update_interval': 0}, {'refresh_interval': -1},
     {'strengths': (0.5,)}, {'strengths': (0.5, 0.5, 1.0)},

@@ -34,7 +34,8 @@ METHODS = {
     'minmax': None, 'mse': None, 'aciq': None, 'adaround': 'layer',
     'brecq': 'block', 'qdrop': 'block', 'network-uniform': 'network',
     'sgf': 'network', 'sas': 'network', 'selective-focus': 'network',
-    'qdrop-selective-focus': 'block'
+    'regression-focus': 'network', 'qdrop-selective-focus': 'block',
+    'qdrop-network-uniform': 'block', 'qdrop-regression-focus': 'block'
 }
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
 SIZE = (64, 128)
@@ -190,10 +191,15 @@ def test_fragment(name):
     settings = ReconstructionConfig.from_dict(recipe.reconstruction)
     assert settings.scope == METHODS[method]
     focused = {'sgf': ('soft', None), 'sas': (None, 'threshold'),
-               'network-uniform': (None, None)}
+               'network-uniform': (None, None),
+               'regression-focus': ('soft', None)}
     if settings.scope == 'network' or settings.network_steps:
         loss = build_loss(recipe.loss)
         found = loss.focus.focus, loss.selection.selection
-        assert found == focused.get(method, ('soft', 'threshold'))
+        assert found == focused.get(
+            method.removeprefix('qdrop-'), ('soft', 'threshold'))
+        if settings.scope != 'network':
+            settings = settings.of_network()
+        assert settings.straight_through
     else:
         assert recipe.loss is None

@@ -4,8 +4,10 @@ _base_ = ['./qdrop.py']
 reconstruction = dict(
     scope='network',
     steps=400,
-    # The roundings of all layers are pulled together, by one loss that is
-    # far smaller than the sum of the blocks' own.
-    rounding_weight=10.0,
+    # Hard roundings in the forward pass: soft ones fit, and a quarter of them
+    # is undecided at the end and breaks what was fitted.
+    straight_through=True,
+    weight_lr=0.03,
+    drop_prob=0.0,
     skip_below=0.0,
     loss=dict(type='NetworkUniform'))

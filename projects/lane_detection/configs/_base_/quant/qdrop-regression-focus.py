@@ -1,0 +1,12 @@
+# QDrop's blocks, then the network with the focus on what decoding reads: of
+# regression heads the foreground, of confidence heads every place, since noise
+# on their background makes false lanes. All heads weigh the same.
+_base_ = ['./qdrop-network-uniform.py']
+reconstruction = dict(
+    loss=dict(
+        _delete_=True,
+        type='SelectiveFocusLoss',
+        focus='soft',
+        focus_kinds=['regression'],
+        eps_bg=dict(regression=0.05),
+        selection=None))
