@@ -1,6 +1,7 @@
 # QDrop's blocks, then the network with the focus on what decoding reads: of
 # regression heads the foreground, of confidence heads every place, since noise
-# on their background makes false lanes. All heads weigh the same.
+# on their background makes false lanes. All heads weigh the same, and within
+# a head each channel, whose unit is its own.
 _base_ = ['./qdrop-network-uniform.py']
 reconstruction = dict(
     loss=dict(
@@ -9,4 +10,5 @@ reconstruction = dict(
         focus='soft',
         focus_kinds=['regression'],
         eps_bg=dict(regression=0.05),
+        normalize='channel',
         selection=None))

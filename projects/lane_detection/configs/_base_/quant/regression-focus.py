@@ -7,4 +7,5 @@ reconstruction = dict(
         focus='soft',
         focus_kinds=['regression'],
         eps_bg=dict(regression=0.05),
+        normalize='channel',
         selection=None))
