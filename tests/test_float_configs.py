@@ -28,6 +28,8 @@ BASELINES = [
     ('retinanet/retinanet_r18-half_fpn_bccd.py', 'bccd', 'coco/bbox_mAP',
      0.40),
     ('segformer/segformer_mit-tiny_camvid.py', 'camvid', 'mIoU', 35.0),
+    ('conditional_detr/conditional-detr_r18-half_bccd.py', 'bccd',
+     'coco/bbox_mAP', 0.35),
 ]
 NAMES = [row[0] for row in BASELINES]
 MAX_BYTES = 10 * 2**20
