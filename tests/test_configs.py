@@ -78,7 +78,8 @@ DETR_ZOO = {
 DETR_BITS = {'w8a8': (8, 8), 'w6a6-8': (6, 6), 'w4a4-8': (4, 4),
              'w3a3-8': (3, 3), 'w2a4-8': (2, 4), 'w2a2-8': (2, 2)}
 DETR_METHODS = ('minmax', 'mse', 'adaround', 'qdrop', 'da', 'fqm', 'drd',
-                'drd-centering', 'qdrop-decoder')
+                'drd-centering', 'qdrop-decoder', 'mse-centering',
+                'mse-centering-heads', 'qdrop-centering')
 NAME = re.compile(r'[a-z0-9-]+(_[a-z0-9-]+)*_[a-z0-9-]+-w(?P<weight>\d)'
                   r'a(?P<activation>\d)(-(?P<attention>\d))?'
                   r'_calib(?P<images>\d+)_[a-z0-9]+\.py')

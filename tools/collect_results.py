@@ -15,11 +15,12 @@ A README shows a table between ``<!-- table:<model>_<dataset> -->`` and
 - ``softmax``: grid and errors of each softmax, from one row,
 - ``peaks``: what bimodal integration decided on each attention, from one row.
 
-Kinds of grid heads and float models are in ``_grid_markers.py``. ``softmax``
-and ``peaks`` may name the row: ``<!-- softmax:<model>_<dataset> <method>
-<bits> [<seed>] -->``; otherwise it is the first of ptq4sam-s, agq-s,
-ptq4sam-l and agq at w4a4, or else the first that has something to show. A
-metafile.yml has the results of its models under ``Models``.
+Kinds of grid heads and float models are in ``_grid_markers.py``, those of
+DETRs in ``_detr_markers.py``. ``softmax`` and ``peaks`` may name the row:
+``<!-- softmax:<model>_<dataset> <method> <bits> [<seed>] -->``; otherwise it
+is the first of ptq4sam-s, agq-s, ptq4sam-l and agq at w4a4, or else the first
+that has something to show. A metafile.yml has the results of its models under
+``Models``.
 """
 from __future__ import annotations
 
@@ -39,6 +40,7 @@ from _attention import (
     render_peaks,
     render_softmax,
 )
+from _detr_markers import update_detr_text
 from _grid_markers import update_grid_text
 from _markdown import (
     groups,
@@ -304,6 +306,7 @@ def find_updates(root: Path, entries: Mapping[str, Entry],
             new = update_grid_text(
                 update_text(old, entries, sets), root=root,
                 families=FAMILIES, entries=entries)
+            new = update_detr_text(new, root=root, families=FAMILIES)
         if new != old:
             updates[path] = new
     return updates

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 from _grid_data import grid_of, head_of, load_float
+from _pictures import chosen_batches, outline, picture_of, predict
 from _table import Table, read_table
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from torch import Tensor, nn
 
 from taskptq.analysis.grid_plots import plot_distributions, save
@@ -80,17 +80,6 @@ def models_of(table: Table, rows: Sequence[str], *,
     return cfg, models
 
 
-def chosen_samples(cfg: Any, *, count: int) -> list[dict[str, Any]]:
-    """Return batches of one image, evenly spaced over the test set."""
-    dataset = EvaluationSource.from_config(cfg.test_dataloader).dataset
-    total = len(dataset)
-    indices = [(2 * i + 1) * total // (2 * count) for i in range(count)]
-    return [
-        {'inputs': [one['inputs']], 'data_samples': [one['data_samples']]}
-        for one in (dataset[index] for index in indices)
-    ]
-
-
 def crop_around(boxes: Tensor, shape: Sequence[int],
                 side: int) -> tuple[int, int]:
     """Return the corner of the crop that holds most box centers.
@@ -124,10 +113,10 @@ def draw_boxes(models: Mapping[str, nn.Module],
                     layout='constrained')
     grid = figure.subplots(len(batches), len(models), squeeze=False)
     for row, batch in zip(grid, batches, strict=True):
-        image, truth = picture_of(batch)
+        image, truth, _ = picture_of(batch)
         left, top = crop_around(truth, image.shape[:2], side)
         for axes, (title, model) in zip(row, models.items(), strict=True):
-            found = predict(model, batch)
+            found, _ = predict(model, batch, score=SCORE)
             axes.imshow(image[top:top + side, left:left + side])
             for box in truth:
                 outline(axes, box, corner=(left, top), color=TRUTH)
@@ -138,34 +127,6 @@ def draw_boxes(models: Mapping[str, nn.Module],
             axes.set_axis_off()
             axes.set_title(f'{title}: {len(found)} boxes', fontsize=8)
     save(figure, path)
-
-
-def outline(axes: Any, box: Tensor, *, corner: tuple[int, int],
-            color: str) -> None:
-    """Draw one box of the image into its crop."""
-    left, top, right, bottom = (float(value) for value in box)
-    axes.add_patch(Rectangle(
-        (left - corner[0] - 0.5, top - corner[1] - 0.5), right - left,
-        bottom - top, fill=False, edgecolor=color, linewidth=0.9))
-
-
-def picture_of(batch: dict[str, Any]) -> tuple[Any, Tensor]:
-    """Return the image in its own size, RGB, and its true boxes."""
-    import mmcv
-    sample = batch['data_samples'][0]
-    boxes = sample.gt_instances.bboxes
-    return (mmcv.imread(sample.img_path, channel_order='rgb'),
-            getattr(boxes, 'tensor', boxes))
-
-
-@torch.no_grad()
-def predict(model: nn.Module, batch: dict[str, Any]) -> Tensor:
-    """Return the confident boxes of an image, (N, 4) in its own pixels."""
-    found = model.test_step({
-        'inputs': list(batch['inputs']),
-        'data_samples': [one.clone() for one in batch['data_samples']],
-    })[0].pred_instances
-    return found.bboxes[found.scores > SCORE]
 
 
 @torch.no_grad()
@@ -221,7 +182,8 @@ def main(argv: list[str] | None = None) -> None:
     try:
         table = read_table(args.table)
         cfg, models = models_of(table, args.rows, seed=args.seed)
-        batches = chosen_samples(cfg, count=args.images)
+        source = EvaluationSource.from_config(cfg.test_dataloader)
+        batches = chosen_batches(source.dataset, count=args.images)
         draw_boxes(models, batches, args.boxes, side=args.crop)
         print(f'written: {args.boxes} (true boxes {TRUTH}, found {FOUND})')
         if args.grids is None:

@@ -46,7 +46,9 @@ class AttentionView:
         module: The attention.
         num_heads: Heads.
         query: Projection to queries.
-        key: Projection to keys.
+        key: Projection to keys; of their content, where positions have a
+            projection of their own.
+        key_position: That one, None where there is none.
         value: Projection to values.
         out: Projection of the heads' outputs.
         extra_keys: Whether a learned or a zero token joins the keys and
@@ -62,12 +64,13 @@ class AttentionView:
     key: Projection
     value: Projection
     out: Projection
+    key_position: Projection | None = None
     extra_keys: bool = False
     query_positions: bool = False
 
-    def part(self, name: str) -> Projection:
-        """Return the projection called 'query', 'key' or 'value'."""
-        projection: Projection = getattr(self, name)
+    def part(self, name: str) -> Projection | None:
+        """Return the projection of that name; None if there is none."""
+        projection: Projection | None = getattr(self, name)
         return projection
 
 
@@ -142,6 +145,35 @@ def _separate_layers(name: str, module: nn.Module) -> AttentionView:
     )
 
 
+def _content_and_position(name: str, module: nn.Module) -> AttentionView:
+    """View of Conditional and DAB-DETR's decoder.
+
+    Keys are the sum of both projections or hold them side by side: either
+    way, what is added to one of them is added to every key alike.
+    """
+    q, k, v, out, position = (
+        _of_layer(layer)
+        for layer in _linears(
+            module,
+            'qcontent_proj',
+            'kcontent_proj',
+            'v_proj',
+            'out_proj',
+            'kpos_proj',
+        )
+    )
+    return AttentionView(
+        name=name,
+        module=module,
+        num_heads=_num_heads(module),
+        query=q,
+        key=k,
+        value=v,
+        out=out,
+        key_position=position,
+    )
+
+
 def _bare_parameters(name: str, module: nn.Module) -> AttentionView:
     """View of nn.MultiheadAttention, its input projection fused or not."""
     assert isinstance(module, nn.MultiheadAttention)
@@ -198,6 +230,7 @@ _LAYOUTS: dict[str, Callable[[str, nn.Module], AttentionView]] = {
     'QuantWindowMSA': _fused_layer,
     'QuantSamEncoderAttention': _fused_layer,
     'QuantSamDecoderAttention': _separate_layers,
+    'QuantConditionalAttention': _content_and_position,
 }
 
 
@@ -221,8 +254,7 @@ def attention_views(
         if layout is None:
             if 'Attention' in counterpart:
                 skipped[name] = (
-                    f'{type(module).__name__} has no single projection to '
-                    'keys'
+                    f'{type(module).__name__} has no projection to keys'
                 )
             continue
         try:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from taskptq.calibration.attention_projections import (
     PARTS,
     AttentionView,
+    Projection,
 )
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.calibration.peaks import DensityPeaks, find_density_peaks
@@ -158,7 +159,8 @@ def collect_statistics(
         views: Its attentions.
         batches: Collated batches (this rank's share).
         forward: Runs the model on one batch.
-        parts: Which of 'query', 'key', 'value'.
+        parts: Which of 'query', 'key', 'key_position', 'value'; those that
+            an attention lacks are left out.
         one_batch: Use the first batch alone in which an attention runs (of
             the lowest rank), and stop when each has run.
 
@@ -171,16 +173,16 @@ def collect_statistics(
     if not batches:
         raise ValueError('calibration set is empty: give at least one batch')
     current = [0]
-    collectors = {
-        (view.name, part): _Collector(one_batch=one_batch, current=current)
-        for view in views
-        for part in parts
-    }
+    collectors = {}
     with ExitStack() as stack:
         for view in views:
             for part in parts:
-                add = collectors[view.name, part].add
-                handle = _attach(view, part, add)
+                projection = view.part(part)
+                if projection is None:
+                    continue
+                collector = _Collector(one_batch=one_batch, current=current)
+                collectors[view.name, part] = collector
+                handle = _attach(view, part, projection, collector.add)
                 stack.callback(handle.remove)
         stack.enter_context(calibration_mode(model))
         stack.enter_context(open_attention())
@@ -196,10 +198,12 @@ def collect_statistics(
 
 
 def _attach(
-    view: AttentionView, part: str, add: Callable[[Tensor], None]
+    view: AttentionView,
+    part: str,
+    projection: Projection,
+    add: Callable[[Tensor], None],
 ) -> Any:
     """Hand a projection's output to ``add`` at every call."""
-    projection = view.part(part)
 
     def named_add(x: Tensor) -> None:
         try:

@@ -86,7 +86,7 @@ class AttentionCentering:
                 'AttentionCentering: keys and values are both False; center '
                 'one of them or leave the rewrite out'
             )
-        self.parts = ['key'] * keys + ['value'] * values
+        self.parts = ['key', 'key_position'] * keys + ['value'] * values
         self.center = center
         self.patterns = None if patterns is None else tuple(patterns)
         self.tolerance = tolerance
@@ -117,6 +117,7 @@ class AttentionCentering:
             self._propose(view, part, found.get(view.name, {}).get(part))
             for view in views
             for part in self.parts
+            if view.part(part) is not None
         ]
         apply_proposals(
             model,
@@ -132,6 +133,7 @@ class AttentionCentering:
                 *(
                     entry
                     for part in self.parts
+                    if part != 'key_position'
                     for entry in skipped_entries(reasons, part=part)
                 ),
                 *(proposal.entry for proposal in proposals),
@@ -154,9 +156,9 @@ class AttentionCentering:
         """Plan one part of one attention; no edits where it cannot be."""
         entry = RewriteEntry(name=view.name, part=part, status='skipped')
         obstacle = (
-            key_shift_obstacle(view)
-            if part == 'key'
-            else value_shift_obstacle(view)
+            value_shift_obstacle(view)
+            if part == 'value'
+            else key_shift_obstacle(view, part)
         )
         if statistics is None:
             obstacle = 'it never ran on the calibration data'
@@ -168,9 +170,9 @@ class AttentionCentering:
             center = statistics.midrange
         entry.details = _ranges(statistics, center)
         edits = (
-            key_edits(view, -center)
-            if part == 'key'
-            else value_edits(view, -center)
+            value_edits(view, -center)
+            if part == 'value'
+            else key_edits(view, -center, part)
         )
         return Proposal(view=view, entry=entry, edits=edits)
 
@@ -204,9 +206,13 @@ def value_shift_obstacle(view: AttentionView) -> str | None:
     return None
 
 
-def key_edits(view: AttentionView, shift: Tensor) -> list[RowEdit]:
-    """Add ``shift`` (C,) to every key."""
-    bias = view.key.bias
+def key_edits(
+    view: AttentionView, shift: Tensor, part: str = 'key'
+) -> list[RowEdit]:
+    """Add ``shift`` (C,) to the key, or its position, of every token."""
+    projection = view.part(part)
+    assert projection is not None
+    bias = projection.bias
     assert bias is not None
     return [RowEdit.to(bias, bias.double() + shift.to(bias.device))]
 

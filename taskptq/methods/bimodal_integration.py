@@ -158,6 +158,10 @@ def sign_obstacle(view: AttentionView) -> str | None:
             'relative positions are computed from the query by one table '
             'for all heads, which would need a sign of its own per head'
         )
+    if view.key_position is not None:
+        return (
+            'its positions are projected apart, and would keep their signs'
+        )
     if view.extra_keys:
         return (
             'a learned or zero token joins the keys after their projection '

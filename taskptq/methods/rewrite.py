@@ -277,13 +277,16 @@ def skipped_entries(
     ]
 
 
-def key_shift_obstacle(view: AttentionView) -> str | None:
+def key_shift_obstacle(
+    view: AttentionView, part: str = 'key'
+) -> str | None:
     """Say why a constant cannot be added to all keys, or return None."""
     if view.extra_keys:
         return (
             'a learned or zero token joins the keys after their projection '
             'and would not be shifted with them'
         )
-    if view.key.bias is None:
+    projection = view.part(part)
+    if projection is None or projection.bias is None:
         return 'the key projection has no bias to fold a shift into'
     return None

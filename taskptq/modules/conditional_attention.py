@@ -1,10 +1,18 @@
 """Counterpart of mmdet's ConditionalAttention (Conditional, DAB-DETR)."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
-from taskptq.modules.matmul import QuantAttention, attention_bias
+from taskptq.core import AlignedQuantizer
+from taskptq.modules.base import Scheme, build_quantizer
+from taskptq.modules.matmul import (
+    QuantAttention,
+    attention_bias,
+    quantized_heads,
+)
 from taskptq.modules.sharing import SharedInputs
 
 
@@ -15,6 +23,13 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
     their own: added in self-attention, concatenated per head in
     cross-attention (Conditional DETR, Meng et al., ICCV 2021, section 3.3).
     Used through :func:`taskptq.modules.hosts.counterpart_class`.
+
+    Concatenated parts are two products whose results are added, so each has
+    a grid of its own: ``query_quantizer`` and ``key_quantizer`` read the
+    content, ``query_position_quantizer`` and ``key_position_quantizer`` the
+    position. In trained models the range of the positions is tens of times
+    that of the content, and one grid for both would leave nothing of it.
+    Where queries are aligned, their content is.
     """
 
     cross_attn: bool
@@ -36,6 +51,36 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
             'input_quantizer': ('qcontent_proj', 'kcontent_proj', 'v_proj'),
             'position_input_quantizer': ('qpos_proj', 'kpos_proj'),
         }
+
+    def add_quantizers(self, scheme: Scheme) -> None:
+        """Register the quantizers of the matmuls, positions apart."""
+        super().add_quantizers(scheme)
+        if not self.cross_attn:
+            return
+        query = scheme.query
+        if query and issubclass(query.quantizer, AlignedQuantizer):
+            # The length of a position says how near is near: it stays.
+            query = scheme.key
+        self.query_position_quantizer = build_quantizer(
+            query, num_heads=self.num_heads
+        )
+        self.key_position_quantizer = build_quantizer(
+            scheme.key, num_heads=self.num_heads
+        )
+
+    def quantized_query(self, q: Tensor) -> Tensor:
+        """Return the queries that meet the keys, (B, H, N, C)."""
+        if not self.cross_attn:
+            return super().quantized_query(q)
+        return _by_parts(
+            q, self.query_quantizer, self.query_position_quantizer
+        )
+
+    def quantized_key(self, k: Tensor) -> Tensor:
+        """Return the keys that the queries meet, (B, H, M, C)."""
+        if not self.cross_attn:
+            return super().quantized_key(k)
+        return _by_parts(k, self.key_quantizer, self.key_position_quantizer)
 
     def forward(
         self,
@@ -158,3 +203,17 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         )
         x = self.out_proj(self.attended(x.transpose(1, 2).flatten(2)))
         return x, attention.mean(dim=1)
+
+
+def _by_parts(x: Tensor, content: Any, position: Any) -> Tensor:
+    """Quantize (B, H, N, 2 C), content before position, by two grids."""
+    halves = x.chunk(2, dim=-1)
+    return torch.cat(
+        [
+            quantized_heads(quantizer, half)
+            for quantizer, half in zip(
+                (content, position), halves, strict=True
+            )
+        ],
+        dim=-1,
+    )

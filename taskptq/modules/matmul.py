@@ -73,6 +73,14 @@ class QuantAttention(QuantModule):
             attention = F.dropout(attention, dropout, self.training)
         return attention @ quantized_heads(self.value_quantizer, v), attention
 
+    def quantized_query(self, q: Tensor) -> Tensor:
+        """Return the queries that meet the keys, (..., H, N, C)."""
+        return quantized_heads(self.query_quantizer, q)
+
+    def quantized_key(self, k: Tensor) -> Tensor:
+        """Return the keys that the queries meet, (..., H, M, C)."""
+        return quantized_heads(self.key_quantizer, k)
+
     def _logits(
         self,
         q: Tensor,
@@ -80,8 +88,8 @@ class QuantAttention(QuantModule):
         bias: Tensor | Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         """Return what the softmax reads, (..., H, N, M)."""
-        q = quantized_heads(self.query_quantizer, q)
-        logits = q @ quantized_heads(self.key_quantizer, k).transpose(-2, -1)
+        q = self.quantized_query(q)
+        logits = q @ self.quantized_key(k).transpose(-2, -1)
         if bias is None or isinstance(bias, Tensor):
             return logits if bias is None else logits + bias
         # In place: no gradient needs the product, and it may be huge.

@@ -12,7 +12,10 @@ from taskptq.methods.attention_centering import (
     value_centering_residual,
     value_edits,
 )
-from taskptq.methods.bimodal_integration import BimodalIntegration
+from taskptq.methods.bimodal_integration import (
+    BimodalIntegration,
+    sign_obstacle,
+)
 
 from .conftest import stats_of  # isort: skip
 
@@ -167,3 +170,44 @@ def test_residual_is_what_centering_takes_out():
         float((attention_hat.sum(-1) - 1).abs().max()))
     # Rows that sum to 0.6 instead of 1 lose 40 % of the centers.
     assert report['error_centered'] < 0.5 * report['error']
+
+
+# ---- content and position with projections of their own ---------------------
+
+
+@pytest.mark.parametrize('cross', [True, False])
+def test_conditional_attention(cross):
+    """Keys of both projections are centered, and nothing changes."""
+    layers = pytest.importorskip(
+        'mmdet.models.layers.transformer.conditional_detr_layers')
+    torch.manual_seed(3)
+    attention = layers.ConditionalAttention(8, 2, cross_attn=cross).eval()
+    with torch.no_grad():
+        for name in ('kcontent_proj', 'kpos_proj', 'v_proj'):
+            getattr(attention, name).bias.uniform_(-20, 20)
+    model = torch.nn.ModuleDict({'attn': attention})
+    query = torch.randn(2, 5, 8)
+    batch = dict(query=query, key=query, query_pos=torch.randn(2, 5, 8))
+    if cross:
+        batch |= dict(
+            key=torch.randn(2, 6, 8), key_pos=torch.randn(2, 6, 8),
+            ref_sine_embed=torch.randn(2, 5, 8), is_first=True)
+
+    def forward(model, batch):
+        return model['attn'](**batch)
+
+    with torch.no_grad():
+        expected = forward(model, batch)
+        report = AttentionCentering()(
+            model, stats_of(batch, forward=forward))
+        found = forward(model, batch)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert [entry.part for entry in report.entries] == [
+        'key', 'key_position', 'value']
+    for entry in report.entries:
+        assert entry.status == 'applied'
+        low, high = entry.details['range_after']
+        assert low == pytest.approx(-high, rel=1e-3)
+        assert high < max(map(abs, entry.details['range_before'])) / 3
+    (view,), _ = attention_views(model)
+    assert 'positions' in sign_obstacle(view)

@@ -1,9 +1,10 @@
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 
-from taskptq.core import enable, quantizing
+from taskptq.core import AlignedQuantizer, enable, quantizing
 from taskptq.modules import QuantConditionalAttention, counterpart_class
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 8, 2, 3, 5, 6
@@ -17,7 +18,10 @@ SELF_POINTS = MATMULS | OUT | {
     f'{name}_proj.weight_quantizer'
     for name in ('qcontent', 'kcontent', 'v', 'qpos', 'kpos')
 }
-CROSS_POINTS = MATMULS | OUT | {'key_input_quantizer'} | {
+CROSS_POINTS = MATMULS | OUT | {
+    'key_input_quantizer', 'query_position_quantizer',
+    'key_position_quantizer'
+} | {
     f'{name}_proj.weight_quantizer'
     for name in ('qcontent', 'kcontent', 'v', 'kpos', 'qpos_sine')
 } | {
@@ -112,6 +116,42 @@ def test_every_point_fires_once(cross, first, lab):
         points = points | {
             'qpos_proj.input_quantizer', 'qpos_proj.weight_quantizer'}
     assert counts == dict.fromkeys(points, 1)
+
+
+@pytest.mark.parametrize('per_head', [False, True])
+def test_large_positions_leave_the_content_its_grid(per_head, lab):
+    """Of one grid for both, the content would have a step or two."""
+    module = build(cross=True)
+    with torch.no_grad():
+        module.qpos_sine_proj.weight.mul_(1000)
+    cls = counterpart_class(QuantConditionalAttention, type(module))
+    quant = cls.from_float(module, scheme=lab.scheme(per_head=per_head))
+    kwargs = inputs(cross=True)
+    lab.calibrate(quant, lambda m: m(**kwargs))
+    seen = {}
+    for name in ('query_quantizer', 'query_position_quantizer'):
+        quantizer = getattr(quant, name)
+        quantizer.register_forward_hook(
+            lambda _, args, out, name=name: seen.update({name: (*args, out)}))
+    with quantizing(quant):
+        quant(**kwargs)
+    content, rounded = seen['query_quantizer']
+    position, _ = seen['query_position_quantizer']
+    assert position.abs().max() > 200 * content.abs().max()
+    assert content.shape == (BATCH, HEADS, QUERIES, EMBED // HEADS)
+    step = content.abs().max() / 100
+    assert (rounded - content).abs().max() < step
+
+
+def test_positions_are_not_aligned(lab):
+    scheme = lab.scheme()
+    scheme = replace(scheme, query=replace(
+        scheme.query, quantizer=AlignedQuantizer))
+    module = build(cross=True)
+    cls = counterpart_class(QuantConditionalAttention, type(module))
+    quant = cls.from_float(module, scheme=scheme)
+    assert type(quant.query_quantizer) is AlignedQuantizer
+    assert type(quant.query_position_quantizer) is type(quant.key_quantizer)
 
 
 def test_later_layers_have_no_query_position(lab):

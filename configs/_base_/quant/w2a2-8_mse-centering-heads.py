@@ -1,0 +1,3 @@
+# A grid for each head's queries, keys and values.
+_base_ = ['./w2a2-8_mse-centering.py']
+qconfig = dict(attention=dict(per_head=True))

@@ -1,0 +1,3 @@
+# Keys and values of the float model are centered first (exact).
+_base_ = ['./w6a6-8_mse.py']
+rewrites = [dict(type='AttentionCentering')]

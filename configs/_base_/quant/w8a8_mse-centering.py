@@ -1,0 +1,3 @@
+# Keys and values of the float model are centered first (exact).
+_base_ = ['./w8a8_mse.py']
+rewrites = [dict(type='AttentionCentering')]
