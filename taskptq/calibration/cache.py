@@ -89,6 +89,11 @@ class ActivationCache:
             shape = (self._repeats[key], *shape[1:])
         return shape
 
+    def dtype(self, key: Hashable) -> torch.dtype:
+        """Return the tensor's type, without reading it."""
+        held = self._held.get(key)
+        return self._files[key].dtype if held is None else held.dtype
+
     def delete(self, key: Hashable) -> None:
         """Forget one tensor; nothing happens if it is not there."""
         self._repeats.pop(key, None)

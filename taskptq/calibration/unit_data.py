@@ -190,7 +190,10 @@ class UnitData:
         """Independent rows of one call; 0 if they cannot be taken apart."""
         counts, dims = set(), set()
         for source in self._sources(call, batch):
-            shape = self.cache.shape(('float', source, batch))
+            key = ('float', source, batch)
+            if _counts_things(self.cache.dtype(key)):
+                return 0
+            shape = self.cache.shape(key)
             counts.add(shape[0] if shape else 0)
             if source.side == 'in' or source.unit != self.index:
                 dims.add(len(shape))
@@ -346,6 +349,14 @@ def _split(
             places.append((place, rows))
         start += count
     return places
+
+
+def _counts_things(dtype: torch.dtype) -> bool:
+    """Whether a tensor holds integers: sizes or indices, in no row's order.
+
+    Deformable attention reads the levels' shapes, one level a row.
+    """
+    return not (dtype.is_floating_point or dtype == torch.bool)
 
 
 def _is_same(one: Any, two: Any) -> bool:

@@ -244,6 +244,27 @@ def test_arguments_that_cannot_be_compared(quantized, plan, random_images):
     assert calls[0][0][0][1].tolist() == [8, 8]
 
 
+class Levels(nn.Module):
+    """Hands on the sizes of levels, by chance as many as there are images."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = WithSizes()
+
+    def forward(self, x):
+        sizes = torch.arange(1, len(x) + 1)
+        return self.head(x * 2, sizes)
+
+
+def test_integers_are_no_rows_of_images(quantized, plan, random_images):
+    batches = random_images()
+    model = quantized(Levels(), batches)
+    data = loaded(plan(model, batches, extra=['head']), 0)
+    calls, ids = data.sample(1)
+    assert ids in ((0, 1, 2, 3), (4, 5, 6, 7))
+    assert calls[0][0][0][1].tolist() == [1, 2, 3, 4]
+
+
 def test_only_wanted_outputs_are_kept(second_block):
     data, out = second_block, Source('out', 2, 0, 0)
     data.compute('quant', keep=())
