@@ -1,7 +1,9 @@
 # BezierLaneNet on three stages of a ResNet-18 of half width, trained on
 # culane_mini and drawn roads at 144x400: 25 columns. From scratch its curves
 # are still far off after the time that others need, so the backbone starts
-# from that of our LaneATT, which is the same.
+# from that of our LaneATT, which is the same. The committed checkpoint came of
+# two runs: max_epochs=8, then 16 more, with load_from the end of the first and
+# a rate that rose and fell anew.
 _base_ = [
     './_base_/models/bezierlanenet_r18.py',
     './_base_/datasets/culane_roads.py',
