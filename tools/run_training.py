@@ -35,6 +35,7 @@ from _training_table import (
 )
 
 from taskptq.engine.checkpoint_file import read_checkpoint
+from taskptq.engine.qat import CHECKPOINT_KEY
 
 TOOLS = Path(__file__).resolve().parent
 WORK_DIR = Path('work_dirs') / 'training'
@@ -173,11 +174,15 @@ def command_of(table: TrainingTable, run: Run, options: Sequence[str]) -> str:
 
 
 def count_parameters(checkpoint: str | Path) -> int:
-    """Return the number of weights, without statistics of norms."""
+    """Return the number of weights, without norms' and quantizers' own."""
     content = read_checkpoint(checkpoint)
+    weights = content['state_dict']
+    if isinstance(weights, str):
+        weights = content[CHECKPOINT_KEY]['weights']
     return sum(
-        value.numel() for key, value in content['state_dict'].items()
-        if key.rpartition('.')[2] not in STATISTICS)
+        value.numel() for key, value in weights.items()
+        if key.rpartition('.')[2] not in STATISTICS
+        and '_quantizer' not in key)
 
 
 def publish(table: TrainingTable, run: Run, checkpoint: str) -> str | None:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskptq.core import AlignedQuantizer
+from taskptq.core import AlignedQuantizer, QuantizerConfig
 from taskptq.modules.base import Scheme, build_quantizer
 from taskptq.modules.matmul import (
     QuantAttention,
@@ -56,6 +56,9 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         """Register the quantizers of the matmuls, positions apart."""
         super().add_quantizers(scheme)
         if not self.cross_attn:
+            self.position_input_quantizer = build_quantizer(
+                _position_input(scheme)
+            )
             return
         query = scheme.query
         if query and issubclass(query.quantizer, AlignedQuantizer):
@@ -203,6 +206,18 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         )
         x = self.out_proj(self.attended(x.transpose(1, 2).flatten(2)))
         return x, attention.mean(dim=1)
+
+
+def _position_input(scheme: Scheme) -> QuantizerConfig | None:
+    """Return the recipe of what position projections read.
+
+    As that of other inputs, with at least the bits of queries.
+    """
+    config, query = scheme.activation, scheme.query
+    if config is None or query is None:
+        return config
+    bits = max(config.spec.num_bits, query.spec.num_bits)
+    return config.with_bits(bits)
 
 
 def _by_parts(x: Tensor, content: Any, position: Any) -> Tensor:

@@ -183,6 +183,10 @@ OUTPUT_LAYERS: tuple[str, ...] = (
     # Centers of boxes, which the heads only shift.
     r're:(.*\.)?reference_points_fc',
 )
+# Projections of attentions that read nothing but positions.
+POSITION_LAYERS: tuple[str, ...] = (
+    r're:(.*\.)?(qpos_proj|kpos_proj|qpos_sine_proj)',
+)
 # Last layer of small output networks: a sequence's highest index.
 OUTPUT_SEQUENCES: tuple[str, ...] = (
     r're:(.*\.)?reg_branches\.\d+',

@@ -155,14 +155,23 @@ class QConfig:
             'keep_float': list(self.keep_float),
         }
 
-    def scheme(self, name: str, *, edge: bool = False) -> Scheme:
+    def scheme(
+        self, name: str, *, edge: bool = False, positions: bool = False
+    ) -> Scheme:
         """Return the quantizer recipes of one layer.
 
         Args:
             name: Qualified name, matched against the overrides.
             edge: Whether it is a first or last layer.
+            positions: Whether it projects positions for an attention: they
+                are its operands as queries and keys are, and have at least
+                the bits of these.
         """
         chosen = {point: self.points[point] for point in POINTS}
+        if positions and chosen['query'] is not False:
+            chosen['activation'] = _at_least(
+                chosen['activation'], chosen['query']['num_bits']
+            )
         if edge and self.edge_bits is not None:
             chosen = {
                 point: _at_least(settings, self.edge_bits)

@@ -13,6 +13,7 @@ from taskptq.prepare.mapping import (
     KEPT_FLOAT,
     OUTPUT_LAYERS,
     OUTPUT_SEQUENCES,
+    POSITION_LAYERS,
     dotted,
     is_attention,
     lookup,
@@ -99,7 +100,10 @@ def _plan(model: nn.Module, qconfig: QConfig) -> list[_Plan]:
     plans: list[_Plan] = []
     bypassed: dict[int, str] = {}
     for name, module in candidates:
-        scheme = qconfig.scheme(name, edge=name in edges)
+        positions = any(matches(name, p) for p in POSITION_LAYERS)
+        scheme = qconfig.scheme(
+            name, edge=name in edges, positions=positions
+        )
         reason = _reason_to_keep(name, module, qconfig, scheme)
         reason = reason or bypassed.get(id(module), '')
         cls = None

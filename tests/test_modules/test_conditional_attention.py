@@ -143,6 +143,15 @@ def test_large_positions_leave_the_content_its_grid(per_head, lab):
     assert (rounded - content).abs().max() < step
 
 
+def test_positions_of_self_attention_have_the_bits_of_queries(lab):
+    module = build(cross=False)
+    cls = counterpart_class(QuantConditionalAttention, type(module))
+    scheme = lab.scheme(activation=4, attention=7)
+    quant = cls.from_float(module, scheme=scheme)
+    assert quant.position_input_quantizer.spec.num_bits == 7
+    assert quant.input_quantizer.spec.num_bits == 4
+
+
 def test_positions_are_not_aligned(lab):
     scheme = lab.scheme()
     scheme = replace(scheme, query=replace(

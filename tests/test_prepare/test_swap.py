@@ -119,6 +119,21 @@ def test_bits_of_each_point_are_reported() -> None:
             linear.attention_bits, linear.softmax_bits) == (4, 4, None, None)
 
 
+@pytest.mark.parametrize(('attention', 'expected'), [
+    ({'num_bits': 8}, 8), ({'num_bits': 3}, 4), (False, 4)])
+def test_positions_have_the_bits_of_attention(attention: object,
+                                              expected: int) -> None:
+    model = nn.ModuleDict({
+        'attn': nn.ModuleDict({
+            name: nn.Linear(4, 4) for name in ('kpos_proj', 'kcontent_proj')
+        })})
+    report = swap(model, QConfig.from_dict(
+        {**W4, 'attention': attention, 'edge_bits': None}))
+    found = {name: row.activation_bits for name, row in rows(report).items()}
+    assert found == {'attn.kpos_proj': expected, 'attn.kcontent_proj': 4}
+    assert rows(report)['attn.kpos_proj'].weight_bits == 4
+
+
 def test_fewest_bits_of_the_operands_are_reported() -> None:
     report = swap(
         tiny_model('window'),

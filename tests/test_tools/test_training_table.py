@@ -6,6 +6,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 pytest.importorskip('mmengine')
@@ -224,6 +225,20 @@ def entry(name, found):
     table = SimpleNamespace(path=name, model=f'x_{name}',
                             columns={'AP 75': 'ap75'})
     return SimpleNamespace(table=table, results=found)
+
+
+def test_parameters_of_float_and_of_quantized_trainings(tools, tmp_path):
+    from taskptq.engine.qat import CHECKPOINT_KEY
+    module = tools('run_training')
+    weights = {'a.weight': torch.zeros(3, 2), 'a.bias': torch.zeros(3),
+               'bn.running_mean': torch.zeros(5)}
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({'state_dict': weights}, path)
+    assert module.count_parameters(path) == 9
+    weights['a.weight_quantizer.scale'] = torch.ones(3)
+    torch.save({'state_dict': 'elsewhere',
+                CHECKPOINT_KEY: {'weights': weights}}, path)
+    assert module.count_parameters(path) == 9
 
 
 def test_markers(tools, folder, tmp_path):
