@@ -58,7 +58,7 @@ def plot_progressive(
     axes.grid(axis='y', color='0.9')
     axes.set_ylabel('average precision')
     axes.set_title(title, fontsize=9)
-    axes.legend(fontsize=7)
+    figure.legend(fontsize=7, loc='outside right upper')
     return save(figure, path)
 
 
