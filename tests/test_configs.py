@@ -384,13 +384,17 @@ def test_detr_zoo_is_prepared_at_all_bits(name: str,
 
 
 def check_detr(report: SwapReport, activation_bits: int) -> None:
-    """Attention has 8 bits; inner activations have theirs."""
+    """Attention and its positions have 8 bits; inner layers have theirs."""
     rows = [row for row in report.rows if row.status == 'quantized']
     attentions = [row for row in rows if row.softmax_bits is not None]
     assert len(attentions) == 6 + 2 * 6
     for row in attentions:
         assert {row.attention_bits, row.softmax_bits} == {8}
-    inner = {row.activation_bits for row in rows if not row.reason}
+    positions = [row for row in rows if row.name.endswith(
+        ('qpos_proj', 'kpos_proj', 'qpos_sine_proj'))]
+    assert {row.activation_bits for row in positions} <= {8, None}
+    inner = {row.activation_bits for row in rows
+             if not row.reason and row not in positions}
     assert inner <= {activation_bits, None}
 
 

@@ -88,6 +88,8 @@ def task(helper, repo_root, tmp_path, monkeypatch, registry_guard):
         with DefaultScope.overwrite_default_scope('mmdet'):
             torch.manual_seed(0)
             model = MODELS.build(copy.deepcopy(cfg.model))
+        # Embeddings of levels are bare memory before.
+        model.init_weights()
         torch.save({'state_dict': model.state_dict()}, f'{kind}.pth')
         quant = repo_root / 'configs' / '_base_' / 'quant'
         table = {
