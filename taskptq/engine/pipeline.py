@@ -251,8 +251,7 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
         folder.mkdir(parents=True, exist_ok=True)
     report = run_steps(
         model, batches, recipe=recipe, work_dir=work_dir, resume=resume)
-    return write_results(
-        model, report, work_dir=work_dir, out=out, meta=meta)
+    return write_results(model, report, work_dir=work_dir, out=out, meta=meta)
 
 
 def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
