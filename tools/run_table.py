@@ -4,7 +4,8 @@
 
 The results file ``configs/<family>/results/<model>_<dataset>.json`` is
 written after every row, and an interrupted row goes on where it stopped, so
-a table may be stopped and started at will. ``--split val`` is for choosing
+a table may be stopped and started at will. Several processes may work on one
+table: each takes rows that no other is at. ``--split val`` is for choosing
 settings: its results go to work_dirs and into no table.
 """
 from __future__ import annotations
@@ -14,7 +15,10 @@ import dataclasses
 import logging
 import re
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from _markdown import render_results
 from _measure import WORK_DIR, Measurement, file_digest
@@ -28,6 +32,7 @@ from _results import (
 )
 from _table import SPLITS, Row, Table, read_table
 from _targets import describe, evaluate_targets
+from filelock import FileLock, Timeout
 from mmengine.logging import print_log
 
 FLOAT = 'float'
@@ -149,19 +154,20 @@ def run(table: Table, args: argparse.Namespace) -> list[str]:
         return []
     todo = lacking(rows, results, redo=args.redo)
     again = args.redo and args.rows and re.search(args.rows, FLOAT)
+    failed = []
     if todo or again or not results['float']:
         measurement = Measurement(table, device=args.device)
-        results['environment'] = measurement.environment()
+        environment = measurement.environment()
         if again or not results['float']:
-            results['float'] = measurement.measure_float()
-            write(table, results, path)
-            print_log(f'float {results["float"]["value"]}', logger='current')
+            measured = measurement.measure_float()
+            with updated(table, path) as results:
+                results |= {'float': measured, 'environment': environment}
+            print_log(f'float {measured["value"]}', logger='current')
         failed = measure_rows(
-            todo, measurement=measurement, table=table, results=results,
-            path=path, deadline=deadline(start, args.max_minutes))
-    else:
-        failed = []
-    write(table, results, path)
+            todo, measurement=measurement, results=results, path=path,
+            deadline=deadline(start, args.max_minutes))
+    with updated(table, path):
+        pass  # The targets may have changed.
     return failed
 
 
@@ -170,31 +176,49 @@ def deadline(start: float, minutes: float | None) -> float:
     return float('inf') if minutes is None else start + 60 * minutes
 
 
-def measure_rows(rows: list[Row], *, measurement: Measurement, table: Table,
+def measure_rows(rows: list[Row], *, measurement: Measurement,
                  results: Results, path: Path,
                  deadline: float) -> list[str]:
     """Measure rows one after another, writing after each.
 
-    A row whose settings fail is logged and left lacking.
+    A row whose settings fail is logged and left lacking; one that another
+    process is at, or has measured meanwhile, is left to it.
+
+    Args:
+        rows: Rows to measure.
+        measurement: The table's.
+        results: What was there when the rows were chosen.
+        path: Results file.
+        deadline: See :func:`deadline`.
 
     Returns:
         Names of the rows that failed.
     """
     failed = []
+    table = measurement.table
     order = [row.name for row in table.rows()]
+    known = {row_name(row): row for row in results['rows']}
     for number, row in enumerate(rows, start=1):
         if time.monotonic() > deadline:
             print_log(f'Out of time: {len(rows) - number + 1} rows are left '
                       'for the next run.', logger='current')
             break
         try:
-            measured = measurement.measure(row)
+            with row_lock(measurement.work_dir, row):
+                if changed(row, known, open_results(table, path)):
+                    continue
+                measured = measurement.measure(row)
+                with updated(table, path) as results:
+                    results['environment'] = measurement.environment()
+                    put_row(results, measured, order=order)
+        except Timeout:
+            print_log(f'{row.name}: another process is at it',
+                      logger='current')
+            continue
         except (RuntimeError, ValueError, OSError):
             logging.getLogger(__name__).exception('%s failed', row.name)
             failed.append(row.name)
             continue
-        put_row(results, measured, order=order)
-        write(table, results, path)
         print_log(
             f'[{number}/{len(rows)}] {row.name}: {measured["value"]} '
             f'(calibration {measured["calibration_seconds"]:.0f} s, '
@@ -204,10 +228,35 @@ def measure_rows(rows: list[Row], *, measurement: Measurement, table: Table,
     return failed
 
 
-def write(table: Table, results: Results, path: Path) -> None:
-    """Bring the targets up to date and write the results file."""
-    results['targets'] = evaluate_targets(table.targets, results)
-    save_results(results, path)
+def row_lock(folder: Path, row: Row) -> FileLock:
+    """Return the lock that who measures a row holds; it never waits."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return FileLock(folder / f'{row.name.replace(" ", "_")}.lock', timeout=0)
+
+
+def changed(row: Row, known: Mapping[str, Any], results: Results) -> bool:
+    """Whether a row was measured after ``known`` was read."""
+    return any(row_name(found) == row.name and found != known.get(row.name)
+               for found in results['rows'])
+
+
+@contextmanager
+def updated(table: Table, path: Path) -> Iterator[Results]:
+    """Change the results file while no other process does.
+
+    Args:
+        table: The table.
+        path: Results file.
+
+    Yields:
+        What it holds now; written with the targets brought up to date.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f'.{path.name}.lock')):
+        results = open_results(table, path)
+        yield results
+        results['targets'] = evaluate_targets(table.targets, results)
+        save_results(results, path)
 
 
 def main(argv: list[str] | None = None) -> None:

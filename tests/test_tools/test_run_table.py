@@ -67,6 +67,7 @@ class FakeMeasurement:
 
     def __init__(self, table, *, device=None):
         self.table = table
+        self.work_dir = Path(table.checkpoint).parent / 'work'
 
     def environment(self):
         return {'python': '3'}
@@ -154,6 +155,36 @@ def test_redo_replaces_a_row(fake, write_table):
     fake.main([str(table), '--rows', '^mse w8a8', '--redo'])
     assert fake.Fake.measured == ['float', *NAMES, 'mse w8a8 0']
     assert len(read_results(table)['rows']) == len(NAMES)
+
+
+def test_keeps_what_another_process_measured_meanwhile(
+        fake, write_table, monkeypatch):
+    table = write_table()
+    rows = fake.Fake.measure
+
+    def measure(self, row):
+        monkeypatch.setattr(fake.Fake, 'measure', rows)
+        fake.main([str(table), '--rows', 'mse w8a8'])  # the other one
+        return rows(self, row)
+
+    monkeypatch.setattr(fake.Fake, 'measure', measure)
+    fake.main([str(table)])
+    assert fake.Fake.measured.count('mse w8a8 0') == 1
+    assert sorted(fake.Fake.measured) == sorted(['float', *NAMES])
+    found = [f'{r["method"]} {r["bits"]} {r["seed"]}'
+             for r in read_results(table)['rows']]
+    assert found == NAMES
+
+
+def test_leaves_a_row_that_another_process_is_at(fake, write_table, tools):
+    table = write_table()
+    row = tools('_table').read_table(table).rows('mse w8a8')[0]
+    with fake.row_lock(table.parent / 'work', row):
+        fake.main([str(table)])
+    assert 'mse w8a8 0' not in fake.Fake.measured
+    assert len(read_results(table)['rows']) == len(NAMES) - 1
+    fake.main([str(table)])
+    assert fake.Fake.measured[-1] == 'mse w8a8 0'
 
 
 def test_out_of_time_starts_no_row(fake, write_table):
