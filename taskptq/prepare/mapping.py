@@ -180,8 +180,11 @@ OUTPUT_LAYERS: tuple[str, ...] = (
     r're:(.*\.)?linear_pred',
     r're:(.*\.)?(cls_embed|class_embed|fc_cls)',
     r're:(.*\.)?cls_branches\.\d+',
-    # Centers of boxes, which the heads only shift.
+    # Centers of boxes, which the heads only shift. Conditional DETR's come of
+    # its learned queries alone: an error there is in every image alike. In
+    # DAB-DETR and DINO that network turns centers into positions.
     r're:(.*\.)?reference_points_fc',
+    r're:(.*\.)?decoder\.ref_point_head\.layers\.\d+',
 )
 # Projections of attentions that read nothing but positions.
 POSITION_LAYERS: tuple[str, ...] = (
@@ -193,8 +196,6 @@ OUTPUT_SEQUENCES: tuple[str, ...] = (
     r're:(.*\.)?cls_branches\.\d+',
     r're:(.*\.)?bbox_embed(\.layers)?',
     r're:(.*\.)?bbox_head\.fc_reg(\.layers)?',
-    # Conditional DETR's centers; DAB-DETR and DINO have positions there.
-    r're:(.*\.)?decoder\.ref_point_head\.layers',
     # Masks are products of hyper-network outputs and upscaled features.
     r're:(.*\.)?output_hypernetworks_mlps\.\d+\.layers',
     r're:(.*\.)?output_upscaling',

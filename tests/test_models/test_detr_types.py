@@ -16,7 +16,8 @@ CASES = [*itertools.product(KINDS, ('qdrop', 'drd')),
 # Layers of the heads that give boxes, by type.
 BOX_LAYERS = {
     'detr': ['bbox_head.fc_reg'],
-    'conditional': ['bbox_head.fc_reg', 'decoder.ref_point_head.layers.1'],
+    'conditional': ['bbox_head.fc_reg', 'decoder.ref_point_head.layers.0',
+                    'decoder.ref_point_head.layers.1'],
     'dab': ['bbox_head.fc_reg.layers.2'],
     'deformable': ['bbox_head.reg_branches.0.4', 'reference_points_fc'],
     'dino': ['bbox_head.reg_branches.0.4', 'bbox_head.reg_branches.2.4'],
