@@ -12,7 +12,7 @@ which nothing behind the last cross-attention would learn.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ __all__ = ['QueryDistillationLoss', 'distillation_distance']
 
 MATCHINGS = ('argmax', 'hungarian')
 LAYERS = ('last', 'all')
+AGREEMENTS = ('partner', 'own')
 Heads = Mapping[str, Tensor]
 
 
@@ -80,6 +81,11 @@ class QueryDistillationLoss:
         weight: Of the co-attended features, L_DRD.
         box_weight: Of the boxes of matched queries.
         class_weight: Of the class logits.
+        agreement: Whom boxes and classes of foreground queries agree with:
+            'partner' is the teacher query they are matched to, 'own' the
+            float model's query of their own index. Partners may be shared:
+            two queries on one object then both learn its score, and one of
+            the two is a false detection.
         background_weight: Of the class logits of queries without a partner,
             which must stay what they are in the float model; relative to
             ``class_weight``.
@@ -108,6 +114,7 @@ class QueryDistillationLoss:
         weight: float = 1.0,
         box_weight: float = 1.0,
         class_weight: float = 1.0,
+        agreement: str = 'partner',
         background_weight: float = 1.0,
         teacher_score_thr: float = 0.3,
         normalize: bool = True,
@@ -123,6 +130,7 @@ class QueryDistillationLoss:
         self.weight = weight
         self.box_weight = box_weight
         self.class_weight = class_weight
+        self.agreement = agreement
         self.background_weight = background_weight
         self.teacher_score_thr = teacher_score_thr
         self.normalize = normalize
@@ -135,7 +143,8 @@ class QueryDistillationLoss:
 
     def _check(self) -> None:
         for name, choices in (
-            ('matching', MATCHINGS), ('metric', METRICS), ('layers', LAYERS)
+            ('matching', MATCHINGS), ('metric', METRICS), ('layers', LAYERS),
+            ('agreement', AGREEMENTS),
         ):
             if getattr(self, name) not in choices:
                 raise ValueError(
@@ -321,10 +330,14 @@ class QueryDistillationLoss:
         if self.weight:
             found = self._attended(step, layer, other, match)
             terms['attended'] = self.weight * found
+        teacher = step.teacher
+        if self.agreement == 'own':
+            teacher, other = step.own, layer
+            match = replace(match, teacher=match.student)
         if self.box_weight:
             l1, giou = box_distances(
                 step.student[f'box.{layer}'],
-                step.teacher[f'box.{other}'],
+                teacher[f'box.{other}'],
                 match=match,
             )
             box = L1_WEIGHT * l1 + GIOU_WEIGHT * giou
@@ -332,7 +345,7 @@ class QueryDistillationLoss:
         if self.class_weight:
             found = matched_divergence(
                 step.student[f'cls.{layer}'],
-                step.teacher[f'cls.{other}'],
+                teacher[f'cls.{other}'],
                 match=match,
                 use_sigmoid=step.use_sigmoid,
             )

@@ -85,7 +85,7 @@ def test_is_registered():
 
 @pytest.mark.parametrize('options', [
     {}, dict(layers='all'), dict(matching='hungarian'), dict(fqm=False),
-    dict(metric='nwd'), dict(normalize=False)])
+    dict(metric='nwd'), dict(normalize=False), dict(agreement='own')])
 @pytest.mark.parametrize('use_sigmoid', [True, False])
 def test_teacher_equal_to_student_gives_zero(options, use_sigmoid):
     heads = heads_of()
@@ -205,6 +205,29 @@ def test_terms_add_up():
     assert sum(report['last_terms'].values()) == pytest.approx(found.item())
 
 
+def test_a_shared_partner_leaves_ones_own_score():
+    """Two queries on one object: the one that was unsure stays so."""
+    teacher = heads_of()
+    for layer in range(LAYERS):
+        teacher[f'box.{layer}'][:, 3] = teacher[f'box.{layer}'][:, 0] + 1e-4
+    student = {name: head.clone() for name, head in teacher.items()}
+    for layer in range(LAYERS):
+        # Rounding swapped the boxes of both, nothing else.
+        boxes = student[f'box.{layer}']
+        boxes[:, [0, 3]] = boxes[:, [3, 0]].clone()
+        student[f'cls.{layer}'].requires_grad_()
+    gradients = {}
+    for agreement in ('partner', 'own'):
+        loss = QueryDistillationLoss(
+            weight=0, box_weight=0, agreement=agreement)
+        value(loss, student, teacher).backward()
+        logits = student['cls.2']
+        gradients[agreement] = logits.grad[:, 3, 1].clone()
+        logits.grad = None
+    assert (gradients['partner'] < -1e-3).all()  # raises its score
+    assert gradients['own'].abs().max() < 1e-6
+
+
 def test_agreement_by_hand():
     match = all_queries(torch.zeros(1, 1, 4))
     one = torch.tensor([[[0.25, 0.25, 0.5, 0.5]]])
@@ -313,6 +336,7 @@ def test_another_teacher_with_other_classes():
     (dict(matching='greedy'), "matching='greedy'"),
     (dict(metric='iou'), "metric='iou'"),
     (dict(layers='first'), "layers='first'"),
+    (dict(agreement='all'), "agreement='all'"),
     (dict(mu1=-1), 'mu1=-1'),
     (dict(weight=0, box_weight=0, class_weight=0), 'must be above 0'),
     (dict(teacher=dict(config='a.py')), 'still a config'),
