@@ -168,6 +168,7 @@ class Measurement:
             'steps': settings.get('steps') if learned else None,
             'scope': row.scope,
             'decided': rebuilt.get('decided'),
+            'turned': rebuilt.get('turned'),
             **resume_note(rebuilt),
             **published_note(report),
             **rewrite_notes(report),

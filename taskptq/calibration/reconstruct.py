@@ -43,6 +43,7 @@ class ReconstructionReport:
         uncalled: Units that no forward pass calls; rounded to nearest.
         spilled_bytes: Bytes of the activation cache written to disk.
         decided: Share of all roundings decided before freezing.
+        turned: Share of all roundings that the last phase turned.
         loss: What a network-wise loss reports, plain (its ``report()``).
         seconds: Wall time.
     """
@@ -54,6 +55,7 @@ class ReconstructionReport:
     uncalled: list[str] = field(default_factory=list)
     spilled_bytes: int = 0
     decided: float | None = None
+    turned: float | None = None
     loss: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -125,6 +127,9 @@ def reconstruct(
         weights = sum(unit.num_weights for unit in trained)
         decided = sum(unit.decided * unit.num_weights for unit in trained)
         report.decided = decided / weights
+        report.turned = (
+            sum(unit.turned * unit.num_weights for unit in trained) / weights
+        )
     report.seconds = time.perf_counter() - start
     logger.info(
         'reconstructed %d units in %.0f s, %.2f whole-model passes, %d chain '
@@ -330,6 +335,13 @@ class _Run:
             states.save(index, unit, result)
             describe = getattr(self.loss, 'report', None)
             report.loss = {} if describe is None else describe()
+        if result.turned == 0 and config.weight_lr > 0:
+            logger.warning(
+                'not one rounding turned in %d steps on the network, only '
+                'scales learned: raise weight_lr=%g',
+                result.steps,
+                config.weight_lr,
+            )
         report.units.append(result)
 
 

@@ -33,13 +33,26 @@ class Minibatch:
 
 @dataclass(kw_only=True)
 class UnitResult:
-    """What training one unit gave."""
+    """What training one unit gave.
+
+    Args:
+        name: Of the unit.
+        steps: Optimizer steps.
+        loss_start: Loss of the first step.
+        loss_end: Mean loss of the last steps.
+        decided: Share of roundings decided before they were made hard.
+        turned: Share of weights that ended on another code than they began
+            on, which is the nearest one or that of an earlier unit.
+        num_weights: Roundings.
+        seconds: Wall time.
+    """
 
     name: str
     steps: int = 0
     loss_start: float = math.nan
     loss_end: float = math.nan
     decided: float = math.nan
+    turned: float = math.nan
     num_weights: int = 0
     seconds: float = 0.0
 
@@ -53,6 +66,7 @@ class _Learned:
     """The parameters under training."""
 
     roundings: list[AdaRoundQuantizer] = field(default_factory=list)
+    began: list[Tensor] = field(default_factory=list)  # codes, int16
     scales: list[nn.Parameter] = field(default_factory=list)
     magnitudes: list[float] = field(default_factory=list)
 
@@ -66,6 +80,18 @@ class _Learned:
             return math.nan
         done = torch.stack([r.decided() for r in self.roundings]).sum()
         return float(done) / total
+
+    @torch.no_grad()
+    def turned(self) -> float:
+        """Share of weights on another code than they began on."""
+        total = sum(r.alpha.numel() for r in self.roundings)
+        if not total:
+            return math.nan
+        count = torch.stack([
+            (r.codes() != codes).sum()
+            for r, codes in zip(self.roundings, self.began, strict=True)
+        ]).sum()
+        return float(count) / total
 
 
 def train_unit(
@@ -98,6 +124,7 @@ def train_unit(
             if not trainer.is_good_enough(draw(), result):
                 trainer.fit(draw, result, on_step)
                 result.decided = learned.decided()
+                result.turned = learned.turned()
                 if on_trained is not None:
                     on_trained(unit)
     return result
@@ -132,6 +159,8 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
             for rounding in found:
                 rounding.straight_through = config.straight_through
             learned.roundings.extend(found)
+            # Codes of at most 8 bits, signed or not.
+            learned.began.extend(r.codes().to(torch.int16) for r in found)
     if config.learn_scales:
         for name, quantizer in quantizers(unit.module):
             owner = unit.qualified(name.rpartition('.')[0])

@@ -165,7 +165,7 @@ def test_network_steps_have_settings_of_their_own(
 ):
     """With rates of 0 the network phase leaves the blocks' codes alone."""
     batches = tiny_batches('conv', num_batches=2, batch_size=8)
-    codes = []
+    codes, turned = [], []
     for network in (None, {'weight_lr': 0.0}, {'straight_through': True}):
         model = quantized('conv', batches, bits=2)
         steps = {} if network is None else {
@@ -175,10 +175,29 @@ def test_network_steps_have_settings_of_their_own(
             adapter=Adapter(), progress=False,
         )
         codes.append(codes_of(model))
+        turned.append(report.turned)
     blocks, still, hard = codes
+    assert turned[0] > 0.02  # from the nearest codes
+    assert turned[1] == 0
+    changed = sum((blocks[n] != hard[n]).sum().item() for n in blocks)
+    total = sum(codes.numel() for codes in blocks.values())
+    assert turned[2] == pytest.approx(changed / total) != 0
     assert all(torch.equal(blocks[n], still[n]) for n in blocks)
     assert any(not torch.equal(blocks[n], hard[n]) for n in blocks)
     assert report.units[-1].decided == 1.0
+
+
+def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+    for rate, expected in ((1e-4, 1), (0.3, 0)):
+        caplog.clear()
+        model = quantized('conv', batches, bits=2)
+        network = {'straight_through': True, 'weight_lr': rate}
+        reconstruct(
+            model, batches, quick(steps=5, network_steps=15, network=network),
+            forward=forward, adapter=Adapter(), progress=False)
+        found = [r for r in caplog.records if 'turned' in r.getMessage()]
+        assert len(found) == expected
 
 
 @pytest.mark.parametrize(('settings', 'message'), [

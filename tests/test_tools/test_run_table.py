@@ -17,7 +17,7 @@ ROW_KEYS = {
     'method', 'bits', 'seed', 'config', 'value', 'metrics',
     'calibration_seconds', 'reconstruction_seconds', 'eval_seconds',
     'file_bytes', 'checkpoint', 'command', 'commit', 'steps', 'scope',
-    'decided'
+    'decided', 'turned'
 }
 GROUPS = [
     {'methods': ['qdrop'], 'bits': ['w2a4'], 'seeds': [0, 1]},
