@@ -96,6 +96,7 @@ def plot_group_losses(
     axes.bar_label(bars, fmt='%.3f', fontsize=7, padding=2)
     axes.axvline(0, color='0.3', linewidth=0.8)
     axes.margins(x=0.15)
+    axes.locator_params(axis='x', nbins=5)  # more labels would overlap
     axes.tick_params(labelsize=8)
     axes.set_xlabel(unit, fontsize=8)
     axes.set_title(title, fontsize=9)
