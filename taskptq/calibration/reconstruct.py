@@ -125,11 +125,9 @@ def reconstruct(
     trained = [u for u in last if u.steps and u.num_weights]
     if trained:
         weights = sum(unit.num_weights for unit in trained)
-        decided = sum(unit.decided * unit.num_weights for unit in trained)
-        report.decided = decided / weights
-        report.turned = (
-            sum(unit.turned * unit.num_weights for unit in trained) / weights
-        )
+        for name in ('decided', 'turned'):
+            shares = (getattr(u, name) * u.num_weights for u in trained)
+            setattr(report, name, sum(shares) / weights)
     report.seconds = time.perf_counter() - start
     logger.info(
         'reconstructed %d units in %.0f s, %.2f whole-model passes, %d chain '
@@ -339,9 +337,7 @@ class _Run:
             logger.warning(
                 'not one rounding turned in %d steps on the network, only '
                 'scales learned: raise weight_lr=%g',
-                result.steps,
-                config.weight_lr,
-            )
+                result.steps, config.weight_lr)
         report.units.append(result)
 
 

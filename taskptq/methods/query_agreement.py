@@ -7,7 +7,7 @@ loss where there are no labels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ __all__ = [
     'box_distances',
     'class_divergence',
     'compare_channels',
+    'compare_teachers',
     'distillation_distance',
     'matched_agreement',
     'matched_divergence',
@@ -191,4 +192,39 @@ def compare_channels(
             f"the teacher's {kind} has {sizes[1]} channels, the student's "
             f'{sizes[0]}: take a teacher of the same size there, or a weight '
             'of 0'
+        )
+
+
+def compare_teachers(
+    student: Heads,
+    teacher: Heads,
+    *,
+    layers: tuple[int, int],
+    adapters: tuple[Any, Any],
+    attended: bool,
+    classes: bool,
+) -> None:
+    """Refuse another teacher whose outputs cannot be compared.
+
+    Args:
+        student: Named outputs.
+        teacher: Those of the other teacher.
+        layers: A layer of the student and one of the teacher.
+        adapters: Of the student and of the teacher.
+        attended: Whether co-attended features are compared.
+        classes: Whether class logits are.
+
+    Raises:
+        ValueError: If sizes differ, or one has a softmax over classes.
+    """
+    if attended:
+        compare_channels(student, teacher, kind='attended', layers=layers)
+    if not classes:
+        return
+    compare_channels(student, teacher, kind='cls', layers=layers)
+    first, second = (getattr(a, 'use_sigmoid', True) for a in adapters)
+    if first != second:
+        raise ValueError(
+            'one of teacher and student has a softmax over classes, the '
+            'other sigmoids: set class_weight=0'
         )

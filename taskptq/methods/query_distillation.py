@@ -24,7 +24,7 @@ from taskptq.methods.query_agreement import (
     L1_WEIGHT,
     box_distances,
     class_divergence,
-    compare_channels,
+    compare_teachers,
     distillation_distance,
     matched_divergence,
 )
@@ -262,13 +262,18 @@ class QueryDistillationLoss:
         first = context.image_ids[0] if context.image_ids else -1
         if self.teacher is not None:
             if first not in self._record.teacher_heads:
-                raise ValueError(
-                    'the teacher has not seen these images: call begin() '
-                    'with the probe of the network first'
-                )
+                raise ValueError('the teacher has not seen these images: call '
+                                 'begin() with the probe of the network first')
             adapter = self.teacher.adapter
             teacher = self._record.teacher_heads[first]
-            self._check_teacher(student, teacher, context.adapter)
+            compare_teachers(
+                student,
+                teacher,
+                layers=(self._layers(student)[-1], self._layers(teacher)[-1]),
+                adapters=(context.adapter, adapter),
+                attended=bool(self.weight),
+                classes=bool(self.class_weight),
+            )
         metas = self._record.metas.get(first)
         sizes = None
         if self.metric == 'nwd' and metas is not None:
@@ -281,24 +286,6 @@ class QueryDistillationLoss:
             sizes=sizes,
             use_sigmoid=bool(getattr(context.adapter, 'use_sigmoid', True)),
         )
-
-    def _check_teacher(
-        self, student: Heads, teacher: Heads, adapter: Any
-    ) -> None:
-        """Refuse another teacher whose outputs cannot be compared."""
-        last = self._layers(student)[-1], self._layers(teacher)[-1]
-        if self.weight:
-            compare_channels(student, teacher, kind='attended', layers=last)
-        if not self.class_weight:
-            return
-        compare_channels(student, teacher, kind='cls', layers=last)
-        kinds = [getattr(a, 'use_sigmoid', True)
-                 for a in (adapter, self.teacher.adapter)]
-        if kinds[0] != kinds[1]:
-            raise ValueError(
-                'one of teacher and student has a softmax over classes, the '
-                'other sigmoids: set class_weight=0'
-            )
 
     @torch.no_grad()
     def _foreground(self, teacher: Heads, adapter: Any) -> list[Tensor]:
@@ -387,8 +374,8 @@ class QueryDistillationLoss:
         )
         if not self.normalize:
             return distance
-        norm = features.square().sum(dim=-1).mean().sqrt()
-        return distance / norm.clamp(min=1e-12)
+        norm = features.square().sum(dim=-1).mean().sqrt().clamp(min=1e-12)
+        return distance / norm
 
     def _background(
         self, step: _Step, layer: int, match: QueryMatch
