@@ -160,8 +160,10 @@ def run(table: Table, args: argparse.Namespace) -> list[str]:
         environment = measurement.environment()
         if again or not results['float']:
             measured = measurement.measure_float()
-            with updated(table, path) as results:
-                results |= {'float': measured, 'environment': environment}
+            # Not `results`: what another process measured meanwhile must
+            # count as new to measure_rows.
+            with updated(table, path) as current:
+                current |= {'float': measured, 'environment': environment}
             print_log(f'float {measured["value"]}', logger='current')
         failed = measure_rows(
             todo, measurement=measurement, results=results, path=path,
