@@ -1,4 +1,4 @@
-"""Statistics of projected queries, keys and values on calibration data."""
+"""Statistics of what attentions project and attend to on calibration data."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from taskptq.calibration.attention_projections import (
     PARTS,
@@ -22,6 +23,9 @@ from taskptq.calibration.peaks import DensityPeaks, find_density_peaks
 # Values kept of one tensor. A density of 128 points over as many takes a
 # third of a second, and its noise is about 2 % of its height.
 MAX_SAMPLE = 2**17
+
+# Not a projection: the heads' outputs, which the output projection reads.
+ATTENDED = 'attended'
 
 
 @dataclass(kw_only=True)
@@ -159,8 +163,10 @@ def collect_statistics(
         views: Its attentions.
         batches: Collated batches (this rank's share).
         forward: Runs the model on one batch.
-        parts: Which of 'query', 'key', 'key_position', 'value'; those that
-            an attention lacks are left out.
+        parts: Which of 'query', 'key', 'key_position', 'value', and
+            'attended', the heads' outputs side by side: each query's mean of
+            the values, weighted by its attention. Those that an attention
+            lacks are left out.
         one_batch: Use the first batch alone in which an attention runs (of
             the lowest rank), and stop when each has run.
 
@@ -177,12 +183,16 @@ def collect_statistics(
     with ExitStack() as stack:
         for view in views:
             for part in parts:
-                projection = view.part(part)
+                projection = view.out if part == ATTENDED else view.part(part)
                 if projection is None:
                     continue
                 collector = _Collector(one_batch=one_batch, current=current)
                 collectors[view.name, part] = collector
-                handle = _attach(view, part, projection, collector.add)
+                add = _named(collector.add, view, part)
+                if part == ATTENDED:
+                    handle = _attach_attended(view, add)
+                else:
+                    handle = _attach(view, part, projection, add)
                 stack.callback(handle.remove)
         stack.enter_context(calibration_mode(model))
         stack.enter_context(open_attention())
@@ -197,13 +207,10 @@ def collect_statistics(
     )
 
 
-def _attach(
-    view: AttentionView,
-    part: str,
-    projection: Projection,
-    add: Callable[[Tensor], None],
-) -> Any:
-    """Hand a projection's output to ``add`` at every call."""
+def _named(
+    add: Callable[[Tensor], None], view: AttentionView, part: str
+) -> Callable[[Tensor], None]:
+    """Let errors of ``add`` name the attention."""
 
     def named_add(x: Tensor) -> None:
         try:
@@ -211,21 +218,66 @@ def _attach(
         except ValueError as error:
             raise ValueError(f'{view.name} ({part}): {error}') from error
 
+    return named_add
+
+
+def _attach(
+    view: AttentionView,
+    part: str,
+    projection: Projection,
+    add: Callable[[Tensor], None],
+) -> Any:
+    """Hand a projection's output to ``add`` at every call."""
     if projection.layer is not None:
 
         def after_layer(_module: Any, _args: Any, output: Tensor) -> None:
-            named_add(output[..., projection.rows])
+            add(output[..., projection.rows])
 
         return projection.layer.register_forward_hook(after_layer)
 
     def before_attention(_module: Any, args: Any, kwargs: Any) -> None:
         index = PARTS.index(part)
         x = args[index] if index < len(args) else kwargs[part]
-        named_add(F.linear(x, projection.weight, projection.bias))
+        add(F.linear(x, projection.weight, projection.bias))
 
     return view.module.register_forward_pre_hook(
         before_attention, with_kwargs=True
     )
+
+
+def _attach_attended(
+    view: AttentionView, add: Callable[[Tensor], None]
+) -> Any:
+    """Hand the heads' outputs to ``add`` at every call."""
+    if isinstance(view.module, nn.MultiheadAttention):
+        # Its output projection is a parameter of one fused call: what enters
+        # it is seen by attending again, without that projection.
+        weight, bias = view.out.weight, view.out.bias
+        bare = {'out_proj.weight': torch.eye(len(weight)).to(weight)}
+        if bias is not None:
+            bare['out_proj.bias'] = torch.zeros_like(bias)
+        repeating = [False]
+
+        def after_attention(
+            module: Any, args: Any, kwargs: Any, _output: Any
+        ) -> None:
+            if repeating[0]:
+                return
+            repeating[0] = True
+            try:
+                add(functional_call(module, bare, args, kwargs)[0])
+            finally:
+                repeating[0] = False
+
+        return view.module.register_forward_hook(
+            after_attention, with_kwargs=True
+        )
+
+    def before_layer(_module: Any, args: Any) -> None:
+        add(args[0])
+
+    assert view.out.layer is not None
+    return view.out.layer.register_forward_pre_hook(before_layer)
 
 
 def _merged(

@@ -5,10 +5,17 @@ and subtracting a vector c from every key adds -q.c to all logits of query q:
 ``attn(q, K - 1 c^T) = attn(q, K)`` for every q, also for a quantized one.
 The rows of the attention A sum to 1, so A (V - 1 c^T) = A V - 1 c^T: taken
 off the values, c comes back through the output projection's bias.
+
+Which constants serve best follows from what quantization does. Rounded keys
+err by their range: with ranges of least error, rather than full ones, that is
+the width of the bulk around the mean, which the middle between the extremes
+can lie far from. A quantized softmax A_hat errs by (A_hat - A)(V - 1 c^T), and
+one whose many small entries fell to 0 is about r A with r < 1: least error is
+then where A V - c is least, at the mean of the attended values.
 """
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +25,7 @@ from taskptq.calibration.attention_projections import (
     select_views,
 )
 from taskptq.calibration.attention_statistics import (
+    ATTENDED,
     ChannelStatistics,
     collect_statistics,
 )
@@ -40,7 +48,8 @@ __all__ = [
     'value_centering_residual',
 ]
 
-CENTERS = ('midrange', 'mean')
+KEY_CENTERS = ('mean', 'midrange')
+VALUE_CENTERS = ('attended', 'mean', 'midrange')
 
 
 @REWRITES.register_module()
@@ -56,14 +65,18 @@ class AttentionCentering:
     Args:
         keys: Center the keys.
         values: Center the values. See :func:`value_centering_residual`.
-        center: 'midrange' (of least and greatest value) or 'mean', of each
-            channel on the calibration data.
+        key_center: Of each channel on the calibration data: 'mean', or
+            'midrange', the middle between least and greatest value, which is
+            for ranges that span both (MinMax).
+        value_center: 'attended', the mean of the values as the queries attend
+            to them, i.e. of the heads' outputs; 'mean', in which each value
+            counts once; or 'midrange'.
         patterns: Names of the attentions, as in a QConfig; None is all.
         tolerance: Largest relative change of an attention's output.
         verify_batches: Batches to verify each attention on.
 
     Raises:
-        ValueError: If ``center`` is unknown or there is nothing to center.
+        ValueError: If a center is unknown or there is nothing to center.
     """
 
     def __init__(
@@ -71,23 +84,29 @@ class AttentionCentering:
         *,
         keys: bool = True,
         values: bool = True,
-        center: str = 'midrange',
+        key_center: str = 'mean',
+        value_center: str = 'attended',
         patterns: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,
         verify_batches: int = 1,
     ) -> None:
-        if center not in CENTERS:
-            raise ValueError(
-                f'AttentionCentering.center={center!r}: choose one of '
-                f'{CENTERS}'
-            )
+        for name, center, known in (
+            ('key_center', key_center, KEY_CENTERS),
+            ('value_center', value_center, VALUE_CENTERS),
+        ):
+            if center not in known:
+                raise ValueError(
+                    f'AttentionCentering.{name}={center!r}: choose one of '
+                    f'{known}'
+                )
         if not (keys or values):
             raise ValueError(
                 'AttentionCentering: keys and values are both False; center '
                 'one of them or leave the rewrite out'
             )
         self.parts = ['key', 'key_position'] * keys + ['value'] * values
-        self.center = center
+        self.key_center = key_center
+        self.value_center = value_center
         self.patterns = None if patterns is None else tuple(patterns)
         self.tolerance = tolerance
         self.verify_batches = verify_batches
@@ -111,10 +130,10 @@ class AttentionCentering:
             views,
             stats.batches,
             forward=stats.forward,
-            parts=self.parts,
+            parts=[*self.parts, *self._more_parts()],
         )
         proposals = [
-            self._propose(view, part, found.get(view.name, {}).get(part))
+            self._propose(view, part, found.get(view.name, {}))
             for view in views
             for part in self.parts
             if view.part(part) is not None
@@ -143,17 +162,32 @@ class AttentionCentering:
     def _settings(self) -> dict[str, object]:
         return {
             'parts': list(self.parts),
-            'center': self.center,
+            'key_center': self.key_center,
+            'value_center': self.value_center,
             'patterns': None if self.patterns is None else list(self.patterns),
         }
+
+    def _more_parts(self) -> list[str]:
+        attended = 'value' in self.parts and self.value_center == ATTENDED
+        return [ATTENDED] if attended else []
+
+    def _center(
+        self, part: str, found: Mapping[str, ChannelStatistics]
+    ) -> Tensor:
+        """Return the constant to take off a part, (C,) float64."""
+        kind = self.value_center if part == 'value' else self.key_center
+        if kind == 'midrange':
+            return found[part].midrange
+        return found[ATTENDED if kind == ATTENDED else part].mean
 
     def _propose(
         self,
         view: AttentionView,
         part: str,
-        statistics: ChannelStatistics | None,
+        found: Mapping[str, ChannelStatistics],
     ) -> Proposal:
         """Plan one part of one attention; no edits where it cannot be."""
+        statistics = found.get(part)
         entry = RewriteEntry(name=view.name, part=part, status='skipped')
         obstacle = (
             value_shift_obstacle(view)
@@ -165,9 +199,7 @@ class AttentionCentering:
         if obstacle is not None or statistics is None:
             entry.reason = obstacle or ''
             return Proposal(view=view, entry=entry)
-        center = statistics.mean
-        if self.center == 'midrange':
-            center = statistics.midrange
+        center = self._center(part, found)
         entry.details = _ranges(statistics, center)
         edits = (
             value_edits(view, -center)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from taskptq.calibration.attention_projections import attention_views
+from taskptq.calibration.attention_statistics import open_attention
 from taskptq.core.functional import fake_quantize, range_to_affine
 from taskptq.methods.attention_centering import (
     AttentionCentering,
@@ -16,8 +17,9 @@ from taskptq.methods.bimodal_integration import (
     BimodalIntegration,
     sign_obstacle,
 )
+from taskptq.testing import tiny_batches, tiny_model
 
-from .conftest import stats_of  # isort: skip
+from .conftest import randomized, stats_of  # isort: skip
 
 
 def apply(edits):
@@ -47,7 +49,8 @@ def test_center_of_the_data(center):
         attention.in_proj_bias.zero_()
     tokens = torch.tensor([0.0, 1.0, 5.0]).view(3, 1, 1)
     stats = stats_of((tokens, tokens, tokens))
-    report = AttentionCentering(center=center)(attention, stats)
+    report = AttentionCentering(
+        key_center=center, value_center=center)(attention, stats)
     middle = 2.5 if center == 'midrange' else 2.0
     assert attention.in_proj_bias.tolist() == pytest.approx(
         [0, -2 * middle, middle])
@@ -56,16 +59,79 @@ def test_center_of_the_data(center):
     assert key.details['range_after'] == pytest.approx(
         [-2 * middle, 10 - 2 * middle])
     assert value.details['max_center'] == pytest.approx(middle)
-    assert report.to_dict()['settings']['center'] == center
+    settings = report.to_dict()['settings']
+    assert settings['key_center'] == settings['value_center'] == center
 
 
 @pytest.mark.parametrize(('options', 'message'), [
-    (dict(center='median'), "center='median'"),
+    (dict(key_center='attended'), "key_center='attended'"),
+    (dict(value_center='median'), "value_center='median'"),
     (dict(keys=False, values=False), 'both False'),
 ])
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
         AttentionCentering(**options)
+
+
+def mean_outputs(model, batch, forward):
+    """Mean output of each attention, and its output projection's bias."""
+    views, _ = attention_views(model)
+    means = {}
+
+    def hook(name):
+        def keep(_module, _args, output):
+            output = output[0] if isinstance(output, tuple) else output
+            size = output.shape[-1]
+            means[name] = output.reshape(-1, size).double().mean(0)
+        return keep
+
+    handles = [view.module.register_forward_hook(hook(view.name))
+               for view in views]
+    with torch.no_grad(), open_attention():
+        forward(model, batch)
+    for handle in handles:
+        handle.remove()
+    return [(means[view.name], view.out.bias.double()) for view in views]
+
+
+@pytest.mark.parametrize('name', ['transformer', 'window'])
+def test_attended_values_are_centered(name):
+    """A mean of 0 enters the output projection: its bias is what leaves."""
+    model = randomized(tiny_model(name))
+    batch = tiny_batches(name, num_batches=1)[0]
+
+    def forward(model, batch):
+        return model(batch)
+
+    before = mean_outputs(model, batch, forward)
+    report = AttentionCentering()(model, stats_of(batch, forward=forward))
+    assert report.count('applied') == 2 * len(before)
+    after = mean_outputs(model, batch, forward)
+    for (mean, old_bias), (same_mean, bias) in zip(
+            before, after, strict=True):
+        torch.testing.assert_close(mean, same_mean, rtol=1e-4, atol=1e-5)
+        assert (mean - old_bias).abs().max() > 0.05
+        torch.testing.assert_close(mean, bias, rtol=1e-4, atol=1e-5)
+
+
+def test_attended_values_of_masked_keys_do_not_count():
+    """Keyword arguments and a mask reach the second, bare attention."""
+    attention = randomized(torch.nn.MultiheadAttention(
+        8, 2, kdim=6, vdim=4, batch_first=True))
+    model = torch.nn.ModuleDict({'attn': attention})
+    mask = torch.zeros(2, 5, dtype=torch.bool)
+    mask[:, 3:] = True
+    value = torch.randn(2, 5, 4)
+    value[:, 3:] = 1e4
+    batch = dict(query=torch.randn(2, 3, 8), key=torch.randn(2, 5, 6),
+                 value=value, key_padding_mask=mask)
+
+    def forward(model, batch):
+        return model['attn'](**batch)
+
+    AttentionCentering()(model, stats_of(batch, forward=forward))
+    ((mean, bias),) = mean_outputs(model, batch, forward)
+    torch.testing.assert_close(mean, bias, rtol=1e-4, atol=1e-5)
 
 
 # ---- the comparison with bimodal integration --------------------------------
@@ -116,8 +182,8 @@ def errors_of_all(spread, bits):
     rewrites = {
         'plain': None,
         'big': BimodalIntegration(patterns=None),
-        'mean': AttentionCentering(values=False, center='mean'),
-        'midrange': AttentionCentering(values=False),
+        'mean': AttentionCentering(values=False),
+        'midrange': AttentionCentering(values=False, key_center='midrange'),
     }
     found = {}
     for name, rewrite in rewrites.items():
@@ -172,6 +238,31 @@ def test_residual_is_what_centering_takes_out():
     assert report['error_centered'] < 0.5 * report['error']
 
 
+def test_center_of_the_attended_values_serves_best():
+    """Skewed values, of which the attended ones differ; 4 uniform bits."""
+    generator = torch.Generator().manual_seed(5)
+    value = torch.randn(200, 8, generator=generator).exp()
+    # Queries favour tokens of small values; rows of A_hat sum to about 0.6.
+    logits = -value.mean(-1) + 2 * torch.randn(
+        300, 200, generator=generator)
+    attention = logits.softmax(dim=-1)
+    scale = attention.max() / 15
+    attention_hat = (attention / scale).round() * scale
+    centers = {
+        'attended': (attention @ value).mean(0),
+        'mean': value.mean(0),
+        'midrange': (value.amax(0) + value.amin(0)) / 2,
+    }
+    errors = {
+        name: value_centering_report(
+            attention, attention_hat, value, center)['error_centered']
+        for name, center in centers.items()}
+    plain = value_centering_report(
+        attention, attention_hat, value, torch.zeros(8))['error']
+    assert errors['attended'] < 0.9 * errors['mean']
+    assert errors['mean'] < plain < errors['midrange']
+
+
 # ---- content and position with projections of their own ---------------------
 
 
@@ -207,7 +298,7 @@ def test_conditional_attention(cross):
     for entry in report.entries:
         assert entry.status == 'applied'
         low, high = entry.details['range_after']
-        assert low == pytest.approx(-high, rel=1e-3)
-        assert high < max(map(abs, entry.details['range_before'])) / 3
+        assert low < 0 < high
+        assert high - low < max(map(abs, entry.details['range_before'])) / 3
     (view,), _ = attention_views(model)
     assert 'positions' in sign_obstacle(view)

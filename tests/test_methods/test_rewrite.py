@@ -55,7 +55,8 @@ def check_kept(model, rewrite, batches, *, unseen, run=None):
 
 REWRITERS = {
     'centering': lambda: AttentionCentering(),
-    'mean centering': lambda: AttentionCentering(center='mean'),
+    'centering by mid-range': lambda: AttentionCentering(
+        key_center='midrange', value_center='midrange'),
     'shift': lambda: KeyShift(patterns=None),
 }
 every_rewrite = pytest.mark.parametrize('name', REWRITERS)
