@@ -1,4 +1,5 @@
 """What pictures take over from tables."""
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from sam_detector.key_comparison import (
     own_rewrites,
     shift_seed,
 )
+from sam_detector.row_sums import measure_row_sums, write_row_sums
 
 ROOT = Path(__file__).resolve().parents[3]
 TABLES = 'projects/sam_detector/configs/{}_nuclei.table.yml'
@@ -90,3 +92,29 @@ def test_attentions_of_the_bimodal_stages_are_drawn(tmp_path):
     out = tmp_path / 'keys.png'
     draw_keys(stages, out)
     assert out.stat().st_size > 1000
+
+
+@pytest.mark.data('nuclei')
+def test_uniform_attention_loses_mass_and_power_of_two_does_not(
+        tables, tmp_path):
+    experiment = replace(
+        tables['sam-tiny'], calibration={'num_images': 2})
+    rows = ['w4a4_mse', 'w4a4_agq-s']
+    found = measure_row_sums(
+        experiment, rows, num_images=1, work_dir=tmp_path)
+    assert list(found) == rows
+    encoder = {row: [errors['bias'] for name, errors in sums.items()
+                     if 'image_encoder' in name]
+               for row, sums in found.items()}
+    assert len(encoder['w4a4_mse']) == 6
+    assert sum(encoder['w4a4_mse']) / 6 < -0.2
+    assert max(map(abs, encoder['w4a4_agq-s'])) < 0.1
+    out = tmp_path / 'sums.json'
+    write_row_sums(found, out, experiment=experiment, command='make',
+                   num_images=1, seed=0)
+    content = yaml.safe_load(out.read_text())
+    assert content['row_sum_errors'].keys() == found.keys()
+    assert content['command'] == 'make'
+    with pytest.raises(ValueError, match=r"row 'w4a4_best' has no fragment"):
+        measure_row_sums(
+            experiment, ['w4a4_best'], num_images=1, work_dir=tmp_path)
