@@ -4,4 +4,7 @@ qconfig = dict(
     softmax=dict(
         type='PowerOfTwoQuantizer',
         observer=dict(type='AttentionOutputObserver', per_head=True)))
-rewrites = [dict(type='AttentionCentering', patterns=['sam.*'])]
+# Values stay: rows on a power-of-two grid sum to nearly 1 as they are.
+rewrites = [
+    dict(type='AttentionCentering', patterns=['sam.*'], values=False)
+]

@@ -1,4 +1,4 @@
-# Keys and values centered; each softmax on the grid of least error of the
+# Keys centered; each softmax on the grid of least error of the
 # attention's output, power of two or uniform. Learned on top of QDrop.
 _base_ = ['./qdrop.py']
 qconfig = dict(
@@ -7,4 +7,7 @@ qconfig = dict(
         observer=dict(
             type='AttentionOutputObserver',
             taus=[0, 1, 2, 4])))
-rewrites = [dict(type='AttentionCentering', patterns=['sam.*'])]
+# Values stay: rows on a power-of-two grid sum to nearly 1 as they are.
+rewrites = [
+    dict(type='AttentionCentering', patterns=['sam.*'], values=False)
+]
