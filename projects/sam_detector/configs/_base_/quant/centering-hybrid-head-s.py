@@ -1,6 +1,6 @@
-# Keys centered; each softmax head on the grid of least error of the attention's
-# output, power of two or uniform. Statistics only: ranges of least error,
-# rounding to nearest.
+# Keys centered; each softmax head on the grid of least error of the
+# attention's output, power of two or uniform. Statistics only: ranges of
+# least error, rounding to nearest.
 _base_ = ['./mse.py']
 qconfig = dict(
     softmax=dict(
