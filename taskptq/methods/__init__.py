@@ -8,6 +8,10 @@ from taskptq.methods.box_grid import (
     uniform_grid,
 )
 from taskptq.methods.distribution_loss import ForegroundKLLoss
+from taskptq.methods.equalization import (
+    CrossLayerEqualization,
+    equalizing_scales,
+)
 from taskptq.methods.key_shift import KeyShift
 from taskptq.methods.lane_distortion import (
     LaneDistortion,
@@ -39,6 +43,7 @@ __all__ = [
     'AttentionCentering',
     'BimodalIntegration',
     'BoxGrid',
+    'CrossLayerEqualization',
     'ForegroundKLLoss',
     'KeyShift',
     'LaneDistortion',
@@ -50,6 +55,7 @@ __all__ = [
     'RewriteReport',
     'SelectiveFocusLoss',
     'distillation_distance',
+    'equalizing_scales',
     'foreground_queries',
     'giou_matrix',
     'lane_distortion_score',

@@ -1,0 +1,16 @@
+# Ours: the ground of ours-s.py, then QDrop's blocks, then Selective Focus on
+# the whole network.
+_base_ = ['./qdrop-selective-focus.py']
+rewrites = [dict(type='CrossLayerEqualization')]
+qconfig = dict(
+    softmax=dict(
+        type='PowerOfTwoQuantizer',
+        observer=dict(
+            type='AttentionOutputObserver',
+            taus=[0, 1, 2, 4],
+            per_head=True)),
+    # Last layers of other models are named because a pattern has to match;
+    # they have 8 bits anyway.
+    edges=[
+        r're:head\.(reg_branches\..*|convs\..*|fc_(cls|reg)|\w+\.conv_reg)'
+    ])

@@ -1,0 +1,2 @@
+_base_ = ['./agq.py']
+qconfig = dict(weight=dict(num_bits=2), activation=dict(num_bits=4))

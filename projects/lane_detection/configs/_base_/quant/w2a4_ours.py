@@ -1,0 +1,2 @@
+_base_ = ['./ours.py']
+qconfig = dict(weight=dict(num_bits=2), activation=dict(num_bits=4))

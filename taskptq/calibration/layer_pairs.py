@@ -1,0 +1,223 @@
+"""Which layers read what which layers give, with only a ReLU between them.
+
+Found by watching one forward pass, call by call, so that it holds for any
+way of writing a model: modules, functions, layers that run several times.
+"""
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+__all__ = ['LayerGroup', 'find_layer_groups']
+
+READERS = (nn.Linear, nn.Conv2d)
+GIVERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
+_AFFINE = {'linear', 'conv2d', 'batch_norm'}
+# f(s x) = s f(x) for s > 0, channel by channel.
+_HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
+# What gives out its input, if it does.
+_PASSING = {'dropout', 'dropout_', 'identity'}
+
+# A tensor as it was at one moment: its identity and version.
+Key = tuple[int, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerGroup:
+    """A layer, and all that read its channels.
+
+    Args:
+        giver: Linear, Conv2d or BatchNorm2d whose output's channels may be
+            scaled, through its weight and bias.
+        readers: (name, Linear or Conv2d) of those that read them; nothing
+            else does.
+        name: Name of ``giver``.
+    """
+
+    name: str
+    giver: nn.Module
+    readers: tuple[tuple[str, nn.Module], ...]
+
+
+@dataclass
+class _Tensor:
+    """What is known of a tensor: who gave it, and who read it."""
+
+    giver: str | None = None
+    readers: set[str] = field(default_factory=set)
+    elsewhere: bool = False
+
+
+class _Recorder(TorchFunctionMode):
+    """Notes what happens to the outputs of layers."""
+
+    def __init__(self, owners: Mapping[int, str]) -> None:
+        super().__init__()
+        self._owners = owners  # id of a weight or bias -> name of its layer
+        self._kept: list[Tensor] = []  # so that no identity is used again
+        self._known: dict[Key, _Tensor] = {}
+        self.used_elsewhere: set[str] = set()
+        self.ends: list[_Tensor] = []
+        self.read: dict[str, list[_Tensor | None]] = defaultdict(list)
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, '__name__', '')
+        tensors = list(_tensors((args, kwargs)))
+        keys = [_key(x) for x in tensors]
+        result = func(*args, **kwargs)
+        outputs = list(_tensors(result))
+        changed = any(_key(x) != key
+                      for x, key in zip(tensors, keys, strict=True))
+        if tensors and (outputs or changed):
+            self._kept += tensors + outputs
+            self._note(name, tensors, keys, outputs)
+        return result
+
+    def _note(
+        self,
+        name: str,
+        tensors: list[Tensor],
+        keys: list[Key],
+        outputs: list[Tensor],
+    ) -> None:
+        layer = self._layer(name, tensors)
+        if layer is not None:
+            found = self._known.get(keys[0])
+            self.read[layer].append(found)
+            if found is not None:
+                found.readers.add(layer)
+            self._start(outputs[0], layer)
+            return
+        for x in tensors:
+            owner = self._owners.get(id(x))
+            if owner is not None:
+                self.used_elsewhere.add(owner)
+        first = self._known.get(keys[0])
+        follows = name in _HOMOGENEOUS or (
+            name in _PASSING and outputs and outputs[0] is tensors[0]
+        )
+        if first is not None and follows and len(outputs) == 1:
+            if _key(outputs[0]) != keys[0] and name in _HOMOGENEOUS:
+                # What was before the ReLU may be read by others: one tensor
+                # stands for both, so that nobody else may.
+                self._known[_key(outputs[0])] = first
+            return
+        for key in keys:
+            known = self._known.get(key)
+            if known is not None:
+                known.elsewhere = True
+
+    def _layer(self, name: str, tensors: list[Tensor]) -> str | None:
+        """Return the layer whose own operation this is."""
+        if name not in _AFFINE:
+            return None
+        owners = {self._owners[id(x)] for x in tensors[1:]
+                  if id(x) in self._owners}
+        return owners.pop() if len(owners) == 1 else None
+
+    def _start(self, output: Tensor, layer: str) -> None:
+        tensor = _Tensor(giver=layer)
+        self._known[_key(output)] = tensor
+        self.ends.append(tensor)
+
+
+def find_layer_groups(
+    model: nn.Module, run: Callable[[], Any]
+) -> list[LayerGroup]:
+    """Return the layers whose outputs' channels can be scaled exactly.
+
+    Those whose outputs, in every call, go through ReLUs (or nothing) into
+    linear layers and convolutions and nowhere else, while these read from
+    nowhere else. Weights that several layers share, or that other functions
+    read, are left out.
+
+    Args:
+        model: Float model in eval mode.
+        run: Runs it once.
+
+    Returns:
+        In the order of the model's modules.
+    """
+    layers = {
+        name: module for name, module in model.named_modules()
+        if isinstance(module, GIVERS)
+        and getattr(module, 'weight', None) is not None  # affine=False
+    }
+    shared = _shared_layers(model, layers)
+    owners = {
+        id(parameter): name for name, module in layers.items()
+        for parameter in module.parameters(recurse=False)
+    }
+    recorder = _Recorder(owners)
+    with recorder:
+        run()
+    barred = shared | recorder.used_elsewhere
+    readers = _readers(recorder)
+    sources = {
+        name: {None if x is None else x.giver for x in found}
+        for name, found in recorder.read.items()
+    }
+    groups = []
+    for name, giver in layers.items():
+        names = readers.get(name)
+        if not names or name in barred or names & barred:
+            continue
+        if any(sources[reader] != {name} or
+               not isinstance(layers[reader], READERS) for reader in names):
+            continue
+        groups.append(LayerGroup(
+            name=name, giver=giver,
+            readers=tuple((reader, layers[reader])
+                          for reader in layers if reader in names)))
+    return groups
+
+
+def _readers(recorder: _Recorder) -> dict[str, set[str]]:
+    """Who reads each layer's outputs; layers with other readers left out."""
+    found: dict[str, set[str]] = defaultdict(set)
+    other = {x.giver for x in recorder.ends if x.elsewhere or not x.readers}
+    for tensor in recorder.ends:
+        if tensor.giver is not None and tensor.giver not in other:
+            found[tensor.giver] |= tensor.readers
+    return found
+
+
+def _shared_layers(
+    model: nn.Module, layers: Mapping[str, nn.Module]
+) -> set[str]:
+    """Names of layers with a parameter that another module has as well."""
+    holders: dict[int, set[int]] = defaultdict(set)
+    for module in model.modules():
+        for parameter in module.parameters(recurse=False):
+            holders[id(parameter)].add(id(module))
+    return {
+        name for name, module in layers.items()
+        if any(len(holders[id(parameter)]) > 1
+               for parameter in module.parameters(recurse=False))
+    }
+
+
+def _key(x: Tensor) -> Key:
+    with torch._C.DisableTorchFunction():
+        return id(x), x._version
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors of nested lists, tuples and dicts."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
