@@ -59,8 +59,8 @@ def test_rows(tools, path):
     assert names >= {f'{method} {one} 0' for one in ladder
                      for method in ('minmax', 'mse', 'aciq')}
     learned = ('adaround', 'brecq', 'qdrop', 'network-uniform', 'sgf', 'sas',
-               'selective-focus', 'regression-focus', 'qdrop+network-uniform',
-               'qdrop+selective-focus', 'qdrop+regression-focus')
+               'selective-focus', 'qdrop+network-uniform', 'ours',
+               'qdrop+selective-focus', 'qdrop+ours-s')
     assert names >= {f'{method} {bits} 0' for method in learned}
     assert names >= {'qdrop w4a4 0', 'selective-focus w4a4 0'}
     seeds = {row.seed for row in rows if row.method == 'qdrop'}
