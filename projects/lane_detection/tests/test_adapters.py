@@ -35,8 +35,11 @@ METHODS = {
     'brecq': 'block', 'qdrop': 'block', 'network-uniform': 'network',
     'sgf': 'network', 'sas': 'network', 'selective-focus': 'network',
     'regression-focus': 'network', 'qdrop-selective-focus': 'block',
-    'qdrop-network-uniform': 'block', 'qdrop-regression-focus': 'block'
+    'qdrop-network-uniform': 'block', 'qdrop-regression-focus': 'block',
+    'agq': None, 'equalization': None, 'ours-s': None, 'ours': 'block',
+    'qdrop-ours-s': 'block'
 }
+EQUALIZED = {'equalization', 'ours-s', 'ours', 'qdrop-ours-s'}
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
 SIZE = (64, 128)
 
@@ -172,13 +175,26 @@ def test_every_method_at_every_bit_width():
     assert set(FRAGMENTS) == expected
 
 
+@pytest.mark.parametrize('method', ['ours-s', 'qdrop-ours-s', 'ours'])
+def test_ours_stand_on_the_same_ground(method):
+    cfg, ground = (Config.fromfile(QUANT / f'{name}.py')
+                   for name in (method, 'ours-s'))
+    for key in ('softmax', 'edges'):
+        assert cfg.qconfig[key] == ground.qconfig[key]
+    assert cfg.rewrites == ground.rewrites
+
+
 @pytest.mark.parametrize('name', FRAGMENTS)
 def test_fragment(name):
     cfg = Config.fromfile(QUANT / name)
-    assert set(cfg) == {'qconfig', 'reconstruction'}
-    recipe = Recipe.from_config(cfg.qconfig, reconstruction=cfg.reconstruction)
     match = BITS.fullmatch(name)
     method = match[3] if match else name.removesuffix('.py')
+    rewrites = cfg.pop('rewrites', [])
+    assert [rewrite.type for rewrite in rewrites] == (
+        ['CrossLayerEqualization'] if method in EQUALIZED else [])
+    assert set(cfg) == {'qconfig', 'reconstruction'}
+    recipe = Recipe.from_config(
+        cfg.qconfig, reconstruction=cfg.reconstruction, rewrites=rewrites)
     points = recipe.qconfig.points
     if match:
         bits = points['weight']['num_bits'], points['activation']['num_bits']

@@ -1,2 +1,3 @@
 _base_ = ['./equalization.py']
-qconfig = dict(weight=dict(num_bits=2), activation=dict(num_bits=4))
+qconfig = dict(
+    weight=dict(num_bits=2, symmetric=False), activation=dict(num_bits=4))

@@ -1,2 +1,3 @@
 _base_ = ['./equalization.py']
-qconfig = dict(weight=dict(num_bits=3), activation=dict(num_bits=3))
+qconfig = dict(
+    weight=dict(num_bits=3, symmetric=False), activation=dict(num_bits=3))
