@@ -15,6 +15,7 @@ REWRITES = [
     dict(type='KeyShift', c=6.0, patterns=None),
     dict(type='BimodalIntegration', patterns=['*attn']),
     dict(type='AttentionCentering'),
+    dict(type='CrossLayerEqualization'),
 ]
 
 
