@@ -21,6 +21,7 @@ import argparse
 import copy
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -75,7 +76,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument('--frames', type=int, default={
             'lanes': 3, 'foreground': 1}.get(name, 16))
         command.add_argument('--device', default=default_device())
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.words = list(sys.argv[1:] if argv is None else argv)
+    return args
 
 
 def measure(args: argparse.Namespace) -> tuple[Any, Any]:
@@ -163,7 +166,7 @@ def heads(args: argparse.Namespace) -> None:
     found = measure_inter_head(
         **outputs, adapter=adapter, distance=LaneDistance())
     plot_inter_head(found, args.out, unit=UNIT)
-    report(found, args)
+    report(found, args, measurement)
 
 
 def regions(args: argparse.Namespace) -> None:
@@ -182,10 +185,11 @@ def regions(args: argparse.Namespace) -> None:
         outputs['heads_float'], outputs['metas'], adapter=adapter,
         distance=LaneDistance())
     plot_intra_head(found, args.out, unit=UNIT)
-    report(found, args)
+    report(found, args, measurement)
 
 
-def report(found: dict[str, Any], args: argparse.Namespace) -> None:
+def report(found: dict[str, Any], args: argparse.Namespace,
+           measurement: Measurement) -> None:
     """Tell the figures, and write them to a file if one is named."""
     for name, values in found.items():
         say(f'{name:16s} ' + ', '.join(
@@ -193,11 +197,22 @@ def report(found: dict[str, Any], args: argparse.Namespace) -> None:
             for key, value in values.items()))
     if args.json is None:
         return
-    content = {'table': args.table, 'row': getattr(args, 'row', None),
-               'category': args.category, 'frames': args.frames,
-               'unit': UNIT, 'heads': found}
+    table = measurement.table
+    content = {
+        'table': args.table, 'row': getattr(args, 'row', None),
+        'config': table.config, 'checkpoint': table.checkpoint,
+        'calibration': dict(table.calibration), 'seed': 0,
+        'category': args.category, 'frames': args.frames,
+        'unit': UNIT, 'heads': found,
+        'command': shlex.join(
+            ['python', 'projects/lane_detection/make_pictures.py',
+             *args.words]),
+        'commit': measurement.commit,
+        'environment': measurement.environment(),
+    }
     args.json.parent.mkdir(parents=True, exist_ok=True)
-    args.json.write_text(json.dumps(content, indent=1) + '\n')
+    args.json.write_text(
+        json.dumps(content, indent=1, allow_nan=False) + '\n')
 
 
 def foreground(args: argparse.Namespace) -> None:
