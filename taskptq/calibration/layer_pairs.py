@@ -17,8 +17,8 @@ from torch.overrides import TorchFunctionMode
 __all__ = ['LayerGroup', 'find_layer_groups']
 
 READERS = (nn.Linear, nn.Conv2d)
-GIVERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d)
-_AFFINE = {'linear', 'conv2d', 'batch_norm'}
+GIVERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
+_AFFINE = {'linear', 'conv2d', 'batch_norm', 'layer_norm'}
 # f(s x) = s f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
 # What gives out its input, if it does.
@@ -33,8 +33,8 @@ class LayerGroup:
     """A layer, and all that read its channels.
 
     Args:
-        giver: Linear, Conv2d or BatchNorm2d whose output's channels may be
-            scaled, through its weight and bias.
+        giver: Linear, Conv2d, BatchNorm2d or LayerNorm whose output's channels
+            may be scaled, through its weight and bias.
         readers: (name, Linear or Conv2d) of those that read them; nothing
             else does.
         name: Name of ``giver``.
@@ -150,7 +150,7 @@ def find_layer_groups(
     layers = {
         name: module for name, module in model.named_modules()
         if isinstance(module, GIVERS)
-        and getattr(module, 'weight', None) is not None  # affine=False
+        and _has_channel_weights(module)
     }
     shared = _shared_layers(model, layers)
     owners = {
@@ -179,6 +179,12 @@ def find_layer_groups(
             readers=tuple((reader, layers[reader])
                           for reader in layers if reader in names)))
     return groups
+
+
+def _has_channel_weights(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.LayerNorm) and len(layer.normalized_shape) > 1:
+        return False
+    return getattr(layer, 'weight', None) is not None  # affine=False
 
 
 def _readers(recorder: _Recorder) -> dict[str, set[str]]:

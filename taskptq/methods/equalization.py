@@ -21,7 +21,11 @@ from torch import Tensor, nn
 
 from taskptq.calibration.attention_statistics import gather
 from taskptq.calibration.calibrate import calibration_mode
-from taskptq.calibration.layer_pairs import LayerGroup, find_layer_groups
+from taskptq.calibration.layer_pairs import (
+    GIVERS,
+    LayerGroup,
+    find_layer_groups,
+)
 from taskptq.methods.rewrite import (
     CalibrationStats,
     RewriteEntry,
@@ -122,8 +126,9 @@ class CrossLayerEqualization:
     """Give channels between layers magnitudes that suit one range, exactly.
 
     Serves every linear layer and convolution whose input comes from another
-    layer (or its batch norm) through ReLUs, with no other reader of the same
-    channels. What layers these are is found by watching the float model run.
+    layer, its batch norm or a layer norm, through ReLUs or nothing, with no
+    other reader of the same channels. What layers these are is found by
+    watching the float model run.
 
     Args:
         alpha: See :func:`equalizing_scales`.
@@ -251,7 +256,7 @@ def _to_weight(layer: nn.Module, scales: Tensor) -> Tensor:
 
 def _channels_last(layer: nn.Module, x: Tensor) -> Tensor:
     """Return a layer's input or output as (rows, C)."""
-    axis = -1 if isinstance(layer, nn.Linear) else 1
+    axis = -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1
     return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
 
 
@@ -341,7 +346,7 @@ def _outputs(
 
     with ExitStack() as stack:
         for name, module in model.named_modules():
-            if isinstance(module, (nn.Linear, nn.Conv2d, nn.BatchNorm2d)):
+            if isinstance(module, GIVERS):
                 handle = module.register_forward_hook(watch(name))
                 stack.callback(handle.remove)
         stats.forward(model, stats.batches[0])

@@ -92,6 +92,14 @@ def test_batch_norm_without_weights_gives_nothing():
     assert groups_of(model, torch.randn(1, 3, 8, 8)) == {}
 
 
+def test_layer_norm_gives_and_reads_nothing():
+    model = nn.Sequential(
+        nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4),
+        nn.LayerNorm((3, 4)), nn.Linear(4, 4),
+        nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 4))
+    assert groups_of(model, torch.randn(2, 3, 4)) == {'1': ['2']}
+
+
 def test_tied_weights_are_left_alone():
     model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     model.tied = nn.Linear(4, 4)

@@ -39,6 +39,21 @@ def images(seed=1, number=4):
     return (torch.randn(number, 3, 8, 8, generator=generator),)
 
 
+def test_layer_norm():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Linear(3, 8), nn.LayerNorm(8), nn.Linear(8, 8), nn.GELU(),
+        nn.Linear(8, 2)).eval()
+    nn.init.normal_(model[1].weight, std=3)
+    nn.init.normal_(model[1].bias)
+    x = torch.randn(5, 4, 3)
+    expected = model(x).detach()
+    report = CrossLayerEqualization()(model, stats_of((x,)))
+    assert [(entry.name, entry.status) for entry in report.entries] == [
+        ('2', 'applied')]
+    torch.testing.assert_close(model(x).detach(), expected)
+
+
 @pytest.mark.parametrize('alpha', [0.0, 0.5, 1.0])
 def test_float_model_stays(alpha):
     model = mixed_model()

@@ -37,9 +37,7 @@ def test_quantize_and_restore(name, tmp_path):
     report = quantize(model, name, tmp_path / 'a', rewrites=REWRITES)
     assert [r['rewrite'] for r in report['rewrites']] == [
         r['type'] for r in REWRITES]
-    # Between the layers of the windows' model there is GELU.
-    assert [r['num_applied'] > 0 for r in report['rewrites']] == [
-        True, True, True, name == 'transformer']
+    assert all(r['num_applied'] > 0 for r in report['rewrites'])
     assert all(r['max_relative_error'] <= 1e-5 for r in report['rewrites'])
     fresh = tiny_model(name, seed=5)
     recipe = restore_model(load(tmp_path / 'a' / 'quantized.pth'), fresh)
