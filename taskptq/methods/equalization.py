@@ -178,8 +178,8 @@ class CrossLayerEqualization:
                 'calibration set is empty: give at least one batch'
             )
         with calibration_mode(model):
-            groups = self._chosen(find_layer_groups(
-                model, lambda: stats.forward(model, stats.batches[0])))
+            groups = self._chosen(_common(find_layer_groups(
+                model, lambda: stats.forward(model, stats.batches[0]))))
             peaks = _input_peaks(model, groups, stats)
             plans = [self._plan(group, peaks) for group in groups]
             _apply(model, plans, stats, tolerance=self.tolerance)
@@ -227,6 +227,19 @@ class CrossLayerEqualization:
                 'max_to_median_after': _spread(after),
             })
         return _Plan(group=group, scales=scales, entry=entry)
+
+
+def _common(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
+    """Keep the groups that every rank has found: all must edit alike."""
+    own = [
+        (group.name, *(name for name, _ in group.readers))
+        for group in groups
+    ]
+    ranks = gather(own)
+    return [
+        group for group, names in zip(groups, own, strict=True)
+        if all(names in rank for rank in ranks)
+    ]
 
 
 def _spread(peaks: Tensor) -> float | None:
@@ -286,8 +299,12 @@ def _input_peaks(
         for batch in stats.batches:
             stats.forward(model, batch)
     ranks = gather(found)
-    return {name: torch.stack([rank[name] for rank in ranks]).amax(dim=0)
-            for name in found}
+    names = dict.fromkeys(name for rank in ranks for name in rank)
+    return {
+        name: torch.stack(
+            [rank[name] for rank in ranks if name in rank]).amax(dim=0)
+        for name in names
+    }
 
 
 def _apply(
@@ -365,7 +382,9 @@ def _errors(
         if name in scales:
             found = found * scales[name]
         errors[name] = relative_error(expected, found)
-    own = list(errors)
-    ranks = gather([errors[name] for name in own])
-    return {name: max(rank[index] for rank in ranks)
-            for index, name in enumerate(own)}
+    ranks = gather(errors)
+    names = dict.fromkeys(name for rank in ranks for name in rank)
+    return {
+        name: max(rank[name] for rank in ranks if name in rank)
+        for name in names
+    }

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from taskptq.methods import equalization
 from taskptq.methods.equalization import (
     CrossLayerEqualization,
     equalizing_scales,
@@ -109,6 +110,26 @@ def test_ranges_of_all_batches_count():
     ]
     assert both != first
     assert both == turned
+
+
+def test_ranks_edit_alike(monkeypatch):
+    model = mixed_model()
+    other = iter([
+        [('1', '3'), ('3', '5')],  # what the other rank found
+        {'3': torch.full((8, ), 50.0)},  # its peaks
+        {'5': 0.5, 'head': 0.0},  # its errors, at first and at last
+        {'3': 0.0},
+    ])
+    monkeypatch.setattr(
+        equalization, 'gather', lambda own: [own, next(other)])
+    report = CrossLayerEqualization(alpha=1.0)(model, stats_of(images()))
+    found = {entry.name: entry for entry in report.entries}
+    assert list(found) == ['3', '5']
+    assert found['3'].status == 'applied'
+    assert found['3'].details['max_to_median_after'] == 1
+    assert found['3'].details['max_to_median_before'] == 1
+    assert found['5'].status == 'undone'
+    assert 'the output of 5 changed by 0.5' in found['5'].reason
 
 
 def test_dead_channels_stay():
