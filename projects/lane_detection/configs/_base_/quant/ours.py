@@ -1,5 +1,6 @@
 # Ours: the ground of ours-s.py, then QDrop's blocks, then Selective Focus on
-# the whole network.
+# the whole network; half of qdrop.py's steps, so that both phases take about
+# as long as its one.
 _base_ = ['./qdrop-selective-focus.py']
 rewrites = [dict(type='CrossLayerEqualization')]
 qconfig = dict(
@@ -14,3 +15,5 @@ qconfig = dict(
     edges=[
         r're:head\.(reg_branches\..*|convs\..*|fc_(cls|reg)|\w+\.conv_reg)'
     ])
+reconstruction = dict(
+    steps=200, network_steps=150, network=dict(weight_lr=0.02))
