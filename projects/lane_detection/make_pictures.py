@@ -198,10 +198,13 @@ def report(found: dict[str, Any], args: argparse.Namespace,
     if args.json is None:
         return
     table = measurement.table
+    row = getattr(args, 'row', None)
+    words = (row or '').split()  # METHOD BITS [SEED]
     content = {
-        'table': args.table, 'row': getattr(args, 'row', None),
+        'table': args.table, 'row': row,
         'config': table.config, 'checkpoint': table.checkpoint,
-        'calibration': dict(table.calibration), 'seed': 0,
+        'calibration': dict(table.calibration),
+        'seed': int(words[2]) if len(words) > 2 else 0,
         'category': args.category, 'frames': args.frames,
         'unit': UNIT, 'heads': found,
         'command': shlex.join(

@@ -22,7 +22,7 @@ _AFFINE = {'linear', 'conv2d', 'batch_norm', 'layer_norm'}
 # f(s x) = s f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
 # What gives out its input, if it does.
-_PASSING = {'dropout', 'dropout_', 'identity'}
+_PASSING = {'dropout', 'dropout_'}
 
 # A tensor as it was at one moment: its identity and version.
 Key = tuple[int, int]

@@ -41,16 +41,16 @@ class CalibrationStats(Protocol):
 
 @dataclass(kw_only=True)
 class RewriteEntry:
-    """What happened to one part of one attention.
+    """What happened to one part of one attention, or to a layer's input.
 
     Args:
-        name: Qualified name of the attention.
-        part: What was rewritten: 'key', 'value' or 'query and key'.
+        name: Qualified name of the attention, or of the layers, with commas.
+        part: What was rewritten, e.g. 'key', 'value', 'input'.
         status: 'applied'; 'unchanged' if the method saw no need; 'skipped'
             if it cannot be done; 'undone' if it was verified and failed.
         reason: Why it is not 'applied'.
-        max_relative_error: Largest change of the attention's output,
-            relative to the output's largest magnitude; None if not verified.
+        max_relative_error: Largest change of its output, relative to the
+            output's largest magnitude; None if not verified.
         details: The method's own figures, plain types.
     """
 
@@ -69,7 +69,7 @@ class RewriteReport:
     Args:
         rewrite: Class of the rewrite.
         settings: Its arguments, plain types.
-        entries: What happened to each attention.
+        entries: What happened to each attention or layer.
     """
 
     rewrite: str
