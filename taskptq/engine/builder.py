@@ -7,6 +7,7 @@ whatever the default scope of the surrounding project is.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -115,12 +116,31 @@ def build_loss(config: Mapping[str, Any] | None) -> Any:
         model = build_teacher_model(teacher)
         name = f'{teacher["config"]} {teacher["checkpoint"]}'
         settings['teacher'] = Teacher(model, build_adapter(model), name=name)
-    return RECON_LOSSES.build(settings)
+    return _build(RECON_LOSSES, settings)
 
 
 def build_rewrites(configs: Sequence[Mapping[str, Any]] | None) -> list[Any]:
     """Build the ModelRewrites, in the order in which they run."""
-    return [REWRITES.build(dict(config)) for config in configs or ()]
+    return [_build(REWRITES, dict(config)) for config in configs or ()]
+
+
+def _build(registry: Registry, settings: dict[str, Any]) -> Any:
+    """Build a part, whose unknown arguments end in one sentence.
+
+    Raises:
+        ValueError: Naming the argument that its class does not take.
+    """
+    cls = registry.get(str(settings.get('type')))
+    if cls is not None:
+        takes = inspect.signature(cls).parameters
+        known = [name for name, one in takes.items()
+                 if one.kind is not inspect.Parameter.VAR_KEYWORD]
+        for name in settings:
+            if len(known) == len(takes) and name not in (*known, 'type'):
+                raise ValueError(
+                    f'{cls.__name__} takes no argument {name!r}: choose of '
+                    f'{", ".join(known)}')
+    return registry.build(settings)
 
 
 def build_adapter(model: nn.Module) -> Any:

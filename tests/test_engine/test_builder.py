@@ -121,3 +121,16 @@ def test_calibration_fragments():
         fragment = Config.fromfile(path).to_dict()
         number = int(path.stem.removeprefix('calib'))
         assert fragment == {'calibration': {'num_images': number}}
+
+
+@pytest.mark.parametrize(('build', 'config', 'known'), [
+    (lambda config: build_rewrites([config]),
+     dict(type='CrossLayerEqualization', alfa=0.5), 'alpha, limit'),
+    (build_loss, dict(type='SelectiveFocusLoss', fokus='soft'), 'focus'),
+])
+def test_unknown_argument_is_one_sentence(build, config, known):
+    name = list(config)[1]
+    with pytest.raises(ValueError, match='takes no argument') as caught:
+        build(config)
+    assert f"{config['type']} takes no argument {name!r}" in str(caught.value)
+    assert known in str(caught.value)
