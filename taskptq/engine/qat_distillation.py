@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -20,9 +20,17 @@ from taskptq.engine.detr_adapters import (
     matching_queries,
     recorded,
 )
-from taskptq.methods.query_distillation import distillation_distance
+from taskptq.methods.query_agreement import (
+    GIOU_WEIGHT,
+    L1_WEIGHT,
+    box_distances,
+    class_divergence,
+    distillation_distance,
+    relative_distance,
+)
 from taskptq.methods.query_matching import (
     METRICS,
+    QueryMatch,
     all_queries,
     match_queries,
 )
@@ -30,6 +38,8 @@ from taskptq.methods.query_matching import (
 __all__ = ['Distillation', 'DistillationConfig', 'ground_truth']
 
 LOSS_NAME = 'loss_drd'
+BOX_LOSS_NAME = 'loss_agreement_box'
+CLASS_LOSS_NAME = 'loss_agreement_cls'
 MATCHINGS = ('argmax', 'hungarian')
 LAYERS = ('last', 'all')
 HEAD = 'head'
@@ -41,6 +51,16 @@ class DistillationConfig:
 
     Args:
         weight: lambda of the paper, 0 or more.
+        normalize: Divide L_DRD by the root mean square norm of the teacher's
+            features. The paper does not, and its lambda suits the features
+            of its models: where they are long, L_DRD drowns the detector's
+            own loss.
+        box_weight: Of the boxes of foreground queries, each against the
+            teacher's of its own index, 5 L1 + 2 (1 - GIoU); 0 or more. Not
+            in the paper, nor is the next one.
+        class_weight: Of the class logits of all queries, each against the
+            teacher's of its own index (KL divergence, the means over the
+            foreground and over the others added); 0 or more.
         tau: How near the best query of a ground truth a foreground query
             is, in [0, 1]; 1 keeps none.
         mu1: Weight of the boxes' similarity when partners are chosen.
@@ -59,6 +79,9 @@ class DistillationConfig:
     """
 
     weight: float = 2.5
+    normalize: bool = False
+    box_weight: float = 0.0
+    class_weight: float = 0.0
     tau: float = 0.6
     mu1: float = 2.0
     mu2: float = 5.0
@@ -70,9 +93,10 @@ class DistillationConfig:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.weight < 0:
-            raise ValueError(
-                f'distillation.weight={self.weight} must not be negative')
+        for name in ('weight', 'box_weight', 'class_weight'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'distillation.{name}='
+                                 f'{getattr(self, name)} must not be negative')
         if not 0 <= self.tau <= 1:
             raise ValueError(
                 f'distillation.tau={self.tau} must lie in [0, 1]')
@@ -87,6 +111,11 @@ class DistillationConfig:
             raise ValueError(
                 'distillation.fqm=False pairs queries by index, which mean '
                 'nothing to another teacher: leave teacher out')
+        if teacher is not None and self.agrees:
+            raise ValueError(
+                'distillation.box_weight and class_weight compare queries of '
+                'one index, which mean nothing to another teacher: leave '
+                'them or teacher out')
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DistillationConfig:
@@ -101,6 +130,11 @@ class DistillationConfig:
             raise ValueError(
                 f'distillation has no key {unknown[0]!r}; known are {known}')
         return cls(**config)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether boxes or classes are compared with the teacher's."""
+        return bool(self.box_weight or self.class_weight)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
@@ -138,23 +172,27 @@ class DecoderView:
     Args:
         attended: Co-attended features of each layer, (B, N, E).
         boxes: Of each layer, (B, N, 4), normalized cx, cy, w, h.
+        classes: Logits of each layer, (B, N, C).
     """
 
     attended: dict[int, Tensor]
     boxes: dict[int, Tensor]
+    classes: dict[int, Tensor]
 
     @classmethod
     def of(cls, model: nn.Module, found: Mapping[Any, Any],
-           boxes: Tensor) -> DecoderView:
+           head: Sequence[Tensor]) -> DecoderView:
         """Take over what was recorded, without denoising queries.
 
         Args:
             model: The detector that ran.
             found: Features by layer, (B, denoising + N, E).
-            boxes: (L, B, denoising + N, 4) of the last L layers.
+            head: Logits and boxes of the last L layers,
+                (L, B, denoising + N, C or 4).
         """
         count = int(model.num_queries)
         features = {key: out for key, out in found.items() if key != HEAD}
+        classes, boxes = head[0], head[1]
         first = max(features) + 1 - len(boxes)
         return cls(
             attended={
@@ -164,6 +202,10 @@ class DecoderView:
             boxes={
                 layer: matching_queries(box, num_queries=count)
                 for layer, box in enumerate(boxes, start=first)
+            },
+            classes={
+                layer: matching_queries(logits, num_queries=count)
+                for layer, logits in enumerate(classes, start=first)
             })
 
 
@@ -218,6 +260,8 @@ class Distillation:
         last = [(max(own), max(other))]
         pairs = [(layer, layer) for layer in own]
         self.layers = pairs if config.layers == 'all' else last
+        classes = student.bbox_head.loss_cls
+        self.use_sigmoid = bool(getattr(classes, 'use_sigmoid', False))
         self._own_loss: Callable[..., Any] | None = None
 
     def attach(self) -> None:
@@ -243,17 +287,17 @@ class Distillation:
         assert self._own_loss is not None
         with self._recorded(self.student) as found:
             losses = dict(self._own_loss(inputs, samples, **kwargs))
-        student = DecoderView.of(self.student, found, found[HEAD][1])
+        student = DecoderView.of(self.student, found, found[HEAD])
         with torch.no_grad(), self._recorded(self.teacher) as found:
             # Heads are run past their hooks in this mode.
-            boxes = self.teacher(inputs, samples, mode='tensor')[1]
-        teacher = DecoderView.of(self.teacher, found, boxes)
-        distances = [
-            self._distance(student, teacher, samples, pair=pair)
+            head = self.teacher(inputs, samples, mode='tensor')
+        teacher = DecoderView.of(self.teacher, found, head)
+        terms = [
+            self._terms(student, teacher, samples, pair=pair)
             for pair in self.layers
         ]
-        mean = torch.stack(distances).mean()
-        losses[LOSS_NAME] = self.config.weight * mean
+        for name in terms[0]:
+            losses[name] = torch.stack([term[name] for term in terms]).mean()
         return losses
 
     def _recorded(
@@ -262,31 +306,70 @@ class Distillation:
         places: dict[Any, nn.Module] = dict(cross_attention_taps(model))
         return recorded({**places, HEAD: model.bbox_head})
 
-    def _distance(self, student: DecoderView, teacher: DecoderView,
-                  samples: Sequence[Any], *,
-                  pair: tuple[int, int]) -> Tensor:
-        """Return L_DRD of one decoder layer and the teacher's."""
+    def _terms(self, student: DecoderView, teacher: DecoderView,
+               samples: Sequence[Any], *,
+               pair: tuple[int, int]) -> dict[str, Tensor]:
+        """Return the weighted losses of one decoder layer and the teacher's.
+
+        Raises:
+            ValueError: If their features have different widths.
+        """
         feature, target = student.attended[pair[0]], teacher.attended[pair[1]]
         if feature.shape[-1] != target.shape[-1]:
             raise ValueError(
                 f'the co-attended features of the teacher have '
                 f'{target.shape[-1]} channels, those of the model '
                 f'{feature.shape[-1]}: take a teacher of the same width')
+        match = self._match(student, teacher, samples, pair=pair)
+        distance = (relative_distance if self.config.normalize
+                    else distillation_distance)
+        found = {
+            LOSS_NAME:
+            self.config.weight * distance(feature, target, match=match)
+        }
+        if self.config.agrees:
+            found |= self._agreement(student, teacher, pair=pair, match=match)
+        return found
+
+    def _match(self, student: DecoderView, teacher: DecoderView,
+               samples: Sequence[Any], *, pair: tuple[int, int]) -> QueryMatch:
+        """Return the pairs of queries whose features are compared."""
         boxes = student.boxes[pair[0]].detach()
         if not self.config.fqm:
-            match = all_queries(boxes)
-        else:
-            match = match_queries(
-                boxes,
-                teacher.boxes[pair[1]],
-                ground_truth(samples, like=boxes),
-                tau=self.config.tau,
-                mu1=self.config.mu1,
-                mu2=self.config.mu2,
-                metric=self.config.metric,
-                one_to_one=self.config.matching == 'hungarian',
-                image_sizes=[
-                    tuple(sample.metainfo['img_shape'][:2])
-                    for sample in samples
-                ])
-        return distillation_distance(feature, target, match=match)
+            return all_queries(boxes)
+        return match_queries(
+            boxes,
+            teacher.boxes[pair[1]],
+            ground_truth(samples, like=boxes),
+            tau=self.config.tau,
+            mu1=self.config.mu1,
+            mu2=self.config.mu2,
+            metric=self.config.metric,
+            one_to_one=self.config.matching == 'hungarian',
+            image_sizes=[
+                tuple(sample.metainfo['img_shape'][:2]) for sample in samples
+            ])
+
+    def _agreement(self, student: DecoderView, teacher: DecoderView, *,
+                   pair: tuple[int, int],
+                   match: QueryMatch) -> dict[str, Tensor]:
+        """Return how boxes and classes differ from the same queries'."""
+        config, own = self.config, replace(match, teacher=match.student)
+        found = {}
+        if config.box_weight:
+            l1, giou = box_distances(
+                student.boxes[pair[0]], teacher.boxes[pair[1]], match=own)
+            box = L1_WEIGHT * l1 + GIOU_WEIGHT * giou
+            found[BOX_LOSS_NAME] = config.box_weight * box
+        if config.class_weight:
+            apart = class_divergence(
+                student.classes[pair[0]],
+                teacher.classes[pair[1]],
+                use_sigmoid=self.use_sigmoid)
+            near = torch.zeros_like(apart, dtype=torch.bool)
+            near[match.image, match.student] = True
+            # A mean over no query is 0, not undefined.
+            means = [apart[chosen].sum() / chosen.sum().clamp(min=1)
+                     for chosen in (near, ~near)]
+            found[CLASS_LOSS_NAME] = config.class_weight * sum(means)
+        return found

@@ -30,6 +30,7 @@ __all__ = [
     'distillation_distance',
     'matched_agreement',
     'matched_divergence',
+    'relative_distance',
 ]
 
 # Weights of the two box terms in DETR's loss (Carion et al., ECCV 2020).
@@ -56,6 +57,21 @@ def distillation_distance(
     # Its gradient is 0, not undefined, where the two are the same.
     norms: Tensor = torch.linalg.vector_norm(apart, dim=-1)
     return norms.mean()
+
+
+def relative_distance(
+    student: Tensor, teacher: Tensor, *, match: QueryMatch
+) -> Tensor:
+    """Return ``L_DRD`` in root mean square norms of the teacher's features.
+
+    Args:
+        student: See :func:`distillation_distance`.
+        teacher: Likewise.
+        match: Likewise.
+    """
+    features = teacher.detach().float()
+    norm = features.square().sum(dim=-1).mean().sqrt().clamp(min=1e-12)
+    return distillation_distance(student, features, match=match) / norm
 
 
 def class_divergence(

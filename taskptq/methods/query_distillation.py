@@ -27,6 +27,7 @@ from taskptq.methods.query_agreement import (
     compare_teachers,
     distillation_distance,
     matched_divergence,
+    relative_distance,
 )
 from taskptq.methods.query_matching import (
     METRICS,
@@ -368,14 +369,11 @@ class QueryDistillationLoss:
                 'has no quantized counterpart; quantize it (see '
                 'qconfig.keep_float), or set weight=0'
             )
-        features = step.teacher[target].detach().float()
-        distance = distillation_distance(
-            step.student[name], features, match=match
+        distance = relative_distance if self.normalize \
+            else distillation_distance
+        return distance(
+            step.student[name], step.teacher[target], match=match
         )
-        if not self.normalize:
-            return distance
-        norm = features.square().sum(dim=-1).mean().sqrt().clamp(min=1e-12)
-        return distance / norm
 
     def _background(
         self, step: _Step, layer: int, match: QueryMatch

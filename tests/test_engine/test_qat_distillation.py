@@ -288,26 +288,80 @@ def test_resume_with_a_teacher(make, float_weights, tiny_detr):
         runner.train()
 
 
-@pytest.mark.parametrize('changes', [{'fqm': False}, {'metric': 'nwd'},
-                                     {'matching': 'hungarian'}])
-def test_loss_of_a_float_student_is_zero(tiny_detr, changes):
-    """Teacher and student are the same: nothing is to be rectified."""
+AGREEMENT = dict(box_weight=1.0, class_weight=1.0, layers='all')
+
+
+@pytest.fixture
+def losses_of(tiny_detr):
+    """Return the losses of a student that one function has changed."""
     from mmengine.registry import MODELS, init_default_scope
-    init_default_scope('mmdet')
-    model = MODELS.build(tiny_detr.detr()).eval()
-    student, teacher = make_teacher(model), make_teacher(model)
-    added = Distillation(
-        student, teacher, config=DistillationConfig.from_dict(changes))
-    pack = tiny_detr.TinyBoxesPack()
-    batch = [pack({'img_path': f'{i}.png'}) for i in range(2)]
-    data = student.data_preprocessor(
-        {key: [sample[key] for sample in batch] for key in batch[0]}, False)
-    added.attach()
-    losses = student.loss(data['inputs'], data['data_samples'])
-    added.detach()
-    assert float(losses['loss_drd']) == 0.0
-    assert 'loss_drd' not in student.loss(
-        data['inputs'], data['data_samples'])
+
+    def compute(settings, change=None):
+        init_default_scope('mmdet')
+        torch.manual_seed(0)
+        model = MODELS.build(tiny_detr.detr()).eval()
+        student, teacher = make_teacher(model), make_teacher(model)
+        if change is not None:
+            with torch.no_grad():
+                change(student)
+        added = Distillation(
+            student, teacher, config=DistillationConfig.from_dict(settings))
+        pack = tiny_detr.TinyBoxesPack()
+        batch = [pack({'img_path': f'{i}.png'}) for i in range(2)]
+        data = student.data_preprocessor(
+            {key: [sample[key] for sample in batch] for key in batch[0]},
+            False)
+        added.attach()
+        losses = student.loss(data['inputs'], data['data_samples'])
+        added.detach()
+        again = student.loss(data['inputs'], data['data_samples'])
+        assert not OURS & again.keys()
+        return {name: float(losses[name]) for name in OURS & losses.keys()}
+
+    return compute
+
+
+OURS = {'loss_drd', 'loss_agreement_box', 'loss_agreement_cls'}
+
+
+@pytest.mark.parametrize('changes', [{'fqm': False}, {'metric': 'nwd'},
+                                     {'matching': 'hungarian'},
+                                     {'normalize': True}, AGREEMENT])
+def test_loss_of_a_float_student_is_zero(losses_of, changes):
+    """Teacher and student are the same: nothing is to be rectified."""
+    found = losses_of(changes)
+    assert found.keys() == (OURS if changes is AGREEMENT else {'loss_drd'})
+    assert found['loss_drd'] == 0.0
+    assert all(abs(value) < 1e-5 for value in found.values())
+
+
+def test_agreement_looks_at_boxes_and_classes(losses_of):
+    def scores(model):
+        model.bbox_head.fc_cls.bias += torch.linspace(
+            -1, 1, len(model.bbox_head.fc_cls.bias))
+
+    def boxes(model):
+        model.bbox_head.fc_reg.bias += 0.5
+
+    found = losses_of(AGREEMENT, scores)
+    assert found['loss_agreement_cls'] > 1e-3
+    assert abs(found['loss_agreement_box']) < 1e-5
+    twice = losses_of({**AGREEMENT, 'class_weight': 2.0}, scores)
+    assert twice['loss_agreement_cls'] == pytest.approx(
+        2 * found['loss_agreement_cls'], rel=1e-5)
+    found = losses_of(AGREEMENT, boxes)
+    assert found['loss_agreement_box'] > 1e-3
+    assert abs(found['loss_agreement_cls']) < 1e-5
+    assert losses_of({}, boxes).keys() == {'loss_drd'}
+
+
+def test_normalize_takes_the_relative_distance(losses_of, monkeypatch):
+    def three(student, teacher, *, match):
+        return student.new_tensor(3.0)
+
+    monkeypatch.setattr(qat_distillation, 'relative_distance', three)
+    assert losses_of({'normalize': True})['loss_drd'] == 7.5
+    assert losses_of({})['loss_drd'] == 0.0
 
 
 def test_ground_truth_is_relative_to_the_image(tiny_detr):
@@ -322,6 +376,9 @@ def test_ground_truth_is_relative_to_the_image(tiny_detr):
 
 @pytest.mark.parametrize(('changes', 'words'), [
     ({'tau': 2}, 'tau=2'), ({'weight': -1}, 'weight=-1'),
+    ({'class_weight': -1}, 'class_weight=-1'),
+    ({'box_weight': 1, 'teacher': dict(config='a', checkpoint='b')},
+     'box_weight'),
     ({'metric': 'iou'}, 'metric'), ({'layers': 'first'}, 'layers'),
     ({'matching': 'best'}, 'matching'), ({'lam': 1}, "no key 'lam'"),
     ({'fqm': False, 'teacher': dict(config='a', checkpoint='b')}, 'index'),

@@ -10,6 +10,7 @@ from taskptq.methods.query_agreement import (
     class_divergence,
     distillation_distance,
     matched_agreement,
+    relative_distance,
 )
 from taskptq.methods.query_distillation import QueryDistillationLoss
 from taskptq.methods.query_matching import all_queries, match_queries
@@ -176,6 +177,17 @@ def test_last_and_all_layers():
             student[f'attended.{layer}'], heads[f'attended.{layer}'],
             match=match) / norm)
     torch.testing.assert_close(every, torch.stack(single).mean())
+
+
+def test_relative_distance():
+    """In units of the teacher's features, whatever their length."""
+    teacher = torch.tensor([[[3.0, 4.0], [0.0, 5.0]]])
+    student = teacher + torch.tensor([[[0.0, 1.0], [0.0, 2.0]]])
+    match = all_queries(torch.zeros(1, 2, 4))
+    found = relative_distance(student, teacher, match=match)
+    torch.testing.assert_close(found, torch.tensor(1.5 / 5))
+    torch.testing.assert_close(
+        relative_distance(8 * student, 8 * teacher, match=match), found)
 
 
 def test_terms_add_up():
