@@ -18,6 +18,7 @@ METHODS = (
     'centering+hybrid-head', 'network-uniform', 'sgf', 'sas',
     'selective-focus', 'qdrop+selective-focus', 'da', 'fqm', 'drd',
     'drd+centering', 'lsq-qat', 'da-qat', 'fqm-qat', 'drd-qat',
+    'drd+relative-qat', 'fqm+agreement-qat',
     'qdrop+network-uniform', 'kl-fg', 'head-mse')
 KIB = 1024
 
