@@ -166,8 +166,9 @@ def measure(table: TrainingTable, run: Run, *, options: Sequence[str],
 
 def command_of(table: TrainingTable, run: Run, options: Sequence[str]) -> str:
     """Return the command line that measures a run anew."""
+    pattern = '^' + run.name.replace('+', r'\+') + '$'
     words = ['python', 'tools/run_training.py', table.path.as_posix(),
-             '--redo', '--runs', f'^{run.name}$']
+             '--redo', '--runs', pattern]
     if options:
         words += ['--train-options', *options]
     return shlex.join(words)

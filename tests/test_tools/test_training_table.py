@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import re
+import shlex
 import sys
 from types import SimpleNamespace
 
@@ -188,6 +190,19 @@ def test_runs_what_is_lacking(tools, folder, monkeypatch, tmp_path):
     module.main([str(path), '--runs', '^um', '--redo'])
     assert calls[5][0].endswith('train.py')
     assert '--resume' not in calls[5]
+
+
+def test_a_command_finds_its_run(tools, folder):
+    module, tables = tools('run_training'), tools('_training_table')
+    path = folder / 'tiny.train.yml'
+    variant = dict(content()['variants'][0], name='drd+relative')
+    path.write_text(yaml.safe_dump(content(variants=[variant])))
+    table = tables.read_training_table(path)
+    run = table.runs()[0]
+    words = shlex.split(module.command_of(table, run, []))
+    pattern = words[words.index('--runs') + 1]
+    assert re.search(pattern, run.name)
+    assert run.name == 'drd+relative 0'
 
 
 def results(model, **values):
