@@ -369,8 +369,9 @@ class QueryDistillationLoss:
                 'has no quantized counterpart; quantize it (see '
                 'qconfig.keep_float), or set weight=0'
             )
-        distance = relative_distance if self.normalize \
-            else distillation_distance
+        distance = distillation_distance
+        if self.normalize:
+            distance = relative_distance
         return distance(
             step.student[name], step.teacher[target], match=match
         )
