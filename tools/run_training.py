@@ -187,13 +187,17 @@ def count_parameters(checkpoint: str | Path) -> int:
 
 
 def publish(table: TrainingTable, run: Run, checkpoint: str) -> str | None:
-    """Publish a run of the table's published seed; returns the file."""
+    """Publish a run of the table's published seed, in float16.
+
+    Returns:
+        The file, or None.
+    """
     if table.checkpoints is None or run.seed != table.publish:
         return None
     out = Path(table.checkpoints) / f'{Path(run.config).stem}.pth'
     out.parent.mkdir(parents=True, exist_ok=True)
     call([str(TOOLS / 'publish_checkpoint.py'), run.config, checkpoint,
-          str(out)])
+          str(out), '--half'])
     return out.as_posix()
 
 
