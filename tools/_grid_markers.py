@@ -4,8 +4,9 @@ Beside those of ``collect_results.py``, in the same form:
 
 - ``training`` and ``training-targets``: see ``_training_table.py``,
 - ``losses``: see ``_loss_ratio.py``,
-- ``grid-error``, ``grid-choice``, ``gradients`` and ``head-cost``: what
-  ``grid_report.py`` wrote to ``configs/<family>/results/<name>.json``.
+- ``grid-error``, ``grid-choice``, ``gradients``, ``head-cost`` and
+  ``branches``: what ``grid_report.py`` wrote to
+  ``configs/<family>/results/<name>.json``.
 """
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from _training_table import (
 
 MARKED = re.compile(
     r'(<!-- (training|training-targets|losses|grid-error|grid-choice|'
-    r'gradients|head-cost):'
+    r'gradients|head-cost|branches):'
     r'(\S+)((?: [\w.+-]+)*) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
 TRAINING = {
     'training': render_training,
@@ -78,7 +79,7 @@ def render_report(kind: str, name: str, *, root: Path,
     report = json.loads(paths[0].read_text(encoding='utf-8'))
     render = {'grid-error': render_errors, 'grid-choice': render_choice,
               'gradients': render_gradients,
-              'head-cost': render_cost}[kind]
+              'head-cost': render_cost, 'branches': render_branches}[kind]
     return render(report) + '\n'
 
 
@@ -159,6 +160,32 @@ def render_cost(report: Report) -> str:
               f'{1000 * model["head_seconds"]:.0f}', f'{model["ratio"]:.2f}']
              for model in report['models']]
     return to_markdown(['model', 'heads, CPU ms', 'to the first'], lines)
+
+
+# Header's word -> key of a row.
+BRANCHES = {'both': 'quantized', 'scores': 'scores', 'boxes': 'boxes'}
+
+
+def render_branches(report: Report) -> str:
+    """Return scores of float models, quantized ones, and mixtures."""
+    columns = list(report['models'][0]['float'])
+    lines = []
+    for model in report['models']:
+        name = model['table'].rpartition('_')[0]
+        lines.append([name, 'float', '', *three(model['float'], columns)])
+        lines += [
+            [name, row['row'].replace('_', ' '), title,
+             *three(row[key], columns)]
+            for row in model['rows'] for title, key in BRANCHES.items()
+        ]
+    return to_markdown(['model', 'row', 'quantized', *columns], lines)
+
+
+def three(values: Mapping[str, float | None],
+          columns: Sequence[str]) -> list[str]:
+    """Return three decimals of each column, or nothing."""
+    return ['' if values.get(key) is None else f'{values[key]:.3f}'
+            for key in columns]
 
 
 def exponent(value: float | None) -> str:

@@ -5,12 +5,14 @@
     python tools/grid_report.py grids CONFIG CHECKPOINT --out G.json
     python tools/grid_report.py gradients CONFIG CHECKPOINT ... --out V.json
     python tools/grid_report.py cost CONFIG CHECKPOINT ... --out C.json
+    python tools/grid_report.py branches TABLE ... --rows w4a4_mse --out B.json
 
 ``errors`` rounds the logits of the float model's foreground, or takes those
 of quantized models, and compares the errors of boxes with the formula;
 ``grids`` ranks grids by it; ``gradients`` compares localization gradients of
 several models, or of checkpoints of one training, with the first one;
-``cost`` does so with the time of their heads.
+``cost`` does so with the time of their heads; ``branches`` evaluates scores
+of quantized models with boxes of float ones, and the reverse.
 """
 from __future__ import annotations
 
@@ -34,8 +36,18 @@ from _grid_data import (
     training_batches,
     training_data,
 )
-from _measure import current_commit
+from _measure import Measurement, current_commit
+from _mixed_detector import MixedDetector
+from _row_models import (
+    column_values,
+    evaluate,
+    open_measurement,
+    quantized_copy,
+    row_of,
+)
+from _table import Row, read_table
 from mmengine.runner import set_random_seed
+from torch import nn
 
 from taskptq.analysis.gradient_variance import compare_variances
 from taskptq.analysis.grid_choice import choose_grid
@@ -87,10 +99,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     cost = commands.add_parser('cost', help='time of the heads')
     cost.add_argument('--images', type=int, default=4)
     cost.add_argument('--repeats', type=int, default=20)
+    branches = commands.add_parser(
+        'branches', help='scores or boxes of quantized models alone')
+    branches.add_argument('tables', nargs='+', help='files *.table.yml')
+    branches.add_argument(
+        '--rows', nargs='+', required=True, help='such as w4a4_mse')
     for command in (gradients, cost):
         command.add_argument(
             'models', nargs='+', help='CONFIG CHECKPOINT pairs')
-    for command in (errors, grids, gradients, cost):
+    for command in (errors, grids, gradients, cost, branches):
         command.add_argument('--out', type=Path, required=True)
         command.add_argument('--seed', type=int, default=0)
     return parser.parse_args(argv)
@@ -271,6 +288,43 @@ def report_gradients(args: argparse.Namespace) -> dict[str, Any]:
     return {'num_batches': args.batches, 'models': found}
 
 
+def report_branches(args: argparse.Namespace) -> dict[str, Any]:
+    """Evaluate mixtures of float models and quantized ones."""
+    models = []
+    for path in args.tables:
+        measurement = open_measurement(read_table(path))
+        models.append({
+            'table': measurement.table.name,
+            'config': measurement.table.config,
+            'checkpoint': measurement.table.checkpoint,
+            'float': cells(measurement, measurement.model, args.seed),
+            'rows': [
+                {'row': name, **branch_scores(measurement, row, args.seed)}
+                for name in args.rows
+                for row in [row_of(measurement.table, name, seed=args.seed)]
+            ],
+        })
+    return {'models': models}
+
+
+def branch_scores(measurement: Measurement, row: Row, seed: int
+                  ) -> dict[str, Any]:
+    """Evaluate a quantized model, and each of its branches alone."""
+    quant = quantized_copy(measurement, row)
+    plain = measurement.model
+    mixed = {'quantized': quant, 'scores': MixedDetector(quant, plain),
+             'boxes': MixedDetector(plain, quant)}
+    return {name: cells(measurement, model, seed)
+            for name, model in mixed.items()}
+
+
+def cells(measurement: Measurement, model: nn.Module, seed: int
+          ) -> dict[str, float | None]:
+    """Return the table's columns of a model."""
+    return column_values(evaluate(measurement, model, seed=seed),
+                         measurement.table.columns)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Measure and write.
 
@@ -284,7 +338,8 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     torch.manual_seed(args.seed)
     run = {'errors': report_errors, 'grids': report_grids,
-           'gradients': report_gradients, 'cost': report_cost}[args.what]
+           'gradients': report_gradients, 'cost': report_cost,
+           'branches': report_branches}[args.what]
     try:
         found = run(args)
     except (FileNotFoundError, ValueError) as error:

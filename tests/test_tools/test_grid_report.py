@@ -14,7 +14,8 @@ import torch
 pytest.importorskip('mmdet')
 
 MODULES = ('grid_report', '_grid_data', '_measure', '_table',
-           'draw_small_objects', '_float_runner')
+           'draw_small_objects', '_float_runner', '_mixed_detector',
+           '_row_models', '_grid_markers')
 FASTER = 'faster-rcnn_r18-half_{}_nuclei'
 FCOS = 'fcos_r18-half_{}_nuclei'
 
@@ -182,6 +183,91 @@ def test_reports(tools, small, monkeypatch, tmp_path):
             json.loads(out['gradients'].read_text())) + (
                 markers.render_cost(cost))
     assert 'w4a4_head-mse' in text
+
+
+def predictions(found):
+    """Boxes and scores of the first image."""
+    one = found[0].pred_instances
+    return one.bboxes, one.scores
+
+
+@torch.no_grad()
+@pytest.mark.parametrize('name', [
+    FASTER.format('plain'), FASTER.format('grid'), FCOS.format('plain'),
+    FCOS.format('grid')])
+def test_mixture_has_scores_of_one_and_boxes_of_the_other(tools, small, name):
+    mixed = tools('_mixed_detector').MixedDetector
+    model = small.build(name).eval()
+    # With scales of its layers that an untrained head lacks.
+    for key, parameter in model.named_parameters():
+        if key.endswith('_reg.weight'):
+            parameter.normal_(std=0.1)
+    other = copy.deepcopy(model)
+    for key, parameter in other.named_parameters():
+        if key.endswith('_reg.weight'):
+            parameter.mul_(-1)
+    one, two = (predictions(x.test_step(small.noise_batch()))
+                for x in (model, other))
+    assert not torch.equal(one[0], two[0])
+    twin = copy.deepcopy(model)
+    for scores, boxes, wanted in ((twin, model, one), (model, other, two),
+                                  (other, model, one)):
+        found = predictions(mixed(scores, boxes).test_step(
+            small.noise_batch()))
+        for a, b in zip(found, wanted, strict=True):
+            torch.testing.assert_close(a, b)
+    # A change of scores comes from the first copy alone.
+    for key, parameter in other.named_parameters():
+        if key.endswith(('fc_cls.bias', 'conv_cls.bias')):
+            parameter[0].sub_(1)
+    changed = predictions(mixed(other, model).test_step(small.noise_batch()))
+    assert changed[1].max() < one[1].max()
+    same = predictions(mixed(model, other).test_step(small.noise_batch()))
+    torch.testing.assert_close(same[1], two[1])
+
+
+def test_mixture_refuses_what_has_no_branches(tools, small):
+    mixed = tools('_mixed_detector').MixedDetector
+    model = small.build(FASTER.format('plain'))
+    model.roi_head.bbox_head = torch.nn.ModuleList(
+        [model.roi_head.bbox_head])
+    with pytest.raises(ValueError, match='no single bbox_head'):
+        mixed(model, model)
+
+
+def test_branches_report(tools, small, monkeypatch, tmp_path):
+    report = tools('grid_report')
+    plain, quant = object(), object()
+    table = SimpleNamespace(
+        name='small_nuclei', config='a.py', checkpoint='a.pth',
+        columns={'AP75': 'coco/bbox_mAP_75', 'AP large': 'absent'})
+    monkeypatch.setattr(report, 'read_table', lambda _: table)
+    monkeypatch.setattr(
+        report, 'open_measurement',
+        lambda _: SimpleNamespace(table=table, model=plain))
+    monkeypatch.setattr(report, 'row_of', lambda _, name, seed: (name, seed))
+    monkeypatch.setattr(report, 'quantized_copy', lambda *_: quant)
+    monkeypatch.setattr(
+        report, 'MixedDetector', lambda scores, boxes: (scores, boxes))
+    known = {plain: 0.4, quant: 0.1, (quant, plain): 0.2,
+             (plain, quant): 0.3}
+    monkeypatch.setattr(
+        report, 'evaluate',
+        lambda _, model, seed: {
+            'metrics': {'coco/bbox_mAP_75': known[model]}})
+    out = tmp_path / 'branches.json'
+    report.main(['branches', 'a.table.yml', '--rows', 'w4a4_mse',
+                 '--out', str(out)])
+    found = json.loads(out.read_text())['models'][0]
+    assert found['float']['AP75'] == 0.4
+    row = found['rows'][0]
+    assert [row[key]['AP75'] for key in ('quantized', 'scores', 'boxes')] == [
+        0.1, 0.2, 0.3]
+    text = tools('_grid_markers').render_branches(json.loads(out.read_text()))
+    lines = [[cell.strip() for cell in line.split('|')[1:-1]]
+             for line in text.splitlines()]
+    assert lines[2] == ['small', 'float', '', '0.400', '']
+    assert lines[-1] == ['small', 'w4a4 mse', 'boxes', '0.300', '']
 
 
 def test_pictures(tools, small, tmp_path):
