@@ -7,6 +7,8 @@ from typing import Any
 
 COLORS = ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple',
           'tab:brown')
+# One for each round through the colors.
+MARKERS = ('o', '^', 's', 'x')
 COORDINATES = ('x', 'y', 'w', 'h')
 
 
@@ -40,7 +42,7 @@ def plot_error_scatter(
     ]
     if not ends:
         raise ValueError('0 bins with an error: give at least one to draw')
-    figure = Figure(figsize=(4.2, 3.8), layout='constrained')
+    figure = Figure(figsize=(5.8, 3.8), layout='constrained')
     axes = figure.subplots()
     span = [min(ends) / 1.5, max(ends) * 1.5]
     axes.plot(span, span, color='0.6', linestyle='--', linewidth=1)
@@ -50,6 +52,7 @@ def plot_error_scatter(
             [one['measured'] for one in found['bins']],
             s=14,
             color=COLORS[number % len(COLORS)],
+            marker=MARKERS[number // len(COLORS) % len(MARKERS)],
             label=title,
         )
     axes.set(
@@ -57,7 +60,7 @@ def plot_error_scatter(
         xlabel=f'predicted rms error, {unit}',
         ylabel=f'measured rms error, {unit}',
     )
-    axes.legend(fontsize=7)
+    axes.legend(fontsize=7, loc='upper left', bbox_to_anchor=(1.0, 1.0))
     return save(figure, path)
 
 
