@@ -77,13 +77,23 @@ def test_variant_trains_two_steps_and_predicts(small, name):
 def test_variants_share_data_and_schedule():
     keys = ('train_dataloader', 'val_dataloader', 'optim_wrapper',
             'param_scheduler', 'custom_hooks', 'train_cfg', 'val_evaluator')
-    for detector in ('faster-rcnn', 'fcos'):
-        configs = [Config.fromfile(FOLDER / f'{name}.py')
-                   for name in NUCLEI if name.startswith(detector)]
-        assert len(configs) == 7
-        for config in configs[1:]:
+    for detector, number in (('faster-rcnn', 8), ('fcos', 7)):
+        configs = {name: Config.fromfile(FOLDER / f'{name}.py')
+                   for name in NUCLEI if name.startswith(detector)}
+        long = {name: configs.pop(name) for name in list(configs)
+                if '-long' in name}
+        assert (len(configs), len(long)) == (number, 2)
+        first = next(iter(configs.values()))
+        for config in configs.values():
             for key in keys:
-                assert config[key] == configs[0][key], key
+                assert config[key] == first[key], key
+        # Only the length differs, by the same factor.
+        for name, config in long.items():
+            assert config.model == configs[name.replace('-long', '')].model
+            assert (config.train_cfg.max_epochs
+                    == 3 * first.train_cfg.max_epochs)
+            for key in set(keys) - {'train_cfg'}:
+                assert config[key] == first[key], key
 
 
 @pytest.mark.parametrize('path', TRAINING, ids=lambda p: p.stem)
