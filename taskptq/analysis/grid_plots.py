@@ -94,7 +94,9 @@ def draw_distribution(
         axes.axvline(
             _place_of(mean, points), color=color, linestyle='--', linewidth=1
         )
-    axes.set_xticks(places, [f'{point:.2g}' for point in points])
+    # Values of more than nine points would run into each other.
+    shown = slice(None, None, -(-len(points) // 9))
+    axes.set_xticks(places[shown], [f'{point:.2g}' for point in points[shown]])
     axes.tick_params(labelsize=6)
     axes.set_ylim(0, 1)
     axes.set_title(title, fontsize=8)
