@@ -146,7 +146,9 @@ class ForegroundKLLoss:
         """Return the information of each group of grid heads, in nats."""
         sums: dict[str, list[Tensor]] = {}
         for heads in batches:
-            boxes, weights = self._boxes(heads, adapter=adapter)
+            boxes, weights = self._boxes(
+                heads, self.focus.weights(heads, adapter=adapter),
+                adapter=adapter)
             for name, logits in boxes.items():
                 added = _moments(logits / self.temperature, weights[name])
                 old = sums.get(group_of(name))
@@ -163,15 +165,15 @@ class ForegroundKLLoss:
             found[group] = max(float(information), LEAST_INFORMATION)
         return found
 
+    @staticmethod
     def _boxes(
-        self, heads: Heads, *, adapter: Any
+        heads: Heads, weights: Heads, *, adapter: Any
     ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Return grid logits (..., n + 1) and weights (...) by head."""
         split = getattr(adapter, 'box_distributions', None)
         boxes: dict[str, Tensor] = {} if split is None else split(heads)
         if not boxes:
             return {}, {}
-        weights = self.focus.weights(heads, adapter=adapter)
         full = {
             name: weights[name].expand_as(heads[name]) for name in boxes
         }
@@ -197,20 +199,20 @@ class ForegroundKLLoss:
             )
         assert isinstance(float_out, dict)
         adapter = context.adapter
-        boxes, weights = self._boxes(float_out, adapter=adapter)
+        focused = self.focus.weights(float_out, adapter=adapter)
+        boxes, weights = self._boxes(float_out, focused, adapter=adapter)
         quant = adapter.box_distributions(quant_out)
         loss = self.box_weight * self._divergence(quant, boxes, weights)
         if not self.other_weight:
             return loss
-        errors = self.focus.errors(
+        others = self.focus.errors(
             quant_out,
             float_out,
             variances=self._variances,
             adapter=adapter,
+            weights={name: weight for name, weight in focused.items()
+                     if name not in boxes},
         )
-        others = {
-            name: error for name, error in errors.items() if name not in boxes
-        }
         if others:
             loss = loss + self.other_weight * _mean_of_groups(others)
         return loss

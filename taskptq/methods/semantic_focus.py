@@ -180,6 +180,7 @@ class SemanticFocus:
         *,
         variances: Heads,
         adapter: Any,
+        weights: Heads | None = None,
     ) -> dict[str, Tensor]:
         """Return the focused, normalised error of each head, scalars.
 
@@ -188,8 +189,11 @@ class SemanticFocus:
             target: Those of the float model.
             variances: From :meth:`variances`.
             adapter: Gives the confidence.
+            weights: Of the heads to look at, from :meth:`weights`; None
+                looks at all.
         """
-        weights = self.weights(target, adapter=adapter)
+        if weights is None:
+            weights = self.weights(target, adapter=adapter)
         errors = {}
         for name, weight in weights.items():
             scale = variances[name].to(target[name].device).rsqrt()
