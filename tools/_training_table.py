@@ -197,8 +197,9 @@ def evaluate_training_targets(table: TrainingTable) -> list[dict[str, Any]]:
 
     Returns:
         For each target ``status`` (``pass``, ``fail``, ``one seed``,
-        ``missing``), the best ``variant``, ``value``, ``baseline``, ``gain``
-        or ``ratio``, and ``spread``, the larger of the two seed spreads.
+        ``missing``), the best ``variant`` (of those with several seeds, if
+        any), ``value``, ``baseline``, ``gain`` or ``ratio``, and ``spread``,
+        the larger of the two seed spreads.
     """
     rows = table.rows()
     return [_evaluate(target, rows) for target in table.targets]
@@ -217,8 +218,10 @@ def _evaluate(target: Mapping[str, Any],
                               'status': 'missing'}
     if not found or base is None:
         return record
+    # One lucky seed is no best variant where others have several.
+    several = {name: own for name, own in found.items() if own.num_seeds > 1}
     choose = min if lower else max
-    best = choose(found, key=lambda name: found[name].mean)
+    best = choose(several or found, key=lambda name: found[name].mean)
     own = found[best]
     record |= {'variant': best, 'value': own.mean, 'baseline': base.mean,
                'spread': max(own.spread, base.spread),

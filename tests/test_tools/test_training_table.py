@@ -115,6 +115,19 @@ def test_a_gain_must_exceed_the_spread(tools, folder, values, status):
     assert module.describe_training_target(record).startswith(status)
 
 
+def test_variants_of_several_seeds_come_first(tools, folder):
+    module = tools('_training_table')
+    rows = [row('plain', 0, 0.30), row('plain', 1, 0.30),
+            row('grid', 0, 0.34), row('um', 0, 0.35)]
+    table = module.read_training_table(folder / 'tiny.train.yml')
+    write_rows(folder, *rows)
+    record, = module.evaluate_training_targets(table)
+    assert (record['variant'], record['status']) == ('um', 'one seed')
+    write_rows(folder, *rows, row('grid', 1, 0.34))
+    record, = module.evaluate_training_targets(table)
+    assert (record['variant'], record['status']) == ('grid', 'pass')
+
+
 def test_a_ratio_is_bounded(tools, folder):
     module = tools('_training_table')
     target = {'name': 'cost', 'metric': 'train_cpu_seconds',
