@@ -172,17 +172,17 @@ def render_branches(report: Report) -> str:
     lines = []
     for model in report['models']:
         name = model['table'].rpartition('_')[0]
-        lines.append([name, 'float', '', *three(model['float'], columns)])
+        lines.append([name, 'float', '', *decimals(model['float'], columns)])
         lines += [
             [name, row['row'].replace('_', ' '), title,
-             *three(row[key], columns)]
+             *decimals(row[key], columns)]
             for row in model['rows'] for title, key in BRANCHES.items()
         ]
     return to_markdown(['model', 'row', 'quantized', *columns], lines)
 
 
-def three(values: Mapping[str, float | None],
-          columns: Sequence[str]) -> list[str]:
+def decimals(values: Mapping[str, float | None],
+             columns: Sequence[str]) -> list[str]:
     """Return three decimals of each column, or nothing."""
     return ['' if values.get(key) is None else f'{values[key]:.3f}'
             for key in columns]
