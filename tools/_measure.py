@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import platform
+import re
 import subprocess
 import tempfile
 import time
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from _float_runner import build_runner, checkpoint_file, measured_config
+from _row_notes import reconstruction_seconds, resume_note, rewrite_notes
 from _table import Row, Table
 from torch import nn
 
@@ -30,11 +32,11 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
+from taskptq.engine.contexts import seeded
 from taskptq.engine.pipeline import (
     Recipe,
     apply_rewrites,
     quantize_model,
-    seeded,
 )
 from taskptq.engine.ptq_hook import plain_pipeline
 from taskptq.engine.published import published_note, quantize_as_published
@@ -159,7 +161,7 @@ class Measurement:
             'config': row.fragment,
             **self.scores(metrics),
             'calibration_seconds': round(report['calibration']['seconds'], 2),
-            'reconstruction_seconds': round(rebuilt.get('seconds', 0.0), 2),
+            'reconstruction_seconds': reconstruction_seconds(rebuilt),
             'eval_seconds': round(seconds, 2),
             'file_bytes': report.get('file_bytes'),
             'checkpoint': None,
@@ -209,7 +211,18 @@ class Measurement:
                 recipe=recipe,
                 work_dir=folder,
                 out=Path(temporary) / 'quantized.pth',
+                shared_dir=self.shared_dir(),
                 meta=meta)
+
+    def shared_dir(self) -> Path | None:
+        """Return the folder of reconstructed blocks that rows share.
+
+        Rows measured at one commit do: what code has changed is no part of
+        a state's digest.
+        """
+        if not re.fullmatch('[0-9a-f]{40}', self.commit):
+            return None
+        return self.work_dir / 'blocks' / self.commit
 
     def evaluate(self, model: nn.Module, *,
                  evaluator: Any = None) -> tuple[dict[str, float], float]:
@@ -253,31 +266,6 @@ class Measurement:
                 f'{self.table.path}: metric is {self.table.metric!r}, but the '
                 f'evaluator gave {sorted(metrics)}')
         return {'value': metrics[self.table.metric], 'metrics': dict(metrics)}
-
-
-def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
-    """Return a row's note if its reconstruction was interrupted.
-
-    Args:
-        rebuilt: Report of the reconstruction.
-    """
-    if not rebuilt.get('resumed_units'):
-        return {}
-    return {'note': f'{rebuilt["resumed_units"]} units were taken from an '
-                    'interrupted run: reconstruction_seconds lacks theirs'}
-
-
-def rewrite_notes(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row tells of its rewrites and of its softmax grids.
-
-    Args:
-        report: Report of the quantization.
-    """
-    notes = {
-        'rewrites': report.get('rewrites'),
-        'softmax': report['calibration'].get('softmax'),
-    }
-    return {key: value for key, value in notes.items() if value}
 
 
 def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:

@@ -12,11 +12,11 @@ from _table import Row, Table
 from torch import nn
 
 from taskptq.engine.checkpoint_file import read_checkpoint
+from taskptq.engine.contexts import seeded
 from taskptq.engine.pipeline import (
     Recipe,
     quantize_model,
     restore_model,
-    seeded,
 )
 
 WORK_DIR = Path('work_dirs') / 'row_models'

@@ -60,7 +60,8 @@ from taskptq.analysis.query_distribution import (
 from taskptq.calibration.calibrate import calibrate
 from taskptq.core import AlignedQuantizer, aligning
 from taskptq.core.state import quantizers
-from taskptq.engine.pipeline import prepare_in_place, run_batch, seeded
+from taskptq.engine.contexts import seeded
+from taskptq.engine.pipeline import prepare_in_place, run_batch
 
 FLOAT = 'float'
 # Alignment is fitted before anything is rounded: bits are of no matter.

@@ -153,6 +153,12 @@ class ReconstructionConfig:
             **self.network,
         )
 
+    def of_units(self) -> ReconstructionConfig:
+        """Return the settings of the units alone, without network steps."""
+        return replace(
+            self, network_steps=0, network_train=(), network={}
+        ) if self.network_steps else self
+
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ReconstructionConfig:
         """Read the plain form.

@@ -1,6 +1,8 @@
 """What a reconstruction needs to know of the other ranks."""
 from __future__ import annotations
 
+from typing import Any
+
 import torch.distributed as dist
 from torch import Tensor
 
@@ -17,3 +19,12 @@ def mean_over_ranks(value: Tensor) -> Tensor:
         dist.all_reduce(value)
         value = value / dist.get_world_size()
     return value
+
+
+def gathered(value: Any) -> list[Any]:
+    """Return the values of all ranks, the own one without ranks."""
+    if not is_distributed():
+        return [value]
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values

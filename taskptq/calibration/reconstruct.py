@@ -4,7 +4,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,8 @@ from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.losses import MSEReconLoss, ReconLoss
 from taskptq.calibration.network import train_network, trained_layers
 from taskptq.calibration.progress import RunProgress
+from taskptq.calibration.ranks import gathered
+from taskptq.calibration.report import ReconstructionReport
 from taskptq.calibration.resume import UnitStates
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
 from taskptq.calibration.tree import flatten, named
@@ -29,40 +30,6 @@ from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit, split_blocks
 
 logger = logging.getLogger('taskptq')
-
-
-@dataclass(kw_only=True)
-class ReconstructionReport:
-    """What reconstruction did.
-
-    Args:
-        units: One result for each unit, in execution order.
-        num_forwards: Passes of the whole model over the calibration set.
-        num_breaks: Units whose inputs no earlier unit handed on.
-        resumed_units: Units taken from the saved state.
-        uncalled: Units that no forward pass calls; rounded to nearest.
-        spilled_bytes: Bytes of the activation cache written to disk.
-        decided: Share of all roundings decided before freezing.
-        turned: Share of all roundings that the last phase turned.
-        loss: What a network-wise loss reports, plain (its ``report()``).
-        seconds: Wall time.
-    """
-
-    units: list[UnitResult] = field(default_factory=list)
-    num_forwards: float = 0.0
-    num_breaks: int = 0
-    resumed_units: int = 0
-    uncalled: list[str] = field(default_factory=list)
-    spilled_bytes: int = 0
-    decided: float | None = None
-    turned: float | None = None
-    loss: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
-        units = [unit.to_dict() for unit in self.units]
-        return {**vars(self), 'units': units}
 
 
 def reconstruct(
@@ -74,6 +41,7 @@ def reconstruct(
     loss: ReconLoss | None = None,
     adapter: Any = None,
     state_dir: Path | None = None,
+    shared_dir: Path | None = None,
     cache_dir: Path | None = None,
     progress: bool = True,
     on_trained: Callable[[Unit], None] | None = None,
@@ -90,6 +58,9 @@ def reconstruct(
             ``network_steps``.
         state_dir: Folder of the per-unit states for resuming; None saves
             none.
+        shared_dir: Folder of units' states that reconstructions share: what
+            follows on the network need not train their blocks again. None
+            keeps them in ``state_dir``.
         cache_dir: Folder for spilled activations.
         progress: Show a live display where there is a terminal.
         on_trained: Called with each trained unit, its roundings soft.
@@ -115,11 +86,18 @@ def reconstruct(
     states = UnitStates(
         state_dir, model, config, loss=run.loss, num_batches=len(batches)
     )
+    unit_states = states
+    if shared_dir is not None:
+        unit_states = UnitStates(
+            shared_dir, model, config.of_units(), loss=run.unit_loss,
+            num_batches=len(batches), shared=True)
     with torch.random.fork_rng(devices=_cuda_devices(model)):
         if config.scope == 'network':
             report = run.network(states, progress)
         else:
-            report = run.units(states, cache_dir, progress)
+            report = run.units(unit_states, cache_dir, progress)
+            if config.network_steps:
+                run.network_steps(states, report, progress)
     # Steps on the network decide anew what the blocks had decided.
     last = report.units[-1:] if config.network_steps else report.units
     trained = [u for u in last if u.steps and u.num_weights]
@@ -186,10 +164,17 @@ class _Run:
         report.num_forwards = (
             capturer.num_passes + self.num_traces / len(self.batches)
         )
-        if self.config.network_steps:
-            config = self.config.of_network()
-            self._network(len(plans), config, states, report, progress)
         return report
+
+    def network_steps(
+        self,
+        states: UnitStates,
+        report: ReconstructionReport,
+        progress: bool,
+    ) -> None:
+        """Steps on the whole network, after those of all units."""
+        config = self.config.of_network()
+        self._network(len(report.units), config, states, report, progress)
 
     def _plans(self) -> tuple[list[Plan], list[str]]:
         layers = {name for name, _ in quant_modules(self.model)}
@@ -252,7 +237,7 @@ class _Run:
             result = self._train(plan.unit, index, data, display)
             states.save(index, plan.unit, result)
         else:
-            report.resumed_units += 1
+            report.take_over(result)
         report.units.append(result)
         later = _read_later(capturer.plans, index)
         wanted = [s for s in later if s.unit == index and s.side == 'out']
@@ -318,7 +303,7 @@ class _Run:
         unit = Unit('', self.model)
         result = states.load(index, unit)
         if result is not None:
-            report.resumed_units += 1
+            report.take_over(result)
         else:
             torch.manual_seed(_seed(config.seed, index))
             result = train_network(
@@ -343,25 +328,16 @@ class _Run:
 
 def _on_all_ranks(names: set[str]) -> set[str]:
     """Keep the names that every rank has: ranks must train in step."""
-    return set.intersection(*_gathered(names))
+    return set.intersection(*gathered(names))
 
 
 def _check_order(plans: Sequence[Plan]) -> None:
     names = [plan.unit.name for plan in plans]
-    if any(other != names for other in _gathered(names)):
+    if any(other != names for other in gathered(names)):
         raise RuntimeError(
             'the ranks call the units in different orders on their first '
             'batches: reconstruct in a single process'
         )
-
-
-def _gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, the own one without ranks."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
-    return values
 
 
 def _read_later(plans: Sequence[Plan], index: int) -> set[Source]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration.ranks import gathered
 from taskptq.calibration.train_unit import UnitResult
 from taskptq.core.state import quantizers
 from taskptq.prepare.blocks import Unit
@@ -32,6 +34,8 @@ class UnitStates:
         config: Settings.
         loss: Reconstruction loss.
         num_batches: Calibration batches of this rank.
+        shared: The folder is that of several reconstructions: these files
+            lie in one of its own for each digest.
     """
 
     def __init__(
@@ -42,12 +46,19 @@ class UnitStates:
         *,
         loss: Any = None,
         num_batches: int = 0,
+        shared: bool = False,
     ) -> None:
         self.folder = folder
         self.digest = ''
         if folder is not None:
             run = [num_batches, _world_size(), _description(loss)]
             self.digest = _digest(model, config, run)
+            if shared:
+                self.folder = folder / self.digest[:16]
+        # Who shares a folder may write the same file at the same time.
+        self.partial_suffix = (
+            f'.{os.getpid()}.partial' if shared else '.partial'
+        )
 
     def load(self, index: int, unit: Unit) -> UnitResult | None:
         """Put a finished unit's state in; None if a rank has none."""
@@ -98,7 +109,7 @@ class UnitStates:
             },
         }
         path = self._path(index)
-        partial = path.with_suffix('.partial')
+        partial = path.with_suffix(self.partial_suffix)
         torch.save(state, partial)
         partial.replace(path)
 
@@ -118,11 +129,7 @@ def _world_size() -> int:
 
 def _everywhere(found: bool) -> bool:
     """Whether a thing is so on all ranks."""
-    if _world_size() == 1:
-        return found
-    answers: list[Any] = [None] * _world_size()
-    dist.all_gather_object(answers, found)
-    return all(answers)
+    return all(gathered(found))
 
 
 def _description(loss: Any) -> str:

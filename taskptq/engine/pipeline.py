@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import MMLogger, print_log
+from mmengine.logging import print_log
 from torch import nn
 
 from taskptq.calibration.calibrate import calibrate
@@ -32,6 +29,7 @@ from taskptq.engine.builder import (
     build_rewrites,
     to_plain,
 )
+from taskptq.engine.contexts import seeded, shared_log
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
     pack_model,
@@ -154,33 +152,6 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside, and leave its generators outside as they were."""
-    devices = []
-    if torch.cuda.is_available():
-        devices = [torch.cuda.current_device()]
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-@contextmanager
-def shared_log() -> Iterator[None]:
-    """Send what the lower layers log to mmengine's current logger."""
-    target = MMLogger.get_current_instance()
-    lower = logging.getLogger('taskptq')
-    before = lower.handlers, lower.level, lower.propagate
-    lower.handlers = list(target.handlers)
-    lower.setLevel(target.level)
-    lower.propagate = False
-    try:
-        yield
-    finally:
-        lower.handlers, level, lower.propagate = before
-        lower.setLevel(level)
-
-
 def apply_rewrites(model: nn.Module, batches: Sequence[Any],
                    rewrites: Sequence[Mapping[str, Any]]) -> list[Any]:
     """Run the rewrites on the float model; returns their plain reports."""
@@ -196,7 +167,8 @@ def apply_rewrites(model: nn.Module, batches: Sequence[Any],
 def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
                       recipe: Recipe, adapter: Any, work_dir: Path,
                       resume: bool,
-                      soft: SoftRoundings | None = None
+                      soft: SoftRoundings | None = None,
+                      shared_dir: Path | None = None
                       ) -> dict[str, Any] | None:
     """Reconstruct if the recipe says so; returns the plain report."""
     if recipe.reconstruction is None:
@@ -215,6 +187,7 @@ def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
         loss=build_loss(recipe.loss),
         adapter=adapter,
         state_dir=state_dir,
+        shared_dir=shared_dir if soft is None else None,
         on_trained=soft)
     return report.to_dict()
 
@@ -222,6 +195,7 @@ def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
 def quantize_model(model: nn.Module, batches: Sequence[Any], *,
                    recipe: Recipe, work_dir: str | Path,
                    out: str | Path | None = None, resume: bool = True,
+                   shared_dir: str | Path | None = None,
                    meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Quantize a float model in place and write what came of it.
 
@@ -236,6 +210,9 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
         work_dir: Folder of reports and of the state to resume from.
         out: Quantized file; None is ``quantized.pth`` in ``work_dir``.
         resume: Go on with a reconstruction that was interrupted.
+        shared_dir: Folder where recipes that reconstruct the same blocks in
+            the same way, and differ in what follows on the network, find
+            each other's; None shares nothing. Nothing in it is removed.
         meta: Plain facts for the file, e.g. ``dataset_meta``.
 
     Returns:
@@ -250,13 +227,15 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
     for folder in (work_dir, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
     report = run_steps(
-        model, batches, recipe=recipe, work_dir=work_dir, resume=resume)
+        model, batches, recipe=recipe, work_dir=work_dir, resume=resume,
+        shared_dir=None if shared_dir is None else Path(shared_dir))
     return write_results(model, report, work_dir=work_dir, out=out, meta=meta)
 
 
 def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
               work_dir: Path, resume: bool,
-              soft: SoftRoundings | None = None) -> dict[str, Any]:
+              soft: SoftRoundings | None = None,
+              shared_dir: Path | None = None) -> dict[str, Any]:
     """Do all but writing the file; see :func:`quantize_model`.
 
     Args:
@@ -267,6 +246,7 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         resume: Likewise.
         soft: Not None leaves the model as published code evaluates it,
             instead of freezing it.
+        shared_dir: As in :func:`quantize_model`.
 
     Returns:
         The report, without the file's entries.
@@ -281,7 +261,8 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         calibrated = calibrate(model, batches, forward=run_batch)
         rebuilt = reconstruct_model(
             model, batches, recipe=recipe, adapter=adapter,
-            work_dir=work_dir, resume=resume, soft=soft)
+            work_dir=work_dir, resume=resume, soft=soft,
+            shared_dir=shared_dir)
         if soft is None:
             ended = {'freeze': freeze(model).to_dict()}
         else:

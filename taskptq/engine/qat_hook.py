@@ -17,11 +17,10 @@ from taskptq.engine.calibration_data import (
     CalibrationConfig,
     build_calibration,
 )
+from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.pipeline import (
     Recipe,
     refuse_quantized,
-    seeded,
-    shared_log,
     write_results,
     write_swap_report,
 )

@@ -9,11 +9,11 @@ proposals that the float model takes for objects:
 ``L = w_box sum_i M_i KL(p_i || q_i) / (sum_i M_i) / I
 + w_other mean_h E_h``
 
-with M the float model's foreground probability, p and q the float and the
-quantized distribution, I the float model's information about location (the
-mean of KL(p_i || mean p) under M, so that the term is a noise-to-signal ratio
-as the others are), and E_h the focused error of the remaining heads
-(:mod:`taskptq.methods.semantic_focus`).
+with M the float model's foreground probability (0 below ``least_weight``),
+p and q the float and the quantized distribution, I the float model's
+information about location (the mean of KL(p_i || mean p) under M, so that the
+term is a noise-to-signal ratio as the others are), and E_h the focused error
+of the remaining heads (:mod:`taskptq.methods.semantic_focus`).
 """
 from __future__ import annotations
 
@@ -74,6 +74,9 @@ class ForegroundKLLoss:
         focus: 'soft' weighs by the float model's confidence, 'hard' by
             whether it exceeds ``focus_threshold``, None weighs all alike.
         focus_threshold: Confidence of a foreground place, for 'hard'.
+        least_weight: Places whose weight is below this share of the
+            largest of all levels are left out: most of a picture is
+            background, and its distributions are most of the work.
         eps_bg: Weight of the background by kind of head; None is 0.05 for
             confidence heads and 0 for boxes.
         box_weight: Weight of the distributions.
@@ -90,6 +93,7 @@ class ForegroundKLLoss:
         *,
         focus: str | None = 'soft',
         focus_threshold: float = 0.3,
+        least_weight: float = 0.01,
         eps_bg: Mapping[str, float] | None = None,
         box_weight: float = 1.0,
         other_weight: float = 1.0,
@@ -103,6 +107,11 @@ class ForegroundKLLoss:
                 f'box_weight={box_weight}, other_weight={other_weight}: the '
                 'first must be above 0, the second at least 0'
             )
+        if not 0 <= least_weight <= 1:
+            raise ValueError(
+                f'least_weight={least_weight} must lie in [0, 1]'
+            )
+        self.least_weight = least_weight
         self.focus = SemanticFocus(
             focus=focus,
             threshold=focus_threshold,
@@ -223,10 +232,14 @@ class ForegroundKLLoss:
         """Return the mean over groups of heads."""
         sums: dict[str, Tensor] = {}
         totals: dict[str, Tensor] = {}
+        largest = _largest(weights)
         for name, target in boxes.items():
             group, weight = group_of(name), weights[name]
+            looked = weight >= self.least_weight * largest.get(group, 0)
+            weight = weight[looked]
             found = divergence(
-                quant[name] / self.temperature, target / self.temperature
+                quant[name][looked] / self.temperature,
+                target[looked] / self.temperature,
             )
             sums[group] = sums.get(group, 0) + (weight * found).sum()
             totals[group] = totals.get(group, 0) + weight.sum()
@@ -236,6 +249,16 @@ class ForegroundKLLoss:
             for group, value in sums.items()
         ]
         return torch.stack(terms).mean()
+
+
+def _largest(weights: Heads) -> dict[str, Tensor]:
+    """Return the largest weight of each group of heads."""
+    largest: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        if weight.numel():
+            top, group = weight.max(), group_of(name)
+            largest[group] = torch.maximum(largest.get(group, top), top)
+    return largest
 
 
 def _mean_of_groups(errors: Heads) -> Tensor:

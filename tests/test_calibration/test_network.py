@@ -121,6 +121,37 @@ def test_network_after_blocks(quantized, quick, forward, tmp_path):
     assert all(torch.equal(found[name], two[name]) for name in two)
 
 
+def test_blocks_are_shared(quantized, quick, forward, tmp_path):
+    """What follows on the network starts from blocks trained elsewhere."""
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+
+    def run(folder, **settings):
+        model = quantized('conv', batches, bits=2)
+        report = reconstruct(
+            model, batches, quick(weight_lr=0.3, **settings),
+            forward=forward, adapter=Adapter(), progress=False,
+            loss=Beginning() if 'network_steps' in settings else None,
+            shared_dir=folder)
+        return report, codes_of(model)
+
+    blocks, _ = run(tmp_path)
+    assert blocks.resumed_units == 0
+    assert blocks.resumed_seconds == 0
+    alone, expected = run(None, network_steps=15)
+    found, codes = run(tmp_path, network_steps=15)
+    assert alone.resumed_units == 0
+    assert found.resumed_units == len(blocks.units)
+    assert found.resumed_seconds == pytest.approx(
+        sum(unit.seconds for unit in blocks.units))
+    assert len(found.units) == len(blocks.units) + 1
+    assert all(torch.equal(codes[n], expected[n]) for n in codes)
+    # Others find nothing, and leave what is there.
+    other, _ = run(tmp_path, network_steps=15, drop_prob=0.25)
+    assert other.resumed_units == 0
+    assert len(list(tmp_path.iterdir())) == 2
+    assert run(tmp_path)[0].resumed_units == len(blocks.units)
+
+
 def test_network_train_without_a_trunk(quantized, quick, forward):
     """Chosen layers learn; an adapter that cannot split runs everything."""
     batches = tiny_batches('conv')

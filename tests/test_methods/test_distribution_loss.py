@@ -88,15 +88,19 @@ def test_an_unchanged_network_costs_nothing():
     assert float(loss(found, found, context())) == pytest.approx(0, abs=1e-6)
 
 
-def test_the_box_term_by_hand():
+@pytest.mark.parametrize('least', [0.0, 0.3, 1.0])
+def test_the_box_term_by_hand(least):
     found, other = heads(), heads(seed=1)
     loss = started(
-        ForegroundKLLoss(other_weight=0.0, normalize=False), found)
+        ForegroundKLLoss(
+            other_weight=0.0, normalize=False, least_weight=least), found)
+    largest = max(found[f'cls.{level}'].sigmoid().max() for level in range(2))
     split = BoxAdapter().box_distributions
     total, weight = 0.0, 0.0
     for level in range(2):
         name = f'box.{level}'
         mask = found[f'cls.{level}'].sigmoid().squeeze(1)  # N, H, W
+        mask = mask * (mask >= least * largest)
         kl = divergence(split(other)[name], split(found)[name])  # N, 4, H, W
         total += float((mask[:, None] * kl).sum())
         weight += 4 * float(mask.sum())
@@ -181,6 +185,8 @@ def test_refuses_what_cannot_be():
         ForegroundKLLoss(temperature=0.0)
     with pytest.raises(ValueError, match='box_weight'):
         ForegroundKLLoss(box_weight=0.0)
+    with pytest.raises(ValueError, match='least_weight=2'):
+        ForegroundKLLoss(least_weight=2)
     with pytest.raises(ValueError, match='no box distributions'):
         started(ForegroundKLLoss(), heads(),
                 adapter=SimpleNamespace(foreground_proxy=lambda _: {}))

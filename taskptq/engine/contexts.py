@@ -1,0 +1,38 @@
+"""What a quantization runs in: its seed, and where lower layers log to."""
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmengine.logging import MMLogger
+
+__all__ = ['seeded', 'shared_log']
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch inside, and leave its generators outside as they were."""
+    devices = []
+    if torch.cuda.is_available():
+        devices = [torch.cuda.current_device()]
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
+
+
+@contextmanager
+def shared_log() -> Iterator[None]:
+    """Send what the lower layers log to mmengine's current logger."""
+    target = MMLogger.get_current_instance()
+    lower = logging.getLogger('taskptq')
+    before = lower.handlers, lower.level, lower.propagate
+    lower.handlers = list(target.handlers)
+    lower.setLevel(target.level)
+    lower.propagate = False
+    try:
+        yield
+    finally:
+        lower.handlers, level, lower.propagate = before
+        lower.setLevel(level)
