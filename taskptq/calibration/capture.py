@@ -15,10 +15,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from taskptq.calibration.batches import batch_length
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.calibration.links import Linker, Links, Plan, Source
@@ -321,18 +321,3 @@ def _post_hook(
         listener.after(name, module, output)
 
     return hook
-
-
-def batch_length(batch: Any) -> int:
-    """Return the number of images of a collated batch, 0 if unknown."""
-    if isinstance(batch, dict) and 'inputs' in batch:
-        inputs = batch['inputs']
-        # Models with several inputs name them; each has all images.
-        first = next(iter(inputs.values())) if (
-            isinstance(inputs, dict) and inputs) else inputs
-        return len(first)
-    if isinstance(batch, torch.Tensor):
-        return int(batch.shape[0])
-    if isinstance(batch, list | tuple) and batch:
-        return batch_length(batch[0])
-    return 0

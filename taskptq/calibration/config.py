@@ -36,6 +36,8 @@ class ReconstructionConfig:
         straight_through: Train roundings that are hard in the forward pass,
             without a penalty: a whole network of soft ones can fit the float
             one with few of them decided.
+        network_batch_size: Images of a minibatch on the whole network; None
+            takes whole calibration batches.
         network: Settings that ``network_steps`` have of their own, e.g.
             ``dict(weight_lr=0.05, drop_prob=0.0)``.
         batch_size: Images of a minibatch, where rows can be drawn.
@@ -71,6 +73,7 @@ class ReconstructionConfig:
     steps: int = 400
     network_steps: int = 0
     network_train: tuple[str, ...] = ()
+    network_batch_size: int | None = None
     straight_through: bool = False
     network: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 8
@@ -130,6 +133,12 @@ class ReconstructionConfig:
                 )
 
     def _check_network(self) -> None:
+        size = self.network_batch_size
+        if size is not None and size < 1:
+            raise ValueError(
+                f'reconstruction.network_batch_size={size} must be at least '
+                '1, or None'
+            )
         unknown = sorted(set(self.network) - set(NETWORK_SETTINGS))
         if unknown:
             raise ValueError(
@@ -156,8 +165,12 @@ class ReconstructionConfig:
     def of_units(self) -> ReconstructionConfig:
         """Return the settings of the units alone, without network steps."""
         return replace(
-            self, network_steps=0, network_train=(), network={}
-        ) if self.network_steps else self
+            self,
+            network_steps=0,
+            network_train=(),
+            network_batch_size=None,
+            network={},
+        )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> ReconstructionConfig:

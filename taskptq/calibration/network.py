@@ -10,9 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskptq.calibration.batches import (
+    BatchParts,
+    batch_length,
+    batch_metas,
+)
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import calibration_mode
-from taskptq.calibration.capture import batch_length
 from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.losses import NetworkProbe, ReconLoss
 from taskptq.calibration.progress import RunProgress
@@ -29,11 +33,11 @@ logger = logging.getLogger('taskptq')
 class NetworkData:
     """Named float outputs of all batches, and minibatches of them.
 
-    A minibatch is a calibration batch.
+    A minibatch is a batch.
 
     Args:
         model: Swapped and calibrated model.
-        batches: Calibration batches (this rank's share).
+        batches: Calibration batches (this rank's share), or parts of them.
         adapter: The model's adapter. If it has ``forward_like``, with the
             arguments of ``forward_heads`` and the float outputs ``heads``,
             the quantized model runs through that: outputs for each instance
@@ -191,6 +195,8 @@ def train_network(
         )
     start = time.perf_counter()
     trained = trained_layers(model, config.network_train)
+    if config.network_batch_size is not None:
+        batches = BatchParts(batches, config.network_batch_size)
     data = NetworkData(model, batches, adapter)
     cache = ActivationCache(config.cache_bytes)
     try:
@@ -255,15 +261,3 @@ def trained_layers(
         for name in names
         if any(matches(name, pattern) for pattern in patterns)
     )
-
-
-def batch_metas(batch: Any) -> list[Mapping[str, Any]]:
-    """Return the metainfo of each image of a collated batch.
-
-    Args:
-        batch: Collated batch; without ``data_samples`` the metas are empty.
-    """
-    samples = batch.get('data_samples') if isinstance(batch, dict) else None
-    if samples is None:
-        return [{} for _ in range(batch_length(batch))]
-    return [dict(getattr(sample, 'metainfo', sample)) for sample in samples]

@@ -12,6 +12,7 @@ from torch import Tensor
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.capture import Capturer
+from taskptq.calibration.groups import is_same, one_of, put, split
 from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.tree import flatten, is_float, unflatten
 from taskptq.core import float_only, quantizing
@@ -44,11 +45,13 @@ class _Rows:
 class UnitData:
     """Float and quantized inputs and float targets of one unit.
 
-    A minibatch is drawn in one of three ways. Where every batch has the same
+    A minibatch is drawn in one of four ways. Where every batch has the same
     calls and their rows are images (or single items such as regions), the
     same rows of each call are drawn. Where the rows are independent but the
     calls are uneven, one for each image or chunk of prompts, rows are drawn
-    over all calls of one kind. Else one whole calibration batch is.
+    over all calls of one kind. Where only shapes differ between batches,
+    since pictures have different sizes, rows are drawn over batches that are
+    alike. Else one whole calibration batch is.
 
     Args:
         capturer: Source of captured tensors.
@@ -75,7 +78,8 @@ class UnitData:
         self.rows_per_image = rows_per_image
         self._warned = False
         self._has_rows = is_a(self.plan.unit.module, ROW_MODULES)
-        self._row_counts: list[int] | None = None
+        self._row_counts: list[int] = []
+        self._groups: list[list[int]] = []  # batches that are alike
         self._kinds: list[list[_Rows]] = []
 
     def compute(self, stream: str, *, keep: Sequence[Source] | None) -> None:
@@ -145,17 +149,34 @@ class UnitData:
 
     def prepare_sampling(self) -> None:
         """Find out whether single rows can be drawn; after ``compute``."""
-        self._row_counts, self._kinds = None, []
-        counts = [self._rows_of(batch) for batch in range(self.num_batches)]
-        uniform = all(
-            _is_same(self._signatures(batch), self._signatures(0))
-            for batch in range(self.num_batches)
-        )
-        if uniform and all(count > 0 for count in counts):
-            self._row_counts = counts
-            return
-        if self._has_rows:
+        self._groups, self._kinds = [], []
+        self._row_counts = [
+            self._rows_of(batch) for batch in range(self.num_batches)
+        ]
+        groups = self._sort_batches()
+        if len(groups) != 1 and self._has_rows:
             self._kinds = self._sort_calls()
+        if not self._kinds:
+            self._groups = groups
+
+    def _sort_batches(self) -> list[list[int]]:
+        """Sort batches by shapes; [] if one cannot be drawn from.
+
+        Other arguments must agree: they may tell of single images.
+        """
+        groups: list[tuple[Any, list[int]]] = []
+        first = self._skeletons(0)
+        for batch, count in enumerate(self._row_counts):
+            if count == 0 or not is_same(self._skeletons(batch), first):
+                return []
+            put(batch, self._signatures(batch), groups)
+        return [members for _, members in groups]
+
+    def _skeletons(self, batch: int) -> list[Any]:
+        return [
+            self.capturer.skeletons[self.index, call, batch]
+            for call in range(self._num_calls(batch))
+        ]
 
     def _sort_calls(self) -> list[list[_Rows]]:
         """Sort the calls of all batches by kind; [] if one has no rows."""
@@ -165,12 +186,7 @@ class UnitData:
                 rows = _Rows(batch, call, self._rows_of_call(call, batch))
                 if rows.count == 0:
                     return []
-                for other, members in kinds:
-                    if _is_same(other, signature):
-                        members.append(rows)
-                        break
-                else:
-                    kinds.append((signature, [rows]))
+                put(rows, signature, kinds)
         return [members for _, members in kinds]
 
     def _sources(self, call: int, batch: int) -> list[Source]:
@@ -234,8 +250,8 @@ class UnitData:
             of the images, where rows are images.
         """
         ids: tuple[int, ...] = ()
-        if self._row_counts is not None:
-            picks, ids = self._pick_rows(self._row_counts, batch_size)
+        if self._groups:
+            picks, ids = self._pick_rows(batch_size)
         elif self._kinds:
             picks = [self._pick_of_kind(batch_size)]
         else:
@@ -252,35 +268,49 @@ class UnitData:
         return [[_Pick(batch, call)] for call in calls], ids
 
     def _pick_rows(
-        self, counts: list[int], batch_size: int
+        self, batch_size: int
     ) -> tuple[list[list[_Pick]], tuple[int, ...]]:
-        """Choose rows; each call gets the same."""
-        chosen = self._choose(sum(counts), batch_size)
-        places = _split(chosen, counts)
+        """Choose rows of batches that are alike; each call gets the same."""
+        group = one_of(self._groups, [
+            sum(self._row_counts[batch] for batch in group)
+            for group in self._groups
+        ])
+        counts = [self._row_counts[batch] for batch in group]
+        lengths = [self.lengths[batch] for batch in group]
+        chosen = self._choose(sum(counts), batch_size, num_images=sum(lengths))
+        places = [
+            (group[place], rows) for place, rows in split(chosen, counts)
+        ]
         picks = [
             [_Pick(batch, call, rows) for batch, rows in places]
-            for call in range(self._num_calls(0))
+            for call in range(self._num_calls(group[0]))
         ]
-        return picks, tuple(chosen) if counts == self.lengths else ()
+        if counts != lengths:
+            return picks, ()
+        return picks, tuple(
+            sum(self.lengths[:batch]) + row
+            for batch, rows in places for row in rows
+        )
 
     def _pick_of_kind(self, batch_size: int) -> list[_Pick]:
         """Choose rows over all calls of one kind, which becomes one call."""
-        totals = [sum(rows.count for rows in kind) for kind in self._kinds]
-        kind = self._kinds[0]
-        if len(totals) > 1:
-            weights = torch.tensor(totals, dtype=torch.float32)
-            kind = self._kinds[int(torch.multinomial(weights, 1))]
+        kind = one_of(self._kinds, [
+            sum(rows.count for rows in kind) for kind in self._kinds
+        ])
         counts = [rows.count for rows in kind]
-        chosen = self._choose(sum(counts), batch_size)
+        chosen = self._choose(
+            sum(counts), batch_size, num_images=sum(self.lengths)
+        )
         return [
             _Pick(kind[place].batch, kind[place].call, rows)
-            for place, rows in _split(chosen, counts)
+            for place, rows in split(chosen, counts)
         ]
 
-    def _choose(self, total: int, batch_size: int) -> list[int]:
+    def _choose(
+        self, total: int, batch_size: int, *, num_images: int
+    ) -> list[int]:
         """Draw numbers of rows, sorted."""
-        images = max(sum(self.lengths), 1)
-        per_image = min(total // images, self.rows_per_image)
+        per_image = min(total // max(num_images, 1), self.rows_per_image)
         size = min(total, batch_size * max(1, per_image))
         chosen: list[int] = (
             torch.randperm(total)[:size].sort().values.tolist()
@@ -337,31 +367,9 @@ def _repeats(sources: list[Source]) -> list[int]:
     return [sources.index(source) for source in sources]
 
 
-def _split(
-    chosen: list[int], counts: list[int]
-) -> list[tuple[int, list[int]]]:
-    """Sort row numbers over all places into (place, rows within it)."""
-    places = []
-    start = 0
-    for place, count in enumerate(counts):
-        rows = [row - start for row in chosen if 0 <= row - start < count]
-        if rows:
-            places.append((place, rows))
-        start += count
-    return places
-
-
 def _counts_things(dtype: torch.dtype) -> bool:
     """Whether a tensor holds integers: sizes or indices, in no row's order.
 
     Deformable attention reads the levels' shapes, one level a row.
     """
     return not (dtype.is_floating_point or dtype == torch.bool)
-
-
-def _is_same(one: Any, two: Any) -> bool:
-    """Whether two trees are equal; what cannot be compared is not."""
-    try:
-        return bool(one == two)
-    except (ValueError, RuntimeError):  # arrays have no single truth value
-        return False

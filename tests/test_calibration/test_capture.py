@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import nn
 
-from taskptq.calibration.capture import Source, batch_length
+from taskptq.calibration.batches import batch_length
+from taskptq.calibration.capture import Source
 from taskptq.calibration.tree import flatten
 from taskptq.calibration.unit_data import UnitData
 from taskptq.core import float_only, quantizing

@@ -6,8 +6,18 @@ import pytest
 import torch
 
 from taskptq.calibration import MSEReconLoss, ReconstructionConfig, reconstruct
-from taskptq.calibration.network import NetworkData, batch_metas
-from taskptq.core import AdaRoundQuantizer, AffineQuantizer, QuantSpec
+from taskptq.calibration.batches import (
+    BatchParts,
+    batch_length,
+    batch_metas,
+)
+from taskptq.calibration.network import NetworkData
+from taskptq.core import (
+    AdaRoundQuantizer,
+    AffineQuantizer,
+    QuantSpec,
+    float_only,
+)
 from taskptq.core.state import dropping, quantizing
 from taskptq.modules.base import quant_modules
 from taskptq.testing import tiny_batches, tiny_model
@@ -44,6 +54,59 @@ def test_metas():
              'data_samples': [Sample(), {'crop': None}]}
     assert batch_metas(batch) == [{'crop': (0, 1, 2, 3)}, {'crop': None}]
     assert batch_metas(torch.zeros(2, 3)) == [{}, {}]
+
+
+@pytest.mark.parametrize('size', [1, 2, 4, 9])
+def test_parts_of_batches(size):
+    batches = [
+        {'inputs': torch.arange(4.0 * k, 4 * k + count),
+         'data_samples': [{'number': k, 'row': n} for n in range(count)],
+         'name': 'abcd'}
+        for k, count in enumerate((4, 3))]
+    parts = BatchParts(batches, size)
+    assert len(parts) == sum(-(-count // size) for count in (4, 3))
+    assert max(map(batch_length, parts)) == min(size, 4)
+    rows = torch.cat([part['inputs'] for part in parts])
+    assert rows.tolist() == [0, 1, 2, 3, 4, 5, 6]
+    metas = [meta for part in parts for meta in batch_metas(part)]
+    assert metas == [
+        {'number': k, 'row': n}
+        for k, count in enumerate((4, 3)) for n in range(count)]
+    assert {part['name'] for part in parts[:]} == {'abcd'}
+
+
+def test_parts_of_plain_batches():
+    parts = BatchParts([torch.zeros(3, 2), {'inputs': {
+        'image': [1, 2], 'points': torch.zeros(2, 5)}}], 2)
+    assert [batch_length(part) for part in parts] == [2, 1, 2]
+    with pytest.raises(ValueError, match=r'network_batch_size=2: .*object'):
+        BatchParts([object()], 2)
+
+
+@pytest.mark.parametrize('scope', ['block', 'network'])
+def test_network_batch_size(quantized, quick, forward, scope):
+    batches = tiny_batches('conv', num_batches=2, batch_size=6)
+    seen = []
+
+    def loss(quant_out, float_out, context):
+        if not context.unit:
+            seen.append((len(quant_out['cls']), context.image_ids))
+            for name, target in float_out.items():
+                images = torch.cat(batches)[list(context.image_ids)]
+                with torch.no_grad(), float_only(model):
+                    expected = Adapter().forward_heads(model, images)[name]
+                torch.testing.assert_close(target, expected)
+        return MSEReconLoss()(quant_out, float_out, context)
+
+    model = quantized('conv', batches, bits=2)
+    steps = {'scope': 'network'} if scope == 'network' else {
+        'network_steps': 12}
+    reconstruct(
+        model, batches, quick(network_batch_size=4, **steps),
+        forward=forward, loss=loss, adapter=Adapter(), progress=False)
+    assert {size for size, _ in seen} == {4, 2}
+    assert {ids for _, ids in seen} == {
+        (0, 1, 2, 3), (4, 5), (6, 7, 8, 9), (10, 11)}
 
 
 def test_probe_runs_the_model_as_it_is(quantized):
@@ -233,6 +296,7 @@ def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
 
 @pytest.mark.parametrize(('settings', 'message'), [
     ({'network': {'weight_lr': 0.1}}, 'needs network_steps'),
+    ({'network_batch_size': 0}, 'network_batch_size=0 must be at least 1'),
     ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'")])
 def test_network_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):

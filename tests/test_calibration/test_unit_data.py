@@ -128,19 +128,29 @@ def test_inputs_mix_float_and_quantized_elements(second_block, drop_prob):
     )
 
 
-def test_batches_of_other_sizes_are_drawn_whole(quantized, plan):
-    images = [torch.randn(2, 3, 16, 16), torch.randn(3, 3, 8, 24)]
+def test_rows_are_drawn_from_batches_of_one_size(quantized, plan):
+    images = [torch.randn(4, 3, 16, 16), torch.randn(3, 3, 8, 24),
+              torch.randn(4, 3, 16, 16)]
     model = quantized('conv', images)
     data = loaded(plan(model, images), 1)
-    shapes = set()
-    for _ in range(20):
-        calls, ids = data.sample(1)
-        (args, _), (target,) = calls[0]
-        assert args[0].shape[0] == target.shape[0] == len(ids)
-        shapes.add((tuple(args[0].shape), ids))
-    assert shapes == {
-        ((2, 8, 16, 16), (0, 1)), ((3, 8, 8, 24), (2, 3, 4))
-    }
+    source, out = data.plan.calls[0][0], Source('out', 1, 0, 0)
+    places = [(b, row) for b, x in enumerate(images) for row in range(len(x))]
+    drawn = []
+    for _ in range(60):
+        calls, ids = data.sample(2)
+        ((x,), _), (target,) = calls[0]
+        assert len(x) == len(target) == len(set(ids)) == 2
+        for place, number in enumerate(ids):
+            batch, row = places[number]
+            given = data.cache.get(('quant', source, batch))[row]
+            wanted = data.cache.get(('float', out, batch))[row]
+            assert torch.equal(x[place], given)
+            assert torch.equal(target[place], wanted)
+        drawn.append(ids)
+    assert set().union(*drawn) == set(range(11))
+    # Both batches of one size together, and each size by its rows, 8 to 3.
+    assert any(first < 4 and second > 6 for first, second in drawn)
+    assert 30 <= sum(not set(ids) & {4, 5, 6} for ids in drawn) <= 56
 
 
 def test_key_that_is_the_query_stays_so(quantized, plan):
