@@ -12,10 +12,36 @@ from mmdet.utils import reduce_mean
 from torch import Tensor, nn
 
 from taskptq.models.grid_dense_head import GridDenseHeadMixin, rows
+from taskptq.models.grid_head import GridBoxCoder
 from taskptq.models.refinement import RefinementMixin
 from taskptq.registry import MODELS
 
 __all__ = ['GridFCOSHead']
+
+
+class _LogitsCoder(GridBoxCoder):
+    """Decodes logits over a grid whose unit is the stride of a point."""
+
+    def decode(
+        self, bboxes: Any, pred_bboxes: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Return boxes.
+
+        Args:
+            bboxes: x, y and the level's two strides, (N, 4) in pixels.
+            pred_bboxes: Logits, (N, 4 (n + 1)).
+            *args: For the host's coder, e.g. ``max_shape``.
+            **kwargs: The same.
+        """
+        distances = self.expectation(pred_bboxes) * bboxes[:, 2:3]
+        return self.coder.decode(bboxes[:, :2], distances, *args, **kwargs)
+
+
+class _PointsWithStride:
+    """A generator of points that tells their strides, too."""
+
+    def __init__(self, generator: Any) -> None:
+        self.grid_priors = partial(generator.grid_priors, with_stride=True)
 
 
 @MODELS.register_module()
@@ -116,14 +142,16 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         *args: Any, **kwargs: Any,
     ) -> Any:
         """Return boxes of logits; arguments as FCOSHead's."""
-        points = self.box_grid.num_points
-        distances = [
-            self.box_grid(level.unflatten(1, (4, points)).movedim(2, -1)) *
-            stride for level, stride in zip(
-                bbox_preds, self._strides(), strict=True)
-        ]
-        return super().predict_by_feat(
-            cls_scores, distances, *args, **kwargs)
+        # The host chooses its top candidates before it decodes: most logits
+        # are never read.
+        host = self.bbox_coder, self.prior_generator
+        self.bbox_coder = _LogitsCoder(coder=host[0], grid=self.box_grid)
+        self.prior_generator = _PointsWithStride(host[1])
+        try:
+            return super().predict_by_feat(
+                cls_scores, bbox_preds, *args, **kwargs)
+        finally:
+            self.bbox_coder, self.prior_generator = host
 
     def _flat_targets(
         self, levels: list[Tensor], batch_gt_instances: Any

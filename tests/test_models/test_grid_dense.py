@@ -229,6 +229,29 @@ def test_fcos_is_the_hosts_given_the_same_distances(changes):
         torch.testing.assert_close(one.scores, two.scores)
 
 
+def test_fcos_reads_only_the_logits_of_candidates():
+    head = grid_detector('fcos', dict(loss_bbox=GIOU)).bbox_head.eval()
+    outputs = Outputs(head, 'fcos')
+    host = head.bbox_coder, head.prior_generator
+    seen = []
+    head.box_grid.register_forward_hook(
+        lambda _m, args, _out: seen.append(args[0].shape[:-1].numel() // 4))
+    cfg = head.test_cfg | dict(nms_pre=5, score_thr=0.0)
+    outputs.found(head, outputs.logits)
+    assert max(seen) > 25
+    seen.clear()
+    head.predict_by_feat(
+        outputs.scores, outputs.logits, outputs.quality,
+        batch_img_metas=outputs.metas, cfg=cfg)
+    # Five levels; a level of one place has three classes.
+    assert len(seen) == 2
+    assert max(seen) <= 25
+    assert (head.bbox_coder, head.prior_generator) == host
+    with pytest.raises(TypeError):
+        head.predict_by_feat(outputs.scores, outputs.logits, 0)
+    assert (head.bbox_coder, head.prior_generator) == host
+
+
 def test_atss_is_the_hosts_given_the_same_deltas():
     own = grid_detector('atss', dict(loss_bbox=GIOU)).bbox_head
     host = tiny.build('atss', {}).bbox_head
