@@ -144,8 +144,11 @@ class ForegroundKLLoss:
                 'no box distributions; use a model with grid heads, or '
                 "loss=dict(type='NetworkUniform')"
             )
+        split = probe.adapter.box_distributions
         self._variances = self.focus.variances(
-            probe.heads_float, adapter=probe.adapter
+            probe.heads_float,
+            adapter=probe.adapter,
+            ignored=frozenset(split(probe.heads_float[0])),
         )
 
     @torch.no_grad()
@@ -158,8 +161,11 @@ class ForegroundKLLoss:
             boxes, weights = self._boxes(
                 heads, self.focus.weights(heads, adapter=adapter),
                 adapter=adapter)
+            looked = self._looked_at(weights)
             for name, logits in boxes.items():
-                added = _moments(logits / self.temperature, weights[name])
+                places = looked[name]
+                added = _moments(
+                    logits[places] / self.temperature, weights[name][places])
                 old = sums.get(group_of(name))
                 sums[group_of(name)] = added if old is None else [
                     a + b for a, b in zip(old, added, strict=True)
@@ -173,6 +179,18 @@ class ForegroundKLLoss:
             information = _entropy(mean) - entropy / total.clamp(min=1e-12)
             found[group] = max(float(information), LEAST_INFORMATION)
         return found
+
+    def _looked_at(self, weights: Heads) -> dict[str, Tensor]:
+        """Return the places of each head whose weight is not too small."""
+        largest: dict[str, Tensor] = {}
+        for name, weight in weights.items():
+            if weight.numel():
+                top, group = weight.max(), group_of(name)
+                largest[group] = torch.maximum(largest.get(group, top), top)
+        return {
+            name: weight >= self.least_weight * largest.get(group_of(name), 0)
+            for name, weight in weights.items()
+        }
 
     @staticmethod
     def _boxes(
@@ -232,14 +250,13 @@ class ForegroundKLLoss:
         """Return the mean over groups of heads."""
         sums: dict[str, Tensor] = {}
         totals: dict[str, Tensor] = {}
-        largest = _largest(weights)
+        looked = self._looked_at(weights)
         for name, target in boxes.items():
-            group, weight = group_of(name), weights[name]
-            looked = weight >= self.least_weight * largest.get(group, 0)
-            weight = weight[looked]
+            group, places = group_of(name), looked[name]
+            weight = weights[name][places]
             found = divergence(
-                quant[name][looked] / self.temperature,
-                target[looked] / self.temperature,
+                quant[name][places] / self.temperature,
+                target[places] / self.temperature,
             )
             sums[group] = sums.get(group, 0) + (weight * found).sum()
             totals[group] = totals.get(group, 0) + weight.sum()
@@ -249,16 +266,6 @@ class ForegroundKLLoss:
             for group, value in sums.items()
         ]
         return torch.stack(terms).mean()
-
-
-def _largest(weights: Heads) -> dict[str, Tensor]:
-    """Return the largest weight of each group of heads."""
-    largest: dict[str, Tensor] = {}
-    for name, weight in weights.items():
-        if weight.numel():
-            top, group = weight.max(), group_of(name)
-            largest[group] = torch.maximum(largest.get(group, top), top)
-    return largest
 
 
 def _mean_of_groups(errors: Heads) -> Tensor:

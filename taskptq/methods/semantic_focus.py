@@ -145,7 +145,11 @@ class SemanticFocus:
 
     @torch.no_grad()
     def variances(
-        self, batches: Iterable[Heads], *, adapter: Any
+        self,
+        batches: Iterable[Heads],
+        *,
+        adapter: Any,
+        ignored: frozenset[str] = frozenset(),
     ) -> dict[str, Tensor]:
         """Return the divisor of each head's squared error.
 
@@ -153,6 +157,7 @@ class SemanticFocus:
             batches: Named outputs of the float model on calibration data.
             adapter: Gives the confidence, and by ``channel_dims`` (name ->
                 dimensions) which dimensions of a head are channels.
+            ignored: Names of heads that are left out.
 
         Returns:
             By head: one element, or with 'channel' a tensor that broadcasts
@@ -162,6 +167,8 @@ class SemanticFocus:
         for heads in batches:
             weights = self.weights(heads, adapter=adapter)
             for name, weight in weights.items():
+                if name in ignored:
+                    continue
                 head, dims = heads[name], ()
                 if self.normalize == 'channel':
                     dims = channel_dims(name, head, adapter=adapter)
