@@ -464,3 +464,36 @@ def test_rows_equal_what_quantize_and_test_give(
     assert (published['file_bytes'], published['checkpoint']) == (None, None)
     assert published['value'] != row['value']
     assert not list((tmp_path / 'work_dirs').rglob('*.pth'))
+
+
+@pytest.mark.filterwarnings('ignore')
+@pytest.mark.parametrize(('commit', 'shared'), [
+    ('a' * 40, True), ('a' * 40 + '-dirty', False)])
+def test_rows_share_blocks_of_one_commit(
+        tools, write_table, tiny_task, repo_root, tmp_path, monkeypatch,
+        commit, shared):
+    from mmengine.config import Config
+
+    from taskptq.apis import build_model
+    config = tiny_task / 'tiny_config.py'
+    model = build_model(Config.fromfile(config))
+    torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
+    base = repo_root / 'configs/_base_/quant/w4a4_qdrop.py'
+    for name in ('qdrop', 'twin'):
+        (tmp_path / f'w4a4_{name}.py').write_text(f"_base_ = ['{base}']\n")
+    table = write_table(
+        config=str(config), metric='mean',
+        quant=str(tmp_path / '{bits}_{method}.py'),
+        calibration={'num_images': 8},
+        reconstruction={'steps': 3, 'batch_size': 4},
+        groups=[{'methods': ['qdrop', 'twin'], 'bits': 'w4a4'}])
+    run_table = tools('run_table')
+    monkeypatch.setattr(tools('_measure'), 'current_commit', lambda: commit)
+    run_table.main([str(table), '--device', 'cpu'])
+    first, second = read_results(table)['rows']
+    assert first['value'] == second['value']
+    assert 'note' not in first
+    assert ('row with the same blocks' in second.get('note', '')) == shared
+    folder = tmp_path / 'work_dirs/tables/tiny_set_test/blocks'
+    assert folder.exists() == shared
+    assert second['reconstruction_seconds'] > 0
