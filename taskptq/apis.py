@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -33,9 +34,15 @@ __all__ = [
 def read_config(path: str | Path) -> Config:
     """Read a config or a fragment.
 
+    Args:
+        path: The file; or, as in ``_base_``, ``mmdet::`` and the path of one
+            of that package's own configs.
+
     Raises:
         FileNotFoundError: If there is no such file.
     """
+    if '::' in str(path):
+        return get_config(str(path))
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no config file {path}')
     return Config.fromfile(str(path))

@@ -130,3 +130,10 @@ def test_settings_are_checked_before_anything_is_read(config, tmp_path):
                       calibration=dict(num_image=3))
     with pytest.raises(FileNotFoundError, match=r'no\.pth'):
         apis.quantize(config, tmp_path / 'no.pth', qconfig={})
+
+
+def test_reads_configs_of_other_packages():
+    config = apis.read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    assert config.model.type == 'FasterRCNN'
+    with pytest.raises(FileNotFoundError, match='nothing'):
+        apis.read_config('mmdet::faster_rcnn/nothing.py')
