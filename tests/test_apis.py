@@ -133,7 +133,8 @@ def test_settings_are_checked_before_anything_is_read(config, tmp_path):
 
 
 def test_reads_configs_of_other_packages():
-    config = apis.read_config('mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+    config = apis.read_config(
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     assert config.model.type == 'FasterRCNN'
     with pytest.raises(FileNotFoundError, match='nothing'):
         apis.read_config('mmdet::faster_rcnn/nothing.py')
