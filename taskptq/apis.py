@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -42,7 +41,15 @@ def read_config(path: str | Path) -> Config:
         FileNotFoundError: If there is no such file.
     """
     if '::' in str(path):
-        return get_config(str(path))
+        # Not by mmengine.hub.get_config, which installs missing packages.
+        try:
+            return Config.fromstring(f'_base_ = [{str(path)!r}]', '.py')
+        except (AssertionError, ImportError, OSError, ValueError) as error:
+            raise FileNotFoundError(
+                f'there is no config {path}: give an installed package and '
+                'the path of one of its configs, as in '
+                'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+            ) from error
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no config file {path}')
     return Config.fromfile(str(path))

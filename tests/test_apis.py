@@ -136,5 +136,15 @@ def test_reads_configs_of_other_packages():
     config = apis.read_config(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
     assert config.model.type == 'FasterRCNN'
-    with pytest.raises(FileNotFoundError, match='nothing'):
-        apis.read_config('mmdet::faster_rcnn/nothing.py')
+
+
+@pytest.mark.parametrize('name', [
+    'mmdet::faster_rcnn/nothing.py', 'mmdet::nothing.py', 'foo::a/b.py',
+    'mmpose::a/b.py'])
+def test_refuses_configs_that_other_packages_lack(name, monkeypatch):
+    """And installs none of these packages."""
+    import subprocess
+    monkeypatch.setattr(subprocess, 'check_call', pytest.fail)
+    monkeypatch.setattr(subprocess, 'Popen', pytest.fail)
+    with pytest.raises(FileNotFoundError, match=f'no config {name}: give an'):
+        apis.read_config(name)
