@@ -16,7 +16,12 @@ from typing import Any
 
 import torch
 from _float_runner import build_runner, checkpoint_file, measured_config
-from _row_notes import reconstruction_seconds, resume_note, rewrite_notes
+from _row_notes import (
+    reconstruction_seconds,
+    resume_note,
+    rewrite_notes,
+    set_loss_note,
+)
 from _table import Row, Table
 from torch import nn
 
@@ -172,6 +177,7 @@ class Measurement:
             'decided': rebuilt.get('decided'),
             'turned': rebuilt.get('turned'),
             **resume_note(rebuilt),
+            **set_loss_note(rebuilt),
             **published_note(report),
             **rewrite_notes(report),
         }

@@ -30,6 +30,22 @@ def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
                     'there'}
 
 
+def set_loss_note(rebuilt: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the loss of the calibration set around steps on the network.
+
+    Args:
+        rebuilt: Report of the reconstruction.
+    """
+    for unit in rebuilt.get('units', ())[-1:]:
+        if unit.get('set_loss_start') is not None:
+            return {'network_set_loss': {
+                'start': unit['set_loss_start'],
+                'end': unit['set_loss_end'],
+                'taken_back': unit['taken_back'],
+            }}
+    return {}
+
+
 def rewrite_notes(report: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row tells of its rewrites and of its softmax grids.
 

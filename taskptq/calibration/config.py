@@ -10,7 +10,8 @@ from taskptq.prepare.blocks import SCOPES
 ROUNDINGS = ('adaround', 'gptq', 'nearest')
 NETWORK_SETTINGS = (
     'weight_lr', 'scale_lr', 'learn_scales', 'drop_prob', 'rounding_weight',
-    'warmup', 'beta_start', 'beta_end', 'patience', 'straight_through'
+    'warmup', 'beta_start', 'beta_end', 'patience', 'straight_through',
+    'keep_better'
 )
 
 
@@ -38,6 +39,9 @@ class ReconstructionConfig:
             one with few of them decided.
         network_batch_size: Images of a minibatch on the whole network; None
             takes whole calibration batches.
+        keep_better: Measure the loss of all calibration batches before and
+            after steps on the whole network, and take the steps back if it
+            has not fallen. Two passes over the set.
         network: Settings that ``network_steps`` have of their own, e.g.
             ``dict(weight_lr=0.05, drop_prob=0.0)``.
         batch_size: Images of a minibatch, where rows can be drawn.
@@ -75,6 +79,7 @@ class ReconstructionConfig:
     network_train: tuple[str, ...] = ()
     network_batch_size: int | None = None
     straight_through: bool = False
+    keep_better: bool = False
     network: Mapping[str, Any] = field(default_factory=dict)
     batch_size: int = 8
     rows_per_image: int = 32
@@ -118,13 +123,6 @@ class ReconstructionConfig:
                 "'adaround' or 'nearest'"
             )
         self._check_network()
-        if self.network_train and not (
-            self.network_steps or self.scope == 'network'
-        ):
-            raise ValueError(
-                f'reconstruction.network_train={self.network_train} trains '
-                "on the whole network: set network_steps, or scope='network'"
-            )
         for name in ('drop_prob', 'warmup'):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(
@@ -145,6 +143,13 @@ class ReconstructionConfig:
                 f'reconstruction.network has unknown key {unknown[0]!r}: '
                 f'known are {", ".join(NETWORK_SETTINGS)}'
             )
+        for name in ('network_train', 'keep_better'):
+            value = getattr(self, name)
+            if value and not (self.network_steps or self.scope == 'network'):
+                raise ValueError(
+                    f'reconstruction.{name}={value} is of training on the '
+                    "whole network: set network_steps, or scope='network'"
+                )
         if self.network and not self.network_steps:
             raise ValueError(
                 f'reconstruction.network={dict(self.network)} needs '
@@ -169,6 +174,7 @@ class ReconstructionConfig:
             network_steps=0,
             network_train=(),
             network_batch_size=None,
+            keep_better=False,
             network={},
         )
 

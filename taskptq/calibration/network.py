@@ -18,8 +18,10 @@ from taskptq.calibration.batches import (
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.losses import NetworkProbe, ReconLoss
+from taskptq.calibration.keeping import Standing, keep_better
+from taskptq.calibration.losses import NetworkProbe, ReconContext, ReconLoss
 from taskptq.calibration.progress import RunProgress
+from taskptq.calibration.ranks import mean_over_ranks
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
 from taskptq.calibration.tree import flatten, unflatten
 from taskptq.core import dropping, float_only, quantizing
@@ -151,6 +153,27 @@ class NetworkData:
         ):
             return self.run(number)
 
+    def set_loss(self, loss: ReconLoss, *, num_steps: int) -> float:
+        """Return the mean loss of all images, at the last step."""
+        values: list[Tensor] = []
+        for number, target in enumerate(self.targets):
+            found = self.run_quantized(number)
+            first = sum(self.lengths[:number])
+            context = ReconContext(
+                unit='',
+                step=num_steps - 1,
+                num_steps=num_steps,
+                image_ids=tuple(range(first, first + self.lengths[number])),
+                heads_float=target,
+                heads_quant=found,
+                adapter=self.adapter,
+            )
+            with torch.no_grad():
+                value = loss(found, target, context)
+            values.append(value * self.lengths[number])
+        mean = torch.stack(values).sum() / sum(self.lengths)
+        return float(mean_over_ranks(mean))
+
     def probe(self) -> NetworkProbe:
         """Return the view that a loss gets."""
         return NetworkProbe(
@@ -225,9 +248,13 @@ def _train(
     begin = getattr(loss, 'begin', None)
     if begin is not None:
         begin(data.probe())
+    standing, before = None, None
+    if config.keep_better:
+        standing = Standing(unit)
+        before = data.set_loss(loss, num_steps=config.steps)
     with RunProgress(1, config.steps, enabled=progress) as display:
         display.start_unit(0, 'network')
-        return train_unit(
+        result = train_unit(
             unit,
             data.draw,
             config,
@@ -236,6 +263,11 @@ def _train(
             on_step=display.step,
             on_trained=on_trained,
         )
+    if standing is not None:
+        result.set_loss_start = before
+        result.set_loss_end = data.set_loss(loss, num_steps=config.steps)
+        keep_better(result, standing)
+    return result
 
 
 def trained_layers(

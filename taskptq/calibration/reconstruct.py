@@ -318,7 +318,8 @@ class _Run:
             states.save(index, unit, result)
             describe = getattr(self.loss, 'report', None)
             report.loss = {} if describe is None else describe()
-        if result.turned == 0 and config.weight_lr > 0:
+        if (result.turned == 0 and config.weight_lr > 0
+                and not result.taken_back):
             logger.warning(
                 'not one rounding turned in %d steps on the network, only '
                 'scales learned: raise weight_lr=%g',

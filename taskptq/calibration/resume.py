@@ -150,6 +150,9 @@ def _digest(
     settings = config.to_dict()
     # How much memory it may take changes nothing in the result.
     settings.pop('cache_bytes')
+    # States from before there was this choice were written without it.
+    if not settings['keep_better']:
+        settings.pop('keep_better')
     plain = json.dumps([settings, run], sort_keys=True)
     digest = hashlib.sha256(plain.encode())
     for name, quantizer in quantizers(model):

@@ -44,6 +44,10 @@ class UnitResult:
         turned: Share of weights that ended on another code than they began
             on, which is the nearest one or that of an earlier unit.
         num_weights: Roundings.
+        set_loss_start: Mean loss of all calibration batches, quantized and
+            without drop, before the steps (``keep_better``).
+        set_loss_end: The same after them.
+        taken_back: Whether the steps were undone.
         seconds: Wall time.
     """
 
@@ -54,6 +58,9 @@ class UnitResult:
     decided: float = math.nan
     turned: float = math.nan
     num_weights: int = 0
+    set_loss_start: float | None = None
+    set_loss_end: float | None = None
+    taken_back: bool = False
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:

@@ -294,8 +294,79 @@ def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
         assert len(found) == expected
 
 
+@pytest.mark.parametrize('scope', ['block', 'network'])
+@pytest.mark.parametrize('harmful', [False, True])
+def test_keep_better(
+    quantized, quick, forward, caplog, tmp_path, scope, harmful
+):
+    """Steps that raise the loss of the set leave no trace."""
+    batches = tiny_batches('conv', num_batches=3, batch_size=4)
+    before = quantized('conv', batches, bits=2)
+    if scope == 'block':
+        reconstruct(
+            before, batches, quick(steps=3), forward=forward, progress=False)
+    model = quantized('conv', batches, bits=2)
+    own = {'keep_better': True, 'drop_prob': 0.0, 'straight_through': True,
+           'weight_lr': 0.1, 'scale_lr': 1e-3}
+    settings = {'steps': 3, 'network_steps': 100, 'network': own}
+    if scope == 'network':
+        settings = {'scope': 'network', 'steps': 100, **own}
+    report = reconstruct(
+        model, batches, quick(**settings), forward=forward,
+        loss=backwards if harmful else MSEReconLoss(),
+        adapter=Adapter(), progress=False, state_dir=tmp_path)
+    result = report.units[-1]
+    assert result.set_loss_start == pytest.approx(set_error(before, batches))
+    assert result.taken_back is harmful
+    assert (result.set_loss_end > result.set_loss_start) is harmful
+    told = [r for r in caplog.records if 'taken back' in r.getMessage()]
+    assert len(told) == harmful
+    if harmful:
+        assert report.turned == 0
+        assert same_state(model, before)
+    else:
+        assert set_error(model, batches) == pytest.approx(
+            result.set_loss_end)
+        assert not same_state(model, before)
+    # an interrupted run goes on from what was kept
+    again = quantized('conv', batches, bits=2)
+    reconstruct(
+        again, batches, quick(**settings), forward=forward,
+        loss=backwards if harmful else MSEReconLoss(),
+        adapter=Adapter(), progress=False, state_dir=tmp_path)
+    assert same_state(again, model)
+
+
+def backwards(quant_out, float_out, context):
+    """An error whose gradient points the wrong way."""
+    error = MSEReconLoss()(quant_out, float_out, context)
+    return -error if torch.is_grad_enabled() else error
+
+
+def set_error(model, batches):
+    """Mean error of the heads, images weighing alike."""
+    data = NetworkData(model, batches, Adapter())
+    loss = MSEReconLoss()
+    return sum(
+        float(loss(data.run_quantized(number), target, None))
+        for number, target in enumerate(data.targets)) / len(batches)
+
+
+def same_state(a, b):
+    ranges = [
+        {name: value for name, value in model.state_dict().items()
+         if 'quantizer' in name}
+        for model in (a, b)]
+    return all(
+        torch.equal(codes_of(a)[name], codes)
+        for name, codes in codes_of(b).items()
+    ) and all(torch.equal(ranges[0][name], value)
+              for name, value in ranges[1].items())
+
+
 @pytest.mark.parametrize(('settings', 'message'), [
     ({'network': {'weight_lr': 0.1}}, 'needs network_steps'),
+    ({'keep_better': True}, 'keep_better=True is of training on the whole'),
     ({'network_batch_size': 0}, 'network_batch_size=0 must be at least 1'),
     ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'")])
 def test_network_settings_that_cannot_be(settings, message):
