@@ -497,3 +497,13 @@ def test_rows_share_blocks_of_one_commit(
     folder = tmp_path / 'work_dirs/tables/tiny_set_test/blocks'
     assert folder.exists() == shared
     assert second['reconstruction_seconds'] > 0
+
+
+def test_rows_tell_the_loss_around_steps_on_the_network(tools):
+    note = tools('_row_notes').set_loss_note
+    block = {'name': 'layer', 'set_loss_start': None}
+    whole = {'name': '', 'set_loss_start': 0.3, 'set_loss_end': 0.2,
+             'taken_back': False}
+    assert note({'units': [block, whole]}) == {'network_set_loss': {
+        'start': 0.3, 'end': 0.2, 'taken_back': False}}
+    assert note({'units': [block]}) == note({}) == {}
