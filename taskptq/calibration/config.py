@@ -2,7 +2,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
+from numbers import Integral, Real
 from typing import Any
 
 from taskptq.prepare.blocks import SCOPES
@@ -100,6 +101,9 @@ class ReconstructionConfig:
     gptq_damping: float = 0.01
 
     def __post_init__(self) -> None:
+        for known in fields(self):
+            value = _plain(known, getattr(self, known.name))
+            object.__setattr__(self, known.name, value)
         _choose('rounding', self.rounding, ROUNDINGS)
         _choose('scope', self.scope, SCOPES)
         _choose('autocast', self.autocast, (None, 'bfloat16'))
@@ -155,6 +159,8 @@ class ReconstructionConfig:
                 f'reconstruction.network={dict(self.network)} needs '
                 'network_steps'
             )
+        if self.network:
+            self.of_network()
 
     def of_network(self) -> ReconstructionConfig:
         """Return the settings of the ``network_steps``."""
@@ -211,6 +217,36 @@ class ReconstructionConfig:
             'network': dict(self.network),
         }
         return {**asdict(self), **plain}
+
+
+def _plain(setting: Field[Any], value: Any) -> Any:
+    """Return a value, a scalar of numpy's as Python's.
+
+    Raises:
+        ValueError: If a switch or number is something else.
+    """
+    default = setting.default
+    optional = setting.name in ('network_batch_size', 'patience')
+    if optional and value is None:
+        return value
+    if isinstance(default, bool):
+        wanted, fits = 'True or False', isinstance(value, bool)
+    elif isinstance(default, int) or optional:
+        wanted, fits = 'a whole number', isinstance(value, Integral)
+    elif isinstance(default, float):
+        wanted, fits = 'a number', isinstance(value, Real)
+    else:
+        return value
+    if not fits or isinstance(value, bool) != isinstance(default, bool):
+        hint = ''
+        if isinstance(value, str) and 'e' in value.lower():
+            hint = ' (YAML takes 1e-3 for text: write 1.0e-3)'
+        raise ValueError(
+            f'reconstruction.{setting.name}={value!r} must be {wanted}{hint}'
+        )
+    if isinstance(value, int | float):
+        return value
+    return int(value) if isinstance(value, Integral) else float(value)
 
 
 def _choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -1,6 +1,8 @@
 import copy
+import json
 import logging
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -390,13 +392,23 @@ def test_refusals(quantized, quick, forward):
     [
         {'rounding': 'up'}, {'scope': 'head'}, {'autocast': 'float16'},
         {'steps': 0}, {'batch_size': 0}, {'drop_prob': 1.5},
-        {'warmup': -0.1}, {'step': 3},
+        {'warmup': -0.1}, {'step': 3}, {'steps': '400'}, {'steps': 3.5},
+        {'batch_size': True}, {'weight_lr': '1e-3'}, {'weight_lr': None},
+        {'learn_scales': 1}, {'patience': 0.5},
     ],
 )
 def test_settings_that_cannot_be(setting):
     (name,) = setting
     with pytest.raises(ValueError, match=name):
         ReconstructionConfig.from_dict(setting)
+
+
+def test_numbers_of_any_kind_are_taken():
+    config = ReconstructionConfig(
+        steps=np.int64(3), weight_lr=1, scale_lr=np.float32(0.5),
+        patience=None)
+    assert (config.steps, config.weight_lr, config.scale_lr) == (3, 1, 0.5)
+    assert json.loads(json.dumps(config.to_dict()))['steps'] == 3
 
 
 def test_settings_round_trip():
