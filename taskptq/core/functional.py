@@ -102,13 +102,17 @@ def fake_quantize(
             ch_axis=ch_axis,
         )
     value = x if x.dtype == torch.float32 else x.float()
-    differentiable = torch.is_grad_enabled() and x.requires_grad
-    if ch_axis is None and not differentiable and not x.is_cuda:
+    if ch_axis is None and not x.is_cuda:
         # Bit for bit what torch's kernel gives, four times as fast on a CPU
         offset = int(zero_point)
-        out = value * reciprocal(scale)
-        out.round_().clamp_(quant_min - offset, quant_max - offset)
-        out.mul_(float(scale))
+        lowest, highest = quant_min - offset, quant_max - offset
+        if torch.is_grad_enabled() and x.requires_grad:
+            out: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
+                value, scale, lowest, highest)
+        else:
+            out = value * reciprocal(scale)
+            out.round_().clamp_(lowest, highest)
+            out.mul_(float(scale))
     elif ch_axis is None:
         out = torch.fake_quantize_per_tensor_affine(
             value, scale.reshape(()), zero_point.reshape(()), quant_min,
@@ -119,6 +123,24 @@ def fake_quantize(
             value, scale, zero_point, ch_axis, quant_min, quant_max
         )
     return out if out.dtype == x.dtype else out.to(x.dtype)
+
+
+class _StraightThrough(torch.autograd.Function):
+    """Round on a fixed grid; the mask is one of floats, see _LSQDrop."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int
+    ) -> Tensor:
+        rounded = (x * reciprocal(scale)).round_()
+        codes = rounded.clamp(lowest, highest)
+        ctx.save_for_backward(torch.eq(codes, rounded, out=rounded))
+        return codes.mul_(float(scale))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (passes,) = ctx.saved_tensors
+        return gradients[0] * passes, None, None, None
 
 
 def round_ste(x: Tensor) -> Tensor:

@@ -396,15 +396,25 @@ def test_drop_mask_has_the_rate_asked_for(drop_prob):
     assert mask.mean().item() == pytest.approx(drop_prob, abs=0.01)
 
 
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('zero_point', [0, 3, 15])
-def test_inference_equals_torchs_kernel_bit_for_bit(zero_point):
-    x = torch.randn(50_000) * 4
+@pytest.mark.parametrize('trained', [False, True])
+def test_equals_torchs_kernel_bit_for_bit(zero_point, trained, dtype):
+    x = (torch.randn(50_000) * 4).to(dtype).requires_grad_(trained)
     scale = torch.tensor([0.37])
     zero = torch.tensor([zero_point], dtype=torch.int32)
     ours = fake_quantize(
         x, scale=scale, zero_point=zero, quant_min=0, quant_max=15
     )
     theirs = torch.fake_quantize_per_tensor_affine(
-        x, scale.squeeze(), zero.squeeze(), 0, 15
-    )
+        x.float(), scale.squeeze(), zero.squeeze(), 0, 15
+    ).to(dtype)
     assert torch.equal(ours, theirs)
+    assert ours.requires_grad == trained
+    if trained:
+        gradient = torch.randn_like(ours)
+        mine, torchs = (
+            torch.autograd.grad(out, x, gradient)[0] for out in (ours, theirs)
+        )
+        assert torch.equal(mine, torchs)
+        assert 0 < (mine == 0).float().mean() < 1
