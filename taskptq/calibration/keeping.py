@@ -8,6 +8,7 @@ the whole set can rise while every step follows its gradient.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -53,19 +54,31 @@ class Standing:
             quantizer.load_state_dict(self.ranges[name])
 
 
-def keep_better(result: UnitResult, standing: Standing) -> None:
+def keep_better(
+    unit: Unit,
+    result: UnitResult,
+    *,
+    before: Standing,
+    measure: Callable[[], float],
+) -> None:
     """Go back where the loss of the calibration set has not fallen.
 
+    Both are measured after the training: a loss that adapts its weights is
+    then the same one for both.
+
     Args:
-        result: Of the training, with both losses of the set; says
-            afterwards what became of it.
-        standing: From before the training.
+        unit: What was trained.
+        result: Of the training; takes the losses, and what became of it.
+        before: From before the training.
+        measure: Gives the loss of the set as the unit is now.
     """
-    assert result.set_loss_start is not None
-    assert result.set_loss_end is not None
+    after = Standing(unit)
+    result.set_loss_end = measure()
+    before.restore()
+    result.set_loss_start = measure()
     if result.set_loss_end < result.set_loss_start:
+        after.restore()
         return
-    standing.restore()
     result.taken_back, result.turned = True, 0.0
     logger.warning(
         'the loss over the calibration set went from %.4g to %.4g in %d '

@@ -39,6 +39,8 @@ class ReconContext:
     adapter: Any = None
 
 
+# A loss is also asked outside of steps, without gradient, how a unit stands:
+# before the first step, and for `keep_better` after the last.
 ReconLoss = Callable[[Outputs, Outputs, ReconContext], Tensor]
 
 

@@ -154,14 +154,18 @@ class NetworkData:
             return self.run(number)
 
     def set_loss(self, loss: ReconLoss, *, num_steps: int) -> float:
-        """Return the mean loss of all images, at the last step."""
+        """Return the mean loss of all images.
+
+        It is asked without gradient and at step 0: a loss that counts its
+        steps, or follows them, goes on as if it had not been.
+        """
         values: list[Tensor] = []
         for number, target in enumerate(self.targets):
             found = self.run_quantized(number)
             first = sum(self.lengths[:number])
             context = ReconContext(
                 unit='',
-                step=num_steps - 1,
+                step=0,
                 num_steps=num_steps,
                 image_ids=tuple(range(first, first + self.lengths[number])),
                 heads_float=target,
@@ -248,10 +252,7 @@ def _train(
     begin = getattr(loss, 'begin', None)
     if begin is not None:
         begin(data.probe())
-    standing, before = None, None
-    if config.keep_better:
-        standing = Standing(unit)
-        before = data.set_loss(loss, num_steps=config.steps)
+    before = Standing(unit) if config.keep_better else None
     with RunProgress(1, config.steps, enabled=progress) as display:
         display.start_unit(0, 'network')
         result = train_unit(
@@ -263,10 +264,13 @@ def _train(
             on_step=display.step,
             on_trained=on_trained,
         )
-    if standing is not None:
-        result.set_loss_start = before
-        result.set_loss_end = data.set_loss(loss, num_steps=config.steps)
-        keep_better(result, standing)
+    if before is not None:
+        keep_better(
+            unit,
+            result,
+            before=before,
+            measure=lambda: data.set_loss(loss, num_steps=config.steps),
+        )
     return result
 
 

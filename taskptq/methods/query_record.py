@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from taskptq.methods.query_matching import QueryMatch
@@ -49,13 +50,17 @@ class DistillationRecord:
         return record
 
     def count(self, match: QueryMatch) -> None:
-        """Take the matches of one layer in."""
+        """Take the matches of one layer in, if it is one of a step."""
+        if not torch.is_grad_enabled():
+            return
         self.images += len(match.counts)
         self.skipped += sum(count == 0 for count in match.counts)
         self.pairs += len(match)
 
     def note(self, terms: Mapping[str, Tensor]) -> None:
-        """Take the weighted terms of one minibatch in."""
+        """Take the weighted terms of one minibatch in, if it is a step's."""
+        if not torch.is_grad_enabled():
+            return
         self.steps += 1
         self.last_terms = {n: term.detach() for n, term in terms.items()}
         self.first_terms = self.first_terms or self.last_terms

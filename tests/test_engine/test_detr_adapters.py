@@ -10,6 +10,7 @@ pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops')
 
 from taskptq.calibration import ReconstructionConfig, calibrate, reconstruct
+from taskptq.calibration.losses import ReconContext
 from taskptq.calibration.network import NetworkData, trained_layers
 from taskptq.core.state import (
     dropping,
@@ -433,7 +434,6 @@ def test_a_teacher_from_a_config(build, tmp_path):
         torch.manual_seed(3)
         with quantizing(model):
             minibatch = data.draw()
-            from taskptq.calibration.losses import ReconContext
             context = ReconContext(
                 unit='', step=0, num_steps=1, adapter=adapter,
                 image_ids=minibatch.image_ids)
@@ -448,3 +448,21 @@ def test_a_teacher_from_a_config(build, tmp_path):
         build_loss({**settings,
                     'teacher': dict(config='a.py', checkpoint='b.pth')})
     assert isinstance(loss.teacher.model, nn.Module)
+
+
+def test_measuring_a_distillation_is_no_step(build):
+    batches = [batch_of(0), batch_of(1)]
+    model = quantized(build('detr'), batches, bits=3)
+    data = NetworkData(model, batches, build_adapter(model))
+    loss = build_loss(dict(
+        type='QueryDistillationLoss', layers='all', teacher_score_thr=0.0))
+    loss.begin(data.probe())
+    first = data.set_loss(loss, num_steps=5)
+    assert first > 0
+    assert data.set_loss(loss, num_steps=5) == first
+    assert loss.report()['steps'] == 0
+    context = ReconContext(
+        unit='', step=0, num_steps=5, image_ids=(0, 1), adapter=data.adapter)
+    loss(data.run_quantized(0), data.targets[0], context)
+    assert loss.report()['steps'] == 1
+    assert loss.report()['pairs_per_image'] > 0

@@ -391,7 +391,8 @@ def test_reconstruction_reduces_the_focused_error(network, sensitivity):
                               refresh_interval=50, num_images=12)
     config = ReconstructionConfig(
         scope='network', steps=150, weight_lr=0.1, scale_lr=0.01,
-        drop_prob=0.2, rounding_weight=100.0, warmup=0.0, skip_below=0.0)
+        drop_prob=0.2, rounding_weight=100.0, warmup=0.0, skip_below=0.0,
+        keep_better=True)
     report = reconstruct(
         model, batches, config, forward=lambda m, b: m(b['inputs']),
         loss=loss, adapter=adapter, progress=False)
@@ -405,6 +406,10 @@ def test_reconstruction_reduces_the_focused_error(network, sensitivity):
         for found in (before, after)
     ]
     assert objective[1] < 0.8 * objective[0], (before, after, used)
+    # Weights change while it trains; both are measured with the last ones.
+    unit = report.units[0]
+    assert [unit.set_loss_start, unit.set_loss_end] == pytest.approx(
+        [value / len(batches) for value in objective])
     assert report.units[0].loss_end < report.units[0].loss_start
     assert [e['step'] for e in heads if e['exact']] == [0, 50, 100]
     assert all(e['weight']['spare'] == 0 for e in heads)
