@@ -264,7 +264,7 @@ def _train(
             on_step=display.step,
             on_trained=on_trained,
         )
-    if before is not None:
+    if before is not None and result.steps:
         keep_better(
             unit,
             result,

@@ -148,9 +148,9 @@ def _digest(
 ) -> str:
     """Digest of settings, weights, ranges, and what else is of this run."""
     settings = config.to_dict()
-    # How much memory it may take changes nothing in the result.
+    # How much memory it may take changes nothing in the result, and neither
+    # does a check that is left out.
     settings.pop('cache_bytes')
-    # States from before there was this choice were written without it.
     if not settings['keep_better']:
         settings.pop('keep_better')
     plain = json.dumps([settings, run], sort_keys=True)
