@@ -21,7 +21,7 @@ import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.registry import RUNNERS
+from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from taskptq.apis import read_config
@@ -102,6 +102,23 @@ def load_config(args: argparse.Namespace,
     cfg.load_from = str(local_file(args.checkpoint))
     cfg.resume = False
     return cfg
+
+
+def check_hook(cfg: Config) -> None:
+    """Read the recipe in ``custom_hooks`` before anything is built.
+
+    Args:
+        cfg: Config of the run.
+
+    Raises:
+        ValueError: If PTQHook refuses it.
+    """
+    for hook in cfg.get('custom_hooks') or []:
+        if isinstance(hook, dict) and is_ptq_hook(hook):
+            try:
+                HOOKS.build(hook)
+            except TypeError as error:
+                raise ValueError(f'custom_hooks: {error}') from error
 
 
 def check_fit(runner: Runner, checkpoint: Mapping[str, Any], *,
@@ -188,6 +205,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
             local_file(args.checkpoint),
             trust_checkpoint=args.trust_checkpoint)
         cfg = load_config(args, checkpoint)
+        check_hook(cfg)
     except (FileNotFoundError, ValueError,
             QuantizedCheckpointError) as error:
         raise SystemExit(str(error)) from error

@@ -123,6 +123,23 @@ def test_bad_files_are_refused_in_one_sentence(name, tiny_path, tmp_path,
         assert '\n' not in str(stop.value)
 
 
+@pytest.mark.parametrize(('settings', 'words'), [
+    ("reconstruction=dict(weight_lr='1e-3')", 'write 1.0e-3'),
+    ('reconstruction=dict(stepz=3)', "unknown key 'stepz'"),
+    ('qconfg=dict()', "unexpected keyword argument 'qconfg'")])
+def test_a_bad_recipe_is_refused_in_one_sentence(
+        settings, words, tiny_path, tmp_path, float_checkpoint):
+    config = tmp_path / 'bad.py'
+    config.write_text(
+        f'_base_ = [{tiny_path.as_posix()!r}, {W4A4.as_posix()!r}]\n'
+        "custom_hooks = [dict(type='taskptq.PTQHook', "
+        f'qconfig=_base_.qconfig, {settings})]\n')
+    with pytest.raises(SystemExit) as stop:
+        tool('test').main([str(config), str(float_checkpoint)])
+    assert words in str(stop.value)
+    assert '\n' not in str(stop.value)
+
+
 def test_base_path(tmp_path):
     base_path = tool('quantize').base_path
     config = tmp_path / 'configs' / 'a.py'
