@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,8 @@ def build_model(config: Config | str | Path, *,
         device: Where to put the model.
     """
     config = load_config(config)
-    model_config = dict(config.model)
+    # Registries of mm packages take keys out of what they build from.
+    model_config = copy.deepcopy(config.model)
     # What a Runner does with the config's own preprocessor.
     preprocessor = config.get('preprocess_cfg')
     if preprocessor is not None:

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from pathlib import Path
 from typing import IO
@@ -80,6 +81,10 @@ def build_environment() -> dict[str, str]:
     env['PIP_DISABLE_PIP_VERSION_CHECK'] = '1'
     env['MMCV_WITH_OPS'] = '1'
     env.setdefault('MAX_JOBS', str(os.cpu_count() or 1))
+    # Debug information takes more than half of mmcv's compile time. Setting
+    # CFLAGS replaces Python's own flags, so they are repeated here.
+    flags = env.get('CFLAGS') or sysconfig.get_config_var('CFLAGS') or '-O2'
+    env['CFLAGS'] = f'{flags} -g0'
     if shutil.which('nvcc') is None and 'CUDA_HOME' not in env:
         # A visible GPU would make mmcv ask for a CUDA compiler; without one
         # its CPU operators are built.
@@ -205,7 +210,7 @@ def build_mmcv(*options: str) -> None:
         SetupError: If the build fails.
     """
     check_compiler()
-    say('building mmcv from source; expect about 10 minutes on two cores, '
+    say('building mmcv from source; expect about 6 minutes on two cores, '
         f'log in {BUILD_LOG}')
     command = [
         str(PYTHON), '-m', 'pip', 'install', '-v', '--no-deps',
