@@ -2,13 +2,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import Field, asdict, dataclass, field, fields, replace
-from numbers import Integral, Real
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
+from taskptq.core.settings import (
+    SEED,
+    Choice,
+    Flag,
+    Number,
+    SettingError,
+    Table,
+    Text,
+    Whole,
+    check_fields,
+    check_keys,
+    patterns,
+    refuse,
+    rule_of,
+    setting,
+)
 from taskptq.prepare.blocks import SCOPES
 
 ROUNDINGS = ('adaround', 'gptq', 'nearest')
+# More would take months; what is asked for is then a mistake.
+MAX_STEPS = 10_000_000
+MAX_BATCH = 1 << 16
 NETWORK_SETTINGS = (
     'weight_lr', 'scale_lr', 'learn_scales', 'drop_prob', 'rounding_weight',
     'warmup', 'beta_start', 'beta_end', 'patience', 'straight_through',
@@ -57,7 +75,7 @@ class ReconstructionConfig:
             unit's loss when the penalty sets in.
         warmup: Share of the steps without the penalty.
         beta_start: Exponent of the penalty at first (AdaRound, Eq. 24).
-        beta_end: Exponent at the end.
+        beta_end: Exponent at the end, at least 2 and not above the first.
         skip_below: Leave a unit rounded to nearest if its loss is already
             below this (noise to signal, for the default loss): 8-bit units
             have nothing to gain; 0 trains every unit.
@@ -66,101 +84,106 @@ class ReconstructionConfig:
         autocast: None, or 'bfloat16' to run the units in mixed precision.
         seed: Seed of minibatches and drops.
         cache_bytes: Memory budget of the activation cache.
+        cache_dir: Folder for what does not fit into it; None takes the
+            system's folder for temporary files.
+        cache_disk_bytes: Disk budget of the cache; None takes what is free,
+            less a margin.
         blocks: Name patterns of further blocks.
         gptq_damping: Share of the Hessian's mean diagonal added to it.
 
     Raises:
-        ValueError: If a value cannot be.
+        SettingError: If a value cannot be.
     """
 
-    rounding: str = 'adaround'
-    scope: str = 'block'
-    steps: int = 400
-    network_steps: int = 0
-    network_train: tuple[str, ...] = ()
-    network_batch_size: int | None = None
-    straight_through: bool = False
-    keep_better: bool = False
-    network: Mapping[str, Any] = field(default_factory=dict)
-    batch_size: int = 8
-    rows_per_image: int = 32
-    weight_lr: float = 0.25
-    scale_lr: float = 5e-3
-    learn_scales: bool = True
-    drop_prob: float = 0.5
-    rounding_weight: float = 1.0
-    warmup: float = 0.2
-    beta_start: float = 20.0
-    beta_end: float = 2.0
-    skip_below: float = 1e-4
-    patience: int | None = None
-    autocast: str | None = None
-    seed: int = 0
-    cache_bytes: int = 2 << 30
-    blocks: tuple[str, ...] = ()
-    gptq_damping: float = 0.01
+    rounding: str = setting('adaround', Choice(choices=ROUNDINGS))
+    scope: str = setting('block', Choice(choices=SCOPES))
+    steps: int = setting(400, Whole(low=1, high=MAX_STEPS))
+    network_steps: int = setting(0, Whole(low=0, high=MAX_STEPS))
+    network_train: tuple[str, ...] = setting((), patterns())
+    network_batch_size: int | None = setting(
+        None, Whole(low=1, high=MAX_BATCH, optional=True)
+    )
+    straight_through: bool = setting(False, Flag())
+    keep_better: bool = setting(False, Flag())
+    network: Mapping[str, Any] = setting(rule=Table(), factory=dict)
+    batch_size: int = setting(8, Whole(low=1, high=MAX_BATCH))
+    rows_per_image: int = setting(32, Whole(low=1, high=1 << 20))
+    weight_lr: float = setting(0.25, Number(low=0, high=100))
+    scale_lr: float = setting(5e-3, Number(low=0, high=1))
+    learn_scales: bool = setting(True, Flag())
+    drop_prob: float = setting(0.5, Number(low=0, high=1))
+    rounding_weight: float = setting(1.0, Number(low=0, high=1e6))
+    warmup: float = setting(0.2, Number(low=0, high=1))
+    beta_start: float = setting(20.0, Number(low=2, high=100))
+    beta_end: float = setting(2.0, Number(low=2, high=100))
+    skip_below: float = setting(1e-4, Number(low=0))
+    patience: int | None = setting(None, Whole(low=1, optional=True))
+    autocast: str | None = setting(
+        None, Choice(choices=('bfloat16',), optional=True)
+    )
+    seed: int = setting(0, SEED)
+    cache_bytes: int = setting(2 << 30, Whole(low=0))
+    cache_dir: str | None = setting(None, Text(path=True, optional=True))
+    cache_disk_bytes: int | None = setting(None, Whole(low=0, optional=True))
+    blocks: tuple[str, ...] = setting((), patterns())
+    gptq_damping: float = setting(0.01, Number(above=0, high=100))
 
     def __post_init__(self) -> None:
-        for known in fields(self):
-            value = _plain(known, getattr(self, known.name))
-            object.__setattr__(self, known.name, value)
-        _choose('rounding', self.rounding, ROUNDINGS)
-        _choose('scope', self.scope, SCOPES)
-        _choose('autocast', self.autocast, (None, 'bfloat16'))
-        for name in ('steps', 'batch_size', 'rows_per_image'):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f'reconstruction.{name}={getattr(self, name)} must be at '
-                    'least 1'
-                )
-        if self.network_steps < 0 or (
-            self.network_steps and self.scope == 'network'
-        ):
-            raise ValueError(
-                f'reconstruction.network_steps={self.network_steps} must be '
-                "0, or positive after scope='layer' or 'block'"
-            )
-        if self.network_steps and self.rounding == 'gptq':
-            raise ValueError(
-                'reconstruction.network_steps='
-                f"{self.network_steps} cannot follow rounding='gptq': choose "
-                "'adaround' or 'nearest'"
-            )
+        check_fields(self, name='reconstruction')
         self._check_network()
-        for name in ('drop_prob', 'warmup'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f'reconstruction.{name}={getattr(self, name)} must lie '
-                    'in [0, 1]'
-                )
+        if self.beta_end > self.beta_start:
+            raise refuse(
+                'reconstruction.beta_end',
+                self.beta_end,
+                f'give at most beta_start, which is {self.beta_start}',
+            )
 
     def _check_network(self) -> None:
-        size = self.network_batch_size
-        if size is not None and size < 1:
-            raise ValueError(
-                f'reconstruction.network_batch_size={size} must be at least '
-                '1, or None'
+        """Refuse settings of a whole network where none is trained."""
+        steps = 'reconstruction.network_steps'
+        if self.network_steps and self.scope == 'network':
+            raise refuse(
+                steps,
+                self.network_steps,
+                "give 0, or a scope of 'layer' or 'block' to follow",
             )
-        unknown = sorted(set(self.network) - set(NETWORK_SETTINGS))
-        if unknown:
-            raise ValueError(
-                f'reconstruction.network has unknown key {unknown[0]!r}: '
-                f'known are {", ".join(NETWORK_SETTINGS)}'
+        if self.network_steps and self.rounding == 'gptq':
+            raise refuse(
+                steps,
+                self.network_steps,
+                "give 0, since they cannot follow rounding='gptq', or choose "
+                "rounding='adaround' or 'nearest'",
             )
         for name in ('network_train', 'keep_better'):
             value = getattr(self, name)
             if value and not (self.network_steps or self.scope == 'network'):
-                raise ValueError(
-                    f'reconstruction.{name}={value} is of training on the '
-                    "whole network: set network_steps, or scope='network'"
+                raise refuse(
+                    f'reconstruction.{name}',
+                    value,
+                    'give it only where the whole network is trained, with '
+                    "network_steps or scope='network'",
                 )
-        if self.network and not self.network_steps:
-            raise ValueError(
-                f'reconstruction.network={dict(self.network)} needs '
-                'network_steps'
-            )
         if self.network:
+            self._check_own_settings()
+
+    def _check_own_settings(self) -> None:
+        """Check the settings that the steps on the network have."""
+        name = 'reconstruction.network'
+        check_keys(self.network, NETWORK_SETTINGS, name=name)
+        if not self.network_steps:
+            raise refuse(
+                name, dict(self.network), 'give network_steps as well'
+            )
+        own = {
+            key: rule_of(type(self), key).read(value, name=f'{name}.{key}')
+            for key, value in self.network.items()
+        }
+        object.__setattr__(self, 'network', own)
+        try:
             self.of_network()
+        except SettingError as error:
+            own_name = error.name.replace('reconstruction', name, 1)
+            raise SettingError(own_name, error.problem) from None
 
     def of_network(self) -> ReconstructionConfig:
         """Return the settings of the ``network_steps``."""
@@ -189,25 +212,11 @@ class ReconstructionConfig:
         """Read the plain form.
 
         Raises:
-            ValueError: On an unknown key.
+            SettingError: On an unknown key or a value that cannot be.
         """
         known = [known_field.name for known_field in fields(cls)]
-        unknown = sorted(set(config) - set(known))
-        if unknown:
-            raise ValueError(
-                f'reconstruction has unknown key {unknown[0]!r}: known are '
-                f'{", ".join(known)}'
-            )
-        values = dict(config)
-        for name in ('blocks', 'network_train'):
-            if isinstance(values.get(name), str):
-                raise ValueError(
-                    f'reconstruction.{name}={values[name]!r} must be a list '
-                    'of patterns'
-                )
-            if name in values:
-                values[name] = tuple(values[name])
-        return cls(**values)
+        check_keys(config, known, name='reconstruction')
+        return cls(**config)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
@@ -218,39 +227,3 @@ class ReconstructionConfig:
         }
         return {**asdict(self), **plain}
 
-
-def _plain(setting: Field[Any], value: Any) -> Any:
-    """Return a value, a scalar of numpy's as Python's.
-
-    Raises:
-        ValueError: If a switch or number is something else.
-    """
-    default = setting.default
-    optional = setting.name in ('network_batch_size', 'patience')
-    if optional and value is None:
-        return value
-    if isinstance(default, bool):
-        wanted, fits = 'True or False', isinstance(value, bool)
-    elif isinstance(default, int) or optional:
-        wanted, fits = 'a whole number', isinstance(value, Integral)
-    elif isinstance(default, float):
-        wanted, fits = 'a number', isinstance(value, Real)
-    else:
-        return value
-    if not fits or isinstance(value, bool) != isinstance(default, bool):
-        hint = ''
-        if isinstance(value, str) and 'e' in value.lower():
-            hint = ' (YAML takes 1e-3 for text: write 1.0e-3)'
-        raise ValueError(
-            f'reconstruction.{setting.name}={value!r} must be {wanted}{hint}'
-        )
-    if isinstance(value, int | float):
-        return value
-    return int(value) if isinstance(value, Integral) else float(value)
-
-
-def _choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(
-            f'reconstruction.{name}={value!r}: choose one of {choices}'
-        )

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taskptq.core.observers import Observer
 from taskptq.core.quantizers import LSQQuantizer
+from taskptq.core.settings import Flag, Number
 from taskptq.core.spec import QuantSpec
 
 # Below this variance over the tokens a standardised channel is constant.
@@ -167,7 +168,7 @@ class AlignedQuantizer(LSQQuantizer):
         spec: Grid of the aligned queries.
         observer: Sees the aligned queries.
         learn_zero_point: Also learn the zero point.
-        eps: Added to the variance.
+        eps: Added to the variance, (0, 1].
         shared: One gamma and beta for all heads.
 
     Attributes:
@@ -176,7 +177,7 @@ class AlignedQuantizer(LSQQuantizer):
         align_only: Align, but don't round; set by ``aligning()``.
 
     Raises:
-        ValueError: If ``eps`` is not positive.
+        SettingError: If ``eps`` is outside of (0, 1].
     """
 
     def __init__(
@@ -188,8 +189,8 @@ class AlignedQuantizer(LSQQuantizer):
         eps: float = 1e-5,
         shared: bool = False,
     ) -> None:
-        if eps <= 0:
-            raise ValueError(f'eps={eps} must be positive')
+        eps = Number(above=0, high=1).read(eps, name='eps')
+        shared = Flag().read(shared, name='shared')
         if observer is not None:
             observer = AlignmentObserver(spec, inner=observer, eps=eps)
         super().__init__(

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from taskptq.core.observers import HistogramObserver
+from taskptq.core.settings import Choice
 from taskptq.core.spec import QuantSpec
 
 DISTRIBUTIONS = ('laplace', 'gauss')
@@ -102,12 +103,8 @@ class ACIQObserver(HistogramObserver):
         num_bins: int = 4096,
     ) -> None:
         super().__init__(spec, num_bins=num_bins)
-        if distribution not in (*DISTRIBUTIONS, None):
-            raise ValueError(
-                f'distribution={distribution!r}: choose one of '
-                f'{DISTRIBUTIONS}, or None'
-            )
-        self.distribution = distribution
+        rule = Choice(choices=DISTRIBUTIONS, optional=True)
+        self.distribution = rule.read(distribution, name='distribution')
 
     def compute_range(self) -> tuple[Tensor, Tensor]:
         """Return the clip of the assumed distribution."""

@@ -15,9 +15,17 @@ from taskptq.core.granularity import (
     Piece,
     search_granularity,
 )
-from taskptq.core.observers import Observer
+from taskptq.core.observers import NORM_P, Observer
 from taskptq.core.search import minimize_bounded
+from taskptq.core.settings import Choice, Flag, Items, Whole
 from taskptq.core.spec import QuantSpec
+
+TAUS_RULE = Items(
+    of=Choice(choices=(UNIFORM, *TAUS)),
+    what='a list of granularities out of 0, 1, 2 and 4',
+    least=1,
+    most=4,
+)
 
 
 class AttentionOutputObserver(Observer):
@@ -74,21 +82,16 @@ class AttentionOutputObserver(Observer):
         max_elements: int = 1 << 23,
     ) -> None:
         super().__init__(spec)
-        known = (UNIFORM, *TAUS)
-        if not taus or not set(taus) <= set(known):
-            raise ValueError(f'taus={list(taus)}: choose out of {known}')
-        if min(rows, channels, maps, max_elements) < 1:
-            raise ValueError(
-                f'rows={rows}, channels={channels}, maps={maps} and '
-                f'max_elements={max_elements} must be at least 1'
-            )
-        self.norm_p = norm_p
-        self.taus = tuple(taus)
-        self.per_head = per_head
-        self.rows = rows
-        self.channels = channels
-        self.maps = maps
-        self.max_elements = max_elements
+        self.norm_p = NORM_P.read(norm_p, name='norm_p')
+        self.taus: tuple[int, ...] = TAUS_RULE.read(taus, name='taus')
+        self.per_head = Flag().read(per_head, name='per_head')
+        count = Whole(low=1, high=1 << 16)
+        self.rows = count.read(rows, name='rows')
+        self.channels = count.read(channels, name='channels')
+        self.maps = count.read(maps, name='maps')
+        self.max_elements = Whole(low=1, high=1 << 30).read(
+            max_elements, name='max_elements'
+        )
         self.every = 1
         self._value: Tensor | None = None
         for name in ('attention_rows', 'value_columns'):

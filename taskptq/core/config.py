@@ -8,6 +8,14 @@ from typing import Any
 from taskptq.core.head_observer import HEAD_AXIS, HeadObserver
 from taskptq.core.observers import MinMaxObserver, Observer
 from taskptq.core.quantizers import AffineQuantizer, Quantizer
+from taskptq.core.settings import (
+    Flag,
+    Subclass,
+    Table,
+    check_fields,
+    refuse,
+    setting,
+)
 from taskptq.core.spec import QuantSpec
 
 
@@ -23,14 +31,26 @@ class QuantizerConfig:
         quantizer_kwargs: Its further arguments.
         observer: Class of the observer.
         observer_kwargs: Its further arguments.
+
+    Raises:
+        SettingError: If a value is of another type.
     """
 
     spec: QuantSpec = field(default_factory=QuantSpec)
-    per_channel: bool = False
-    quantizer: type[Quantizer] = AffineQuantizer
-    quantizer_kwargs: Mapping[str, Any] = field(default_factory=dict)
-    observer: type[Observer] = MinMaxObserver
-    observer_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    per_channel: bool = setting(False, Flag())
+    quantizer: type[Quantizer] = field(
+        default=AffineQuantizer, metadata={'rule': Subclass(base=Quantizer)}
+    )
+    quantizer_kwargs: Mapping[str, Any] = setting(rule=Table(), factory=dict)
+    observer: type[Observer] = field(
+        default=MinMaxObserver, metadata={'rule': Subclass(base=Observer)}
+    )
+    observer_kwargs: Mapping[str, Any] = setting(rule=Table(), factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.spec, QuantSpec):
+            raise refuse('spec', self.spec, 'give a QuantSpec')
+        check_fields(self)
 
     def build(
         self, *, ch_axis: int | None = None, num_heads: int | None = None

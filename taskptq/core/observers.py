@@ -13,7 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core.search import search_range
+from taskptq.core.settings import Number, Whole
 from taskptq.core.spec import QuantSpec
+
+# A histogram has a bin below zero and one above; more than the upper limit
+# costs searches minutes and improves no range.
+NUM_BINS = Whole(low=2, high=1 << 16)
+NUM_CANDIDATES = Whole(low=1, high=2000)
+# Beyond it the powers of errors overflow float32.
+NORM_P = Number(above=0, high=16)
 
 
 def channel_rows(x: Tensor, *, ch_axis: int | None) -> Tensor:
@@ -123,9 +131,8 @@ class MovingAverageMinMaxObserver(Observer):
 
     def __init__(self, spec: QuantSpec, *, momentum: float = 0.1) -> None:
         super().__init__(spec)
-        if not 0 < momentum <= 1:
-            raise ValueError(f'momentum={momentum} must lie in (0, 1]')
-        self.momentum = momentum
+        rule = Number(above=0, high=1)
+        self.momentum = rule.read(momentum, name='momentum')
 
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """Move the ends towards this batch's."""
@@ -145,7 +152,7 @@ class HistogramObserver(Observer):
 
     Args:
         spec: Grid.
-        num_bins: Most bins kept.
+        num_bins: Most bins kept, 2 to 65536.
     """
 
     reductions: ClassVar[dict[str, str]] = {
@@ -157,7 +164,7 @@ class HistogramObserver(Observer):
 
     def __init__(self, spec: QuantSpec, *, num_bins: int = 4096) -> None:
         super().__init__(spec)
-        self.num_bins = num_bins
+        self.num_bins = NUM_BINS.read(num_bins, name='num_bins')
         self.exponent = 0
         self.first_bin = 0
         self.register_buffer(
@@ -230,7 +237,7 @@ class PercentileObserver(HistogramObserver):
     Args:
         spec: Grid.
         percentile: Share kept below the upper end, in percent (50, 100].
-        num_bins: Most bins kept.
+        num_bins: Most bins kept, 2 to 65536.
     """
 
     def __init__(
@@ -241,9 +248,8 @@ class PercentileObserver(HistogramObserver):
         num_bins: int = 4096,
     ) -> None:
         super().__init__(spec, num_bins=num_bins)
-        if not 50 < percentile <= 100:
-            raise ValueError(f'percentile={percentile} must lie in (50, 100]')
-        self.percentile = percentile
+        rule = Number(above=50, high=100)
+        self.percentile = rule.read(percentile, name='percentile')
 
     def compute_range(self) -> tuple[Tensor, Tensor]:
         """Return the two quantiles."""
@@ -264,9 +270,9 @@ class MSEObserver(HistogramObserver):
 
     Args:
         spec: Grid.
-        norm_p: The p of the norm.
-        num_candidates: Ranges tried in the first sweep.
-        num_bins: Most bins kept.
+        norm_p: The p of the norm, (0, 16].
+        num_candidates: Ranges tried in the first sweep, 1 to 2000.
+        num_bins: Most bins kept, 2 to 65536.
     """
 
     def __init__(
@@ -278,8 +284,10 @@ class MSEObserver(HistogramObserver):
         num_bins: int = 4096,
     ) -> None:
         super().__init__(spec, num_bins=num_bins)
-        self.norm_p = norm_p
-        self.num_candidates = num_candidates
+        self.norm_p = NORM_P.read(norm_p, name='norm_p')
+        self.num_candidates = NUM_CANDIDATES.read(
+            num_candidates, name='num_candidates'
+        )
 
     def compute_range(self) -> tuple[Tensor, Tensor]:
         """Search the range on the histogram, or on the rows of a weight."""
@@ -309,8 +317,8 @@ class KLObserver(HistogramObserver):
 
     Args:
         spec: Grid.
-        num_candidates: Ratios tried.
-        num_bins: Most bins kept.
+        num_candidates: Ratios tried, 1 to 2000.
+        num_bins: Most bins kept, 2 to 65536.
     """
 
     def __init__(
@@ -321,7 +329,9 @@ class KLObserver(HistogramObserver):
         num_bins: int = 4096,
     ) -> None:
         super().__init__(spec, num_bins=num_bins)
-        self.num_candidates = num_candidates
+        self.num_candidates = NUM_CANDIDATES.read(
+            num_candidates, name='num_candidates'
+        )
 
     def compute_range(self) -> tuple[Tensor, Tensor]:
         """Search the shrinking ratio on the histogram."""

@@ -17,6 +17,7 @@ from taskptq.core.granularity import (
 )
 from taskptq.core.observers import Observer
 from taskptq.core.quantizers import Quantizer
+from taskptq.core.settings import Choice
 from taskptq.core.spec import QuantSpec
 
 # A learned scale stays above this share of the calibrated one.
@@ -73,11 +74,7 @@ class PowerOfTwoQuantizer(Quantizer):
         Raises:
             ValueError: If ``tau`` is not 0, 1, 2 or 4.
         """
-        if tau not in (UNIFORM, *TAUS):
-            raise ValueError(
-                f'tau={tau} is not supported: choose 1, 2 or 4, or 0 for a '
-                'uniform grid'
-            )
+        tau = Choice(choices=(UNIFORM, *TAUS)).read(tau, name='tau')
         self.tau = torch.tensor(
             [tau], dtype=torch.int32, device=self.scale.device
         )

@@ -16,6 +16,7 @@ from taskptq.core.functional import (
     range_to_affine,
 )
 from taskptq.core.observers import Observer
+from taskptq.core.settings import Flag
 from taskptq.core.spec import QuantSpec
 
 
@@ -219,7 +220,7 @@ class LSQQuantizer(AffineQuantizer):
     ) -> None:
         super().__init__(spec, observer=observer)
         self.offset: nn.Parameter | None = None
-        if learn_zero_point:
+        if Flag().read(learn_zero_point, name='learn_zero_point'):
             self.offset = nn.Parameter(torch.empty(0), requires_grad=False)
 
     def _register_scale(self) -> None:

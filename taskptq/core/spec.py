@@ -4,8 +4,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from taskptq.core.settings import Flag, Whole, check_fields, setting
+
 MIN_BITS = 2
 MAX_BITS = 8
+# Of a tensor that any layer reads.
+MAX_AXIS = 7
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,25 +26,19 @@ class QuantSpec:
         ch_axis: Axis with one scale per index; None is one per tensor.
 
     Raises:
-        ValueError: If ``num_bits`` is outside 2 to 8 or ``ch_axis`` negative.
+        SettingError: If ``num_bits`` is outside 2 to 8, ``ch_axis`` negative
+            or a value of another type.
     """
 
-    num_bits: int = 8
-    symmetric: bool = False
-    signed: bool | None = None
-    ch_axis: int | None = None
+    num_bits: int = setting(8, Whole(low=MIN_BITS, high=MAX_BITS))
+    symmetric: bool = setting(False, Flag())
+    signed: bool | None = setting(None, Flag(optional=True))
+    ch_axis: int | None = setting(
+        None, Whole(low=0, high=MAX_AXIS, optional=True)
+    )
 
     def __post_init__(self) -> None:
-        if not MIN_BITS <= self.num_bits <= MAX_BITS:
-            raise ValueError(
-                f'num_bits={self.num_bits} is not supported: choose '
-                f'{MIN_BITS} to {MAX_BITS} bits'
-            )
-        if self.ch_axis is not None and self.ch_axis < 0:
-            raise ValueError(
-                f'ch_axis={self.ch_axis} must count from the front (>= 0), '
-                'or be None for one scale per tensor'
-            )
+        check_fields(self)
 
     @property
     def num_levels(self) -> int:

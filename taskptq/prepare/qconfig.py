@@ -1,12 +1,13 @@
 """QConfig: which layer is quantized how."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import taskptq.core as core
 from taskptq.core import (
+    AffineQuantizer,
     AlignedQuantizer,
     AttentionOutputObserver,
     Observer,
@@ -15,6 +16,23 @@ from taskptq.core import (
     QuantizerConfig,
     QuantSpec,
 )
+from taskptq.core.settings import (
+    Flag,
+    Items,
+    Pattern,
+    Table,
+    Text,
+    Whole,
+    check_arguments,
+    check_fields,
+    check_keys,
+    patterns,
+    refuse,
+    refusing,
+    setting,
+    within,
+)
+from taskptq.core.spec import MAX_BITS, MIN_BITS
 from taskptq.modules.base import Scheme
 from taskptq.prepare.patterns import matches
 
@@ -24,7 +42,11 @@ OPERANDS = ('query', 'key', 'value')
 POINTS = ('weight', 'activation', 'attention', *OPERANDS, 'softmax')
 # Points whose tensors have heads.
 HEADED = ('attention', *OPERANDS, 'softmax')
+KEYS = (*POINTS, 'edge_bits', 'edges', 'overrides', 'keep_float')
 _SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
+_OWN_KEYS = ('type', *_SPEC_KEYS, 'per_channel', 'per_head', 'observer')
+# Every layer tries every pattern.
+MAX_OVERRIDES = 2000
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'weight': {
         'type': 'AffineQuantizer',
@@ -54,7 +76,16 @@ def resolve_in_core(kind: str, name: str) -> type:
     base = {'quantizer': Quantizer, 'observer': Observer}[kind]
     found = getattr(core, name, None)
     if not (isinstance(found, type) and issubclass(found, base)):
-        raise ValueError(f'{name!r} is no {kind} of taskptq.core')
+        known = ', '.join(
+            key
+            for key, value in vars(core).items()
+            if isinstance(value, type)
+            and issubclass(value, base)
+            and value is not base
+        )
+        raise ValueError(
+            f'taskptq.core has no {kind} {name!r}: choose one of {known}'
+        )
     return found
 
 
@@ -72,14 +103,24 @@ class QConfig:
         overrides: Ordered (pattern, settings of points) pairs; later wins.
         keep_float: Name patterns that stay float.
         resolve: Finds classes by name.
+
+    Raises:
+        SettingError: Naming the setting that cannot be.
     """
 
     points: Mapping[str, Any]
-    edge_bits: int | None = 8
-    edges: tuple[str, ...] = ()
+    edge_bits: int | None = setting(
+        8, Whole(low=MIN_BITS, high=MAX_BITS, optional=True)
+    )
+    edges: tuple[str, ...] = setting((), patterns())
     overrides: tuple[Mapping[str, Any], ...] = ()
-    keep_float: tuple[str, ...] = ()
+    keep_float: tuple[str, ...] = setting((), patterns())
     resolve: Resolve = field(default=resolve_in_core, compare=False)
+
+    def __post_init__(self) -> None:
+        check_fields(self, name='qconfig')
+        object.__setattr__(self, 'overrides', _overrides(self.overrides))
+        self.check()
 
     @classmethod
     def from_dict(
@@ -94,52 +135,71 @@ class QConfig:
             resolve: (kind, name) -> class, for quantizers and observers.
 
         Raises:
-            ValueError: On an unknown key or a value that cannot be.
+            SettingError: On an unknown key or a value that cannot be.
         """
-        known = {*POINTS, 'edge_bits', 'edges', 'overrides', 'keep_float'}
-        _refuse_unknown(config, known, 'qconfig')
-        qconfig = cls(
+        check_keys(config, KEYS, name='qconfig')
+        _check_shapes(config, where='qconfig')
+        return cls(
             points=_points(config),
             edge_bits=config.get('edge_bits', 8),
-            edges=_patterns(config, 'edges'),
-            overrides=_overrides(config),
-            keep_float=_patterns(config, 'keep_float'),
+            edges=config.get('edges', ()),
+            overrides=config.get('overrides', ()),
+            keep_float=config.get('keep_float', ()),
             resolve=resolve or resolve_in_core,
         )
-        qconfig.check()
-        return qconfig
 
     def check(self) -> None:
         """Build every quantizer once, so that bad settings fail early.
 
         Raises:
-            ValueError: Naming the setting that cannot be.
+            SettingError: Naming the setting that cannot be.
         """
-        if self.edge_bits is not None and type(self.edge_bits) is not int:
-            raise ValueError(
-                f'qconfig.edge_bits={self.edge_bits!r}: give a number of '
-                'bits, or None for no exception'
-            )
-        self._check_points({}, where='qconfig')
-        for override in self.overrides:
-            self._check_points(
-                override, where=f'qconfig.overrides {override["pattern"]!r}'
-            )
+        points = Table(keys=POINTS, required=POINTS)
+        points.read(self.points, name='qconfig.points')
+        _check_shapes(self.points, where='qconfig')
+        for name, settings in self.points.items():
+            if settings is not False:
+                complete = Table(required=tuple(_DEFAULTS['weight']))
+                complete.read(settings, name=f'qconfig.{name}')
+        seen: set[str] = set()
+        self._check_points({}, where='qconfig', seen=seen)
+        for number, override in enumerate(self.overrides):
+            where = f'qconfig.overrides[{number}]'
+            self._check_points(override, where=where, seen=seen)
 
     def _check_points(
-        self, override: Mapping[str, Any], *, where: str
+        self, override: Mapping[str, Any], *, where: str, seen: set[str]
     ) -> None:
         for point, given in _overridden(self.points, override).items():
-            edge = given
-            if self.edge_bits is not None:
-                edge = _at_least(given, self.edge_bits)
-            for settings in (given, edge):
-                try:
-                    config = self._quantizer_config(point, settings)
-                    if config is not None:
-                        config.build()
-                except (TypeError, ValueError) as error:
-                    raise ValueError(f'{where}, {point}: {error}') from error
+            key = f'{point} {given!r}'
+            # Most overrides repeat what others say, or change one point.
+            if key in seen:
+                continue
+            # What a point inherits was checked where it was said.
+            source = point
+            if not override.get(point) and override.get('attention'):
+                source = 'attention' if point in OPERANDS else point
+            self._check_point(point, given, where=f'{where}.{source}')
+            seen.add(key)
+
+    def _check_point(self, point: str, given: Any, *, where: str) -> None:
+        """Build the quantizer of a point, and the one of edge layers."""
+        self._build_once(point, given, where=where)
+        edge = given
+        if self.edge_bits is not None:
+            edge = _at_least(given, self.edge_bits)
+        if edge != given:
+            self._build_once(point, edge, where=where)
+
+    def _build_once(self, point: str, settings: Any, *, where: str) -> None:
+        with within(where):
+            config = self._quantizer_config(point, settings)
+        if config is None:
+            return
+        with refusing(f'{where}.observer', settings['observer']):
+            config.observer(config.spec, **config.observer_kwargs)
+        with refusing(where, settings):
+            config.build()
 
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form; ``from_dict`` reads it back."""
@@ -177,10 +237,15 @@ class QConfig:
                 point: _at_least(settings, self.edge_bits)
                 for point, settings in chosen.items()
             }
-        for override in self.overrides:
-            if matches(name, override['pattern']):
-                chosen = _overridden(chosen, override)
+        used = [o for o in self.overrides if matches(name, o['pattern'])]
+        for override in used:
+            chosen = _overridden(chosen, override)
         chosen.pop('attention')
+        if len(used) > 1:
+            # Each was checked alone; their sum is known only here.
+            for point, settings in chosen.items():
+                where = f'qconfig, layer {name!r}, {point}'
+                self._build_once(point, settings, where=where)
         return Scheme(
             **{
                 point: self._quantizer_config(point, settings)
@@ -204,19 +269,65 @@ class QConfig:
         settings = dict(settings)
         observer = dict(settings.pop('observer'))
         spec = {key: settings.pop(key) for key in _SPEC_KEYS}
-        per_channel = settings.pop('per_channel')
-        per_head = settings.pop('per_head', False)
+        flag = Flag()
+        per_channel = flag.read(
+            settings.pop('per_channel'), name='per_channel'
+        )
+        per_head = flag.read(settings.pop('per_head', False), name='per_head')
+        if per_channel and point != 'weight':
+            raise refuse(
+                'per_channel',
+                per_channel,
+                'give it to weights only; operands of attention have per_head',
+            )
         if point in HEADED:
             per_channel = per_head
+        quantizer = self._find('quantizer', settings.pop('type'), Quantizer)
+        check_arguments(
+            quantizer,
+            settings,
+            name='',
+            own=('self', 'spec', 'observer'),
+            also=_OWN_KEYS,
+        )
+        with within('observer'):
+            observer_type = self._find(
+                'observer', observer.pop('type'), Observer
+            )
+        check_arguments(
+            observer_type,
+            observer,
+            name='observer',
+            own=('self', 'spec', 'num_heads', 'make', 'inner'),
+            also=('type',),
+        )
         config = QuantizerConfig(
             spec=QuantSpec(**spec),
             per_channel=per_channel,
-            quantizer=self.resolve('quantizer', settings.pop('type')),
+            quantizer=quantizer,
             quantizer_kwargs=settings,
-            observer=self.resolve('observer', observer.pop('type')),
+            observer=observer_type,
             observer_kwargs=observer,
         )
         return _of_point(config, point, per_head=per_head)
+
+    def _find(self, kind: str, name: Any, base: type) -> Any:
+        """Find the class of a point's ``type``."""
+        name = Text(what=f'the name of a registered {kind}').read(
+            name, name='type'
+        )
+        with refusing('type', name):
+            found = self.resolve(kind, name)
+        if (
+            not (isinstance(found, type) and issubclass(found, base))
+            or found is base
+        ):
+            raise refuse(
+                'type',
+                name,
+                f'give the name of a registered subclass of {base.__name__}',
+            )
+        return found
 
 
 def _of_point(
@@ -224,63 +335,106 @@ def _of_point(
 ) -> QuantizerConfig:
     """Refuse what a point cannot have; hand ``per_head`` to its searcher."""
     if per_head and point not in HEADED:
-        raise ValueError(
-            f'per_head=True is for {", ".join(HEADED)}: weights have '
-            'per_channel=True'
+        raise refuse(
+            'per_head',
+            True,
+            f'give it to {", ".join(HEADED)} only; weights have per_channel',
         )
-    if issubclass(config.quantizer, AlignedQuantizer) and (
-        point not in ('query', 'key')
-    ):
-        raise ValueError(
-            'AlignedQuantizer is for query and key: give it there, and '
-            'another type here'
-        )
+    _check_types(config, point)
     if not per_head or not issubclass(
         config.observer, AttentionOutputObserver
     ):
         return config
     if not issubclass(config.quantizer, PowerOfTwoQuantizer):
-        raise ValueError(
-            'per_head=True with AttentionOutputObserver needs the type '
-            'PowerOfTwoQuantizer: for uniform grids choose MSEObserver'
+        raise refuse(
+            'per_head',
+            True,
+            'AttentionOutputObserver then needs the type '
+            'PowerOfTwoQuantizer; for uniform grids choose MSEObserver',
         )
     # It sees all heads at once, and keeps them apart by itself.
     kwargs = {**config.observer_kwargs, 'per_head': True}
     return replace(config, per_channel=False, observer_kwargs=kwargs)
 
 
+def _check_types(config: QuantizerConfig, point: str) -> None:
+    """Refuse grids that cannot hold what a point carries."""
+    quantizer, observer = config.quantizer, config.observer
+    if point == 'weight' and not issubclass(quantizer, AffineQuantizer):
+        raise refuse(
+            'type',
+            quantizer.__name__,
+            'give an AffineQuantizer, since weights are stored as integers',
+        )
+    for key, found, cls, points in (
+        ('type', quantizer, AlignedQuantizer, ('query', 'key')),
+        ('type', quantizer, PowerOfTwoQuantizer, ('softmax',)),
+        ('observer.type', observer, AttentionOutputObserver, ('softmax',)),
+    ):
+        if issubclass(found, cls) and point not in points:
+            raise refuse(
+                key,
+                found.__name__,
+                f'{cls.__name__} is for {" and ".join(points)} only: give '
+                'it there, and another type here',
+            )
+    spec = config.spec
+    if point == 'weight' and spec.symmetric and spec.signed is False:
+        raise refuse(
+            'signed',
+            False,
+            'give None or True, since a symmetric grid without a sign holds '
+            'no negative weights',
+        )
+
+
 def _points(config: Mapping[str, Any]) -> dict[str, Any]:
     """Complete the settings of every point."""
-    weight = _merge(_DEFAULTS['weight'], config.get('weight'), 'weight')
-    activation = _merge(
-        _DEFAULTS['activation'], config.get('activation'), 'activation'
-    )
-    attention = _merge(activation, config.get('attention'), 'attention')
+    weight = _merge(_DEFAULTS['weight'], config.get('weight'))
+    activation = _merge(_DEFAULTS['activation'], config.get('activation'))
+    attention = _merge(activation, config.get('attention'))
     operands = {
-        name: _merge(attention, config.get(name), name) for name in OPERANDS
+        name: _merge(attention, config.get(name)) for name in OPERANDS
     }
     return {
         'weight': weight,
         'activation': activation,
         'attention': attention,
         **operands,
-        'softmax': _merge(activation, config.get('softmax'), 'softmax'),
+        'softmax': _merge(activation, config.get('softmax')),
     }
 
 
-def _overrides(config: Mapping[str, Any]) -> tuple[Mapping[str, Any], ...]:
-    overrides = tuple(config.get('overrides', ()))
-    for override in overrides:
-        if not isinstance(override, Mapping):
-            raise ValueError(
-                f'qconfig.overrides: {override!r} is no dict(pattern=...)'
-            )
-        _refuse_unknown(override, {'pattern', *POINTS}, 'overrides')
+def _overrides(overrides: Any) -> tuple[Mapping[str, Any], ...]:
+    """Check the shape of every override."""
+    rule = Items(
+        of=Table(), what='a list of dict(pattern=...)', most=MAX_OVERRIDES
+    )
+    rule.read(overrides, name='qconfig.overrides')
+    for number, override in enumerate(overrides):
+        name = f'qconfig.overrides[{number}]'
+        check_keys(override, ('pattern', *POINTS), name=name)
         if 'pattern' not in override:
-            raise ValueError(
-                f'qconfig.overrides: {dict(override)} has no pattern'
+            raise refuse(name, override, 'give it a pattern of layer names')
+        Pattern().read(override['pattern'], name=f'{name}.pattern')
+        _check_shapes(override, where=name)
+    return tuple(overrides)
+
+
+def _check_shapes(config: Mapping[str, Any], *, where: str) -> None:
+    """Refuse points and observers that are not dicts."""
+    for point in POINTS:
+        given = config.get(point)
+        if given is None or given is False:
+            continue
+        name = f'{where}.{point}'
+        if not isinstance(given, Mapping):
+            raise refuse(
+                name, given, 'give a dict, or False to leave it float'
             )
-    return overrides
+        Table().read(given, name=name)
+        observer = Table(optional=True)
+        observer.read(given.get('observer'), name=f'{name}.observer')
 
 
 def _overridden(
@@ -291,21 +445,17 @@ def _overridden(
     for point, settings in points.items():
         if point in OPERANDS:
             general = override.get('attention')
-            settings = _merge(settings, general, 'attention')
-        merged[point] = _merge(settings, override.get(point), point)
+            settings = _merge(settings, general)
+        merged[point] = _merge(settings, override.get(point))
     return merged
 
 
-def _merge(base: Any, update: Any, name: str) -> Any:
+def _merge(base: Any, update: Any) -> Any:
     """Settings of a point with some of them replaced; False is float."""
     if update is None:
         return base
-    if update is False or update is True:
-        if update:
-            raise ValueError(f'qconfig.{name}=True: give a dict, or False')
+    if update is False:
         return False
-    if not isinstance(update, Mapping):
-        raise ValueError(f'qconfig.{name}={update!r}: give a dict, or False')
     merged = dict(base) if base is not False else dict(_DEFAULTS['activation'])
     if update.get('type', merged['type']) != merged['type']:
         # Further arguments belong to the quantizer they were given for.
@@ -324,24 +474,6 @@ def _at_least(settings: Any, num_bits: int) -> Any:
     if settings is False:
         return False
     return {**settings, 'num_bits': max(settings['num_bits'], num_bits)}
-
-
-def _patterns(config: Mapping[str, Any], key: str) -> tuple[str, ...]:
-    value = config.get(key, ())
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ValueError(f'qconfig.{key}={value!r}: give a list of patterns')
-    return tuple(value)
-
-
-def _refuse_unknown(
-    config: Mapping[str, Any], known: set[str], where: str
-) -> None:
-    unknown = sorted(set(config) - known)
-    if unknown:
-        raise ValueError(
-            f'{where} has unknown key {unknown[0]!r}: known are '
-            f'{", ".join(sorted(known))}'
-        )
 
 
 def _plain(value: Any) -> Any:

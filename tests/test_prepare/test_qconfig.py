@@ -2,6 +2,7 @@
 import json
 
 import pytest
+from torch import nn
 
 from taskptq.core import (
     AffineQuantizer,
@@ -314,41 +315,155 @@ def test_own_classes_come_through_resolve() -> None:
     assert qconfig.scheme('any').softmax.quantizer is Mine
 
 
+def bad_override(**settings: object) -> dict:
+    return {'overrides': [{'pattern': 'a', **settings}]}
+
+
 @pytest.mark.parametrize(('config', 'message'), [
-    ({'wieght': {}}, "unknown key 'wieght'"),
-    ({'weight': {'bits': 4}}, 'qconfig, weight: .*bits'),
-    ({'weight': {'num_bits': 9}}, 'num_bits=9'),
+    (4, 'qconfig=4: give a dict'),
+    ({'wieght': {}}, r"qconfig has unknown key 'wieght' \(did you mean "
+                     r"'weight'\?\): known are weight"),
+    ({3: {}}, 'qconfig has unknown key 3'),
+    ({'weight': {'bits': 4}}, "qconfig.weight has unknown key 'bits'"),
+    ({'weight': {'nun_bits': 4}}, "did you mean 'num_bits'"),
+    ({'weight': {4: 4}}, 'qconfig.weight={4: 4}: give a dict'),
+    ({'weight': {'num_bits': 9}},
+     'qconfig.weight.num_bits=9: give a whole number from 2 to 8'),
     ({'weight': {'num_bits': 1}}, 'num_bits=1'),
-    ({'weight': 4}, 'qconfig.weight=4'),
+    ({'weight': {'num_bits': 4.0}}, r'qconfig.weight.num_bits=4\.0'),
+    ({'weight': {'num_bits': '4'}}, r"num_bits='4'.*without quotes"),
+    ({'weight': {'num_bits': True}}, 'num_bits=True'),
+    ({'weight': {'symmetric': 'False'}},
+     "qconfig.weight.symmetric='False': give True or False"),
+    ({'weight': {'signed': False}}, 'qconfig.weight.signed=False.*negative'),
+    ({'activation': {'signed': 1}}, 'qconfig.activation.signed=1'),
+    ({'weight': {'per_channel': 1}}, 'qconfig.weight.per_channel=1'),
+    ({'activation': {'per_channel': True}},
+     'qconfig.activation.per_channel=True: give it to weights only'),
+    ({'softmax': {'per_head': 'yes'}}, "qconfig.softmax.per_head='yes'"),
+    ({'weight': 4}, 'qconfig.weight=4: give a dict, or False'),
     ({'softmax': True}, 'qconfig.softmax=True'),
-    ({'weight': {'type': 'Nothing'}}, "'Nothing' is no quantizer"),
-    ({'weight': {'observer': {'type': 'Nothing'}}}, 'is no observer'),
+    ({'weight': {'observer': 'MSEObserver'}},
+     "qconfig.weight.observer='MSEObserver': give a dict"),
+    ({'weight': {'type': 'Nothing'}},
+     "qconfig.weight.type='Nothing': .*core has no quantizer"),
+    ({'weight': {'type': 5}}, 'qconfig.weight.type=5: give the name'),
+    ({'weight': {'type': 'Quantizer'}}, "weight.type='Quantizer'"),
+    ({'weight': {'type': 'PowerOfTwoQuantizer'}},
+     "weight.type='PowerOfTwoQuantizer': give an AffineQuantizer"),
+    ({'activation': {'type': 'PowerOfTwoQuantizer'}},
+     "activation.type='PowerOfTwoQuantizer': .* is for softmax only"),
+    ({'weight': {'observer': {'type': 'Nothing'}}},
+     "qconfig.weight.observer.type='Nothing': .* has no observer"),
+    ({'weight': {'observer': {'type': 'Observer'}}},
+     "observer.type='Observer': give the name of a registered subclass"),
+    ({'weight': {'observer': {'type': 'AttentionOutputObserver'}}},
+     'weight.observer.type=.* is for softmax only'),
     ({'weight': {'observer': {'type': 'MSEObserver', 'p': 1}}},
-     'qconfig, weight: .*p'),
-    ({'edge_bits': 12}, 'num_bits=12'),
+     "qconfig.weight.observer has unknown key 'p'"),
+    ({'weight': {'observer': {'type': 'MSEObserver', 'num_bins': -5}}},
+     'qconfig.weight.observer.num_bins=-5: give a whole number from 2 to '),
+    ({'activation': {'observer': {'type': 'MSEObserver', 'norm_p': '2'}}},
+     "qconfig.activation.observer.norm_p='2'"),
+    ({'activation': {'type': 'LSQQuantizer', 'learn_zero_point': 1}},
+     'qconfig.activation.learn_zero_point=1'),
+    ({'edge_bits': 12}, 'qconfig.edge_bits=12: give a whole number from 2'),
+    ({'edge_bits': 0}, 'qconfig.edge_bits=0'),
+    ({'edge_bits': 8.0}, r'qconfig.edge_bits=8\.0'),
     ({'edge_bits': '8'}, "edge_bits='8'"),
-    ({'overrides': [{'weight': {'num_bits': 4}}]}, 'no pattern'),
-    ({'overrides': ['backbone*']}, "'backbone\\*' is no dict"),
-    ({'overrides': [{'pattern': 'a', 'bits': 4}]}, "unknown key 'bits'"),
-    ({'overrides': [{'pattern': 'a', 'weight': {'num_bits': 9}}]},
-     "overrides 'a', weight: num_bits=9"),
-    ({'weight': {'per_head': True}}, 'qconfig, weight: per_head=True'),
-    ({'activation': {'per_head': True}}, 'qconfig, activation: per_head=True'),
+    ({'overrides': [{'weight': {'num_bits': 4}}]},
+     r'qconfig.overrides\[0\]=.*: give it a pattern'),
+    ({'overrides': ['backbone*']},
+     r"qconfig.overrides\[0\]='backbone\*': give a dict"),
+    ({'overrides': {'pattern': 'a'}}, r'qconfig.overrides=.*: give a list'),
+    ({'overrides': [{'pattern': 5}]}, r'overrides\[0\].pattern=5'),
+    ({'overrides': [{'pattern': 'a'}] * 3000}, 'not 3000'),
+    (bad_override(bits=4), r"qconfig.overrides\[0\] has unknown key 'bits'"),
+    (bad_override(weight={'num_bits': 9}),
+     r'qconfig.overrides\[0\].weight.num_bits=9'),
+    (bad_override(attention={'num_bits': 9}),
+     r'qconfig.overrides\[0\].attention.num_bits=9'),
+    ({'weight': {'per_head': True}}, 'qconfig.weight.per_head=True'),
+    ({'activation': {'per_head': True}}, 'qconfig.activation.per_head=True'),
     ({'attention': {'type': 'AlignedQuantizer'}},
-     'qconfig, attention: AlignedQuantizer is for query and key'),
-    ({'weight': {'type': 'AlignedQuantizer'}}, 'weight: AlignedQuantizer'),
-    ({'overrides': [{'pattern': 'a', 'value': {'type': 'AlignedQuantizer'}}]},
-     "overrides 'a', value: AlignedQuantizer"),
-    ({'query': {'num_bits': 1}}, 'qconfig, query: num_bits=1'),
+     'qconfig.attention.type=.* AlignedQuantizer is for query and key'),
+    ({'weight': {'type': 'AlignedQuantizer'}},
+     'weight.type=.*AlignedQuantizer'),
+    (bad_override(value={'type': 'AlignedQuantizer'}),
+     r'qconfig.overrides\[0\].value.type=.AlignedQuantizer'),
+    ({'query': {'num_bits': 1}}, 'qconfig.query.num_bits=1'),
     ({'softmax': {'per_head': True,
                   'observer': {'type': 'AttentionOutputObserver'}}},
-     'softmax: per_head=True.*PowerOfTwoQuantizer'),
-    ({'keep_float': 'head*'}, "keep_float='head\\*'"),
-    ({'edges': 'head*'}, "edges='head\\*'"),
+     'softmax.per_head=True.*PowerOfTwoQuantizer'),
+    ({'keep_float': 'head*'}, "qconfig.keep_float='head\\*': give a list"),
+    ({'keep_float': ['']}, r"qconfig.keep_float\[0\]=''"),
+    ({'keep_float': ['re:(']}, r"keep_float\[0\]='re:\('.*regular"),
+    ({'edges': 'head*'}, "qconfig.edges='head\\*'"),
+    ({'edges': None}, 'qconfig.edges=None'),
 ])
 def test_bad_settings_are_refused(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QConfig.from_dict(config)
+
+
+class Strange(MinMaxObserver):
+
+    def __init__(self, spec: object, **kwargs: float) -> None:
+        super().__init__(spec)
+        self.factor = kwargs['factor'] / kwargs['divisor']
+
+
+@pytest.mark.parametrize(('kwargs', 'said'), [
+    ({}, 'factor'), ({'factor': 1, 'divisor': 0}, 'division by zero'),
+    ({'factor': 'a', 'divisor': 1}, 'unsupported operand'),
+])
+def test_what_a_strange_observer_raises_is_one_sentence(
+        kwargs: dict, said: str) -> None:
+    settings = {'activation': {'observer': {'type': 'Strange', **kwargs}}}
+    classes = {'Strange': Strange, 'MinMaxObserver': MinMaxObserver,
+               'AffineQuantizer': AffineQuantizer}
+    with pytest.raises(ValueError, match=said) as caught:
+        QConfig.from_dict(settings, resolve=lambda kind, name: classes[name])
+    assert str(caught.value).startswith('qconfig.activation.observer=')
+
+
+@pytest.mark.parametrize('found', [nn.Identity, MinMaxObserver, None, 'text'])
+def test_type_must_be_a_quantizer(found: object) -> None:
+    with pytest.raises(ValueError, match=r"weight\.type='mine'.*Quantizer"):
+        QConfig.from_dict({'weight': {'type': 'mine'}},
+                          resolve=lambda kind, name: found)
+
+
+def test_sum_of_overrides_is_checked_with_the_layer_name() -> None:
+    qconfig = QConfig.from_dict({
+        'overrides': [
+            {
+                'pattern': 'a*',
+                'softmax': {
+                    'type': 'PowerOfTwoQuantizer',
+                    'per_head': True
+                }
+            },
+            {
+                'pattern': 'ab',
+                'softmax': {
+                    'type': 'AffineQuantizer',
+                }
+            },
+            {
+                'pattern': '*b',
+                'softmax': {
+                    'observer': {
+                        'type': 'AttentionOutputObserver'
+                    }
+                }
+            },
+        ]
+    })
+    assert qconfig.scheme('a').softmax.per_channel
+    assert not qconfig.scheme('b').softmax.per_channel
+    with pytest.raises(ValueError, match=r"layer 'ab', softmax\.per_head"):
+        qconfig.scheme('ab')
 
 
 @pytest.mark.parametrize(('name', 'pattern', 'expected'), [
