@@ -29,8 +29,10 @@ from mmengine.utils import digit_version
 __all__ = [
     'ADAPTERS', 'HOOKS', 'LOOPS', 'METRICS', 'MODELS', 'OBSERVERS',
     'QUANTIZERS', 'RECON_LOSSES', 'REWRITES', 'TASK_UTILS', 'VISUALIZERS',
-    'check_versions'
+    'check_versions', 'registered', 'registered_name'
 ]
+
+SCOPE = 'taskptq'
 
 # Import name -> (distributions that provide it, lowest version, first version
 # that is too new). Each may come from the maintained fork or the original.
@@ -124,14 +126,55 @@ def allow_history_buffers() -> None:
     ])
 
 
+def registered(registry: Registry, name: str) -> type | None:
+    """Look a name up among what is registered, and nowhere else.
+
+    ``Registry.get`` imports whatever a dotted name says, which runs the
+    module's code; names that come from files must not reach it.
+
+    Args:
+        registry: Registry to search; its own locations are imported first.
+        name: Registered name, with or without the scope ``taskptq.``.
+
+    Returns:
+        The class, or None.
+    """
+    registry.import_from_location()
+    known: dict[str, type] = registry.module_dict
+    return known.get(name) or known.get(name.removeprefix(f'{SCOPE}.'))
+
+
+def registered_name(registry: Registry, cls: type) -> str:
+    """Return the name under which files record a class.
+
+    Args:
+        registry: Registry to search; its own locations are imported first.
+        cls: The class.
+
+    Raises:
+        ValueError: If the class is not registered.
+    """
+    registry.import_from_location()
+    known = registry.module_dict
+    if known.get(cls.__name__) is cls:
+        return cls.__name__
+    for name, found in known.items():
+        if found is cls:
+            return str(name)
+    raise ValueError(
+        f'{cls.__module__}.{cls.__qualname__} is not a registered '
+        f'{registry.name}: decorate it with register_module() of that '
+        'registry in taskptq.registry, and name its module in custom_imports')
+
+
 def build_in_own_scope(
         cfg: dict[str, Any], *args: Any, registry: Registry,
         **kwargs: Any) -> Any:
     """Build from a registry whatever mmengine's default scope is.
 
     Args:
-        cfg: ``type`` (a registered name, a dotted path or the class itself)
-            and its keyword arguments.
+        cfg: ``type`` (a registered name or the class itself) and its keyword
+            arguments.
         *args: Positional arguments for the class, e.g. a model.
         registry: The registry to search; handed over by ``Registry.build``.
         **kwargs: Further arguments; ``cfg`` takes precedence.
@@ -142,7 +185,7 @@ def build_in_own_scope(
     if 'type' not in cfg:
         raise KeyError(f'A {registry.name} needs the key "type", got {cfg}.')
     kind = cfg['type']
-    builder = registry.get(kind) if isinstance(kind, str) else kind
+    builder = registered(registry, kind) if isinstance(kind, str) else kind
     if builder is None:
         raise KeyError(
             f'{kind!r} is not a registered {registry.name}; known are '
@@ -155,7 +198,7 @@ def _child(kind: str, *locations: str) -> Registry:
     """Make our child of mmengine's registry ``kind``, e.g. ``HOOKS``."""
     parent = getattr(mmengine_registry, kind)
     return Registry(
-        parent.name, parent=parent, scope='taskptq', locations=[*locations])
+        parent.name, parent=parent, scope=SCOPE, locations=[*locations])
 
 
 def _root(name: str, *locations: str) -> Registry:
@@ -163,7 +206,7 @@ def _root(name: str, *locations: str) -> Registry:
     return Registry(
         name,
         build_func=build_in_own_scope,
-        scope='taskptq',
+        scope=SCOPE,
         locations=[*locations])
 
 

@@ -9,29 +9,40 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from mmengine.registry import Registry
+from mmengine.utils import get_object_from_string
 from torch import nn
 
 from taskptq import core
 from taskptq.calibration.losses import MSEReconLoss
 from taskptq.engine.teacher import Teacher, build_teacher_model
-from taskptq.prepare.qconfig import QConfig
+from taskptq.prepare.qconfig import POINTS, QConfig
 from taskptq.registry import (
     ADAPTERS,
     OBSERVERS,
     QUANTIZERS,
     RECON_LOSSES,
     REWRITES,
+    registered,
+    registered_name,
 )
 
 __all__ = [
     'build_adapter', 'build_loss', 'build_qconfig', 'build_rewrites',
-    'register_core', 'resolve', 'to_plain'
+    'find_class', 'register_core', 'resolve', 'to_plain'
 ]
 
 KINDS: dict[str, Registry] = {'observer': OBSERVERS, 'quantizer': QUANTIZERS}
+BASES: dict[str, type] = {
+    'observer': core.Observer,
+    'quantizer': core.Quantizer,
+}
+# What a recipe of the wrong shape ends in, where a file was made up.
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError,
+              TypeError)
 
 
 def register_core() -> None:
@@ -50,22 +61,61 @@ def register_core() -> None:
     RECON_LOSSES.register_module(module=MSEReconLoss, force=True)
 
 
-def resolve(kind: str, name: str) -> type:
+def resolve(kind: str, name: str, *, from_file: bool = False) -> type:
     """Find the class behind a ``type`` of a qconfig.
 
     Args:
         kind: ``observer`` or ``quantizer``.
-        name: Registered name, with or without the scope ``taskptq.``.
+        name: Registered name, with or without the scope ``taskptq.``; in a
+            config also the dotted path of a registered class.
+        from_file: Whether the name comes from a file. Only registered names
+            count there: importing a module already runs its code.
+
+    Raises:
+        ValueError: If no such class is registered, or it is of another kind.
+    """
+    found = find_class(KINDS[kind], name, from_file=from_file)
+    if not (isinstance(found, type) and issubclass(found, BASES[kind])):
+        raise ValueError(
+            f'{name!r} is registered as {kind}, but is not a subclass of '
+            f'taskptq.core.{BASES[kind].__name__}: derive it from that class')
+    return found
+
+
+def find_class(registry: Registry, name: Any, *,
+               from_file: bool = False) -> type:
+    """Find a registered class.
+
+    Args:
+        registry: Where it must be registered.
+        name: Its name; in a config also its dotted path, or the class.
+        from_file: See :func:`resolve`.
 
     Raises:
         ValueError: If no such class is registered.
     """
-    registry = KINDS[kind]
-    found = registry.get(name)
+    kind = registry.name
+    if isinstance(name, type) and not from_file:
+        registered_name(registry, name)
+        return name
+    if not isinstance(name, str):
+        raise ValueError(
+            f'type={name!r}: give the name of a registered {kind}')
+    found = registered(registry, name)
+    if found is None and from_file:
+        raise ValueError(
+            f'the file needs the {kind} {name!r}, which is not registered '
+            'here: add the project that defines it to custom_imports')
+    if found is None and '.' in name.removeprefix('taskptq.'):
+        imported = get_object_from_string(name)
+        if isinstance(imported, type):
+            registered_name(registry, imported)
+            return imported
     if found is None:
         raise ValueError(
-            f'{name!r} is not a registered {kind}; known are '
-            f'{sorted(registry.module_dict)}, others need custom_imports')
+            f'{name!r} is not a registered {kind}: choose one of '
+            f'{", ".join(sorted(registry.module_dict))}, or name the project '
+            'that defines it in custom_imports')
     return found
 
 
@@ -92,15 +142,92 @@ def to_plain(value: Any) -> Any:
     return str(value)
 
 
-def build_qconfig(config: Mapping[str, Any] | QConfig) -> QConfig:
+def build_qconfig(config: Mapping[str, Any] | QConfig, *,
+                  from_file: bool = False) -> QConfig:
     """Build the QConfig of a config's ``qconfig``.
+
+    Args:
+        config: Plain settings, see ``QConfig.from_dict``; or a QConfig.
+        from_file: Whether they come from a file, see :func:`resolve`.
+
+    Returns:
+        A QConfig that names every class as it is registered, since a file
+        with any other name could not be read again.
 
     Raises:
         ValueError: If a key or a type is unknown.
     """
     if isinstance(config, QConfig):
-        return config
-    return QConfig.from_dict(to_plain(config), resolve=resolve)
+        plain = to_plain(config.to_dict())
+        if registered_types(plain, from_file=from_file) == plain:
+            return config
+        config = plain
+    try:
+        return QConfig.from_dict(
+            registered_types(to_plain(config), from_file=from_file),
+            resolve=partial(resolve, from_file=from_file))
+    except UNREADABLE as error:
+        if not from_file:
+            raise
+        raise ValueError(
+            f'the recipe in the file cannot be read: {error!r}') from error
+
+
+def registered_types(config: Any, *, from_file: bool) -> Any:
+    """Copy a qconfig with every ``type`` as it is registered.
+
+    What is not shaped like a qconfig is left for ``QConfig.from_dict``.
+
+    Args:
+        config: Plain settings of all points and ``overrides``.
+        from_file: See :func:`resolve`.
+
+    Raises:
+        ValueError: If a type is not registered.
+    """
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            f'qconfig={config!r}: give a dict of points and their settings')
+    named = _named_points(config, where='qconfig', from_file=from_file)
+    overrides = config.get('overrides')
+    if isinstance(overrides, Sequence) and not isinstance(overrides, str):
+        named['overrides'] = [
+            _named_points(
+                override,
+                where=f'qconfig.overrides {override.get("pattern")!r}',
+                from_file=from_file)
+            if isinstance(override, Mapping) else override
+            for override in overrides
+        ]
+    return named
+
+
+def _named_points(settings: Mapping[str, Any], *, where: str,
+                  from_file: bool) -> dict[str, Any]:
+    """Copy points' settings, with the types as they are registered."""
+    named = dict(settings)
+    for point in POINTS:
+        if not isinstance(settings.get(point), Mapping):
+            continue
+        try:
+            named[point] = _named(
+                settings[point], 'quantizer', from_file=from_file)
+            if isinstance(settings[point].get('observer'), Mapping):
+                named[point]['observer'] = _named(
+                    settings[point]['observer'], 'observer',
+                    from_file=from_file)
+        except ValueError as error:
+            raise ValueError(f'{where}, {point}: {error}') from error
+    return named
+
+
+def _named(settings: Mapping[str, Any], kind: str, *,
+           from_file: bool) -> dict[str, Any]:
+    """Copy settings with their ``type``, if given, as it is registered."""
+    if settings.get('type') is None:
+        return dict(settings)
+    found = resolve(kind, settings['type'], from_file=from_file)
+    return {**settings, 'type': registered_name(KINDS[kind], found)}
 
 
 def build_loss(config: Mapping[str, Any] | None) -> Any:
@@ -128,19 +255,19 @@ def _build(registry: Registry, settings: dict[str, Any]) -> Any:
     """Build a part, whose unknown arguments end in one sentence.
 
     Raises:
-        ValueError: Naming the argument that its class does not take.
+        ValueError: If its class is not registered, or naming the argument
+            that the class does not take.
     """
-    cls = registry.get(str(settings.get('type')))
-    if cls is not None:
-        takes = inspect.signature(cls).parameters
-        known = [name for name, one in takes.items()
-                 if one.kind is not inspect.Parameter.VAR_KEYWORD]
-        for name in settings:
-            if len(known) == len(takes) and name not in (*known, 'type'):
-                raise ValueError(
-                    f'{cls.__name__} takes no argument {name!r}: choose of '
-                    f'{", ".join(known)}')
-    return registry.build(settings)
+    cls = find_class(registry, settings.get('type'))
+    takes = inspect.signature(cls).parameters
+    known = [name for name, one in takes.items()
+             if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    for name in settings:
+        if len(known) == len(takes) and name not in (*known, 'type'):
+            raise ValueError(
+                f'{cls.__name__} takes no argument {name!r}: choose of '
+                f'{", ".join(known)}')
+    return registry.build({**settings, 'type': cls})
 
 
 def build_adapter(model: nn.Module) -> Any:

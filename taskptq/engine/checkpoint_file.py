@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import http.client
 import pickle
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,29 +24,66 @@ __all__ = ['load_float_weights', 'local_file', 'read_checkpoint']
 
 ZIP_MAGIC = b'PK\x03\x04'
 MAX_NAMED = 5
+# The model zoos end names in the first digits of the file's sha256; eight
+# digits may also be a date.
+HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8})\.[^.]+$')
 
 
 def local_file(checkpoint: str | Path) -> Path:
-    """Return a file's path; one behind a URL is fetched into torch's cache.
+    """Return a file's path; one behind a URL is fetched once into a cache.
+
+    The cache has a folder for each whole URL: two addresses may end in the
+    same name. A name with a hash, as in the model zoos, is checked.
 
     Args:
         checkpoint: Path, or http(s) URL as the model zoos give it.
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If the URL gives nothing, or other bytes than the hash in
+            its name says.
     """
-    url = urlparse(str(checkpoint))
-    if url.scheme in ('http', 'https'):
-        folder = Path(torch.hub.get_dir()) / 'checkpoints'
-        path = folder / Path(url.path).name
+    url = str(checkpoint)
+    parts = urlparse(url)
+    if parts.scheme in ('http', 'https'):
+        key = hashlib.sha256(url.encode()).hexdigest()[:32]
+        folder = Path(torch.hub.get_dir()) / 'checkpoints' / key
+        path = folder / (Path(parts.path).name.strip('.') or 'checkpoint')
         if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(str(checkpoint), str(path))
+            fetch(url, path)
         return path
     path = Path(checkpoint).expanduser()
     if not path.is_file():
         raise FileNotFoundError(f'there is no checkpoint file {path}')
     return path
+
+
+def fetch(url: str, path: Path) -> None:
+    """Download a file; ``path`` exists only once all of it is there.
+
+    Args:
+        url: Where it lies.
+        path: Where to put it; its folder is made.
+
+    Raises:
+        ValueError: If it cannot be had, or its hash is another one.
+    """
+    hashed = HASH_IN_NAME.search(path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # It writes beside the target and renames; two processes may do so.
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=hashed and hashed.group(1),
+            progress=False)
+    except RuntimeError as error:
+        raise ValueError(
+            f'{url} does not have the sha256 that its name gives, so it is '
+            'damaged or another file: if you trust it all the same, fetch it '
+            'yourself and give its path') from error
+    except (OSError, http.client.HTTPException) as error:
+        raise ValueError(
+            f'{url} could not be fetched: {error}; fetch it yourself and '
+            'give its path') from error
 
 
 def read_checkpoint(

@@ -17,8 +17,19 @@ from taskptq.engine.calibration_data import (
     EvaluationSource,
     build_calibration,
 )
+from taskptq.engine.checkpoint_guard import (
+    drop_config_text,
+    guard_runner,
+    guarded_path,
+    refuse_misfit,
+)
 from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+from taskptq.engine.qat import CHECKPOINT_KEY
+from taskptq.engine.refusals import (
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
+)
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
     is_quantized,
@@ -82,6 +93,8 @@ class PTQHook(Hook):
         out: Quantized file to write; None is ``quantized.pth`` in the
             work_dir, relative paths are relative to it.
         resume: Go on with a reconstruction that was interrupted.
+        trust_checkpoint: Unpickle a checkpoint that is not plain, which runs
+            code that it names: for files whose source you trust.
     """
 
     # Ahead of EMAHook (NORMAL) and of everything that looks at the model.
@@ -96,7 +109,8 @@ class PTQHook(Hook):
                  loss: Mapping[str, Any] | None = None,
                  seed: int = 0,
                  out: str | None = None,
-                 resume: bool = True) -> None:
+                 resume: bool = True,
+                 trust_checkpoint: bool = False) -> None:
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
         self.recipe = None
         if qconfig is not None:
@@ -109,6 +123,7 @@ class PTQHook(Hook):
                 seed=seed)
         self.out = out
         self.resume = resume
+        self.trust_checkpoint = trust_checkpoint
         self.report: dict[str, Any] | None = None
         self._batches: CalibrationBatches | None = None
         self._restored = False
@@ -116,9 +131,25 @@ class PTQHook(Hook):
         self._warned = False
 
     def before_run(self, runner: Runner) -> None:
-        """Take EMAHooks out, unless this is a training run."""
-        if not self._in_training(runner):
-            remove_ema_hooks(runner)
+        """Guard what the runner reads next, and where results go.
+
+        Outside of training, EMAHooks are taken out.
+
+        Raises:
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: See ``guard_runner``; or if nothing can be written.
+        """
+        training = self._in_training(runner)
+        guard_runner(
+            runner, training=training, trust_checkpoint=self.trust_checkpoint)
+        if training:
+            return
+        remove_ema_hooks(runner)
+        if self.recipe is not None:
+            refuse_unwritable_folder(runner.work_dir, name='work_dir')
+            out = 'quantized.pth' if self.out is None else self.out
+            refuse_unwritable_file(
+                Path(runner.work_dir) / out, name='PTQHook.out')
 
     def after_train(self, runner: Runner) -> None:
         """Remember that what follows is no training any more."""
@@ -126,7 +157,7 @@ class PTQHook(Hook):
 
     def after_load_checkpoint(self, runner: Runner,
                               checkpoint: dict[str, Any]) -> None:
-        """Rebuild the model if the checkpoint is a quantized file.
+        """Rebuild the model of a quantized file; check a float one's fit.
 
         Args:
             runner: The runner.
@@ -135,10 +166,16 @@ class PTQHook(Hook):
 
         Raises:
             QuantizedCheckpointError: If the file cannot be used here.
+            ValueError: If float weights do not fit the model.
         """
+        training = self._in_training(runner)
+        if training and not self.trust_checkpoint:
+            drop_config_text(checkpoint)
         if not is_quantized(checkpoint):
+            if not training:
+                self._check_float(runner, checkpoint)
             return
-        if self._in_training(runner):
+        if training:
             raise QuantizedCheckpointError(
                 'a quantized file cannot be trained from: load the float '
                 'checkpoint instead')
@@ -155,6 +192,22 @@ class PTQHook(Hook):
             'Rebuilt the quantized model from the file; it is evaluated as it '
             'is, without calibration.')
         self._compare(runner, recipe)
+
+    def _check_float(self, runner: Runner,
+                     checkpoint: Mapping[str, Any]) -> None:
+        """Refuse float weights of another model."""
+        if CHECKPOINT_KEY in checkpoint:
+            # QATHook rebuilds the model, before or after this hook.
+            if not any(hasattr(hook, 'checkpoint_key')
+                       for hook in runner.hooks):
+                raise ValueError(
+                    'the file is a checkpoint of a quantization-aware '
+                    'training: test it with a config that has QATHook in its '
+                    'custom_hooks')
+            return
+        refuse_misfit(
+            unwrap(runner.model), checkpoint, logger=runner.logger,
+            path=guarded_path(runner._load_from))
 
     def before_test(self, runner: Runner) -> None:
         """Quantize before ``Runner.test()`` evaluates."""

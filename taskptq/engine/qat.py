@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import CalibrationReport, calibrate
-from taskptq.core import AffineQuantizer, Quantizer, enable
+from taskptq.core import Quantizer, enable
 from taskptq.core.state import quantizers
 from taskptq.engine.pipeline import prepare_in_place, run_batch
 from taskptq.prepare import QConfig, SwapReport
@@ -220,9 +220,18 @@ def load_training_state(model: nn.Module,
         weights: Tensors of a model that was prepared in the same way.
 
     Raises:
-        ValueError: If they do not fit, or a quantizer had other bits.
+        ValueError: If they do not fit, a quantizer had other bits, or a
+            number is one that no training leaves.
     """
-    found = model.load_state_dict(weights, strict=False)
+    refuse_bad_numbers(model, weights)
+    try:
+        found = model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:]]
+        raise ValueError(
+            f'the training checkpoint does not fit {type(model).__name__}: '
+            f'{"; ".join(reasons[:MAX_NAMED])} ({len(reasons)} in all); take '
+            'the config that it was trained with') from error
     idle = tuple(f'{name}.' for name, quantizer in quantizers(model)
                  if not quantizer.calibrated)
     misfits = [
@@ -233,12 +242,6 @@ def load_training_state(model: nn.Module,
         f'the model has no {key}' for key in found.unexpected_keys
         if weights[key].numel()
     ]
-    misfits += [
-        f'{name} has {quantizer.quant_max - quantizer.quant_min + 1} levels '
-        f'there, {quantizer.spec.num_levels} in qconfig'
-        for name, quantizer in quantizers(model)
-        if isinstance(quantizer, AffineQuantizer) and not _on_spec(quantizer)
-    ]
     if misfits:
         raise ValueError(
             f'the training checkpoint does not fit {type(model).__name__}: '
@@ -246,8 +249,64 @@ def load_training_state(model: nn.Module,
             'the config and the bits that it was trained with')
 
 
-def _on_spec(quantizer: AffineQuantizer) -> bool:
-    """Whether a calibrated grid is one that the recipe can give."""
-    bounds = (quantizer.quant_min, quantizer.quant_max)
+def refuse_bad_numbers(model: nn.Module,
+                       weights: Mapping[str, Tensor]) -> None:
+    """Check every number of a training checkpoint before it is loaded.
+
+    Args:
+        model: Prepared model.
+        weights: Tensors of the checkpoint.
+
+    Raises:
+        ValueError: Naming the first tensor whose numbers cannot be.
+    """
+    for name, value in weights.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise ValueError(
+                f'the training checkpoint has NaN or infinity in {name}: take '
+                'an earlier checkpoint')
+    for name, quantizer in quantizers(model):
+        problem = grid_problem(quantizer, weights, prefix=f'{name}.')
+        if problem is not None:
+            raise ValueError(
+                f'the training checkpoint does not fit: it has '
+                f'{name}.{problem}; take the config and the bits that it was '
+                'trained with, or another checkpoint')
+
+
+def grid_problem(quantizer: Quantizer, weights: Mapping[str, Tensor], *,
+                 prefix: str) -> str | None:
+    """Say which number of one quantizer's state cannot be.
+
+    Args:
+        quantizer: Quantizer of the model, with the recipe's spec.
+        weights: Tensors of the checkpoint.
+        prefix: The quantizer's name and a dot.
+
+    Returns:
+        Name, value and what is allowed; None if all is well, also where the
+        checkpoint has no range yet.
+    """
+    grid = weights.get(f'{prefix}grid')
+    if grid is None or not grid.numel():
+        return None
+    if grid.dtype != torch.int32 or grid.shape != (2, ):
+        return f'grid of {grid.dtype} {list(grid.shape)}, not two int32'
+    low, high = grid.tolist()
     allowed = [quantizer.spec.bounds(signed=s) for s in (True, False)]
-    return not quantizer.calibrated or bounds in allowed
+    if (low, high) not in allowed:
+        return (f'grid={[low, high]}, {high - low + 1} levels there, '
+                f'{quantizer.spec.num_levels} in qconfig')
+    for part in ('scale', 'gain'):
+        value = weights.get(f'{prefix}{part}')
+        if value is not None and not (
+                value.numel() and value.ndim == 1
+                and bool((value > 0).all())):
+            return f'{part} that is empty or not positive'
+    for part in ('zero_point', 'offset'):
+        value = weights.get(f'{prefix}{part}')
+        if value is not None and not (
+                value.numel() and value.ndim == 1
+                and bool(((value >= low) & (value <= high)).all())):
+            return f'{part} outside of the grid {low} to {high}'
+    return None

@@ -5,16 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
+from torch import Tensor
 
 from taskptq.engine.calibration_data import EvaluationSource
 from taskptq.engine.ptq_hook import PTQHook, plain_pipeline
+from taskptq.engine.qat import CHECKPOINT_KEY, STAGES
 
 __all__ = [
-    'check_continuation', 'dataset_meta', 'evaluation_source',
+    'check_continuation', 'check_entry', 'dataset_meta', 'evaluation_source',
     'refuse_company'
 ]
 
@@ -47,6 +50,56 @@ def refuse_company(runner: Runner) -> None:
         raise ValueError(
             'QATHook cannot train a compiled model, since it was compiled '
             'before its layers are swapped: leave compile out')
+
+
+def check_entry(entry: Any, *, schema: int) -> None:
+    """Refuse a training checkpoint that was not written by QATHook.
+
+    Args:
+        entry: What lies under ``taskptq_qat``, plain types.
+        schema: The one that this version reads.
+
+    Raises:
+        ValueError: Naming the part that is wrong.
+    """
+    if not isinstance(entry, Mapping):
+        raise ValueError(entry_error('is not a dict'))
+    if entry.get('schema') != schema:
+        raise ValueError(
+            f'the training checkpoint has schema {entry.get("schema")!r} '
+            f'(written by taskptq {entry.get("version")!r}), but this '
+            f'version reads schema {schema}')
+    for name in ('recipe', 'report', 'weights'):
+        if not isinstance(entry.get(name), Mapping) or not entry[name]:
+            raise ValueError(entry_error(f'has no {name}'))
+    for name in ('qconfig', 'training'):
+        if not isinstance(entry['recipe'].get(name), Mapping):
+            raise ValueError(entry_error(f'has no recipe.{name}'))
+    stage = entry['recipe']['training'].get('stage')
+    if type(stage) is not int or stage not in STAGES:
+        raise ValueError(entry_error(f'has recipe.training.stage={stage!r}'))
+    if not isinstance(entry.get('teacher'), str | None):
+        raise ValueError(entry_error('has a teacher that is not a digest'))
+    for name, value in entry['weights'].items():
+        if not (isinstance(name, str) and is_dense(value)):
+            raise ValueError(
+                entry_error(f'has weights[{name!r}] that is not a tensor'))
+
+
+def is_dense(value: Any) -> bool:
+    """Whether a value is a plain tensor, of which every number is stored."""
+    return (isinstance(value, Tensor) and value.layout is torch.strided
+            and not value.is_quantized
+            and (not value.numel() or 0 not in value.stride()
+                 or value.untyped_storage().nbytes()
+                 >= value.numel() * value.element_size()))
+
+
+def entry_error(problem: str) -> str:
+    """Say what is wrong with a training checkpoint, and the way out."""
+    return (f'the training checkpoint is damaged: its entry '
+            f'{CHECKPOINT_KEY} {problem}; take another checkpoint of that '
+            'training')
 
 
 def check_continuation(before: Mapping[str, Any], now: Mapping[str, Any], *,

@@ -17,6 +17,12 @@ from taskptq.engine.calibration_data import (
     CalibrationConfig,
     build_calibration,
 )
+from taskptq.engine.checkpoint_guard import (
+    drop_config_text,
+    guard_runner,
+    guarded_path,
+    refuse_misfit,
+)
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.pipeline import (
     Recipe,
@@ -38,6 +44,7 @@ from taskptq.engine.qat import (
 )
 from taskptq.engine.qat_checks import (
     check_continuation,
+    check_entry,
     dataset_meta,
     evaluation_source,
     refuse_company,
@@ -49,6 +56,10 @@ from taskptq.engine.qat_teacher import (
     make_teacher,
     other_teacher,
     save_teacher,
+)
+from taskptq.engine.refusals import (
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import is_quantized
 from taskptq.prepare import QConfig
@@ -91,6 +102,8 @@ class QATHook(Hook):
         seed: Seed of the choice of calibration images.
         out: Quantized file to write; None is ``quantized.pth`` in the
             work_dir, relative paths are relative to it.
+        trust_checkpoint: Unpickle a checkpoint that is not plain, which runs
+            code that it names: for files whose source you trust.
 
     Raises:
         ValueError: If a setting is impossible.
@@ -98,6 +111,7 @@ class QATHook(Hook):
 
     # Ahead of everything that looks at the model or the optimizer.
     priority = 'VERY_HIGH'
+    checkpoint_key = CHECKPOINT_KEY
 
     def __init__(self,
                  qconfig: Mapping[str, Any] | None = None,
@@ -107,7 +121,8 @@ class QATHook(Hook):
                  stage: int = 2,
                  lr_mult: float | Mapping[str, float] | None = None,
                  seed: int = 0,
-                 out: str | None = None) -> None:
+                 out: str | None = None,
+                 trust_checkpoint: bool = False) -> None:
         if stage not in STAGES:
             raise ValueError(f'stage={stage!r}: choose one of {list(STAGES)}')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
@@ -119,6 +134,7 @@ class QATHook(Hook):
         self.lr_mult = read_lr_mult(lr_mult)
         self.seed = seed
         self.out = out
+        self.trust_checkpoint = trust_checkpoint
         self.qconfig: QConfig | None = None
         self.recipe: dict[str, Any] = {}
         if qconfig is not None:
@@ -152,17 +168,28 @@ class QATHook(Hook):
         }
 
     def before_run(self, runner: Runner) -> None:
-        """Refuse, before any weight is read, what cannot work.
+        """Guard what the runner reads next; refuse what cannot work.
 
         Raises:
-            ValueError: See ``refuse_company``.
+            FileNotFoundError: If there is no such checkpoint.
+            ValueError: See ``guard_runner`` and ``refuse_company``; or if
+                nothing can be written.
         """
-        if not self._in_training(runner):
+        training = self._in_training(runner)
+        guard_runner(
+            runner, training=training, trust_checkpoint=self.trust_checkpoint)
+        if not training:
             return
         if self.qconfig is None:
             raise ValueError('QATHook needs qconfig to train: add one to the '
                              'hook')
         refuse_company(runner)
+        refuse_unwritable_folder(runner.work_dir, name='work_dir')
+        refuse_unwritable_file(self._out_path(runner), name='QATHook.out')
+
+    def _out_path(self, runner: Runner) -> Path:
+        out = 'quantized.pth' if self.out is None else self.out
+        return Path(runner.work_dir) / out
 
     def after_load_checkpoint(self, runner: Runner,
                               checkpoint: dict[str, Any]) -> None:
@@ -177,6 +204,8 @@ class QATHook(Hook):
             ValueError: If the checkpoint cannot be used here.
         """
         training = self._in_training(runner)
+        if training and not self.trust_checkpoint:
+            drop_config_text(checkpoint)
         if is_quantized(checkpoint):
             if training:
                 raise ValueError(
@@ -191,12 +220,11 @@ class QATHook(Hook):
                     'QATHook resumes its own checkpoints only, and this one '
                     'is of another training: start from it with load_from '
                     'and without resume')
+            refuse_misfit(
+                unwrap(runner.model), checkpoint, logger=runner.logger,
+                path=guarded_path(runner._load_from))
             return
-        if entry.get('schema') != SCHEMA:
-            raise ValueError(
-                f'the training checkpoint has schema {entry.get("schema")!r} '
-                f'(written by taskptq {entry.get("version")}), but this '
-                f'version reads schema {SCHEMA}')
+        check_entry(entry, schema=SCHEMA)
         self._rebuild(runner, entry, training=training)
         # The runner loads this into the model once more; clones, because a
         # load must not copy a tensor onto itself.
@@ -314,14 +342,14 @@ class QATHook(Hook):
                 entry['recipe'], self.recipe, resume=self._resumed)
             self._recall_teacher(runner, entry)
         else:
-            self.recipe = entry['recipe']
-            qconfig = build_qconfig(self.recipe['qconfig'])
+            self.recipe = to_plain(entry['recipe'])
+            qconfig = build_qconfig(self.recipe['qconfig'], from_file=True)
             stage = self.recipe['training']['stage']
         assert qconfig is not None
         self._swap(runner, qconfig, stage=stage)
         load_training_state(model, entry['weights'])
         if not training or self._resumed:
-            self.report = dict(entry['report'])
+            self.report = to_plain(entry['report'])
 
     def _recall_teacher(self, runner: Runner,
                         entry: Mapping[str, Any]) -> None:
@@ -338,8 +366,9 @@ class QATHook(Hook):
                 'its float weights were not kept: give distillation.teacher '
                 'the config and the float checkpoint')
         folders = [Path(runner.work_dir)]
-        if runner._load_from is not None:
-            folders.append(Path(runner._load_from).parent)
+        read = guarded_path(runner._load_from)
+        if read is not None:
+            folders.append(read.parent)
         found = find_teacher(
             runner.model, folders, digest=self._teacher_digest)
         # This run's own checkpoints will look for it here.
@@ -385,7 +414,7 @@ class QATHook(Hook):
         model.eval()
         self._frozen = True
         work_dir = Path(runner.work_dir)
-        out = work_dir / ('quantized.pth' if self.out is None else self.out)
+        out = self._out_path(runner)
         out.parent.mkdir(parents=True, exist_ok=True)
         self.report |= {
             'taskptq': __version__,

@@ -1,0 +1,86 @@
+"""How a run that cannot work ends: early, and in one sentence."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from taskptq.export.checkpoint import QuantizedCheckpointError
+
+__all__ = [
+    'one_sentence', 'refuse_unwritable_file', 'refuse_unwritable_folder'
+]
+
+PACKAGE = 'taskptq'
+
+
+@contextmanager
+def one_sentence() -> Iterator[None]:
+    """End a command line tool with the sentence of our own checks.
+
+    Errors of a host, and of code that is wrong, keep their traceback.
+
+    Raises:
+        SystemExit: With the sentence.
+    """
+    try:
+        yield
+    except (OSError, ValueError, QuantizedCheckpointError) as error:
+        if not raised_here(error):
+            raise
+        raise SystemExit(str(error)) from error
+
+
+def raised_here(error: BaseException) -> bool:
+    """Whether an error was raised in a module of this package."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    module = str(trace.tb_frame.f_globals.get('__name__', ''))
+    return module.partition('.')[0] == PACKAGE
+
+
+def refuse_unwritable_folder(path: str | Path, *, name: str) -> None:
+    """Refuse a folder that is to be written into, before the work.
+
+    Args:
+        path: The folder, which need not exist yet.
+        name: The setting that gives it.
+
+    Raises:
+        ValueError: If it is a file or lies below one, or is read-only.
+    """
+    path = Path(path)
+    folder = path.absolute()
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    if not folder.is_dir():
+        raise ValueError(
+            f'{name}={path} cannot be made, because {folder} is not a '
+            'folder: choose another')
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(
+            f'{name}={path} cannot be written: {folder} is read-only, choose '
+            'another or change its permissions')
+
+
+def refuse_unwritable_file(path: str | Path, *, name: str) -> None:
+    """Refuse a file that is to be written, before the work.
+
+    Args:
+        path: The file, which need not exist yet.
+        name: The setting that gives it.
+
+    Raises:
+        ValueError: If it is a folder, or its folder cannot be written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f'{name}={path} is a folder: give a file in it')
+    if path.exists() and not os.access(path, os.W_OK):
+        raise ValueError(f'{name}={path} is read-only: choose another')
+    refuse_unwritable_folder(path.parent, name=name)
