@@ -1,6 +1,7 @@
 """Calibration: one pass over the data sets every range."""
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,20 +9,23 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from taskptq.calibration.images import constant_images
+from taskptq.calibration.unreached import (
+    CHOICES,
+    activation_quantizers,
+    find_unreached,
+    leave_float,
+)
 from taskptq.core import PowerOfTwoQuantizer, observing
 from taskptq.core.quantizers import Quantizer
 from taskptq.core.reduce import reduce_observers
-from taskptq.core.state import is_weight_quantizer, quantizers
-from taskptq.modules.base import quant_modules
-from taskptq.modules.multihead_attention import QuantMultiheadAttention
-from taskptq.modules.sam_attention import QuantSamDecoderAttention
+from taskptq.modules.base import QuantModule, quant_modules
 
 Forward = Callable[[nn.Module, Any], Any]
 
-# Attentions that see at each call which of their inputs are one tensor.
-SHARING = (QuantMultiheadAttention, QuantSamDecoderAttention)
+logger = logging.getLogger('taskptq')
 
 
 @dataclass(kw_only=True)
@@ -33,6 +37,10 @@ class CalibrationReport:
         seconds: Wall time.
         unobserved: Activation quantizers that saw no data and therefore
             stay float; layers that only training runs are the usual case.
+        left_float: Counterpart that stays float, its weights too -> why.
+        covering: Batches of this rank, by index, that together called every
+            counterpart which any of them called; the first one is.
+        warnings: What a reader should look at.
         softmax: What the search of each softmax grid found, by quantizer:
             see ``taskptq.core.granularity.Granularity``.
     """
@@ -40,6 +48,9 @@ class CalibrationReport:
     num_batches: int = 0
     seconds: float = 0.0
     unobserved: list[str] = field(default_factory=list)
+    left_float: dict[str, str] = field(default_factory=dict)
+    covering: list[int] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     softmax: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,43 +72,63 @@ def calibration_mode(model: nn.Module) -> Iterator[None]:
 
 
 def calibrate(
-    model: nn.Module, batches: Sequence[Any], *, forward: Forward
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    forward: Forward,
+    unreached: str = 'error',
 ) -> CalibrationReport:
     """Set the ranges of all quantizers.
+
+    Parts that only training runs stay float, and so do layers whose weights
+    others read without calling them.
 
     Args:
         model: Swapped model.
         batches: Collated data batches (this rank's share).
         forward: Runs the model on one batch.
+        unreached: What to do where no batch reached another quantizer:
+            'error', or 'float', which leaves its module float.
 
     Raises:
-        ValueError: If there is no batch, or an activation is not finite (the
-            quantizer's name is in the message).
+        ValueError: If there is no batch; a weight or an activation is not
+            finite, or no batch reached a quantizer (the layer's name is in
+            the message).
     """
+    if unreached not in CHOICES:
+        raise ValueError(
+            f'unreached={unreached!r}: choose one of {", ".join(CHOICES)}'
+        )
     if not batches:
         raise ValueError('calibration set is empty: give at least one batch')
     start = time.perf_counter()
+    _check_weights(model)
+    watch = _Watch(model)
+    with calibration_mode(model), observing(model), watch.active():
+        for i, batch in enumerate(batches):
+            watch.batch = i
+            forward(model, batch)
+    activations = activation_quantizers(model)
+    reduce_observers([q.observer for _, q in activations if q.observer])
+    found = find_unreached(
+        model,
+        called=watch.first_calls,
+        batch=batches[0],
+        forward=forward,
+        unreached=unreached,
+    )
+    leave_float(model, found.left_float)
+    for _, quantizer in activations:
+        quantizer.calibrate()
     for _, module in quant_modules(model):
         module.calibrate_weights()
-    with calibration_mode(model), observing(model), _named_errors(model):
-        for batch in batches:
-            forward(model, batch)
-    activations = [
-        (name, quantizer)
-        for name, quantizer in quantizers(model)
-        if not is_weight_quantizer(name) and quantizer.observer is not None
-    ]
-    reduce_observers([q.observer for _, q in activations if q.observer])
-    missing = {name for name, q in activations if not q.calibrate()}
-    unobserved = [
-        name
-        for name, _ in activations
-        if name in missing and not _is_shared(model, name, missing)
-    ]
     return CalibrationReport(
         num_batches=len(batches),
         seconds=time.perf_counter() - start,
-        unobserved=unobserved,
+        unobserved=found.quantizers,
+        left_float=found.left_float,
+        covering=sorted({0, *watch.first_calls.values()}),
+        warnings=_warnings(batches, watch),
         softmax={
             name: quantizer.granularity.to_dict()
             for name, quantizer in activations
@@ -107,43 +138,100 @@ def calibrate(
     )
 
 
-def _is_shared(model: nn.Module, name: str, missing: set[str]) -> bool:
-    """Whether an unset quantizer is one that a shared input leaves unused.
+@torch.no_grad()
+def _check_weights(model: nn.Module) -> None:
+    """Refuse weights that no grid can hold, before any work."""
+    for name, module in quant_modules(model):
+        for parameter, slot in module.active_slots():
+            quantizer = getattr(module, slot)
+            weight: Tensor = getattr(module, parameter)
+            if quantizer is None or quantizer.observer is None:
+                continue
+            bad = weight.numel() - int(weight.isfinite().sum())
+            if bad:
+                raise ValueError(
+                    f'{name}.{parameter} holds NaN or infinity in {bad} of '
+                    f'{weight.numel()} values: check the float checkpoint, '
+                    'or leave the layer float with qconfig.keep_float'
+                )
 
-    An attention whose key is its query (or its value its key) quantizes the
-    tensor once, by the quantizer of the former.
+
+def _warnings(batches: Sequence[Any], watch: _Watch) -> list[str]:
+    """Log and return what makes the calibration images suspicious."""
+    found = []
+    constant, total = constant_images(batches)
+    if constant:
+        found.append(
+            f'{constant} of {total} calibration images have one single '
+            'color: ranges from such images may leave a model that detects '
+            'nothing; look at the calibration set'
+        )
+    elif watch.is_constant:
+        found.append(
+            f'the input of {watch.first_quantizer} has the one value '
+            f'{watch.low:g} in all {len(batches)} calibration batches: look '
+            'at the calibration images and the preprocessing'
+        )
+    for text in found:
+        logger.warning(text)
+    return found
+
+
+class _Watch:
+    """What the forwards of a calibration call and read first.
+
+    Adds the quantizer's name to an error that its observer raises.
     """
-    owner, _, point = name.rpartition('.')
-    return (
-        point in ('key_input_quantizer', 'value_input_quantizer')
-        and isinstance(model.get_submodule(owner), SHARING)
-        and f'{owner}.input_quantizer'.lstrip('.') not in missing
-    )
 
+    def __init__(self, model: nn.Module) -> None:
+        self.batch = 0
+        self.first_calls: dict[str, int] = {}
+        self.first_quantizer = ''
+        self.low = float('inf')
+        self.high = float('-inf')
+        self._current = ''
+        self._names = {
+            module: name
+            for name, module in model.named_modules()
+            if isinstance(module, Quantizer | QuantModule)
+        }
 
-@contextmanager
-def _named_errors(model: nn.Module) -> Iterator[None]:
-    """Add the quantizer's name to an error that its observer raises."""
-    current: list[str] = ['']
-    names = {id(q): name for name, q in quantizers(model)}
+    @property
+    def is_constant(self) -> bool:
+        """Whether the first quantizer saw one single value."""
+        return self.low == self.high
 
-    def remember(module: nn.Module, _: Any) -> None:
-        current[0] = names[id(module)]
+    @contextmanager
+    def active(self) -> Iterator[None]:
+        """Watch the calls inside."""
+        handles = [
+            module.register_forward_pre_hook(self._see)
+            for module in self._names
+        ]
+        try:
+            yield
+        except ValueError as error:
+            if 'NaN or infinity' not in str(error):
+                raise
+            raise ValueError(
+                f'{self._current}: {error}; check the float model and its '
+                'input normalisation, or leave the layer float with '
+                'qconfig.keep_float'
+            ) from error
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    handles = [
-        module.register_forward_pre_hook(remember)
-        for module in model.modules()
-        if isinstance(module, Quantizer)
-    ]
-    try:
-        yield
-    except ValueError as error:
-        if 'NaN or infinity' not in str(error):
-            raise
-        raise ValueError(
-            f'{current[0]}: {error}; check the float model and its input '
-            'normalisation, or leave the layer float with qconfig.keep_float'
-        ) from error
-    finally:
-        for handle in handles:
-            handle.remove()
+    def _see(self, module: nn.Module, args: Any) -> None:
+        name = self._names[module]
+        if not isinstance(module, Quantizer):
+            self.first_calls.setdefault(name, self.batch)
+            return
+        self._current = name
+        # A host may call a layer's forward itself; its quantizers tell.
+        self.first_calls.setdefault(name.rpartition('.')[0], self.batch)
+        self.first_quantizer = self.first_quantizer or name
+        if name == self.first_quantizer and args[0].numel():
+            low, high = args[0].aminmax()
+            self.low = min(self.low, float(low))
+            self.high = max(self.high, float(high))

@@ -202,6 +202,34 @@ OUTPUT_SEQUENCES: tuple[str, ...] = (
     r're:(.*\.)?iou_prediction_head\.layers',
 )
 
+# Parts that evaluation never calls: class of the owner ('' is any) -> names of
+# its attributes. They stay float where calibration does not reach them.
+TRAINING_ONLY: dict[str, tuple[str, ...]] = {
+    '': (
+        'auxiliary_head',
+        'aux_head',
+        'aux',
+        'dn_query_generator',
+        'teacher_model',
+    ),
+    'mmdet.models.dense_heads.ddq_detr_head.DDQDETRHead': (
+        'aux_cls_branches',
+        'aux_reg_branches',
+    ),
+    'mmdet.models.dense_heads.yolact_head.YOLACTProtonet': ('segm_branch',),
+    'mmdet.models.detectors.semi_base.SemiBaseDetector': (
+        'student',
+        'teacher',
+    ),
+    'mmseg.models.decode_heads.ddr_head.DDRHead': ('aux_cls_seg',),
+    'mmseg.models.decode_heads.pid_head.PIDHead': (
+        'p_head',
+        'd_head',
+        'p_cls_seg',
+        'd_cls_seg',
+    ),
+}
+
 
 def dotted(cls: type) -> str:
     """Return ``module.QualifiedName`` of a class."""
