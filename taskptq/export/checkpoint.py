@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from taskptq.core import AffineQuantizer, Observer, Quantizer, enable
 from taskptq.export.files import load, save
+from taskptq.export.numbers import (
+    by_quantizer,
+    model_faults,
+    weight_faults,
+)
 from taskptq.export.packing import pack_codes, unpack_codes
 from taskptq.export.schema import (
     SCHEMA,
@@ -17,13 +22,14 @@ from taskptq.export.schema import (
     compute_digest,
     is_quantized,
     plain,
-    verify,
 )
+from taskptq.export.verification import VerifiedPayload, check, verify
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.version import __version__
 
 __all__ = [
     'QuantizedCheckpointError',
+    'VerifiedPayload',
     'is_quantized',
     'load',
     'pack_model',
@@ -59,6 +65,7 @@ def pack_model(
     *,
     recipe: Mapping[str, Any],
     meta: Mapping[str, Any],
+    structure: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Turn a frozen model into the payload of a quantized checkpoint.
 
@@ -67,13 +74,16 @@ def pack_model(
         recipe: How it was made (qconfig, calibration, ...), plain types;
             enough to prepare a float model in the same way.
         meta: Anything plain that readers like to know (class names).
+        structure: What preparation decided (``decisions``, ``products``),
+            plain types; a restore replays it without data.
 
     Returns:
         The payload, on CPU, sharing no memory with the model.
 
     Raises:
-        QuantizedCheckpointError: If a weight is not frozen on its grid, or
-            ``recipe`` or ``meta`` hold other than plain types.
+        QuantizedCheckpointError: If a weight is not frozen on its grid, a
+            number could not be read back (NaN, a scale of 0), or ``recipe``,
+            ``meta`` or ``structure`` hold other than plain types.
     """
     for slot in _all_slots(model):
         _check_frozen(slot)
@@ -89,12 +99,14 @@ def pack_model(
         'taskptq': {'schema': SCHEMA, 'version': __version__},
         'state_dict': STATE_DICT_NOTE,
         'recipe': plain(recipe, name='recipe'),
+        'structure': plain(structure or {}, name='structure'),
         'weights': weights,
         'quantizers': {k: _compact(v) for k, v in state.quantizers.items()},
         'float': {k: _detached(v) for k, v in rest.items()},
         'meta': plain(meta, name='meta'),
     }
     payload['digest'] = compute_digest(payload)
+    check(payload)
     return payload
 
 
@@ -111,12 +123,13 @@ def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
         QuantizedCheckpointError: If the payload is not valid or doesn't fit
             the model.
     """
-    verify(payload)
+    payload = verify(payload)
     state = _collect(model)
     misfits = [
         *_weight_misfits(payload, state),
         *_name_misfits(payload, state),
         *_shape_misfits(payload, state),
+        *model_faults(payload, model),
     ]
     if misfits:
         more = len(misfits) - MAX_NAMED
@@ -245,6 +258,7 @@ def _pack_weight(slot: _Slot) -> dict[str, Any]:
 
 def _weight_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
     misfits = []
+    quantizers = by_quantizer(payload['quantizers'])
     for key, entry in payload['weights'].items():
         slot = state.slots.get(key)
         if slot is None:
@@ -264,12 +278,11 @@ def _weight_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
                 f'{spec.num_bits} in the model'
             )
         scales = 1 if spec.ch_axis is None else weight.shape[spec.ch_axis]
-        stored = payload['quantizers'].get(f'{slot.quantizer_name}.scale')
-        if stored is not None and stored.numel() != scales:
-            misfits.append(
-                f'weight {key!r} has {stored.numel()} scale(s) in the file, '
-                f'{scales} in the model'
-            )
+        fields = quantizers.get(slot.quantizer_name, {})
+        misfits += [
+            f'weight {key!r} {fault}'
+            for fault in weight_faults(entry, fields, num_scales=scales)
+        ]
     return misfits
 
 
@@ -295,10 +308,15 @@ def _shape_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
     for key, slot in state.slots.items():
         expected[key] = getattr(slot.module, slot.parameter)
     return [
-        f'{key!r} has shape {list(tensor.shape)} in the file, '
-        f'{list(expected[key].shape)} in the model'
+        f'{key!r} has shape {list(tensor.shape)} ({tensor.dtype}) in the '
+        f'file, {list(expected[key].shape)} ({expected[key].dtype}) in the '
+        'model'
         for key, tensor in payload['float'].items()
-        if key in expected and tensor.shape != expected[key].shape
+        if key in expected
+        and (
+            tensor.shape != expected[key].shape
+            or tensor.is_floating_point() != expected[key].is_floating_point()
+        )
     ]
 
 

@@ -1,18 +1,18 @@
 """Quantized checkpoints on disk: written atomically, read without code."""
 from __future__ import annotations
 
-import os
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from taskptq.export.schema import QuantizedCheckpointError, verify
-
-ZIP_MAGIC = b'PK\x03\x04'
+from taskptq.core.atomic import write_atomically
+from taskptq.export.archive import ZIP_MAGIC
+from taskptq.export.errors import DamagedFileError, NotPlainFileError
+from taskptq.export.reader import read_file
+from taskptq.export.schema import QuantizedCheckpointError
+from taskptq.export.verification import VerifiedPayload, verify
 
 
 def save(payload: Mapping[str, Any], path: str | Path) -> None:
@@ -21,21 +21,15 @@ def save(payload: Mapping[str, Any], path: str | Path) -> None:
     Args:
         payload: From :func:`taskptq.export.pack_model`.
         path: Where to; replaced if it exists, folders are made.
+
+    Raises:
+        DiskFullError: If the disk is full; says how many bytes it takes.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-    try:
-        with partial.open('wb') as file:
-            torch.save(dict(payload), file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    content = dict(payload)
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
-def load(path: str | Path) -> dict[str, Any]:
+def load(path: str | Path) -> VerifiedPayload:
     """Read and verify a payload; runs nothing that the file brings along.
 
     Args:
@@ -45,41 +39,47 @@ def load(path: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no such file.
         QuantizedCheckpointError: If the file is truncated or damaged, needs
             unpickling of other objects, isn't ours, has another schema, or
-            doesn't match its digest.
+            doesn't match its digest or its numbers are impossible.
     """
     path = Path(path)
-    _check_container(path)
+    _refuse_other_formats(path)
     try:
-        payload = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as error:
+        payload = read_file(path)
+    except NotPlainFileError as error:
         raise QuantizedCheckpointError(
             f'{path} holds objects other than tensors and plain types, which '
-            'a quantized checkpoint never does; it was not loaded, because '
-            'that would run code from the file'
+            f'a quantized checkpoint never does (it {error}); it was not '
+            'loaded, because that could run code from the file'
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except DamagedFileError as error:
         raise QuantizedCheckpointError(
-            f'{path} is damaged (reading it failed): fetch or write it again'
+            f'{path} {error}: fetch or write it again'
         ) from error
+    return verify_file(payload, path)
+
+
+def verify_file(payload: Any, path: str | Path) -> VerifiedPayload:
+    """Verify what was read from a file; errors start with its path.
+
+    Raises:
+        QuantizedCheckpointError: See :func:`taskptq.export.verify`.
+    """
     try:
-        verify(payload)
+        return verify(payload)
     except QuantizedCheckpointError as error:
         raise QuantizedCheckpointError(f'{path}: {error}') from error
-    return dict(payload)
 
 
-def _check_container(path: Path) -> None:
-    """Tell a truncated file from one of another format, by its ends."""
+def _refuse_other_formats(path: Path) -> None:
     with path.open('rb') as file:
         start = file.read(len(ZIP_MAGIC))
-    if zipfile.is_zipfile(path):
-        return
-    if start == ZIP_MAGIC[: len(start)]:
+    if start != ZIP_MAGIC[: len(start)]:
+        raise QuantizedCheckpointError(
+            f'{path} is not a quantized checkpoint of taskptq (not in the '
+            'zip format of torch.save): pass the file that quantization wrote'
+        )
+    if len(start) < len(ZIP_MAGIC):
         raise QuantizedCheckpointError(
             f'{path} is truncated (its end is missing): fetch or write it '
             'again'
         )
-    raise QuantizedCheckpointError(
-        f'{path} is not a quantized checkpoint of taskptq (not in the zip '
-        'format of torch.save): pass the file that quantization wrote'
-    )

@@ -1,4 +1,4 @@
-"""Dense bit packing of integer codes: 2 to 8 bits each, no padding between.
+"""Dense bit packing of integer codes: 1 to 16 bits each, no padding between.
 
 Code i occupies bits ``i * num_bits`` and up of the stream; the stream's first
 bit is the lowest bit of the first byte.
@@ -11,10 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from taskptq.core.spec import MAX_BITS, MIN_BITS
-
+# What the file format can hold; grids in use have fewer (core.spec).
+MAX_CODE_BITS = 16
 # Eight codes of b bits fill exactly b bytes: the unit of all work here.
 GROUP = 8
+# Up to here these eight codes fit into one int64.
+WORD_CODE_BITS = 8
 
 
 def packed_length(count: int, *, num_bits: int) -> int:
@@ -27,7 +29,7 @@ def pack_codes(codes: Tensor, *, num_bits: int, quant_min: int) -> Tensor:
 
     Args:
         codes: Any shape, integers in [quant_min, quant_min + 2^num_bits - 1].
-        num_bits: Bits of one code, 2 to 8.
+        num_bits: Bits of one code, 1 to 16.
         quant_min: Lowest code; stored as 0.
 
     Returns:
@@ -48,12 +50,15 @@ def pack_codes(codes: Tensor, *, num_bits: int, quant_min: int) -> Tensor:
         )
     padded = flat.new_zeros(-(-flat.numel() // GROUP) * GROUP)
     padded[: flat.numel()] = flat
-    groups = padded.reshape(-1, GROUP)
-    words = torch.zeros_like(groups[:, 0])
-    for i in range(GROUP):
-        words |= groups[:, i] << (num_bits * i)
-    parts = [(words >> (8 * j)) & 0xFF for j in range(num_bits)]
-    packed = torch.stack(parts, dim=1).to(torch.uint8).flatten()
+    if num_bits <= WORD_CODE_BITS:
+        groups = padded.reshape(-1, GROUP)
+        words = torch.zeros_like(groups[:, 0])
+        for i in range(GROUP):
+            words |= groups[:, i] << (num_bits * i)
+        parts = [(words >> (8 * j)) & 0xFF for j in range(num_bits)]
+        packed = torch.stack(parts, dim=1).to(torch.uint8).flatten()
+    else:
+        packed = _from_bits(_to_bits(padded, count=num_bits), count=8)
     return packed[: packed_length(flat.numel(), num_bits=num_bits)].clone()
 
 
@@ -86,6 +91,10 @@ def unpack_codes(
     num_groups = -(-count // GROUP)
     padded = packed.new_zeros(num_groups * num_bits)
     padded[:expected] = packed.reshape(-1)
+    if num_bits > WORD_CODE_BITS:
+        codes = _from_bits(_to_bits(padded, count=8), count=num_bits)
+        codes = codes[:count] + quant_min
+        return codes.to(torch.int32).reshape(tuple(shape))
     groups = padded.reshape(num_groups, num_bits).to(torch.int64)
     words = torch.zeros(num_groups, dtype=torch.int64, device=packed.device)
     for j in range(num_bits):
@@ -96,9 +105,25 @@ def unpack_codes(
     return codes.to(torch.int32).reshape(tuple(shape))
 
 
+def _to_bits(values: Tensor, *, count: int) -> Tensor:
+    """Return the lowest ``count`` bits of (N,) values, (N * count,) uint8."""
+    bits = [((values >> i) & 1).to(torch.uint8) for i in range(count)]
+    return torch.stack(bits, dim=1).flatten()
+
+
+def _from_bits(bits: Tensor, *, count: int) -> Tensor:
+    """Undo :func:`_to_bits`: uint8 up to eight bits, int32 beyond."""
+    rows = bits.reshape(-1, count)
+    dtype = torch.uint8 if count <= 8 else torch.int32
+    values = torch.zeros(len(rows), dtype=dtype, device=bits.device)
+    for i in range(count):
+        values |= rows[:, i].to(dtype) << i
+    return values
+
+
 def _check_bits(num_bits: int) -> None:
-    if not MIN_BITS <= num_bits <= MAX_BITS:
+    if not 1 <= num_bits <= MAX_CODE_BITS:
         raise ValueError(
-            f'num_bits={num_bits} is not supported: choose {MIN_BITS} to '
-            f'{MAX_BITS} bits'
+            f'num_bits={num_bits} is not supported: choose 1 to '
+            f'{MAX_CODE_BITS} bits'
         )

@@ -9,8 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SCHEMA = 1
-SECTIONS = ('recipe', 'weights', 'quantizers', 'float', 'digest', 'meta')
+SCHEMA = 2
+READABLE = (1, 2)
+# Sections of plain data and of tensors by name; the header, the note and the
+# digest come on top.
+PLAIN_SECTIONS = {1: ('recipe', 'meta'), 2: ('recipe', 'structure', 'meta')}
+TENSOR_SECTIONS = ('quantizers', 'float')
 WEIGHT_FIELDS = ('packed', 'shape', 'num_bits', 'quant_min')
 # In the place of the weights: a runner that doesn't know this format would
 # load a mapping non-strictly and evaluate random weights; this stops it.
@@ -32,11 +36,23 @@ def is_quantized(checkpoint: object) -> bool:
     return isinstance(header, Mapping) and 'schema' in header
 
 
+def sections(schema: int) -> tuple[str, ...]:
+    """Return the names of all parts of a payload."""
+    return (
+        'taskptq',
+        'state_dict',
+        *PLAIN_SECTIONS[schema],
+        'weights',
+        *TENSOR_SECTIONS,
+        'digest',
+    )
+
+
 def plain(value: Any, *, name: str) -> Any:
     """Copy nested data into builtin types that every reader accepts.
 
     Args:
-        value: Mappings, sequences, str, int, float, bool, None.
+        value: Mappings with str keys, sequences, str, int, float, bool, None.
         name: What ``value`` is called in the error.
 
     Raises:
@@ -44,12 +60,14 @@ def plain(value: Any, *, name: str) -> Any:
     """
     if isinstance(value, Mapping):
         for key in value:
-            if not isinstance(key, str | int):
+            if not isinstance(key, str):
                 raise QuantizedCheckpointError(
                     f'{name} has the key {key!r}, but keys of a quantized '
-                    'checkpoint must be str or int'
+                    'checkpoint must be str: turn it into one'
                 )
-        return {k: plain(v, name=f'{name}.{k}') for k, v in value.items()}
+        return {
+            str(k): plain(v, name=f'{name}.{k}') for k, v in value.items()
+        }
     if isinstance(value, list | tuple):
         return [plain(v, name=f'{name}[{i}]') for i, v in enumerate(value)]
     if value is None or type(value) in (str, int, float, bool):
@@ -65,79 +83,38 @@ def compute_digest(payload: Mapping[str, Any]) -> str:
     """Return the sha256 over all tensors and over what they mean.
 
     Covers names, dtypes, shapes and bytes of the tensors, the schema, the
-    recipe and the weights' descriptions; not ``meta``.
+    weights' descriptions, the recipe, the structure and ``meta`` (in schema
+    1 only the recipe of these three).
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(_tensors(payload), key=lambda item: item[0]):
+    for name, tensor in sorted(tensors(payload), key=lambda item: item[0]):
         header = [name, str(tensor.dtype), list(tensor.shape)]
         digest.update(_canonical_json(header))
         flat = tensor.detach().cpu().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().data)
-    described = {
-        'schema': payload['taskptq']['schema'],
-        'recipe': payload['recipe'],
+    digest.update(_canonical_json(described(payload)))
+    return digest.hexdigest()
+
+
+def described(payload: Mapping[str, Any]) -> dict[str, Any]:
+    """Return everything under the digest that is not a tensor."""
+    schema = payload['taskptq']['schema']
+    covered = ('recipe',) if schema == 1 else PLAIN_SECTIONS[schema]
+    return {
+        'schema': schema,
+        **{name: payload[name] for name in covered},
         'weights': {
             name: {k: v for k, v in entry.items() if k != 'packed'}
             for name, entry in payload['weights'].items()
         },
     }
-    digest.update(_canonical_json(described))
-    return digest.hexdigest()
 
 
-def verify(payload: Mapping[str, Any]) -> None:
-    """Check that a payload is complete and unchanged since it was written.
-
-    Raises:
-        QuantizedCheckpointError: If it isn't ours, has another schema, lacks
-            a section or doesn't match its digest.
-    """
-    _check_header(payload)
-    _check_sections(payload)
-    if compute_digest(payload) != payload['digest']:
-        raise QuantizedCheckpointError(
-            'the digest of the quantized checkpoint does not match its '
-            'contents: it was changed after it was written; quantize again or '
-            'fetch the file again'
-        )
-
-
-def _check_header(payload: Mapping[str, Any]) -> None:
-    if not is_quantized(payload):
-        raise QuantizedCheckpointError(
-            'this is not a quantized checkpoint of taskptq (it has no '
-            '"taskptq" header): pass the file that quantization wrote'
-        )
-    header = payload['taskptq']
-    if header['schema'] != SCHEMA:
-        raise QuantizedCheckpointError(
-            f'the quantized checkpoint has schema {header["schema"]!r} '
-            f'(written by taskptq {header.get("version", "unknown")}), but '
-            f'this version reads schema {SCHEMA}: install the version that '
-            'wrote it, or quantize again'
-        )
-
-
-def _check_sections(payload: Mapping[str, Any]) -> None:
-    missing = [name for name in SECTIONS if name not in payload]
-    if missing:
-        raise QuantizedCheckpointError(
-            f'the quantized checkpoint lacks the section(s) {missing}: it is '
-            'damaged, quantize again'
-        )
-    for name, entry in payload['weights'].items():
-        if sorted(entry) != sorted(WEIGHT_FIELDS):
-            raise QuantizedCheckpointError(
-                f'the entry of weight {name!r} has the fields '
-                f'{sorted(entry)} instead of {sorted(WEIGHT_FIELDS)}: the '
-                'quantized checkpoint is damaged, quantize again'
-            )
-
-
-def _tensors(payload: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def tensors(payload: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
+    """Yield (section/name, tensor) of everything stored."""
     for name, entry in payload['weights'].items():
         yield f'weights/{name}', entry['packed']
-    for section in ('quantizers', 'float'):
+    for section in TENSOR_SECTIONS:
         for name, tensor in payload[section].items():
             yield f'{section}/{name}', tensor
 

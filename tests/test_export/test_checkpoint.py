@@ -30,7 +30,7 @@ from taskptq.modules.conv import QuantConv2d, QuantConvTranspose2d
 from taskptq.modules.linear import QuantLinear
 
 RECIPE = {'qconfig': {'weight': {'num_bits': 4}}, 'seed': 3, 'names': ('a',)}
-META = {'classes': ['cell', 'dot'], 'ratio': 0.5, 1: None}
+META = {'classes': ['cell', 'dot'], 'ratio': 0.5, 'none': None}
 
 
 def scheme(num_bits=4, *, symmetric=True, learned=False):

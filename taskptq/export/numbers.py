@@ -1,0 +1,285 @@
+"""Whether the numbers of a payload can be those of a quantized model."""
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from taskptq.core import (
+    AffineQuantizer,
+    AlignedQuantizer,
+    LSQQuantizer,
+    Quantizer,
+    QuantSpec,
+)
+from taskptq.core.granularity import TAUS, UNIFORM
+from taskptq.core.head_observer import HEAD_AXIS
+from taskptq.export.errors import shown
+from taskptq.export.packing import MAX_CODE_BITS
+
+Fields = dict[str, Tensor]
+Grid = tuple[int, int]
+
+# (lowest, highest) code of every grid that there is.
+GRIDS: dict[Grid, int] = {
+    grid: bits
+    for bits in range(1, MAX_CODE_BITS + 1)
+    for grid in (
+        (0, 2**bits - 1),
+        (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1),
+    )
+}
+
+
+def number_faults(payload: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the numbers, as far as no model is needed.
+
+    Infinity is no fault in the float section: masks hold it.
+
+    Args:
+        payload: With a checked structure.
+    """
+    groups = by_quantizer(payload['quantizers'])
+    for name, fields in groups.items():
+        for fault in _group_faults(fields):
+            yield f'quantizer {shown(name)} {fault}'
+    for name, entry in payload['weights'].items():
+        fields = groups.get(f'{name}_quantizer', {})
+        grid = _grid(fields)
+        if grid and grid != _codes_of(entry):
+            yield (
+                f'weight {shown(name)} has codes of the grid '
+                f'{_codes_of(entry)}, its quantizer the grid {grid}'
+            )
+    for name, tensor in payload['float'].items():
+        if _is_float(tensor) and bool(tensor.isnan().any()):
+            yield f'float {shown(name)} holds NaN'
+
+
+def by_quantizer(section: Mapping[str, Tensor]) -> dict[str, Fields]:
+    """Group ``<quantizer>.<field>`` by quantizer."""
+    groups: dict[str, Fields] = {}
+    for key, tensor in section.items():
+        name, _, field = key.rpartition('.')
+        groups.setdefault(name, {})[field] = tensor
+    return groups
+
+
+def model_faults(
+    payload: Mapping[str, Any], model: nn.Module
+) -> Iterator[str]:
+    """Yield numbers that differ from what the model's quantizers ask for.
+
+    Args:
+        payload: Without ``number_faults``.
+        model: Prepared with the recipe's qconfig.
+    """
+    groups = by_quantizer(payload['quantizers'])
+    for name, module in model.named_modules():
+        if not isinstance(module, Quantizer) or name not in groups:
+            continue
+        owner = model.get_submodule(name.rpartition('.')[0])
+        for fault in _spec_faults(groups[name], module, owner=owner):
+            yield f'quantizer {shown(name)} {fault}'
+
+
+def weight_faults(
+    entry: Mapping[str, Any], fields: Fields, *, num_scales: int
+) -> Iterator[str]:
+    """Yield what doesn't fit between a packed weight and its quantizer.
+
+    Args:
+        entry: Of the section ``weights``.
+        fields: State of the weight's quantizer.
+        num_scales: What the weight's shape and the model's spec ask for.
+    """
+    grid = _grid(fields)
+    if grid is None:
+        yield 'is packed, but its quantizer has no grid'
+    elif grid != _codes_of(entry):
+        yield (
+            f'has codes of the grid {_codes_of(entry)}, its quantizer the '
+            f'grid {grid}'
+        )
+    scale = fields.get('scale')
+    if scale is not None and scale.numel() != num_scales:
+        yield (
+            f'has {scale.numel()} scale(s) in the file, {num_scales} in the '
+            'model'
+        )
+
+
+def _codes_of(entry: Mapping[str, Any]) -> Grid:
+    low = entry['quant_min']
+    return low, low + 2 ** entry['num_bits'] - 1
+
+
+def _grid(fields: Fields) -> Grid | None:
+    """Return the grid, None if it was never set or is not one."""
+    grid = fields.get('grid')
+    if grid is None or grid.shape != (2,) or _is_float(grid):
+        return None
+    low, high = grid.tolist()
+    return low, high
+
+
+def _is_float(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+def _group_faults(fields: Fields) -> Iterator[str]:
+    grid_state = fields.get('grid')
+    if grid_state is not None and grid_state.numel():
+        grid = _grid(fields)
+        if grid not in GRIDS:
+            yield f'has the grid {shown(grid_state.flatten()[:4].tolist())}'
+            return
+        yield from _calibrated_faults(fields, grid)
+    elif grid_state is not None:
+        for field in ('scale', *_CHECKS):
+            tensor = fields.get(field)
+            if field != 'tau' and tensor is not None and tensor.numel():
+                yield f'has a {field} without a grid'
+    for field, tensor in fields.items():
+        if _is_float(tensor) and not bool(tensor.isfinite().all()):
+            yield f'has a {field} that is not finite'
+
+
+def _calibrated_faults(fields: Fields, grid: Grid) -> Iterator[str]:
+    scale = fields.get('scale')
+    if scale is None or scale.dim() != 1 or not scale.numel():
+        yield 'has a grid, but no scales'
+        return
+    if not scale.is_floating_point():
+        yield f'has scales of {scale.dtype}'
+        return
+    single = scale.float()
+    steps = grid[1] - grid[0]
+    if not bool((single > 0).all() and (single * steps).isfinite().all()):
+        yield (
+            f'has a scale of {_worst(single):g}; scales must be above 0 and '
+            f'finite over {steps} steps'
+        )
+    for field, check in _CHECKS.items():
+        if field in fields:
+            fault = check(fields[field], scale.numel(), grid)
+            if fault:
+                yield f'has {fault}'
+
+
+def _worst(scale: Tensor) -> float:
+    wrong = scale[~((scale > 0) & scale.isfinite())]
+    return float(wrong[0] if wrong.numel() else scale.max())
+
+
+def _zero_point_fault(tensor: Tensor, count: int, grid: Grid) -> str:
+    if _is_float(tensor) or tensor.shape != (count,):
+        return f'{tensor.numel()} zero points of {tensor.dtype}'
+    return _outside(tensor, grid, 'a zero point')
+
+
+def _offset_fault(tensor: Tensor, count: int, grid: Grid) -> str:
+    if not tensor.is_floating_point() or tensor.shape != (count,):
+        return f'{tensor.numel()} offsets of {tensor.dtype}'
+    return _outside(tensor, grid, 'an offset')
+
+
+def _outside(tensor: Tensor, grid: Grid, what: str) -> str:
+    # In a narrow dtype a bound would wrap around.
+    wide = tensor.double()
+    wrong = wide[~((wide >= grid[0]) & (wide <= grid[1]))]
+    if not wrong.numel():
+        return ''
+    return f'{what} of {wrong[0].item():g} outside its grid {grid}'
+
+
+def _tau_fault(tensor: Tensor, count: int, grid: Grid) -> str:
+    legal = (UNIFORM, *TAUS)
+    if _is_float(tensor) or tensor.shape not in ((1,), (count,)):
+        return f'{tensor.numel()} values of tau of {tensor.dtype}'
+    wrong = sorted(set(tensor.tolist()) - set(legal))
+    return f'tau={wrong[0]}, which is none of {legal}' if wrong else ''
+
+
+def _gain_fault(tensor: Tensor, count: int, grid: Grid) -> str:
+    fine = tensor.is_floating_point() and tensor.shape == (count,)
+    if not fine or not bool((tensor > 0).all()):
+        return 'a gain that is not one positive number a scale'
+    return ''
+
+
+def _affine_fault(tensor: Tensor, count: int, grid: Grid) -> str:
+    if not tensor.is_floating_point() or tensor.dim() != 2:
+        return f'gamma or beta of shape {list(tensor.shape)}'
+    return ''
+
+
+_CHECKS: dict[str, Callable[[Tensor, int, Grid], str]] = {
+    'zero_point': _zero_point_fault,
+    'offset': _offset_fault,
+    'tau': _tau_fault,
+    'gain': _gain_fault,
+    'gamma': _affine_fault,
+    'beta': _affine_fault,
+}
+
+
+def _spec_faults(
+    fields: Fields, quantizer: Quantizer, *, owner: nn.Module
+) -> Iterator[str]:
+    grid = _grid(fields)
+    if grid is None:
+        return
+    spec = quantizer.spec
+    legal = [spec.bounds(signed=signed) for signed in (True, False)]
+    if grid not in legal:
+        yield (
+            f'has the grid {grid} in the file, but {spec.num_bits} bits in '
+            f'the model ({legal[0]} or {legal[1]})'
+        )
+    scales = _num_scales(spec, owner)
+    if scales is not None and fields['scale'].numel() != scales and (
+        isinstance(quantizer, AffineQuantizer)
+    ):
+        yield (
+            f'has {fields["scale"].numel()} scale(s) in the file, {scales} '
+            'in the model'
+        )
+    yield from _affine_spec_faults(fields, quantizer)
+
+
+def _num_scales(spec: QuantSpec, owner: nn.Module) -> int | None:
+    """Return how many scales it takes, None where only a run would tell."""
+    if spec.ch_axis is None:
+        return 1
+    if spec.ch_axis == HEAD_AXIS and not isinstance(
+        owner, nn.modules.conv._ConvNd
+    ):
+        heads = getattr(owner, 'num_heads', None)
+        return heads if isinstance(heads, int) else None
+    return None
+
+
+def _affine_spec_faults(
+    fields: Fields, quantizer: Quantizer
+) -> Iterator[str]:
+    zero_point = fields.get('zero_point')
+    fixed = isinstance(quantizer, AffineQuantizer) and not (
+        isinstance(quantizer, LSQQuantizer) and quantizer.offset is not None
+    )
+    # Of an unsigned symmetric grid, 0 is the lowest code.
+    if quantizer.spec.symmetric and fixed and zero_point is not None and (
+        bool(zero_point.any())
+    ):
+        yield 'is symmetric, but has zero points other than 0'
+    if isinstance(quantizer, AlignedQuantizer):
+        gamma, beta = fields.get('gamma'), fields.get('beta')
+        if gamma is not None and beta is not None and (
+            gamma.shape != beta.shape
+            or (quantizer.shared and gamma.shape[0] != 1)
+        ):
+            yield (
+                f'has gamma and beta of the shapes {list(gamma.shape)} and '
+                f'{list(beta.shape)}'
+            )

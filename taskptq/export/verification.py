@@ -1,0 +1,110 @@
+"""Verifying payloads: structure, digest, numbers; each payload once."""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from typing import Any
+
+from torch import Tensor
+
+from taskptq.export.numbers import number_faults
+from taskptq.export.schema import (
+    QuantizedCheckpointError,
+    compute_digest,
+    described,
+    tensors,
+)
+from taskptq.export.validate import check_structure
+
+MAX_NAMED = 3
+
+# What a tensor is known by: the object, its changes, its place and shape.
+_Mark = tuple[str, int, int, int, tuple[int, ...]]
+
+
+class VerifiedPayload(dict[str, Any]):
+    """A payload that :func:`verify` has passed, and what it was then.
+
+    A plain dict to every reader. Verifying it again is cheap unless
+    something in it was changed since.
+    """
+
+    _seal: tuple[Any, ...] | None = None
+
+
+def verify(payload: Mapping[str, Any]) -> VerifiedPayload:
+    """Check that a payload is complete, unchanged, and has possible numbers.
+
+    Args:
+        payload: From :func:`taskptq.export.load`, ``pack_model`` or any
+            other reader; schema 1 or 2.
+
+    Returns:
+        The payload, marked so that the digest of its bytes is computed only
+        once.
+
+    Raises:
+        QuantizedCheckpointError: If it isn't ours, has another schema, is
+            not built as its schema says, doesn't match its digest, or holds
+            numbers that no quantized model has.
+    """
+    if isinstance(payload, VerifiedPayload) and payload._seal is not None:
+        seal = _seal_of(payload)
+        if seal is not None and seal == payload._seal:
+            return payload
+    try:
+        check_structure(payload)
+        if compute_digest(payload) != payload['digest']:
+            raise QuantizedCheckpointError(
+                'the digest of the quantized checkpoint does not match its '
+                'contents: it was changed after it was written; quantize '
+                'again or fetch the file again'
+            )
+        _check_numbers(payload)
+    except (MemoryError, RecursionError) as error:
+        raise QuantizedCheckpointError(
+            'the quantized checkpoint is too large or too deeply nested to '
+            'be checked: quantize again'
+        ) from error
+    verified = VerifiedPayload(payload)
+    verified._seal = _seal_of(verified)
+    return verified
+
+
+def check(payload: Mapping[str, Any]) -> None:
+    """Check a payload that is about to be written; its digest is believed.
+
+    Raises:
+        QuantizedCheckpointError: As :func:`verify`.
+    """
+    check_structure(payload)
+    _check_numbers(payload)
+
+
+def _check_numbers(payload: Mapping[str, Any]) -> None:
+    faults = list(islice(number_faults(payload), MAX_NAMED))
+    if faults:
+        raise QuantizedCheckpointError(
+            f'numbers of the quantized checkpoint are impossible: '
+            f'{"; ".join(faults)}; quantize again'
+        )
+
+
+def _seal_of(payload: Mapping[str, Any]) -> tuple[Any, ...] | None:
+    """Return what changes with the payload, without reading its bytes."""
+    try:
+        check_structure(payload)
+        marks = [_mark(name, tensor) for name, tensor in tensors(payload)]
+        return repr(described(payload)), payload['digest'], marks
+    except (QuantizedCheckpointError, RuntimeError):
+        return None  # changed, or tensors that count no changes
+
+
+def _mark(name: str, tensor: Tensor) -> _Mark:
+    return (
+        name,
+        id(tensor),
+        tensor._version,
+        tensor.data_ptr(),
+        tuple(tensor.shape),
+    )
