@@ -99,10 +99,10 @@ def gptq_layer(
     groups = module.groups if isinstance(
         module, nn.Conv2d | nn.ConvTranspose2d
     ) else 1
-    transposed = isinstance(module, nn.ConvTranspose2d)
+    # The counterpart of a grouped one keeps its weight as a convolution does.
+    transposed = module.weight_axis(parameter) == 1
     matrix = _to_matrix(weight, groups=groups, transposed=transposed)
-    # Rows of one group are output channels; a transposed convolution has the
-    # same scales in each group, a convolution its own.
+    # Rows of one group are output channels, each with its own scale.
     shape = (1 if transposed else groups, -1)
     scale = quantizer.scale.detach()
     scale = scale.reshape(shape if scale.numel() > 1 else (1, 1))

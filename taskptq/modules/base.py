@@ -104,12 +104,16 @@ class QuantModule(nn.Module):
     def add_quantizers(self, scheme: Scheme) -> None:
         """Register the quantizers; subclasses extend it."""
         for parameter, quantizer in self.active_slots():
-            axis = self.weight_axes.get(parameter, 0)
+            axis = self.weight_axis(parameter)
             setattr(
                 self,
                 quantizer,
                 build_quantizer(scheme.weight, ch_axis=axis),
             )
+
+    def weight_axis(self, parameter: str) -> int:
+        """Return the output-channel axis of a weight as it is kept."""
+        return self.weight_axes.get(parameter, 0)
 
     def active_slots(self) -> list[tuple[str, str]]:
         """Return (parameter, quantizer name) of the weights it really has."""

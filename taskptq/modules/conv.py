@@ -37,10 +37,29 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
 
 
 class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
-    """Counterpart of nn.ConvTranspose2d and of mmcv's wrapper of it."""
+    """Counterpart of nn.ConvTranspose2d and of mmcv's wrapper of it.
 
-    # weight: C_in x (C_out / groups) x kH x kW
+    With groups, the weight is kept output channel by output channel,
+    (C_out, C_in / groups, kH, kW) as a convolution's: in torch's own layout
+    the channels of all groups would share one axis, and with it their scales.
+    """
+
+    # weight: C_in x C_out x kH x kW where there are no groups
     weight_axes: ClassVar[dict[str, int]] = {'weight': 1}
+
+    def add_quantizers(self, scheme: Scheme) -> None:
+        """Register the quantizers; bring the weight of groups in order."""
+        weight: Tensor = self.weight
+        if self.groups > 1:
+            self.weight = nn.Parameter(
+                by_output_channel(weight.detach(), groups=self.groups),
+                requires_grad=weight.requires_grad,
+            )
+        super().add_quantizers(scheme)
+
+    def weight_axis(self, parameter: str) -> int:
+        """Return the output-channel axis of a weight as it is kept."""
+        return super().weight_axis(parameter) if self.groups == 1 else 0
 
     def forward(
         self, x: Tensor, output_size: list[int] | None = None
@@ -55,9 +74,12 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
             2,
             list(self.dilation),
         )
+        weight = self.quantized_weight()
+        if self.groups > 1:
+            weight = by_input_channel(weight, groups=self.groups)
         return F.conv_transpose2d(
             self.quantized_input(x),
-            self.quantized_weight(),
+            weight,
             self.bias,
             self.stride,
             self.padding,  # type: ignore[arg-type]
@@ -65,3 +87,22 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
             self.groups,
             self.dilation,
         )
+
+
+def by_output_channel(weight: Tensor, *, groups: int) -> Tensor:
+    """Rearrange the weight of a grouped transposed convolution.
+
+    Args:
+        weight: (C_in, C_out / groups, kH, kW), as torch has it.
+        groups: Groups.
+
+    Returns:
+        (C_out, C_in / groups, kH, kW), contiguous.
+    """
+    grouped = weight.unflatten(0, (groups, -1))
+    return grouped.transpose(1, 2).flatten(0, 1).contiguous()
+
+
+def by_input_channel(weight: Tensor, *, groups: int) -> Tensor:
+    """Undo :func:`by_output_channel`, which is its own inverse."""
+    return by_output_channel(weight, groups=groups)

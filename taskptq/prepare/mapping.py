@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from taskptq.modules.base import QuantModule
 
@@ -72,6 +73,41 @@ COUNTERPARTS: dict[str, tuple[str, str]] = {
         'QuantSamDecoderAttention',
     ),
 }
+
+# Convolutions that standardize their weight at each call; with that weight
+# stored, each is the class given here.
+COMPUTED_WEIGHTS: dict[str, type[nn.Module]] = {
+    'mmcv.cnn.bricks.conv_ws.ConvWS2d': nn.Conv2d,
+    'mmcv.cnn.bricks.conv_ws.ConvAWS2d': nn.Conv2d,
+}
+
+# Norms with a forward of their own that is BatchNorm's in eval mode.
+NORMS: frozenset[str] = frozenset({'mmcv.ops.sync_bn.SyncBatchNorm'})
+
+# Classes whose forward calls norm i directly after conv i; a subclass counts
+# as long as it has that forward.
+CONV_NORM_CLASSES: frozenset[str] = frozenset({
+    'mmcv.cnn.resnet.BasicBlock',
+    'mmcv.cnn.resnet.Bottleneck',
+    'mmcv.cnn.resnet.ResNet',
+    'mmdet.models.backbones.hrnet.HRNet',
+    'mmdet.models.backbones.resnet.BasicBlock',
+    'mmdet.models.backbones.resnet.Bottleneck',
+    'mmdet.models.backbones.resnet.ResNet',
+    'mmseg.models.backbones.hrnet.HRNet',
+    'mmseg.models.backbones.resnet.BasicBlock',
+    'mmseg.models.backbones.resnet.Bottleneck',
+    'mmseg.models.backbones.resnet.ResNet',
+    'taskptq.testing.models.TinyBlock',
+    'torchvision.models.resnet.BasicBlock',
+    'torchvision.models.resnet.Bottleneck',
+    'torchvision.models.resnet.ResNet',
+})
+
+# Classes that run a conv, its norm and an activation in a stated order.
+CONV_MODULES: frozenset[str] = frozenset({
+    'mmcv.cnn.bricks.conv_module.ConvModule',
+})
 
 _GATING = 'gates channels by an elementwise product, without a matmul'
 _LEVELS = 'adds an embedding of its level to each token'
@@ -236,9 +272,29 @@ def dotted(cls: type) -> str:
     return f'{cls.__module__}.{cls.__qualname__}'
 
 
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class of a module once its weight is a plain parameter."""
+    cls = type(module)
+    if parametrize.is_parametrized(module):
+        # torch puts a class of its own in front of the module's.
+        cls = cls.__mro__[1]
+    return COMPUTED_WEIGHTS.get(dotted(cls), cls)
+
+
+def has_forward_of(module: nn.Module, names: frozenset[str]) -> bool:
+    """Whether a module runs the very forward of a listed class."""
+    if 'forward' in vars(module):
+        return False
+    cls = type(module)
+    return any(
+        dotted(base) in names and cls.forward is base.forward
+        for base in cls.__mro__
+    )
+
+
 def lookup(module: nn.Module) -> type[QuantModule] | None:
     """Return the counterpart of a module's exact class, None if unmapped."""
-    target = COUNTERPARTS.get(dotted(type(module)))
+    target = COUNTERPARTS.get(dotted(plain_class(module)))
     if target is None:
         return None
     implementation: type[QuantModule] = getattr(

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from taskptq.prepare.decisions import Decisions
 from taskptq.prepare.products_report import (
     Product,
     ProductReport,
@@ -59,6 +60,7 @@ class SwapReport:
 
     rows: list[SwapRow] = field(default_factory=list)
     folded: list[str] = field(default_factory=list)
+    decisions: Decisions = field(default_factory=Decisions)
     products: ProductReport | None = None
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Swap float modules for their counterparts: check all, then swap all."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -17,15 +17,26 @@ from taskptq.prepare.mapping import (
     dotted,
     is_attention,
     lookup,
+    plain_class,
 )
 from taskptq.prepare.patterns import check_all_used, matches
+from taskptq.prepare.plain_weights import check_plain, is_computed
 from taskptq.prepare.qconfig import QConfig
 from taskptq.prepare.report import SwapReport, SwapRow
+from taskptq.prepare.tree import is_scripted, open_modules, replace_modules
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """What is to happen to one module; ``cls`` None leaves it float."""
+class Plan:
+    """What is to happen to one module.
+
+    Args:
+        name: Qualified name.
+        module: Float module.
+        scheme: Recipes of its quantizers.
+        cls: Class of its counterpart; None leaves it float.
+        reason: Why it stays float, or an exception from the recipe.
+    """
 
     name: str
     module: nn.Module
@@ -33,8 +44,60 @@ class _Plan:
     cls: type[QuantModule] | None
     reason: str
 
+    def weights(self) -> list[str]:
+        """Return the names of the weights that get a quantizer."""
+        if self.cls is None or self.scheme.weight is None:
+            return []
+        return [
+            parameter
+            for parameter in self.cls.weight_slots
+            if getattr(self.module, parameter, None) is not None
+        ]
 
-def swap(model: nn.Module, qconfig: QConfig) -> SwapReport:
+
+@dataclass(frozen=True, kw_only=True)
+class Swapped:
+    """What a swap did, and how to undo it.
+
+    Args:
+        report: The fate of every module.
+        counterparts: Qualified name -> (float module, counterpart).
+    """
+
+    report: SwapReport
+    counterparts: dict[str, tuple[nn.Module, QuantModule]]
+
+    def undo(self, model: nn.Module, reasons: Mapping[str, str]) -> None:
+        """Put float modules back, in place.
+
+        Args:
+            model: The swapped model.
+            reasons: Qualified name -> why it must stay float.
+        """
+        back: dict[int, nn.Module] = {}
+        for name in reasons:
+            module, quant = self.counterparts.pop(name)
+            back[id(quant)] = module
+        replace_modules(model, back)
+        self.report.rows[:] = [
+            SwapRow(
+                name=row.name,
+                type=row.type,
+                status='float',
+                reason=reasons[row.name],
+            )
+            if row.name in reasons
+            else row
+            for row in self.report.rows
+        ]
+
+
+def swap(
+    model: nn.Module,
+    qconfig: QConfig,
+    *,
+    left_float: Mapping[str, str] | None = None,
+) -> SwapReport:
     """Replace every mapped module by its counterpart, in place.
 
     Nothing is changed unless every check passes.
@@ -42,17 +105,29 @@ def swap(model: nn.Module, qconfig: QConfig) -> SwapReport:
     Args:
         model: Float model in eval mode.
         qconfig: Recipe.
+        left_float: Qualified name -> why a layer stays float all the same.
 
     Returns:
         The fate of every module that carries weights or a matmul.
 
     Raises:
         ValueError: If a pattern matches nothing, the model has no layer that
-            could be quantized, or it is quantized already.
+            could be quantized, a weight is not a plain parameter, or the
+            model is quantized already.
     """
-    made: dict[int, QuantModule] = {}
+    plans = plan_swap(model, qconfig, left_float=left_float)
+    return apply_plans(model, plans).report
+
+
+def apply_plans(model: nn.Module, plans: list[Plan]) -> Swapped:
+    """Carry out what :func:`plan_swap` planned, in place.
+
+    Raises:
+        ValueError: If nothing at all would be quantized.
+    """
+    made: dict[str, tuple[nn.Module, QuantModule]] = {}
     report = SwapReport()
-    for plan in _plan(model, qconfig):
+    for plan in plans:
         reason = plan.reason
         quant = None
         if plan.cls is not None:
@@ -60,12 +135,14 @@ def swap(model: nn.Module, qconfig: QConfig) -> SwapReport:
             if not _own_quantizers(quant):
                 quant, reason = None, 'every point of it is False in qconfig'
         if quant is not None:
-            made[id(plan.module)] = quant
+            made[plan.name] = (plan.module, quant)
         report.rows.append(_row(plan, quant, reason))
     if not made:
-        raise ValueError(_nothing_to_quantize(model))
-    _replace(model, made)
-    return report
+        raise ValueError(nothing_to_quantize(model, plans))
+    replace_modules(
+        model, {id(module): quant for module, quant in made.values()}
+    )
+    return Swapped(report=report, counterparts=made)
 
 
 def check_swap(model: nn.Module, qconfig: QConfig) -> None:
@@ -74,19 +151,46 @@ def check_swap(model: nn.Module, qconfig: QConfig) -> None:
     Raises:
         ValueError: See :func:`swap`.
     """
-    if all(plan.cls is None for plan in _plan(model, qconfig)):
-        raise ValueError(_nothing_to_quantize(model))
+    plan_swap(model, qconfig)
 
 
-def _nothing_to_quantize(model: nn.Module) -> str:
+def nothing_to_quantize(model: nn.Module, plans: list[Plan]) -> str:
+    """Return the sentence for a model of which all stays float."""
+    reasons = [f'{plan.name}: {plan.reason}' for plan in plans[:3]]
     return (
         f'{type(model).__name__} has no layer to quantize: every module is '
-        'unmapped or kept float by qconfig'
+        'unmapped or kept float' + ''.join(f'; {text}' for text in reasons)
     )
 
 
-def _plan(model: nn.Module, qconfig: QConfig) -> list[_Plan]:
-    """Decide on every candidate; all checks are made here."""
+def plan_swap(
+    model: nn.Module,
+    qconfig: QConfig,
+    *,
+    left_float: Mapping[str, str] | None = None,
+) -> list[Plan]:
+    """Decide on every candidate; all checks are made here.
+
+    Args:
+        model: Float model; left as it is.
+        qconfig: Recipe.
+        left_float: Qualified name -> why a layer stays float all the same.
+
+    Raises:
+        ValueError: See :func:`swap`.
+    """
+    plans = _plans(model, qconfig, left_float or {})
+    for plan in plans:
+        if plan.cls is not None and not is_computed(plan.module):
+            check_plain(plan.module, plan.cls.weight_slots, name=plan.name)
+    if all(plan.cls is None for plan in plans):
+        raise ValueError(nothing_to_quantize(model, plans))
+    return plans
+
+
+def _plans(
+    model: nn.Module, qconfig: QConfig, left_float: Mapping[str, str]
+) -> list[Plan]:
     if lookup(model) is not None:
         raise ValueError(
             f'the model is a bare {type(model).__name__}, which nothing '
@@ -97,7 +201,7 @@ def _plan(model: nn.Module, qconfig: QConfig) -> list[_Plan]:
     for argument, patterns in qconfig.patterns().items():
         check_all_used(patterns, names, argument=argument)
     edges = edge_layers(candidates, qconfig)
-    plans: list[_Plan] = []
+    plans: list[Plan] = []
     bypassed: dict[int, str] = {}
     for name, module in candidates:
         positions = any(matches(name, p) for p in POSITION_LAYERS)
@@ -105,18 +209,19 @@ def _plan(model: nn.Module, qconfig: QConfig) -> list[_Plan]:
             name, edge=name in edges, positions=positions
         )
         reason = _reason_to_keep(name, module, qconfig, scheme)
+        reason = reason or left_float.get(name, '')
         reason = reason or bypassed.get(id(module), '')
         cls = None
         if not reason:
             implementation = lookup(module)
             assert implementation is not None
-            cls = counterpart_class(implementation, type(module))
+            cls = counterpart_class(implementation, plain_class(module))
             reason = 'edge layer' if name in edges else ''
         elif isinstance(module, nn.MultiheadAttention):
             # The float one reads its projection's weight past its forward.
             bypassed[id(module.out_proj)] = f'read by {name}, which is float'
         plans.append(
-            _Plan(
+            Plan(
                 name=name, module=module, scheme=scheme, cls=cls, reason=reason
             )
         )
@@ -158,14 +263,15 @@ def _last_of_sequences(names: list[str]) -> set[str]:
 def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
     """Modules with a weight matrix, with attention, or float by design."""
     found = []
-    for name, module in model.named_modules():
+    for name, module in open_modules(model):
         if isinstance(module, QuantModule):
             raise ValueError(
                 f'{name or type(model).__name__} is quantized already: '
                 'prepare a fresh float model'
             )
         if (
-            lookup(module) is not None
+            is_scripted(module)
+            or lookup(module) is not None
             or dotted(type(module)) in KEPT_FLOAT
             or _carries_matmul(module)
         ):
@@ -191,6 +297,8 @@ def _reason_to_keep(
     for pattern in qconfig.keep_float:
         if matches(name, pattern):
             return f'qconfig.keep_float {pattern!r}'
+    if is_scripted(module):
+        return 'scripted: its layers cannot be reached'
     if lookup(module) is None:
         kept = KEPT_FLOAT.get(dotted(type(module)))
         return kept or f'no counterpart of {dotted(type(module))}'
@@ -207,7 +315,7 @@ def _own_quantizers(quant: QuantModule) -> dict[str, Quantizer]:
     }
 
 
-def _row(plan: _Plan, quant: QuantModule | None, reason: str) -> SwapRow:
+def _row(plan: Plan, quant: QuantModule | None, reason: str) -> SwapRow:
     kind = type(plan.module).__name__
     if quant is None:
         return SwapRow(
@@ -228,23 +336,3 @@ def _row(plan: _Plan, quant: QuantModule | None, reason: str) -> SwapRow:
     return SwapRow(
         name=plan.name, type=kind, status='quantized', reason=reason, **bits
     )
-
-
-def _replace(model: nn.Module, made: dict[int, QuantModule]) -> None:
-    """Put the counterparts in, at every name a module has."""
-    for parent, child_name, child in list(_children(model, made)):
-        parent._modules[child_name] = made[id(child)]
-    for quant in made.values():
-        # An outer counterpart took over its children before they were swapped
-        for name, inner in list(quant._modules.items()):
-            if inner is not None and id(inner) in made:
-                quant._modules[name] = made[id(inner)]
-
-
-def _children(
-    model: nn.Module, made: dict[int, QuantModule]
-) -> Iterator[tuple[nn.Module, str, nn.Module]]:
-    for parent in model.modules():
-        for name, child in parent._modules.items():
-            if child is not None and id(child) in made:
-                yield parent, name, child

@@ -302,7 +302,7 @@ def test_layer_output_error_falls(quant, float_class, kwargs, per_channel):
         module.weight_quantizer.enabled = True
         nearest = (module(x) - expected).square().mean()
         codes = gptq_layer(module, 'weight', accumulated(module, x))
-        assert codes.shape == layer.weight.shape
+        assert codes.shape == module.weight.shape
         module.set_codes('weight', codes)
         assert torch.equal(module.codes(), codes)
         assert (module(x) - expected).square().mean() < 0.5 * nearest

@@ -2,8 +2,14 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from taskptq.prepare import fuse_batchnorm
+from taskptq.prepare.fuse import (
+    candidate_pairs,
+    former_pairs,
+    structural_pairs,
+)
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 
@@ -46,7 +52,10 @@ PAIRS = {
                    nn.BatchNorm2d(4), IMAGE),
     'square transposed': (nn.ConvTranspose2d(3, 3, 2), nn.BatchNorm2d(3),
                           IMAGE),
-    'linear': (nn.Linear(5, 4), nn.BatchNorm1d(4), (6, 5)),
+    'grouped transposed': (nn.ConvTranspose2d(4, 6, 3, groups=2),
+                           nn.BatchNorm2d(6), (2, 4, 5, 5)),
+    'depthwise transposed': (nn.ConvTranspose2d(4, 4, 3, groups=4),
+                             nn.BatchNorm2d(4), (2, 4, 5, 5)),
 }
 
 
@@ -81,22 +90,67 @@ def test_blocks_name_their_norms() -> None:
     ]
 
 
+class NormAndRelu(nn.BatchNorm2d):
+    """A norm with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).relu()
+
+
+class Holding(nn.BatchNorm2d):
+    """A norm that holds an activation."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(channels)
+        self.act = nn.ReLU()
+
+
+class Doubled(nn.Conv2d):
+    """A convolution with a forward of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x)
+
+
+class Residual(nn.Sequential):
+    """A Sequential by inheritance only."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self[1](self[0](x).relu())
+
+
+class Block(nn.Module):
+    """Named as in a ResNet, with the norm after the activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 3, 3)
+        self.bn1 = nn.BatchNorm2d(3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.bn1(self.conv1(x).relu())
+
+
 KEPT = {
+    'named as a pair': Block(),
     'activation between': nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(),
                                         nn.BatchNorm2d(3)),
     'norm first': nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)),
     'no statistics': nn.Sequential(
         nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
     'layer norm': nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)),
-    'grouped transposed': nn.Sequential(nn.ConvTranspose2d(4, 4, 2, groups=2),
-                                        nn.BatchNorm2d(4)),
+    'own activation': nn.Sequential(nn.Conv2d(3, 3, 1), NormAndRelu(3)),
+    'holds its activation': nn.Sequential(nn.Conv2d(3, 3, 1), Holding(3)),
+    'own forward': Residual(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
+    'own conv': nn.Sequential(Doubled(3, 3, 1), nn.BatchNorm2d(3)),
+    'weight norm': nn.Sequential(
+        parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)),
 }
 
 
 @pytest.mark.parametrize('kind', KEPT)
 def test_what_does_not_follow_directly_is_kept(kind: str) -> None:
-    channels = 4 if kind == 'grouped transposed' else 3
-    check(KEPT[kind], torch.randn(2, channels, 6, 6), [])
+    check(KEPT[kind], torch.randn(2, 3, 6, 6), [])
 
 
 def test_activation_used_twice_still_stands_between() -> None:
@@ -199,3 +253,94 @@ def test_resnet_folds_every_norm(depth: int) -> None:
         after = wrapped(x)
     assert sorted(folded) == sorted(f'net.{name}' for name in norms)
     assert (after - before).abs().max() <= 1e-5 * before.abs().max()
+
+
+def test_linear_is_folded_only_when_asked() -> None:
+    # Whether its input has two dimensions, no class tells.
+    model = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))
+    check(model, torch.randn(6, 5), [])
+    with torch.no_grad():
+        before = model(torch.ones(6, 5))
+        assert fuse_batchnorm(model, [('0', '1')]) == ['1']
+        torch.testing.assert_close(model(torch.ones(6, 5)), before)
+
+
+@pytest.mark.parametrize(('pair', 'name'), [
+    (('0', 'nowhere'), 'nowhere'), (('nowhere', '1'), 'nowhere'),
+    (('0', '2'), "'2'"), (('1', '1'), "'1'")])
+def test_pairs_that_cannot_be_are_refused(
+        pair: tuple[str, str], name: str) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4),
+                          nn.BatchNorm2d(5))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with pytest.raises(ValueError, match=name):
+        fuse_batchnorm(model, [('0', '1'), pair])
+    assert type(model[1]) is nn.BatchNorm2d
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_subclass_with_the_forward_of_its_base_is_known() -> None:
+
+    class Stage(nn.Sequential):
+        pass
+
+    class Norm(nn.BatchNorm2d):
+        pass
+
+    check(Stage(nn.Conv2d(3, 4, 1), Norm(4)), torch.randn(IMAGE), ['1'])
+
+
+def test_norm_is_replaced_wherever_it_is_held() -> None:
+
+    class Listed(nn.Module):
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stage = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+            self.steps = [self.stage[0], ('norm', self.stage[1])]
+            self.by_name = {'norm': {'last': self.stage[1]}}
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.steps[1][1](self.steps[0](x)) + self.stage(x)
+
+    model = Listed()
+    check(model, torch.randn(IMAGE), ['stage.1'])
+    assert model.by_name['norm']['last'] is model.stage[1]
+
+
+def test_norm_under_two_names_needs_data() -> None:
+    # Nothing but a pass tells whether both names are used.
+    norm = nn.BatchNorm2d(3)
+    model = nn.Sequential(nn.Conv2d(3, 3, 1), norm, nn.ReLU(), norm)
+    check(model, torch.randn(IMAGE), [])
+
+
+def test_candidates_include_what_names_and_order_suggest() -> None:
+
+    class Odd(nn.Module):
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv1 = nn.Conv2d(3, 4, 1)
+            self.reduce = nn.Conv2d(4, 4, 1)
+            self.reduce_norm = nn.BatchNorm2d(4)
+            self.bn1 = nn.BatchNorm2d(4)
+
+    assert structural_pairs(Odd()) == []
+    assert former_pairs(Odd()) == [('conv1', 'bn1')]
+    assert set(candidate_pairs(Odd())) == {
+        ('conv1', 'bn1'), ('reduce', 'reduce_norm')}
+
+
+@pytest.mark.parametrize('build', ['plain', 'sync', 'reverted'])
+def test_structure_is_the_same_however_sync_norms_were_built(
+        build: str) -> None:
+    utils = pytest.importorskip('mmengine.model')
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
+    if build != 'plain':
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if build == 'reverted':
+        model = utils.revert_sync_batchnorm(model)
+    check(model, torch.randn(IMAGE), ['1'])
+    assert set(model.state_dict()) == {'0.weight', '0.bias'}

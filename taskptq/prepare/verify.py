@@ -1,0 +1,545 @@
+"""Check folds and swaps on a batch, each where it acts, before any is made.
+
+One forward pass of the float model is watched. Each layer that is to be
+swapped is run beside its counterpart, quantizers off, on what it receives;
+each pair that is to be folded beside the folded layer. Nothing but verdicts
+outlives the call that it is about.
+"""
+from __future__ import annotations
+
+import gc
+import weakref
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from taskptq.modules.base import QuantModule, Scheme
+from taskptq.prepare.difference import difference, tensors
+from taskptq.prepare.fuse import LAYERS, folded_parameters, output_channels
+from taskptq.prepare.plain_weights import (
+    baked_copy,
+    is_computed,
+    shallow_copy,
+)
+from taskptq.prepare.tree import is_scripted, open_modules
+
+__all__ = ['CHECKED_CALLS', 'TOLERANCE', 'Check', 'LocalChecks', 'count_calls']
+
+# max |diff| / max |float| of a module's output that counts as unchanged.
+TOLERANCE = 1e-4
+# Calls of a module that are compared: a head runs on each level of a
+# pyramid, a decoder may run a hundred times.
+CHECKED_CALLS = 4
+_HALF = (torch.float16, torch.bfloat16)
+_FAILURES = (
+    ArithmeticError, AssertionError, AttributeError, LookupError,
+    RuntimeError, TypeError, ValueError,
+)  # fmt: skip
+# What reads of a tensor nothing but its type and shape.
+_SHAPES = ('new_', 'empty_like', 'zeros_like', 'ones_like', 'full_like')
+
+
+@dataclass(frozen=True)
+class Check:
+    """A layer that is to be swapped.
+
+    Args:
+        name: Qualified name.
+        module: Float module.
+        cls: Class of its counterpart.
+        scheme: Recipes of its quantizers.
+    """
+
+    name: str
+    module: nn.Module
+    cls: type[QuantModule]
+    scheme: Scheme
+
+
+@dataclass
+class _Swap:
+    """What is known of a layer that is to be swapped."""
+
+    check: Check
+    counterpart: QuantModule | None = None
+    calls: int = 0
+    compared: int = 0
+    reason: str = ''
+    inputs: list[tuple[Any, Any]] = field(default_factory=list)
+
+    @property
+    def simple(self) -> bool:
+        """Whether it is known to leave its inputs as they are."""
+        return isinstance(self.check.module, LAYERS)
+
+
+@dataclass
+class _Layer:
+    """What is known of a layer that norms may be folded into."""
+
+    name: str
+    module: nn.Module
+    norms: dict[str, nn.Module] = field(default_factory=dict)
+    calls: int = 0
+    compared: int = 0
+    gaps: dict[str, float] = field(default_factory=dict)
+    outputs: list[weakref.ref[Tensor]] = field(default_factory=list)
+    read_elsewhere: bool = False
+    odd_shape: bool = False
+
+
+class LocalChecks:
+    """Verdicts on swaps and folds, from one pass of the float model.
+
+    Args:
+        model: Float model in eval mode; left as it is.
+        swaps: Layers that are to be swapped.
+        pairs: Candidates (layer, norm) by name.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        swaps: Sequence[Check],
+        pairs: Sequence[tuple[str, str]],
+    ) -> None:
+        self.model = model
+        modules = dict(open_modules(model))
+        self._swaps = {check.name: _Swap(check) for check in swaps}
+        self._layers: dict[str, _Layer] = {}
+        for layer, norm in pairs:
+            state = self._layers.setdefault(
+                layer, _Layer(layer, modules[layer])
+            )
+            state.norms[norm] = modules[norm]
+        self._norms = {norm: modules[norm] for _, norm in pairs}
+        self._sources: dict[str, Counter[str]] = defaultdict(Counter)
+        # layer -> who reads its weight outside of its own call: innermost
+        # swapped layer, or '' where it is none of them
+        self.readers: dict[str, set[str]] = defaultdict(set)
+        self._owners = self._weights()
+        self._given: dict[int, tuple[weakref.ref[Tensor], _Layer]] = {}
+        self._reading: list[int] = []  # storages that a norm is reading
+        self._stack: list[str] = []
+        self._busy = False
+
+    @torch.no_grad()
+    def run(self, forward: Callable[[], Any]) -> None:
+        """Watch one forward pass.
+
+        Args:
+            forward: Runs the model on a batch.
+        """
+        with self._hooked(), no_fast_paths(self.model), _Watch(self):
+            result = forward()
+        if any(ref() is not None for ref in self._outputs()):
+            gc.collect()
+        for layer in self._layers.values():
+            # Whoever still holds it, e.g. the result, has read it.
+            layer.read_elsewhere |= any(
+                ref() is not None for ref in layer.outputs
+            )
+            layer.outputs.clear()
+        del result
+        for swap in self._swaps.values():
+            swap.counterpart = None
+
+    def calls(self, name: str) -> int:
+        """Return how often a layer that is to be swapped was called."""
+        return self._swaps[name].calls
+
+    def swap_reason(self, name: str) -> str:
+        """Return why a layer must not be swapped, '' if it may."""
+        return self._swaps[name].reason
+
+    def reached(self, layer: str, norm: str) -> bool:
+        """Whether a pair was seen at work."""
+        state = self._layers[layer]
+        unseen = not (
+            state.compared or state.read_elsewhere or self.readers[layer]
+        )
+        # Empty tensors, e.g. of a head without boxes, show nothing.
+        return not (
+            unseen and self._sources[norm] == Counter({layer: state.calls})
+        )
+
+    def fold_reason(self, layer: str, norm: str) -> str:
+        """Return why a pair that was reached must not be folded, or ''."""
+        state = self._layers[layer]
+        if self._sources[norm] != Counter({layer: state.calls}):
+            return f'does not read each output of {layer}, or others too'
+        if state.read_elsewhere:
+            return f'is not the only one to read the output of {layer}'
+        if self.readers[layer]:
+            return f'the weight of {layer} is read past its forward'
+        if state.odd_shape:
+            return f'{layer} gives its channels on another axis'
+        gap = state.gaps.get(norm, 0.0)
+        if not gap <= TOLERANCE:
+            return f'folding it into {layer} changes the output by {gap:.2%}'
+        return ''
+
+    def _outputs(self) -> Iterator[weakref.ref[Tensor]]:
+        for layer in self._layers.values():
+            yield from layer.outputs
+
+    def _weights(self) -> dict[int, set[str]]:
+        """Return storage of a weight -> names of the layers that own it."""
+        owners: dict[int, set[str]] = defaultdict(set)
+        for name, swap in self._swaps.items():
+            for parameter in swap.check.cls.weight_slots:
+                own = swap.check.module._parameters.get(parameter)
+                if own is not None:
+                    owners[_storage(own)].add(name)
+        for name, layer in self._layers.items():
+            own = layer.module._parameters.get('weight')
+            if own is not None:
+                owners[_storage(own)].add(name)
+        return owners
+
+    @contextmanager
+    def _hooked(self) -> Iterator[None]:
+        handles = []
+        for name, module in self._called_modules().items():
+            handles += [
+                module.register_forward_pre_hook(
+                    self._before(name), with_kwargs=True
+                ),
+                module.register_forward_hook(
+                    self._after(name), with_kwargs=True
+                ),
+            ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _called_modules(self) -> dict[str, nn.Module]:
+        return {
+            **{name: swap.check.module for name, swap in self._swaps.items()},
+            **{name: layer.module for name, layer in self._layers.items()},
+            **self._norms,
+        }
+
+    def _before(self, name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
+            if self._busy:
+                return
+            self._stack.append(name)
+            if name in self._norms:
+                self._read_by_norm(name, args, kwargs)
+            swap = self._swaps.get(name)
+            if swap is not None and not swap.simple and _open(swap):
+                with self._aside():
+                    swap.inputs.append(_cloned((args, kwargs)))
+
+        return hook
+
+    def _after(self, name: str) -> Callable[..., None]:
+        def hook(
+            module: nn.Module, args: Any, kwargs: Any, output: Any
+        ) -> None:
+            if self._busy:
+                return
+            while self._stack and self._stack.pop() != name:
+                pass  # a call inside that was left by an exception
+            if name in self._norms:
+                self._reading.pop()
+            with self._aside():
+                if name in self._swaps:
+                    self._check_swap(self._swaps[name], args, kwargs, output)
+                if name in self._layers:
+                    self._check_folds(
+                        self._layers[name], args, kwargs, output
+                    )
+
+        return hook
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """What runs inside is not the model's own doing."""
+        self._busy = True
+        try:
+            yield
+        finally:
+            self._busy = False
+
+    def _read_by_norm(self, name: str, args: Any, kwargs: Any) -> None:
+        x = next(tensors((args, kwargs)))
+        given = self._given.get(_storage(x))
+        source = given[1].name if given and given[0]() is x else ''
+        self._sources[name][source] += 1
+        self._reading.append(_storage(x) if source else -1)
+
+    def _check_swap(
+        self, swap: _Swap, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        swap.calls += 1
+        inputs = swap.inputs.pop() if swap.inputs else (args, kwargs)
+        if not _open(swap) or not any(x.numel() for x in tensors(output)):
+            return
+        swap.compared += 1
+        check = swap.check
+        if swap.counterpart is None:
+            swap.counterpart = _counterpart(check)
+        try:
+            found, expected = _both(
+                swap.counterpart, check.module, inputs, output
+            )
+        except _FAILURES as error:
+            text = str(error).split('\n')[0][:200]
+            swap.reason = (
+                f'its counterpart stops with {type(error).__name__}: {text}'
+            )
+            return
+        gap = difference(found, expected)
+        if not swap.simple:
+            # Also in what it does to its inputs.
+            gap = max(gap, difference(inputs, (args, kwargs)))
+        if not gap <= TOLERANCE:
+            swap.reason = (
+                f'its counterpart differs from it by {gap:.2%} on the batch, '
+                'quantizers off'
+            )
+
+    def _check_folds(
+        self, layer: _Layer, args: Any, kwargs: Any, output: Any
+    ) -> None:
+        layer.calls += 1
+        if not isinstance(output, Tensor):
+            layer.odd_shape = True
+            return
+        ref = weakref.ref(output)
+        layer.outputs.append(ref)
+        self._given[_storage(output)] = (ref, layer)
+        axes = 2 if isinstance(layer.module, nn.Linear) else 4
+        if output.dim() != axes or (
+            output.shape[1] != output_channels(layer.module)
+        ):
+            layer.odd_shape = True
+        elif output.numel() and layer.compared < CHECKED_CALLS:
+            layer.compared += 1
+            for name, norm in layer.norms.items():
+                gap = _fold_gap(layer.module, norm, args, kwargs)
+                layer.gaps[name] = max(layer.gaps.get(name, 0.0), gap)
+
+    def saw(self, func: Any, args: Any, kwargs: Any) -> None:
+        """Note who reads what: called for each operation of the pass."""
+        if self._busy:
+            return
+        for x in tensors((args, kwargs)):
+            key = _storage(x)
+            if key == -1:
+                continue
+            given = self._given.get(key)
+            if given is not None and key not in self._reading:
+                if given[0]() is not None:
+                    given[1].read_elsewhere = True
+                else:
+                    del self._given[key]  # its memory serves another tensor
+            if key in self._owners and not self._owners[key] & {*self._stack}:
+                self._note_reader(key, str(func))
+
+    def _note_reader(self, key: int, operation: str) -> None:
+        if any(f'.{name}' in operation for name in _SHAPES):
+            return
+        swapped = [name for name in self._stack if name in self._swaps]
+        for name in self._owners[key]:
+            self.readers[name].add(swapped[-1] if swapped else '')
+
+
+class _Watch(TorchDispatchMode):
+    """Shows each operation to the checks, and runs it."""
+
+    def __init__(self, checks: LocalChecks) -> None:
+        super().__init__()
+        self._checks = checks
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        self._checks.saw(func, args, kwargs)
+        return func(*args, **kwargs)
+
+
+@torch.no_grad()
+def count_calls(
+    model: nn.Module,
+    modules: Mapping[str, nn.Module],
+    forward: Callable[[], Any],
+) -> Counter[str]:
+    """Return how often each module is called in one forward pass.
+
+    Args:
+        model: The model that runs.
+        modules: Name -> module; need not belong to the model.
+        forward: Runs the model on a batch.
+    """
+    counts: Counter[str] = Counter()
+
+    def counting(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any) -> None:
+            counts[name] += 1
+
+        return hook
+
+    handles = [
+        module.register_forward_pre_hook(counting(name))
+        for name, module in modules.items()
+    ]
+    try:
+        with no_fast_paths(model):
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counts
+
+
+@contextmanager
+def no_fast_paths(model: nn.Module) -> Iterator[None]:
+    """Let every layer run by its own forward.
+
+    torch's transformer layers have a fused kernel that calls none of their
+    children, mmcv's ConvModule a fold on the fly.
+    """
+    name = 'efficient_conv_bn_eval_forward'
+    folding = [
+        (module, vars(module)[name])
+        for _, module in open_modules(model)
+        if not is_scripted(module) and vars(module).get(name) is not None
+    ]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    for module, _ in folding:
+        setattr(module, name, None)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, value in folding:
+            setattr(module, name, value)
+
+
+def _open(swap: _Swap) -> bool:
+    return swap.compared < CHECKED_CALLS and not swap.reason
+
+
+def _storage(x: Tensor) -> int:
+    """Return what tells the memory of tensors apart; -1 where it has none."""
+    if x.layout != torch.strided or x.is_nested or x.numel() == 0:
+        return -1
+    return x.untyped_storage().data_ptr()
+
+
+def _counterpart(check: Check) -> QuantModule:
+    module = check.module
+    plain = baked_copy(module) if is_computed(module) else module
+    quant = check.cls.from_float(
+        shallow_copy(plain), scheme=check.scheme
+    )
+    return quant.to(_device(module))
+
+
+def _device(module: nn.Module) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return torch.device('cpu') if parameter is None else parameter.device
+
+
+def _both(
+    quant: nn.Module,
+    module: nn.Module,
+    inputs: tuple[Any, Any],
+    output: Any,
+) -> tuple[Any, Any]:
+    """Return the outputs of a counterpart and of its float module.
+
+    Half precision says nothing about 1e-4, so both then run in float32.
+    """
+    args, kwargs = inputs
+    if not _is_half((inputs, output)) and not _is_half(
+        list(module.parameters())
+    ):
+        return quant(*args, **kwargs), output
+    args, kwargs = _map_tensors(inputs, _single)
+    return tuple(  # type: ignore[return-value]
+        functional_call(m, _single_state(m), _cloned(args), _cloned(kwargs))
+        for m in (quant, module)
+    )
+
+
+def _fold_gap(layer: nn.Module, norm: nn.Module, args: Any, kwargs: Any
+              ) -> float:
+    """Return how far the folded layer lies from layer and norm."""
+    plain = baked_copy(layer) if is_computed(layer) else layer
+    if _is_half([*plain.parameters(), *norm.parameters(), *tensors(args)]):
+        args, kwargs = _map_tensors((args, kwargs), _single)
+        plain, norm = _single_copy(plain), _single_copy(norm)
+    else:
+        plain, norm = shallow_copy(plain), shallow_copy(norm)
+    expected = norm(plain(*args, **kwargs))
+    weight, bias = folded_parameters(plain, norm)
+    plain._parameters['weight'] = nn.Parameter(weight, requires_grad=False)
+    plain._parameters['bias'] = nn.Parameter(bias, requires_grad=False)
+    return difference(plain(*args, **kwargs), expected)
+
+
+def _is_half(value: Any) -> bool:
+    return any(x.dtype in _HALF for x in tensors(value))
+
+
+def _single(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in _HALF else x
+
+
+def _single_state(module: nn.Module) -> dict[str, Tensor]:
+    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {name: _single(value) for name, value in state.items()}
+
+
+def _single_copy(module: nn.Module) -> nn.Module:
+    twin = shallow_copy(module)
+    for name, value in twin._parameters.items():
+        if value is not None:
+            twin._parameters[name] = nn.Parameter(
+                _single(value), requires_grad=False
+            )
+    for name, buffer in twin._buffers.items():
+        if buffer is not None:
+            twin._buffers[name] = _single(buffer)
+    return twin
+
+
+def _cloned(value: Any) -> Any:
+    """Copy the tensors of a nesting; one tensor stays one."""
+    made: dict[Any, Tensor] = {}
+
+    def clone(x: Tensor) -> Tensor:
+        if x.layout != torch.strided or x.is_nested:
+            return x.clone()
+        key = (x.data_ptr(), x.shape, x.stride(), x.dtype)
+        if x.numel() == 0 or key not in made:
+            made[key] = x.clone()
+        return made[key]
+
+    return _map_tensors(value, clone)
+
+
+def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        return fn(value)
+    if type(value) in (list, tuple):
+        return type(value)(_map_tensors(item, fn) for item in value)
+    if type(value) is dict:
+        return {key: _map_tensors(item, fn) for key, item in value.items()}
+    return value
