@@ -2,7 +2,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Hashable
 from pathlib import Path
 
@@ -11,8 +10,29 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration.disk import disk_full, new_folder
+
 # Below this many elements, rows are not compared.
 SMALL = 1 << 14
+
+
+def cache_of(
+    config: ReconstructionConfig, *, directory: Path | None = None
+) -> ActivationCache:
+    """Make an empty cache with the budgets of the settings.
+
+    Args:
+        config: Settings.
+        directory: Where spilled files go, instead of ``cache_dir``.
+    """
+    if directory is None and config.cache_dir is not None:
+        directory = Path(config.cache_dir)
+    return ActivationCache(
+        config.cache_bytes,
+        directory=directory,
+        max_disk_bytes=config.cache_disk_bytes,
+    )
 
 
 class ActivationCache:
@@ -24,29 +44,47 @@ class ActivationCache:
     Files are read row by row with ordinary reads: a memory map would count
     as resident memory, which the budget is there to bound.
 
+    Images lie channels last, whatever they came as: convolutions run faster
+    on it. Who needs the layout that the model had gives ``as_given=True``.
+
     Args:
         max_bytes: Budget of the tensors held in memory.
-        directory: Where spilled files go; None makes a temporary folder on
-            the first spill. The cache removes its files in ``close``.
+        directory: Where spilled files go; None is the temporary folder. A
+            folder of its own is made there on the first spill; the cache
+            removes it in ``close``, the next run if this one is killed.
+        max_disk_bytes: Budget of the tensors on disk; None sets none.
     """
 
     def __init__(
-        self, max_bytes: int, *, directory: str | Path | None = None
+        self,
+        max_bytes: int,
+        *,
+        directory: str | Path | None = None,
+        max_disk_bytes: int | None = None,
     ) -> None:
         self.max_bytes = max_bytes
+        self.max_disk_bytes = max_disk_bytes
         self.used_bytes = 0
-        self.spilled_bytes = 0
+        self.disk_bytes = 0
+        self.spilled_bytes = 0  # in all, also what is deleted again
         self._held: dict[Hashable, Tensor] = {}
         self._files: dict[Hashable, _File] = {}
         self._repeats: dict[Hashable, int] = {}  # rows of which one is stored
-        self._parent = None if directory is None else Path(directory)
+        self._plain: set[Hashable] = set()  # images not channels last
+        self.directory = None if directory is None else Path(directory)
         self._folder: Path | None = None
         self._counter = 0
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Store a copy of a tensor, replacing an older one of that key."""
+        """Store a copy of a tensor, replacing an older one of that key.
+
+        Raises:
+            OSError: If the disk is full or its budget used up.
+        """
         self.delete(key)
         tensor = tensor.detach()
+        if tensor.dim() == 4 and not _is_channels_last(tensor):
+            self._plain.add(key)
         if _is_one_row(tensor):
             self._repeats[key] = tensor.shape[0]
             tensor = tensor[:1]
@@ -57,26 +95,55 @@ class ActivationCache:
             )
             self.used_bytes += size
             return
+        self._check_disk(size)
         self._files[key] = _File(self._new_path(), _to_layout(tensor))
+        self.disk_bytes += size
         self.spilled_bytes += size
 
-    def get(self, key: Hashable) -> Tensor:
-        """Return the whole tensor (the stored one: do not write to it)."""
+    def _check_disk(self, size: int) -> None:
+        limit = self.max_disk_bytes
+        if limit is not None and self.disk_bytes + size > limit:
+            raise OSError(
+                f'reconstruction.cache_disk_bytes={limit} is used up, and an '
+                f'activation of {size:,} bytes is still to be stored: raise '
+                'it or reconstruction.cache_bytes, or use fewer images'
+            )
+
+    def get(self, key: Hashable, *, as_given: bool = False) -> Tensor:
+        """Return the whole tensor (the stored one: do not write to it).
+
+        Args:
+            key: Of the tensor.
+            as_given: In plain memory if it came so, not channels last.
+        """
         if key in self._held:
             tensor = _from_layout(self._held[key])
         else:
             tensor = _from_layout(self._files[key].read())
         if key in self._repeats:
             tensor = tensor.expand(self._repeats[key], *tensor.shape[1:])
-        return tensor
+        return self._restored(key, tensor) if as_given else tensor
 
-    def rows(self, key: Hashable, index: list[int]) -> Tensor:
-        """Return chosen rows (of axis 0), in the order asked for."""
+    def rows(
+        self, key: Hashable, index: list[int], *, as_given: bool = False
+    ) -> Tensor:
+        """Return chosen rows (of axis 0), in the order asked for.
+
+        Args:
+            key: Of the tensor.
+            index: Numbers of the rows.
+            as_given: As in :meth:`get`.
+        """
         if key in self._repeats:
             index = [0] * len(index)
         if key in self._held:
-            return _from_layout(self._held[key][index])
-        return _from_layout(self._files[key].read_rows(index))
+            rows = _from_layout(self._held[key][index])
+        else:
+            rows = _from_layout(self._files[key].read_rows(index))
+        return self._restored(key, rows) if as_given else rows
+
+    def _restored(self, key: Hashable, tensor: Tensor) -> Tensor:
+        return tensor.contiguous() if key in self._plain else tensor
 
     def shape(self, key: Hashable) -> tuple[int, ...]:
         """Return the tensor's shape, without reading it."""
@@ -97,11 +164,14 @@ class ActivationCache:
     def delete(self, key: Hashable) -> None:
         """Forget one tensor; nothing happens if it is not there."""
         self._repeats.pop(key, None)
+        self._plain.discard(key)
         if key in self._held:
             tensor = self._held.pop(key)
             self.used_bytes -= tensor.numel() * tensor.element_size()
         if key in self._files:
-            self._files.pop(key).path.unlink(missing_ok=True)
+            file = self._files.pop(key)
+            file.path.unlink(missing_ok=True)
+            self.disk_bytes -= file.num_bytes
 
     def __contains__(self, key: Hashable) -> bool:
         """Whether a key is stored."""
@@ -112,20 +182,24 @@ class ActivationCache:
         self._held.clear()
         self._files.clear()
         self._repeats.clear()
-        self.used_bytes = 0
+        self._plain.clear()
+        self.used_bytes = self.disk_bytes = 0
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder = None
 
     def _new_path(self) -> Path:
         if self._folder is None:
-            if self._parent is not None:
-                self._parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(
-                tempfile.mkdtemp(prefix='taskptq-cache-', dir=self._parent)
-            )
+            self._folder = new_folder(self.directory)
         self._counter += 1
         return self._folder / f'{self._counter:06d}.bin'
+
+
+def stored_bytes(tensor: Tensor) -> int:
+    """Return how many bytes a cache takes for a tensor."""
+    rows = tensor.detach()
+    rows = rows[:1] if _is_one_row(rows) else rows
+    return rows.numel() * rows.element_size()
 
 
 def _is_one_row(tensor: Tensor) -> bool:
@@ -135,6 +209,13 @@ def _is_one_row(tensor: Tensor) -> bool:
     if not torch.equal(tensor[0], tensor[-1]):
         return False
     return all(torch.equal(tensor[0], row) for row in tensor[1:-1])
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    """Whether an image is; a tensor of one channel is plain as well."""
+    return not tensor.is_contiguous() and tensor.is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def _to_layout(tensor: Tensor) -> Tensor:
@@ -159,9 +240,14 @@ class _File:
         self.row_bytes = (
             tensor.numel() // max(rows, 1) * tensor.element_size()
         )
+        self.num_bytes = tensor.numel() * tensor.element_size()
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
-        with path.open('wb') as file:
-            file.write(data.numpy().data)
+        try:
+            with path.open('wb') as file:
+                file.write(data.numpy().data)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise disk_full(path, self.num_bytes, error) or error from error
 
     def read(self) -> Tensor:
         return self._tensor(

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from taskptq.calibration.batches import batch_length
-from taskptq.calibration.cache import ActivationCache
+from taskptq.calibration.cache import ActivationCache, stored_bytes
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.calibration.links import Linker, Links, Plan, Source
 from taskptq.calibration.tree import flatten
@@ -127,7 +127,11 @@ class _Tracer:
         plan = self.plans[index]
         if self._selector is not None:
             plan.replay, self._selector = self._selector, None
-        self._linker.before(plan.traced, index, flatten(inputs)[0])
+        leaves = flatten(inputs)[0]
+        self._linker.before(plan.traced, index, leaves)
+        call = len(plan.traced.calls) - 1
+        for place, leaf in enumerate(leaves):
+            plan.sizes[Source('in', index, call, place)] = stored_bytes(leaf)
         return None
 
     def after(self, name: str, module: nn.Module, output: Any) -> None:
@@ -135,8 +139,12 @@ class _Tracer:
         if id(module) not in self.units:
             return
         index = self._index[id(module)]
-        links = self.plans[index].traced
-        self._linker.after(links, index, flatten(output)[0])
+        plan = self.plans[index]
+        leaves = flatten(output)[0]
+        call = len(plan.traced.num_outputs)
+        self._linker.after(plan.traced, index, leaves)
+        for place, leaf in enumerate(leaves):
+            plan.sizes[Source('out', index, call, place)] = stored_bytes(leaf)
 
 
 class Capturer:

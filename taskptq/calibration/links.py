@@ -1,7 +1,7 @@
 """Where each input tensor of each unit comes from."""
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -43,12 +43,15 @@ class Plan:
         replay: Row-selecting module right before the unit and its call
             number, if there is one.
         batches: Its calls in each batch; known after the float capture.
+        sizes: Bytes that the cache takes for each of its captured inputs
+            and of its outputs, in the traced batch.
     """
 
     unit: Unit
     traced: Links = field(default_factory=Links)
     replay: tuple[str, int] | None = None
     batches: list[Links] = field(default_factory=list)
+    sizes: dict[Source, int] = field(default_factory=dict)
 
     @property
     def calls(self) -> list[list[Source]]:
@@ -68,6 +71,21 @@ class Plan:
             for source in dict.fromkeys(self.sources())
             if source.side == 'in' and source.unit == index
         ]
+
+
+def outputs_of(plan: Plan, index: int) -> Iterator[Source]:
+    """Yield the source of every output of a unit, of all batches."""
+    for links in plan.batches or [plan.traced]:
+        for call, count in enumerate(links.num_outputs):
+            for leaf in range(count):
+                yield Source('out', index, call, leaf)
+
+
+def read_later(plans: Sequence[Plan], index: int) -> set[Source]:
+    """Return the sources that units after this one read."""
+    return {
+        source for plan in plans[index + 1:] for source in plan.sources()
+    }
 
 
 class Linker:

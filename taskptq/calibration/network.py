@@ -5,6 +5,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,9 +16,14 @@ from taskptq.calibration.batches import (
     batch_length,
     batch_metas,
 )
-from taskptq.calibration.cache import ActivationCache
+from taskptq.calibration.cache import (
+    ActivationCache,
+    cache_of,
+    stored_bytes,
+)
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration.disk import Estimate, check_room, remove_abandoned
 from taskptq.calibration.keeping import Standing, keep_better
 from taskptq.calibration.losses import NetworkProbe, ReconContext, ReconLoss
 from taskptq.calibration.progress import RunProgress
@@ -131,6 +137,8 @@ class NetworkData:
                 leaves, skeleton = flatten(trunk(self.model, batch))
                 if met:
                     return False
+                if number == 0:
+                    _check_trunks(leaves, len(self.batches), cache)
                 for index, leaf in enumerate(leaves):
                     cache.put((number, index), leaf)
                 trunks.append((len(leaves), skeleton))
@@ -141,7 +149,10 @@ class NetworkData:
         """Return what the rest of the model reads of a batch."""
         assert self.cache is not None
         count, skeleton = self.trunks[number]
-        leaves = [self.cache.get((number, index)) for index in range(count)]
+        leaves = [
+            self.cache.get((number, index), as_given=True)
+            for index in range(count)
+        ]
         return unflatten(leaves, skeleton)
 
     def run_quantized(self, number: int) -> dict[str, Tensor]:
@@ -196,6 +207,7 @@ def train_network(
     *,
     loss: ReconLoss,
     adapter: Any,
+    cache_dir: Path | None = None,
     progress: bool = True,
     on_trained: Callable[[Unit], None] | None = None,
 ) -> UnitResult:
@@ -208,12 +220,14 @@ def train_network(
         config: Settings.
         loss: Reconstruction loss.
         adapter: The model's adapter.
+        cache_dir: Folder for spilled activations; None is the settings'.
         progress: Show a live display where there is a terminal.
         on_trained: Called with the unit, its roundings soft.
 
     Raises:
-        ValueError: If the rounding cannot be learned, or a pattern of
-            ``network_train`` matches nothing.
+        ValueError: If the rounding cannot be learned, a pattern of
+            ``network_train`` matches nothing, or activations don't fit on
+            the disk.
     """
     if config.rounding == 'gptq':
         raise ValueError(
@@ -225,7 +239,8 @@ def train_network(
     if config.network_batch_size is not None:
         batches = BatchParts(batches, config.network_batch_size)
     data = NetworkData(model, batches, adapter)
-    cache = ActivationCache(config.cache_bytes)
+    cache = cache_of(config, directory=cache_dir)
+    remove_abandoned(cache.directory)
     try:
         if trained is not None and data.keep_trunks(trained, cache=cache):
             logger.info(
@@ -239,6 +254,19 @@ def train_network(
         cache.close()
     result.seconds = time.perf_counter() - start
     return result
+
+
+def _check_trunks(
+    leaves: Sequence[Tensor], num_batches: int, cache: ActivationCache
+) -> None:
+    """Refuse what is too much for the disk, from the first batch."""
+    total = num_batches * sum(stored_bytes(leaf) for leaf in leaves)
+    memory = min(total, cache.max_bytes)
+    check_room(
+        Estimate(total=total, memory=memory, disk=total - memory),
+        folder=cache.directory,
+        budget=cache.max_disk_bytes,
+    )
 
 
 def _train(

@@ -12,6 +12,11 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
+def is_main_rank() -> bool:
+    """Whether this is the first rank, or the only process."""
+    return not is_distributed() or dist.get_rank() == 0
+
+
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Return the mean over ranks; the value itself without them."""
     if is_distributed():

@@ -4,6 +4,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +12,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from taskptq.calibration.cache import ActivationCache
+from taskptq.calibration.cache import cache_of
 from taskptq.calibration.calibrate import Forward
 from taskptq.calibration.capture import Capturer, first_full_batch, trace
 from taskptq.calibration.closed_form import round_unit
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.links import Plan, Source
+from taskptq.calibration.disk import check_room, estimate, remove_abandoned
+from taskptq.calibration.links import (
+    Plan,
+    Source,
+    outputs_of,
+    read_later,
+)
 from taskptq.calibration.losses import MSEReconLoss, ReconLoss
 from taskptq.calibration.network import train_network, trained_layers
 from taskptq.calibration.progress import RunProgress
 from taskptq.calibration.ranks import gathered
 from taskptq.calibration.report import ReconstructionReport
 from taskptq.calibration.resume import UnitStates
+from taskptq.calibration.state_folder import locked
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
 from taskptq.calibration.tree import flatten, named
 from taskptq.calibration.unit_data import UnitData
@@ -56,18 +64,19 @@ def reconstruct(
         loss: Reconstruction loss; None is the normalised MSE.
         adapter: The model's adapter; needed by the network scope and by
             ``network_steps``.
-        state_dir: Folder of the per-unit states for resuming; None saves
-            none.
+        state_dir: Folder of the per-unit states for resuming, locked
+            meanwhile; None saves none.
         shared_dir: Folder of units' states that reconstructions share: what
             follows on the network need not train their blocks again. None
             keeps them in ``state_dir``.
-        cache_dir: Folder for spilled activations.
+        cache_dir: Folder for spilled activations; None is the settings'.
         progress: Show a live display where there is a terminal.
         on_trained: Called with each trained unit, its roundings soft.
 
     Raises:
-        ValueError: If there is no batch, or the network scope lacks an
-            adapter.
+        ValueError: If there is no batch, the network scope lacks an
+            adapter, or the activations don't fit on the disk.
+        FolderInUseError: If another run uses ``state_dir``.
     """
     if not batches:
         raise ValueError('calibration set is empty: give at least one batch')
@@ -83,21 +92,14 @@ def reconstruct(
         model, batches, config, forward, loss or MSEReconLoss(), adapter
     )
     run.on_trained = on_trained
-    states = UnitStates(
-        state_dir, model, config, loss=run.loss, num_batches=len(batches)
-    )
-    unit_states = states
-    if shared_dir is not None:
-        unit_states = UnitStates(
-            shared_dir, model, config.of_units(), loss=run.unit_loss,
-            num_batches=len(batches), shared=True)
-    with torch.random.fork_rng(devices=_cuda_devices(model)):
-        if config.scope == 'network':
-            report = run.network(states, progress)
-        else:
-            report = run.units(unit_states, cache_dir, progress)
-            if config.network_steps:
-                run.network_steps(states, report, progress)
+    run.cache_dir = cache_dir
+    with ExitStack() as stack:
+        if state_dir is not None:
+            stack.enter_context(locked(state_dir))
+        stack.enter_context(
+            torch.random.fork_rng(devices=_cuda_devices(model))
+        )
+        report = run.all(state_dir, shared_dir, progress)
     # Steps on the network decide anew what the blocks had decided.
     last = report.units[-1:] if config.network_steps else report.units
     trained = [u for u in last if u.steps and u.num_weights]
@@ -138,16 +140,58 @@ class _Run:
         # What follows on the whole network is what a loss is then given for.
         self.unit_loss = MSEReconLoss() if config.network_steps else loss
         self.adapter = adapter
+        self.cache_dir: Path | None = None
         self.on_trained: Callable[[Unit], None] | None = None
         self.num_traces = 0  # passes of single batches: names, then links
 
+    def all(
+        self,
+        state_dir: Path | None,
+        shared_dir: Path | None,
+        progress: bool,
+    ) -> ReconstructionReport:
+        """Whatever the settings say."""
+        states = UnitStates(
+            state_dir,
+            self.model,
+            self.config,
+            loss=self.loss,
+            num_batches=len(self.batches),
+        )
+        if self.config.scope == 'network':
+            return self.network(states, progress)
+        unit_states = states
+        if shared_dir is not None:
+            unit_states = UnitStates(
+                shared_dir,
+                self.model,
+                self.config.of_units(),
+                loss=self.unit_loss,
+                num_batches=len(self.batches),
+                shared=True,
+            )
+        report = self.units(unit_states, progress)
+        if self.config.network_steps:
+            self.network_steps(states, report, progress)
+        return report
+
     def units(
-        self, states: UnitStates, cache_dir: Path | None, progress: bool
+        self, states: UnitStates, progress: bool
     ) -> ReconstructionReport:
         """Layer or block scope."""
         plans, uncalled = self._plans()
         report = ReconstructionReport(uncalled=uncalled)
-        cache = ActivationCache(self.config.cache_bytes, directory=cache_dir)
+        cache = cache_of(self.config, directory=self.cache_dir)
+        remove_abandoned(cache.directory)
+        check_room(
+            estimate(
+                plans,
+                num_batches=len(self.batches),
+                max_bytes=cache.max_bytes,
+            ),
+            folder=cache.directory,
+            budget=cache.max_disk_bytes,
+        )
         capturer = Capturer(
             self.model, plans, self.batches, forward=self.forward, cache=cache
         )
@@ -239,7 +283,7 @@ class _Run:
         else:
             report.take_over(result)
         report.units.append(result)
-        later = _read_later(capturer.plans, index)
+        later = read_later(capturer.plans, index)
         wanted = [s for s in later if s.unit == index and s.side == 'out']
         if wanted:
             data.compute('quant', keep=wanted)
@@ -312,6 +356,7 @@ class _Run:
                 config,
                 loss=self.loss,
                 adapter=self.adapter,
+                cache_dir=self.cache_dir,
                 progress=progress,
                 on_trained=self.on_trained,
             )
@@ -341,23 +386,11 @@ def _check_order(plans: Sequence[Plan]) -> None:
         )
 
 
-def _read_later(plans: Sequence[Plan], index: int) -> set[Source]:
-    """Sources that units after this one read."""
-    return {
-        source for plan in plans[index + 1:] for source in plan.sources()
-    }
-
-
 def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
     """Drop from the cache what no later unit reads."""
     plan = capturer.plans[index]
     used = set(plan.sources())
-    used |= {
-        Source('out', index, call, leaf)
-        for links in plan.batches
-        for call, count in enumerate(links.num_outputs)
-        for leaf in range(count)
-    }
+    used |= set(outputs_of(plan, index))
     for source in used - later:
         for batch in range(len(capturer.batches)):
             capturer.cache.delete(('float', source, batch))

@@ -4,7 +4,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.ranks import gathered
+from taskptq.calibration.ranks import gathered, is_main_rank
+from taskptq.calibration.state_file import (
+    StateError,
+    bytes_of,
+    check_state,
+    content_digest,
+    read_state,
+    write_state,
+)
+from taskptq.calibration.state_folder import remove_partials
 from taskptq.calibration.train_unit import UnitResult
 from taskptq.core.state import quantizers
 from taskptq.prepare.blocks import Unit
@@ -25,8 +33,11 @@ class UnitStates:
     """Per-unit files of one reconstruction.
 
     Each holds the digest of everything the result depends on (settings,
-    loss, float weights, calibrated ranges, ranks): a file of another run is
-    ignored, with a log line.
+    loss, float weights, calibrated ranges, ranks), and one of its own
+    content: a file of another run, or one that is damaged or altered, is
+    ignored with a warning. Nothing of it reaches the model before all of it
+    is checked. Unless ``shared``, the folder is to be
+    :func:`~taskptq.calibration.state_folder.locked` meanwhile.
 
     Args:
         folder: Where the files lie; None turns saving off.
@@ -55,44 +66,52 @@ class UnitStates:
             self.digest = _digest(model, config, run)
             if shared:
                 self.folder = folder / self.digest[:16]
-        # Who shares a folder may write the same file at the same time.
-        self.partial_suffix = (
-            f'.{os.getpid()}.partial' if shared else '.partial'
-        )
+            elif is_main_rank():
+                remove_partials(folder)
 
     def load(self, index: int, unit: Unit) -> UnitResult | None:
         """Put a finished unit's state in; None if a rank has none."""
         if self.folder is None:
             return None
-        state = self._read(self._path(index))
-        # A kill may fall between two ranks' files; they must train in step.
-        if not _everywhere(state is not None) or state is None:
+        state = self._read(self._path(index), unit)
+        # A kill may fall between two ranks' files, or one be damaged: they
+        # must train in step, and go on from the same bits.
+        if not _is_same_everywhere(state) or state is None:
             return None
         layers = dict(unit.layers())
         for name, codes in state['codes'].items():
             layer, _, parameter = name.rpartition(':')
-            layers[layer].set_codes(parameter, codes)
+            weight = getattr(layers[layer], parameter)
+            layers[layer].set_codes(parameter, codes.to(weight.device))
         for name, quantizer in quantizers(unit.module):
-            if name in state['quantizers']:
-                quantizer.load_state_dict(state['quantizers'][name])
+            quantizer.load_state_dict(state['quantizers'][name])
         return UnitResult(**state['result'])
 
-    def _read(self, path: Path) -> dict[str, Any] | None:
+    def _read(self, path: Path, unit: Unit) -> dict[str, Any] | None:
+        """Read and check a state; a file that cannot be used is none."""
         if not path.exists():
             return None
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-        if state['digest'] == self.digest:
-            return state
-        logger.warning(
-            '%s belongs to another recipe or checkpoint: starting anew', path
-        )
-        return None
+        try:
+            state = read_state(path, max_bytes=bytes_of(unit))
+            if state['digest'] != self.digest:
+                raise StateError('it belongs to another recipe or checkpoint')
+            check_state(state, unit)
+        except StateError as error:
+            logger.warning(
+                '%s is left unused, and its unit trained anew: %s', path,
+                error,
+            )
+            return None
+        return state
 
     def save(self, index: int, unit: Unit, result: UnitResult) -> None:
-        """Write a finished unit; the file appears whole or not at all."""
+        """Write a finished unit; the file appears whole or not at all.
+
+        Raises:
+            DiskFullError: If the disk is full.
+        """
         if self.folder is None:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         codes = {
             f'{name}:{parameter}': module.codes(parameter).cpu()
             for name, module in unit.layers()
@@ -104,14 +123,14 @@ class UnitStates:
             'result': result.to_dict(),
             'codes': codes,
             'quantizers': {
-                name: dict(quantizer.state_dict())
+                name: {
+                    key: value.detach().cpu()
+                    for key, value in quantizer.state_dict().items()
+                }
                 for name, quantizer in quantizers(unit.module)
             },
         }
-        path = self._path(index)
-        partial = path.with_suffix(self.partial_suffix)
-        torch.save(state, partial)
-        partial.replace(path)
+        write_state(self._path(index), state)
 
     def _path(self, index: int) -> Path:
         assert self.folder is not None
@@ -127,9 +146,15 @@ def _world_size() -> int:
     return 1
 
 
-def _everywhere(found: bool) -> bool:
-    """Whether a thing is so on all ranks."""
-    return all(gathered(found))
+def _is_same_everywhere(state: dict[str, Any] | None) -> bool:
+    """Whether all ranks have a state, with the same codes and ranges."""
+    own = None
+    if state is not None:
+        own = content_digest({
+            key: state[key] for key in ('codes', 'quantizers')
+        })
+    found = gathered(own)
+    return None not in found and len(set(found)) == 1
 
 
 def _description(loss: Any) -> str:
@@ -148,9 +173,10 @@ def _digest(
 ) -> str:
     """Digest of settings, weights, ranges, and what else is of this run."""
     settings = config.to_dict()
-    # How much memory it may take changes nothing in the result, and neither
-    # does a check that is left out.
-    settings.pop('cache_bytes')
+    # How much memory and disk it may take changes nothing in the result, and
+    # neither does a check that is left out.
+    for name in ('cache_bytes', 'cache_dir', 'cache_disk_bytes'):
+        settings.pop(name, None)
     if not settings['keep_better']:
         settings.pop('keep_better')
     plain = json.dumps([settings, run], sort_keys=True)

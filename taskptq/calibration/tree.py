@@ -1,6 +1,7 @@
 """Flatten nested arguments and outputs into tensor leaves, and back."""
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,34 +24,42 @@ def flatten(tree: Any) -> tuple[list[Tensor], Any]:
         :class:`TensorSlot`; other leaves stay in it.
     """
     leaves: list[Tensor] = []
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, Tensor):
-            leaves.append(node)
-            return TensorSlot(len(leaves) - 1)
-        return _rebuild(node, walk)
-
-    return leaves, walk(tree)
+    skeleton = _take_out(tree, leaves)
+    return leaves, skeleton
 
 
 def unflatten(leaves: list[Tensor], skeleton: Any) -> Any:
     """Put tensor leaves back into a skeleton."""
-
-    def walk(node: Any) -> Any:
-        if isinstance(node, TensorSlot):
-            return leaves[node.index]
-        return _rebuild(node, walk)
-
-    return walk(skeleton)
+    return _put_back(skeleton, leaves)
 
 
-def _rebuild(node: Any, walk: Any) -> Any:
+# Functions of the module, not nested ones: a nested function that calls
+# itself is a reference cycle, which keeps every tensor it has seen until the
+# garbage collector happens to run.
+def _take_out(node: Any, leaves: list[Tensor]) -> Any:
+    if isinstance(node, Tensor):
+        leaves.append(node)
+        return TensorSlot(len(leaves) - 1)
+    return _rebuild(node, _take_out, leaves)
+
+
+def _put_back(node: Any, leaves: list[Tensor]) -> Any:
+    if isinstance(node, TensorSlot):
+        return leaves[node.index]
+    return _rebuild(node, _put_back, leaves)
+
+
+def _rebuild(
+    node: Any,
+    walk: Callable[[Any, list[Tensor]], Any],
+    leaves: list[Tensor],
+) -> Any:
     if type(node) is dict:
-        return {key: walk(value) for key, value in node.items()}
+        return {key: walk(value, leaves) for key, value in node.items()}
     if isinstance(node, tuple) and hasattr(node, '_fields'):
-        return type(node)(*(walk(value) for value in node))
+        return type(node)(*(walk(value, leaves) for value in node))
     if type(node) in (list, tuple):
-        return type(node)(walk(value) for value in node)
+        return type(node)(walk(value, leaves) for value in node)
     return node
 
 
@@ -64,3 +73,34 @@ def named(leaves: list[Tensor]) -> Tensor | dict[str, Tensor]:
 def is_float(leaf: Tensor) -> bool:
     """Whether a leaf holds activations rather than indices or masks."""
     return leaf.dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def are_close(
+    found: list[Tensor], expected: list[Tensor], *, tolerance: float = 1e-3
+) -> bool:
+    """Whether activations agree but for the order of their sums.
+
+    Args:
+        found: Leaves; those that hold no activations are not compared.
+        expected: As many.
+        tolerance: Largest difference, as a share of the largest expected
+            magnitude.
+    """
+    if len(found) != len(expected):
+        return False
+    return all(
+        _is_close(one, two, tolerance)
+        for one, two in zip(found, expected, strict=True)
+        if is_float(two)
+    )
+
+
+def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    if found.shape != expected.shape:
+        return False
+    finite = expected[expected.isfinite()]
+    largest = float(finite.abs().max()) if finite.numel() else 0.0
+    return torch.allclose(
+        found.float(), expected.float(), rtol=0.0,
+        atol=tolerance * largest, equal_nan=True,
+    )

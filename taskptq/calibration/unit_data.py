@@ -14,7 +14,12 @@ from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.capture import Capturer
 from taskptq.calibration.groups import is_same, one_of, put, split
 from taskptq.calibration.links import Plan, Source
-from taskptq.calibration.tree import flatten, is_float, unflatten
+from taskptq.calibration.tree import (
+    are_close,
+    flatten,
+    is_float,
+    unflatten,
+)
 from taskptq.core import float_only, quantizing
 from taskptq.core.functional import random_drop
 from taskptq.prepare.mapping import ROW_MODULES, is_a
@@ -76,6 +81,8 @@ class UnitData:
         self.num_batches = len(capturer.batches)
         self.lengths = capturer.lengths
         self.rows_per_image = rows_per_image
+        # Images come channels last, unless the unit needs the model's layout.
+        self.as_given = False
         self._warned = False
         self._has_rows = is_a(self.plan.unit.module, ROW_MODULES)
         self._row_counts: list[int] = []
@@ -92,11 +99,52 @@ class UnitData:
         mode = float_only if stream == 'float' else quantizing
         module = self.plan.unit.module
         with calibration_mode(module), mode(module):
+            if stream == 'float':
+                self._choose_layout()
             for batch in range(self.num_batches):
                 for call in range(self._num_calls(batch)):
                     args, kwargs = self._arguments(stream, call, batch)
                     leaves, _ = flatten(module(*args, **kwargs))
                     self._store(stream, call, batch, leaves, keep)
+
+    def _choose_layout(self) -> None:
+        """Find out, on one batch, whether the unit takes channels last.
+
+        It is faster for convolutions, and what they compute is the same.
+        But some operators read plain memory only, e.g. deformable
+        convolutions: they refuse the other, or misread it.
+        """
+        calls = (
+            (call, batch)
+            for batch in range(self.num_batches)
+            for call in range(self._num_calls(batch))
+        )
+        call, batch = next(calls, (None, None))
+        if call is None or batch is None or self._is_plain(call, batch):
+            return
+        self.as_given = True
+        expected = self._outputs(call, batch)
+        self.as_given = False
+        try:
+            found = self._outputs(call, batch)
+        except (RuntimeError, ValueError, AssertionError):
+            self.as_given = True
+        else:
+            self.as_given = not are_close(found, expected)
+        if self.as_given:
+            logger.info(
+                '%s takes images in plain memory, not channels last',
+                self.plan.unit.name,
+            )
+
+    def _is_plain(self, call: int, batch: int) -> bool:
+        """Whether no input of a call is an image."""
+        keys = [('float', s, batch) for s in self._inputs(call, batch)]
+        return all(len(self.cache.shape(key)) != 4 for key in keys)
+
+    def _outputs(self, call: int, batch: int) -> list[Tensor]:
+        args, kwargs = self._arguments('float', call, batch)
+        return flatten(self.plan.unit.module(*args, **kwargs))[0]
 
     def _num_calls(self, batch: int) -> int:
         return len(self.plan.batches[batch].calls)
@@ -121,7 +169,9 @@ class UnitData:
         # One tensor per source: a module may ask whether key is query.
         sources = self._inputs(call, batch)
         tensors = {
-            source: self.cache.get(self._key(stream, source, batch)).clone()
+            source: self.cache.get(
+                self._key(stream, source, batch), as_given=self.as_given
+            ).clone()
             for source in set(sources)
         }
         leaves = [tensors[source] for source in sources]
@@ -355,9 +405,9 @@ class UnitData:
         for source, pick in zip(sources, picks, strict=True):
             key = self._key(stream, source, pick.batch)
             parts.append(
-                self.cache.get(key).clone()
+                self.cache.get(key, as_given=self.as_given).clone()
                 if pick.rows is None
-                else self.cache.rows(key, pick.rows)
+                else self.cache.rows(key, pick.rows, as_given=self.as_given)
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
 

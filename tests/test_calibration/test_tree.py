@@ -1,3 +1,5 @@
+import gc
+import weakref
 from typing import NamedTuple
 
 import pytest
@@ -72,3 +74,25 @@ def test_is_float():
     assert is_float(A.bfloat16())
     assert not is_float(A.bool())
     assert not is_float(A.long())
+
+
+class Leaf(torch.Tensor):
+    """A tensor that a weak reference can follow."""
+
+
+@pytest.mark.parametrize('work', [
+    lambda tree: flatten(tree),
+    lambda tree: unflatten(*flatten(tree)),
+], ids=['flatten', 'unflatten'])
+def test_no_tensor_outlives_its_tree(work):
+    # Without the collector only reference counts free a tensor.
+    gc.collect()
+    gc.disable()
+    try:
+        leaf = torch.ones(2).as_subclass(Leaf)
+        alive = weakref.ref(leaf)
+        work({'x': [leaf, (leaf, None)]})
+        del leaf
+        assert alive() is None
+    finally:
+        gc.enable()
