@@ -20,11 +20,16 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from _detr_data import (

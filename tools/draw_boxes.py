@@ -10,9 +10,14 @@ not chosen by result; a color is a class.
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from _pictures import chosen_batches, outline, picture_of, predict
 from _row_models import open_measurement, quantized_copy, row_of

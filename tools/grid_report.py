@@ -19,11 +19,16 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from _grid_data import (

@@ -13,12 +13,17 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from _markdown import render_results
 from _measure import WORK_DIR, Measurement, file_digest

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import resource
 import shlex
@@ -20,6 +21,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from _measure import current_commit, describe_environment

@@ -15,6 +15,10 @@ import sys
 import time
 from pathlib import Path
 
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 from demo_parts.generator import generate
 from demo_parts.report import text_table, write_html
 from demo_parts.rows import (
