@@ -313,6 +313,12 @@ class _Tracer:
             )
         if stored:
             return f'{kind} multiplies by {stored[0]}: no counterpart'
+        read = [n for n, reader in self._read_by.items() if reader == module]
+        if read:
+            return (
+                f'{kind} multiplies by what it computes from the weight of '
+                f'{read[0]}'
+            )
         return f'product of two activations in {kind}: no counterpart'
 
 
