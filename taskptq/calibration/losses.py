@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskptq.core.settings import Flag
+
 Outputs = Tensor | dict[str, Tensor]
 
 
@@ -80,7 +82,7 @@ class MSEReconLoss:
     """
 
     def __init__(self, *, normalize: bool = True) -> None:
-        self.normalize = normalize
+        self.normalize = Flag().read(normalize, name='normalize')
 
     def __call__(
         self, quant_out: Outputs, float_out: Outputs, context: ReconContext

@@ -9,7 +9,7 @@ same tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -18,6 +18,17 @@ from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from mmengine.registry import FUNCTIONS
 
+from taskptq.core.settings import (
+    SEED,
+    Choice,
+    Flag,
+    Items,
+    Rule,
+    Whole,
+    check_fields,
+    check_keys,
+    setting,
+)
 from taskptq.engine.datasets import (
     EMPTY_SET,
     build_dataset,
@@ -38,6 +49,47 @@ __all__ = [
 ]
 
 AUGMENTED_STEPS = ('TestTimeAug', )
+UNREACHED = ('error', 'float')
+
+
+class DatasetRule(Rule):
+    """The config of a dataset, or a built one."""
+
+    def convert(self, value: Any, name: str) -> Any:
+        """Return the dataset."""
+        if isinstance(value, Mapping):
+            if 'type' not in value:
+                raise TypeError
+        elif isinstance(value, (str, bytes, list, tuple)) or not (
+                hasattr(value, '__getitem__') and hasattr(value, '__len__')):
+            raise TypeError
+        return value
+
+    def allowed(self) -> str:
+        """Name both."""
+        return 'a dataset, or its config with a type'
+
+
+class TransformRule(Rule):
+    """The config of a transform, or a built one."""
+
+    def convert(self, value: Any, name: str) -> Any:
+        """Return the transform."""
+        if isinstance(value, Mapping):
+            if 'type' not in value:
+                raise TypeError
+        elif not callable(value):
+            raise TypeError
+        return value
+
+    def allowed(self) -> str:
+        """Name both."""
+        return 'a transform, or its config with a type'
+
+
+DATASET = DatasetRule(optional=True)
+PIPELINE = Items(
+    of=TransformRule(), what='a list of transforms', least=1, optional=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +104,25 @@ class CalibrationConfig:
         batch_size: Images per batch; None takes the evaluation loader's.
         seed: Seed of the random choice.
         allow_overlap: Accept images that the evaluation uses as well.
+        unreached: What to do about quantizers that no image reached:
+            'error' refuses them, 'float' leaves them float.
+
+    Raises:
+        SettingError: If a value cannot be.
     """
 
-    num_images: int = 256
-    dataset: Any = None
-    pipeline: Any = None
-    batch_size: int | None = None
-    seed: int = 0
-    allow_overlap: bool = False
+    num_images: int = setting(256, Whole(low=1))
+    dataset: Any = field(default=None, metadata={'rule': DATASET})
+    pipeline: Any = field(default=None, metadata={'rule': PIPELINE})
+    batch_size: int | None = setting(
+        None, Whole(low=1, high=1 << 16, optional=True))
+    seed: int = setting(0, SEED)
+    allow_overlap: bool = setting(False, Flag())
+    unreached: str = setting('error', Choice(choices=UNREACHED))
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.num_images < 1:
-            raise ValueError('calibration.num_images must be at least 1, got '
-                             f'{self.num_images}')
-        if self.batch_size is not None and self.batch_size < 1:
-            raise ValueError('calibration.batch_size must be at least 1, got '
-                             f'{self.batch_size}')
+        """Check the values."""
+        check_fields(self, name='calibration')
 
     @classmethod
     def from_dict(
@@ -81,23 +135,24 @@ class CalibrationConfig:
             seed: Seed where the dict has none.
 
         Raises:
-            ValueError: If a key is unknown or a value impossible.
+            SettingError: If a key is unknown or a value impossible.
         """
-        options = dict(config or {})
-        known = [field.name for field in fields(cls)]
-        unknown = sorted(set(options) - set(known))
-        if unknown:
-            raise ValueError(
-                f'calibration has no key {unknown[0]!r}; known are {known}')
+        options = {} if config is None else config
+        known = [item.name for item in fields(cls)]
+        check_keys(options, known, name='calibration')
         return cls(**{'seed': seed, **options})
 
     def recipe(self) -> dict[str, Any]:
         """Return what a quantized file records: no paths, plain types."""
-        return {
+        recorded = {
             'num_images': self.num_images,
             'batch_size': self.batch_size,
             'seed': self.seed,
         }
+        # Left out where it is the default, which older files do not name.
+        if self.unreached != 'error':
+            recorded['unreached'] = self.unreached
+        return recorded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskptq.core.settings import (
+    Choice,
+    Flag,
+    Number,
+    check_fields,
+    check_keys,
+    setting,
+)
 from taskptq.engine.detr_adapters import (
     decoder_taps,
     matching_queries,
     recorded,
 )
+from taskptq.engine.hook_settings import check_teacher
 from taskptq.methods.query_agreement import (
     GIOU_WEIGHT,
     L1_WEIGHT,
@@ -43,6 +52,7 @@ CLASS_LOSS_NAME = 'loss_agreement_cls'
 MATCHINGS = ('argmax', 'hungarian')
 LAYERS = ('last', 'all')
 HEAD = 'head'
+WEIGHT = Number(low=0, high=1e6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,35 +88,25 @@ class DistillationConfig:
         ValueError: If a value cannot be.
     """
 
-    weight: float = 2.5
-    normalize: bool = False
-    box_weight: float = 0.0
-    class_weight: float = 0.0
-    tau: float = 0.6
-    mu1: float = 2.0
-    mu2: float = 5.0
-    matching: str = 'argmax'
-    metric: str = 'giou'
-    layers: str = 'last'
-    fqm: bool = True
+    weight: float = setting(2.5, WEIGHT)
+    normalize: bool = setting(False, Flag())
+    box_weight: float = setting(0.0, WEIGHT)
+    class_weight: float = setting(0.0, WEIGHT)
+    tau: float = setting(0.6, Number(low=0, high=1))
+    mu1: float = setting(2.0, WEIGHT)
+    mu2: float = setting(5.0, WEIGHT)
+    matching: str = setting('argmax', Choice(choices=MATCHINGS))
+    metric: str = setting('giou', Choice(choices=METRICS))
+    layers: str = setting('last', Choice(choices=LAYERS))
+    fqm: bool = setting(True, Flag())
     teacher: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""
-        for name in ('weight', 'box_weight', 'class_weight'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'distillation.{name}='
-                                 f'{getattr(self, name)} must not be negative')
-        if not 0 <= self.tau <= 1:
-            raise ValueError(
-                f'distillation.tau={self.tau} must lie in [0, 1]')
-        for name, known in (('matching', MATCHINGS), ('metric', METRICS),
-                            ('layers', LAYERS)):
-            if getattr(self, name) not in known:
-                raise ValueError(f'distillation.{name}='
-                                 f'{getattr(self, name)!r}: choose one of '
-                                 f'{known}')
+        check_fields(self, name='distillation')
         teacher = self.teacher
+        if teacher is not None:
+            check_teacher(teacher, name='distillation.teacher')
         if teacher is not None and not self.fqm:
             raise ValueError(
                 'distillation.fqm=False pairs queries by index, which mean '
@@ -122,13 +122,10 @@ class DistillationConfig:
         """Read the config's dict.
 
         Raises:
-            ValueError: If a key is unknown or a value impossible.
+            SettingError: If a key is unknown or a value impossible.
         """
         known = [item.name for item in fields(cls)]
-        unknown = sorted(set(config) - set(known))
-        if unknown:
-            raise ValueError(
-                f'distillation has no key {unknown[0]!r}; known are {known}')
+        check_keys(config, known, name='distillation')
         return cls(**config)
 
     @property

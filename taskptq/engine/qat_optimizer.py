@@ -14,6 +14,7 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.runner import Runner
 from torch.optim import SGD, Optimizer
 
+from taskptq.core.settings import Number, check_keys
 from taskptq.engine.qat import Learned
 
 __all__ = ['KINDS', 'read_lr_mult', 'rebuild_optimization', 'separate']
@@ -21,6 +22,7 @@ __all__ = ['KINDS', 'read_lr_mult', 'rebuild_optimization', 'separate']
 KINDS = ('scale', 'offset', 'gamma', 'beta')
 # Of relative steps: at AdamW's usual 1e-4 a scale moves by 1e-3 of itself.
 RELATIVE_MULT = 10.0
+MULTIPLIER = Number(low=0, high=1e6)
 
 
 def read_lr_mult(
@@ -31,21 +33,18 @@ def read_lr_mult(
         value: One for all, or some by kind of parameter, or None.
 
     Raises:
-        ValueError: If a kind is unknown or a multiplier impossible.
+        SettingError: If a kind is unknown or a multiplier impossible.
     """
     if value is None:
         return None
     if not isinstance(value, Mapping):
-        value = dict.fromkeys(KINDS, value)
-    for kind, mult in value.items():
-        if kind not in KINDS:
-            raise ValueError(
-                f'lr_mult has no key {kind!r}; known are {list(KINDS)}')
-        if isinstance(mult, bool) or not isinstance(mult, (int, float)) or (
-                mult < 0):
-            raise ValueError(f'lr_mult[{kind!r}]={mult!r}: give a number '
-                             'that is not negative')
-    return {kind: float(mult) for kind, mult in value.items()}
+        mult = float(MULTIPLIER.read(value, name='lr_mult'))
+        return dict.fromkeys(KINDS, mult)
+    check_keys(value, KINDS, name='lr_mult')
+    return {
+        kind: float(MULTIPLIER.read(mult, name=f'lr_mult.{kind}'))
+        for kind, mult in value.items()
+    }
 
 
 def rebuild_optimization(runner: Runner, learned: Sequence[Learned], *,

@@ -29,8 +29,12 @@ from taskptq.calibration.attention_statistics import (
     ChannelStatistics,
     collect_statistics,
 )
+from taskptq.core.settings import Choice, Flag, refuse
 from taskptq.methods.rewrite import (
+    PATTERNS,
     TOLERANCE,
+    TOLERANCE_RULE,
+    VERIFY_BATCHES,
     CalibrationStats,
     Proposal,
     RewriteEntry,
@@ -90,26 +94,27 @@ class AttentionCentering:
         tolerance: float = TOLERANCE,
         verify_batches: int = 1,
     ) -> None:
-        for name, center, known in (
-            ('key_center', key_center, KEY_CENTERS),
-            ('value_center', value_center, VALUE_CENTERS),
-        ):
-            if center not in known:
-                raise ValueError(
-                    f'AttentionCentering.{name}={center!r}: choose one of '
-                    f'{known}'
-                )
+        keys = Flag().read(keys, name='keys')
+        values = Flag().read(values, name='values')
         if not (keys or values):
-            raise ValueError(
-                'AttentionCentering: keys and values are both False; center '
-                'one of them or leave the rewrite out'
+            raise refuse(
+                'values',
+                False,
+                'keys and values are both False; center one of them or leave '
+                'the rewrite out',
             )
         self.parts = ['key', 'key_position'] * keys + ['value'] * values
-        self.key_center = key_center
-        self.value_center = value_center
-        self.patterns = None if patterns is None else tuple(patterns)
-        self.tolerance = tolerance
-        self.verify_batches = verify_batches
+        self.key_center = Choice(choices=KEY_CENTERS).read(
+            key_center, name='key_center'
+        )
+        self.value_center = Choice(choices=VALUE_CENTERS).read(
+            value_center, name='value_center'
+        )
+        self.patterns = PATTERNS.read(patterns, name='patterns')
+        self.tolerance = TOLERANCE_RULE.read(tolerance, name='tolerance')
+        self.verify_batches = VERIFY_BATCHES.read(
+            verify_batches, name='verify_batches'
+        )
 
     def __call__(
         self, model: nn.Module, stats: CalibrationStats

@@ -21,7 +21,10 @@ from taskptq.calibration.attention_statistics import (
     collect_statistics,
 )
 from taskptq.methods.rewrite import (
+    PATTERNS,
     TOLERANCE,
+    TOLERANCE_RULE,
+    VERIFY_BATCHES,
     CalibrationStats,
     Proposal,
     RewriteEntry,
@@ -67,9 +70,11 @@ class BimodalIntegration:
         tolerance: float = TOLERANCE,
         verify_batches: int = 1,
     ) -> None:
-        self.patterns = None if patterns is None else tuple(patterns)
-        self.tolerance = tolerance
-        self.verify_batches = verify_batches
+        self.patterns = PATTERNS.read(patterns, name='patterns')
+        self.tolerance = TOLERANCE_RULE.read(tolerance, name='tolerance')
+        self.verify_batches = VERIFY_BATCHES.read(
+            verify_batches, name='verify_batches'
+        )
 
     def __call__(
         self, model: nn.Module, stats: CalibrationStats

@@ -13,6 +13,14 @@ import numpy as np
 from torch import Tensor
 
 from taskptq.calibration.head_swaps import Distance, Metas
+from taskptq.core.settings import (
+    Number,
+    Table,
+    Whole,
+    check_arguments,
+    refuse,
+    refusing,
+)
 from taskptq.methods.lane_distortion import lane_distortion_score
 
 __all__ = ['DISTANCES', 'LabelDisagreement', 'LaneDistance', 'build_distance']
@@ -31,11 +39,11 @@ class LaneDistance:
     def __init__(
         self, *, num_rows: int = 36, gamma: float = 30.0, tau: float = 30.0
     ) -> None:
-        if num_rows < 2:
-            raise ValueError(f'num_rows={num_rows} must be at least 2')
-        self.num_rows = num_rows
-        self.gamma = gamma
-        self.tau = tau
+        rule = Whole(low=2, high=1 << 16)
+        self.num_rows = rule.read(num_rows, name='num_rows')
+        positive = Number(above=0, high=1e6)
+        self.gamma = positive.read(gamma, name='gamma')
+        self.tau = positive.read(tau, name='tau')
 
     def __call__(
         self, one: Sequence[Any], two: Sequence[Any], metas: Metas
@@ -114,11 +122,16 @@ def build_distance(config: Any) -> Distance:
     """
     if callable(config) and not isinstance(config, Mapping):
         return config
-    settings = {'type': config} if isinstance(config, str) else dict(config)
-    name = settings.pop('type', None)
-    if name not in DISTANCES:
-        raise ValueError(
-            f'distance={name!r}: choose one of {sorted(DISTANCES)}, or add '
-            'yours to taskptq.methods.decoded_distance.DISTANCES'
+    settings = {'type': config} if isinstance(config, str) else config
+    settings = Table(required=('type',)).read(settings, name='distance')
+    name = settings.pop('type')
+    if not isinstance(name, str) or name not in DISTANCES:
+        raise refuse(
+            'distance',
+            name,
+            f'choose one of {", ".join(sorted(DISTANCES))}, or add yours to '
+            'taskptq.methods.decoded_distance.DISTANCES',
         )
-    return DISTANCES[name](**settings)
+    check_arguments(DISTANCES[name], settings, name='distance')
+    with refusing('distance', config):
+        return DISTANCES[name](**settings)

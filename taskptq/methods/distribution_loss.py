@@ -25,8 +25,10 @@ from torch import Tensor
 
 from taskptq.calibration.losses import NetworkProbe, Outputs, ReconContext
 from taskptq.calibration.ranks import mean_over_ranks
+from taskptq.core.settings import Flag, Number, Table
 from taskptq.methods.semantic_focus import (
     LEAST_FOREGROUND,
+    WEIGHT,
     Heads,
     SemanticFocus,
 )
@@ -100,27 +102,19 @@ class ForegroundKLLoss:
         temperature: float = 1.0,
         normalize: bool = True,
     ) -> None:
-        if temperature <= 0:
-            raise ValueError(f'temperature={temperature} must be above 0')
-        if box_weight <= 0 or other_weight < 0:
-            raise ValueError(
-                f'box_weight={box_weight}, other_weight={other_weight}: the '
-                'first must be above 0, the second at least 0'
-            )
-        if not 0 <= least_weight <= 1:
-            raise ValueError(
-                f'least_weight={least_weight} must lie in [0, 1]'
-            )
-        self.least_weight = least_weight
+        self.least_weight = Number(low=0, high=1).read(
+            least_weight, name='least_weight'
+        )
         self.focus = SemanticFocus(
             focus=focus,
             threshold=focus_threshold,
-            eps_bg=dict(eps_bg or {}),
+            eps_bg=Table(optional=True).read(eps_bg, name='eps_bg') or {},
         )
-        self.box_weight = box_weight
-        self.other_weight = other_weight
-        self.temperature = temperature
-        self.normalize = normalize
+        positive = Number(above=0, high=1e6)
+        self.box_weight = positive.read(box_weight, name='box_weight')
+        self.other_weight = WEIGHT.read(other_weight, name='other_weight')
+        self.temperature = positive.read(temperature, name='temperature')
+        self.normalize = Flag().read(normalize, name='normalize')
         # Plain text: a saved state belongs to one recipe.
         self.recipe = str(self.focus)
         self._information: dict[str, float] = {}

@@ -26,7 +26,10 @@ from taskptq.calibration.layer_pairs import (
     LayerGroup,
     find_layer_groups,
 )
+from taskptq.core.settings import Number
 from taskptq.methods.rewrite import (
+    PATTERNS,
+    TOLERANCE_RULE,
     CalibrationStats,
     RewriteEntry,
     RewriteReport,
@@ -149,20 +152,10 @@ class CrossLayerEqualization:
         patterns: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,
     ) -> None:
-        if not 0 <= alpha <= 1:
-            raise ValueError(
-                f'CrossLayerEqualization.alpha={alpha!r}: give a number from '
-                '0 (equal weights) to 1 (equal activations)'
-            )
-        if not limit >= 1:
-            raise ValueError(
-                f'CrossLayerEqualization.limit={limit!r}: give a factor of '
-                'at least 1'
-            )
-        self.alpha = alpha
-        self.limit = limit
-        self.patterns = None if patterns is None else tuple(patterns)
-        self.tolerance = tolerance
+        self.alpha = Number(low=0, high=1).read(alpha, name='alpha')
+        self.limit = Number(low=1, high=1e6).read(limit, name='limit')
+        self.patterns = PATTERNS.read(patterns, name='patterns')
+        self.tolerance = TOLERANCE_RULE.read(tolerance, name='tolerance')
 
     def __call__(
         self, model: nn.Module, stats: CalibrationStats

@@ -8,7 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-SELECTIONS = ('threshold', 'topk', None)
+from taskptq.core.settings import (
+    Choice,
+    Number,
+    Whole,
+    check_fields,
+    setting,
+)
+
+SELECTIONS = ('threshold', 'topk')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,24 +36,16 @@ class HeadSelection:
         ValueError: If a value cannot be.
     """
 
-    selection: str | None = 'threshold'
-    rho: float = 0.05
-    top_k: int = 2
-    floor: float = 0.0
+    selection: str | None = setting(
+        'threshold', Choice(choices=SELECTIONS, optional=True)
+    )
+    rho: float = setting(0.05, Number(low=0, high=1))
+    top_k: int = setting(2, Whole(low=1))
+    floor: float = setting(0.0, Number(low=0, high=1))
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        if self.selection not in SELECTIONS:
-            raise ValueError(
-                f'selection={self.selection!r}: choose one of {SELECTIONS}'
-            )
-        for name in ('rho', 'floor'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f'{name}={getattr(self, name)} must lie in [0, 1]'
-                )
-        if self.top_k < 1:
-            raise ValueError(f'top_k={self.top_k} must be at least 1')
+        check_fields(self)
 
     def kept(self, sensitivities: Mapping[str, float]) -> list[str]:
         """Return the names of the selected heads, in their order."""
@@ -94,9 +94,7 @@ class MovingAverage:
     """
 
     def __init__(self, decay: float) -> None:
-        if not 0 <= decay < 1:
-            raise ValueError(f'ema={decay} must lie in [0, 1)')
-        self.decay = decay
+        self.decay = Number(low=0, below=1).read(decay, name='ema')
         self.values: dict[str, float] = {}
 
     def update(self, values: Mapping[str, float]) -> dict[str, float]:

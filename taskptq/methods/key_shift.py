@@ -19,10 +19,14 @@ from taskptq.calibration.attention_projections import (
     AttentionView,
     select_views,
 )
+from taskptq.core.settings import SEED, Number
 from taskptq.methods.attention_centering import key_edits
 from taskptq.methods.bimodal_integration import TOKEN_TO_IMAGE
 from taskptq.methods.rewrite import (
+    PATTERNS,
     TOLERANCE,
+    TOLERANCE_RULE,
+    VERIFY_BATCHES,
     CalibrationStats,
     Proposal,
     RewriteEntry,
@@ -87,12 +91,14 @@ class KeyShift:
         tolerance: float = TOLERANCE,
         verify_batches: int = 1,
     ) -> None:
-        self.c = c
-        self.spread = spread
-        self.seed = seed
-        self.patterns = None if patterns is None else tuple(patterns)
-        self.tolerance = tolerance
-        self.verify_batches = verify_batches
+        self.c = Number(low=-1e6, high=1e6).read(c, name='c')
+        self.spread = Number(low=0, high=10).read(spread, name='spread')
+        self.seed = SEED.read(seed, name='seed')
+        self.patterns = PATTERNS.read(patterns, name='patterns')
+        self.tolerance = TOLERANCE_RULE.read(tolerance, name='tolerance')
+        self.verify_batches = VERIFY_BATCHES.read(
+            verify_batches, name='verify_batches'
+        )
 
     def __call__(
         self, model: nn.Module, stats: CalibrationStats

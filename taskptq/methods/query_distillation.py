@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from taskptq.calibration.losses import NetworkProbe, Outputs, ReconContext
+from taskptq.core.settings import Choice, Flag, Number, Rule, refuse
 from taskptq.methods.query_agreement import (
     GIOU_WEIGHT,
     L1_WEIGHT,
@@ -44,6 +45,23 @@ __all__ = ['QueryDistillationLoss', 'distillation_distance']
 MATCHINGS = ('argmax', 'hungarian')
 LAYERS = ('last', 'all')
 AGREEMENTS = ('partner', 'own')
+_SHARE, _WEIGHT = Number(low=0, high=1), Number(low=0, high=1e6)
+RULES: dict[str, Rule] = {
+    'tau': _SHARE,
+    'mu1': _WEIGHT,
+    'mu2': _WEIGHT,
+    'matching': Choice(choices=MATCHINGS),
+    'metric': Choice(choices=METRICS),
+    'layers': Choice(choices=LAYERS),
+    'weight': _WEIGHT,
+    'box_weight': _WEIGHT,
+    'class_weight': _WEIGHT,
+    'agreement': Choice(choices=AGREEMENTS),
+    'background_weight': _WEIGHT,
+    'teacher_score_thr': _SHARE,
+    'normalize': Flag(),
+    'fqm': Flag(),
+}
 Heads = Mapping[str, Tensor]
 
 
@@ -143,27 +161,15 @@ class QueryDistillationLoss:
         self._record = DistillationRecord()
 
     def _check(self) -> None:
-        for name, choices in (
-            ('matching', MATCHINGS), ('metric', METRICS), ('layers', LAYERS),
-            ('agreement', AGREEMENTS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f'{name}={getattr(self, name)!r}: choose one of {choices}'
-                )
-        for name in ('tau', 'teacher_score_thr'):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(
-                    f'{name}={getattr(self, name)} must lie in [0, 1]'
-                )
+        for name, rule in RULES.items():
+            setattr(self, name, rule.read(getattr(self, name), name=name))
         weights = ('weight', 'box_weight', 'class_weight')
-        for name in (*weights, 'background_weight', 'mu1', 'mu2'):
-            if getattr(self, name) < 0:
-                raise ValueError(
-                    f'{name}={getattr(self, name)} must be at least 0'
-                )
         if not any(getattr(self, name) for name in weights):
-            raise ValueError(f'one of {weights} must be above 0')
+            raise refuse(
+                'weight',
+                self.weight,
+                f'give one of {", ".join(weights)} more than 0',
+            )
         if isinstance(self.teacher, Mapping):
             raise ValueError(
                 f'teacher={dict(self.teacher)} is still a config: build the '

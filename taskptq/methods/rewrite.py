@@ -19,12 +19,17 @@ from torch import Tensor, nn
 from taskptq.calibration.attention_projections import AttentionView
 from taskptq.calibration.attention_statistics import gather, open_attention
 from taskptq.calibration.calibrate import Forward, calibration_mode
+from taskptq.core.settings import Number, Whole, patterns
 
 logger = logging.getLogger('taskptq')
 
 # Largest change of an attention's output that rounding in float32 explains,
 # relative to the output's largest magnitude.
 TOLERANCE = 1e-5
+# What every rewrite's arguments of these names may be.
+PATTERNS = patterns(optional=True)
+TOLERANCE_RULE = Number(above=0, high=1)
+VERIFY_BATCHES = Whole(low=1)
 
 
 class CalibrationStats(Protocol):

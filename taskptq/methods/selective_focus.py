@@ -23,6 +23,7 @@ from torch import Tensor
 from taskptq.calibration.head_swaps import FORMS, HeadSwaps
 from taskptq.calibration.losses import NetworkProbe, Outputs, ReconContext
 from taskptq.calibration.ranks import mean_over_ranks
+from taskptq.core.settings import Choice, Items, Number, Whole, refuse
 from taskptq.methods.decoded_distance import build_distance
 from taskptq.methods.head_selection import HeadSelection, MovingAverage
 from taskptq.methods.head_sensitivity import MonotoneCurve, build_curves
@@ -30,6 +31,10 @@ from taskptq.methods.semantic_focus import KINDS, Heads, SemanticFocus
 from taskptq.registry import RECON_LOSSES
 
 __all__ = ['NetworkUniform', 'SelectiveFocusLoss']
+
+STRENGTHS = Items(
+    of=Number(above=0, high=100), what='a list of numbers', least=1, most=100
+)
 
 
 @dataclass
@@ -106,8 +111,8 @@ class SelectiveFocusLoss:
         self.focus = SemanticFocus(
             focus=focus,
             threshold=focus_threshold,
-            eps_bg=dict(eps_bg or {}),
-            head_kinds=dict(head_kinds or {}),
+            eps_bg={} if eps_bg is None else eps_bg,
+            head_kinds={} if head_kinds is None else head_kinds,
             focus_kinds=focus_kinds,
             normalize=normalize,
             var_eps=var_eps,
@@ -117,7 +122,9 @@ class SelectiveFocusLoss:
         )
         self.sensitivity = sensitivity
         self.num_images = num_images
-        self.strengths = tuple(strengths)
+        self.strengths: tuple[float, ...] = STRENGTHS.read(
+            strengths, name='strengths'
+        )
         self.ema = ema
         self.update_interval = update_interval
         self.refresh_interval = refresh_interval
@@ -130,24 +137,19 @@ class SelectiveFocusLoss:
         self._network = _Network()
 
     def _check(self) -> None:
-        if self.sensitivity not in FORMS:
-            raise ValueError(
-                f'sensitivity={self.sensitivity!r}: choose one of {FORMS}'
-            )
-        for name in ('num_images', 'update_interval'):
-            if getattr(self, name) < 1:
-                raise ValueError(
-                    f'{name}={getattr(self, name)} must be at least 1'
-                )
-        if self.refresh_interval < 0:
-            raise ValueError(
-                f'refresh_interval={self.refresh_interval} must be at least 0'
-            )
+        for name, rule in (
+            ('sensitivity', Choice(choices=FORMS)),
+            ('num_images', Whole(low=1)),
+            ('update_interval', Whole(low=1)),
+            ('refresh_interval', Whole(low=0)),
+        ):
+            setattr(self, name, rule.read(getattr(self, name), name=name))
         ends = (0, *self.strengths)
         if ends[-1] < 1 or sorted(set(ends)) != list(ends):
-            raise ValueError(
-                f'strengths={self.strengths} must rise from above 0 to at '
-                'least 1'
+            raise refuse(
+                'strengths',
+                self.strengths,
+                'give numbers that rise from above 0 to at least 1',
             )
         MovingAverage(self.ema)
         build_distance(self.distance)

@@ -14,7 +14,7 @@ with ``M_i`` the confidence at the places p of head i, C_i its channels and
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -23,9 +23,19 @@ from torch import Tensor
 
 from taskptq.calibration.head_swaps import head_names
 from taskptq.calibration.ranks import mean_over_ranks
+from taskptq.core.settings import (
+    Choice,
+    Items,
+    Number,
+    Table,
+    check_fields,
+    setting,
+)
 
-FOCI = ('soft', 'hard', None)
-NORMALIZATIONS = ('head', 'channel', None)
+FOCI = ('soft', 'hard')
+NORMALIZATIONS = ('head', 'channel')
+# Of a term of a loss.
+WEIGHT = Number(low=0, high=1e6)
 KINDS = ('confidence', 'regression')
 EPS_BG = {'confidence': 0.05, 'regression': 0.0}
 # A batch with less foreground than one element says little: its error is not
@@ -79,34 +89,28 @@ class SemanticFocus:
         ValueError: If a value cannot be.
     """
 
-    focus: str | None = 'soft'
+    focus: str | None = setting('soft', Choice(choices=FOCI, optional=True))
     threshold: float = 0.3
-    eps_bg: Mapping[str, float] = field(default_factory=dict)
-    head_kinds: Mapping[str, str] = field(default_factory=dict)
-    focus_kinds: Sequence[str] = KINDS
-    normalize: str | None = 'head'
-    var_eps: float = 1e-6
+    eps_bg: Mapping[str, float] = setting(
+        rule=Table(of=WEIGHT, keys=KINDS), factory=dict
+    )
+    head_kinds: Mapping[str, str] = setting(
+        rule=Table(of=Choice(choices=KINDS)), factory=dict
+    )
+    focus_kinds: Sequence[str] = setting(
+        KINDS, Items(of=Choice(choices=KINDS), what='a list of kinds of heads')
+    )
+    normalize: str | None = setting(
+        'head', Choice(choices=NORMALIZATIONS, optional=True)
+    )
+    var_eps: float = setting(1e-6, Number(low=0, high=1))
 
     def __post_init__(self) -> None:
         """Check the settings."""
-        _choose('focus', self.focus, FOCI)
-        _choose('normalize', self.normalize, NORMALIZATIONS)
-        for pattern, kind in self.head_kinds.items():
-            _choose(f'head_kinds[{pattern!r}]', kind, KINDS)
-        for kind in self.focus_kinds:
-            _choose('focus_kinds: the kind', kind, KINDS)
-        object.__setattr__(self, 'focus_kinds', tuple(self.focus_kinds))
+        check_fields(self)
+        threshold = Number(low=0, below=1)
+        threshold.read(self.threshold, name='focus_threshold')
         object.__setattr__(self, 'eps_bg', {**EPS_BG, **self.eps_bg})
-        for kind, value in self.eps_bg.items():
-            _choose('eps_bg: the kind', kind, KINDS)
-            if value < 0:
-                raise ValueError(
-                    f'eps_bg[{kind!r}]={value} must be at least 0'
-                )
-        if not 0 <= self.threshold < 1:
-            raise ValueError(
-                f'focus_threshold={self.threshold} must lie in [0, 1)'
-            )
 
     def kind_of(self, name: str, *, adapter: Any = None) -> str:
         """Return the kind of a head, by its name."""
@@ -265,8 +269,3 @@ class _Moments:
         total = total.where(seen, torch.ones_like(total))
         variance = second / total - (first / total).square()
         return variance.clamp(min=0).where(seen, torch.ones_like(total))
-
-
-def _choose(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f'{name}={value!r}: choose one of {choices}')

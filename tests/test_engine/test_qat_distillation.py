@@ -380,8 +380,14 @@ def test_ground_truth_is_relative_to_the_image(tiny_detr):
     ({'box_weight': 1, 'teacher': dict(config='a', checkpoint='b')},
      'box_weight'),
     ({'metric': 'iou'}, 'metric'), ({'layers': 'first'}, 'layers'),
-    ({'matching': 'best'}, 'matching'), ({'lam': 1}, "no key 'lam'"),
+    ({'matching': 'best'}, 'matching'), ({'lam': 1}, "unknown key 'lam'"),
     ({'fqm': False, 'teacher': dict(config='a', checkpoint='b')}, 'index'),
+    ({'fqm': 'False'}, "distillation.fqm='False'"),
+    ({'tau': float('nan')}, 'distillation.tau=nan'),
+    ({'mu1': float('inf')}, 'distillation.mu1=inf'),
+    ({'teacher': dict(config='a')}, "distillation.teacher=.*'checkpoint'"),
+    ({'teacher': 'a.py'}, "distillation.teacher='a.py'"),
+    ({'teacher': dict(config=1, checkpoint='b')}, 'teacher.config=1'),
 ])
 def test_impossible_settings(changes, words):
     with pytest.raises(ValueError, match=words):

@@ -308,8 +308,11 @@ def test_other_bits_are_refused(make, hook, float_checkpoint):
 
 @pytest.mark.parametrize(('changes', 'words'), [
     (dict(stage=3), 'stage=3'),
-    (dict(lr_mult=dict(bias=1)), "no key 'bias'"),
-    (dict(lr_mult=-1), 'not negative'),
+    (dict(lr_mult=dict(bias=1)), "lr_mult has unknown key 'bias'"),
+    (dict(lr_mult=-1), 'lr_mult=-1: give a number from 0'),
+    (dict(lr_mult=dict(scale='10')), "lr_mult.scale='10'"),
+    (dict(lr_mult=float('nan')), 'lr_mult=nan'),
+    (dict(lr_mult=[1]), r'lr_mult=\[1\]'),
 ])
 def test_impossible_settings(hook, changes, words):
     from taskptq.engine.qat_hook import QATHook

@@ -178,7 +178,7 @@ def test_what_cannot_be_seen_is_undone():
 def test_bad_arguments():
     with pytest.raises(ValueError, match=r'alpha=1\.5: give a number from 0'):
         CrossLayerEqualization(alpha=1.5)
-    with pytest.raises(ValueError, match=r'limit=0\.5: give a factor of'):
+    with pytest.raises(ValueError, match=r'limit=0\.5: give a number from 1'):
         CrossLayerEqualization(limit=0.5)
 
 

@@ -350,7 +350,7 @@ def test_another_teacher_with_other_classes():
     (dict(layers='first'), "layers='first'"),
     (dict(agreement='all'), "agreement='all'"),
     (dict(mu1=-1), 'mu1=-1'),
-    (dict(weight=0, box_weight=0, class_weight=0), 'must be above 0'),
+    (dict(weight=0, box_weight=0, class_weight=0), 'give one of weight'),
     (dict(teacher=dict(config='a.py')), 'still a config'),
     (dict(teacher=object(), fqm=False), 'leave teacher out'),
 ])

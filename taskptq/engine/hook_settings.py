@@ -1,0 +1,119 @@
+"""Checks of what a config hands to the hooks, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from taskptq.core.settings import (
+    SEED,
+    Choice,
+    Flag,
+    Items,
+    Rule,
+    Table,
+    Text,
+    refuse,
+    refusing,
+)
+from taskptq.engine.builder import build_loss, build_rewrites
+from taskptq.engine.teacher import KEYS, Teacher
+
+__all__ = ['check_hook_settings', 'check_recipe', 'check_teacher']
+
+# One is the backbone alone, two the whole model.
+STAGES = (1, 2)
+RULES: dict[str, Rule] = {
+    'seed': SEED,
+    'out': Text(path=True, optional=True),
+    'resume': Flag(),
+    'trust_checkpoint': Flag(),
+    'stage': Choice(choices=STAGES),
+}
+
+
+def check_hook_settings(hook: str, **settings: Any) -> None:
+    """Check the plain arguments of a hook.
+
+    Args:
+        hook: Name of its class.
+        **settings: Arguments by name, out of ``RULES``.
+
+    Raises:
+        SettingError: Naming the argument that cannot be.
+    """
+    for name, value in settings.items():
+        RULES[name].read(value, name=f'{hook}.{name}')
+    out = settings.get('out')
+    if out is not None and str(out).rpartition('/')[2] in ('', '.', '..'):
+        raise refuse(f'{hook}.out', out, 'give the path of a file')
+
+
+def check_recipe(*,
+                 reconstruction: Any = None,
+                 loss: Any = None,
+                 rewrites: Any = None,
+                 seed: Any = 0) -> None:
+    """Check a recipe's parts by building them once, without a teacher.
+
+    The numbers of ``reconstruction`` are ``ReconstructionConfig``'s to check.
+
+    Args:
+        reconstruction: Settings, or None.
+        loss: Config of a ReconLoss, or None.
+        rewrites: Configs of ModelRewrites, or None.
+        seed: Seed of the recipe.
+
+    Raises:
+        SettingError: Naming the part, or its argument, that cannot be.
+    """
+    SEED.read(seed, name='seed')
+    Table(optional=True).read(reconstruction, name='reconstruction')
+    if reconstruction is not None:
+        _check_loss(reconstruction.get('loss'), name='reconstruction.loss')
+    _check_loss(loss, name='loss')
+    parts = Items(
+        of=Table(required=('type', )),
+        what='a list of dict(type=...)',
+        optional=True)
+    parts.read(rewrites, name='rewrites')
+    for number, rewrite in enumerate(rewrites or ()):
+        with refusing(f'rewrites[{number}]', rewrite):
+            build_rewrites([rewrite])
+
+
+def _check_loss(config: Any, *, name: str) -> None:
+    """Build a loss once; where it has a teacher, with an empty one."""
+    settings = Table(
+        required=('type', ), optional=True).read(config, name=name)
+    if settings is None:
+        return
+    teacher = settings.get('teacher')
+    if isinstance(teacher, Mapping):
+        check_teacher(teacher, name=f'{name}.teacher')
+        settings['teacher'] = Teacher(nn.Identity(), None, name='')
+    with refusing(name, config):
+        build_loss(settings)
+
+
+def check_teacher(teacher: Any, *, name: str) -> None:
+    """Check the config of another float model.
+
+    Whether its files exist counts only where it is used: not where a
+    quantized file is tested.
+
+    Args:
+        teacher: ``dict(config=..., checkpoint=...)``.
+        name: Dotted name of it.
+
+    Raises:
+        SettingError: Naming the key that cannot be.
+    """
+    table = Table(keys=tuple(sorted(KEYS)), required=('checkpoint', 'config'))
+    table.read(teacher, name=name)
+    for key in ('checkpoint', 'config'):
+        Text(path=True).read(teacher[key], name=f'{name}.{key}')
+    trust = teacher.get('trust_checkpoint', False)
+    Flag().read(trust, name=f'{name}.trust_checkpoint')
