@@ -8,15 +8,29 @@ Beside ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
 from __future__ import annotations
 
 import argparse
+import copy
 import os
 from pathlib import Path
 from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger, print_log
 
 from taskptq.apis import quantize, read_config, read_fragment
 from taskptq.engine.builder import to_plain
+from taskptq.engine.import_style import (
+    import_style_text,
+    lazy_settings,
+    type_name,
+)
+from taskptq.engine.refusals import (
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
+)
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
 DROPPED_HOOKS = ('PTQHook', 'EMAHook')
@@ -90,32 +104,39 @@ def base_path(config: Path, *, folder: Path) -> str:
 
 def keeps_hook(hook: Any) -> bool:
     """Whether a custom hook of the float config stays in the new one."""
-    kind = hook['type']
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name.rpartition('.')[2] not in DROPPED_HOOKS
+    return type_name(hook['type']) not in DROPPED_HOOKS
 
 
-def write_config(cfg: Config, *, source: Path, out: Path,
-                 hook: dict[str, Any], inherits: bool) -> None:
-    """Write CONFIG with PTQHook.
+def config_text(cfg: Config, *, source: str, out: Path,
+                hook: dict[str, Any], overridden: bool) -> str:
+    """Return CONFIG with PTQHook, as the text of a config file.
 
     Args:
         cfg: The loaded config, with all overrides.
-        source: Its file.
-        out: File to write.
+        source: Its file, or the name of an installed package's config.
+        out: File that is to be written.
         hook: PTQHook's config, plain.
-        inherits: Write a config that inherits ``source``; otherwise all
-            settings are written out.
+        overridden: Whether the command line changes settings of CONFIG:
+            then, and in import style, all settings are written out;
+            otherwise the new config inherits ``source``.
+
+    Raises:
+        ValueError: If a setting cannot be written.
     """
-    kept = [h for h in cfg.get('custom_hooks') or [] if keeps_hook(h)]
+    settings = lazy_settings(cfg)
+    kept = [h for h in settings.get('custom_hooks') or [] if keeps_hook(h)]
     hooks = [*kept, hook]
-    if not inherits:
-        cfg.custom_hooks = hooks
-        cfg.dump(out)
-        return
+    packaged = '::' in source
+    if not packaged and Config._is_lazy_import(source):
+        return import_style_text({**settings, 'custom_hooks': hooks})
+    if overridden:
+        written = copy.deepcopy(cfg)
+        written.custom_hooks = hooks
+        return str(written.pretty_text)
     text = Config({'custom_hooks': hooks}).pretty_text
-    base = base_path(source, folder=out.parent)
-    out.write_text(f'_base_ = [{base!r}]\n\n{text}', encoding='utf-8')
+    base = source if packaged else base_path(
+        Path(source), folder=out.parent)
+    return f'_base_ = [{base!r}]\n\n{text}'
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -128,6 +149,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         The quantization report.
     """
     out = Path(args.out)
+    for path in (out, out.with_suffix('.py')):
+        refuse_unwritable_file(path, name='--out')
+    if args.work_dir is not None:
+        refuse_unwritable_folder(args.work_dir, name='--work-dir')
     cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
@@ -140,6 +165,16 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         calibration['num_images'] = args.num_images
     if args.allow_overlap:
         calibration['allow_overlap'] = True
+    hook = {
+        'type': 'taskptq.PTQHook',
+        'qconfig': qconfig,
+        'calibration': calibration,
+        'seed': args.seed,
+        **{key: value for key, value in method.items() if value},
+    }
+    text = config_text(
+        cfg, source=args.config, out=out.with_suffix('.py'),
+        hook=to_plain(hook), overridden=args.cfg_options is not None)
     _, report = quantize(
         cfg,
         args.checkpoint,
@@ -152,19 +187,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         resume=not args.no_resume,
         trust_checkpoint=args.trust_checkpoint)
-    hook = {
-        'type': 'taskptq.PTQHook',
-        'qconfig': qconfig,
-        'calibration': calibration,
-        'seed': args.seed,
-        **{key: value for key, value in method.items() if value},
-    }
-    # Overrides, and configs in Python's import style, are written out.
-    inherits = args.cfg_options is None and not Config._is_lazy_import(
-        args.config)
-    write_config(
-        cfg, source=Path(args.config), out=out.with_suffix('.py'),
-        hook=to_plain(hook), inherits=inherits)
+    out.with_suffix('.py').write_text(text, encoding='utf-8')
     return report
 
 

@@ -17,11 +17,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 import torch
 from mmengine.config import Config, DictAction
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
-from mmengine.registry import HOOKS, RUNNERS
 from mmengine.runner import Runner
 
 from taskptq.apis import read_config
@@ -31,11 +34,16 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
+from taskptq.engine.checkpoint_guard import guarded_runner
+from taskptq.engine.import_style import type_name
 from taskptq.engine.ptq_hook import unwrap
-from taskptq.export.checkpoint import (
-    QuantizedCheckpointError,
-    is_quantized,
+from taskptq.engine.refusals import (
+    check_hooks,
+    one_sentence,
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
 )
+from taskptq.export.checkpoint import is_quantized
 
 HOOK = 'PTQHook'
 
@@ -76,17 +84,18 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def is_ptq_hook(hook: Any) -> bool:
     """Whether an entry of ``custom_hooks`` is PTQHook, by name or class."""
     kind = hook.get('type') if isinstance(hook, dict) else type(hook)
-    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
-    return name.rpartition('.')[2] == HOOK
+    return type_name(kind) == HOOK
 
 
-def load_config(args: argparse.Namespace,
-                checkpoint: Mapping[str, Any]) -> Config:
+def load_config(args: argparse.Namespace) -> Config:
     """Load the config and apply the command line to it.
 
     Args:
         args: Result of :func:`parse_args`.
-        checkpoint: Content of the file.
+
+    Raises:
+        FileNotFoundError: If there is no such config or checkpoint.
+        ValueError: If results cannot be written.
     """
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
@@ -96,29 +105,24 @@ def load_config(args: argparse.Namespace,
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
-    hooks = list(cfg.get('custom_hooks') or [])
-    if is_quantized(checkpoint) and not any(map(is_ptq_hook, hooks)):
-        cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
     cfg.load_from = str(local_file(args.checkpoint))
     cfg.resume = False
+    refuse_unwritable_folder(cfg.work_dir, name='work_dir')
+    if args.out is not None:
+        refuse_unwritable_file(args.out, name='--out')
     return cfg
 
 
-def check_hook(cfg: Config) -> None:
-    """Read the recipe in ``custom_hooks`` before anything is built.
+def add_hook(cfg: Config, checkpoint: Mapping[str, Any]) -> None:
+    """Add PTQHook to a config that has none, for a quantized file.
 
     Args:
-        cfg: Config of the run.
-
-    Raises:
-        ValueError: If PTQHook refuses it.
+        cfg: Config of the run; changed in place.
+        checkpoint: Content of the file.
     """
-    for hook in cfg.get('custom_hooks') or []:
-        if isinstance(hook, dict) and is_ptq_hook(hook):
-            try:
-                HOOKS.build(hook)
-            except TypeError as error:
-                raise ValueError(f'custom_hooks: {error}') from error
+    hooks = list(cfg.get('custom_hooks') or [])
+    if is_quantized(checkpoint) and not any(map(is_ptq_hook, hooks)):
+        cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
 
 
 def check_fit(runner: Runner, checkpoint: Mapping[str, Any], *,
@@ -200,24 +204,22 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    try:
-        checkpoint = read_checkpoint(
-            local_file(args.checkpoint),
-            trust_checkpoint=args.trust_checkpoint)
-        cfg = load_config(args, checkpoint)
-        check_hook(cfg)
-    except (FileNotFoundError, ValueError,
-            QuantizedCheckpointError) as error:
-        raise SystemExit(str(error)) from error
+    with one_sentence():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Check everything, build the runner and test; see :func:`main`."""
+    cfg = load_config(args)
+    check_hooks(cfg.get('custom_hooks'))
+    trusted = args.trust_checkpoint or any(
+        isinstance(hook, dict) and bool(hook.get('trust_checkpoint'))
+        for hook in cfg.get('custom_hooks') or [])
+    checkpoint = read_checkpoint(cfg.load_from, trust_checkpoint=trusted)
+    add_hook(cfg, checkpoint)
     join_processes_on_cpu(cfg)
-    if 'runner_type' in cfg:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = Runner.from_cfg(cfg)
-    try:
-        check_fit(runner, checkpoint, path=args.checkpoint)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    runner = guarded_runner(cfg, training=False, trust_checkpoint=trusted)
+    check_fit(runner, checkpoint, path=args.checkpoint)
     del checkpoint
     start = time.perf_counter()
     metrics = runner.test()

@@ -11,11 +11,20 @@ import argparse
 import os
 from pathlib import Path
 
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
 from mmengine.config import Config, DictAction
-from mmengine.registry import RUNNERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import find_latest_checkpoint
 
 from taskptq.apis import read_config
+from taskptq.engine.checkpoint_guard import guarded_runner
+from taskptq.engine.refusals import (
+    check_hooks,
+    one_sentence,
+    refuse_unwritable_folder,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -41,6 +50,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         const='auto',
         help='checkpoint to go on from; without a value, the latest one '
         'in the work directory')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle checkpoints that are not plain, which runs code that '
+        'they name: for files whose source you trust')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -110,15 +124,19 @@ def main(argv: list[str] | None = None) -> None:
 
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If something is refused; the reason is one sentence.
     """
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     cfg = load_config(args)
-    if 'runner_type' in cfg:
-        runner = RUNNERS.build(cfg)
-    else:
-        runner = Runner.from_cfg(cfg)
-    runner.train()
+    with one_sentence():
+        check_hooks(cfg.get('custom_hooks'))
+        refuse_unwritable_folder(cfg.work_dir, name='work_dir')
+        runner = guarded_runner(
+            cfg, training=True, trust_checkpoint=args.trust_checkpoint)
+        runner.train()
 
 
 if __name__ == '__main__':

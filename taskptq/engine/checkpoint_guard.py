@@ -14,8 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import barrier, get_local_rank
 from mmengine.model import PretrainedInit
+from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
@@ -23,7 +25,8 @@ from torch import Tensor, nn
 from taskptq.engine.checkpoint_file import local_file, read_checkpoint
 
 __all__ = [
-    'drop_config_text', 'guard_runner', 'guarded_path', 'refuse_misfit'
+    'drop_config_text', 'guard_runner', 'guarded_path', 'guarded_runner',
+    'refuse_misfit'
 ]
 
 # In front of the path of a file that only the loaders below may read.
@@ -73,6 +76,32 @@ def guard_runner(runner: Runner, *, training: bool,
         runner._resume = bool(resume)
     if training and not trust_checkpoint:
         guard_pretrained(runner.model)
+
+
+def guarded_runner(cfg: Config, *, training: bool,
+                   trust_checkpoint: bool = False) -> Runner:
+    """Build the runner of a config, guarded whatever its hooks are.
+
+    Args:
+        cfg: Config of the run.
+        training: See :func:`guard_runner`.
+        trust_checkpoint: Likewise, for its hooks as well.
+
+    Raises:
+        FileNotFoundError: See :func:`guard_runner`.
+        ValueError: Likewise.
+    """
+    if 'runner_type' in cfg:
+        runner = RUNNERS.build(cfg)
+    else:
+        runner = Runner.from_cfg(cfg)
+    hooks = [hook for hook in runner.hooks
+             if hasattr(hook, 'trust_checkpoint')]
+    trusted = trust_checkpoint or any(h.trust_checkpoint for h in hooks)
+    for hook in hooks:
+        hook.trust_checkpoint = trusted
+    guard_runner(runner, training=training, trust_checkpoint=trusted)
+    return runner
 
 
 def guarded_path(load_from: str | None) -> Path | None:

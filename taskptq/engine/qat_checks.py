@@ -72,18 +72,22 @@ def check_entry(entry: Any, *, schema: int) -> None:
     for name in ('recipe', 'report', 'weights'):
         if not isinstance(entry.get(name), Mapping) or not entry[name]:
             raise ValueError(entry_error(f'has no {name}'))
-    for name in ('qconfig', 'training'):
-        if not isinstance(entry['recipe'].get(name), Mapping):
-            raise ValueError(entry_error(f'has no recipe.{name}'))
-    stage = entry['recipe']['training'].get('stage')
-    if type(stage) is not int or stage not in STAGES:
-        raise ValueError(entry_error(f'has recipe.training.stage={stage!r}'))
+    _check_recipe(entry['recipe'])
     if not isinstance(entry.get('teacher'), str | None):
         raise ValueError(entry_error('has a teacher that is not a digest'))
     for name, value in entry['weights'].items():
         if not (isinstance(name, str) and is_dense(value)):
             raise ValueError(
                 entry_error(f'has weights[{name!r}] that is not a tensor'))
+
+
+def _check_recipe(recipe: Mapping[str, Any]) -> None:
+    for name in ('qconfig', 'training'):
+        if not isinstance(recipe.get(name), Mapping):
+            raise ValueError(entry_error(f'has no recipe.{name}'))
+    stage = recipe['training'].get('stage')
+    if type(stage) is not int or stage not in STAGES:
+        raise ValueError(entry_error(f'has recipe.training.stage={stage!r}'))
 
 
 def is_dense(value: Any) -> bool:

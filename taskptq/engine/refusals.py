@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+from taskptq.engine.import_style import type_name
 from taskptq.export.checkpoint import QuantizedCheckpointError
+from taskptq.registry import HOOKS, registered
 
 __all__ = [
-    'one_sentence', 'refuse_unwritable_file', 'refuse_unwritable_folder'
+    'check_hooks', 'one_sentence', 'refuse_unwritable_file',
+    'refuse_unwritable_folder'
 ]
 
 PACKAGE = 'taskptq'
+OWN_HOOKS = ('PTQHook', 'QATHook')
 
 
 @contextmanager
@@ -31,6 +36,34 @@ def one_sentence() -> Iterator[None]:
         if not raised_here(error):
             raise
         raise SystemExit(str(error)) from error
+
+
+def check_hooks(hooks: Iterable[Any] | None) -> None:
+    """Read the settings of our hooks before anything is built.
+
+    Args:
+        hooks: ``custom_hooks`` of a config.
+
+    Raises:
+        ValueError: With what a hook says about its settings.
+    """
+    for hook in hooks or ():
+        if not isinstance(hook, Mapping) or (
+                type_name(hook.get('type')) not in OWN_HOOKS):
+            continue
+        settings = {key: value for key, value in hook.items()
+                    if key not in ('type', 'priority', '_scope_')}
+        try:
+            registered_hook(type_name(hook['type']))(**settings)
+        except TypeError as error:
+            raise ValueError(f'custom_hooks: {error}') from error
+
+
+def registered_hook(name: str) -> type:
+    """Return the class of one of our hooks."""
+    found = registered(HOOKS, name)
+    assert found is not None
+    return found
 
 
 def raised_here(error: BaseException) -> bool:
