@@ -5,6 +5,7 @@
     python tools/benchmark.py memory [CONFIG CHECKPOINT]
     python tools/benchmark.py profile CONFIG CHECKPOINT [--unit NAME]
     python tools/benchmark.py head-cost GRID_CONFIG PLAIN_CONFIG
+    python tools/benchmark.py kills [--tries 20]
 
 Each prints what it found and writes it as JSON, with the command, the commit
 and the environment. What is compared is always run in turns within one call.
@@ -24,6 +25,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from benchmarks import (
     eval_speed,
     head_cost,
+    kills,
     memory,
     profiling,
     reconstruction_speed,
@@ -50,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     _add_memory(commands, 'memory-worker')
     _add_profile(commands)
     _add_head_cost(commands)
+    _add_kills(commands)
     return parser.parse_args(argv)
 
 
@@ -146,6 +149,17 @@ def _add_head_cost(commands: Any) -> None:
     parser.add_argument('--out', help='JSON file to write')
 
 
+def _add_kills(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        'kills', help='what killed and concurrent quantizations end with')
+    parser.add_argument(
+        '--tries', type=int, default=20, help='tries of each kind')
+    parser.add_argument(
+        '--steps', type=int, default=40, help='steps of each unit')
+    parser.add_argument('--seed', type=int, default=0, help='seed')
+    parser.add_argument('--out', help='JSON file to write')
+
+
 def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     """Run one benchmark.
 
@@ -163,6 +177,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         options |= {'checkpoint': args.checkpoint, 'size': tuple(args.size)}
         result = head_cost.measure(args.config, **options)
         return result, head_cost.lines(result)
+    if args.benchmark == 'kills':
+        result = kills.measure(**options)
+        return result, kills.lines(result)
     if args.benchmark == 'memory':
         options['script'] = __file__
     module: Any = {
@@ -198,7 +215,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     except (FileNotFoundError, RuntimeError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print('\n'.join(text))
-    name = f'{args.benchmark}_{Path(args.config).stem}'
+    name = args.benchmark
+    if hasattr(args, 'config'):
+        name += f'_{Path(args.config).stem}'
     path = run_setup.write_result(result, name=name, out=args.out)
     print(f'written to {path}')
     return result

@@ -11,7 +11,13 @@ import torch
 from torch import Tensor
 
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.disk import disk_full, new_folder
+from taskptq.calibration.disk import (
+    Estimate,
+    check_room,
+    disk_full,
+    new_folder,
+    remove_abandoned,
+)
 
 # Below this many elements, rows are not compared.
 SMALL = 1 << 14
@@ -22,12 +28,15 @@ def cache_of(
 ) -> ActivationCache:
     """Make an empty cache with the budgets of the settings.
 
+    What killed runs left in its folder is removed.
+
     Args:
         config: Settings.
         directory: Where spilled files go, instead of ``cache_dir``.
     """
     if directory is None and config.cache_dir is not None:
         directory = Path(config.cache_dir)
+    remove_abandoned(directory)
     return ActivationCache(
         config.cache_bytes,
         directory=directory,
@@ -74,6 +83,19 @@ class ActivationCache:
         self.directory = None if directory is None else Path(directory)
         self._folder: Path | None = None
         self._counter = 0
+
+    def reserve(self, needed: Estimate) -> None:
+        """Check that there is room on disk.
+
+        Args:
+            needed: What will be stored.
+
+        Raises:
+            ValueError: If it does not fit; on every rank.
+        """
+        check_room(
+            needed, folder=self.directory, budget=self.max_disk_bytes
+        )
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Store a copy of a tensor, replacing an older one of that key.

@@ -150,12 +150,16 @@ def check_room(
     refused = [text for text in gathered(refusal) if text is not None]
     if refused:
         raise ValueError(refused[0])
-    logger.info(
-        'activations take about %.0f MiB at most: %.0f MiB in memory, '
-        '%.0f MiB in %s, where %.0f MiB are free',
-        needed.total / MIB, needed.memory / MIB, needed.disk / MIB, folder,
-        free / MIB,
-    )
+    if needed.disk:
+        logger.info(
+            'activations take about %.0f MiB in memory and %.0f MiB in %s, '
+            'where %.0f MiB are free',
+            needed.memory / MIB, needed.disk / MIB, folder, free / MIB,
+        )
+    else:
+        logger.info(
+            'activations take about %.0f MiB in memory', needed.memory / MIB
+        )
 
 
 def _refusal(

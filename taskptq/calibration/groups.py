@@ -1,13 +1,34 @@
 """Members that are alike, and draws from them."""
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
 
-__all__ = ['is_same', 'one_of', 'put', 'split']
+__all__ = [
+    'Pick', 'Rows', 'first_places', 'is_same', 'one_of', 'put', 'split'
+]
 
 _T = TypeVar('_T')
+
+
+@dataclass(frozen=True)
+class Pick:
+    """Rows of one call of the unit in one batch; None takes all."""
+
+    batch: int
+    call: int
+    rows: list[int] | None = None
+
+
+@dataclass(frozen=True)
+class Rows:
+    """How many independent rows one call of the unit has in one batch."""
+
+    batch: int
+    call: int
+    count: int
 
 
 def put(
@@ -45,6 +66,15 @@ def split(
             places.append((place, rows))
         start += count
     return places
+
+
+def first_places(members: list[Any]) -> list[int]:
+    """Return, for each place, the first one that holds an equal member.
+
+    >>> first_places(['q', 'k', 'q'])
+    [0, 1, 0]
+    """
+    return [members.index(member) for member in members]
 
 
 def is_same(one: Any, two: Any) -> bool:

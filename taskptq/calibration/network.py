@@ -23,7 +23,7 @@ from taskptq.calibration.cache import (
 )
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.disk import Estimate, check_room, remove_abandoned
+from taskptq.calibration.disk import Estimate
 from taskptq.calibration.keeping import Standing, keep_better
 from taskptq.calibration.losses import NetworkProbe, ReconContext, ReconLoss
 from taskptq.calibration.progress import RunProgress
@@ -240,7 +240,6 @@ def train_network(
         batches = BatchParts(batches, config.network_batch_size)
     data = NetworkData(model, batches, adapter)
     cache = cache_of(config, directory=cache_dir)
-    remove_abandoned(cache.directory)
     try:
         if trained is not None and data.keep_trunks(trained, cache=cache):
             logger.info(
@@ -262,10 +261,8 @@ def _check_trunks(
     """Refuse what is too much for the disk, from the first batch."""
     total = num_batches * sum(stored_bytes(leaf) for leaf in leaves)
     memory = min(total, cache.max_bytes)
-    check_room(
-        Estimate(total=total, memory=memory, disk=total - memory),
-        folder=cache.directory,
-        budget=cache.max_disk_bytes,
+    cache.reserve(
+        Estimate(total=total, memory=memory, disk=total - memory)
     )
 
 

@@ -12,9 +12,14 @@ def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def is_main_rank() -> bool:
-    """Whether this is the first rank, or the only process."""
-    return not is_distributed() or dist.get_rank() == 0
+def own_rank() -> int:
+    """Return this process' number among the ranks, 0 without others."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def num_ranks() -> int:
+    """Return the number of ranks, 1 without others."""
+    return dist.get_world_size() if is_distributed() else 1
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taskptq.calibration.cache import cache_of
@@ -17,17 +16,12 @@ from taskptq.calibration.calibrate import Forward
 from taskptq.calibration.capture import Capturer, first_full_batch, trace
 from taskptq.calibration.closed_form import round_unit
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.disk import check_room, estimate, remove_abandoned
-from taskptq.calibration.links import (
-    Plan,
-    Source,
-    outputs_of,
-    read_later,
-)
+from taskptq.calibration.disk import estimate
+from taskptq.calibration.links import Plan, Source, outputs_of, read_later
 from taskptq.calibration.losses import MSEReconLoss, ReconLoss
 from taskptq.calibration.network import train_network, trained_layers
 from taskptq.calibration.progress import RunProgress
-from taskptq.calibration.ranks import gathered
+from taskptq.calibration.ranks import gathered, own_rank
 from taskptq.calibration.report import ReconstructionReport
 from taskptq.calibration.resume import UnitStates
 from taskptq.calibration.state_folder import locked
@@ -182,15 +176,10 @@ class _Run:
         plans, uncalled = self._plans()
         report = ReconstructionReport(uncalled=uncalled)
         cache = cache_of(self.config, directory=self.cache_dir)
-        remove_abandoned(cache.directory)
-        check_room(
+        cache.reserve(
             estimate(
-                plans,
-                num_batches=len(self.batches),
-                max_bytes=cache.max_bytes,
-            ),
-            folder=cache.directory,
-            budget=cache.max_disk_bytes,
+                plans, num_batches=len(self.batches), max_bytes=cache.max_bytes
+            )
         )
         capturer = Capturer(
             self.model, plans, self.batches, forward=self.forward, cache=cache
@@ -399,10 +388,7 @@ def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
 
 def _seed(seed: int, index: int) -> int:
     """Seed of one unit: the same whether the run was interrupted or not."""
-    rank = 0
-    if dist.is_available() and dist.is_initialized():
-        rank = dist.get_rank()
-    return (seed * 1_000_003 + index) * 1_009 + rank
+    return (seed * 1_000_003 + index) * 1_009 + own_rank()
 
 
 def _cuda_devices(model: nn.Module) -> list[torch.device]:

@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.ranks import gathered, is_main_rank
+from taskptq.calibration.ranks import gathered, num_ranks, own_rank
 from taskptq.calibration.state_file import (
     StateError,
     bytes_of,
@@ -62,11 +61,11 @@ class UnitStates:
         self.folder = folder
         self.digest = ''
         if folder is not None:
-            run = [num_batches, _world_size(), _description(loss)]
+            run = [num_batches, num_ranks(), _description(loss)]
             self.digest = _digest(model, config, run)
             if shared:
                 self.folder = folder / self.digest[:16]
-            elif is_main_rank():
+            elif own_rank() == 0:
                 remove_partials(folder)
 
     def load(self, index: int, unit: Unit) -> UnitResult | None:
@@ -134,16 +133,7 @@ class UnitStates:
 
     def _path(self, index: int) -> Path:
         assert self.folder is not None
-        rank = 0
-        if dist.is_available() and dist.is_initialized():
-            rank = dist.get_rank()
-        return self.folder / f'unit_{index:03d}_rank{rank}.pth'
-
-
-def _world_size() -> int:
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_world_size()
-    return 1
+        return self.folder / f'unit_{index:03d}_rank{own_rank()}.pth'
 
 
 def _is_same_everywhere(state: dict[str, Any] | None) -> bool:

@@ -143,12 +143,12 @@ def _check_plain(tensor: Tensor) -> None:
 
 def bytes_of(unit: Unit) -> int:
     """Return the size of the numbers in a unit's state, in bytes."""
-    codes = sum(
+    codes: int = sum(
         4 * getattr(module, parameter).numel()
         for _, module in unit.layers()
         for parameter, _ in module.active_slots()
     )
-    ranges = sum(
+    ranges: int = sum(
         value.numel() * value.element_size()
         for _, quantizer in quantizers(unit.module)
         for value in quantizer.state_dict().values()
@@ -186,7 +186,7 @@ def _check_result(result: Any, unit: Unit) -> None:
         wanted = float if optional else type(default)
         if type(value) is not wanted and not (optional and value is None):
             raise StateError(f'its result has {field.name}={value!r}')
-        if wanted is int and not 0 <= value < 1 << 53:
+        if type(value) is int and not 0 <= value < 1 << 53:
             raise StateError(f'its result has {field.name}={value!r}')
     if result['name'] != unit.name:
         raise StateError(f'it is of the unit {result["name"]!r}')

@@ -1,5 +1,4 @@
-"""The folder of resume states: one run at a time, no remains of killed ones.
-"""
+"""The folder of resume states: for one run at a time."""
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -8,7 +7,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from taskptq.calibration.ranks import gathered, is_main_rank
+from taskptq.calibration.ranks import gathered, own_rank
 
 __all__ = ['FolderInUseError', 'locked', 'remove_partials']
 
@@ -39,7 +38,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     lock = FileLock(folder.with_name(f'.{folder.name}.lock'))
     taken = True
     try:
-        if is_main_rank():
+        if own_rank() == 0:
             taken = _take(lock)
         if not all(gathered(taken)):
             raise FolderInUseError(

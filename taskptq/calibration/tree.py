@@ -75,32 +75,9 @@ def is_float(leaf: Tensor) -> bool:
     return leaf.dtype in (torch.float32, torch.float16, torch.bfloat16)
 
 
-def are_close(
-    found: list[Tensor], expected: list[Tensor], *, tolerance: float = 1e-3
-) -> bool:
-    """Whether activations agree but for the order of their sums.
+def counts_things(dtype: torch.dtype) -> bool:
+    """Whether a tensor holds integers: sizes or indices, in no row's order.
 
-    Args:
-        found: Leaves; those that hold no activations are not compared.
-        expected: As many.
-        tolerance: Largest difference, as a share of the largest expected
-            magnitude.
+    Deformable attention reads the levels' shapes, one level a row.
     """
-    if len(found) != len(expected):
-        return False
-    return all(
-        _is_close(one, two, tolerance)
-        for one, two in zip(found, expected, strict=True)
-        if is_float(two)
-    )
-
-
-def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
-    if found.shape != expected.shape:
-        return False
-    finite = expected[expected.isfinite()]
-    largest = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(
-        found.float(), expected.float(), rtol=0.0,
-        atol=tolerance * largest, equal_nan=True,
-    )
+    return not (dtype.is_floating_point or dtype == torch.bool)

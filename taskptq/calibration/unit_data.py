@@ -3,7 +3,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,10 +11,19 @@ from torch import Tensor
 from taskptq.calibration.cache import ActivationCache
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.capture import Capturer
-from taskptq.calibration.groups import is_same, one_of, put, split
+from taskptq.calibration.groups import (
+    Pick,
+    Rows,
+    first_places,
+    is_same,
+    one_of,
+    put,
+    split,
+)
+from taskptq.calibration.layout import needs_plain_memory
 from taskptq.calibration.links import Plan, Source
 from taskptq.calibration.tree import (
-    are_close,
+    counts_things,
     flatten,
     is_float,
     unflatten,
@@ -27,24 +35,6 @@ from taskptq.prepare.mapping import ROW_MODULES, is_a
 logger = logging.getLogger('taskptq')
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class _Pick:
-    """Rows of one call of the unit in one batch; None takes all."""
-
-    batch: int
-    call: int
-    rows: list[int] | None = None
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """How many independent rows one call of the unit has in one batch."""
-
-    batch: int
-    call: int
-    count: int
 
 
 class UnitData:
@@ -87,7 +77,7 @@ class UnitData:
         self._has_rows = is_a(self.plan.unit.module, ROW_MODULES)
         self._row_counts: list[int] = []
         self._groups: list[list[int]] = []  # batches that are alike
-        self._kinds: list[list[_Rows]] = []
+        self._kinds: list[list[Rows]] = []
 
     def compute(self, stream: str, *, keep: Sequence[Source] | None) -> None:
         """Run the unit on a stream's inputs and store its outputs.
@@ -108,41 +98,26 @@ class UnitData:
                     self._store(stream, call, batch, leaves, keep)
 
     def _choose_layout(self) -> None:
-        """Find out, on one batch, whether the unit takes channels last.
-
-        It is faster for convolutions, and what they compute is the same.
-        But some operators read plain memory only, e.g. deformable
-        convolutions: they refuse the other, or misread it.
-        """
-        calls = (
-            (call, batch)
-            for batch in range(self.num_batches)
-            for call in range(self._num_calls(batch))
-        )
-        call, batch = next(calls, (None, None))
-        if call is None or batch is None or self._is_plain(call, batch):
+        """Find out, on its first call, which layout of images it needs."""
+        filled = (b for b in range(self.num_batches) if self._num_calls(b))
+        batch = next(filled, None)
+        if batch is None or not self._has_images(0, batch):
             return
-        self.as_given = True
-        expected = self._outputs(call, batch)
-        self.as_given = False
-        try:
-            found = self._outputs(call, batch)
-        except (RuntimeError, ValueError, AssertionError):
-            self.as_given = True
-        else:
-            self.as_given = not are_close(found, expected)
-        if self.as_given:
-            logger.info(
-                '%s takes images in plain memory, not channels last',
-                self.plan.unit.name,
-            )
+        self.as_given = needs_plain_memory(
+            lambda as_given: self._outputs(0, batch, as_given),
+            name=self.plan.unit.name,
+        )
 
-    def _is_plain(self, call: int, batch: int) -> bool:
-        """Whether no input of a call is an image."""
-        keys = [('float', s, batch) for s in self._inputs(call, batch)]
-        return all(len(self.cache.shape(key)) != 4 for key in keys)
+    def _has_images(self, call: int, batch: int) -> bool:
+        return any(
+            len(self.cache.shape(('float', source, batch))) == 4
+            for source in self._inputs(call, batch)
+        )
 
-    def _outputs(self, call: int, batch: int) -> list[Tensor]:
+    def _outputs(
+        self, call: int, batch: int, as_given: bool
+    ) -> list[Tensor]:
+        self.as_given = as_given
         args, kwargs = self._arguments('float', call, batch)
         return flatten(self.plan.unit.module(*args, **kwargs))[0]
 
@@ -228,12 +203,12 @@ class UnitData:
             for call in range(self._num_calls(batch))
         ]
 
-    def _sort_calls(self) -> list[list[_Rows]]:
+    def _sort_calls(self) -> list[list[Rows]]:
         """Sort the calls of all batches by kind; [] if one has no rows."""
-        kinds: list[tuple[Any, list[_Rows]]] = []
+        kinds: list[tuple[Any, list[Rows]]] = []
         for batch in range(self.num_batches):
             for call, signature in enumerate(self._signatures(batch)):
-                rows = _Rows(batch, call, self._rows_of_call(call, batch))
+                rows = Rows(batch, call, self._rows_of_call(call, batch))
                 if rows.count == 0:
                     return []
                 put(rows, signature, kinds)
@@ -257,7 +232,7 @@ class UnitData:
         counts, dims = set(), set()
         for source in self._sources(call, batch):
             key = ('float', source, batch)
-            if _counts_things(self.cache.dtype(key)):
+            if counts_things(self.cache.dtype(key)):
                 return 0
             shape = self.cache.shape(key)
             counts.add(shape[0] if shape else 0)
@@ -280,7 +255,7 @@ class UnitData:
                     self.cache.shape(('float', source, batch))[1:]
                     for source in self._sources(call, batch)
                 ],
-                _repeats(self._inputs(call, batch)),
+                first_places(self._inputs(call, batch)),
             )
             for call in range(self._num_calls(batch))
         ]
@@ -308,18 +283,18 @@ class UnitData:
             picks, ids = self._pick_batch()
         return [self._gather(of_call, drop_prob) for of_call in picks], ids
 
-    def _pick_batch(self) -> tuple[list[list[_Pick]], tuple[int, ...]]:
+    def _pick_batch(self) -> tuple[list[list[Pick]], tuple[int, ...]]:
         """Choose one whole batch that calls the unit at all."""
         filled = [b for b in range(self.num_batches) if self._num_calls(b)]
         batch = filled[int(torch.randint(len(filled), ()))]
         first = sum(self.lengths[:batch])
         ids = tuple(range(first, first + self.lengths[batch]))
         calls = range(self._num_calls(batch))
-        return [[_Pick(batch, call)] for call in calls], ids
+        return [[Pick(batch, call)] for call in calls], ids
 
     def _pick_rows(
         self, batch_size: int
-    ) -> tuple[list[list[_Pick]], tuple[int, ...]]:
+    ) -> tuple[list[list[Pick]], tuple[int, ...]]:
         """Choose rows of batches that are alike; each call gets the same."""
         group = one_of(self._groups, [
             sum(self._row_counts[batch] for batch in group)
@@ -332,7 +307,7 @@ class UnitData:
             (group[place], rows) for place, rows in split(chosen, counts)
         ]
         picks = [
-            [_Pick(batch, call, rows) for batch, rows in places]
+            [Pick(batch, call, rows) for batch, rows in places]
             for call in range(self._num_calls(group[0]))
         ]
         if counts != lengths:
@@ -342,7 +317,7 @@ class UnitData:
             for batch, rows in places for row in rows
         )
 
-    def _pick_of_kind(self, batch_size: int) -> list[_Pick]:
+    def _pick_of_kind(self, batch_size: int) -> list[Pick]:
         """Choose rows over all calls of one kind, which becomes one call."""
         kind = one_of(self._kinds, [
             sum(rows.count for rows in kind) for kind in self._kinds
@@ -352,7 +327,7 @@ class UnitData:
             sum(counts), batch_size, num_images=sum(self.lengths)
         )
         return [
-            _Pick(kind[place].batch, kind[place].call, rows)
+            Pick(kind[place].batch, kind[place].call, rows)
             for place, rows in split(chosen, counts)
         ]
 
@@ -368,11 +343,11 @@ class UnitData:
         return chosen
 
     def _gather(
-        self, picks: list[_Pick], drop_prob: float
+        self, picks: list[Pick], drop_prob: float
     ) -> tuple[Call, list[Tensor]]:
         """Stack the picked rows of calls that are alike."""
         first = picks[0]
-        repeats = _repeats(self._inputs(first.call, first.batch))
+        repeats = first_places(self._inputs(first.call, first.batch))
         mixed: dict[int, Tensor] = {}
         for place in dict.fromkeys(repeats):
             sources = [self._inputs(p.call, p.batch)[place] for p in picks]
@@ -399,7 +374,7 @@ class UnitData:
         return (args, kwargs), targets
 
     def _rows(
-        self, stream: str, sources: list[Source], picks: list[_Pick]
+        self, stream: str, sources: list[Source], picks: list[Pick]
     ) -> Tensor:
         parts = []
         for source, pick in zip(sources, picks, strict=True):
@@ -410,16 +385,3 @@ class UnitData:
                 else self.cache.rows(key, pick.rows, as_given=self.as_given)
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)
-
-
-def _repeats(sources: list[Source]) -> list[int]:
-    """For each place the first one that holds the very same tensor."""
-    return [sources.index(source) for source in sources]
-
-
-def _counts_things(dtype: torch.dtype) -> bool:
-    """Whether a tensor holds integers: sizes or indices, in no row's order.
-
-    Deformable attention reads the levels' shapes, one level a row.
-    """
-    return not (dtype.is_floating_point or dtype == torch.bool)

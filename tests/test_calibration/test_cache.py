@@ -54,6 +54,20 @@ def test_images_lie_channels_last(cache):
         assert back.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize('form', [
+    torch.contiguous_format, torch.channels_last
+])
+def test_images_come_back_as_they_were_given(cache, form):
+    image = TENSORS['image'].contiguous(memory_format=form)
+    cache.put('image', image)
+    whole = cache.get('image', as_given=True)
+    some = cache.rows('image', [3, 1], as_given=True)
+    assert torch.equal(whole, image)
+    assert torch.equal(some, image[[3, 1]])
+    for back in (whole, some):
+        assert back.is_contiguous(memory_format=form)
+
+
 @pytest.mark.parametrize('shape', [(), (0, 4), (3, 0), (0, 2, 3, 3)])
 def test_scalars_and_empty_tensors(cache, shape):
     tensor = torch.ones(shape)
