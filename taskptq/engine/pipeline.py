@@ -6,7 +6,9 @@ reports that a user reads afterwards.
 
 from __future__ import annotations
 
+import copy
 import hashlib
+import itertools
 import json
 import shutil
 import time
@@ -19,9 +21,11 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.logging import print_log
 from torch import nn
 
-from taskptq.calibration.calibrate import calibrate
+from taskptq.calibration.calibrate import CalibrationReport, calibrate
 from taskptq.calibration.freeze import freeze
+from taskptq.calibration.ranks import gathered
 from taskptq.calibration.reconstruct import ReconstructionConfig, reconstruct
+from taskptq.calibration.state_folder import locked
 from taskptq.engine.builder import (
     build_adapter,
     build_loss,
@@ -32,6 +36,7 @@ from taskptq.engine.builder import (
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
+    check_fit,
     pack_model,
     save,
     unpack_model,
@@ -39,7 +44,8 @@ from taskptq.export.checkpoint import (
 )
 from taskptq.methods.published_eval import SoftRoundings, leave_as_published
 from taskptq.modules.base import quant_modules
-from taskptq.prepare import QConfig, SwapReport, prepare
+from taskptq.prepare import Decisions, QConfig, SwapReport, prepare
+from taskptq.prepare.products import trace_products
 from taskptq.version import __version__
 
 __all__ = [
@@ -47,6 +53,8 @@ __all__ = [
 ]
 
 STATE_DIR = 'reconstruction_state'
+# Where this machine keeps what; no part of how a model is quantized.
+LOCAL_SETTINGS = ('cache_dir', 'cache_disk_bytes')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,9 +120,13 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, as the quantized file keeps them."""
+        settings = to_plain(self.reconstruction)
+        if settings is not None:
+            for name in LOCAL_SETTINGS:
+                settings.pop(name, None)
         return {
             'qconfig': to_plain(self.qconfig.to_dict()),
-            'reconstruction': to_plain(self.reconstruction),
+            'reconstruction': settings,
             'loss': to_plain(self.loss),
             'rewrites': to_plain(self.rewrites),
             'calibration': to_plain(self.calibration),
@@ -219,46 +231,59 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
         The report, plain types.
 
     Raises:
+        FolderInUseError: If another run uses ``work_dir``.
         RuntimeError: If the model is quantized already.
+        ValueError: See the steps, e.g. ``calibrate``.
     """
     refuse_quantized(model)
     work_dir = Path(work_dir)
     out = work_dir / 'quantized.pth' if out is None else Path(out)
     for folder in (work_dir, out.parent):
         folder.mkdir(parents=True, exist_ok=True)
-    report = run_steps(
-        model, batches, recipe=recipe, work_dir=work_dir, resume=resume,
-        shared_dir=None if shared_dir is None else Path(shared_dir))
-    return write_results(model, report, work_dir=work_dir, out=out, meta=meta)
+    with locked(work_dir / STATE_DIR):
+        report, structure = run_steps(
+            model, batches, recipe=recipe, work_dir=work_dir, resume=resume,
+            shared_dir=None if shared_dir is None else Path(shared_dir))
+        return write_results(
+            model, report, work_dir=work_dir, out=out, meta=meta,
+            structure=structure)
 
 
 def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
               work_dir: Path, resume: bool,
               soft: SoftRoundings | None = None,
-              shared_dir: Path | None = None) -> dict[str, Any]:
+              shared_dir: Path | None = None
+              ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do all but writing the file; see :func:`quantize_model`.
 
     Args:
-        model: See there, as the others.
-        batches: Likewise.
-        recipe: Likewise.
-        work_dir: Likewise.
-        resume: Likewise.
+        model: Float model with its weights, not wrapped.
+        batches: Collated calibration batches of this rank.
+        recipe: How to quantize.
+        work_dir: Folder of reports and of the state to resume from.
+        resume: Go on with a reconstruction that was interrupted.
         soft: Not None leaves the model as published code evaluates it,
             instead of freezing it.
         shared_dir: As in :func:`quantize_model`.
 
     Returns:
-        The report, without the file's entries.
+        The report, without the file's entries; and what the file keeps of
+        the model's structure.
     """
+    if not batches:
+        raise ValueError('calibration set is empty: give at least one batch')
     start = time.perf_counter()
     model.eval()
     adapter = build_adapter(model)
     with seeded(recipe.seed), shared_log():
         rewritten = apply_rewrites(model, batches, recipe.rewrites)
-        swapped = prepare_in_place(model, recipe.qconfig)
-        write_swap_report(swapped, work_dir)
-        calibrated = calibrate(model, batches, forward=run_batch)
+        swapped = prepare_in_place(model, recipe.qconfig, batch=batches[0])
+        calibrated = calibrate(
+            model, batches, forward=run_batch,
+            unreached=recipe.calibration.get('unreached', 'error'))
+        report_what_ran(
+            model, batches, swapped=swapped, calibrated=calibrated,
+            work_dir=work_dir)
         rebuilt = reconstruct_model(
             model, batches, recipe=recipe, adapter=adapter,
             work_dir=work_dir, resume=resume, soft=soft,
@@ -268,28 +293,81 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         else:
             ended = {'published_eval': leave_as_published(model, soft)}
     model.eval()
-    return {
+    report = {
         'taskptq': __version__,
         'recipe': recipe.to_dict(),
         'rewrites': rewritten,
-        'swap': {
-            'num_quantized': swapped.count('quantized'),
-            'num_float': swapped.count('float'),
-        },
+        'swap': swap_summary(swapped),
         'calibration': calibrated.to_dict(),
         'reconstruction': rebuilt,
         **ended,
         'seconds': time.perf_counter() - start,
     }
+    return report, structure_of(swapped)
 
 
-def prepare_in_place(model: nn.Module, qconfig: QConfig) -> SwapReport:
-    """Fold and swap; new quantizers go where the model's parameters are."""
-    report = prepare(model, qconfig)
+def prepare_in_place(model: nn.Module, qconfig: QConfig, *,
+                     batch: Any = None,
+                     decisions: Decisions | None = None) -> SwapReport:
+    """Fold and swap; new quantizers go where the model's parameters are.
+
+    Args:
+        model: Float model in eval mode.
+        qconfig: Recipe of the quantizers.
+        batch: What each fold and swap is compared on; see ``prepare``.
+        decisions: What to repeat instead, without data.
+    """
+    report = prepare(
+        model, qconfig, batch=batch, forward=run_batch, decisions=decisions,
+        agree=on_all_ranks)
     parameter = next(model.parameters(), None)
     if parameter is not None:
         model.to(parameter.device)
     return report
+
+
+def on_all_ranks(names: set[str]) -> set[str]:
+    """Keep the names that every rank has: all must train one structure."""
+    return set.intersection(*gathered(names))
+
+
+def report_what_ran(model: nn.Module, batches: Sequence[Any], *,
+                    swapped: SwapReport, calibrated: CalibrationReport,
+                    work_dir: Path) -> None:
+    """Trace the calibrated model, and write what of it runs quantized.
+
+    Args:
+        model: Prepared and calibrated.
+        batches: Calibration batches.
+        swapped: Report of the swap, which gets to say what ran.
+        calibrated: Report of the calibration.
+        work_dir: Where ``swap_report.json`` and ``swap_report.txt`` go.
+    """
+    products = trace_products(
+        model, [batches[i] for i in calibrated.covering], forward=run_batch)
+    swapped.add_products(products, left_float=calibrated.left_float)
+    write_swap_report(swapped, work_dir)
+
+
+def swap_summary(report: SwapReport) -> dict[str, Any]:
+    """Return the counts of a swap for ``quantization_report.json``."""
+    summary: dict[str, Any] = {
+        'num_quantized': report.count('quantized'),
+        'num_partly': report.count('partly'),
+        'num_float': report.count('float'),
+        'num_unreached': report.count('unreached'),
+    }
+    if report.products is not None:
+        summary['share_of_macs'] = report.products.share
+    return summary
+
+
+def structure_of(report: SwapReport) -> dict[str, Any]:
+    """Return what a quantized file keeps of a model's structure, plain."""
+    structure: dict[str, Any] = {'decisions': report.decisions.to_dict()}
+    if report.products is not None:
+        structure['products'] = report.products.to_dict()
+    return to_plain(structure)
 
 
 def refuse_quantized(model: nn.Module) -> None:
@@ -306,23 +384,30 @@ def refuse_quantized(model: nn.Module) -> None:
 
 
 def write_swap_report(report: SwapReport, work_dir: Path) -> None:
-    """Write what was swapped, as JSON and as a table; main process only."""
+    """Write the fate of each layer, as JSON and as a table; main process."""
     if not is_main_process():
         return
     report.save(work_dir / 'swap_report.json')
     (work_dir / 'swap_report.txt').write_text(
         report.table() + '\n', encoding='utf-8')
     print_log(
-        f'Quantized {report.count("quantized")} modules, left '
-        f'{report.count("float")} float; see '
-        f'{work_dir / "swap_report.txt"}',
+        f'{report.summary()}; see {work_dir / "swap_report.txt"}',
         logger='current')
 
 
 def write_results(model: nn.Module, report: dict[str, Any], *,
                   work_dir: Path, out: Path,
-                  meta: Mapping[str, Any] | None) -> dict[str, Any]:
+                  meta: Mapping[str, Any] | None,
+                  structure: Mapping[str, Any]) -> dict[str, Any]:
     """Write the quantized file and the report; main process only.
+
+    Args:
+        model: Frozen model.
+        report: What was done, with the recipe.
+        work_dir: Folder of the report.
+        out: Quantized file.
+        meta: Plain facts for the file.
+        structure: See :func:`structure_of`.
 
     Returns:
         The report, with the file's path and size where it was written.
@@ -331,7 +416,8 @@ def write_results(model: nn.Module, report: dict[str, Any], *,
     barrier()
     if is_main_process():
         payload = pack_model(
-            model, recipe=report['recipe'], meta=to_plain(meta or {}))
+            model, recipe=report['recipe'], meta=to_plain(meta or {}),
+            structure=structure)
         save(payload, out)
         report |= {
             'checkpoint': str(out),
@@ -355,27 +441,71 @@ def restore_model(payload: Mapping[str, Any],
                   model: nn.Module) -> dict[str, Any]:
     """Rebuild a quantized model from its file's content, in place.
 
+    Everything in the file is checked first, on an outline of the model: a
+    refused file leaves the model as it was.
+
     Args:
         payload: Content of a quantized file.
-        model: Float model of the same config, weights of no matter.
+        model: Float model of the same config, with any weights.
 
     Returns:
         The file's recipe.
 
     Raises:
-        QuantizedCheckpointError: If the file's schema or digest is wrong, or
-            the model is another one.
+        QuantizedCheckpointError: If the file cannot be used with this model.
         RuntimeError: If the model is quantized already.
     """
     refuse_quantized(model)
-    verify(payload)
+    payload = verify(payload)
     recipe = payload['recipe']
     model.eval()
     try:
-        prepare_in_place(model, build_qconfig(recipe['qconfig']))
+        qconfig = read_qconfig(recipe)
+        decisions = read_decisions(payload, model)
+        sketch = outline(model)
+        prepare_in_place(sketch, qconfig, decisions=decisions)
     except ValueError as error:
         raise QuantizedCheckpointError(
             f'the quantized file does not fit this {type(model).__name__}: '
             f'{error}') from error
+    check_fit(payload, sketch)
+    prepare_in_place(model, qconfig, decisions=decisions)
     unpack_model(payload, model)
     return dict(recipe)
+
+
+def read_qconfig(recipe: Mapping[str, Any]) -> QConfig:
+    """Build the qconfig of a file's recipe, which may be a stranger's.
+
+    Raises:
+        ValueError: If it is missing, or a setting or a name is impossible.
+    """
+    if not isinstance(recipe.get('qconfig'), Mapping):
+        raise ValueError('its recipe has no qconfig')
+    return build_qconfig(recipe['qconfig'], from_file=True)
+
+
+def read_decisions(payload: Mapping[str, Any],
+                   model: nn.Module) -> Decisions:
+    """Return the decisions that a file records, or that follow from it.
+
+    Raises:
+        ValueError: If they are not as ``Decisions.to_dict`` writes them.
+    """
+    structure = payload.get('structure')
+    if structure is not None and 'decisions' in structure:
+        return Decisions.from_dict(structure['decisions'])
+    # Files of schema 1 record none.
+    return Decisions.inferred(
+        model, {*payload['weights'], *payload['float']})
+
+
+def outline(model: nn.Module) -> nn.Module:
+    """Copy a model without the memory of its parameters and buffers."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        empty = tensor.detach().to('meta')
+        if isinstance(tensor, nn.Parameter):
+            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+        memo[id(tensor)] = empty
+    return copy.deepcopy(model, memo)

@@ -46,7 +46,7 @@ def quantize_as_published(model: nn.Module, batches: Sequence[Any], *,
             "reconstruction=dict(rounding='adaround')")
     work_dir = Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
-    report = run_steps(
+    report, _ = run_steps(
         model, batches, recipe=recipe, work_dir=work_dir, resume=False,
         soft=SoftRoundings())
     if is_main_process():

@@ -30,6 +30,7 @@ from taskptq.version import __version__
 __all__ = [
     'QuantizedCheckpointError',
     'VerifiedPayload',
+    'check_fit',
     'is_quantized',
     'load',
     'pack_model',
@@ -123,6 +124,23 @@ def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
         QuantizedCheckpointError: If the payload is not valid or doesn't fit
             the model.
     """
+    _apply(payload, model, check_fit(payload, model))
+
+
+def check_fit(payload: Mapping[str, Any], model: nn.Module) -> _State:
+    """Check that a payload fits a prepared model; reads no weight of it.
+
+    Args:
+        payload: From :func:`load` or :func:`pack_model`.
+        model: Prepared with the recipe's qconfig; may lie on 'meta'.
+
+    Returns:
+        The model's state, sorted.
+
+    Raises:
+        QuantizedCheckpointError: If the payload is not valid or doesn't fit
+            the model.
+    """
     payload = verify(payload)
     state = _collect(model)
     misfits = [
@@ -139,7 +157,7 @@ def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
             + (f'; and {more} more' if more > 0 else '')
             + '; test it with the config that it was quantized with'
         )
-    _apply(payload, model, state)
+    return state
 
 
 @torch.no_grad()
