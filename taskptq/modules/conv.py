@@ -99,7 +99,7 @@ def by_output_channel(weight: Tensor, *, groups: int) -> Tensor:
     Returns:
         (C_out, C_in / groups, kH, kW), contiguous.
     """
-    grouped = weight.unflatten(0, (groups, -1))
+    grouped: Tensor = weight.unflatten(0, (groups, -1))
     return grouped.transpose(1, 2).flatten(0, 1).contiguous()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from taskptq.prepare.compare import Check
 from taskptq.prepare.decisions import Decisions
 from taskptq.prepare.fuse import (
     candidate_pairs,
@@ -22,7 +23,7 @@ from taskptq.prepare.plain_weights import (
 )
 from taskptq.prepare.swap import Plan, nothing_to_quantize
 from taskptq.prepare.tree import open_modules
-from taskptq.prepare.verify import Check, LocalChecks
+from taskptq.prepare.verify import LocalChecks
 
 logger = logging.getLogger('taskptq')
 
@@ -117,41 +118,49 @@ def check_decisions(
         ValueError: Names the layer or norm that does not fit.
     """
     modules = dict(open_modules(model))
-    planned = {plan.name: plan for plan in plans}
-    for name in [*decisions.left_float, *decisions.baked]:
-        if name not in planned:
-            raise _misfit(f'names the layer {name!r}, which is no layer of it')
-    for name in decisions.kept_norms:
-        if name not in modules:
-            raise _misfit(f'names the norm {name!r}, which is not in it')
-    baked = set(decisions.baked)
-    for name in baked:
-        if not is_computed(planned[name].module):
-            raise _misfit(f'stores a computed weight of {name!r}, which has '
-                          'a plain one')
-    for plan in plans:
-        swapped = plan.cls is not None and (
-            plan.name not in decisions.left_float
-        )
-        if swapped and plan.name not in baked and is_computed(plan.module):
-            raise _misfit(f'knows nothing of the computed weight of '
-                          f'{plan.name!r}')
+    _check_names(modules, plans, decisions)
+    _check_baked(plans, decisions)
     for layer, norm in decisions.folded:
-        plain = layer in baked or (
+        plain = layer in decisions.baked or (
             layer in modules and is_plain(modules[layer], 'weight')
         )
         if not plain or not fits(modules[layer], modules.get(norm)):
-            raise _misfit(f'folds {norm!r} into {layer!r}, which cannot be')
+            raise _misfit(f'fold {norm!r} into {layer!r}')
+
+
+def _check_names(
+    modules: dict[str, nn.Module], plans: list[Plan], decisions: Decisions
+) -> None:
+    layers = {plan.name for plan in plans}
+    for name in (*decisions.left_float, *decisions.baked):
+        if name not in layers:
+            raise _misfit(f'name the layer {name!r}')
+    for name in decisions.kept_norms:
+        if name not in modules:
+            raise _misfit(f'name the norm {name!r}')
     for name in decisions.untied:
         layer, _, parameter = name.rpartition('.')
         if parameter not in getattr(modules.get(layer), '_parameters', {}):
-            raise _misfit(f'names the parameter {name!r}, which is not in it')
+            raise _misfit(f'name the parameter {name!r}')
+
+
+def _check_baked(plans: list[Plan], decisions: Decisions) -> None:
+    baked = set(decisions.baked)
+    for plan in plans:
+        computed = is_computed(plan.module)
+        if plan.name in baked and not computed:
+            raise _misfit(f'store the computed weight of {plan.name!r}')
+        swapped = plan.cls is not None and (
+            plan.name not in decisions.left_float
+        )
+        if swapped and computed and plan.name not in baked:
+            raise _misfit(f'expect a plain weight of {plan.name!r}')
 
 
 def _misfit(text: str) -> ValueError:
     return ValueError(
-        f'the decisions recorded for another model do not fit: the file '
-        f'{text}'
+        f'the recorded decisions {text}, which this model does not fit: they '
+        'were made for another one'
     )
 
 
@@ -210,7 +219,7 @@ def _confirmed(
             reason = checks.fold_reason(layer, norm)
         else:
             known = (layer, norm) in guaranteed
-            reason = '' if known else 'not reached by the batch'
+            reason = '' if known else 'was not reached by the batch'
         if reason:
             kept.setdefault(norm, reason)
         else:

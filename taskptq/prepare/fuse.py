@@ -262,10 +262,10 @@ def _conv_module_pair(parent: Any) -> list[tuple[str, str]]:
     # ConvModule registers its norm under the norm's own name.
     norm_name = getattr(parent, 'norm_name', None)
     order = getattr(parent, 'order', None)
-    if isinstance(norm_name, str) and isinstance(order, tuple | list):
-        if ('conv', 'norm') in pairwise(order):
-            return [('conv', norm_name)]
-    return []
+    if not isinstance(norm_name, str) or not isinstance(order, tuple | list):
+        return []
+    follows = ('conv', 'norm') in pairwise(order)
+    return [('conv', norm_name)] if follows else []
 
 
 def _numbered_pairs(parent: nn.Module) -> list[tuple[str, str]]:

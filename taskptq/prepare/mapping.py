@@ -287,7 +287,7 @@ def has_forward_of(module: nn.Module, names: frozenset[str]) -> bool:
         return False
     cls = type(module)
     return any(
-        dotted(base) in names and cls.forward is base.forward
+        dotted(base) in names and cls.forward is vars(base).get('forward')
         for base in cls.__mro__
     )
 

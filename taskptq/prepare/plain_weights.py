@@ -103,7 +103,7 @@ def bake(module: nn.Module) -> None:
         elif isinstance(hook, SpectralNorm):
             remove_spectral_norm(module, hook.name)
         elif isinstance(hook, prune.BasePruningMethod):
-            prune.remove(module, _pruned(hook))  # type: ignore[no-untyped-call]
+            prune.remove(module, _pruned(hook))
     if type(module) is not cls:
         for name in ('weight_gamma', 'weight_beta'):
             module._buffers.pop(name, None)
@@ -154,7 +154,8 @@ def _standardized(module: Any) -> Tensor:
     shape = (-1, 1, 1, 1)
     mean = flat.mean(dim=1, keepdim=True).view(shape)
     std = flat.std(dim=1, keepdim=True).view(shape)
-    return (weight - mean) / (std + module.eps)
+    standardized: Tensor = (weight - mean) / (std + module.eps)
+    return standardized
 
 
 def _pruned(hook: Any) -> str:

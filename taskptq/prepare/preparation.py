@@ -25,7 +25,8 @@ from taskptq.prepare.qconfig import QConfig
 from taskptq.prepare.report import SwapReport
 from taskptq.prepare.swap import Swapped, apply_plans, plan_swap
 from taskptq.prepare.tree import is_scripted, open_modules
-from taskptq.prepare.verify import LocalChecks, count_calls
+from taskptq.prepare.verify import LocalChecks
+from taskptq.prepare.watch import count_calls
 
 logger = logging.getLogger('taskptq')
 

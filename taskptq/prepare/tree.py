@@ -117,7 +117,7 @@ def _substituted(
         return value
     if isinstance(value, list):
         _substitute_items(value, enumerate(list(value)), new, depth)
-    elif type(value) in _DICTS:
+    elif isinstance(value, dict) and type(value) in _DICTS:
         _substitute_items(value, list(value.items()), new, depth)
     elif isinstance(value, set):
         for item in [x for x in value if id(x) in new]:

@@ -10,57 +10,39 @@ from __future__ import annotations
 import gc
 import weakref
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taskptq.modules.base import QuantModule, Scheme
-from taskptq.prepare.difference import difference, tensors
-from taskptq.prepare.fuse import LAYERS, folded_parameters, output_channels
-from taskptq.prepare.plain_weights import (
-    baked_copy,
-    is_computed,
-    shallow_copy,
+from taskptq.modules.base import QuantModule
+from taskptq.prepare.compare import (
+    Check,
+    cloned,
+    counterpart,
+    fold_gap,
+    outputs,
 )
-from taskptq.prepare.tree import is_scripted, open_modules
-
-__all__ = ['CHECKED_CALLS', 'TOLERANCE', 'Check', 'LocalChecks', 'count_calls']
+from taskptq.prepare.difference import difference, tensors
+from taskptq.prepare.fuse import LAYERS, output_channels
+from taskptq.prepare.tree import open_modules
+from taskptq.prepare.watch import no_fast_paths
 
 # max |diff| / max |float| of a module's output that counts as unchanged.
 TOLERANCE = 1e-4
 # Calls of a module that are compared: a head runs on each level of a
 # pyramid, a decoder may run a hundred times.
 CHECKED_CALLS = 4
-_HALF = (torch.float16, torch.bfloat16)
 _FAILURES = (
     ArithmeticError, AssertionError, AttributeError, LookupError,
     RuntimeError, TypeError, ValueError,
 )  # fmt: skip
 # What reads of a tensor nothing but its type and shape.
 _SHAPES = ('new_', 'empty_like', 'zeros_like', 'ones_like', 'full_like')
-
-
-@dataclass(frozen=True)
-class Check:
-    """A layer that is to be swapped.
-
-    Args:
-        name: Qualified name.
-        module: Float module.
-        cls: Class of its counterpart.
-        scheme: Recipes of its quantizers.
-    """
-
-    name: str
-    module: nn.Module
-    cls: type[QuantModule]
-    scheme: Scheme
 
 
 @dataclass
@@ -164,7 +146,10 @@ class LocalChecks:
         """Whether a pair was seen at work."""
         state = self._layers[layer]
         unseen = not (
-            state.compared or state.read_elsewhere or self.readers[layer]
+            state.compared
+            or state.odd_shape
+            or state.read_elsewhere
+            or self.readers[layer]
         )
         # Empty tensors, e.g. of a head without boxes, show nothing.
         return not (
@@ -175,16 +160,16 @@ class LocalChecks:
         """Return why a pair that was reached must not be folded, or ''."""
         state = self._layers[layer]
         if self._sources[norm] != Counter({layer: state.calls}):
-            return f'does not read each output of {layer}, or others too'
+            return f'does not read each output of {layer}, and nothing else'
         if state.read_elsewhere:
             return f'is not the only one to read the output of {layer}'
         if self.readers[layer]:
-            return f'the weight of {layer} is read past its forward'
+            return f'follows {layer}, whose weight is read past its forward'
         if state.odd_shape:
-            return f'{layer} gives its channels on another axis'
+            return f'follows {layer}, which has its channels on another axis'
         gap = state.gaps.get(norm, 0.0)
         if not gap <= TOLERANCE:
-            return f'folding it into {layer} changes the output by {gap:.2%}'
+            return f'would change the output by {gap:.2%}, folded into {layer}'
         return ''
 
     def _outputs(self) -> Iterator[weakref.ref[Tensor]]:
@@ -240,7 +225,7 @@ class LocalChecks:
             swap = self._swaps.get(name)
             if swap is not None and not swap.simple and _open(swap):
                 with self._aside():
-                    swap.inputs.append(_cloned((args, kwargs)))
+                    swap.inputs.append(cloned((args, kwargs)))
 
         return hook
 
@@ -290,9 +275,9 @@ class LocalChecks:
         swap.compared += 1
         check = swap.check
         if swap.counterpart is None:
-            swap.counterpart = _counterpart(check)
+            swap.counterpart = counterpart(check)
         try:
-            found, expected = _both(
+            found, expected = outputs(
                 swap.counterpart, check.module, inputs, output
             )
         except _FAILURES as error:
@@ -329,7 +314,9 @@ class LocalChecks:
         elif output.numel() and layer.compared < CHECKED_CALLS:
             layer.compared += 1
             for name, norm in layer.norms.items():
-                gap = _fold_gap(layer.module, norm, args, kwargs)
+                gap = fold_gap(
+                    layer.module, norm, (args, kwargs), output
+                )
                 layer.gaps[name] = max(layer.gaps.get(name, 0.0), gap)
 
     def saw(self, func: Any, args: Any, kwargs: Any) -> None:
@@ -361,8 +348,13 @@ class _Watch(TorchDispatchMode):
     """Shows each operation to the checks, and runs it."""
 
     def __init__(self, checks: LocalChecks) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._checks = checks
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # Keeping torch.compile out would import all of it, for 3 s.
+        return False
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -370,65 +362,6 @@ class _Watch(TorchDispatchMode):
         kwargs = kwargs or {}
         self._checks.saw(func, args, kwargs)
         return func(*args, **kwargs)
-
-
-@torch.no_grad()
-def count_calls(
-    model: nn.Module,
-    modules: Mapping[str, nn.Module],
-    forward: Callable[[], Any],
-) -> Counter[str]:
-    """Return how often each module is called in one forward pass.
-
-    Args:
-        model: The model that runs.
-        modules: Name -> module; need not belong to the model.
-        forward: Runs the model on a batch.
-    """
-    counts: Counter[str] = Counter()
-
-    def counting(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any) -> None:
-            counts[name] += 1
-
-        return hook
-
-    handles = [
-        module.register_forward_pre_hook(counting(name))
-        for name, module in modules.items()
-    ]
-    try:
-        with no_fast_paths(model):
-            forward()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return counts
-
-
-@contextmanager
-def no_fast_paths(model: nn.Module) -> Iterator[None]:
-    """Let every layer run by its own forward.
-
-    torch's transformer layers have a fused kernel that calls none of their
-    children, mmcv's ConvModule a fold on the fly.
-    """
-    name = 'efficient_conv_bn_eval_forward'
-    folding = [
-        (module, vars(module)[name])
-        for _, module in open_modules(model)
-        if not is_scripted(module) and vars(module).get(name) is not None
-    ]
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    for module, _ in folding:
-        setattr(module, name, None)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        for module, value in folding:
-            setattr(module, name, value)
 
 
 def _open(swap: _Swap) -> bool:
@@ -440,106 +373,3 @@ def _storage(x: Tensor) -> int:
     if x.layout != torch.strided or x.is_nested or x.numel() == 0:
         return -1
     return x.untyped_storage().data_ptr()
-
-
-def _counterpart(check: Check) -> QuantModule:
-    module = check.module
-    plain = baked_copy(module) if is_computed(module) else module
-    quant = check.cls.from_float(
-        shallow_copy(plain), scheme=check.scheme
-    )
-    return quant.to(_device(module))
-
-
-def _device(module: nn.Module) -> torch.device:
-    parameter = next(module.parameters(), None)
-    return torch.device('cpu') if parameter is None else parameter.device
-
-
-def _both(
-    quant: nn.Module,
-    module: nn.Module,
-    inputs: tuple[Any, Any],
-    output: Any,
-) -> tuple[Any, Any]:
-    """Return the outputs of a counterpart and of its float module.
-
-    Half precision says nothing about 1e-4, so both then run in float32.
-    """
-    args, kwargs = inputs
-    if not _is_half((inputs, output)) and not _is_half(
-        list(module.parameters())
-    ):
-        return quant(*args, **kwargs), output
-    args, kwargs = _map_tensors(inputs, _single)
-    return tuple(  # type: ignore[return-value]
-        functional_call(m, _single_state(m), _cloned(args), _cloned(kwargs))
-        for m in (quant, module)
-    )
-
-
-def _fold_gap(layer: nn.Module, norm: nn.Module, args: Any, kwargs: Any
-              ) -> float:
-    """Return how far the folded layer lies from layer and norm."""
-    plain = baked_copy(layer) if is_computed(layer) else layer
-    if _is_half([*plain.parameters(), *norm.parameters(), *tensors(args)]):
-        args, kwargs = _map_tensors((args, kwargs), _single)
-        plain, norm = _single_copy(plain), _single_copy(norm)
-    else:
-        plain, norm = shallow_copy(plain), shallow_copy(norm)
-    expected = norm(plain(*args, **kwargs))
-    weight, bias = folded_parameters(plain, norm)
-    plain._parameters['weight'] = nn.Parameter(weight, requires_grad=False)
-    plain._parameters['bias'] = nn.Parameter(bias, requires_grad=False)
-    return difference(plain(*args, **kwargs), expected)
-
-
-def _is_half(value: Any) -> bool:
-    return any(x.dtype in _HALF for x in tensors(value))
-
-
-def _single(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in _HALF else x
-
-
-def _single_state(module: nn.Module) -> dict[str, Tensor]:
-    state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    return {name: _single(value) for name, value in state.items()}
-
-
-def _single_copy(module: nn.Module) -> nn.Module:
-    twin = shallow_copy(module)
-    for name, value in twin._parameters.items():
-        if value is not None:
-            twin._parameters[name] = nn.Parameter(
-                _single(value), requires_grad=False
-            )
-    for name, buffer in twin._buffers.items():
-        if buffer is not None:
-            twin._buffers[name] = _single(buffer)
-    return twin
-
-
-def _cloned(value: Any) -> Any:
-    """Copy the tensors of a nesting; one tensor stays one."""
-    made: dict[Any, Tensor] = {}
-
-    def clone(x: Tensor) -> Tensor:
-        if x.layout != torch.strided or x.is_nested:
-            return x.clone()
-        key = (x.data_ptr(), x.shape, x.stride(), x.dtype)
-        if x.numel() == 0 or key not in made:
-            made[key] = x.clone()
-        return made[key]
-
-    return _map_tensors(value, clone)
-
-
-def _map_tensors(value: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        return fn(value)
-    if type(value) in (list, tuple):
-        return type(value)(_map_tensors(item, fn) for item in value)
-    if type(value) is dict:
-        return {key: _map_tensors(item, fn) for key, item in value.items()}
-    return value
