@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import http.client
-import pickle
 import re
-import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -16,14 +14,17 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor, nn
 
-from taskptq.export.checkpoint import QuantizedCheckpointError, verify
+from taskptq.export.errors import FileError, NotPlainFileError, shown
+from taskptq.export.files import verify_file
+from taskptq.export.reader import read_file
 from taskptq.export.schema import is_quantized
 from taskptq.registry import allow_history_buffers
 
 __all__ = ['load_float_weights', 'local_file', 'read_checkpoint']
 
-ZIP_MAGIC = b'PK\x03\x04'
 MAX_NAMED = 5
+# Smaller views that repeat their elements are common and harmless.
+MAX_VIEW_BYTES = 1 << 20
 # The model zoos end names in the first digits of the file's sha256; eight
 # digits may also be a date.
 HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8})\.[^.]+$')
@@ -91,10 +92,16 @@ def read_checkpoint(
         trust_checkpoint: bool = False) -> dict[str, Any]:
     """Read a checkpoint file, float or quantized, onto the CPU.
 
+    What the file asks for is checked before any of it is done, see
+    ``taskptq.export.reader``.
+
     Args:
         path: Local file.
         trust_checkpoint: Unpickle everything, which runs code that the file
-            names.
+            names; plain files are read as without it.
+
+    Returns:
+        The content; of a quantized file a ``VerifiedPayload``.
 
     Raises:
         ValueError: If the file is truncated, is no checkpoint, or needs
@@ -103,43 +110,63 @@ def read_checkpoint(
             is incomplete, or of another schema.
     """
     allow_history_buffers()
-    refuse_truncated(Path(path))
     try:
-        checkpoint = torch.load(
-            path, map_location='cpu', weights_only=not trust_checkpoint)
-    except pickle.UnpicklingError as error:
+        checkpoint = read_file(path, training=True, trust=trust_checkpoint)
+    except NotPlainFileError as error:
         raise ValueError(
-            f'{path} was not loaded, because it is not a plain checkpoint and '
-            'unpickling it could run code from the file: if you trust its '
-            'source, allow it with --trust-checkpoint (in Python: '
-            'trust_checkpoint=True)') from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f'{path} is damaged or truncated: fetch or write it '
-                         'again') from error
+            f'{path} was not loaded, because it {error}, which no plain '
+            'checkpoint does, and unpickling it could run code from the '
+            'file: if you trust its source, allow it with --trust-checkpoint '
+            '(in Python: trust_checkpoint=True)') from error
+    except FileError as error:
+        raise ValueError(f'{path} {error}: fetch or write it again') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
             f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
     if is_quantized(checkpoint):
-        try:
-            verify(checkpoint)
-        except QuantizedCheckpointError as error:
-            raise QuantizedCheckpointError(f'{path}: {error}') from error
+        return verify_file(checkpoint, path)
+    for name, tensor in named_tensors(checkpoint):
+        problem = tensor_problem(tensor)
+        if problem:
+            raise ValueError(f'{path}: {shown(name)} is {problem}; save it '
+                             'as a plain tensor')
     return checkpoint
 
 
-def refuse_truncated(path: Path) -> None:
-    """Find files whose end is missing, before torch's own long message.
+def named_tensors(checkpoint: Any) -> Iterator[tuple[str, Tensor]]:
+    """Yield all tensors in nested dicts, lists and tuples, with their names.
 
-    Raises:
-        ValueError: If the file is empty or a zip archive without its end.
+    Args:
+        checkpoint: May share parts and be circular; each part is seen once.
     """
-    with path.open('rb') as file:
-        start = file.read(len(ZIP_MAGIC))
-    if not start:
-        raise ValueError(f'{path} is empty: fetch or write it again')
-    if start == ZIP_MAGIC and not zipfile.is_zipfile(path):
-        raise ValueError(f'{path} is truncated (its end is missing): fetch or '
-                         'write it again')
+    left: list[tuple[str, Any]] = [('', checkpoint)]
+    seen: set[int] = set()
+    while left:
+        name, value = left.pop()
+        if isinstance(value, Tensor):
+            yield name, value
+        elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
+            seen.add(id(value))
+            items = value.items() if isinstance(value, dict) else enumerate(
+                value)
+            left += [(f'{name[:99]}.{str(key)[:99]}'.lstrip('.'), part)
+                     for key, part in items
+                     if isinstance(part, (Tensor, dict, list, tuple))]
+
+
+def tensor_problem(tensor: Tensor) -> str:
+    """Say why a tensor cannot be a weight; empty if it can."""
+    if tensor.layout != torch.strided or tensor.is_nested:
+        return 'a sparse or nested tensor'
+    if tensor.is_meta:
+        return 'a meta tensor, which has no values'
+    if tensor.is_quantized:
+        return f'a tensor of the dtype {tensor.dtype}'
+    size = tensor.numel() * tensor.element_size()
+    if size > max(tensor.untyped_storage().nbytes(), MAX_VIEW_BYTES):
+        return (f'a view of {size:,} bytes over '
+                f'{tensor.untyped_storage().nbytes():,} stored ones')
+    return ''
 
 
 def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
@@ -162,6 +189,10 @@ def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, Mapping):
         raise ValueError(f'{path} has no state_dict with weights')
+    for name in state:
+        if not isinstance(name, str):
+            raise ValueError(f'the state_dict of {path} has the key '
+                             f'{shown(name)}, which is not a name')
     weights = {
         name.removeprefix('module.'): tensor
         for name, tensor in state.items() if isinstance(tensor, Tensor)
@@ -171,6 +202,12 @@ def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
         f'has {name} as {list(weights[name].shape)} instead of '
         f'{list(tensor.shape)}' for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
+    ]
+    lacking += [
+        f'has {name} as {weights[name].dtype} instead of {tensor.dtype}'
+        for name, tensor in own.items()
+        if name in weights and tensor.is_floating_point()
+        and not weights[name].is_floating_point()
     ]
     if not lacking:
         # Modules may read names of older versions: what is missing then.

@@ -14,7 +14,30 @@ class NotPlainFileError(FileError):
     """The file asks for objects or calls that plain data never needs."""
 
 
-def shown(name: object, *, limit: int = 80) -> str:
-    """Return a name from a file for a message: quoted, on one line, short."""
-    text = repr(name[: limit + 1] if isinstance(name, str | bytes) else name)
+def shown(value: object, *, limit: int = 80) -> str:
+    """Return something from a file for a message: on one line, short.
+
+    Args:
+        value: Anything; of other than plain types only the type is named.
+        limit: Most letters.
+    """
+    if isinstance(value, str | bytes):
+        text = repr(value[: limit + 1])
+    elif type(value) is int and value.bit_length() > 1000:
+        text = 'a huge number'
+    elif value is None or isinstance(value, int | float):
+        text = repr(value)
+    elif type(value) in (list, tuple):
+        assert isinstance(value, list | tuple)
+        parts = [_shown_part(part) for part in value[:8]]
+        text = f'[{", ".join(parts + ["..."] * (len(value) > 8))}]'
+    else:
+        text = type(value).__name__
     return text if len(text) <= limit else f'{text[: limit - 3]}...'
+
+
+def _shown_part(part: object) -> str:
+    """Show a part of a list; lists in it, which may be circular, not."""
+    if type(part) in (list, tuple):
+        return type(part).__name__
+    return shown(part, limit=20)

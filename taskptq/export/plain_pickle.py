@@ -31,7 +31,9 @@ from taskptq.export.plain_calls import (
     new,
 )
 
-MAX_OPCODES = 2_000_000
+# torch takes up to ten microseconds for each; a tensor has about thirty.
+MAX_OPCODES = 1_000_000
+MAX_MARKS = 1000
 MAX_TEXT_BYTES = 512 << 20
 # Longer texts are not kept: they are the bytes of arrays.
 LONG_TEXT = 1 << 16
@@ -206,6 +208,8 @@ class PlainPickle:
             target[key] = items[i + 1]
 
     def _mark(self, at: int) -> int:
+        if len(self.marks) >= MAX_MARKS:
+            raise DamagedFileError('is nested too deeply')
         self.marks.append(self.stack)
         self.stack = []
         return at
