@@ -1,0 +1,131 @@
+"""Runs a function in a forked process, watched: time, memory, output."""
+from __future__ import annotations
+
+import contextlib
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+__all__ = ['Outcome', 'forked']
+
+PAGE = resource.getpagesize()
+POLL_SECONDS = 0.02
+KEPT_BYTES = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a run did.
+
+    Args:
+        code: Exit status; negative is the signal that ended it.
+        seconds: Wall time.
+        peak_mib: Peak of the process' resident memory.
+        ended: '' or why it was stopped: ``time`` or ``memory``.
+        output: The end of what it printed.
+    """
+
+    code: int
+    seconds: float
+    peak_mib: float
+    ended: str
+    output: str
+
+
+def forked(run: Callable[[], object], *, log: Path, seconds: float = 90,
+           limit_mib: float = 3072) -> Outcome:
+    """Run a function in a child of this process, with its imports ready.
+
+    Args:
+        run: What to do there; the exit status is that of a script.
+        log: File that gets its output.
+        seconds: Wall time after which it is stopped.
+        limit_mib: Resident memory at which it is stopped.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    start = time.perf_counter()
+    pid = os.fork()
+    if pid == 0:
+        _child(run, log)
+    status, usage, ended = _watch(
+        pid, until=start + seconds, limit_mib=limit_mib)
+    took = time.perf_counter() - start
+    # What it started must not outlive it.
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)
+    return Outcome(
+        code=os.waitstatus_to_exitcode(status),
+        seconds=took,
+        peak_mib=usage.ru_maxrss / 1024,
+        ended=ended,
+        output=_tail(log))
+
+
+def _tail(log: Path) -> str:
+    with log.open('rb') as file:
+        file.seek(max(0, log.stat().st_size - KEPT_BYTES))
+        return file.read().decode(errors='replace')
+
+
+def _watch(pid: int, *, until: float, limit_mib: float
+           ) -> tuple[int, resource.struct_rusage, str]:
+    ended = ''
+    while True:
+        done, status, usage = os.wait4(pid, 0 if ended else os.WNOHANG)
+        if done:
+            return status, usage, ended
+        if time.perf_counter() > until:
+            ended = 'time'
+        elif _resident_mib(pid) > limit_mib:
+            ended = 'memory'
+        if ended:
+            os.kill(pid, signal.SIGKILL)
+        else:
+            time.sleep(POLL_SECONDS)
+
+
+def _resident_mib(pid: int) -> float:
+    try:
+        text = Path(f'/proc/{pid}/statm').read_text(encoding='ascii')
+    except OSError:
+        return 0.0
+    return int(text.split()[1]) * PAGE / 2**20
+
+
+def _child(run: Callable[[], object], log: Path) -> NoReturn:
+    """Do what the interpreter does with a script, and leave."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        code = _as_script(run)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _as_script(run: Callable[[], object]) -> int:
+    try:
+        run()
+    except SystemExit as error:
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        sys.stderr.write(f'{error.code}\n')
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
