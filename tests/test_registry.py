@@ -69,6 +69,33 @@ def test_own_kinds_name_what_is_wrong(cfg, message):
         registry.OBSERVERS.build(cfg)
 
 
+@pytest.mark.parametrize('kind', OWN_KINDS)
+def test_a_look_up_imports_nothing(kind, tmp_path, monkeypatch):
+    own = getattr(registry, kind)
+    mark = tmp_path / 'imported'
+    (tmp_path / 'stranger_module.py').write_text(
+        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
+        'class Thing:\n    pass\n')
+    monkeypatch.syspath_prepend(tmp_path)
+    assert registry.registered(own, 'stranger_module.Thing') is None
+    with pytest.raises(KeyError, match='not a registered'):
+        own.build(dict(type='stranger_module.Thing'))
+    assert not mark.exists()
+
+
+def test_registered_names(registry_guard):
+    own = registry.OBSERVERS
+    own.register_module(name='Thing', module=Thing)
+    assert registry.registered(own, 'taskptq.Thing') is Thing
+    assert registry.registered(own, 'mmdet.Thing') is None
+    assert registry.registered_name(own, Thing) == 'Thing'
+    own.register_module(name='Alias', module=Reducing)
+    assert registry.registered_name(own, Reducing) == 'Alias'
+    with pytest.raises(ValueError, match='custom_imports') as error:
+        registry.registered_name(own, dict)
+    assert 'builtins.dict is not a registered observer' in str(error.value)
+
+
 @pytest.mark.parametrize('default_scope', ['mmengine', 'mmdet', 'mmseg'])
 @pytest.mark.parametrize('import_package', [False, True])
 def test_the_hook_is_found_by_its_scoped_name(

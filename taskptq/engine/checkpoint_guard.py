@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections import OrderedDict
 from collections.abc import Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
 from torch import Tensor, nn
 
+from taskptq.core.setting_error import shown
 from taskptq.engine.checkpoint_file import local_file, read_checkpoint
 
 __all__ = [
@@ -233,10 +235,11 @@ def training_state_problem(checkpoint: Mapping[str, Any]) -> str | None:
     if not isinstance(meta, Mapping):
         return 'it has no meta'
     for name in ('epoch', 'iter'):
-        if type(meta.get(name)) is not int or meta[name] < 0:
-            return f'meta.{name} is {meta.get(name)!r}'
-    if not isinstance(meta.get('seed'), int | None):
-        return f'meta.seed is {meta["seed"]!r}'
+        value = meta.get(name)
+        if not isinstance(value, Integral) or value < 0:
+            return f'meta.{name} is {shown(value)}'
+    if not isinstance(meta.get('seed'), Integral | None):
+        return f'meta.seed is {shown(meta["seed"])}'
     hub = checkpoint.get('message_hub')
     for name in ('log_scalars', 'runtime_info', 'resumed_keys'):
         if not (isinstance(hub, Mapping)

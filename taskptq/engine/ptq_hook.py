@@ -11,6 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from taskptq.core.rules import SEED, Flag, Text
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
     CalibrationConfig,
@@ -37,6 +38,8 @@ from taskptq.export.checkpoint import (
 from taskptq.registry import HOOKS
 
 __all__ = ['PTQHook', 'remove_ema_hooks', 'unwrap']
+
+OUT = Text(path=True, optional=True)
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -111,6 +114,7 @@ class PTQHook(Hook):
                  out: str | None = None,
                  resume: bool = True,
                  trust_checkpoint: bool = False) -> None:
+        seed = SEED.read(seed, name='PTQHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
         self.recipe = None
         if qconfig is not None:
@@ -121,9 +125,10 @@ class PTQHook(Hook):
                 rewrites=rewrites,
                 calibration=self.calibration.recipe(),
                 seed=seed)
-        self.out = out
-        self.resume = resume
-        self.trust_checkpoint = trust_checkpoint
+        self.out = OUT.read(out, name='PTQHook.out')
+        self.resume = Flag().read(resume, name='PTQHook.resume')
+        self.trust_checkpoint = Flag().read(
+            trust_checkpoint, name='PTQHook.trust_checkpoint')
         self.report: dict[str, Any] | None = None
         self._batches: CalibrationBatches | None = None
         self._restored = False

@@ -19,7 +19,7 @@ from taskptq.calibration.calibrate import CalibrationReport, calibrate
 from taskptq.core import Quantizer, enable
 from taskptq.core.state import quantizers
 from taskptq.engine.pipeline import prepare_in_place, run_batch
-from taskptq.prepare import QConfig, SwapReport
+from taskptq.prepare import Decisions, QConfig, SwapReport
 
 __all__ = [
     'CHECKPOINT_KEY', 'STAGES', 'Learned', 'calibrate_rest', 'frozen_norms',
@@ -86,7 +86,8 @@ def learned_parameters(model: nn.Module) -> list[Learned]:
 
 
 def prepare_training(model: nn.Module, qconfig: QConfig, *,
-                     stage: int) -> SwapReport:
+                     stage: int, batch: Any = None,
+                     decisions: Decisions | None = None) -> SwapReport:
     """Fold and swap a float model that is to be trained, in place.
 
     A folded norm leaves a bias, which trains if its convolution does. In
@@ -98,6 +99,8 @@ def prepare_training(model: nn.Module, qconfig: QConfig, *,
         model: Float model.
         qconfig: Recipe of the quantizers.
         stage: 1 or 2.
+        batch: What each fold and swap is compared on; see ``prepare``.
+        decisions: What to repeat instead, without data.
 
     Returns:
         The fate of each layer in this stage.
@@ -115,7 +118,8 @@ def prepare_training(model: nn.Module, qconfig: QConfig, *,
     # Held until the end: the ids of what is alive are unique.
     before = list(model.parameters())
     known = {id(parameter) for parameter in before}
-    report = prepare_in_place(model, qconfig)
+    report = prepare_in_place(
+        model, qconfig, batch=batch, decisions=decisions)
     for module in model.modules():
         bias = module._parameters.get('bias')
         weight = module._parameters.get('weight')
@@ -145,14 +149,15 @@ def _leave_float(model: nn.Module, part: str) -> None:
             quantizer.observer = None
 
 
-def calibrate_rest(model: nn.Module,
-                   batches: Sequence[Any]) -> CalibrationReport:
+def calibrate_rest(model: nn.Module, batches: Sequence[Any], *,
+                   unreached: str = 'error') -> CalibrationReport:
     """Calibrate what has no range yet, behind what has one.
 
     Args:
         model: Prepared model; quantizers that an earlier stage trained are
             on, so that the others see what they will see.
         batches: Collated calibration batches.
+        unreached: See ``calibrate``.
     """
     trained = [q for _, q in quantizers(model) if q.calibrated]
 
@@ -160,7 +165,7 @@ def calibrate_rest(model: nn.Module,
         with _enabled(trained):
             return run_batch(module, batch)
 
-    return calibrate(model, batches, forward=forward)
+    return calibrate(model, batches, forward=forward, unreached=unreached)
 
 
 @contextmanager

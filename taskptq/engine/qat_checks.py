@@ -73,6 +73,8 @@ def check_entry(entry: Any, *, schema: int) -> None:
         if not isinstance(entry.get(name), Mapping) or not entry[name]:
             raise ValueError(entry_error(f'has no {name}'))
     _check_recipe(entry['recipe'])
+    if not isinstance(entry.get('structure', {}), Mapping):
+        raise ValueError(entry_error('has a structure that is not a dict'))
     if not isinstance(entry.get('teacher'), str | None):
         raise ValueError(entry_error('has a teacher that is not a digest'))
     for name, value in entry['weights'].items():

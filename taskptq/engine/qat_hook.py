@@ -12,8 +12,10 @@ from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
 from taskptq.calibration.freeze import freeze
+from taskptq.core.rules import SEED, Choice, Flag, Text
 from taskptq.engine.builder import build_qconfig, to_plain
 from taskptq.engine.calibration_data import (
+    CalibrationBatches,
     CalibrationConfig,
     build_calibration,
 )
@@ -26,7 +28,10 @@ from taskptq.engine.checkpoint_guard import (
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.pipeline import (
     Recipe,
+    read_decisions,
     refuse_quantized,
+    structure_of,
+    swap_summary,
     write_results,
     write_swap_report,
 )
@@ -62,7 +67,7 @@ from taskptq.engine.refusals import (
     refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import is_quantized
-from taskptq.prepare import QConfig
+from taskptq.prepare import Decisions, QConfig
 from taskptq.registry import HOOKS
 from taskptq.version import __version__
 
@@ -123,8 +128,8 @@ class QATHook(Hook):
                  seed: int = 0,
                  out: str | None = None,
                  trust_checkpoint: bool = False) -> None:
-        if stage not in STAGES:
-            raise ValueError(f'stage={stage!r}: choose one of {list(STAGES)}')
+        stage = Choice(choices=tuple(STAGES)).read(stage, name='stage')
+        seed = SEED.read(seed, name='QATHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
         self.distillation = None
         if distillation is not None:
@@ -133,8 +138,10 @@ class QATHook(Hook):
         self.stage = stage
         self.lr_mult = read_lr_mult(lr_mult)
         self.seed = seed
-        self.out = out
-        self.trust_checkpoint = trust_checkpoint
+        self.out = Text(path=True, optional=True).read(
+            out, name='QATHook.out')
+        self.trust_checkpoint = Flag().read(
+            trust_checkpoint, name='QATHook.trust_checkpoint')
         self.qconfig: QConfig | None = None
         self.recipe: dict[str, Any] = {}
         if qconfig is not None:
@@ -146,6 +153,8 @@ class QATHook(Hook):
         self._teacher: nn.Module | None = None
         self._teacher_digest: str | None = None
         self._distillation: Distillation | None = None
+        self._structure: dict[str, Any] = {}
+        self._batches: CalibrationBatches | None = None
         self._prepared = False
         self._resumed = False
         self._trained = False
@@ -213,8 +222,7 @@ class QATHook(Hook):
                     'float weights are gone: load the float checkpoint '
                     'instead')
             return
-        entry = checkpoint.get(CHECKPOINT_KEY)
-        if entry is None:
+        if CHECKPOINT_KEY not in checkpoint:
             if training and runner._resume:
                 raise ValueError(
                     'QATHook resumes its own checkpoints only, and this one '
@@ -224,6 +232,7 @@ class QATHook(Hook):
                 unwrap(runner.model), checkpoint, logger=runner.logger,
                 path=guarded_path(runner._load_from))
             return
+        entry = checkpoint[CHECKPOINT_KEY]
         check_entry(entry, schema=SCHEMA)
         self._rebuild(runner, entry, training=training)
         # The runner loads this into the model once more; clones, because a
@@ -278,6 +287,7 @@ class QATHook(Hook):
             'version': __version__,
             'recipe': self.recipe,
             'report': self.report,
+            'structure': self._structure,
             'teacher': self._teacher_digest,
             'weights': checkpoint['state_dict'],
         }
@@ -322,7 +332,9 @@ class QATHook(Hook):
             self._teacher = make_teacher(model)
         self._build_other_teacher(model)
         assert self.qconfig is not None
-        self._swap(runner, self.qconfig, stage=self.stage)
+        self._batches = self._build_batches(runner)
+        self._swap(runner, self.qconfig, stage=self.stage,
+                   batch=self._batches[0])
 
     def _build_other_teacher(self, model: nn.Module) -> None:
         if self.distillation is not None and self.distillation.teacher:
@@ -346,7 +358,10 @@ class QATHook(Hook):
             qconfig = build_qconfig(self.recipe['qconfig'], from_file=True)
             stage = self.recipe['training']['stage']
         assert qconfig is not None
-        self._swap(runner, qconfig, stage=stage)
+        decisions = read_decisions(
+            {'weights': entry['weights'], 'float': (),
+             'structure': entry.get('structure')}, model)
+        self._swap(runner, qconfig, stage=stage, decisions=decisions)
         load_training_state(model, entry['weights'])
         if not training or self._resumed:
             self.report = to_plain(entry['report'])
@@ -375,27 +390,35 @@ class QATHook(Hook):
         save_teacher(found, runner.work_dir)
         self._teacher = make_teacher(found)
 
-    def _swap(self, runner: Runner, qconfig: QConfig, *, stage: int) -> None:
+    def _swap(self, runner: Runner, qconfig: QConfig, *, stage: int,
+              batch: Any = None, decisions: Decisions | None = None) -> None:
         """Fold and swap, and say what became of each layer."""
         model = unwrap(runner.model)
-        with shared_log():
-            report = prepare_training(model, qconfig, stage=stage)
+        with seeded(self.seed), shared_log():
+            report = prepare_training(
+                model, qconfig, stage=stage, batch=batch,
+                decisions=decisions)
             Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
             write_swap_report(report, Path(runner.work_dir))
-        self.report['swap'] = {
-            'num_quantized': report.count('quantized'),
-            'num_float': report.count('float'),
-        }
+        self._structure = structure_of(report)
+        self.report['swap'] = swap_summary(report)
         self._prepared = True
 
-    def _calibrate(self, runner: Runner) -> None:
-        """Set the ranges with which the training begins."""
+    def _build_batches(self, runner: Runner) -> CalibrationBatches:
+        """Choose the calibration images."""
         with seeded(self.seed), shared_log():
-            batches = build_calibration(
+            return build_calibration(
                 self.calibration,
                 source=evaluation_source(runner),
                 default=train_dataset(runner))
-            report = calibrate_rest(runner.model, batches)
+
+    def _calibrate(self, runner: Runner) -> None:
+        """Set the ranges with which the training begins."""
+        batches = self._batches or self._build_batches(runner)
+        self._batches = None
+        with seeded(self.seed), shared_log():
+            report = calibrate_rest(
+                runner.model, batches, unreached=self.calibration.unreached)
         self.report['calibration'] = to_plain(report.to_dict())
 
     def _make_trainable(self, runner: Runner) -> None:
@@ -424,4 +447,5 @@ class QATHook(Hook):
         }
         self.report = write_results(
             model, self.report, work_dir=work_dir, out=out,
-            meta={'dataset_meta': dataset_meta(runner)})
+            meta={'dataset_meta': dataset_meta(runner)},
+            structure=self._structure)

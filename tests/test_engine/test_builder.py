@@ -49,6 +49,63 @@ def test_unknown_class_is_named():
         resolve('observer', 'NoObserver')
 
 
+@pytest.mark.parametrize('from_file', [True, False])
+@pytest.mark.parametrize(('kind', 'name'), [
+    ('observer', 'torch.nn.Identity'), ('observer', 'pydoc.pipepager'),
+    ('quantizer', 'MinMaxObserver'), ('observer', 'no.such.module'),
+    ('observer', 3), ('quantizer', None)])
+def test_only_registered_classes_of_the_kind(kind, name, from_file):
+    with pytest.raises(ValueError, match='register') as error:
+        resolve(kind, name, from_file=from_file)
+    assert '\n' not in str(error.value)
+
+
+def test_a_registered_class_of_another_kind(registry_guard):
+    OBSERVERS.register_module(name='Odd', module=dict)
+    with pytest.raises(ValueError, match=r'not a subclass of .*Observer'):
+        resolve('observer', 'Odd', from_file=True)
+
+
+def test_dotted_paths_are_for_configs_only():
+    name = 'taskptq.core.observers.MinMaxObserver'
+    assert resolve('observer', name) is core.MinMaxObserver
+    with pytest.raises(ValueError, match='add the project that defines it'):
+        resolve('observer', name, from_file=True)
+
+
+@pytest.mark.parametrize('point', ['weight', 'activation', 'query', 'softmax'])
+def test_a_recipe_names_what_is_registered(point):
+    settings = dict(type=core.AffineQuantizer, num_bits=4,
+                    observer=dict(type='taskptq.MSEObserver'))
+    config = {point: settings,
+              'overrides': [{'pattern': 'a', point: settings}]}
+    plain = build_qconfig(config).to_dict()
+    for found in (plain[point], plain['overrides'][0][point]):
+        assert found['type'] == 'AffineQuantizer'
+        assert found['observer']['type'] == 'MSEObserver'
+    assert build_qconfig(plain, from_file=True).to_dict() == plain
+
+
+@pytest.mark.parametrize('change', [
+    dict(overrides=5), dict(overrides=[5]), dict(weight=[1]), dict(edges=3),
+    dict(weight=dict(observer=5)), dict(weight=dict(num_bits=[])),
+    dict(activation=dict(type=['a']))])
+def test_a_recipe_of_the_wrong_shape(change):
+    words = f'recipe|{next(iter(change))}'
+    with pytest.raises(ValueError, match=words) as error:
+        build_qconfig(change, from_file=True)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('build', [
+    build_loss, lambda config: build_rewrites([config])])
+@pytest.mark.parametrize('kind', [
+    'torch.nn.Identity', core.MinMaxObserver, 'NoSuchThing', None])
+def test_losses_and_rewrites_are_registered(build, kind):
+    with pytest.raises(ValueError, match='register'):
+        build(dict(type=kind))
+
+
 def test_loss_and_rewrites(registry_guard):
 
     @REWRITES.register_module()

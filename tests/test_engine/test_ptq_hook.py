@@ -142,6 +142,92 @@ def test_bad_file_is_refused(make_runner, quantized, tmp_path, change, words):
         make_runner(path, hook={}).test()
 
 
+def stranger(tmp_path, monkeypatch):
+    """A module that leaves a mark when it is imported."""
+    mark = tmp_path / 'imported'
+    (tmp_path / 'stranger_module.py').write_text(
+        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
+        'from taskptq.core import MinMaxObserver as Observer\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return mark
+
+
+@pytest.mark.parametrize('observer', [
+    dict(type='stranger_module.Observer'),
+    dict(type='pydoc.pipepager', cmd='touch {mark}'),
+    dict(type='UnknownObserver'),
+    dict(type='torch.nn.Identity'),
+])
+@pytest.mark.parametrize('where', ['point', 'overrides'])
+def test_names_in_a_file_import_nothing(
+        make_runner, quantized, tmp_path, monkeypatch, observer, where):
+    from taskptq.export.schema import compute_digest
+    mark = stranger(tmp_path, monkeypatch)
+    observer = {k: v.format(mark=mark) for k, v in observer.items()}
+
+    def change(payload):
+        recipe = payload['recipe']['qconfig']
+        if where == 'overrides':
+            recipe['overrides'] = [
+                {'pattern': 'stem', 'activation': {'observer': observer}}]
+        else:
+            recipe['activation']['observer'] = observer
+        payload['digest'] = compute_digest(payload)
+
+    path = changed(quantized[0], change, tmp_path / 'bad.pth')
+    with pytest.raises(QuantizedCheckpointError,
+                       match='add the project that defines it') as error:
+        make_runner(path, hook={}).test()
+    assert observer['type'] in str(error.value)
+    assert not mark.exists()
+
+
+def test_a_file_names_classes_as_they_are_registered(
+        make_runner, float_checkpoint, hook, predictions):
+    point = hook['qconfig']['activation']
+    point['observer'] = dict(type='taskptq.core.observers.MinMaxObserver')
+    hook['qconfig']['overrides'] = [
+        dict(pattern='body.0',
+             weight=dict(type='taskptq.core.quantizers.LSQQuantizer'))]
+    runner = make_runner(float_checkpoint, hook=hook)
+    runner.test()
+    written = predictions()
+    path = Path(runner.work_dir) / 'quantized.pth'
+    recipe = torch.load(path, weights_only=True)['recipe']['qconfig']
+    assert recipe['activation']['observer']['type'] == 'MinMaxObserver'
+    assert recipe['overrides'][0]['weight']['type'] == 'LSQQuantizer'
+    make_runner(path, hook={}).test()
+    assert torch.equal(predictions(), written)
+
+
+@pytest.mark.parametrize(('settings', 'words'), [
+    (dict(trust_checkpoint='False'), 'trust_checkpoint'),
+    (dict(resume=1), 'resume'), (dict(out=3), 'out'), (dict(seed=-1), 'seed'),
+])
+def test_impossible_settings(settings, words):
+    from taskptq.engine.ptq_hook import PTQHook
+    with pytest.raises(ValueError, match=f'PTQHook.{words}='):
+        PTQHook(**settings)
+
+
+def test_where_nothing_can_be_written_is_said_before_the_work(
+        make_runner, float_checkpoint, hook, tmp_path):
+    (tmp_path / 'file').touch()
+    for out, words in ((tmp_path, 'is a folder'),
+                       (tmp_path / 'file' / 'q.pth', 'is not a folder')):
+        runner = make_runner(float_checkpoint, hook=dict(hook, out=str(out)))
+        with pytest.raises(ValueError, match=words):
+            runner.test()
+        assert not runner._has_loaded
+
+
+def test_a_training_checkpoint_needs_qathook(make_runner, tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    torch.save({'taskptq_qat': {}, 'state_dict': 'note'}, path)
+    with pytest.raises(ValueError, match='has QATHook in its custom_hooks'):
+        make_runner(path, hook={}).test()
+
+
 def test_other_model_is_refused(make_runner, quantized):
     runner = make_runner(
         quantized[0], hook={}, model=dict(type='TinyNet', width=6))

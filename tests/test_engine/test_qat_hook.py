@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -97,10 +98,8 @@ def test_training_learns_weights_and_grids(make, hook, float_checkpoint,
                  'stem.input_quantizer.offset'):
         assert not torch.equal(after[name], first[name]), name
         assert bool(after[name].isfinite().all())
-    # The norm that no name says where to fold into keeps its statistics.
-    norms = [name for name in after if 'running' in name]
-    assert norms == ['bn1.running_mean', 'bn1.running_var']
-    assert all(torch.equal(after[name], first[name]) for name in norms)
+    # Each norm was seen to follow its layer, and is folded.
+    assert not [name for name in after if 'running' in name]
     report = json.loads((work_dir / 'quantization_report.json').read_text())
     assert report['recipe']['training']['stage'] == 2
     assert report['freeze']['num_weights'] == 4
@@ -110,6 +109,29 @@ def test_training_learns_weights_and_grids(make, hook, float_checkpoint,
                  others=[dict(type='taskptq.PTQHook')])
     again.test()
     assert torch.equal(predictions(), trained)
+
+
+def test_a_norm_that_stays_keeps_its_statistics(
+        make, hook, float_checkpoint, monkeypatch):
+    import tiny_task
+    base = tiny_task.TinyNet.forward
+
+    def forward(self, inputs, labels=None, mode='tensor'):
+        # Something lies between the layer and its norm.
+        self.bn1.register_forward_pre_hook(lambda m, x: (x[0] * 2, ))
+        return base(self, inputs, labels, mode)
+
+    monkeypatch.setattr(tiny_task.TinyNet, 'forward', forward)
+    first = {}
+    seen = witness(lambda runner: first.update(
+        copy.deepcopy(runner.model.state_dict())))
+    runner = make(float_checkpoint, hook=hook, others=[seen],
+                  train_cfg=dict(max_epochs=1))
+    runner.train()
+    after = weights_of(Path(runner.work_dir) / 'epoch_1.pth')
+    norms = [name for name in after if 'running' in name]
+    assert norms == ['bn1.running_mean', 'bn1.running_var']
+    assert all(torch.equal(after[name], first[name]) for name in norms)
 
 
 def test_validation_is_of_the_quantized_model(make, hook, float_checkpoint):
@@ -293,6 +315,76 @@ def test_a_quantized_file_is_refused(make, hook, float_checkpoint):
     path = Path(runner.work_dir) / 'quantized.pth'
     with pytest.raises(ValueError, match='cannot be trained from'):
         make(path, hook=hook).train()
+
+
+@pytest.fixture(scope='module')
+def kept(tmp_path_factory):
+    """A folder that outlives one test."""
+    return tmp_path_factory.mktemp('qat')
+
+
+@pytest.fixture
+def training_file(make, hook, float_checkpoint, kept):
+    """The content of a training's checkpoint; trained once."""
+    path = kept / 'epoch_1.pth'
+    if not path.is_file():
+        runner = make(
+            float_checkpoint, hook=hook, train_cfg=dict(max_epochs=1))
+        runner.train()
+        shutil.copy(Path(runner.work_dir) / 'epoch_1.pth', path)
+    return torch.load(path, weights_only=False)
+
+
+GRID = 'stem.weight_quantizer'
+
+
+def recipe_of(entry):
+    return entry['recipe']['qconfig']
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    (lambda e: recipe_of(e)['activation']['observer'].update(
+        type='stranger_module.Observer'), 'custom_imports'),
+    (lambda e: recipe_of(e).update(overrides=[dict(
+        pattern='stem', weight=dict(type='pydoc.pipepager'))]),
+     'custom_imports'),
+    (lambda e: recipe_of(e).update(weight=5), 'weight'),
+    (lambda e: e['recipe'].pop('qconfig'), 'no recipe.qconfig'),
+    (lambda e: e['recipe']['training'].update(stage=7), 'stage=7'),
+    (lambda e: e.update(recipe=None), 'no recipe'),
+    (lambda e: e.update(weights=[1]), 'no weights'),
+    (lambda e: e.update(teacher=3), 'teacher'),
+    (lambda e: e['weights'].update({'stem.weight': 1}), 'not a tensor'),
+    (lambda e: e['weights'].update({'stem.weight': torch.ones(2)}),
+     'size mismatch'),
+    (lambda e: e['weights']['stem.weight'].fill_(float('nan')),
+     'infinity in stem.weight'),
+    (lambda e: e['weights'][f'{GRID}.scale'].neg_(), 'scale that is'),
+    (lambda e: e['weights'][f'{GRID}.zero_point'].add_(1000), 'zero_point'),
+    (lambda e: e['weights'][f'{GRID}.grid'].mul_(1000), 'levels there'),
+])
+def test_an_altered_training_checkpoint_is_refused(
+        make, training_file, tmp_path, monkeypatch, change, words):
+    mark = tmp_path / 'imported'
+    (tmp_path / 'stranger_module.py').write_text(
+        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n')
+    monkeypatch.syspath_prepend(str(tmp_path))
+    change(training_file[CHECKPOINT_KEY])
+    path = tmp_path / 'altered.pth'
+    torch.save(training_file, path)
+    with pytest.raises(ValueError, match=words) as error:
+        make(path, hook={}, work='test').test()
+    assert '\n' not in str(error.value)
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize('entry', [None, 3, {}, dict(schema=1)])
+def test_an_entry_of_the_wrong_shape(make, float_checkpoint, tmp_path, entry):
+    content = torch.load(float_checkpoint, weights_only=True)
+    path = tmp_path / 'altered.pth'
+    torch.save({**content, CHECKPOINT_KEY: entry}, path)
+    with pytest.raises(ValueError, match='training checkpoint'):
+        make(path, hook={}).test()
 
 
 def test_other_bits_are_refused(make, hook, float_checkpoint):
