@@ -54,7 +54,7 @@ class ActivationCache:
     as resident memory, which the budget is there to bound.
 
     Images lie channels last, whatever they came as: convolutions run faster
-    on it. Who needs the layout that the model had gives ``as_given=True``.
+    on it. Who needs them in plain memory asks for ``plain=True``.
 
     Args:
         max_bytes: Budget of the tensors held in memory.
@@ -79,7 +79,6 @@ class ActivationCache:
         self._held: dict[Hashable, Tensor] = {}
         self._files: dict[Hashable, _File] = {}
         self._repeats: dict[Hashable, int] = {}  # rows of which one is stored
-        self._plain: set[Hashable] = set()  # images not channels last
         self.directory = None if directory is None else Path(directory)
         self._folder: Path | None = None
         self._counter = 0
@@ -105,8 +104,6 @@ class ActivationCache:
         """
         self.delete(key)
         tensor = tensor.detach()
-        if tensor.dim() == 4 and not _is_channels_last(tensor):
-            self._plain.add(key)
         if _is_one_row(tensor):
             self._repeats[key] = tensor.shape[0]
             tensor = tensor[:1]
@@ -131,12 +128,12 @@ class ActivationCache:
                 'it or reconstruction.cache_bytes, or use fewer images'
             )
 
-    def get(self, key: Hashable, *, as_given: bool = False) -> Tensor:
+    def get(self, key: Hashable, *, plain: bool = False) -> Tensor:
         """Return the whole tensor (the stored one: do not write to it).
 
         Args:
             key: Of the tensor.
-            as_given: In plain memory if it came so, not channels last.
+            plain: In plain memory, not channels last.
         """
         if key in self._held:
             tensor = _from_layout(self._held[key])
@@ -144,17 +141,17 @@ class ActivationCache:
             tensor = _from_layout(self._files[key].read())
         if key in self._repeats:
             tensor = tensor.expand(self._repeats[key], *tensor.shape[1:])
-        return self._restored(key, tensor) if as_given else tensor
+        return tensor.contiguous() if plain else tensor
 
     def rows(
-        self, key: Hashable, index: list[int], *, as_given: bool = False
+        self, key: Hashable, index: list[int], *, plain: bool = False
     ) -> Tensor:
         """Return chosen rows (of axis 0), in the order asked for.
 
         Args:
             key: Of the tensor.
             index: Numbers of the rows.
-            as_given: As in :meth:`get`.
+            plain: As in :meth:`get`.
         """
         if key in self._repeats:
             index = [0] * len(index)
@@ -162,10 +159,7 @@ class ActivationCache:
             rows = _from_layout(self._held[key][index])
         else:
             rows = _from_layout(self._files[key].read_rows(index))
-        return self._restored(key, rows) if as_given else rows
-
-    def _restored(self, key: Hashable, tensor: Tensor) -> Tensor:
-        return tensor.contiguous() if key in self._plain else tensor
+        return rows.contiguous() if plain else rows
 
     def shape(self, key: Hashable) -> tuple[int, ...]:
         """Return the tensor's shape, without reading it."""
@@ -186,7 +180,6 @@ class ActivationCache:
     def delete(self, key: Hashable) -> None:
         """Forget one tensor; nothing happens if it is not there."""
         self._repeats.pop(key, None)
-        self._plain.discard(key)
         if key in self._held:
             tensor = self._held.pop(key)
             self.used_bytes -= tensor.numel() * tensor.element_size()
@@ -204,7 +197,6 @@ class ActivationCache:
         self._held.clear()
         self._files.clear()
         self._repeats.clear()
-        self._plain.clear()
         self.used_bytes = self.disk_bytes = 0
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -231,13 +223,6 @@ def _is_one_row(tensor: Tensor) -> bool:
     if not torch.equal(tensor[0], tensor[-1]):
         return False
     return all(torch.equal(tensor[0], row) for row in tensor[1:-1])
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    """Whether an image is; a tensor of one channel is plain as well."""
-    return not tensor.is_contiguous() and tensor.is_contiguous(
-        memory_format=torch.channels_last
-    )
 
 
 def _to_layout(tensor: Tensor) -> Tensor:

@@ -150,7 +150,7 @@ class NetworkData:
         assert self.cache is not None
         count, skeleton = self.trunks[number]
         leaves = [
-            self.cache.get((number, index), as_given=True)
+            self.cache.get((number, index), plain=True)
             for index in range(count)
         ]
         return unflatten(leaves, skeleton)

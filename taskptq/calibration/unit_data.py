@@ -71,8 +71,8 @@ class UnitData:
         self.num_batches = len(capturer.batches)
         self.lengths = capturer.lengths
         self.rows_per_image = rows_per_image
-        # Images come channels last, unless the unit needs the model's layout.
-        self.as_given = False
+        # Images come channels last, unless the unit fails on that.
+        self.plain = False
         self._warned = False
         self._has_rows = is_a(self.plan.unit.module, ROW_MODULES)
         self._row_counts: list[int] = []
@@ -103,8 +103,8 @@ class UnitData:
         batch = next(filled, None)
         if batch is None or not self._has_images(0, batch):
             return
-        self.as_given = needs_plain_memory(
-            lambda as_given: self._outputs(0, batch, as_given),
+        self.plain = needs_plain_memory(
+            lambda plain: self._outputs(0, batch, plain),
             name=self.plan.unit.name,
         )
 
@@ -115,9 +115,9 @@ class UnitData:
         )
 
     def _outputs(
-        self, call: int, batch: int, as_given: bool
+        self, call: int, batch: int, plain: bool
     ) -> list[Tensor]:
-        self.as_given = as_given
+        self.plain = plain
         args, kwargs = self._arguments('float', call, batch)
         return flatten(self.plan.unit.module(*args, **kwargs))[0]
 
@@ -145,7 +145,7 @@ class UnitData:
         sources = self._inputs(call, batch)
         tensors = {
             source: self.cache.get(
-                self._key(stream, source, batch), as_given=self.as_given
+                self._key(stream, source, batch), plain=self.plain
             ).clone()
             for source in set(sources)
         }
@@ -380,8 +380,8 @@ class UnitData:
         for source, pick in zip(sources, picks, strict=True):
             key = self._key(stream, source, pick.batch)
             parts.append(
-                self.cache.get(key, as_given=self.as_given).clone()
+                self.cache.get(key, plain=self.plain).clone()
                 if pick.rows is None
-                else self.cache.rows(key, pick.rows, as_given=self.as_given)
+                else self.cache.rows(key, pick.rows, plain=self.plain)
             )
         return parts[0] if len(parts) == 1 else torch.cat(parts)

@@ -86,12 +86,12 @@ def test_each_unit_gets_the_layout_it_needs(
         data.compute('float', keep=None)
         data.prepare_sampling()
         (call, targets), = data.sample(2)[0]
-        assert call[0][0].is_contiguous() is data.as_given
+        assert call[0][0].is_contiguous() is data.plain
         assert call[0][0].is_contiguous(memory_format=LAST) is (
-            not data.as_given
+            not data.plain
         )
         assert targets[0].shape[0] == 2
-        layouts[unit_plan.unit.name] = data.as_given
+        layouts[unit_plan.unit.name] = data.plain
     # The others keep what is faster for their convolutions.
     assert layouts == {'0': False, '1': plain, '2': False}
     capturer.cache.close()
@@ -117,16 +117,35 @@ def test_targets_are_those_of_the_model(inner, quantized, plan):
     outputs.clear()
     with torch.no_grad(), float_only(model):
         for batch in range(2):
-            found = data._outputs(0, batch, data.as_given)
+            found = data._outputs(0, batch, data.plain)
             torch.testing.assert_close(found[0], expected[batch])
 
 
-def test_an_error_of_the_unit_itself_comes_through():
-    def run(as_given):
-        raise RuntimeError('broken')
+def fails_on(*layouts):
+    def run(plain):
+        if plain in layouts:
+            raise RuntimeError('broken')
+        return [torch.ones(2)]
 
-    with pytest.raises(RuntimeError, match='broken'):
-        needs_plain_memory(run, name='unit')
+    return run
+
+
+def test_plain_memory_is_no_way_out_of_other_errors():
+    assert needs_plain_memory(fails_on(False), name='unit')
+    assert not needs_plain_memory(fails_on(True), name='unit')
+    assert not needs_plain_memory(fails_on(True, False), name='unit')
+
+
+def test_an_error_of_the_unit_itself_comes_through(
+    quantized, plan, random_images
+):
+    model = quantized(built(nn.Identity), random_images())
+    capturer = plan(model, random_images(), extra=['1'])
+    capturer.capture_float()
+    model[0].conv1 = nn.Conv2d(5, 3, 1)
+    data = UnitData(capturer, 0, cache=capturer.cache, rows_per_image=8)
+    with pytest.raises(RuntimeError, match='channels'):
+        data.compute('float', keep=None)
 
 
 A = torch.tensor([1.0, -200.0, float('inf')])
