@@ -117,10 +117,13 @@ def baked_copy(module: nn.Module) -> nn.Module:
     values = computed_values(module)
     twin = shallow_copy(module, plain_class(module))
     twin._modules.pop('parametrizations', None)
+    for standardized in ('weight_gamma', 'weight_beta'):
+        twin._buffers.pop(standardized, None)
     for name, value in values.items():
         vars(twin).pop(name, None)
-        for made_from in ('g', 'v', 'orig'):
+        for made_from in ('g', 'v', 'u', 'orig', 'mask'):
             twin._parameters.pop(f'{name}_{made_from}', None)
+            twin._buffers.pop(f'{name}_{made_from}', None)
         twin._parameters[name] = nn.Parameter(value)
     return twin
 

@@ -29,7 +29,11 @@ from taskptq.prepare.compare import (
 )
 from taskptq.prepare.difference import difference, tensors
 from taskptq.prepare.fuse import LAYERS, output_channels
-from taskptq.prepare.tree import open_modules
+from taskptq.prepare.tree import (
+    is_scripted,
+    open_modules,
+    parameter_owners,
+)
 from taskptq.prepare.watch import no_fast_paths
 
 # max |diff| / max |float| of a module's output that counts as unchanged.
@@ -108,6 +112,7 @@ class LocalChecks:
         # swapped layer, or '' where it is none of them
         self.readers: dict[str, set[str]] = defaultdict(set)
         self._owners = self._weights()
+        self._others = self._other_owners(modules)
         self._given: dict[int, tuple[weakref.ref[Tensor], _Layer]] = {}
         self._reading: list[int] = []  # storages that a norm is reading
         self._stack: list[str] = []
@@ -190,6 +195,21 @@ class LocalChecks:
                 owners[_storage(own)].add(name)
         return owners
 
+    def _other_owners(
+        self, modules: dict[str, nn.Module]
+    ) -> dict[str, nn.Module]:
+        """Return the layers that share such a weight: they may read it."""
+        others = {}
+        for owners in parameter_owners(self.model).values():
+            seen = [o for o in owners if not is_scripted(o[1])]
+            own = seen[0][1]._parameters[seen[0][2]] if seen else None
+            if len(owners) > 1 and own is not None:
+                names = {name for name, _, _ in seen}
+                if _storage(own) in self._owners:
+                    self._owners[_storage(own)] |= names
+                    others.update({name: modules[name] for name in names})
+        return others
+
     @contextmanager
     def _hooked(self) -> Iterator[None]:
         handles = []
@@ -210,6 +230,7 @@ class LocalChecks:
 
     def _called_modules(self) -> dict[str, nn.Module]:
         return {
+            **self._others,
             **{name: swap.check.module for name, swap in self._swaps.items()},
             **{name: layer.module for name, layer in self._layers.items()},
             **self._norms,
