@@ -190,7 +190,7 @@ class _Watch:
         self.low = float('inf')
         self.high = float('-inf')
         self._current = ''
-        self._names = {
+        self._names: dict[nn.Module, str] = {
             module: name
             for name, module in model.named_modules()
             if isinstance(module, Quantizer | QuantModule)

@@ -350,7 +350,7 @@ class _Dispatch(TorchDispatchMode):
     """Show a tracer every operator."""
 
     def __init__(self, tracer: _Tracer) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._tracer = tracer
 
     def __torch_dispatch__(

@@ -173,16 +173,17 @@ def count_text(count: int) -> str:
 def _product(plain: Any, name: str) -> Product:
     if not isinstance(plain, Mapping):
         raise ValueError(f'{name}: a dict is needed, got {plain!r:.80}')
-    return Product(**{
+    values: dict[str, Any] = {
         item.name: (_text if item.type == 'str' else _count)(
             plain.get(item.name), f'{name}.{item.name}'
         )
         for item in fields(Product)
-    })
+    }
+    return Product(**values)
 
 
 def _items(plain: Mapping[str, Any], name: str, kind: type) -> Any:
-    found = plain.get(name)
+    found: Any = plain.get(name)
     if not isinstance(found, kind) or len(found) > MAX_ENTRIES:
         raise ValueError(
             f'{name}: a {kind.__name__} of at most {MAX_ENTRIES} entries is '

@@ -181,7 +181,7 @@ class SwapReport:
 
 
 _HEAD = ('module', 'type', 'bits (w/a/attn/softmax)', 'share', 'status')
-_NO_BITS = dict.fromkeys(
+_NO_BITS: dict[str, Any] = dict.fromkeys(
     ('weight_bits', 'activation_bits', 'attention_bits', 'softmax_bits')
 )
 

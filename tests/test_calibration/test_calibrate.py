@@ -242,7 +242,7 @@ def test_many_unreached_layers_are_counted(make_qconfig, forward):
 
 def test_unknown_choice(make_qconfig, forward):
     model = prepared_branches(make_qconfig)
-    with pytest.raises(ValueError, match="unreached='skip': .*error, float"):
+    with pytest.raises(ValueError, match=r"='skip': .*error, float"):
         calibrate(model, [FEW], forward=forward, unreached='skip')
 
 

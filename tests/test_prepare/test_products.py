@@ -314,7 +314,7 @@ def test_point_that_the_recipe_leaves_out_is_one_operand(settings):
 
 def test_kept_float_layer_has_no_quantized_operand():
     model, x = tiny_model('conv'), tiny_batches('conv')[0]
-    report, _ = prepared(model, x, keep_float=['head'])
+    prepared(model, x, keep_float=['head'])
     products = trace_products(model, [x], forward=forward)
     assert products.none == products.of_module('head')[0].none > 0
     assert products.one == 0
