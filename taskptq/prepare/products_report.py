@@ -184,7 +184,8 @@ def _product(plain: Any, name: str) -> Product:
 
 def _items(plain: Mapping[str, Any], name: str, kind: type) -> Any:
     found: Any = plain.get(name)
-    if not isinstance(found, kind) or len(found) > MAX_ENTRIES:
+    fits = isinstance(found, kind)
+    if not fits or len(found) > MAX_ENTRIES:
         raise ValueError(
             f'{name}: a {kind.__name__} of at most {MAX_ENTRIES} entries is '
             f'needed, got {found!r:.80}'
