@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from taskptq.calibration.state_folder import FolderInUseError
 from taskptq.engine.import_style import type_name
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.registry import HOOKS, registered
@@ -32,7 +33,8 @@ def one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, QuantizedCheckpointError) as error:
+    except (OSError, ValueError, FolderInUseError,
+            QuantizedCheckpointError) as error:
         if not raised_here(error):
             raise
         raise SystemExit(str(error)) from error

@@ -164,3 +164,164 @@ def test_pattern_of_another_model_is_a_misfit(model, batches, qconfig,
         restore_model(
             load(tmp_path / 'quantized.pth'),
             torch.nn.Sequential(torch.nn.Linear(3, 3)))
+
+
+class PairNet(torch.nn.Module):
+    """Two pairs by name; an activation lies between those of one."""
+
+    def __init__(self, norm=torch.nn.BatchNorm2d):
+        super().__init__()
+        self.conv1 = torch.nn.Conv2d(3, 8, 3)
+        self.bn1 = norm(8)
+        self.conv2 = torch.nn.Conv2d(8, 8, 3)
+        self.bn2 = norm(8)
+        self.fc = torch.nn.Conv2d(8, 4, 1)
+        for number, module in enumerate((self.bn1, self.bn2), 1):
+            module.running_mean.uniform_(-1, 1)
+            module.running_var.fill_(0.5 * number)
+
+    def forward(self, x):
+        x = self.bn1(self.conv1(x)).relu()
+        x = self.bn2(self.conv2(x).relu())
+        return self.fc(x)
+
+
+def pair_net(norm=torch.nn.BatchNorm2d):
+    torch.manual_seed(0)
+    return PairNet(norm).eval()
+
+
+def images():
+    return [torch.randn(2, 3, 12, 12) for _ in range(2)]
+
+
+def test_folds_are_checked_on_the_data_and_replayed(tmp_path, qconfig):
+    model = pair_net()
+    quantize_model(model, images(), recipe=Recipe.from_config(qconfig),
+                   work_dir=tmp_path)
+    payload = load(tmp_path / 'quantized.pth')
+    decisions = payload['structure']['decisions']
+    assert decisions['folded'] == [['conv1', 'bn1']]
+    assert 'bn2' in decisions['kept_norms']
+    other = pair_net()
+    restore_model(payload, other)
+    x = images()[0]
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+
+
+def test_one_file_fits_whatever_became_of_synced_norms(tmp_path, qconfig):
+    from mmengine.model import revert_sync_batchnorm
+    plain = pair_net()
+    synced = pair_net(torch.nn.SyncBatchNorm)
+    reverted = revert_sync_batchnorm(pair_net(torch.nn.SyncBatchNorm))
+    assert type(reverted.bn1) not in (
+        torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
+    quantize_model(reverted, images(), recipe=Recipe.from_config(qconfig),
+                   work_dir=tmp_path)
+    payload = load(tmp_path / 'quantized.pth')
+    assert payload['structure']['decisions']['folded'] == [['conv1', 'bn1']]
+    x = images()[0]
+    for other in (plain, synced):
+        restore_model(payload, other)
+        with torch.no_grad():
+            assert torch.equal(reverted(x), other(x))
+
+
+def test_a_refused_file_leaves_the_model_as_it_was(model, batches, qconfig,
+                                                   tmp_path):
+    from taskptq.export.schema import compute_digest
+    other = copy.deepcopy(model)
+    quantize_model(model, batches, recipe=Recipe.from_config(qconfig),
+                   work_dir=tmp_path)
+    payload = dict(load(tmp_path / 'quantized.pth'))
+    recipe = copy.deepcopy(payload['recipe'])
+    # The weights' own grids, but not those of this recipe.
+    recipe['qconfig']['weight']['num_bits'] = 3
+    payload['recipe'] = recipe
+    payload['digest'] = compute_digest(payload)
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(QuantizedCheckpointError, match='bits'):
+        restore_model(payload, other)
+    after = other.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(('change', 'words'), [
+    (lambda d: d.pop('folded'), 'decisions must be a dict'),
+    (lambda d: d['folded'].append(['head', 'nowhere']), 'nowhere'),
+    (lambda d: d['baked'].append('body.3'), 'body.3'),
+])
+def test_impossible_decisions_are_refused(model, batches, qconfig, tmp_path,
+                                          change, words):
+    from taskptq.export.schema import compute_digest
+    other = copy.deepcopy(model)
+    quantize_model(model, batches, recipe=Recipe.from_config(qconfig),
+                   work_dir=tmp_path)
+    payload = dict(load(tmp_path / 'quantized.pth'))
+    payload['structure'] = copy.deepcopy(payload['structure'])
+    change(payload['structure']['decisions'])
+    payload['digest'] = compute_digest(payload)
+    with pytest.raises(QuantizedCheckpointError, match=words):
+        restore_model(payload, other)
+
+
+def test_the_share_that_runs_quantized_is_everywhere(model, batches, qconfig,
+                                                     tmp_path):
+    report = quantize_model(
+        model, batches, recipe=Recipe.from_config(qconfig),
+        work_dir=tmp_path)
+    found = json.loads((tmp_path / 'swap_report.json').read_text())
+    stored = load(tmp_path / 'quantized.pth')['structure']['products']
+    text = (tmp_path / 'swap_report.txt').read_text()
+    assert report['swap']['share_of_macs'] == stored['share'] == 1.0
+    assert found['products']['total'] == stored['total'] > 0
+    assert text.splitlines()[0].startswith('100.0 % of')
+
+
+class Branch(torch.nn.Module):
+    """A mask head that only bright images reach."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = torch.nn.Conv2d(3, 4, 3)
+        self.mask = torch.nn.Conv2d(4, 4, 1)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.mask(x) if x.mean() > 5 else x
+
+
+def test_a_branch_that_no_image_reached(tmp_path, qconfig):
+    with pytest.raises(ValueError, match='mask'):
+        quantize_model(Branch(), images(), work_dir=tmp_path,
+                       recipe=Recipe.from_config(qconfig))
+    recipe = Recipe.from_config(qconfig, calibration={'unreached': 'float'})
+    model = Branch()
+    quantize_model(model, images(), work_dir=tmp_path, recipe=recipe)
+    payload = load(tmp_path / 'quantized.pth')
+    assert 'mask' in payload['structure']['products']['left_float']
+    other = Branch()
+    restore_model(payload, other)
+    bright = images()[0] + 100
+    with torch.no_grad():
+        assert torch.equal(model(bright), other(bright))
+
+
+def test_two_runs_do_not_share_a_work_dir(model, batches, qconfig, tmp_path):
+    from taskptq.calibration.state_folder import FolderInUseError, locked
+    recipe = Recipe.from_config(qconfig)
+    with (locked(tmp_path / STATE_DIR),
+          pytest.raises(FolderInUseError, match='in use by another run')):
+        quantize_model(model, batches, recipe=recipe, work_dir=tmp_path)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_where_a_machine_keeps_its_cache_is_not_in_the_recipe(qconfig,
+                                                              tmp_path):
+    settings = {'steps': 3, 'cache_dir': str(tmp_path),
+                'cache_disk_bytes': 1 << 20}
+    recipe = Recipe.from_config(qconfig, reconstruction=settings)
+    assert recipe.to_dict()['reconstruction'] == {'seed': 0, 'steps': 3}
+    assert recipe.reconstruction['cache_dir'] == str(tmp_path)
