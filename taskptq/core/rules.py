@@ -18,6 +18,8 @@ from taskptq.core.setting_error import SettingError, check_keys, refuse
 # Reconstruction multiplies seeds by 1e9, and torch takes 64 bits.
 MAX_SEED = (1 << 32) - 1
 MAX_PATTERN = 1000
+# Of a whole number: what torch and files hold.
+MAX_BITS = 63
 _EXPONENT = re.compile(r'[+-]?\d+e[+-]?\d+', re.IGNORECASE)
 _PLAIN = re.compile(r'[+-]?\d+(\.\d*)?|true|false|none|null', re.IGNORECASE)
 
@@ -139,12 +141,20 @@ class Whole(_Ranged):
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError
         number = int(value)
+        if number.bit_length() > MAX_BITS:
+            raise ValueError
         self._check(number)
         return number
 
     def allowed(self) -> str:
         """Name the range."""
         return f'a whole number{self._range()}'
+
+    def says(self, value: Any) -> str:
+        """Name the size as well, where it is what is wrong."""
+        large = isinstance(value, int) and value.bit_length() > MAX_BITS
+        size = f' and at most {MAX_BITS} bits' if large else ''
+        return f'{super().says(value)}{size}'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,7 +254,9 @@ class Items(Rule):
 
     def convert(self, value: Any, name: str) -> tuple[Any, ...]:
         """Return the items."""
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if isinstance(value, str | bytes) or not isinstance(
+            value, Sequence
+        ):
             raise TypeError
         if not self.least <= len(value) <= self.most:
             raise refuse(
@@ -316,7 +328,7 @@ class Table(Rule):
         if self.keys:
             check_keys(value, self.keys, name=name)
         if not all(isinstance(key, str) for key in value):
-            raise TypeError
+            raise refuse(name, value, 'give a dict whose keys are strings')
         for key in self.required:
             if key not in value:
                 raise refuse(name, value, f'give the key {key!r} as well')

@@ -171,7 +171,7 @@ class QConfig:
         self, override: Mapping[str, Any], *, where: str, seen: set[str]
     ) -> None:
         for point, given in _overridden(self.points, override).items():
-            key = f'{point} {given!r}'
+            key = f'{point} {_written(given)}'
             # Most overrides repeat what others say, or change one point.
             if key in seen:
                 continue
@@ -341,17 +341,20 @@ def _of_point(
             f'give it to {", ".join(HEADED)} only; weights have per_channel',
         )
     _check_types(config, point)
-    if not per_head or not issubclass(
-        config.observer, AttentionOutputObserver
-    ):
+    if not issubclass(config.observer, AttentionOutputObserver):
         return config
-    if not issubclass(config.quantizer, PowerOfTwoQuantizer):
+    own = config.observer_kwargs.get('per_head', False) is True
+    if (per_head or own) and not issubclass(
+        config.quantizer, PowerOfTwoQuantizer
+    ):
         raise refuse(
-            'per_head',
+            'per_head' if per_head else 'observer.per_head',
             True,
-            'AttentionOutputObserver then needs the type '
-            'PowerOfTwoQuantizer; for uniform grids choose MSEObserver',
+            'give the type PowerOfTwoQuantizer as well, or for uniform grids '
+            'the MSEObserver',
         )
+    if not per_head:
+        return config
     # It sees all heads at once, and keeps them apart by itself.
     kwargs = {**config.observer_kwargs, 'per_head': True}
     return replace(config, per_channel=False, observer_kwargs=kwargs)
@@ -468,6 +471,15 @@ def _merge(base: Any, update: Any) -> Any:
         inherited = merged['observer'] if same else {}
         merged['observer'] = {**inherited, **observer}
     return merged
+
+
+def _written(settings: Any) -> str:
+    """Return settings as text."""
+    try:
+        return repr(settings)
+    except ValueError:
+        # Python refuses to write numbers of thousands of digits.
+        return f'unwritable {id(settings)}'
 
 
 def _at_least(settings: Any, num_bits: int) -> Any:
