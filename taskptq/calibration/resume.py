@@ -14,9 +14,9 @@ from taskptq.calibration.config import ReconstructionConfig
 from taskptq.calibration.ranks import gathered, num_ranks, own_rank
 from taskptq.calibration.state_file import (
     StateError,
-    bytes_of,
     check_state,
     content_digest,
+    max_bytes,
     read_state,
     write_state,
 )
@@ -91,7 +91,7 @@ class UnitStates:
         if not path.exists():
             return None
         try:
-            state = read_state(path, max_bytes=bytes_of(unit))
+            state = read_state(path, limit=max_bytes(unit))
             if state['digest'] != self.digest:
                 raise StateError('it belongs to another recipe or checkpoint')
             check_state(state, unit)

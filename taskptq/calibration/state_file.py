@@ -19,14 +19,19 @@ from taskptq.core.atomic import write_atomically
 from taskptq.core.state import quantizers
 from taskptq.prepare.blocks import Unit
 
-__all__ = ['StateError', 'check_state', 'read_state', 'write_state']
+__all__ = [
+    'StateError', 'check_state', 'content_digest', 'max_bytes', 'read_state',
+    'write_state',
+]
 
 VERSION = 2
 KEYS = frozenset({
     'version', 'digest', 'result', 'codes', 'quantizers', 'content'
 })
-# What a file holds beside the numbers: names, and the zip's own tables.
-ROOM_BYTES = 4 << 20
+# What a file may hold besides the numbers: names and the zip's own tables, for
+# each tensor and once.
+ENTRY_BYTES = 4 << 10
+ROOM_BYTES = 1 << 20
 # All that reading a damaged file was seen to raise.
 READ_ERRORS = (
     OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError,
@@ -54,40 +59,46 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
     write_atomically(path, lambda file: torch.save(whole, file))
 
 
-def read_state(path: Path, *, max_bytes: int) -> dict[str, Any]:
+def read_state(path: Path, *, limit: int) -> dict[str, Any]:
     """Read a state and check that it is what was written.
 
     Args:
         path: The file.
-        max_bytes: Size of the numbers that it may hold.
+        limit: From :func:`max_bytes`.
 
     Raises:
         StateError: If it is damaged, too large, or of another version.
     """
     try:
-        _check_size(path, max_bytes=max_bytes + ROOM_BYTES)
+        _check_size(path, limit=limit)
         state = torch.load(path, map_location='cpu', weights_only=True)
+        _check_content(state)
     except StateError:
         raise
     except READ_ERRORS as error:
         raise StateError('it is damaged') from error
-    if not isinstance(state, dict) or state.keys() != KEYS:
+    return dict(state)
+
+
+def _check_content(state: Any) -> None:
+    if type(state) is not dict or state.keys() != KEYS:
         raise StateError('it is not a state of this version')
     if type(state['version']) is not int or state['version'] != VERSION:
         raise StateError('it is not a state of this version')
+    digests = state['digest'], state['content']
+    if not all(type(digest) is str for digest in digests):
+        raise StateError('it is damaged')
     content = {k: v for k, v in state.items() if k != 'content'}
     if content_digest(content) != state['content']:
         raise StateError('its content was changed')
-    return state
 
 
-def _check_size(path: Path, *, max_bytes: int) -> None:
+def _check_size(path: Path, *, limit: int) -> None:
     """Bound what reading takes: stored entries only, and not too many."""
     size = path.stat().st_size
-    if size > max_bytes:
+    if size > limit:
         raise StateError(
-            f'it has {size:,} bytes, and this unit takes {max_bytes:,} at '
-            'most'
+            f'it has {size:,} bytes, and this unit takes {limit:,} at most'
         )
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -141,19 +152,20 @@ def _check_plain(tensor: Tensor) -> None:
         raise StateError('it holds a tensor without bytes of its own')
 
 
-def bytes_of(unit: Unit) -> int:
-    """Return the size of the numbers in a unit's state, in bytes."""
-    codes: int = sum(
+def max_bytes(unit: Unit) -> int:
+    """Return the largest size of a file with a unit's state, in bytes."""
+    codes = [
         4 * getattr(module, parameter).numel()
         for _, module in unit.layers()
         for parameter, _ in module.active_slots()
-    )
-    ranges: int = sum(
+    ]
+    ranges = [
         value.numel() * value.element_size()
         for _, quantizer in quantizers(unit.module)
         for value in quantizer.state_dict().values()
-    )
-    return codes + ranges
+    ]
+    tensors: list[int] = [*codes, *ranges]
+    return sum(tensors) + ENTRY_BYTES * len(tensors) + ROOM_BYTES
 
 
 def check_state(state: Mapping[str, Any], unit: Unit) -> None:
@@ -185,11 +197,11 @@ def _check_result(result: Any, unit: Unit) -> None:
         optional = default is None
         wanted = float if optional else type(default)
         if type(value) is not wanted and not (optional and value is None):
-            raise StateError(f'its result has {field.name}={value!r}')
+            raise StateError(f'its result has {field.name}={value!r:.40}')
         if type(value) is int and not 0 <= value < 1 << 53:
-            raise StateError(f'its result has {field.name}={value!r}')
+            raise StateError(f'its result has {field.name}={value!r:.40}')
     if result['name'] != unit.name:
-        raise StateError(f'it is of the unit {result["name"]!r}')
+        raise StateError('it is of another unit')
 
 
 def _check_codes(codes: Any, unit: Unit) -> None:

@@ -265,6 +265,8 @@ DAMAGES = {
     'compressed': compressed,
     'first version': first_version,
     'altered codes': alter_codes,
+    'a list as digest': change(['digest'], None),
+    'a tensor as digest': change(['digest'], torch.ones(3)),
     'altered digest': change(['digest'], 'x'),
     'codes off the grid': change(['codes', KEY], lambda c: c + 8),
     'codes of another shape': change(['codes', KEY], lambda c: c[:1]),
