@@ -140,6 +140,83 @@ def test_a_bad_recipe_is_refused_in_one_sentence(
     assert '\n' not in str(stop.value)
 
 
+class Touch:
+    """Pickles as a call that leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return type(self.mark).touch, (self.mark, )
+
+
+def test_train_reads_nothing_that_runs_code(tiny_path, tmp_path):
+    """Without any of our hooks in the config, too."""
+    mark = tmp_path / 'ran'
+    path = tmp_path / 'bad.pth'
+    torch.save({'state_dict': {}, 'meta': Touch(mark)}, path)
+    options = [str(tiny_path), '--work-dir', str(tmp_path / 'work')]
+    for given in (['--resume', str(path)],
+                  ['--cfg-options', f'load_from={path}']):
+        with pytest.raises(SystemExit, match='trust') as stop:
+            tool('train').main([*options, *given])
+        assert '\n' not in str(stop.value)
+        assert not mark.exists()
+    with pytest.raises(SystemExit, match='no checkpoint file'):
+        tool('train').main([*options, '--resume', str(tmp_path / 'no.pth')])
+
+
+def test_errors_inside_of_a_run_are_one_sentence(
+        tiny_path, float_checkpoint, run_test, tmp_path):
+    config = tmp_path / 'overlap.py'
+    config.write_text(
+        f'_base_ = [{tiny_path.as_posix()!r}]\n'
+        "custom_hooks = [dict(type='taskptq.PTQHook', qconfig=dict(), "
+        'calibration=dict(num_images=4, '
+        'dataset=_base_.test_dataloader.dataset))]\n')
+    with pytest.raises(SystemExit, match='allow_overlap') as stop:
+        run_test(config, float_checkpoint)
+    assert '\n' not in str(stop.value)
+
+
+@pytest.mark.parametrize('trusting', ['flag', 'config', 'nobody'])
+def test_trust(trusting, tiny_path, float_checkpoint, run_test, tmp_path):
+    mark = tmp_path / 'ran'
+    path = tmp_path / 'odd.pth'
+    content = torch.load(float_checkpoint, weights_only=True)
+    torch.save({**content, 'meta': Touch(mark)}, path)
+    config = tmp_path / 'config.py'
+    said = trusting == 'config'
+    config.write_text(
+        f'_base_ = [{tiny_path.as_posix()!r}]\n'
+        "custom_hooks = [dict(type='taskptq.PTQHook', qconfig=dict(), "
+        f'calibration=dict(num_images=4), trust_checkpoint={said})]\n')
+    options = ['--trust-checkpoint'] if trusting == 'flag' else []
+    if trusting == 'nobody':
+        with pytest.raises(SystemExit, match='trust-checkpoint'):
+            run_test(config, path)
+    else:
+        assert run_test(config, path, *options)
+    assert mark.exists() == (trusting != 'nobody')
+
+
+@pytest.mark.parametrize('name', ['test', 'quantize'])
+def test_results_that_cannot_be_written(
+        name, tiny_path, float_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / 'file').touch()
+    (tmp_path / 'folder.pth').mkdir()
+    options = [] if name == 'test' else ['--quant', str(W4A4)]
+    for more, words in (
+            (['--out', str(tmp_path / 'folder.pth')], 'is a folder'),
+            (['--out', str(tmp_path / 'file' / 'q.pth')], 'not a folder'),
+            (['--out', 'q.pth', '--work-dir', str(tmp_path / 'file')],
+             'not a folder')):
+        with pytest.raises(SystemExit, match=words):
+            tool(name).main(
+                [str(tiny_path), str(float_checkpoint), *options, *more])
+
+
 def test_base_path(tmp_path):
     base_path = tool('quantize').base_path
     config = tmp_path / 'configs' / 'a.py'
