@@ -71,10 +71,9 @@ def check_sentence(error: ValueError, name: str, value: Any) -> None:
 
 
 def mutate(build: Callable[[Any], Any], name: str,
-           use: Callable[[Any], None] | None = None,
-           values: tuple[Any, ...] = VALUES) -> None:
+           use: Callable[[Any], None] | None = None) -> None:
     """Try every value; use what is accepted."""
-    for value in values:
+    for value in VALUES:
         tried.append(1)
         given = copy.deepcopy(value)
         try:
@@ -109,7 +108,7 @@ def check_unknown(build: Callable[[dict], Any], name: str,
         assert text.startswith(f'{name} has unknown key {misspelt(key)!r}')
         assert 'did you mean' in text
         assert 'known are' in text
-    with pytest.raises(SettingError, match='known are|keys are strings'):
+    with pytest.raises(SettingError, match=r'known are|keys are strings'):
         build({5: 1})
 
 
@@ -387,17 +386,25 @@ def test_learning_rate_multipliers(engine: Any) -> None:
 
 
 def test_hooks(engine: Any) -> None:
-    from taskptq.engine.hook_settings import RULES, check_hook_settings
-    for name in RULES:
-        mutate(lambda value, name=name: check_hook_settings(
-            'PTQHook', **{name: value}), f'PTQHook.{name}')
+    from taskptq.engine.ptq_hook import PTQHook
+    from taskptq.engine.qat_hook import QATHook
+    for hook, names in ((PTQHook, ['out', 'resume', 'trust_checkpoint']),
+                        (QATHook, ['out', 'trust_checkpoint'])):
+        for name in ['seed', *names]:
+            mutate(lambda value, hook=hook, name=name: hook(**{name: value}),
+                   f'{hook.__name__}.{name}')
+        mutate(lambda value, hook=hook: hook(calibration=value),
+               'calibration')
+    mutate(lambda value: QATHook(stage=value), 'stage')
+    mutate(lambda value: QATHook(lr_mult=value), 'lr_mult')
+    for name in ('reconstruction', 'loss', 'rewrites'):
+        mutate(lambda value, name=name: PTQHook({}, **{name: value}), name)
 
 
 def test_parts_of_a_recipe(engine: Any) -> None:
     from taskptq.engine.hook_settings import check_recipe
     for name in ('reconstruction', 'loss', 'rewrites', 'seed'):
-        mutate(lambda value, name=name: check_recipe(**{name: value}), name,
-               values=VALUES)
+        mutate(lambda value, name=name: check_recipe(**{name: value}), name)
 
 
 @pytest.mark.parametrize('kind', [

@@ -22,6 +22,7 @@ from typing import Any
 # down many times over. torch reads it when it is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+from _numbers import count, seed
 from benchmarks import (
     eval_speed,
     head_cost,
@@ -78,11 +79,11 @@ def _add_eval_speed(commands: Any) -> None:
         commands, 'eval-speed', quant='w8a8_minmax',
         what='evaluation, quantized against float')
     parser.add_argument(
-        '--repeats', type=int, default=5, help='timed passes of each')
+        '--repeats', type=count, default=5, help='timed passes of each')
     parser.add_argument(
-        '--limit', type=int, help='images of the test set (default: all)')
+        '--limit', type=count, help='images of the test set (default: all)')
     parser.add_argument(
-        '--calibration-images', type=int, default=32, help='images')
+        '--calibration-images', type=count, default=32, help='images')
 
 
 def _add_reconstruction_speed(commands: Any) -> None:
@@ -90,14 +91,14 @@ def _add_reconstruction_speed(commands: Any) -> None:
         commands, 'reconstruction-speed', quant='w4a4_qdrop',
         what='reconstruction steps against a plain loop')
     parser.add_argument(
-        '--num-images', type=int, default=64, help='calibration images')
+        '--num-images', type=count, default=64, help='calibration images')
     parser.add_argument(
-        '--num-units', type=int, default=6,
+        '--num-units', type=count, default=6,
         help='units to time, spread over the depth of the model')
     parser.add_argument(
-        '--steps', type=int, default=9, help='our steps in each round')
+        '--steps', type=count, default=9, help='our steps in each round')
     parser.add_argument(
-        '--rounds', type=int, default=2, help='turns of both loops')
+        '--rounds', type=count, default=2, help='turns of both loops')
 
 
 def _add_memory(commands: Any, name: str) -> None:
@@ -105,14 +106,14 @@ def _add_memory(commands: Any, name: str) -> None:
         commands, name, quant='w4a4_qdrop', optional=True,
         what='peak memory at N and at 2N images')
     parser.add_argument(
-        '--num-images', type=int, default=64, help='N')
+        '--num-images', type=count, default=64, help='N')
     parser.add_argument(
-        '--budget-mib', type=int, default=64,
+        '--budget-mib', type=count, default=64,
         help='budget of the activation cache')
     parser.add_argument(
-        '--steps', type=int, default=2, help='steps of each unit')
+        '--steps', type=count, default=2, help='steps of each unit')
     parser.add_argument(
-        '--batch-size', type=int, default=8,
+        '--batch-size', type=count, default=8,
         help='images per calibration batch')
 
 
@@ -123,11 +124,11 @@ def _add_profile(commands: Any) -> None:
     parser.add_argument(
         '--unit', help='qualified name (default: the one in the middle)')
     parser.add_argument(
-        '--num-images', type=int, default=32, help='calibration images')
+        '--num-images', type=count, default=32, help='calibration images')
     parser.add_argument(
-        '--steps', type=int, default=10, help='steps to profile')
+        '--steps', type=count, default=10, help='steps to profile')
     parser.add_argument(
-        '--rows', type=int, default=20, help='operators to list')
+        '--rows', type=count, default=20, help='operators to list')
 
 
 def _add_head_cost(commands: Any) -> None:
@@ -140,11 +141,11 @@ def _add_head_cost(commands: Any) -> None:
     parser.add_argument(
         '--plain-checkpoint', help='weights of the latter (default: random)')
     parser.add_argument(
-        '--repeats', type=int, default=10, help='timed calls of each')
+        '--repeats', type=count, default=10, help='timed calls of each')
     parser.add_argument(
-        '--batch-size', type=int, default=2, help='images of a call')
+        '--batch-size', type=count, default=2, help='images of a call')
     parser.add_argument(
-        '--size', type=int, nargs=2, default=(320, 320),
+        '--size', type=count, nargs=2, default=(320, 320),
         metavar=('HEIGHT', 'WIDTH'), help='pixels of an image')
     parser.add_argument('--out', help='JSON file to write')
 
@@ -153,10 +154,10 @@ def _add_kills(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         'kills', help='what killed and concurrent quantizations end with')
     parser.add_argument(
-        '--tries', type=int, default=20, help='tries of each kind')
+        '--tries', type=count, default=20, help='tries of each kind')
     parser.add_argument(
-        '--steps', type=int, default=40, help='steps of each unit')
-    parser.add_argument('--seed', type=int, default=0, help='seed')
+        '--steps', type=count, default=40, help='steps of each unit')
+    parser.add_argument('--seed', type=seed, default=0, help='seed')
     parser.add_argument('--out', help='JSON file to write')
 
 

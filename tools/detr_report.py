@@ -41,6 +41,7 @@ from _detr_data import (
     query_points,
 )
 from _measure import Measurement, Replay, current_commit
+from _numbers import count, seed
 from _row_models import (
     column_values,
     evaluate,
@@ -94,7 +95,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--rows', nargs='+', required=True,
         help='<bits>_<method>, e.g. w4a4-8_drd')
     found['queries'].add_argument(
-        '--images', type=int, default=32, help='evaluated images to look at')
+        '--images', type=count, default=32, help='evaluated images to look at')
     found['queries'].add_argument(
         '--reuse', action='store_true', help='take models of equal recipes '
         'from an earlier run on the same float checkpoint')
@@ -103,7 +104,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument('--out', type=Path, required=True)
         if name != 'alignment':
             command.add_argument('--plot', type=Path, help='PNG file')
-        command.add_argument('--seed', type=int, default=0)
+        command.add_argument('--seed', type=seed, default=0)
         command.add_argument(
             '--device', help='cpu or cuda (default: a GPU if there is one)')
     return parser.parse_args(argv)

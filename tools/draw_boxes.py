@@ -19,6 +19,7 @@ from typing import Any
 # down many times over. torch reads it when it is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
+from _numbers import count, seed, share
 from _pictures import chosen_batches, outline, picture_of, predict
 from _row_models import open_measurement, quantized_copy, row_of
 from _table import read_table
@@ -48,10 +49,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--rows', nargs='+', required=True,
                         help='<bits>_<method>, e.g. w4a4-8_mse')
     parser.add_argument('--boxes', type=Path, required=True, help='PNG file')
-    parser.add_argument('--images', type=int, default=3)
-    parser.add_argument('--score', type=float, default=SCORE,
+    parser.add_argument('--images', type=count, default=3)
+    parser.add_argument('--score', type=share, default=SCORE,
                         help='draw boxes with more confidence')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=seed, default=0)
     parser.add_argument(
         '--reuse', action='store_true', help='take models of equal recipes '
         'from an earlier run on the same float checkpoint')

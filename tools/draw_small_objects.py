@@ -22,6 +22,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from _grid_data import grid_of, head_of, load_float
+from _numbers import count, seed
 from _pictures import chosen_batches, outline, picture_of, predict
 from _table import Table, read_table
 from matplotlib.figure import Figure
@@ -51,12 +52,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
                         help='fragments <bits>_<method>, e.g. w4a4_mse')
     parser.add_argument('--boxes', type=Path, required=True, help='PNG file')
     parser.add_argument('--grids', type=Path, help='PNG file')
-    parser.add_argument('--images', type=int, default=3)
-    parser.add_argument('--regions', type=int, default=4,
+    parser.add_argument('--images', type=count, default=3)
+    parser.add_argument('--regions', type=count, default=4,
                         help='boxes whose distributions are drawn')
-    parser.add_argument('--crop', type=int, default=128,
+    parser.add_argument('--crop', type=count, default=128,
                         help='side of a picture in pixels of the image')
-    parser.add_argument('--seed', type=int, default=0)
+    parser.add_argument('--seed', type=seed, default=0)
     return parser.parse_args(argv)
 
 

@@ -43,6 +43,7 @@ from _grid_data import (
 )
 from _measure import Measurement, current_commit
 from _mixed_detector import MixedDetector
+from _numbers import bits, count, seed, share
 from _row_models import (
     column_values,
     evaluate,
@@ -88,22 +89,22 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     errors.add_argument(
         '--quant', nargs='+', default=[],
         help='fragments: logits of the models that they make')
-    errors.add_argument('--bits', nargs='+', type=int, default=list(BITS))
+    errors.add_argument('--bits', nargs='+', type=bits, default=list(BITS))
     grids = commands.add_parser('grids', help='rank grids by the formula')
-    grids.add_argument('--bits', type=int, default=4, help='of the logits')
-    grids.add_argument('--keep', type=int, default=12, help='grids to keep')
+    grids.add_argument('--bits', type=bits, default=4, help='of the logits')
+    grids.add_argument('--keep', type=count, default=12, help='grids to keep')
     gradients = commands.add_parser('gradients', help='noise of training')
     for command in (errors, grids):
         command.add_argument('config')
         command.add_argument('checkpoint')
-        command.add_argument('--images', type=int, default=32)
+        command.add_argument('--images', type=count, default=32)
         command.add_argument(
-            '--threshold', type=float, default=FOREGROUND,
+            '--threshold', type=share, default=FOREGROUND,
             help='least confidence of what counts as an object')
-    gradients.add_argument('--batches', type=int, default=12)
+    gradients.add_argument('--batches', type=count, default=12)
     cost = commands.add_parser('cost', help='time of the heads')
-    cost.add_argument('--images', type=int, default=4)
-    cost.add_argument('--repeats', type=int, default=20)
+    cost.add_argument('--images', type=count, default=4)
+    cost.add_argument('--repeats', type=count, default=20)
     branches = commands.add_parser(
         'branches', help='scores or boxes of quantized models alone')
     branches.add_argument('tables', nargs='+', help='files *.table.yml')
@@ -114,7 +115,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             'models', nargs='+', help='CONFIG CHECKPOINT pairs')
     for command in (errors, grids, gradients, cost, branches):
         command.add_argument('--out', type=Path, required=True)
-        command.add_argument('--seed', type=int, default=0)
+        command.add_argument('--seed', type=seed, default=0)
     return parser.parse_args(argv)
 
 

@@ -27,6 +27,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from _markdown import render_results
 from _measure import WORK_DIR, Measurement, file_digest
+from _numbers import minutes
 from _results import (
     Results,
     float_rows,
@@ -62,7 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='measure rows again that the results file has')
     parser.add_argument(
         '--max-minutes',
-        type=float,
+        type=minutes,
         help='start no further row after so many minutes')
     parser.add_argument(
         '--split', choices=SPLITS, help="split to evaluate instead of the "

@@ -28,6 +28,7 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from _measure import current_commit, describe_environment
+from _numbers import minutes
 from _results import Results, load_results, save_results
 from _training_table import (
     SUFFIX,
@@ -70,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--redo', action='store_true',
         help='train runs again that the results file has')
     parser.add_argument(
-        '--max-minutes', type=float,
+        '--max-minutes', type=minutes,
         help='start no further run after so many minutes')
     parser.add_argument(
         '--train-options', nargs='+', default=[], metavar='KEY=VALUE',

@@ -1,4 +1,4 @@
-"""Checks of what a config hands to the hooks, before any work."""
+"""Checks of a recipe's parts, before any work."""
 
 from __future__ import annotations
 
@@ -7,48 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from taskptq.core.settings import (
-    SEED,
-    Choice,
-    Flag,
-    Items,
-    Rule,
-    Table,
-    Text,
-    refuse,
-    refusing,
-)
+from taskptq.core.settings import SEED, Flag, Items, Table, Text, refusing
 from taskptq.engine.builder import build_loss, build_rewrites
 from taskptq.engine.teacher import KEYS, Teacher
 
-__all__ = ['check_hook_settings', 'check_recipe', 'check_teacher']
-
-# One is the backbone alone, two the whole model.
-STAGES = (1, 2)
-RULES: dict[str, Rule] = {
-    'seed': SEED,
-    'out': Text(path=True, optional=True),
-    'resume': Flag(),
-    'trust_checkpoint': Flag(),
-    'stage': Choice(choices=STAGES),
-}
-
-
-def check_hook_settings(hook: str, **settings: Any) -> None:
-    """Check the plain arguments of a hook.
-
-    Args:
-        hook: Name of its class.
-        **settings: Arguments by name, out of ``RULES``.
-
-    Raises:
-        SettingError: Naming the argument that cannot be.
-    """
-    for name, value in settings.items():
-        RULES[name].read(value, name=f'{hook}.{name}')
-    out = settings.get('out')
-    if out is not None and str(out).rpartition('/')[2] in ('', '.', '..'):
-        raise refuse(f'{hook}.out', out, 'give the path of a file')
+__all__ = ['check_recipe', 'check_teacher']
 
 
 def check_recipe(*,

@@ -34,6 +34,7 @@ from taskptq.engine.builder import (
     to_plain,
 )
 from taskptq.engine.contexts import seeded, shared_log
+from taskptq.engine.hook_settings import check_recipe
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
     check_fit,
@@ -100,6 +101,11 @@ class Recipe:
         Raises:
             ValueError: If a key or value is impossible.
         """
+        check_recipe(
+            reconstruction=reconstruction,
+            loss=loss,
+            rewrites=rewrites,
+            seed=seed)
         settings = None
         if reconstruction is not None:
             settings = {'seed': seed, **to_plain(reconstruction)}
