@@ -31,7 +31,7 @@ Agree = Callable[[set[str]], set[str]]
 Pair = tuple[str, str]
 
 ELSEWHERE = 'left float on another rank'
-NOT_FOLLOWING = 'follows no layer that it could be folded into'
+NOT_FOLLOWING = 'follows no layer of its own that it could be folded into'
 
 
 def accept_all(names: set[str]) -> set[str]:

@@ -3,14 +3,16 @@ import importlib
 import importlib.util
 
 import pytest
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
 
 from taskptq.modules import QuantLinear, QuantModule
 from taskptq.prepare import mapping
 
 LISTED = sorted({
     *mapping.COUNTERPARTS, *mapping.KEPT_FLOAT, *mapping.BLOCKS,
-    *mapping.REPLAYED_INPUTS
+    *mapping.REPLAYED_INPUTS, *mapping.COMPUTED_WEIGHTS, *mapping.NORMS,
+    *mapping.CONV_NORM_CLASSES, *mapping.CONV_MODULES
 })
 
 
@@ -76,3 +78,43 @@ def test_replayed_input_of_a_roi_extractor() -> None:
 
 def test_every_reason_is_a_sentence_part() -> None:
     assert all(len(reason) > 10 for reason in mapping.KEPT_FLOAT.values())
+
+
+CALLERS = sorted({*mapping.CONV_NORM_CLASSES, *mapping.CONV_MODULES})
+
+
+@pytest.mark.parametrize('name', CALLERS)
+def test_class_that_calls_norms_has_a_forward_of_its_own(name: str) -> None:
+    package = name.partition('.')[0]
+    if not installed(package):
+        pytest.skip(f'{package} is not installed')
+    module, _, cls = name.rpartition('.')
+    # Else no subclass could be told from one with another forward.
+    assert 'forward' in vars(getattr(importlib.import_module(module), cls))
+
+
+def test_forward_decides_who_stands_for_a_class() -> None:
+    from taskptq.testing.models import TinyBlock
+
+    class Same(TinyBlock):
+        pass
+
+    class Other(TinyBlock):
+
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x)
+
+    names = frozenset({mapping.dotted(TinyBlock)})
+    assert mapping.has_forward_of(TinyBlock(2, 2), names)
+    assert mapping.has_forward_of(Same(2, 2), names)
+    assert not mapping.has_forward_of(Other(2, 2), names)
+    patched = TinyBlock(2, 2)
+    patched.forward = patched.forward
+    assert not mapping.has_forward_of(patched, names)
+
+
+def test_plain_class_is_what_baking_leaves() -> None:
+    assert mapping.plain_class(nn.Linear(2, 2)) is nn.Linear
+    layer = parametrizations.weight_norm(nn.Linear(2, 2))
+    assert mapping.plain_class(layer) is nn.Linear
+    assert mapping.lookup(layer) is QuantLinear
