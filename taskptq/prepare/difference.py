@@ -45,6 +45,11 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+def share(gap: float) -> str:
+    """Return a difference as a text."""
+    return f'{gap:.2%}' if math.isfinite(gap) else 'more than all of it'
+
+
 def tensors(value: Any) -> Iterator[Tensor]:
     """Yield the tensors of a nesting."""
     return (leaf for leaf in leaves(value) if isinstance(leaf, Tensor))

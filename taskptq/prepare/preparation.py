@@ -95,6 +95,13 @@ def prepare(
     report = swapped.report
     report.folded = [norm for _, norm in decisions.folded]
     report.decisions = decisions
+    logger.info(
+        'Folded %d norms, kept %d%s',
+        len(decisions.folded),
+        len(decisions.kept_norms),
+        ''.join(f'; {n} {r}' for n, r in list(
+            decisions.kept_norms.items())[:1]),
+    )
     return report
 
 

@@ -69,6 +69,7 @@ class SwapReport:
             'summary': self.summary(),
             'modules': [asdict(row) for row in self.rows],
             'folded_norms': list(self.folded),
+            'decisions': self.decisions.to_dict(),
             'num_quantized': self.count('quantized'),
             'num_float': self.count('float'),
             'num_partly': self.count('partly'),

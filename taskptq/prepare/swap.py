@@ -156,7 +156,7 @@ def check_swap(model: nn.Module, qconfig: QConfig) -> None:
 
 def nothing_to_quantize(model: nn.Module, plans: list[Plan]) -> str:
     """Return the sentence for a model of which all stays float."""
-    reasons = [f'{plan.name}: {plan.reason}' for plan in plans[:3]]
+    reasons = [f'{p.name}: {p.reason}' for p in plans if p.reason][:3]
     return (
         f'{type(model).__name__} has no layer to quantize: every module is '
         'unmapped or kept float' + ''.join(f'; {text}' for text in reasons)

@@ -27,7 +27,7 @@ from taskptq.prepare.compare import (
     fold_gap,
     outputs,
 )
-from taskptq.prepare.difference import difference, tensors
+from taskptq.prepare.difference import difference, share, tensors
 from taskptq.prepare.fuse import LAYERS, output_channels
 from taskptq.prepare.tree import (
     is_scripted,
@@ -174,7 +174,7 @@ class LocalChecks:
             return f'follows {layer}, which has its channels on another axis'
         gap = state.gaps.get(norm, 0.0)
         if not gap <= TOLERANCE:
-            return f'would change the output by {gap:.2%}, folded into {layer}'
+            return f'would change the output by {share(gap)} in {layer}'
         return ''
 
     def _outputs(self) -> Iterator[weakref.ref[Tensor]]:
@@ -313,7 +313,7 @@ class LocalChecks:
             gap = max(gap, difference(inputs, (args, kwargs)))
         if not gap <= TOLERANCE:
             swap.reason = (
-                f'its counterpart differs from it by {gap:.2%} on the batch, '
+                f'its counterpart differs by {share(gap)} on the batch, '
                 'quantizers off'
             )
 

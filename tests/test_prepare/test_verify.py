@@ -257,7 +257,7 @@ class Outer(nn.Module):
 
 
 @pytest.mark.parametrize(('cls', 'message'), [
-    ('Off', 'differs from it by 1.00%'), ('Failing', 'TypeError')])
+    ('Off', 'differs by 1.00%'), ('Failing', 'TypeError')])
 def test_counterpart_that_differs_is_left_out(
         cls: str, message: str, monkeypatch: pytest.MonkeyPatch,
         caplog: pytest.LogCaptureFixture) -> None:
