@@ -9,10 +9,12 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from mmengine.model import revert_sync_batchnorm
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from taskptq.core.rules import Flag
 from taskptq.engine.calibration_data import (
     CalibrationConfig,
     EvaluationSource,
@@ -23,7 +25,12 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
+from taskptq.engine.checkpoint_guard import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+from taskptq.engine.refusals import (
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
+)
 
 __all__ = [
     'build_model', 'load_quantized', 'quantize', 'read_config',
@@ -191,9 +198,17 @@ def quantize(
     Raises:
         FileNotFoundError: If there is no such checkpoint.
         ValueError: If a setting is impossible, the checkpoint is damaged,
-            unsafe or of another model, or the calibration set is refused.
+            unsafe or of another model, the calibration set is refused, or
+            results cannot be written.
     """
+    for name, flag in (('resume', resume), ('allow_overlap', allow_overlap),
+                       ('trust_checkpoint', trust_checkpoint)):
+        Flag().read(flag, name=name)
     config = load_config(config)
+    folder = choose_work_dir(config, work_dir=work_dir, out=out)
+    refuse_unwritable_folder(folder, name='work_dir')
+    refuse_unwritable_file(
+        folder / 'quantized.pth' if out is None else out, name='out')
     if isinstance(qconfig, (str, Path)):
         fragment = read_config(qconfig).to_dict()
         if reconstruction is None:
@@ -215,6 +230,8 @@ def quantize(
     content = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
     model = build_model(config, device=device or default_device())
     load_float_weights(model, content, path=path)
+    refuse_misfit(model, content, path=path,
+                  logger=MMLogger.get_current_instance())
     source = evaluation_source(config)
     default = (config.get('train_dataloader') or {}).get('dataset')
     batches = build_calibration(images, source=source, default=default)
@@ -223,7 +240,7 @@ def quantize(
         model,
         batches,
         recipe=recipe,
-        work_dir=choose_work_dir(config, work_dir=work_dir, out=out),
+        work_dir=folder,
         out=out,
         resume=resume,
         meta={'dataset_meta': model.dataset_meta})

@@ -132,6 +132,60 @@ def test_settings_are_checked_before_anything_is_read(config, tmp_path):
         apis.quantize(config, tmp_path / 'no.pth', qconfig={})
 
 
+class Touch:
+    """Pickles as a call that leaves a mark."""
+
+    def __init__(self, mark):
+        self.mark = mark
+
+    def __reduce__(self):
+        return type(self.mark).touch, (self.mark, )
+
+
+def test_nothing_of_a_strangers_file_runs(config, tmp_path):
+    mark, path = tmp_path / 'ran', tmp_path / 'bad.pth'
+    torch.save({'taskptq': {'schema': 2}, 'meta': Touch(mark)}, path)
+    for read in (
+            lambda: apis.quantize(config, path, qconfig={},
+                                  work_dir=tmp_path / 'work'),
+            lambda: apis.load_quantized(config, path)):
+        with pytest.raises(ValueError, match='trust_checkpoint=True') as error:
+            read()
+        assert '\n' not in str(error.value)
+        assert not mark.exists()
+
+
+@pytest.mark.parametrize(('settings', 'words'), [
+    (dict(allow_overlap='False'), "allow_overlap='False'"),
+    (dict(trust_checkpoint=1), 'trust_checkpoint=1'),
+    (dict(resume='no'), "resume='no'"),
+])
+def test_switches_are_true_or_false(config, tmp_path, settings, words):
+    with pytest.raises(ValueError, match=words):
+        apis.quantize(config, tmp_path / 'no.pth', qconfig={}, **settings)
+
+
+def test_results_must_be_writable(config, tmp_path):
+    (tmp_path / 'file').touch()
+    for settings, words in (
+            (dict(out=tmp_path), 'is a folder'),
+            (dict(work_dir=tmp_path / 'file'), 'is not a folder'),
+            (dict(out=tmp_path / 'file' / 'q.pth'), 'is not a folder')):
+        with pytest.raises(ValueError, match=words):
+            apis.quantize(
+                config, tmp_path / 'no.pth', qconfig={}, **settings)
+
+
+def test_a_file_of_which_most_is_left_over(config, checkpoint, tmp_path):
+    state = torch.load(checkpoint, weights_only=True)['state_dict']
+    size = sum(value.numel() for value in state.values())
+    path = tmp_path / 'larger.pth'
+    torch.save({**state, 'student.weight': torch.ones(size + 9)}, path)
+    with pytest.raises(ValueError, match='no use for 1 of'):
+        apis.quantize(config, path, qconfig={}, work_dir=tmp_path / 'work',
+                      device='cpu', calibration=dict(num_images=2))
+
+
 def test_reads_configs_of_other_packages():
     config = apis.read_config(
         'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')

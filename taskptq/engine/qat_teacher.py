@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taskptq.engine.checkpoint_file import read_checkpoint
 from taskptq.engine.pipeline import prepare_in_place
+from taskptq.engine.qat_checks import is_dense
 from taskptq.engine.teacher import build_teacher_model
 from taskptq.prepare import QConfig
 
@@ -85,18 +86,29 @@ def find_teacher(model: nn.Module, folders: Iterable[str | Path], *,
         digest: What the checkpoint says of them.
 
     Raises:
-        ValueError: If no folder has the file.
+        ValueError: If no folder has the file, or it does not fit.
     """
     folders = [Path(folder) for folder in folders]
     for folder in folders:
         path = folder / TEACHER_FILE
         if not path.is_file():
             continue
-        state = read_checkpoint(path)['state_dict']
-        if weights_digest(state) == digest:
-            teacher = copy.deepcopy(model)
+        state = read_checkpoint(path).get('state_dict')
+        if not isinstance(state, Mapping) or not all(
+                map(is_dense, state.values())):
+            raise ValueError(f'{path} has no state_dict with weights: copy '
+                             'it again from the work_dir of that run')
+        if weights_digest(state) != digest:
+            continue
+        teacher = copy.deepcopy(model)
+        try:
             teacher.load_state_dict(state)
-            return teacher
+        except RuntimeError as error:
+            raise ValueError(
+                f'{path} holds the weights of another model than '
+                f'{type(model).__name__}: take the config that the training '
+                'began with') from error
+        return teacher
     raise ValueError(
         f'the float weights that this training began with are in none of '
         f'{[str(folder) for folder in folders]}: copy {TEACHER_FILE} from '

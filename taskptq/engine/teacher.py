@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core import float_only
+from taskptq.core.rules import Flag
 from taskptq.engine.checkpoint_file import (
     load_float_weights,
     local_file,
@@ -84,12 +86,16 @@ def build_teacher_model(settings: Mapping[str, Any]) -> nn.Module:
         raise FileNotFoundError(
             f'there is no config file {settings["config"]}')
     config = Config.fromfile(str(settings['config']))
+    trusted = Flag().read(
+        settings.get('trust_checkpoint', False),
+        name='teacher.trust_checkpoint')
     path = local_file(settings['checkpoint'])
-    content = read_checkpoint(
-        path, trust_checkpoint=bool(settings.get('trust_checkpoint', False)))
+    content = read_checkpoint(path, trust_checkpoint=trusted)
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
-        model = revert_sync_batchnorm(MODELS.build(config.model)).eval()
+        # A copy: some classes take parts out of what they are built from.
+        model = revert_sync_batchnorm(
+            MODELS.build(copy.deepcopy(config.model))).eval()
     load_float_weights(model, content, path=path)
     prepare(model, QConfig.from_dict({}))
     return model
