@@ -106,3 +106,73 @@ def test_quantized_file_is_no_float_checkpoint():
     with pytest.raises(ValueError, match='quantized already'):
         load_float_weights(
             nn.Linear(3, 2), {'taskptq': {'schema': 1}}, path='q.pth')
+
+
+@pytest.mark.parametrize(('make', 'problem'), [
+    (lambda: torch.ones(2, 2).to_sparse(), 'sparse'),
+    (lambda: torch.ones(2, device='meta'), 'meta'),
+    (lambda: torch.quantize_per_tensor(torch.ones(2), 1., 0, torch.qint8),
+     'qint8'),
+    (lambda: torch.ones(1).expand(10**9), '4,000,000,000 bytes'),
+])
+@pytest.mark.parametrize('trust', [True, False])
+def test_tensors_that_are_no_weights(tmp_path, make, problem, trust):
+    path = tmp_path / 'odd.pth'
+    torch.save({'state_dict': {'body.weight': make()}}, path)
+    with pytest.raises(ValueError, match=r'odd\.pth') as error:
+        read_checkpoint(path, trust_checkpoint=trust)
+    assert one_sentence(error)
+    if trust or 'bytes' in problem:
+        assert 'state_dict.body.weight' in str(error.value)
+        assert problem in str(error.value)
+
+
+def test_ordinary_views_are_read(tmp_path):
+    base = torch.arange(12.).view(3, 4)
+    state = {'a': base, 'b': base.t(), 'c': base[1:], 'd': base[:, ::2],
+             'e': torch.ones(1).expand(1, 7)}
+    path = tmp_path / 'views.pth'
+    torch.save({'state_dict': state, 'tied': [state, state]}, path)
+    found = read_checkpoint(path)['state_dict']
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_nesting_without_end_is_read_once(tmp_path):
+    part = [torch.ones(2)]
+    for _ in range(60):
+        part = [part, part]
+    path = tmp_path / 'deep.pth'
+    torch.save({'state_dict': {}, 'x': part}, path)
+    assert read_checkpoint(path)['x'][0][0] is not None
+
+
+def test_quantized_files_have_one_reader(tmp_path):
+    from taskptq.export import QuantizedCheckpointError, load, pack_model, save
+    from taskptq.export.checkpoint import VerifiedPayload
+    from taskptq.modules.base import Scheme
+    from taskptq.modules.linear import QuantLinear
+    model = QuantLinear.from_float(nn.Linear(2, 2), scheme=Scheme())
+    payload = pack_model(model, recipe={}, meta={'classes': ['a']})
+    path = tmp_path / 'q.pth'
+    save(payload, path)
+    found = read_checkpoint(path)
+    assert isinstance(found, VerifiedPayload)
+    assert found['digest'] == load(path)['digest']
+    payload['meta']['classes'] = ['b']
+    save(payload, path)
+    for read in (read_checkpoint, load):
+        with pytest.raises(QuantizedCheckpointError, match=r'q\.pth.*digest'):
+            read(path)
+
+
+@pytest.mark.parametrize(('state', 'problem'), [
+    ({3: torch.ones(2)}, 'key 3'),
+    ({'weight': torch.ones(2, 3).int(), 'bias': torch.ones(2)}, 'int32'),
+    ({}, 'lacks weight'),
+    ({'weight': 3, 'bias': None}, 'lacks weight'),
+    (3, 'no state_dict'),
+])
+def test_state_dicts_of_another_kind(state, problem):
+    with pytest.raises(ValueError, match=problem) as error:
+        load_float_weights(nn.Linear(3, 2), {'state_dict': state}, path='a')
+    assert one_sentence(error)
