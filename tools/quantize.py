@@ -21,6 +21,8 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger, print_log
 
 from taskptq.apis import quantize, read_config, read_fragment
+from taskptq.calibration.state_folder import FolderInUseError
+from taskptq.core.atomic import DiskFullError
 from taskptq.engine.builder import to_plain
 from taskptq.engine.import_style import (
     import_style_text,
@@ -205,7 +207,7 @@ def main(argv: list[str] | None = None) -> None:
         MMLogger.get_instance('taskptq', logger_name='taskptq')
     try:
         report = run(args)
-    except (FileNotFoundError, ValueError,
+    except (FileNotFoundError, DiskFullError, ValueError, FolderInUseError,
             QuantizedCheckpointError) as error:
         raise SystemExit(str(error)) from error
     script = Path(args.out).with_suffix('.py')
