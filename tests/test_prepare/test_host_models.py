@@ -141,7 +141,8 @@ def test_backbone_of_standardized_convolutions(kind: str) -> None:
 
 
 ZOO = {
-    # SyncBN; the last 12 norms follow convolutions that three levels share
+    # Norms folded, norms kept, kinds of layers left float. In RTMDet 12 norms
+    # follow convolutions that three levels share.
     'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py': (70, 12, {
         'ChannelAttention'}),
     'mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py': (80, 26, {
@@ -149,7 +150,7 @@ ZOO = {
     'mmdet::tood/tood_r50_fpn_1x_coco.py': (53, 0, {'Conv2d'}),
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': (53, 0, set()),
     'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': (
-        62, 0, set()),
+        61, 0, set()),
 }
 
 
@@ -163,6 +164,6 @@ def test_zoo(name: str) -> None:
     assert len(report.decisions.kept_norms) == kept
     assert {r.type for r in report.rows if r.status == 'float'} == float_kinds
     assert len(quant_modules(model)) == report.count('quantized')
-    read_directly = [n for n in report.decisions.left_float]
+    read_directly = list(report.decisions.left_float)
     assert all('reduction_conv' in n for n in read_directly)
     assert bool(read_directly) == ('tood' in name)
