@@ -20,8 +20,8 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from taskptq.core import Quantizer
 from taskptq.core.state import quantizing
 from taskptq.modules.base import QuantModule, quant_modules
-from taskptq.modules.matmul import QuantAttention
 from taskptq.prepare.products_ops import Pair, kept_tensors, products_of
+from taskptq.prepare.products_reasons import is_on, reason_of_layer
 from taskptq.prepare.products_report import Product, ProductReport
 
 __all__ = ['Product', 'ProductReport', 'read_past', 'trace_products']
@@ -162,7 +162,7 @@ class _Tracer:
             for parameter, slot in module.active_slots():
                 weight: Tensor = getattr(module, parameter)
                 self._owners.setdefault(id(weight), set()).add(layer)
-                if _is_on(getattr(module, slot)):
+                if is_on(getattr(module, slot)):
                     name = f'{layer}.{parameter}'
                     self.mark(weight, quantized=True, stored=name)
 
@@ -182,7 +182,7 @@ class _Tracer:
 
         def quantized_weight(parameter: str = 'weight') -> Tensor:
             weight = original(parameter)
-            if _is_on(getattr(module, module.weight_slots[parameter])):
+            if is_on(getattr(module, module.weight_slots[parameter])):
                 self.mark(weight, quantized=True, stored=parameter)
             return weight
 
@@ -198,7 +198,7 @@ class _Tracer:
         if isinstance(module, Quantizer):
             # Whoever calls its quantizer runs a layer, called or not.
             self._called.add(name.rpartition('.')[0])
-            if isinstance(out, Tensor) and _is_on(module):
+            if isinstance(out, Tensor) and is_on(module):
                 self.mark(out, quantized=True, stored='')
 
     def mark(self, tensor: Tensor, *, quantized: bool, stored: str) -> None:
@@ -299,7 +299,7 @@ class _Tracer:
         ]
         stored = [mark.stored for mark in marks if mark and mark.stored]
         if module in self._layers:
-            return _reason_of_layer(
+            return reason_of_layer(
                 self._layers[module], function, floats, stored
             )
         foreign = [
@@ -361,36 +361,6 @@ class _Dispatch(TorchDispatchMode):
         out = func(*args, **kwargs)
         self._tracer.saw(func, args, kwargs, out)
         return out
-
-
-def _reason_of_layer(
-    layer: QuantModule, function: str, floats: list[str], stored: list[str]
-) -> str:
-    """Name the operands of a counterpart that are float."""
-    if isinstance(layer, QuantAttention) or len(layer.weight_slots) != 1:
-        named = f'{" and ".join(floats)} operand of {function}'
-        tables = f' ({stored[0]})' if stored else ''
-        return f'{named} is float{tables}'
-    operands = {'first': 'input', 'second': 'weight'}
-    points = {
-        'first': getattr(layer, 'input_quantizer', None),
-        'second': getattr(layer, next(iter(layer.weight_slots.values()))),
-    }
-    parts = []
-    for position in floats:
-        off = points[position] is not None and not _is_on(points[position])
-        why = 'was not calibrated' if off else 'is float'
-        parts.append(f'{operands[position]} {why}')
-    return ', '.join(parts)
-
-
-def _is_on(quantizer: Any) -> bool:
-    return bool(
-        isinstance(quantizer, Quantizer)
-        and quantizer.enabled
-        and quantizer.calibrated
-        and quantizer.drop_prob == 0
-    )
 
 
 def _memory(tensor: Any) -> int:
