@@ -36,7 +36,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['taskptq', 'taskptq.*']),
     python_requires='>=3.10',
-    install_requires=['numpy', 'torch>=2.4'],
+    install_requires=['filelock', 'numpy', 'regex', 'torch>=2.4'],
     extras_require={
         # The maintained fork; the original packages (mmengine, mmcv, mmdet,
         # mmsegmentation) serve as well, so neither is a hard requirement.

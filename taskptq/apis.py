@@ -26,11 +26,12 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.checkpoint_guard import refuse_misfit
-from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
+from taskptq.engine.restore import restore_model
 
 __all__ = [
     'build_model', 'load_quantized', 'quantize', 'read_config',

@@ -16,8 +16,8 @@ from taskptq.engine.contexts import seeded
 from taskptq.engine.pipeline import (
     Recipe,
     quantize_model,
-    restore_model,
 )
+from taskptq.engine.restore import restore_model
 
 WORK_DIR = Path('work_dirs') / 'row_models'
 

@@ -110,7 +110,8 @@ def quantized(measurement: Measurement, name: str, *,
     from _measure import read_recipe
 
     from taskptq.engine.checkpoint_file import read_checkpoint
-    from taskptq.engine.pipeline import quantize_model, restore_model
+    from taskptq.engine.pipeline import quantize_model
+    from taskptq.engine.restore import restore_model
     rows = {row.name: row for row in measurement.table.rows()}
     row = rows.get(name) or rows.get(f'{name} 0')
     if row is None:

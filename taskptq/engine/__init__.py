@@ -12,9 +12,10 @@ from taskptq.engine.calibration_data import (
     EvaluationSource,
     build_calibration,
 )
-from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.qat_hook import QATHook
+from taskptq.engine.restore import restore_model
 
 __all__ = [
     'CalibrationBatches',

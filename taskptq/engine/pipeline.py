@@ -6,9 +6,7 @@ reports that a user reads afterwards.
 
 from __future__ import annotations
 
-import copy
 import hashlib
-import itertools
 import json
 import shutil
 import time
@@ -36,12 +34,8 @@ from taskptq.engine.builder import (
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.hook_settings import check_recipe
 from taskptq.export.checkpoint import (
-    QuantizedCheckpointError,
-    check_fit,
     pack_model,
     save,
-    unpack_model,
-    verify,
 )
 from taskptq.methods.published_eval import SoftRoundings, leave_as_published
 from taskptq.modules.base import quant_modules
@@ -50,7 +44,7 @@ from taskptq.prepare.products import trace_products
 from taskptq.version import __version__
 
 __all__ = [
-    'Recipe', 'RewriteStats', 'quantize_model', 'restore_model', 'run_batch'
+    'Recipe', 'RewriteStats', 'quantize_model', 'run_batch'
 ]
 
 STATE_DIR = 'reconstruction_state'
@@ -441,77 +435,3 @@ def write_results(model: nn.Module, report: dict[str, Any], *,
             logger='current')
     barrier()
     return report
-
-
-def restore_model(payload: Mapping[str, Any],
-                  model: nn.Module) -> dict[str, Any]:
-    """Rebuild a quantized model from its file's content, in place.
-
-    Everything in the file is checked first, on an outline of the model: a
-    refused file leaves the model as it was.
-
-    Args:
-        payload: Content of a quantized file.
-        model: Float model of the same config, with any weights.
-
-    Returns:
-        The file's recipe.
-
-    Raises:
-        QuantizedCheckpointError: If the file cannot be used with this model.
-        RuntimeError: If the model is quantized already.
-    """
-    refuse_quantized(model)
-    payload = verify(payload)
-    recipe = payload['recipe']
-    model.eval()
-    try:
-        qconfig = read_qconfig(recipe)
-        decisions = read_decisions(payload, model)
-        sketch = outline(model)
-        prepare_in_place(sketch, qconfig, decisions=decisions)
-    except ValueError as error:
-        raise QuantizedCheckpointError(
-            f'the quantized file does not fit this {type(model).__name__}: '
-            f'{error}') from error
-    check_fit(payload, sketch)
-    prepare_in_place(model, qconfig, decisions=decisions)
-    unpack_model(payload, model)
-    return dict(recipe)
-
-
-def read_qconfig(recipe: Mapping[str, Any]) -> QConfig:
-    """Build the qconfig of a file's recipe, which may be a stranger's.
-
-    Raises:
-        ValueError: If it is missing, or a setting or a name is impossible.
-    """
-    if not isinstance(recipe.get('qconfig'), Mapping):
-        raise ValueError('its recipe has no qconfig')
-    return build_qconfig(recipe['qconfig'], from_file=True)
-
-
-def read_decisions(payload: Mapping[str, Any],
-                   model: nn.Module) -> Decisions:
-    """Return the decisions that a file records, or that follow from it.
-
-    Raises:
-        ValueError: If they are not as ``Decisions.to_dict`` writes them.
-    """
-    structure = payload.get('structure')
-    if structure is not None and 'decisions' in structure:
-        return Decisions.from_dict(structure['decisions'])
-    # Files of schema 1 record none.
-    return Decisions.inferred(
-        model, {*payload['weights'], *payload['float']})
-
-
-def outline(model: nn.Module) -> nn.Module:
-    """Copy a model without the memory of its parameters and buffers."""
-    memo: dict[int, Any] = {}
-    for tensor in itertools.chain(model.parameters(), model.buffers()):
-        empty = tensor.detach().to('meta')
-        if isinstance(tensor, nn.Parameter):
-            empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
-        memo[id(tensor)] = empty
-    return copy.deepcopy(model, memo)

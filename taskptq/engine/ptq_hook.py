@@ -25,12 +25,13 @@ from taskptq.engine.checkpoint_guard import (
     refuse_misfit,
 )
 from taskptq.engine.datasets import leaf_datasets
-from taskptq.engine.pipeline import Recipe, quantize_model, restore_model
+from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.qat import CHECKPOINT_KEY
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
+from taskptq.engine.restore import restore_model
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
     is_quantized,

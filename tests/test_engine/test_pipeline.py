@@ -10,8 +10,8 @@ from taskptq.engine.pipeline import (
     STATE_DIR,
     Recipe,
     quantize_model,
-    restore_model,
 )
+from taskptq.engine.restore import restore_model
 from taskptq.export.checkpoint import QuantizedCheckpointError, load
 from taskptq.registry import RECON_LOSSES, REWRITES
 

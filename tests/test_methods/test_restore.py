@@ -30,7 +30,7 @@ def quantize(model, name, folder, *, rewrites):
 
 @pytest.mark.parametrize('name', ['transformer', 'window'])
 def test_quantize_and_restore(name, tmp_path):
-    from taskptq.engine.pipeline import restore_model
+    from taskptq.engine.restore import restore_model
     from taskptq.export.checkpoint import load
     model = randomized(tiny_model(name))
     plain = copy.deepcopy(model)

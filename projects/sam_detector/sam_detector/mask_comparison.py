@@ -17,8 +17,8 @@ from taskptq.engine.checkpoint_file import read_checkpoint
 from taskptq.engine.pipeline import (
     apply_rewrites,
     quantize_model,
-    restore_model,
 )
+from taskptq.engine.restore import restore_model
 
 from .experiment import Experiment, evenly_spaced
 from .metrics import annotated_masks, as_array, paired_iou
