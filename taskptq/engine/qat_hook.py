@@ -28,7 +28,6 @@ from taskptq.engine.checkpoint_guard import (
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.pipeline import (
     Recipe,
-    read_decisions,
     refuse_quantized,
     structure_of,
     swap_summary,
@@ -66,6 +65,7 @@ from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
+from taskptq.engine.restore import read_decisions
 from taskptq.export.checkpoint import is_quantized
 from taskptq.prepare import Decisions, QConfig
 from taskptq.registry import HOOKS
