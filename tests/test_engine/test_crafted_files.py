@@ -154,19 +154,6 @@ def test_latest_checkpoint_of_a_training_runs_nothing(
     assert not marker.exists()
 
 
-def test_resumed_training_runs_no_text_of_the_file(
-        marker, tmp_path, make_runner, hook):
-    first = make_runner(None, hook=hook, train_cfg=dict(max_epochs=1))
-    first.train()
-    first.save_checkpoint(str(tmp_path), 'epoch_1.pth')
-    path = tmp_path / 'epoch_1.pth'
-    content = torch.load(path, weights_only=False)
-    content['meta']['config'] = f'open({str(marker)!r}, "w").close()'
-    torch.save(content, path)
-    make_runner(path, hook=hook, resume=True).train()
-    assert not marker.exists()
-
-
 WRONG_STATES = {
     'empty': lambda state: {},
     'none': lambda state: None,

@@ -47,7 +47,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='try only the files that every tool gets')
     parser.add_argument(
         '--seconds', type=float, default=90,
-        help='wall time after which a run is stopped')
+        help='time on the processor after which a run is stopped')
     parser.add_argument(
         '--list', action='store_true', help='name the files and stop')
     parser.add_argument(

@@ -76,4 +76,5 @@ def select(patterns: Sequence[str] | None) -> list[Case]:
 
 def is_wide(case: Case) -> bool:
     """Whether every tool gets the file."""
-    return any(fnmatchcase(case.name, pattern) for pattern in WIDE)
+    return case.tools is not None or any(
+        fnmatchcase(case.name, pattern) for pattern in WIDE)

@@ -59,7 +59,7 @@ class Session:
         root: Checkout under test.
         package: Folder of its package.
         say: Gets a line for each run.
-        seconds: Wall time after which a run is stopped.
+        seconds: Time on the processor after which a run is stopped.
     """
 
     def __init__(self, folder: Path, *, root: Path, package: Path,
@@ -200,6 +200,7 @@ class Session:
             row |= {
                 'code': outcome.code,
                 'seconds': round(outcome.seconds, 2),
+                'wall_seconds': round(outcome.wall, 2),
                 'peak_mib': round(outcome.peak_mib),
                 'stopped': outcome.ended,
                 'last_line': self._public(line)[:500],
