@@ -17,7 +17,7 @@ from taskptq.core.setting_error import SettingError, check_keys, refuse
 
 # Reconstruction multiplies seeds by 1e9, and torch takes 64 bits.
 MAX_SEED = (1 << 32) - 1
-MAX_PATTERN = 1000
+MAX_PATTERN = 500
 # Of a whole number: what torch and files hold.
 MAX_BITS = 63
 _EXPONENT = re.compile(r'[+-]?\d+e[+-]?\d+', re.IGNORECASE)
@@ -302,7 +302,6 @@ def patterns(*, optional: bool = False) -> Items:
     return Items(
         of=Pattern(),
         what='a list of name patterns',
-        most=10_000,
         optional=optional,
     )
 

@@ -34,7 +34,7 @@ from taskptq.core.settings import (
 )
 from taskptq.core.spec import MAX_BITS, MIN_BITS
 from taskptq.modules.base import Scheme
-from taskptq.prepare.patterns import matches
+from taskptq.prepare.patterns import check_patterns, matches
 
 Resolve = Callable[[str, str], type]
 
@@ -46,7 +46,7 @@ KEYS = (*POINTS, 'edge_bits', 'edges', 'overrides', 'keep_float')
 _SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
 _OWN_KEYS = ('type', *_SPEC_KEYS, 'per_channel', 'per_head', 'observer')
 # Every layer tries every pattern.
-MAX_OVERRIDES = 2000
+MAX_OVERRIDES = 1000
 _DEFAULTS: dict[str, dict[str, Any]] = {
     'weight': {
         'type': 'AffineQuantizer',
@@ -161,6 +161,8 @@ class QConfig:
             if settings is not False:
                 complete = Table(required=tuple(_DEFAULTS['weight']))
                 complete.read(settings, name=f'qconfig.{name}')
+        for argument, found in self.patterns().items():
+            check_patterns(found, argument=argument)
         seen: set[str] = set()
         self._check_points({}, where='qconfig', seen=seen)
         for number, override in enumerate(self.overrides):

@@ -398,6 +398,7 @@ def bad_override(**settings: object) -> dict:
     ({'keep_float': 'head*'}, "qconfig.keep_float='head\\*': give a list"),
     ({'keep_float': ['']}, r"qconfig.keep_float\[0\]=''"),
     ({'keep_float': ['re:(']}, r"keep_float\[0\]='re:\('.*regular"),
+    ({'keep_float': ['re:(a+)+b']}, r'qconfig.keep_float: .*\(a\+\)\+b'),
     ({'edges': 'head*'}, "qconfig.edges='head\\*'"),
     ({'edges': None}, 'qconfig.edges=None'),
 ])
