@@ -297,6 +297,9 @@ def test_schema_1_is_read_under_the_same_checks(tmp_path):
     broken = schema_1()
     broken['structure'] = {}
     refused(signed(broken), "'structure'")
+    broken = schema_1()
+    broken['recipe'][7] = 1
+    refused(signed(broken), 'recipe.*key 7')
 
 
 def test_our_own_files_have_schema_2(payload):
