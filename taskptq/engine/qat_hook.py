@@ -29,6 +29,7 @@ from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.pipeline import (
     Recipe,
     refuse_quantized,
+    report_what_ran,
     structure_of,
     swap_summary,
     write_results,
@@ -67,7 +68,8 @@ from taskptq.engine.refusals import (
 )
 from taskptq.engine.restore import read_decisions
 from taskptq.export.checkpoint import is_quantized
-from taskptq.prepare import Decisions, QConfig
+from taskptq.prepare import Decisions, QConfig, SwapReport
+from taskptq.prepare.products import ProductReport
 from taskptq.registry import HOOKS
 from taskptq.version import __version__
 
@@ -153,6 +155,7 @@ class QATHook(Hook):
         self._teacher: nn.Module | None = None
         self._teacher_digest: str | None = None
         self._distillation: Distillation | None = None
+        self._swapped = SwapReport()
         self._structure: dict[str, Any] = {}
         self._batches: CalibrationBatches | None = None
         self._prepared = False
@@ -365,6 +368,14 @@ class QATHook(Hook):
         load_training_state(model, entry['weights'])
         if not training or self._resumed:
             self.report = to_plain(entry['report'])
+            self._recall_products(entry.get('structure') or {})
+
+    def _recall_products(self, structure: Mapping[str, Any]) -> None:
+        """Take over what a trace at the start of the training found."""
+        if 'products' in structure:
+            products = ProductReport.from_dict(structure['products'])
+            self._swapped.add_products(products)
+            self._keep(self._swapped)
 
     def _recall_teacher(self, runner: Runner,
                         entry: Mapping[str, Any]) -> None:
@@ -400,9 +411,14 @@ class QATHook(Hook):
                 decisions=decisions)
             Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
             write_swap_report(report, Path(runner.work_dir))
+        self._keep(report)
+        self._prepared = True
+
+    def _keep(self, report: SwapReport) -> None:
+        """Keep what the files of this training say of the structure."""
+        self._swapped = report
         self._structure = structure_of(report)
         self.report['swap'] = swap_summary(report)
-        self._prepared = True
 
     def _build_batches(self, runner: Runner) -> CalibrationBatches:
         """Choose the calibration images."""
@@ -419,6 +435,10 @@ class QATHook(Hook):
         with seeded(self.seed), shared_log():
             report = calibrate_rest(
                 runner.model, batches, unreached=self.calibration.unreached)
+            report_what_ran(
+                runner.model, batches, swapped=self._swapped,
+                calibrated=report, work_dir=Path(runner.work_dir))
+        self._keep(self._swapped)
         self.report['calibration'] = to_plain(report.to_dict())
 
     def _make_trainable(self, runner: Runner) -> None:
