@@ -222,7 +222,9 @@ def test_denoising_queries_are_left_out(make, float_weights, tiny_detr,
     assert len(seen) == 2 * len(witness.logs) == 4
     for student, teacher, pairs in seen:
         assert student == teacher == (2, 6, 16)
-        assert 0 < pairs <= 12
+        assert pairs <= 12
+    # Untrained boxes may miss all objects of one batch.
+    assert any(pairs for _, _, pairs in seen)
     assert all(math.isfinite(log['loss_drd']) for log in witness.logs)
 
 
