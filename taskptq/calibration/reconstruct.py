@@ -28,7 +28,7 @@ from taskptq.calibration.state_folder import locked
 from taskptq.calibration.train_unit import Minibatch, UnitResult, train_unit
 from taskptq.calibration.tree import flatten, named
 from taskptq.calibration.unit_data import UnitData
-from taskptq.modules.base import quant_modules
+from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.prepare.blocks import Unit, split_blocks
 
 logger = logging.getLogger('taskptq')
@@ -234,7 +234,7 @@ class _Run:
         uncalled = [
             name
             for name, module in quant_modules(self.model)
-            if id(module) not in planned and module.active_slots()
+            if id(module) not in planned and _has_codes(module)
         ]
         for name in uncalled:
             logger.warning(
@@ -359,6 +359,15 @@ class _Run:
                 'scales learned: raise weight_lr=%g',
                 result.steps, config.weight_lr)
         report.units.append(result)
+
+
+def _has_codes(module: QuantModule) -> bool:
+    """Whether calibration gave a grid to a weight of a counterpart."""
+    found = [
+        module.weight_quantizer_of(parameter)
+        for parameter, _ in module.active_slots()
+    ]
+    return any(q is not None and q.calibrated for q in found)
 
 
 def _on_all_ranks(names: set[str]) -> set[str]:

@@ -33,7 +33,7 @@ class Adapter:
 
 
 class Late(nn.Module):
-    """Has a layer and a whole block that only training runs."""
+    """Has a layer and a block that only bright images reach."""
 
     def __init__(self):
         super().__init__()
@@ -42,8 +42,9 @@ class Late(nn.Module):
         self.extra = TinyBlock(6, 4)
 
     def forward(self, x):
+        bright = x.mean() > 5
         x = self.block(x)
-        if self.training:
+        if bright:
             x = self.extra(x) + self.auxiliary(x)
         return x
 
@@ -293,6 +294,8 @@ def test_uncalled_units_are_named_and_rounded_to_nearest(
     make_qconfig, quick, forward, random_images, caplog
 ):
     batches = random_images()
+    # Behind the batches that are looked at for the order of the units.
+    batches = [*batches, *batches, *batches, batches[0] + 20][-5:]
     model = Late()
     prepare(model.eval(), make_qconfig())
     calibrate(model, batches, forward=forward)
@@ -310,6 +313,24 @@ def test_uncalled_units_are_named_and_rounded_to_nearest(
     for name, codes in codes_of(model).items():
         if not name.startswith('block'):
             assert torch.equal(codes, before[name]), name
+
+
+def test_what_calibration_left_float_is_not_rounded(
+    make_qconfig, quick, forward, random_images, caplog
+):
+    batches = random_images()
+    model = Late()
+    prepare(model.eval(), make_qconfig())
+    calibrate(model, batches, forward=forward, unreached='float')
+    before = model.auxiliary.weight.clone()
+    with caplog.at_level(logging.WARNING, logger='taskptq'):
+        report = reconstruct(
+            model, batches, quick(), forward=forward, progress=False
+        )
+    assert report.uncalled == []
+    assert 'rounded to nearest' not in caplog.text
+    freeze(model)
+    assert torch.equal(model.auxiliary.weight, before)
 
 
 def test_further_blocks(quantized, quick, forward):

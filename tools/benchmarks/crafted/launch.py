@@ -51,7 +51,8 @@ def launcher(tool: str, case_source: str, path: Path, *, good: Good,
     """
     if tool == 'apis':
         return lambda: _apis(case_source, path, good=good, work=work)
-    kind = {'training': 'qat', 'epoch': 'train'}.get(case_source, 'ptq')
+    kind = 'qat' if case_source == 'training' else (
+        'train' if 'train' in tool else 'ptq')
     config = str(good.folder / f'{kind}.py')
     name, _, way = tool.partition('-')
     script = root / f'tools/{name}.py'
