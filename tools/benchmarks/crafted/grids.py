@@ -93,7 +93,7 @@ def _points() -> list[tuple[str, str, Callable[[Payload], None]]]:
         ('zero-point-far', 'a zero point of 1e9', _of_input(
             'zero_point', lambda t: _one(t, 10**9))),
         ('zero-point-below', 'a zero point below the grid', _of_input(
-            'zero_point', lambda t: _one(t, -100))),
+            'zero_point', lambda t: _one(t, -300))),
         ('zero-point-weight', 'a zero point of 1e9 for a weight', _of_weight(
             'zero_point', lambda t: _one(t, 10**9))),
         ('zero-point-nan', 'a zero point that is NaN', _of_input(

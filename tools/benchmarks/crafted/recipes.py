@@ -210,7 +210,8 @@ def cases() -> list[Case]:
     # What a restore does not build may stay in the file, unread; a base
     # class or a setting that changes nothing is no danger either.
     unread = {'loss', 'rewrites', 'reconstruction-loss', 'edge-bits-bool',
-              'argument-momentum', 'signed-0', 'signed-1', 'edge-bits-zero',
+              'argument-momentum', 'observer-0', 'signed-0', 'signed-1',
+              'edge-bits-zero',
               'argument-candidates-huge', 'symmetric-1', 'symmetric-2'}
     return [
         Case(name=f'recipe-{name}', kind=KIND, effect=effect, write=write,
