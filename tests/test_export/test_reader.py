@@ -193,7 +193,7 @@ RAN = []
     torch._utils._rebuild_parameter_with_state,
     torch._utils._rebuild_qtensor, torch._tensor._rebuild_from_type_v2,
     torch.Tensor, torch.FloatTensor, complex,
-], ids=str)
+], ids=lambda function: function.__qualname__)
 @pytest.mark.parametrize('training', [True, False])
 def test_other_calls_are_refused(craft, function, training):
     path = craft(PLAIN, pickled=by_call(function, 10**10))
