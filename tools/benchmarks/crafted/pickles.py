@@ -9,7 +9,6 @@ import pydoc
 import subprocess
 import tarfile
 import timeit
-import types
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +38,7 @@ CALLS: dict[str, Callable[[Good], Call]] = {
         torch.storage._load_from_bytes,
         saved(Call(os.system, g.command))),
     'code-object': lambda g: Call(
-        Call(types.FunctionType, Call(builtins.compile, g.code, 'm', 'eval'),
-             {})),
+        builtins.exec, Call(builtins.compile, g.code, 'm', 'exec')),
     'history-buffer-globals': lambda g: _through_history(g),
 }
 PLACES = ('optimizer', 'meta', 'message_hub', 'param_schedulers', 'ema')
@@ -194,7 +192,7 @@ def _ordered_dict(good: Good, path: Path) -> None:
     """Attributes of an allowed class are replaced; harmless if loaded."""
     payload = good.read('float')
     state = OrderedDict(payload['state_dict'])
-    state.items = 'none'  # type: ignore[method-assign]
+    state.copy = 'none'  # type: ignore[method-assign]
     state._metadata = {'': {'version': 10**9}}
     payload['state_dict'] = state
     torch.save(payload, path)
