@@ -51,8 +51,9 @@ def _many(payload: Payload) -> None:
 
 def _more(payload: Payload) -> None:
     state = _state(payload)
-    state.update({f'extra.{n}.{i}': torch.zeros(1)
-                  for n in list(state) for i in range(10)})
+    state.update({f'extra.{name}.{i}': tensor.clone()
+                  for name, tensor in list(state.items())
+                  for i in range(3)})
 
 
 def _case(name: str, effect: str, write: Any,
@@ -106,7 +107,7 @@ def cases() -> list[Case]:
         _case('keys-control', 'a name that clears the terminal', edited_float(
             lambda p: p.update(state_dict={
                 f'a\n\x1b[2J{n}': t for n, t in _state(p).items()}))),
-        _case('more', 'ten unknown tensors for each known one', edited_float(
+        _case('more', 'three unknown tensors for each known one', edited_float(
             _more)),
         _case('million', '10**6 unknown tensors', edited_float(_many)),
         _case('half-precision', 'good weights as float16', _replace(
