@@ -25,7 +25,7 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
-from taskptq.engine.checkpoint_guard import refuse_misfit
+from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.refusals import (
     refuse_unwritable_file,

@@ -18,6 +18,7 @@ from torch import nn
 
 from taskptq import core
 from taskptq.calibration.losses import MSEReconLoss
+from taskptq.core.settings import shown
 from taskptq.engine.teacher import Teacher, build_teacher_model
 from taskptq.prepare.qconfig import POINTS, QConfig
 from taskptq.registry import (
@@ -100,12 +101,13 @@ def find_class(registry: Registry, name: Any, *,
         return name
     if not isinstance(name, str):
         raise ValueError(
-            f'type={name!r}: give the name of a registered {kind}')
+            f'type={shown(name)}: give the name of a registered {kind}')
     found = registered(registry, name)
     if found is None and from_file:
         raise ValueError(
-            f'the file needs the {kind} {name!r}, which is not registered '
-            'here: add the project that defines it to custom_imports')
+            f'the file needs the {kind} {shown(name)}, which is not '
+            'registered here: add the project that defines it to '
+            'custom_imports')
     if found is None and '.' in name.removeprefix('taskptq.'):
         imported = get_object_from_string(name)
         if isinstance(imported, type):
@@ -113,7 +115,7 @@ def find_class(registry: Registry, name: Any, *,
             return imported
     if found is None:
         raise ValueError(
-            f'{name!r} is not a registered {kind}: choose one of '
+            f'{shown(name)} is not a registered {kind}: choose one of '
             f'{", ".join(sorted(registry.module_dict))}, or name the project '
             'that defines it in custom_imports')
     return found

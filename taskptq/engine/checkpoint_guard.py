@@ -8,8 +8,6 @@ exchange the file in between, and its content is held once.
 
 from __future__ import annotations
 
-import re
-from collections import OrderedDict
 from collections.abc import Mapping
 from numbers import Integral
 from pathlib import Path
@@ -17,30 +15,25 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.dist import barrier, get_local_rank
-from mmengine.model import PretrainedInit
+from mmengine.hooks import Hook
+from mmengine.model import PretrainedInit, is_model_wrapper
 from mmengine.registry import RUNNERS
 from mmengine.runner import CheckpointLoader, Runner, find_latest_checkpoint
 from mmengine.runner import checkpoint as mmengine_checkpoint
-from torch import Tensor, nn
+from torch import nn
 
 from taskptq.core.setting_error import shown
 from taskptq.engine.checkpoint_file import local_file, read_checkpoint
+from taskptq.engine.fit import refuse_misfit
 
 __all__ = [
     'drop_config_text', 'guard_runner', 'guarded_path', 'guarded_runner',
-    'refuse_misfit'
+    'refuse_resumed_misfit'
 ]
 
 # In front of the path of a file that only the loaders below may read.
 CHECKED = 'taskptq-checked:'
 RESUMED = 'taskptq-resumed:'
-# What Runner.load_checkpoint makes of the names in every file.
-WRAPPER_PREFIX = re.compile('^module.')
-# Most of a file's weights left over: the model is only a part of what the
-# file was written for, or another one whose layers fit by chance. Heads of a
-# second task or counters stay far below.
-MAX_UNEXPECTED = 0.5
-MAX_NAMED = 3
 
 
 def guard_runner(runner: Runner, *, training: bool,
@@ -103,7 +96,48 @@ def guarded_runner(cfg: Config, *, training: bool,
     for hook in hooks:
         hook.trust_checkpoint = trusted
     guard_runner(runner, training=training, trust_checkpoint=trusted)
+    if training and not hooks:
+        runner.register_hook(ResumeFitHook())
     return runner
+
+
+class ResumeFitHook(Hook):
+    """Refuses to go on with a training from weights of another model.
+
+    For runners without a hook of ours. Weights that a training starts from
+    may fit in part only.
+    """
+
+    priority = 'VERY_HIGH'
+
+    def after_load_checkpoint(self, runner: Runner,
+                              checkpoint: dict[str, Any]) -> None:
+        """Check the weights of a resumed checkpoint.
+
+        Raises:
+            ValueError: See ``refuse_misfit``.
+        """
+        refuse_resumed_misfit(runner, checkpoint)
+
+
+def refuse_resumed_misfit(runner: Runner,
+                          checkpoint: Mapping[str, Any]) -> None:
+    """Refuse weights of another model where a training goes on.
+
+    Args:
+        runner: Runner that is loading the checkpoint.
+        checkpoint: Content of the file.
+
+    Raises:
+        ValueError: See :func:`refuse_misfit`.
+    """
+    if not runner._resume:
+        return
+    model = runner.model
+    while is_model_wrapper(model):
+        model = model.module
+    refuse_misfit(model, checkpoint, path=guarded_path(runner._load_from),
+                  logger=runner.logger)
 
 
 def guarded_path(load_from: str | None) -> Path | None:
@@ -293,108 +327,3 @@ def _guarded_init(init_cfg: Any) -> Any:
     copied = init_cfg.copy()
     copied['checkpoint'] = guarded(source)
     return copied
-
-
-def refuse_misfit(model: nn.Module, checkpoint: Mapping[str, Any], *,
-                  path: str | Path | None, logger: Any) -> None:
-    """Refuse weights that mmengine would load with a warning alone.
-
-    The weights are loaded into the model as it is, as mmengine will do once
-    more: hosts bring names of older versions up to date while they load.
-
-    Args:
-        model: Unwrapped float model.
-        checkpoint: Content of the file: a state dict, or one under
-            ``state_dict``.
-        path: The file, for messages.
-        logger: Logger for what is left over.
-
-    Raises:
-        ValueError: If weights are missing or of another shape, or most of
-            the file's weights are of no use to the model.
-    """
-    name = 'the checkpoint' if path is None else str(path)
-    state = checkpoint.get('state_dict', checkpoint)
-    if not isinstance(state, Mapping) or not all(
-            isinstance(key, str) for key in state):
-        raise ValueError(f'{name} has no state_dict with weights')
-    weights = OrderedDict(
-        (WRAPPER_PREFIX.sub('', key), value) for key, value in state.items())
-    if not any(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f'{name} holds no weights where mmengine looks for '
-                         'them: they belong under the key state_dict')
-    metadata = getattr(state, '_metadata', None)
-    missing, unexpected, errors = load_weights(
-        model, weights, metadata=metadata)
-    lacking = [f'{key} is missing' for key in missing
-               if 'num_batches_tracked' not in key] + errors
-    if lacking:
-        raise ValueError(
-            f'{name} does not fit {type(model).__name__}: '
-            f'{"; ".join(lacking[:MAX_NAMED])} ({len(lacking)} in all); check '
-            'that config and checkpoint belong together')
-    refuse_leftovers(weights, unexpected, name=name, model=model,
-                     logger=logger)
-
-
-def refuse_leftovers(weights: Mapping[str, Any], unexpected: list[str], *,
-                     name: str, model: nn.Module, logger: Any) -> None:
-    """Warn of weights that the model has no use for; refuse too many.
-
-    Raises:
-        ValueError: If they are more than half of the file's weights.
-    """
-    sizes = {key: value.numel() for key, value in weights.items()
-             if isinstance(value, Tensor)}
-    unexpected = [key for key in unexpected if key in sizes]
-    if not unexpected:
-        return
-    share = sum(sizes[key] for key in unexpected) / max(
-        sum(sizes.values()), 1)
-    left = (
-        f'{type(model).__name__} has no use for {len(unexpected)} of the '
-        f'{len(sizes)} tensors in {name}, {share:.0%} of its weights: '
-        f'{", ".join(unexpected[:MAX_NAMED])}')
-    if share > MAX_UNEXPECTED:
-        raise ValueError(
-            f'{left}; check that config and checkpoint belong together')
-    logger.warning(left)
-
-
-def load_weights(model: nn.Module, weights: Mapping[str, Any], *,
-                 metadata: Mapping[str, Any] | None = None
-                 ) -> tuple[list[str], list[str], list[str]]:
-    """Load a state dict as mmengine does, which only logs what it finds.
-
-    Args:
-        model: Model without wrappers.
-        weights: Name -> tensor.
-        metadata: Versions of the modules that wrote them.
-
-    Returns:
-        Missing names, unexpected names, and what else is wrong.
-    """
-    missing: list[str] = []
-    unexpected: list[str] = []
-    errors: list[str] = []
-    found = mmengine_checkpoint._IncompatibleKeys(missing, unexpected)
-    _load_below(model, dict(weights), prefix='', metadata=metadata or {},
-                found=found, errors=errors)
-    return missing, unexpected, [' '.join(text.split()) for text in errors]
-
-
-def _load_below(module: nn.Module, state: dict[str, Any], *, prefix: str,
-                metadata: Mapping[str, Any], found: Any,
-                errors: list[str]) -> None:
-    """Load one module and those below it; adds to ``found`` and errors."""
-    module._load_from_state_dict(
-        state, prefix, metadata.get(prefix[:-1], {}), True, *found, errors)
-    for name, child in module._modules.items():
-        if child is not None:
-            inner = f'{prefix}{name}.'
-            below = {key: value for key, value in state.items()
-                     if key.startswith(inner)}
-            _load_below(child, below, prefix=inner, metadata=metadata,
-                        found=found, errors=errors)
-    for hook in module._load_state_dict_post_hooks.values():
-        hook(module, found)

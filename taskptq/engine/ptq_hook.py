@@ -22,9 +22,10 @@ from taskptq.engine.checkpoint_guard import (
     drop_config_text,
     guard_runner,
     guarded_path,
-    refuse_misfit,
+    refuse_resumed_misfit,
 )
 from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.qat import CHECKPOINT_KEY
 from taskptq.engine.refusals import (
@@ -178,7 +179,9 @@ class PTQHook(Hook):
         if training and not self.trust_checkpoint:
             drop_config_text(checkpoint)
         if not is_quantized(checkpoint):
-            if not training:
+            if training:
+                refuse_resumed_misfit(runner, checkpoint)
+            else:
                 self._check_float(runner, checkpoint)
             return
         if training:

@@ -23,9 +23,9 @@ from taskptq.engine.checkpoint_guard import (
     drop_config_text,
     guard_runner,
     guarded_path,
-    refuse_misfit,
 )
 from taskptq.engine.contexts import seeded, shared_log
+from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import (
     Recipe,
     refuse_quantized,

@@ -14,10 +14,11 @@ from taskptq.engine.checkpoint_file import local_file
 from taskptq.engine.checkpoint_guard import (
     guarded,
     guarded_path,
-    refuse_misfit,
+    guarded_runner,
     training_state_problem,
     zoo_url,
 )
+from taskptq.engine.fit import refuse_misfit
 
 LOGGER = logging.getLogger('test_checkpoint_guard')
 QCONFIG = dict(weight=dict(num_bits=8), activation=dict(num_bits=8))
@@ -144,6 +145,22 @@ def test_a_trusted_resume_keeps_the_config(make_runner, interrupted, mark):
     make_runner(interrupted, custom_hooks=[hook],
                 **training(resume=True)).train()
     assert mark.exists()
+
+
+@pytest.mark.parametrize('hooks', [[dict(type='taskptq.PTQHook')], []],
+                         ids=['PTQHook', 'none'])
+def test_a_training_goes_on_with_its_own_weights_only(
+        make_runner, interrupted, hooks):
+    content = torch.load(interrupted, weights_only=False)
+    content['state_dict'].clear()
+    content['meta'].pop('config')
+    torch.save(content, interrupted)
+    runner = make_runner(
+        interrupted, custom_hooks=hooks, **training(resume=True))
+    if not hooks:
+        runner = guarded_runner(runner.cfg, training=True)
+    with pytest.raises(ValueError, match='holds no weights'):
+        runner.train()
 
 
 @pytest.mark.parametrize(('change', 'words'), [
@@ -317,6 +334,7 @@ def test_weights_that_fit(change):
     (lambda s: s.update({'0.weight': 3}), '0.weight'),
     (lambda s: [s.pop(n) for n in list(s) if n[0] != '2'], '6 in all'),
     (lambda s: s.clear(), 'holds no weights'),
+    (lambda s: s.update({'0.weight': s['0.weight'] + 0j}), 'complex'),
     (lambda s: s.update({3: torch.ones(1)}), 'has no state_dict'),
     (lambda s: s.update({'other.weight': torch.ones(300)}), 'no use for 1'),
 ])

@@ -90,7 +90,7 @@ def test_entries_of_any_other_value(payload, section, value):
     *VALUES, 0, 17, 10**30, [8, 7], [-8, 6], [8.0, 6], [True, 48], [[8], 6],
     [2**40, 2**40], [0, 2**40], torch.zeros(3, dtype=torch.uint8),
     torch.zeros(100, dtype=torch.uint8)[::2],
-], ids=repr)
+], ids=lambda v: type(v).__name__)
 def test_fields_of_weights(payload, field, value):
     payload['weights']['one.weight'][field] = value
     refused(signed(payload), r'one\.weight')
