@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from taskptq.core.rules import Flag
+from taskptq.core.setting_error import SettingError
 from taskptq.engine.calibration_data import (
     CalibrationConfig,
     EvaluationSource,
@@ -25,8 +26,10 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
+from taskptq.engine.config_file import read_config
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
@@ -37,31 +40,6 @@ __all__ = [
     'build_model', 'load_quantized', 'quantize', 'read_config',
     'read_fragment'
 ]
-
-
-def read_config(path: str | Path) -> Config:
-    """Read a config or a fragment.
-
-    Args:
-        path: The file; or, as in ``_base_``, ``mmdet::`` and the path of one
-            of that package's own configs.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-    """
-    if '::' in str(path):
-        # Not by mmengine.hub.get_config, which installs missing packages.
-        try:
-            return Config.fromstring(f'_base_ = [{str(path)!r}]', '.py')
-        except (AssertionError, ImportError, OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f'there is no config {path}: give an installed package and '
-                'the path of one of its configs, as in '
-                'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-            ) from error
-    if not Path(path).is_file():
-        raise FileNotFoundError(f'there is no config file {path}')
-    return Config.fromfile(str(path))
 
 
 def read_fragment(value: Mapping[str, Any] | str | Path | None, *,
@@ -158,7 +136,8 @@ def quantize(
     config: Config | str | Path,
     checkpoint: str | Path,
     *,
-    qconfig: Mapping[str, Any] | str | Path,
+    recipe: str | Path | Mapping[str, Any] | Sequence[Any] | None = None,
+    qconfig: Mapping[str, Any] | str | Path | None = None,
     reconstruction: Mapping[str, Any] | str | Path | None = None,
     calibration: Mapping[str, Any] | str | Path | None = None,
     rewrites: list[dict[str, Any]] | None = None,
@@ -176,9 +155,12 @@ def quantize(
     Args:
         config: Config of an mmengine, mmdet or mmseg model, or its path.
         checkpoint: Float checkpoint, path or URL.
-        qconfig: Recipe of the quantizers, or a fragment that sets it; the
-            fragment's ``reconstruction``, ``rewrites`` and ``loss`` count
-            unless they are given here.
+        recipe: Name such as ``w4a4_qdrop``, dict of its parts, config file
+            that sets them, or a list of these, merged in order. Parts that
+            are given here as well replace those of the recipe.
+        qconfig: The quantizers, or a fragment that sets them; without
+            ``recipe``, the fragment's ``reconstruction``, ``rewrites`` and
+            ``loss`` count unless they are given here.
         reconstruction: Settings, or a fragment; None leaves it out.
         calibration: Settings, or a fragment; None takes 256 training images.
         rewrites: Configs of ModelRewrites that run first.
@@ -210,23 +192,15 @@ def quantize(
     refuse_unwritable_folder(folder, name='work_dir')
     refuse_unwritable_file(
         folder / 'quantized.pth' if out is None else out, name='out')
-    if isinstance(qconfig, (str, Path)):
-        fragment = read_config(qconfig).to_dict()
-        if reconstruction is None:
-            reconstruction = fragment.get('reconstruction')
-        rewrites = fragment.get('rewrites') if rewrites is None else rewrites
-        loss = fragment.get('loss') if loss is None else loss
+    parts = read_parts(
+        recipe, qconfig=qconfig, reconstruction=reconstruction, loss=loss,
+        rewrites=rewrites)
     settings = read_fragment(calibration, key='calibration') or {}
     if allow_overlap:
         settings['allow_overlap'] = True
     images = CalibrationConfig.from_dict(settings, seed=seed)
-    recipe = Recipe.from_config(
-        read_fragment(qconfig, key='qconfig') or {},
-        reconstruction=read_fragment(reconstruction, key='reconstruction'),
-        loss=loss,
-        rewrites=rewrites,
-        calibration=images.recipe(),
-        seed=seed)
+    made = Recipe.from_config(
+        parts.pop('qconfig'), **parts, calibration=images.recipe(), seed=seed)
     path = local_file(checkpoint)
     content = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
     model = build_model(config, device=device or default_device())
@@ -240,12 +214,44 @@ def quantize(
     report = quantize_model(
         model,
         batches,
-        recipe=recipe,
+        recipe=made,
         work_dir=folder,
         out=out,
         resume=resume,
         meta={'dataset_meta': model.dataset_meta})
     return model, report
+
+
+def read_parts(recipe: Any, *, qconfig: Any, reconstruction: Any, loss: Any,
+               rewrites: Any) -> dict[str, Any]:
+    """Return a recipe's parts, from what :func:`quantize` was given.
+
+    Args:
+        recipe: See :func:`quantize`, as for all others.
+        qconfig: Settings or a fragment.
+        reconstruction: Settings or a fragment.
+        loss: Config of a ReconLoss.
+        rewrites: Configs of ModelRewrites.
+
+    Raises:
+        SettingError: If neither ``recipe`` nor ``qconfig`` is given.
+    """
+    if recipe is None and qconfig is None:
+        raise SettingError(
+            'recipe', ': give one, such as w4a4_qdrop, or a qconfig')
+    if recipe is None and isinstance(qconfig, (str, Path)):
+        fragment = read_config(qconfig).to_dict()
+        if reconstruction is None:
+            reconstruction = fragment.get('reconstruction')
+        rewrites = fragment.get('rewrites') if rewrites is None else rewrites
+        loss = fragment.get('loss') if loss is None else loss
+    return with_recipe(
+        recipe,
+        owner='quantize',
+        qconfig=read_fragment(qconfig, key='qconfig'),
+        reconstruction=read_fragment(reconstruction, key='reconstruction'),
+        loss=loss,
+        rewrites=rewrites)
 
 
 def choose_work_dir(config: Config, *, work_dir: str | Path | None,

@@ -19,6 +19,7 @@ LAYERS = {
     '__init__': set(),
     'version': set(),
     'core': set(),
+    'recipes': {'core'},
     'modules': {'core'},
     'prepare': {'core', 'modules'},
     'calibration': {'core', 'modules', 'prepare'},

@@ -1,6 +1,6 @@
 """Quantize a checkpoint without editing its config.
 
-    python tools/quantize.py CONFIG FLOAT.pth --quant FRAGMENT --out q.pth
+    python tools/quantize.py CONFIG FLOAT.pth --recipe w4a4_qdrop --out q.pth
 
 Beside ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
 ``tools/test.py q.py q.pth`` (this one or a host's) tests the result.
@@ -29,12 +29,14 @@ from taskptq.engine.import_style import (
     lazy_settings,
     type_name,
 )
+from taskptq.engine.recipe_source import read_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
+PARTS = ('qconfig', 'reconstruction', 'rewrites', 'loss')
 DROPPED_HOOKS = ('PTQHook', 'EMAHook')
 
 
@@ -47,8 +49,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Quantize a checkpoint')
     parser.add_argument('config', help='config file of the float model')
     parser.add_argument('checkpoint', help='float checkpoint')
-    parser.add_argument(
-        '--quant', required=True,
+    method = parser.add_mutually_exclusive_group(required=True)
+    method.add_argument(
+        '--recipe', action='append',
+        help='name of a recipe, e.g. w4a4_qdrop, or config file that sets '
+        'its parts; if given again, the next is merged into the one before')
+    method.add_argument(
+        '--quant',
         help='fragment that sets qconfig and reconstruction, e.g. '
         'configs/_base_/quant/w4a4_qdrop.py')
     parser.add_argument(
@@ -141,6 +148,24 @@ def config_text(cfg: Config, *, source: str, out: Path,
     return f'_base_ = [{base!r}]\n\n{text}'
 
 
+def chosen_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """Return all parts of the recipe that the command line asks for.
+
+    Of a fragment only these count, whatever else it sets.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Raises:
+        SettingError: If there is no such recipe, or it lacks ``qconfig``.
+    """
+    if args.recipe is not None:
+        return read_recipe(args.recipe)
+    fragment = read_config(args.quant).to_dict()
+    return read_recipe({
+        key: fragment.get(key) for key in PARTS if key in fragment})
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize and write both files.
 
@@ -158,10 +183,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
-    fragment = read_config(args.quant).to_dict()
-    qconfig = read_fragment(args.quant, key='qconfig')
-    method = {key: fragment.get(key)
-              for key in ('reconstruction', 'rewrites', 'loss')}
+    recipe = chosen_recipe(args)
     calibration = read_fragment(args.calib, key='calibration') or {}
     if args.num_images is not None:
         calibration['num_images'] = args.num_images
@@ -169,10 +191,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         calibration['allow_overlap'] = True
     hook = {
         'type': 'taskptq.PTQHook',
-        'qconfig': qconfig,
+        'recipe': recipe,
         'calibration': calibration,
         'seed': args.seed,
-        **{key: value for key, value in method.items() if value},
     }
     text = config_text(
         cfg, source=args.config, out=out.with_suffix('.py'),
@@ -180,8 +201,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _, report = quantize(
         cfg,
         args.checkpoint,
-        qconfig=qconfig or {},
-        **method,
+        recipe=recipe,
         calibration=calibration,
         out=out,
         work_dir=args.work_dir,

@@ -28,6 +28,7 @@ from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.qat import CHECKPOINT_KEY
+from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
@@ -89,7 +90,12 @@ class PTQHook(Hook):
     file's own recipe, and only evaluated. Inside training it does nothing.
 
     Args:
-        qconfig: Recipe of the quantizers; needed for float checkpoints.
+        qconfig: The quantizers; this or ``recipe`` is needed for float
+            checkpoints.
+        recipe: Name such as ``w4a4_qdrop``, dict of its parts, config file
+            that sets them, or a list of these, merged in order. Parts that
+            are given here as well (``qconfig``, ``reconstruction``,
+            ``rewrites``, ``loss``) replace those of the recipe.
         calibration: See ``CalibrationConfig``.
         reconstruction: See ``ReconstructionConfig``; None leaves it out.
         rewrites: Configs of ModelRewrites that run first.
@@ -108,6 +114,7 @@ class PTQHook(Hook):
     def __init__(self,
                  qconfig: Mapping[str, Any] | None = None,
                  *,
+                 recipe: str | Mapping[str, Any] | Sequence[Any] | None = None,
                  calibration: Mapping[str, Any] | None = None,
                  reconstruction: Mapping[str, Any] | None = None,
                  rewrites: Sequence[Mapping[str, Any]] | None = None,
@@ -118,13 +125,18 @@ class PTQHook(Hook):
                  trust_checkpoint: bool = False) -> None:
         seed = SEED.read(seed, name='PTQHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
+        parts = with_recipe(
+            recipe,
+            owner='PTQHook',
+            qconfig=qconfig,
+            reconstruction=reconstruction,
+            loss=loss,
+            rewrites=rewrites)
         self.recipe = None
-        if qconfig is not None:
+        if parts['qconfig'] is not None:
             self.recipe = Recipe.from_config(
-                qconfig,
-                reconstruction=reconstruction,
-                loss=loss,
-                rewrites=rewrites,
+                parts.pop('qconfig'),
+                **parts,
                 calibration=self.calibration.recipe(),
                 seed=seed)
         self.out = OUT.read(out, name='PTQHook.out')
@@ -250,8 +262,9 @@ class PTQHook(Hook):
             return
         if self.recipe is None:
             raise ValueError(
-                'PTQHook needs qconfig to quantize a float checkpoint: add '
-                'one to the hook, or test a quantized file')
+                'PTQHook needs qconfig or recipe to quantize a float '
+                "checkpoint: add one to the hook, such as recipe='w8a8', or "
+                'test a quantized file')
         if not runner._has_loaded:
             runner.logger.warning(
                 'PTQHook quantizes a model into which no checkpoint was '

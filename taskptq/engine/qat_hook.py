@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ from taskptq.engine.qat_teacher import (
     other_teacher,
     save_teacher,
 )
+from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
@@ -97,8 +98,11 @@ class QATHook(Hook):
     its quantized file written.
 
     Args:
-        qconfig: Recipe of the quantizers; scales train where its type is
-            LSQQuantizer. Needed for training.
+        qconfig: The quantizers; scales train where their type is
+            LSQQuantizer. This or ``recipe`` is needed for training.
+        recipe: Name such as ``w4a4-8_drd-qat``, dict of its parts, config
+            file that sets them, or a list of these, merged in order.
+            ``qconfig`` and ``distillation`` given here replace its own.
         calibration: See ``CalibrationConfig``; it sets the first ranges.
         distillation: See ``DistillationConfig``; None trains on the model's
             own loss alone.
@@ -123,6 +127,7 @@ class QATHook(Hook):
     def __init__(self,
                  qconfig: Mapping[str, Any] | None = None,
                  *,
+                 recipe: str | Mapping[str, Any] | Sequence[Any] | None = None,
                  calibration: Mapping[str, Any] | None = None,
                  distillation: Mapping[str, Any] | None = None,
                  stage: int = 2,
@@ -133,6 +138,10 @@ class QATHook(Hook):
         stage = Choice(choices=tuple(STAGES)).read(stage, name='stage')
         seed = SEED.read(seed, name='QATHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
+        parts = with_recipe(
+            recipe, owner='QATHook', qconfig=qconfig,
+            distillation=distillation)
+        qconfig, distillation = parts['qconfig'], parts['distillation']
         self.distillation = None
         if distillation is not None:
             self.distillation = DistillationConfig.from_dict(
@@ -193,8 +202,9 @@ class QATHook(Hook):
         if not training:
             return
         if self.qconfig is None:
-            raise ValueError('QATHook needs qconfig to train: add one to the '
-                             'hook')
+            raise ValueError(
+                'QATHook needs qconfig or recipe to train: add one to the '
+                "hook, such as recipe='w4a4_lsq-qat'")
         refuse_company(runner)
         refuse_unwritable_folder(runner.work_dir, name='work_dir')
         refuse_unwritable_file(self._out_path(runner), name='QATHook.out')

@@ -1,8 +1,11 @@
 """Lane detectors of four families, with their data and official metrics.
 
-Importing the package registers its classes with mmdet's registries, so
+Importing the package registers its classes with mmdet's registries, and its
+recipes with taskptq (``recipe='w4a4_selective-focus'``), so
 ``custom_imports = dict(imports=['lane_detection'])`` is all a config needs.
 """
+
+from taskptq.recipes import register_folder
 
 from . import (
     adapters,
@@ -33,3 +36,5 @@ __all__ = [
     'adapters', 'datasets', 'draw_lanes', 'draw_sample', 'geometry',
     'metrics', 'models', 'structures', 'transforms', 'visualization'
 ]
+
+register_folder('lane_detection.recipes')

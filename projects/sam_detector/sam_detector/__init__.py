@@ -1,8 +1,11 @@
 """Segment Anything prompted by an mmdet detector.
 
-Importing the package registers its classes with mmdet's registries, so
+Importing the package registers its classes with mmdet's registries, and its
+recipes with taskptq (``recipe='w4a4_ptq4sam-l'``), so
 ``custom_imports = dict(imports=['sam_detector'])`` is all a config needs.
 """
+
+from taskptq.recipes import register_folder
 
 from .detector import SAMDetector
 from .metrics import InstanceCocoMetric, PromptedMaskMetric
@@ -18,3 +21,5 @@ __all__ = [
     'PromptedSAM', 'Prompts', 'SAMDataPreprocessor', 'SAMDetector', 'SAMSize',
     'SAMViews', 'View', 'ZoomCrop', 'prompt_losses'
 ]
+
+register_folder('sam_detector.recipes')

@@ -1,0 +1,1 @@
+"""Recipes for lane detectors, as method files of ``taskptq.recipes``."""

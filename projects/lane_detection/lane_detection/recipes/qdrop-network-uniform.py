@@ -1,0 +1,12 @@
+"""Blocks first, the network afterwards.
+
+As qdrop, then the error of the named heads, all heads and places weighted the
+same, from the roundings and scales that the blocks ended with.
+"""
+
+base = 'qdrop'
+reconstruction = dict(
+    steps=300,
+    network_steps=300,
+    network=dict(straight_through=True, weight_lr=0.01, drop_prob=0.0),
+    loss=dict(type='NetworkUniform'))

@@ -1,0 +1,3 @@
+"""QDrop on the ground of ours-s: what its statistics alone change."""
+
+base = ['qdrop', '_ours-ground']

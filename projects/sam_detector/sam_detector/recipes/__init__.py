@@ -1,0 +1,1 @@
+"""Recipes for PromptedSAM, as method files of ``taskptq.recipes``."""

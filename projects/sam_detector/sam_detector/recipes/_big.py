@@ -1,0 +1,3 @@
+"""Bimodal integration of PTQ4SAM."""
+
+rewrites = [dict(type='BimodalIntegration')]

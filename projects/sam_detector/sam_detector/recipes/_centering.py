@@ -1,0 +1,3 @@
+"""Keys and values centered, in place of bimodal integration."""
+
+rewrites = [dict(type='AttentionCentering', patterns=['sam.*'])]

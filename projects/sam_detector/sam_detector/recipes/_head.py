@@ -1,0 +1,3 @@
+"""A softmax grid for each head."""
+
+qconfig = dict(softmax=dict(observer=dict(per_head=True)))

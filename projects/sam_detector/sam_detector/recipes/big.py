@@ -1,0 +1,6 @@
+"""Bimodal integration of PTQ4SAM alone.
+
+Learned on top of QDrop.
+"""
+
+base = ['qdrop', '_big']

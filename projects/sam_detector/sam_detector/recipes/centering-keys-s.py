@@ -1,0 +1,6 @@
+"""Keys centered, values not.
+
+Statistics only: ranges of least error, rounding to nearest.
+"""
+
+base = ['mse', '_centered-keys']

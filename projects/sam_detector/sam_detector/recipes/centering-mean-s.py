@@ -1,0 +1,10 @@
+"""Keys and values centered at the mean of each channel.
+
+Statistics only: ranges of least error, rounding to nearest.
+"""
+
+base = 'mse'
+rewrites = [
+    dict(
+        type='AttentionCentering', patterns=['sam.*'], value_center='mean')
+]

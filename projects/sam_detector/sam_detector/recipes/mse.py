@@ -1,0 +1,4 @@
+"""Ranges of least error, rounding to nearest."""
+
+base = '_points'
+reconstruction = None

@@ -1,0 +1,89 @@
+"""A recipe as users write it: a name, a dict, a file, or a list of these."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from taskptq.core.setting_error import SettingError, check_keys, refuse
+from taskptq.engine.config_file import read_config
+from taskptq.recipes import KEYS, merge, resolve
+
+__all__ = ['read_recipe', 'with_recipe']
+
+# What a file may set besides a recipe: mmengine has acted on it by then.
+NOT_OF_A_RECIPE = ('custom_imports', )
+ALLOWED = (
+    'give a name such as w4a4_qdrop, a dict, the path of a file that sets '
+    'qconfig, or a list of these')
+
+
+def read_recipe(recipe: Any) -> dict[str, Any]:
+    """Read a recipe.
+
+    Args:
+        recipe: Name, see ``taskptq.recipes``; dict of ``KEYS``; path of a
+            config file that sets them; or a list of these, merged in order
+            as mm configs are, ``_delete_`` included.
+
+    Returns:
+        ``qconfig`` and what else of ``KEYS`` is set.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        SettingError: If it is none of these, or sets no ``qconfig``.
+    """
+    parts = recipe if isinstance(recipe, (list, tuple)) else [recipe]
+    merged: dict[str, Any] = {}
+    for part in parts:
+        merged = merge(merged, _read_part(part))
+    if not isinstance(merged.get('qconfig'), Mapping):
+        raise SettingError('recipe', f' sets no qconfig: {ALLOWED}')
+    return merged
+
+
+def _read_part(part: Any) -> dict[str, Any]:
+    """Read a name, a dict or a file."""
+    if isinstance(part, Mapping):
+        check_keys(part, KEYS, name='recipe')
+        return dict(part)
+    if not isinstance(part, (str, Path)):
+        raise refuse('recipe', part, ALLOWED)
+    if not is_path(part):
+        return resolve(str(part))
+    content = read_config(part).to_dict()
+    for key in NOT_OF_A_RECIPE:
+        content.pop(key, None)
+    check_keys(content, KEYS, name=f'recipe {part}')
+    return content
+
+
+def is_path(part: str | Path) -> bool:
+    """Whether a text is meant as a path, and not as a recipe's name."""
+    return isinstance(part, Path) or part.endswith('.py') or '/' in part
+
+
+def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
+    """Return settings, those that are None taken from a recipe.
+
+    Args:
+        recipe: See :func:`read_recipe`; None adds nothing.
+        owner: Name of the caller, for errors.
+        given: Every part of a recipe that the caller uses.
+
+    Raises:
+        SettingError: If the recipe sets a part that the caller would drop,
+            or see :func:`read_recipe`.
+    """
+    if recipe is None:
+        return given
+    parts = read_recipe(recipe)
+    for key, value in parts.items():
+        if key not in given and value:
+            other = 'QATHook' if key == 'distillation' else 'PTQHook'
+            raise SettingError(
+                'recipe', f' sets {key}, which {owner} has no use for: use '
+                f'{other}, or a recipe without {key}')
+    return {key: parts.get(key) if value is None else value
+            for key, value in given.items()}

@@ -1,0 +1,3 @@
+"""Distribution rectification distillation of Q-DETR: da and fqm at once."""
+
+base = ['fqm', '_aligned']

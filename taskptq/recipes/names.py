@@ -1,0 +1,123 @@
+"""What a recipe's name means."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from taskptq.core.setting_error import SettingError, refuse
+from taskptq.recipes.folders import (
+    find_scope,
+    method_names,
+    read_method,
+)
+from taskptq.recipes.merge import merge
+
+DEFAULT_METHOD = 'mse'
+# Few codes: one that a symmetric grid wastes costs too much.
+ASYMMETRIC_UP_TO = 3
+BITS = range(2, 9)
+PATTERN = re.compile(
+    r'(?:(?P<scope>\w+)::)?'
+    r'w(?P<weight>\d+)a(?P<activation>\d+)(?:-(?P<attention>\d+))?'
+    r'(?:_(?P<method>.+))?', re.ASCII | re.DOTALL)
+EXAMPLES = 'w8a8, w4a8_gptq or w4a4-8_drd'
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeName:
+    """The parts of a name.
+
+    Args:
+        weight: Bits of weights.
+        activation: Bits of activations.
+        attention: Bits inside of attention (queries, keys, values and the
+            softmax); None is as the method has it, which mostly is
+            ``activation``.
+        method: Name of a method file.
+        scope: Project whose method is meant first; None leaves it open.
+    """
+
+    weight: int
+    activation: int
+    attention: int | None = None
+    method: str = DEFAULT_METHOD
+    scope: str | None = None
+
+    def qconfig(self) -> dict[str, Any]:
+        """Return the bits as settings of a ``qconfig``."""
+        weight: dict[str, Any] = {'num_bits': self.weight}
+        if self.weight <= ASYMMETRIC_UP_TO:
+            weight['symmetric'] = False
+        points = {
+            'weight': weight,
+            'activation': {'num_bits': self.activation}
+        }
+        if self.attention is not None:
+            points['attention'] = {'num_bits': self.attention}
+            points['softmax'] = {'num_bits': self.attention}
+        return points
+
+
+def parse(name: str) -> RecipeName:
+    """Read a recipe's name; whether its method exists is not looked up.
+
+    Args:
+        name: Bits and method, e.g. ``w4a4-8_drd``.
+
+    Raises:
+        SettingError: If it is no such name.
+
+    >>> parse('w4a4-8_drd')
+    RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None)
+    """
+    found = PATTERN.fullmatch(name) if isinstance(name, str) else None
+    if found is None:
+        raise refuse(
+            'recipe', name,
+            f'give bits and a method, as in {EXAMPLES}{_guess(name)}')
+    bits: dict[str, int] = {}
+    for point in ('weight', 'activation', 'attention'):
+        text = found[point]
+        if text is None:
+            continue
+        if text not in map(str, BITS):
+            raise refuse(
+                'recipe', name,
+                f'the bits of {point} have to be {BITS[0]} to {BITS[-1]}')
+        bits[point] = int(text)
+    return RecipeName(
+        **bits, method=found['method'] or DEFAULT_METHOD,
+        scope=found['scope'])
+
+
+def _guess(name: Any) -> str:
+    """Say which method may be meant where bits are missing or misspelt."""
+    last = str(name)[:100].rpartition('_')[2]
+    near = difflib.get_close_matches(last, method_names(), n=1)
+    return f' (did you mean w4a4_{near[0]}?)' if near else ''
+
+
+def resolve(name: str) -> dict[str, Any]:
+    """Return the settings of a recipe.
+
+    Args:
+        name: Bits and method, e.g. ``w4a4_qdrop``; the project's name and
+            ``::`` before them where several have the method.
+
+    Returns:
+        ``qconfig`` and what else its method sets of ``KEYS``.
+
+    Raises:
+        SettingError: If there is no such recipe, naming the nearest.
+    """
+    parts = parse(name)
+    try:
+        scope = find_scope(parts.method, scope=parts.scope)
+    except SettingError as error:
+        raise SettingError(
+            f'recipe={name!r}', error.problem) from error
+    return merge(read_method(parts.method, scope=scope),
+                 {'qconfig': parts.qconfig()})

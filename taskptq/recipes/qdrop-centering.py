@@ -1,0 +1,3 @@
+"""As qdrop, with keys and values centered first (exact)."""
+
+base = ['qdrop', '_centering']
