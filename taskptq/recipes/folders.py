@@ -8,9 +8,10 @@ underscore is only a base. The bits of a file do not count: names set them.
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import runpy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from taskptq.core.setting_error import (
     SettingError,
     check_keys,
     refuse,
-    unknown_key,
+    shown,
 )
 from taskptq.recipes.merge import merge
 
@@ -118,11 +119,17 @@ def find_scope(method: str, *, scope: str | None) -> str:
             f'{written} before the name')
     known = {name for one in (searched if scope else _FOLDERS)
              for name in method_names(one)}
-    unknown = unknown_key(method, sorted(known)).replace(
-        'unknown key', 'the unknown method')
     raise SettingError(
-        'recipe', f'{unknown}; those of a project are known once it is '
-        'imported')
+        'recipe', f'{_unknown(method, known)}; those of a project are known '
+        'once it is imported')
+
+
+def _unknown(method: str, known: Iterable[str]) -> str:
+    """Say that there is no such method, and which ones are nearest."""
+    near = difflib.get_close_matches(
+        method[:100], sorted(known), n=3, cutoff=0)
+    return (f': there is no method {shown(method)} (the nearest are '
+            f'{", ".join(near)})')
 
 
 def read_method(method: str, *, scope: str) -> dict[str, Any]:
@@ -169,5 +176,5 @@ def _scope_of_base(base: str, *, scope: str, path: Path) -> str:
     for candidate in (scope, OWN):
         if (_FOLDERS[candidate] / f'{base}.py').is_file():
             return candidate
-    raise SettingError(f'{path}: base', unknown_key(
-        base, [*method_names(scope), *method_names()]))
+    known = {*method_names(scope), *method_names()}
+    raise SettingError(f'{path}: base', _unknown(base, known))

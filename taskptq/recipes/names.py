@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from taskptq.core.setting_error import SettingError, refuse
+from taskptq.core.setting_error import SettingError, refuse, shown
 from taskptq.recipes.folders import (
     find_scope,
     method_names,
@@ -118,6 +118,6 @@ def resolve(name: str) -> dict[str, Any]:
         scope = find_scope(parts.method, scope=parts.scope)
     except SettingError as error:
         raise SettingError(
-            f'recipe={name!r}', error.problem) from error
+            f'recipe={shown(name)}', error.problem) from error
     return merge(read_method(parts.method, scope=scope),
                  {'qconfig': parts.qconfig()})
