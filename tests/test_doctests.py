@@ -20,7 +20,11 @@ def modules_of(*packages):
     )
 
 
-NAMES = modules_of(taskptq.core, taskptq.prepare)
+NAMES = [
+    *modules_of(taskptq.core, taskptq.prepare),
+    'taskptq.recipes.merge',
+    'taskptq.recipes.names',
+]
 
 
 def examples_of(name):
@@ -43,4 +47,6 @@ def test_there_are_examples():
         'taskptq.core.functional',
         'taskptq.core.spec',
         'taskptq.prepare.patterns',
+        'taskptq.recipes.merge',
+        'taskptq.recipes.names',
     } <= found

@@ -1,0 +1,21 @@
+"""Reading of configs."""
+
+import pytest
+
+from taskptq.engine.config_file import read_config
+
+
+def test_a_file(tmp_path):
+    path = tmp_path / 'config.py'
+    path.write_text('steps = 3\n')
+    assert read_config(path).steps == 3
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match='there is no config file'):
+        read_config(tmp_path / 'none.py')
+
+
+def test_no_package():
+    with pytest.raises(FileNotFoundError, match='give an installed package'):
+        read_config('no_such_package::config.py')
