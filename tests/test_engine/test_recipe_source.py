@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+import torch
 from mmengine.config import Config, ConfigDict
 
 from taskptq import apis
@@ -15,7 +16,7 @@ from taskptq.recipes import method_names, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
 FRAGMENTS = ROOT / 'configs/_base_/quant'
-# The next line but one trains, so that PTQHook would drop what it sets.
+# Methods that train: PTQHook would drop their distillation.
 TRAINED = [name for name in method_names()
            if resolve(f'w4a4_{name}').get('distillation')]
 NAMES = [f'w2a4-8_{name}' for name in method_names() if name not in TRAINED]
@@ -205,3 +206,20 @@ def test_the_tool_says_what_it_does_not_know(run_tool):
 def test_the_api_needs_one_of_both(tmp_path):
     with pytest.raises(SettingError, match='give one, such as w4a4_qdrop'):
         apis.quantize(Config(), 'float.pth', work_dir=tmp_path)
+
+
+def test_a_config_needs_only_the_name(make_runner, float_checkpoint):
+    runner = make_runner(
+        float_checkpoint,
+        hook=dict(recipe=['w4a4', dict(qconfig=dict(edge_bits=6))],
+                  calibration=CALIBRATION))
+    runner.test()
+    payload = torch.load(
+        Path(runner.work_dir) / 'quantized.pth', weights_only=True)
+    written = payload['recipe']
+    assert written['qconfig']['edge_bits'] == 6
+    assert written['qconfig']['weight']['num_bits'] == 4
+    assert {**written, 'calibration': {}} == {**PTQHook(
+        recipe='w4a4',
+        qconfig={**resolve('w4a4')['qconfig'], 'edge_bits': 6}
+    ).recipe.to_dict(), 'calibration': {}}
