@@ -365,13 +365,13 @@ def same_state(a, b):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    ({'network': {'weight_lr': 0.1}}, 'needs network_steps'),
-    ({'keep_better': True}, 'keep_better=True is of training on the whole'),
-    ({'network_batch_size': 0}, 'network_batch_size=0 must be at least 1'),
+    ({'network': {'weight_lr': 0.1}}, 'give network_steps as well'),
+    ({'keep_better': True}, 'keep_better=True: give it only where the whole'),
+    ({'network_batch_size': 0}, 'network_batch_size=0: give a whole number from 1'),
     ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'"),
     ({'network': {'drop_prob': 2.0}, 'network_steps': 3}, 'drop_prob=2.0'),
     ({'network': {'weight_lr': '1e-3'}, 'network_steps': 3},
-     "weight_lr='1e-3' must be a number .*write 1.0e-3")])
+     "weight_lr='1e-3': give a number .*write 1.0e-3")])
 def test_network_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         ReconstructionConfig(**settings)

@@ -404,8 +404,8 @@ def test_trunk_is_that_of_the_quantized_model(build):
 
 
 @pytest.mark.parametrize(('settings', 'message'), [
-    (dict(network_train=['decoder*']), 'set network_steps'),
-    (dict(network_train='decoder*', scope='network'), 'must be a list'),
+    (dict(network_train=['decoder*']), 'with network_steps'),
+    (dict(network_train='decoder*', scope='network'), 'give a list'),
 ])
 def test_network_train_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):

@@ -147,7 +147,7 @@ def test_reports(tools, small, monkeypatch, tmp_path):
         report, 'quantize', lambda *_, **__: (quant, {}))
     out = {what: tmp_path / f'{what}.json'
            for what in ('errors', 'grids', 'gradients')}
-    common = ['config.py', 'model.pth', '--threshold', '-1']
+    common = ['config.py', 'model.pth', '--threshold', '0']
     report.main(['errors', *common, '--out', str(out['errors']),
                  '--plot', str(tmp_path / 'scatter.png'),
                  '--quant', 'a/w4a4_head-mse.py', '--bits', '8', '4'])

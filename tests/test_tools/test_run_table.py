@@ -189,7 +189,7 @@ def test_leaves_a_row_that_another_process_is_at(fake, write_table, tools):
 
 def test_out_of_time_starts_no_row(fake, write_table):
     table = write_table()
-    fake.main([str(table), '--max-minutes', '-1'])
+    fake.main([str(table), '--max-minutes', '0'])
     assert fake.Fake.measured == ['float']
     assert read_results(table)['rows'] == []
 
