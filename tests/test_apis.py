@@ -51,6 +51,17 @@ def predict(model, source):
         return [p.pred_instances for p in model.test_step(batch)]
 
 
+@pytest.mark.parametrize('name', [
+    'conditional_detr/conditional-detr_r18-half_bccd.py',
+    'deformable_detr/deformable-detr_r18-half_bccd.py'])
+def test_a_config_can_be_built_from_twice(name, scopes):
+    config = apis.read_config(ROOT / 'configs' / name)
+    before = config.model.to_dict()
+    names = [set(apis.build_model(config).state_dict()) for _ in range(2)]
+    assert names[0] == names[1]
+    assert config.model.to_dict() == before
+
+
 @pytest.mark.data('bccd')
 def test_quantize_and_load_again(config, checkpoint, tmp_path):
     model, report = apis.quantize(

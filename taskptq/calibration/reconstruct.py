@@ -79,7 +79,7 @@ def reconstruct(
             "reconstruction.scope='network' needs the model's adapter, as "
             'network_steps do: register one for the detector class'
         )
-    # A pattern without a match shall be told before hours of units.
+    # Fail now, not after hours of training.
     trained_layers(model, config.network_train)
     start = time.perf_counter()
     run = _Run(

@@ -169,7 +169,7 @@ def max_bytes(unit: Unit) -> int:
 
 
 def check_state(state: Mapping[str, Any], unit: Unit) -> None:
-    """Check everything in a state against the unit that shall take it.
+    """Check everything in a state against the unit it is for.
 
     Args:
         state: From :func:`read_state`.

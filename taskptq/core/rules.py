@@ -98,8 +98,8 @@ class _Ranged(Rule):
     Args:
         low: Least value.
         high: Greatest value.
-        above: Bound that is not a value itself.
-        below: Likewise.
+        above: Values must be greater than this.
+        below: Values must be less than this.
     """
 
     low: float | None = None

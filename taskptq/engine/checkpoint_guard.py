@@ -80,11 +80,11 @@ def guarded_runner(cfg: Config, *, training: bool,
     Args:
         cfg: Config of the run.
         training: See :func:`guard_runner`.
-        trust_checkpoint: Likewise, for its hooks as well.
+        trust_checkpoint: See :func:`guard_runner`; set in its hooks, too.
 
     Raises:
         FileNotFoundError: See :func:`guard_runner`.
-        ValueError: Likewise.
+        ValueError: See :func:`guard_runner`.
     """
     if 'runner_type' in cfg:
         runner = RUNNERS.build(cfg)

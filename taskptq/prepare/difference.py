@@ -18,7 +18,7 @@ def difference(found: Any, expected: Any) -> float:
 
     Args:
         found: Tensor, or any nesting of lists, tuples, dicts and dataclasses.
-        expected: Likewise.
+        expected: What it is compared with, nested in the same way.
 
     Returns:
         0 where all agree, inf where shapes, structure or integers differ.

@@ -117,7 +117,7 @@ def _regular(pattern: str) -> Callable[[str], bool]:
     if problem:
         raise ValueError(f'pattern {pattern!r} has {problem}: simplify it')
     try:
-        # What is no expression of the standard library is none of ours.
+        # A pattern must be one that the standard library reads, too.
         quick = re.compile(expression).fullmatch
         compiled = regex.compile(expression, regex.VERSION0)
     except (re.error, regex.error, OverflowError, RecursionError) as error:

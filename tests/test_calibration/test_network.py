@@ -367,7 +367,7 @@ def same_state(a, b):
 @pytest.mark.parametrize(('settings', 'message'), [
     ({'network': {'weight_lr': 0.1}}, 'give network_steps as well'),
     ({'keep_better': True}, 'keep_better=True: give it only where the whole'),
-    ({'network_batch_size': 0}, 'network_batch_size=0: give a whole number from 1'),
+    ({'network_batch_size': 0}, 'network_batch_size=0: give a whole number'),
     ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'"),
     ({'network': {'drop_prob': 2.0}, 'network_steps': 3}, 'drop_prob=2.0'),
     ({'network': {'weight_lr': '1e-3'}, 'network_steps': 3},

@@ -126,7 +126,7 @@ def _declare(pickled: bytes, count: int) -> bytes:
 
     Args:
         pickled: ``data.pkl``; its last storage has 1 to 255 elements.
-        count: Elements that it shall declare.
+        count: Elements that it declares.
     """
     # ... its count as BININT1, the end of a tuple, its memo slot, BINPERSID.
     *_, last = re.finditer(rb'K(.)t(q.|r.{4})Q', pickled, re.DOTALL)
