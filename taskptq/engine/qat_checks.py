@@ -12,6 +12,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import Tensor
 
+from taskptq.core.settings import shown
 from taskptq.engine.calibration_data import EvaluationSource
 from taskptq.engine.ptq_hook import PTQHook, plain_pipeline
 from taskptq.engine.qat import CHECKPOINT_KEY, STAGES
@@ -64,11 +65,12 @@ def check_entry(entry: Any, *, schema: int) -> None:
     """
     if not isinstance(entry, Mapping):
         raise ValueError(entry_error('is not a dict'))
-    if entry.get('schema') != schema:
+    found = entry.get('schema')
+    if type(found) is not int or found != schema:
         raise ValueError(
-            f'the training checkpoint has schema {entry.get("schema")!r} '
-            f'(written by taskptq {entry.get("version")!r}), but this '
-            f'version reads schema {schema}')
+            f'the training checkpoint has schema {shown(found)} (written by '
+            f'taskptq {shown(entry.get("version"))}), but this version reads '
+            f'schema {schema}')
     for name in ('recipe', 'report', 'weights'):
         if not isinstance(entry.get(name), Mapping) or not entry[name]:
             raise ValueError(entry_error(f'has no {name}'))
@@ -79,8 +81,8 @@ def check_entry(entry: Any, *, schema: int) -> None:
         raise ValueError(entry_error('has a teacher that is not a digest'))
     for name, value in entry['weights'].items():
         if not (isinstance(name, str) and is_dense(value)):
-            raise ValueError(
-                entry_error(f'has weights[{name!r}] that is not a tensor'))
+            raise ValueError(entry_error(
+                f'has weights[{shown(name)}] that is not a tensor'))
 
 
 def _check_recipe(recipe: Mapping[str, Any]) -> None:
@@ -89,7 +91,8 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
             raise ValueError(entry_error(f'has no recipe.{name}'))
     stage = recipe['training'].get('stage')
     if type(stage) is not int or stage not in STAGES:
-        raise ValueError(entry_error(f'has recipe.training.stage={stage!r}'))
+        raise ValueError(
+            entry_error(f'has recipe.training.stage={shown(stage)}'))
 
 
 def is_dense(value: Any) -> bool:

@@ -393,6 +393,14 @@ def test_an_entry_of_the_wrong_shape(make, float_checkpoint, tmp_path, entry):
         make(path, hook={}).test()
 
 
+def test_a_schema_is_a_whole_number():
+    from taskptq.engine.qat_checks import check_entry
+    for schema in (True, 1.0, '1' * 10**6):
+        with pytest.raises(ValueError, match='has schema') as error:
+            check_entry({'schema': schema}, schema=1)
+        assert len(str(error.value)) < 300
+
+
 def test_other_bits_are_refused(make, hook, float_checkpoint):
     runner = make(float_checkpoint, hook=hook, train_cfg=dict(max_epochs=1))
     runner.train()
