@@ -213,8 +213,8 @@ def _root(name: str, *locations: str) -> Registry:
 check_versions()
 allow_history_buffers()
 
-HOOKS = _child('HOOKS', 'taskptq.engine')
-LOOPS = _child('LOOPS', 'taskptq.engine')
+HOOKS = _child('HOOKS', 'taskptq.engine', 'taskptq.qat')
+LOOPS = _child('LOOPS', 'taskptq.engine', 'taskptq.qat')
 METRICS = _child('METRICS', 'taskptq.engine')
 MODELS = _child('MODELS', 'taskptq.models')
 TASK_UTILS = _child('TASK_UTILS', 'taskptq.models')

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 import torch
 
+import taskptq.methods  # noqa: F401 - so that recipes find its classes by name
+from taskptq.calibration import calibrate
+from taskptq.prepare import QConfig, prepare
+from taskptq.testing import tiny_batches, tiny_model
+
 ROOT = Path(__file__).resolve().parents[1]
+TINY_TASK = ROOT / 'tests' / 'tiny_task'
+QCONFIG = dict(
+    weight=dict(num_bits=4),
+    activation=dict(num_bits=4),
+    edge_bits=None,
+)
 HOST_PACKAGES = ('mmengine', 'mmcv', 'mmdet', 'mmseg', 'taskptq')
 
 
@@ -121,3 +132,120 @@ def registry_guard(request) -> Iterator[None]:
     for registry in all_registries():
         if id(registry) in before:
             restore_registry(registry, before[id(registry)], test_module)
+
+
+@pytest.fixture
+def tiny_path(registry_guard, monkeypatch):
+    """Make ``custom_imports=['tiny_task']`` work; returns the config."""
+    from mmengine.registry import DefaultScope
+    scopes = dict(DefaultScope._instance_dict)
+    monkeypatch.syspath_prepend(str(TINY_TASK))
+    sys.modules.pop('tiny_task', None)
+    yield TINY_TASK / 'tiny_config.py'
+    sys.modules.pop('tiny_task', None)
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
+@pytest.fixture
+def tiny_config(tiny_path, tmp_path):
+    """The tiny task's config, loaded, with a work_dir."""
+    from mmengine.config import Config
+    config = Config.fromfile(tiny_path)
+    config.work_dir = str(tmp_path / 'work')
+    return config
+
+
+@pytest.fixture
+def float_checkpoint(tiny_config, tmp_path):
+    """A float checkpoint of the tiny task."""
+    import tiny_task
+    torch.manual_seed(1)
+    model = tiny_task.TinyNet()
+    with torch.no_grad():
+        model.bn1.running_mean.normal_()
+        model.bn1.running_var.uniform_(0.5, 2)
+    path = tmp_path / 'float.pth'
+    torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
+    return path
+
+
+@pytest.fixture
+def make_runner(tiny_config, tmp_path):
+    """Build runners of the tiny task: hooks and checkpoint as given."""
+    import copy
+
+    from mmengine.runner import Runner
+    count = iter(range(100))
+
+    def make(checkpoint=None, *, hook=None, **changes):
+        config = copy.deepcopy(tiny_config)
+        config.experiment_name = f'{tmp_path.name}_{next(count)}'
+        config.load_from = None if checkpoint is None else str(checkpoint)
+        if hook is not None:
+            config.custom_hooks = [
+                *config.custom_hooks, dict(type='taskptq.PTQHook', **hook)
+            ]
+        config.merge_from_dict(changes)
+        return Runner.from_cfg(config)
+
+    return make
+
+
+@pytest.fixture
+def qconfig():
+    """A plain 4-bit recipe."""
+    import copy
+    return copy.deepcopy(QCONFIG)
+
+
+@pytest.fixture
+def predictions():
+    """What the last evaluation predicted, (N, 4)."""
+
+    def read():
+        import tiny_task
+        return tiny_task.TinyMetric.predictions.clone()
+
+    return read
+
+
+def run_model(model, batch):
+    return model(batch)
+
+
+@pytest.fixture
+def forward():
+    """The model is called with the batch itself."""
+    return run_model
+
+
+@pytest.fixture
+def make_qconfig():
+    """Recipe of low-bit weights and learned activation scales."""
+
+    def make(bits=2, activation_bits=8, **kwargs):
+        settings = dict(
+            weight=dict(num_bits=bits, symmetric=False),
+            activation=dict(type='LSQQuantizer', num_bits=activation_bits),
+            edge_bits=None,
+        )
+        return QConfig.from_dict(settings | kwargs)
+
+    return make
+
+
+@pytest.fixture
+def quantized(make_qconfig):
+    """Prepare and calibrate a tiny model, or a given module."""
+
+    def make(model='conv', batches=None, **kwargs):
+        if isinstance(model, str):
+            batches = batches or tiny_batches(model)
+            model = tiny_model(model)
+        prepare(model.eval(), make_qconfig(**kwargs))
+        if batches is not None:
+            calibrate(model, batches, forward=run_model)
+        return model
+
+    return make

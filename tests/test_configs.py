@@ -24,14 +24,15 @@ from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmseg.structures import SegDataSample
 
 from taskptq.apis import build_model
-from taskptq.calibration import calibrate, freeze
-from taskptq.calibration.reconstruct import ReconstructionConfig
-from taskptq.engine.adapters import flatten
+from taskptq.calibration import calibrate
+from taskptq.engine.adapters import name_tensors
 from taskptq.engine.builder import build_loss, build_qconfig, to_plain
 from taskptq.engine.calibration_data import CalibrationConfig
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.modules import quant_modules
 from taskptq.prepare import SwapReport, prepare, split_blocks
+from taskptq.reconstruction import freeze
+from taskptq.reconstruction.reconstruct import ReconstructionConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob('*.py'))
@@ -226,7 +227,7 @@ def head_outputs(model: nn.Module,
     if not hasattr(model, 'roi_head'):
         sample = batch['sample_type'](metainfo=batch['metas'])
         outputs = model(batch['inputs'], [sample], mode='tensor')
-        return dict(flatten(outputs))
+        return dict(name_tensors(outputs))
     head = model.roi_head
     features = model.extract_feat(batch['inputs'])
     rois = torch.tensor([[0, 4.0, 4.0, 40.0, 44.0], [0, 0.0, 8.0, 90.0, 60.0]])
@@ -236,7 +237,7 @@ def head_outputs(model: nn.Module,
     if head.with_mask:
         outputs['mask'] = head.mask_head(
             head.mask_roi_extractor(levels, rois))
-    return dict(flatten(outputs))
+    return dict(name_tensors(outputs))
 
 
 def quantizable(model: nn.Module) -> dict[str, str]:
@@ -404,7 +405,7 @@ def check_detr(report: SwapReport, activation_bits: int) -> None:
 def test_rows_of_tables_have_their_fragments(
         path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(CONFIGS.parent / 'tools'))
-    table = importlib.import_module('_table').read_table(path)
+    table = importlib.import_module('taskptq.bench.table').read_table(path)
     assert (CONFIGS.parent / table.config).is_file()
     rows = table.rows()
     assert rows

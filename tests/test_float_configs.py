@@ -1,7 +1,7 @@
 """The float baselines: configs build, committed checkpoints fit them."""
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 from types import ModuleType
@@ -62,13 +62,7 @@ def build(cfg: Config) -> nn.Module:
 
 
 def load_tool(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(
-        f'tool_{name}', ROOT / 'tools' / f'{name}.py')
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f'taskptq.cli.{name}')
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -185,7 +179,7 @@ def training_checkpoint(value: float) -> dict[str, Any]:
 
 
 def test_publish_keeps_weights_and_plain_meta(tmp_path: Path) -> None:
-    tool = load_tool('publish_checkpoint')
+    tool = load_tool('publish')
     source, out = tmp_path / 'epoch_3.pth', tmp_path / 'out.pth'
     log = tmp_path / 'scalars.json'
     log.write_text('{"coco/bbox_mAP": 0.25, "time": 0.1, "step": 3}\n'
@@ -209,7 +203,7 @@ def test_publish_keeps_weights_and_plain_meta(tmp_path: Path) -> None:
 
 
 def test_publish_refuses_what_float16_cannot_hold(tmp_path: Path) -> None:
-    tool = load_tool('publish_checkpoint')
+    tool = load_tool('publish')
     source = tmp_path / 'epoch_3.pth'
     torch.save(training_checkpoint(1e6), source)
     with pytest.raises(ValueError, match=r'fc\.weight.*float16'):
@@ -219,7 +213,7 @@ def test_publish_refuses_what_float16_cannot_hold(tmp_path: Path) -> None:
 
 
 def test_publish_refuses_a_file_without_weights(tmp_path: Path) -> None:
-    tool = load_tool('publish_checkpoint')
+    tool = load_tool('publish')
     source = tmp_path / 'odd.pth'
     torch.save({'meta': {}}, source)
     with pytest.raises(ValueError, match='no state_dict'):

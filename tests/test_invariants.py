@@ -6,12 +6,20 @@ import functools
 import pytest
 import torch
 
-from taskptq.calibration import calibrate, freeze
-from taskptq.core import AlignedQuantizer, LSQQuantizer, PowerOfTwoQuantizer
-from taskptq.core.state import aligning, float_only, quantizers, quantizing
+from taskptq.calibration import calibrate
+from taskptq.core import LSQQuantizer
+from taskptq.core.switches import (
+    float_only,
+    quantizers,
+    quantizing,
+    transforming,
+)
 from taskptq.export import load, pack_model, save, unpack_model
+from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
+from taskptq.methods.qdetr.alignment import AlignedQuantizer
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction import freeze
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 MSE = {'type': 'MSEObserver'}
@@ -325,7 +333,7 @@ def test_every_head_has_its_operands_grids(name):
 def test_alignment_alone_differs_from_float_and_from_quantized(name):
     model = calibrated(name, 'w4a4-8-aligned')
     outputs = []
-    for context in (float_only, aligning, quantizing):
+    for context in (float_only, transforming, quantizing):
         with context(model):
             outputs.append(output(model, name))
     errors = [float((x - outputs[0]).abs().max()) for x in outputs]

@@ -20,12 +20,15 @@ from torch import nn
 
 from taskptq import core
 from taskptq.calibration import calibrate
-from taskptq.calibration.config import NETWORK_SETTINGS, ReconstructionConfig
-from taskptq.calibration.reconstruct import reconstruct
 from taskptq.core import Observer, QuantizerConfig, QuantSpec
 from taskptq.core.settings import SettingError, shown
 from taskptq.prepare import QConfig, prepare
 from taskptq.prepare.qconfig import HEADED, POINTS
+from taskptq.reconstruction.config import (
+    NETWORK_SETTINGS,
+    ReconstructionConfig,
+)
+from taskptq.reconstruction.reconstruct import reconstruct
 
 SECONDS = 5
 VALUES = (
@@ -361,7 +364,7 @@ def test_calibration(engine: Any, name: str) -> None:
 
 
 def test_distillation(engine: Any) -> None:
-    from taskptq.engine.qat_distillation import DistillationConfig
+    from taskptq.qat.distillation import DistillationConfig
     known = [f.name for f in fields(DistillationConfig)]
     for name in known:
         mutate(
@@ -378,7 +381,7 @@ def test_distillation(engine: Any) -> None:
 
 
 def test_learning_rate_multipliers(engine: Any) -> None:
-    from taskptq.engine.qat_optimizer import KINDS, read_lr_mult
+    from taskptq.qat.optimizer import KINDS, read_lr_mult
     mutate(read_lr_mult, 'lr_mult')
     for kind in KINDS:
         mutate(lambda value, kind=kind: read_lr_mult({kind: value}),
@@ -387,7 +390,7 @@ def test_learning_rate_multipliers(engine: Any) -> None:
 
 def test_hooks(engine: Any) -> None:
     from taskptq.engine.ptq_hook import PTQHook
-    from taskptq.engine.qat_hook import QATHook
+    from taskptq.qat.hook import QATHook
     for hook, names in ((PTQHook, ['out', 'resume', 'trust_checkpoint']),
                         (QATHook, ['out', 'trust_checkpoint'])):
         for name in ['seed', *names]:

@@ -18,7 +18,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
 from taskptq.engine.builder import build_qconfig
-from taskptq.models.grid_head import GridLoss
+from taskptq.models.grid.head import GridLoss
 from taskptq.prepare import prepare
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -35,9 +35,9 @@ CLASSES = {'visdrone': 10, 'aitod': 8}
 def small():
     """The helper module of the small detectors."""
     spec = importlib.util.spec_from_file_location(
-        'small_objects', ROOT / 'tests' / 'small_objects.py')
+        'grid_configs', ROOT / 'tests' / 'grid_configs.py')
     module = importlib.util.module_from_spec(spec)
-    sys.modules['small_objects'] = module
+    sys.modules['grid_configs'] = module
     spec.loader.exec_module(module)
     return module
 

@@ -30,8 +30,9 @@ from typing import TYPE_CHECKING, Any
 from taskptq.apis import default_device
 
 if TYPE_CHECKING:
-    from _measure import Measurement
     from torch import nn
+
+    from taskptq.bench.measurement import Measurement
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = Path('projects/lane_detection/configs')
@@ -84,9 +85,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def measure(args: argparse.Namespace) -> tuple[Any, Any]:
     """Load a table's float model and choose frames of its data."""
     # Loaded late: mmdet takes seconds and warns.
-    from _measure import Measurement
-    from _table import read_table
     from lane_detection.pictures import Frames
+
+    from taskptq.bench.measurement import Measurement
+    from taskptq.bench.table import read_table
     table = read_table(CONFIGS / f'{args.table}.table.yml')
     measurement = Measurement(table, device=args.device,
                               work_dir=WORK_DIR / table.name)
@@ -107,8 +109,7 @@ def quantized(measurement: Measurement, name: str, *,
     Raises:
         ValueError: If the table has no such row.
     """
-    from _measure import read_recipe
-
+    from taskptq.bench.measurement import read_recipe
     from taskptq.engine.checkpoint_file import read_checkpoint
     from taskptq.engine.pipeline import quantize_model
     from taskptq.engine.restore import restore_model
@@ -136,7 +137,7 @@ def lanes(args: argparse.Namespace) -> None:
     """Quantize, and draw lanes."""
     from lane_detection.pictures import draw_comparison, predict
 
-    from taskptq.methods.decoded_distance import LaneDistance
+    from taskptq.methods.selective_focus.decoded_distance import LaneDistance
     measurement, frames = measure(args)
     columns = {'float': predict(measurement.model, frames)}
     reference = [sample.pred_lanes for sample in columns['float']]
@@ -159,7 +160,7 @@ def heads(args: argparse.Namespace) -> None:
     from taskptq.analysis.plots import plot_inter_head
     from taskptq.analysis.sensitivity import measure_inter_head
     from taskptq.engine.builder import build_adapter
-    from taskptq.methods.decoded_distance import LaneDistance
+    from taskptq.methods.selective_focus.decoded_distance import LaneDistance
     measurement, frames = measure(args)
     adapter = build_adapter(measurement.model)
     model = quantized(measurement, args.row, reuse=args.reuse)
@@ -177,7 +178,7 @@ def regions(args: argparse.Namespace) -> None:
     from taskptq.analysis.plots import plot_intra_head
     from taskptq.analysis.sensitivity import probe_intra_head
     from taskptq.engine.builder import build_adapter
-    from taskptq.methods.decoded_distance import LaneDistance
+    from taskptq.methods.selective_focus.decoded_distance import LaneDistance
     measurement, frames = measure(args)
     adapter = build_adapter(measurement.model)
     outputs = run_heads(measurement.model, measurement.model, frames,
@@ -258,7 +259,6 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # Configs name paths from the repository's top level.
     os.chdir(ROOT)
-    sys.path.insert(0, str(ROOT / 'tools'))
     try:
         COMMANDS[args.what](args)
     except (FileNotFoundError, ValueError) as error:

@@ -14,4 +14,5 @@ setup(
     # original packages, as for taskptq itself.
     install_requires=['taskptq', 'numpy', 'scipy', 'opencv-python-headless'],
     extras_require={'picture': ['matplotlib']},
+    entry_points={'taskptq.projects': ['lane_detection = lane_detection']},
 )

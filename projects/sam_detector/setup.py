@@ -14,4 +14,5 @@ setup(
     # original packages, as for taskptq itself.
     install_requires=['taskptq', 'segment-anything>=1.0', 'pycocotools'],
     extras_require={'picture': ['matplotlib']},
+    entry_points={'taskptq.projects': ['sam_detector = sam_detector']},
 )

@@ -6,7 +6,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from taskptq.analysis.grid_plots import COLORS, save
+from taskptq.analysis.bars import COLORS, save
 
 FLOAT_COLOR = '0.6'
 QUANTIZED_COLOR = 'tab:blue'

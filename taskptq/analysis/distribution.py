@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskptq.calibration.attention_projections import select_views
-from taskptq.calibration.attention_statistics import (
+from taskptq.calibration.calibrate import Forward, calibration_mode
+from taskptq.methods.rewriting.statistics import (
     ChannelStatistics,
     collect_statistics,
 )
-from taskptq.calibration.calibrate import Forward, calibration_mode
+from taskptq.methods.rewriting.views import select_views
 
 NUM_BINS = 64
 

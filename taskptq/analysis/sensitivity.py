@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskptq.calibration.head_swaps import (
+from taskptq.methods.selective_focus.head_swaps import (
     FORMS,
     Distance,
     HeadBatch,

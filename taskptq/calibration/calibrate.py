@@ -18,7 +18,7 @@ from taskptq.calibration.unreached import (
     find_unreached,
     leave_float,
 )
-from taskptq.core import PowerOfTwoQuantizer, observing
+from taskptq.core import observing
 from taskptq.core.quantizers import Quantizer
 from taskptq.core.reduce import reduce_observers
 from taskptq.modules.base import QuantModule, quant_modules
@@ -42,7 +42,7 @@ class CalibrationReport:
             counterpart which any of them called; the first one is.
         warnings: What a reader should look at.
         softmax: What the search of each softmax grid found, by quantizer:
-            see ``taskptq.core.granularity.Granularity``.
+            see ``taskptq.methods.ptq4sam.granularity.Granularity``.
     """
 
     num_batches: int = 0
@@ -130,10 +130,9 @@ def calibrate(
         covering=sorted({0, *watch.first_calls.values()}),
         warnings=_warnings(batches, watch),
         softmax={
-            name: quantizer.granularity.to_dict()
+            name: found_by
             for name, quantizer in activations
-            if isinstance(quantizer, PowerOfTwoQuantizer)
-            and quantizer.granularity is not None
+            if (found_by := quantizer.report()) is not None
         },
     )
 

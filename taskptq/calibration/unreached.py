@@ -7,13 +7,13 @@ from typing import Any
 
 from torch import nn
 
-from taskptq.calibration.ranks import gathered
 from taskptq.core import Quantizer
-from taskptq.core.state import is_weight_quantizer, quantizers
+from taskptq.core.distributed import gathered
+from taskptq.core.switches import is_weight_quantizer, quantizers
+from taskptq.hosts.registry import TRAINING_ONLY, dotted
 from taskptq.modules.base import quant_modules
 from taskptq.modules.multihead_attention import QuantMultiheadAttention
 from taskptq.modules.sam_attention import QuantSamDecoderAttention
-from taskptq.prepare.mapping import TRAINING_ONLY, dotted
 from taskptq.prepare.products import read_past
 
 Forward = Callable[[nn.Module, Any], Any]

@@ -41,8 +41,17 @@ class Observer(nn.Module):
 
     Args:
         spec: Grid that the range is for.
+
+    Attributes:
+        points: Points of attention that it is for; None if it serves all.
+        head_quantizer: Name of the quantizer that it needs to keep heads
+            apart by itself; empty if it doesn't do so.
+        wants_value: Whether ``expect_value`` comes before each ``observe``.
     """
 
+    points: ClassVar[tuple[str, ...] | None] = None
+    head_quantizer: ClassVar[str] = ''
+    wants_value: ClassVar[bool] = False
     reductions: ClassVar[dict[str, str]] = {'min_val': 'min', 'max_val': 'max'}
     min_val: Tensor
     max_val: Tensor
@@ -80,6 +89,20 @@ class Observer(nn.Module):
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """Take in (C, N) rows whose ends are ``low`` and ``high``, (C,)."""
         raise NotImplementedError
+
+    def expect_value(self, value: Tensor) -> None:
+        """Take the value that the observed attention weights will meet.
+
+        Args:
+            value: Float value, (..., H, M, D).
+        """
+
+    def share_budget(self, num_ranks: int) -> None:
+        """Keep no more than this rank's share before samples are gathered.
+
+        Args:
+            num_ranks: Number of ranks whose samples are put together.
+        """
 
     def parts(self) -> Sequence[Observer]:
         """Return what the ranks combine: itself, or what it is made of."""

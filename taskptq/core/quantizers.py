@@ -1,7 +1,8 @@
 """Quantizer modules: a grid, its state, and the switches that act on it."""
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -25,13 +26,24 @@ class Quantizer(nn.Module):
 
     Subclasses write ``fake_quantize``; those with integer codes also
     ``quantize`` and ``dequantize``. ``enabled`` and ``observing`` are set by
-    the contexts of :mod:`taskptq.core.state`, never by hand.
+    the contexts of :mod:`taskptq.core.switches`, never by hand.
 
     Args:
         spec: Grid.
         observer: Statistics for ``calibrate``; dropped by it.
+
+    Attributes:
+        points: Points of attention that it is for, e.g. ``('softmax',)``;
+            None if it serves all.
+        takes_head_grids: Whether an observer that keeps the heads of an
+            attention apart by itself may set one grid per head.
+        rescales: Whether it changes lengths before it rounds.
+        transform_only: Transform, but don't round; set by ``transforming()``.
     """
 
+    points: ClassVar[tuple[str, ...] | None] = None
+    takes_head_grids: ClassVar[bool] = False
+    rescales: ClassVar[bool] = False
     grid: Tensor
 
     def __init__(
@@ -42,6 +54,7 @@ class Quantizer(nn.Module):
         self.observer = observer
         self.enabled = False
         self.observing = False
+        self.transform_only = False
         self.frozen = False
         self.drop_prob = 0.0
         self.quant_min, self.quant_max = spec.bounds(signed=bool(spec.signed))
@@ -106,6 +119,18 @@ class Quantizer(nn.Module):
 
     def settle(self) -> None:
         """Bring learned values back to a valid grid, after training."""
+
+    def report(self) -> dict[str, Any] | None:
+        """Return what calibration found, plain types; None for nothing."""
+        return None
+
+    def state_faults(self, fields: Mapping[str, Tensor]) -> Iterator[str]:
+        """Yield what doesn't fit between a file's state and this quantizer.
+
+        Args:
+            fields: Its parameters and buffers in the file, by name.
+        """
+        yield from ()
 
     def extra_repr(self) -> str:
         """Show the grid in ``print(model)``."""

@@ -13,7 +13,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from taskptq.core.attention_output import AttentionOutputObserver
 from taskptq.core.observers import HistogramObserver, Observer
 
 KINDS = ('min', 'max', 'mean', 'sum', 'histogram', 'gather')
@@ -69,8 +68,7 @@ def reduce_observers(observers: Sequence[Observer]) -> None:
     if dist.get_world_size() == 1 or not observers:
         return
     for observer in observers:
-        if isinstance(observer, AttentionOutputObserver):
-            observer.limit(observer.max_elements // dist.get_world_size())
+        observer.share_budget(dist.get_world_size())
     device = _device()
     entries, batches = _agree(observers, device)
     _reduce_ends(entries, device)

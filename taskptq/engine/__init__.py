@@ -14,7 +14,6 @@ from taskptq.engine.calibration_data import (
 )
 from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.ptq_hook import PTQHook
-from taskptq.engine.qat_hook import QATHook
 from taskptq.engine.restore import restore_model
 
 __all__ = [
@@ -22,7 +21,6 @@ __all__ = [
     'CalibrationConfig',
     'EvaluationSource',
     'PTQHook',
-    'QATHook',
     'Recipe',
     'build_adapter',
     'build_calibration',

@@ -17,10 +17,10 @@ from torch.nn import functional
 from taskptq.engine.grid_outputs import num_points, split_map
 from taskptq.registry import ADAPTERS
 
-__all__ = ['Adapter', 'DenseDetectorAdapter', 'SegmentorAdapter', 'flatten']
+__all__ = ['Adapter', 'DenseDetectorAdapter', 'SegmentorAdapter', 'name_tensors']
 
 
-def flatten(value: Any, *, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
+def name_tensors(value: Any, *, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of nested outputs; other leaves are left out.
 
     Args:
@@ -38,7 +38,7 @@ def flatten(value: Any, *, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
         return
     for key, item in items:
         name = f'{prefix}.{key}' if prefix else str(key)
-        yield from flatten(item, prefix=name)
+        yield from name_tensors(item, prefix=name)
 
 
 @ADAPTERS.register_module(name='torch.nn.modules.module.Module')
@@ -66,7 +66,7 @@ class Adapter:
         """
         preprocess = getattr(model, 'data_preprocessor', None)
         if preprocess is None:
-            return dict(flatten(model(batch)))
+            return dict(name_tensors(model(batch)))
         data = preprocess(batch, False)
         if isinstance(data, Mapping):
             outputs = model(**data, mode='tensor')
@@ -74,7 +74,7 @@ class Adapter:
             outputs = model(*data, mode='tensor')
         else:
             outputs = model(data, mode='tensor')
-        return dict(flatten(outputs))
+        return dict(name_tensors(outputs))
 
     def foreground_proxy(self, heads: Mapping[str,
                                               Tensor]) -> dict[str, Tensor]:

@@ -17,10 +17,10 @@ from mmengine.utils import get_object_from_string
 from torch import nn
 
 from taskptq import core
-from taskptq.calibration.losses import MSEReconLoss
 from taskptq.core.settings import shown
 from taskptq.engine.teacher import Teacher, build_teacher_model
 from taskptq.prepare.qconfig import POINTS, QConfig
+from taskptq.reconstruction.losses import MSEReconLoss
 from taskptq.registry import (
     ADAPTERS,
     OBSERVERS,
@@ -49,7 +49,7 @@ UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError,
 def register_core() -> None:
     """Register every observer and quantizer of the core, and the loss.
 
-    AdaRoundQuantizer is no Quantizer: reconstruction makes it, no config.
+    LearnedRounding is no Quantizer: reconstruction makes it, no config.
     """
     for name in core.__all__:
         member = getattr(core, name)

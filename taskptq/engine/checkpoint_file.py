@@ -20,7 +20,12 @@ from taskptq.export.reader import read_file
 from taskptq.export.schema import is_quantized
 from taskptq.registry import allow_history_buffers
 
-__all__ = ['load_float_weights', 'local_file', 'read_checkpoint']
+__all__ = [
+    'TRAINING_KEY', 'load_float_weights', 'local_file', 'read_checkpoint'
+]
+
+# Entry of a QATHook checkpoint that holds the weights and the recipe.
+TRAINING_KEY = 'taskptq_qat'
 
 MAX_NAMED = 5
 # Smaller views that repeat their elements are common and harmless.

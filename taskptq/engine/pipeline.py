@@ -10,7 +10,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from taskptq.calibration.calibrate import CalibrationReport, calibrate
-from taskptq.calibration.freeze import freeze
-from taskptq.calibration.ranks import gathered
-from taskptq.calibration.reconstruct import ReconstructionConfig, reconstruct
-from taskptq.calibration.state_folder import locked
+from taskptq.core.distributed import gathered
 from taskptq.engine.builder import (
     build_adapter,
     build_loss,
@@ -37,10 +34,16 @@ from taskptq.export.checkpoint import (
     pack_model,
     save,
 )
-from taskptq.methods.published_eval import SoftRoundings, leave_as_published
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import Decisions, QConfig, SwapReport, prepare
+from taskptq.prepare.blocks import Unit
 from taskptq.prepare.products import trace_products
+from taskptq.reconstruction.freeze import freeze
+from taskptq.reconstruction.reconstruct import (
+    ReconstructionConfig,
+    reconstruct,
+)
+from taskptq.reconstruction.state_folder import locked
 from taskptq.version import __version__
 
 __all__ = [
@@ -152,6 +155,19 @@ class RewriteStats:
     forward: Any
 
 
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """What to do with a reconstructed model instead of freezing it.
+
+    Args:
+        on_trained: Called with each unit while its roundings are soft.
+        finish: Called with the model; returns entries of the report.
+    """
+
+    on_trained: Callable[[Unit], None]
+    finish: Callable[[nn.Module], dict[str, Any]]
+
+
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """Run an mmengine model on one batch as its test loop does.
 
@@ -179,14 +195,14 @@ def apply_rewrites(model: nn.Module, batches: Sequence[Any],
 def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
                       recipe: Recipe, adapter: Any, work_dir: Path,
                       resume: bool,
-                      soft: SoftRoundings | None = None,
+                      ending: Ending | None = None,
                       shared_dir: Path | None = None
                       ) -> dict[str, Any] | None:
     """Reconstruct if the recipe says so; returns the plain report."""
     if recipe.reconstruction is None:
         return None
     state_dir = None
-    if soft is None:
+    if ending is None:
         state_dir = work_dir / STATE_DIR / recipe.digest()
         if not resume and is_main_process():
             shutil.rmtree(state_dir, ignore_errors=True)
@@ -199,8 +215,8 @@ def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
         loss=build_loss(recipe.loss),
         adapter=adapter,
         state_dir=state_dir,
-        shared_dir=shared_dir if soft is None else None,
-        on_trained=soft)
+        shared_dir=shared_dir if ending is None else None,
+        on_trained=None if ending is None else ending.on_trained)
     return report.to_dict()
 
 
@@ -251,7 +267,7 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
 
 def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
               work_dir: Path, resume: bool,
-              soft: SoftRoundings | None = None,
+              ending: Ending | None = None,
               shared_dir: Path | None = None
               ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do all but writing the file; see :func:`quantize_model`.
@@ -262,8 +278,8 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         recipe: How to quantize.
         work_dir: Folder of reports and of the state to resume from.
         resume: Go on with a reconstruction that was interrupted.
-        soft: Not None leaves the model as published code evaluates it,
-            instead of freezing it.
+        ending: What to do instead of freezing; then nothing is saved or
+            resumed.
         shared_dir: As in :func:`quantize_model`.
 
     Returns:
@@ -286,12 +302,10 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
             work_dir=work_dir)
         rebuilt = reconstruct_model(
             model, batches, recipe=recipe, adapter=adapter,
-            work_dir=work_dir, resume=resume, soft=soft,
+            work_dir=work_dir, resume=resume, ending=ending,
             shared_dir=shared_dir)
-        if soft is None:
-            ended = {'freeze': freeze(model).to_dict()}
-        else:
-            ended = {'published_eval': leave_as_published(model, soft)}
+        ended = ({'freeze': freeze(model).to_dict()} if ending is None else
+                 ending.finish(model))
     model.eval()
     report = {
         'taskptq': __version__,

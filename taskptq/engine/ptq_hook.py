@@ -18,6 +18,7 @@ from taskptq.engine.calibration_data import (
     EvaluationSource,
     build_calibration,
 )
+from taskptq.engine.checkpoint_file import TRAINING_KEY
 from taskptq.engine.checkpoint_guard import (
     drop_config_text,
     guard_runner,
@@ -27,7 +28,6 @@ from taskptq.engine.checkpoint_guard import (
 from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model
-from taskptq.engine.qat import CHECKPOINT_KEY
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
@@ -217,7 +217,7 @@ class PTQHook(Hook):
     def _check_float(self, runner: Runner,
                      checkpoint: Mapping[str, Any]) -> None:
         """Refuse float weights of another model."""
-        if CHECKPOINT_KEY in checkpoint:
+        if TRAINING_KEY in checkpoint:
             # QATHook rebuilds the model, before or after this hook.
             if not any(hasattr(hook, 'checkpoint_key')
                        for hook in runner.hooks):

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from taskptq.calibration.state_folder import FolderInUseError
 from taskptq.engine.import_style import type_name
 from taskptq.export.checkpoint import QuantizedCheckpointError
+from taskptq.reconstruction.state_folder import FolderInUseError
 from taskptq.registry import HOOKS, registered
 
 __all__ = [

@@ -253,7 +253,7 @@ def _check_frozen(slot: _Slot) -> None:
         raise QuantizedCheckpointError(
             f'{slot.parameter!r}, the weight of {slot.quantizer_name!r}, is '
             'not frozen on its integer grid: call '
-            'taskptq.calibration.freeze(model) before packing, and change no '
+            'taskptq.reconstruction.freeze(model) before packing, and change no '
             'weight afterwards'
         )
 

@@ -6,14 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from taskptq.core import (
-    AffineQuantizer,
-    AlignedQuantizer,
-    LSQQuantizer,
-    Quantizer,
-    QuantSpec,
-)
-from taskptq.core.granularity import TAUS, UNIFORM
+from taskptq.core import AffineQuantizer, LSQQuantizer, Quantizer, QuantSpec
 from taskptq.core.head_observer import HEAD_AXIS
 from taskptq.export.errors import shown
 from taskptq.export.packing import MAX_CODE_BITS
@@ -21,6 +14,8 @@ from taskptq.export.packing import MAX_CODE_BITS
 Fields = dict[str, Tensor]
 Grid = tuple[int, int]
 
+# Of the field tau, see README.md of this folder.
+LEGAL_TAUS = (0, 1, 2, 4)
 # (lowest, highest) code of every grid that there is.
 GRIDS: dict[Grid, int] = {
     grid: bits
@@ -195,11 +190,10 @@ def _outside(tensor: Tensor, grid: Grid, what: str) -> str:
 
 
 def _tau_fault(tensor: Tensor, count: int, grid: Grid) -> str:
-    legal = (UNIFORM, *TAUS)
     if _is_float(tensor) or tensor.shape not in ((1,), (count,)):
         return f'{tensor.numel()} values of tau of {tensor.dtype}'
-    wrong = sorted(set(tensor.tolist()) - set(legal))
-    return f'tau={wrong[0]}, which is none of {legal}' if wrong else ''
+    wrong = sorted(set(tensor.tolist()) - set(LEGAL_TAUS))
+    return f'tau={wrong[0]}, which is none of {LEGAL_TAUS}' if wrong else ''
 
 
 def _gain_fault(tensor: Tensor, count: int, grid: Grid) -> str:
@@ -273,13 +267,4 @@ def _affine_spec_faults(
         bool(zero_point.any())
     ):
         yield 'is symmetric, but has zero points other than 0'
-    if isinstance(quantizer, AlignedQuantizer):
-        gamma, beta = fields.get('gamma'), fields.get('beta')
-        if gamma is not None and beta is not None and (
-            gamma.shape != beta.shape
-            or (quantizer.shared and gamma.shape[0] != 1)
-        ):
-            yield (
-                f'has gamma and beta of the shapes {list(gamma.shape)} and '
-                f'{list(beta.shape)}'
-            )
+    yield from quantizer.state_faults(fields)

@@ -3,16 +3,16 @@ import importlib.util
 
 # Registered at the first look-up, where their host is installed.
 if importlib.util.find_spec('mmdet') is not None:
-    from taskptq.models import (  # noqa: F401
-        grid_atss_head,
-        grid_bbox_head,
-        grid_detr_head,
-        grid_fcos_head,
-        grid_gfl_head,
-        grid_head,
-        grid_retina_head,
-        grid_rpn_head,
+    from taskptq.models import small_detr  # noqa: F401
+    from taskptq.models.grid import (  # noqa: F401
+        atss_head,
+        bbox_head,
+        detr_head,
+        fcos_head,
+        gfl_head,
+        head,
         refinement,
-        small_detr,
+        retina_head,
+        rpn_head,
         wasserstein,
     )

@@ -1,4 +1,10 @@
 """Layer 1: quantized counterparts of float modules; on top of the core."""
+from taskptq.modules.attention import (
+    AttendedTap,
+    QuantAttention,
+    attention_bias,
+    quantized,
+)
 from taskptq.modules.base import (
     QuantModule,
     Scheme,
@@ -8,14 +14,8 @@ from taskptq.modules.base import (
 from taskptq.modules.conditional_attention import QuantConditionalAttention
 from taskptq.modules.conv import QuantConv2d, QuantConvTranspose2d
 from taskptq.modules.deform_attention import QuantMultiScaleDeformableAttention
-from taskptq.modules.hosts import counterpart_class
+from taskptq.modules.dynamic_class import counterpart_class
 from taskptq.modules.linear import QuantLinear
-from taskptq.modules.matmul import (
-    AttendedTap,
-    QuantAttention,
-    attention_bias,
-    quantized,
-)
 from taskptq.modules.multihead_attention import (
     QuantMultiheadAttention,
     leave_fast_paths,

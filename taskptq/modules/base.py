@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core import (
-    AdaRoundQuantizer,
     AffineQuantizer,
+    LearnedRounding,
     Quantizer,
     QuantizerConfig,
 )
@@ -70,7 +70,7 @@ class QuantModule(nn.Module):
 
     weight_slots: ClassVar[dict[str, str]] = {}
     weight_axes: ClassVar[dict[str, int]] = {}
-    _roundings: dict[str, AdaRoundQuantizer]
+    _roundings: dict[str, LearnedRounding]
     _rounded: dict[str, Tensor]
 
     @classmethod
@@ -163,24 +163,24 @@ class QuantModule(nn.Module):
             quantizer.observer.observe(getattr(self, parameter))
             quantizer.calibrate()
 
-    def start_rounding(self) -> dict[str, AdaRoundQuantizer]:
+    def start_rounding(self) -> dict[str, LearnedRounding]:
         """Attach learned rounding to each weight; returns slot -> rounding."""
         for parameter, _ in self.active_slots():
             quantizer = self.weight_quantizer_of(parameter)
             if quantizer is not None and quantizer.calibrated:
                 weight = getattr(self, parameter)
-                self._roundings[parameter] = AdaRoundQuantizer(
+                self._roundings[parameter] = LearnedRounding(
                     quantizer, weight
                 )
         return dict(self._roundings)
 
     @property
-    def roundings(self) -> dict[str, AdaRoundQuantizer]:
+    def roundings(self) -> dict[str, LearnedRounding]:
         """Learned roundings that are not finished, by parameter."""
         return dict(self._roundings)
 
     def attach_roundings(
-        self, roundings: Mapping[str, AdaRoundQuantizer]
+        self, roundings: Mapping[str, LearnedRounding]
     ) -> None:
         """Put unfinished roundings back: forward uses them as they are."""
         self._roundings.update(roundings)

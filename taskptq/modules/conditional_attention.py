@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskptq.core import AlignedQuantizer, QuantizerConfig
-from taskptq.modules.base import Scheme, build_quantizer
-from taskptq.modules.matmul import (
+from taskptq.core import QuantizerConfig
+from taskptq.modules.attention import (
     QuantAttention,
     attention_bias,
     quantized_heads,
 )
+from taskptq.modules.base import Scheme, build_quantizer
 from taskptq.modules.sharing import SharedInputs
 
 
@@ -22,7 +22,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
     Attention over content and position parts, which have projections of
     their own: added in self-attention, concatenated per head in
     cross-attention (Conditional DETR, Meng et al., ICCV 2021, section 3.3).
-    Used through :func:`taskptq.modules.hosts.counterpart_class`.
+    Used through :func:`taskptq.modules.dynamic_class.counterpart_class`.
 
     Concatenated parts are two products whose results are added, so each has
     a grid of its own: ``query_quantizer`` and ``key_quantizer`` read the
@@ -61,7 +61,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
             )
             return
         query = scheme.query
-        if query and issubclass(query.quantizer, AlignedQuantizer):
+        if query and query.quantizer.rescales:
             # The length of a position says how near is near: it stays.
             query = scheme.key
         self.query_position_quantizer = build_quantizer(

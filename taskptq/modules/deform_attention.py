@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskptq.modules.attention import AttendedTap, quantized
 from taskptq.modules.base import Scheme, build_quantizer
-from taskptq.modules.matmul import AttendedTap, quantized
 from taskptq.modules.sharing import SharedInputs
 
 # Where the host keeps its sampling; it is imported with the first call.
@@ -24,7 +24,7 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
     Sampling locations are coordinates and stay float. ``input_quantizer``
     serves the two projections that read the query; ``value_proj`` and
     ``output_proj`` are children of their own. Used through
-    :func:`taskptq.modules.hosts.counterpart_class`.
+    :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
     num_heads: int

@@ -7,12 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskptq.modules.attention import QuantAttention, attention_bias, quantized
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
-from taskptq.modules.matmul import (
-    QuantAttention,
-    attention_bias,
-    quantized,
-)
 from taskptq.modules.sharing import own_or_shared, same_tensor
 
 

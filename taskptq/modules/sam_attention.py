@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from taskptq.modules.attention import QuantAttention, quantized
 from taskptq.modules.linear import QuantLinear
-from taskptq.modules.matmul import QuantAttention, quantized
 from taskptq.modules.sharing import (
     SharedInputs,
     own_or_shared,
@@ -29,7 +29,7 @@ class QuantSamEncoderAttention(QuantAttention):
     tables, which stay float like all positional tables, are divided by
     ``scale`` in turn. So ``attention_bits`` of the swap report hold for the
     positions' query, too. ``qkv`` and ``proj`` are children of their own.
-    Used through :func:`taskptq.modules.hosts.counterpart_class`.
+    Used through :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
     num_heads: int
@@ -122,7 +122,7 @@ class QuantSamDecoderAttention(SharedInputs, QuantAttention):
     seen at each call, as the same class serves self- and cross-attention.
     ``q_proj``, ``k_proj``, ``v_proj`` (to fewer channels in
     cross-attention) and ``out_proj`` are children of their own. Used
-    through :func:`taskptq.modules.hosts.counterpart_class`.
+    through :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
     num_heads: int

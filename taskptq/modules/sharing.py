@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from taskptq.modules.attention import quantized
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 from taskptq.modules.linear import QuantLinear
-from taskptq.modules.matmul import quantized
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:

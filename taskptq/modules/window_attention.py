@@ -3,14 +3,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from taskptq.modules.matmul import QuantAttention
+from taskptq.modules.attention import QuantAttention
 
 
 class QuantWindowMSA(QuantAttention):
     """Counterpart of WindowMSA: attention inside windows.
 
     Its ``qkv`` and ``proj`` are children of their own. Used through
-    :func:`taskptq.modules.hosts.counterpart_class`.
+    :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
     num_heads: int

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from taskptq.hosts.registry import BLOCKS, is_a
 from taskptq.modules.base import QuantModule
-from taskptq.prepare.mapping import BLOCKS, is_a
 from taskptq.prepare.patterns import check_all_used, matches
 
 SCOPES = ('layer', 'block', 'network')

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taskptq.prepare.mapping import (
+from taskptq.hosts.registry import (
     CONV_MODULES,
     CONV_NORM_CLASSES,
     NORMS,

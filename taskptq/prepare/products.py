@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from taskptq.core import Quantizer
-from taskptq.core.state import quantizing
+from taskptq.core.switches import quantizing
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.prepare.products_ops import Pair, kept_tensors, products_of
 from taskptq.prepare.products_reasons import is_on, reason_of_layer

@@ -4,8 +4,8 @@ from __future__ import annotations
 from typing import Any
 
 from taskptq.core import Quantizer
+from taskptq.modules.attention import QuantAttention
 from taskptq.modules.base import QuantModule
-from taskptq.modules.matmul import QuantAttention
 
 
 def reason_of_layer(

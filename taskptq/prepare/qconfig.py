@@ -1,17 +1,14 @@
 """QConfig: which layer is quantized how."""
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import taskptq.core as core
 from taskptq.core import (
     AffineQuantizer,
-    AlignedQuantizer,
-    AttentionOutputObserver,
     Observer,
-    PowerOfTwoQuantizer,
     Quantizer,
     QuantizerConfig,
     QuantSpec,
@@ -67,26 +64,35 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def resolve_in_core(kind: str, name: str) -> type:
-    """Find a quantizer or observer class of taskptq.core by its name.
+def resolve_imported(kind: str, name: str) -> type:
+    """Find a quantizer or observer by the name of its class.
+
+    Only classes that have been imported are found; the core's come first.
 
     Raises:
         ValueError: If there is none.
     """
-    base = {'quantizer': Quantizer, 'observer': Observer}[kind]
-    found = getattr(core, name, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        known = ', '.join(
-            key
-            for key, value in vars(core).items()
-            if isinstance(value, type)
-            and issubclass(value, base)
-            and value is not base
-        )
+    base: type = {'quantizer': Quantizer, 'observer': Observer}[kind]
+    known = {found.__name__: found for found in _subclasses(base)}
+    known |= {
+        key: value
+        for key, value in vars(core).items()
+        if isinstance(value, type)
+        and issubclass(value, base)
+        and value is not base
+    }
+    if name not in (*known, base.__name__):
         raise ValueError(
-            f'taskptq.core has no {kind} {name!r}: choose one of {known}'
+            f'there is no {kind} {name!r}: choose one of {", ".join(known)}, '
+            'or import the module that defines it first'
         )
-    return found
+    return known.get(name, base)
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    for found in base.__subclasses__():
+        yield found
+        yield from _subclasses(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +121,7 @@ class QConfig:
     edges: tuple[str, ...] = setting((), patterns())
     overrides: tuple[Mapping[str, Any], ...] = ()
     keep_float: tuple[str, ...] = setting((), patterns())
-    resolve: Resolve = field(default=resolve_in_core, compare=False)
+    resolve: Resolve = field(default=resolve_imported, compare=False)
 
     def __post_init__(self) -> None:
         check_fields(self, name='qconfig')
@@ -145,7 +151,7 @@ class QConfig:
             edges=config.get('edges', ()),
             overrides=config.get('overrides', ()),
             keep_float=config.get('keep_float', ()),
-            resolve=resolve or resolve_in_core,
+            resolve=resolve or resolve_imported,
         )
 
     def check(self) -> None:
@@ -343,16 +349,15 @@ def _of_point(
             f'give it to {", ".join(HEADED)} only; weights have per_channel',
         )
     _check_types(config, point)
-    if not issubclass(config.observer, AttentionOutputObserver):
+    head_quantizer = config.observer.head_quantizer
+    if not head_quantizer:
         return config
     own = config.observer_kwargs.get('per_head', False) is True
-    if (per_head or own) and not issubclass(
-        config.quantizer, PowerOfTwoQuantizer
-    ):
+    if (per_head or own) and not config.quantizer.takes_head_grids:
         raise refuse(
             'per_head' if per_head else 'observer.per_head',
             True,
-            'give the type PowerOfTwoQuantizer as well, or for uniform grids '
+            f'give the type {head_quantizer} as well, or for uniform grids '
             'the MSEObserver',
         )
     if not per_head:
@@ -371,17 +376,17 @@ def _check_types(config: QuantizerConfig, point: str) -> None:
             quantizer.__name__,
             'give an AffineQuantizer, since weights are stored as integers',
         )
-    for key, found, cls, points in (
-        ('type', quantizer, AlignedQuantizer, ('query', 'key')),
-        ('type', quantizer, PowerOfTwoQuantizer, ('softmax',)),
-        ('observer.type', observer, AttentionOutputObserver, ('softmax',)),
-    ):
-        if issubclass(found, cls) and point not in points:
+    kinds: tuple[tuple[str, type[Quantizer] | type[Observer]], ...] = (
+        ('type', quantizer),
+        ('observer.type', observer),
+    )
+    for key, found in kinds:
+        if found.points is not None and point not in found.points:
             raise refuse(
                 key,
                 found.__name__,
-                f'{cls.__name__} is for {" and ".join(points)} only: give '
-                'it there, and another type here',
+                f'{found.__name__} is for {" and ".join(found.points)} only: '
+                'give it there, and another type here',
             )
     spec = config.spec
     if point == 'weight' and spec.symmetric and spec.signed is False:

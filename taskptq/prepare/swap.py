@@ -7,9 +7,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from taskptq.core import Quantizer
-from taskptq.modules.base import QuantModule, Scheme
-from taskptq.modules.hosts import counterpart_class
-from taskptq.prepare.mapping import (
+from taskptq.hosts.registry import (
     KEPT_FLOAT,
     OUTPUT_LAYERS,
     OUTPUT_SEQUENCES,
@@ -19,6 +17,8 @@ from taskptq.prepare.mapping import (
     lookup,
     plain_class,
 )
+from taskptq.modules.base import QuantModule, Scheme
+from taskptq.modules.dynamic_class import counterpart_class
 from taskptq.prepare.patterns import check_all_used, matches
 from taskptq.prepare.plain_weights import check_plain, is_computed
 from taskptq.prepare.qconfig import QConfig

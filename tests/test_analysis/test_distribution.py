@@ -12,8 +12,8 @@ from taskptq.analysis.distribution import (
     row_sum_errors,
 )
 from taskptq.calibration import calibrate
-from taskptq.core.state import enable, float_only
-from taskptq.methods.key_shift import KeyShift
+from taskptq.core.switches import enable, float_only
+from taskptq.methods.ptq4sam.key_shift import KeyShift
 from taskptq.prepare import QConfig, prepare
 from taskptq.testing import tiny_batches, tiny_model
 

@@ -4,11 +4,12 @@ import pytest
 import torch
 from torch import nn
 
-from taskptq.calibration import calibrate, freeze
-from taskptq.core.state import is_weight_quantizer, quantizers, quantizing
+from taskptq.calibration import calibrate
+from taskptq.core.switches import is_weight_quantizer, quantizers, quantizing
 from taskptq.export import pack_model, unpack_model
 from taskptq.modules import quant_modules
 from taskptq.prepare import prepare
+from taskptq.reconstruction import freeze
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 

@@ -6,15 +6,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from taskptq.calibration import (
-    ReconstructionConfig,
-    calibrate,
-    freeze,
-    reconstruct,
-)
+from taskptq.calibration import calibrate
 from taskptq.export import pack_model
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction import ReconstructionConfig, freeze, reconstruct
 from taskptq.testing import TinyBlock, tiny_batches, tiny_model
 
 

@@ -7,7 +7,6 @@ import torch
 import torch.distributed as dist
 
 from taskptq.core import (
-    AttentionOutputObserver,
     HistogramObserver,
     KLObserver,
     MinMaxObserver,
@@ -18,6 +17,7 @@ from taskptq.core import (
     QuantSpec,
 )
 from taskptq.core.reduce import reduce_observers
+from taskptq.methods.ptq4sam.output_error import AttentionOutputObserver
 
 NUM_BATCHES = 7
 WORLD_SIZE = 2

@@ -9,12 +9,12 @@ from taskptq.core import (
     MovingAverageMinMaxObserver,
     MSEObserver,
     PercentileObserver,
-    PowerOfTwoQuantizer,
     QuantizerConfig,
     QuantSpec,
     observing,
     quantizing,
 )
+from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 
 HEADS = 3
 OBSERVERS = [

@@ -8,11 +8,11 @@ from taskptq.core import (
     LSQQuantizer,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
-    PowerOfTwoQuantizer,
     Quantizer,
     QuantSpec,
 )
 from taskptq.core.functional import random_drop
+from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 
 CLASSES = [AffineQuantizer, LSQQuantizer]
 

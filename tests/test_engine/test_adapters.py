@@ -8,17 +8,17 @@ from taskptq.engine.adapters import (
     Adapter,
     DenseDetectorAdapter,
     SegmentorAdapter,
-    flatten,
+    name_tensors,
 )
 from taskptq.engine.builder import build_adapter
 
 
 def test_flatten_names_every_tensor():
     a, b, c = torch.zeros(1), torch.ones(1), torch.ones(2)
-    named = dict(flatten(([a, b], {'mask': c}, None, 3)))
+    named = dict(name_tensors(([a, b], {'mask': c}, None, 3)))
     assert list(named) == ['0.0', '0.1', '1.mask']
     assert named['1.mask'] is c
-    assert dict(flatten(a)) == {'output': a}
+    assert dict(name_tensors(a)) == {'output': a}
 
 
 def test_any_module_has_the_default_adapter():

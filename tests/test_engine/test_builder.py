@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 from taskptq import core
-from taskptq.calibration import ReconstructionConfig
 from taskptq.engine.builder import (
     build_loss,
     build_qconfig,
@@ -13,6 +12,7 @@ from taskptq.engine.builder import (
     resolve,
     to_plain,
 )
+from taskptq.reconstruction import ReconstructionConfig
 from taskptq.registry import OBSERVERS, QUANTIZERS, RECON_LOSSES, REWRITES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,10 +9,8 @@ from torch import nn
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops')
 
-from taskptq.calibration import ReconstructionConfig, calibrate, reconstruct
-from taskptq.calibration.losses import ReconContext
-from taskptq.calibration.network import NetworkData, trained_layers
-from taskptq.core.state import (
+from taskptq.calibration import calibrate
+from taskptq.core.switches import (
     dropping,
     float_only,
     is_weight_quantizer,
@@ -30,6 +28,9 @@ from taskptq.engine.detr_adapters import (
 from taskptq.engine.pipeline import run_batch
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction import ReconstructionConfig, reconstruct
+from taskptq.reconstruction.losses import ReconContext
+from taskptq.reconstruction.network import NetworkData, trained_layers
 
 QUERIES, LAYERS, CLASSES = 11, 2, 3
 SIZES = ((64, 96), (64, 80))  # the second image is padded
@@ -377,7 +378,7 @@ def test_decoder_wise_training(build, name):
 
 
 def test_trunk_is_that_of_the_quantized_model(build):
-    from taskptq.calibration.cache import ActivationCache
+    from taskptq.reconstruction.capture.cache import ActivationCache
     batches = [batch_of(0), batch_of(1)]
     model = quantized(build('two-stage'), batches, bits=3)
     adapter = build_adapter(model)

@@ -10,6 +10,7 @@ import torch
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+TINY_TASK = ROOT / 'tests' / 'tiny_task'
 
 
 RECIPE = dict(
@@ -30,12 +31,12 @@ def run_two(float_checkpoint, tmp_path):
             *(dict(type=name) for name in ('TinyWitness', *others))
         ]
         config.write_text(
-            f'_base_ = [{str(HERE / "tiny_config.py")!r}]\n'
+            f'_base_ = [{str(TINY_TASK / "tiny_config.py")!r}]\n'
             f'custom_hooks = {hooks!r}\n')
         work_dir = tmp_path / 'two'
         environment = dict(
             os.environ, PYTHON=sys.executable, PORT=str(free_port()),
-            PYTHONPATH=f'{HERE}:{ROOT}', OMP_NUM_THREADS='1')
+            PYTHONPATH=f'{TINY_TASK}:{ROOT}', OMP_NUM_THREADS='1')
         done = subprocess.run(
             ['bash', str(ROOT / 'tools/dist_test.sh'), str(config),
              str(float_checkpoint), '2', '--work-dir', str(work_dir)],

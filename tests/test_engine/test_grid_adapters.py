@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from taskptq.calibration import ReconstructionConfig, calibrate, reconstruct
+from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_adapter, build_loss, build_qconfig
 from taskptq.engine.grid_adapters import (
     TwoStageAdapter,
@@ -19,8 +19,9 @@ from taskptq.engine.grid_adapters import (
 )
 from taskptq.engine.grid_outputs import box_probability, split_map
 from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.reconstruction import ReconstructionConfig, reconstruct
 
-PATH = Path(__file__).resolve().parents[1] / 'small_objects.py'
+PATH = Path(__file__).resolve().parents[1] / 'grid_configs.py'
 FASTER = 'faster-rcnn_r18-half_{}_nuclei'
 FCOS = 'fcos_r18-half_{}_nuclei'
 
@@ -28,9 +29,9 @@ FCOS = 'fcos_r18-half_{}_nuclei'
 @pytest.fixture(scope='module')
 def small():
     """The helper module of the small detectors."""
-    spec = importlib.util.spec_from_file_location('small_objects', PATH)
+    spec = importlib.util.spec_from_file_location('grid_configs', PATH)
     module = importlib.util.module_from_spec(spec)
-    sys.modules['small_objects'] = module
+    sys.modules['grid_configs'] = module
     spec.loader.exec_module(module)
     return module
 

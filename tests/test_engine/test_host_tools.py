@@ -1,7 +1,6 @@
 """The hosts' own tools/test.py run a quantized file with nothing but q.py."""
 
 import importlib
-import importlib.util
 import os
 import subprocess
 import sys
@@ -23,10 +22,7 @@ HOSTS = [
 def quantize(config, work_dir):
     """Write q.pth and q.py of a model with random weights."""
     from taskptq.apis import build_model
-    spec = importlib.util.spec_from_file_location(
-        'tool_quantize', ROOT / 'tools/quantize.py')
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = importlib.import_module('taskptq.cli.quantize')
     checkpoint = work_dir / 'float.pth'
     torch.save(build_model(config).state_dict(), checkpoint)
     tool.main([

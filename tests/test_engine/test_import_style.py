@@ -1,6 +1,6 @@
 """Configs in import style are written with their classes as imports."""
 
-import importlib.util
+import importlib
 
 import pytest
 from mmengine.config import Config
@@ -93,10 +93,7 @@ def test_type_name():
 
 @pytest.fixture
 def tool(repo_root):
-    spec = importlib.util.spec_from_file_location(
-        'tool_quantize', repo_root / 'tools/quantize.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module('taskptq.cli.quantize')
     return module
 
 

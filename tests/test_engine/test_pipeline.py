@@ -65,7 +65,7 @@ def test_global_random_state_is_left_alone(model, batches, qconfig, tmp_path):
 def test_interrupted_run_goes_on(model, batches, qconfig, tmp_path,
                                  monkeypatch):
     """Stopped after a unit and started again: the same file."""
-    from taskptq.calibration.resume import UnitStates
+    from taskptq.reconstruction.resume import UnitStates
     recipe = Recipe.from_config(
         qconfig, reconstruction=dict(scope='layer', steps=4, batch_size=2))
     whole = quantize_model(
@@ -310,7 +310,7 @@ def test_a_branch_that_no_image_reached(tmp_path, qconfig):
 
 
 def test_two_runs_do_not_share_a_work_dir(model, batches, qconfig, tmp_path):
-    from taskptq.calibration.state_folder import FolderInUseError, locked
+    from taskptq.reconstruction.state_folder import FolderInUseError, locked
     recipe = Recipe.from_config(qconfig)
     with (locked(tmp_path / STATE_DIR),
           pytest.raises(FolderInUseError, match='in use by another run')):

@@ -11,6 +11,7 @@ import torch
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
 HERE = Path(__file__).resolve().parent
+TINY_TASK = HERE.parent / 'tiny_task'
 CALIBRATION = dict(num_images=8)
 
 
@@ -364,10 +365,10 @@ def test_the_scope_alone_finds_the_hook(quantized, imports, tmp_path):
     script = tmp_path / 'host_test.py'
     script.write_text(f"""
 import sys
-sys.path[:0] = [{str(HERE)!r}, {str(HERE.parents[1])!r}]
+sys.path[:0] = [{str(TINY_TASK)!r}, {str(HERE.parents[1])!r}]
 from mmengine.config import Config
 from mmengine.runner import Runner
-config = {str(HERE / 'tiny_config.py')!r}
+config = {str(TINY_TASK / 'tiny_config.py')!r}
 cfg = Config.fromfile(config, import_custom_modules=False)
 cfg.custom_imports.imports += {imports!r}
 cfg.custom_hooks.append(dict(type='taskptq.PTQHook'))

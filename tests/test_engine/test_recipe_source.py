@@ -1,6 +1,6 @@
 """Recipes as users write them: through both hooks, the API and the tool."""
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -10,8 +10,8 @@ from mmengine.config import Config, ConfigDict
 from taskptq import apis
 from taskptq.core.settings import SettingError
 from taskptq.engine.ptq_hook import PTQHook
-from taskptq.engine.qat_hook import QATHook
 from taskptq.engine.recipe_source import read_recipe, with_recipe
+from taskptq.qat.hook import QATHook
 from taskptq.recipes import method_names, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -146,10 +146,7 @@ class Anything:
 
 @pytest.fixture(scope='module')
 def tool():
-    spec = importlib.util.spec_from_file_location(
-        'tool_quantize', ROOT / 'tools/quantize.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = importlib.import_module('taskptq.cli.quantize')
     return module
 
 

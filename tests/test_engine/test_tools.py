@@ -1,6 +1,6 @@
 """tools/test.py and tools/quantize.py on the tiny task."""
 
-import importlib.util
+import importlib
 import json
 from pathlib import Path
 
@@ -12,11 +12,7 @@ W4A4 = ROOT / 'configs/_base_/quant/w4a4_mse.py'
 
 
 def tool(name):
-    path = ROOT / 'tools' / f'{name}.py'
-    spec = importlib.util.spec_from_file_location(f'tool_{name}', path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f'taskptq.cli.{name}')
 
 
 @pytest.fixture

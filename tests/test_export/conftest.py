@@ -8,17 +8,17 @@ import torch
 from torch import nn
 
 from taskptq.core import (
-    AlignedQuantizer,
     LSQQuantizer,
-    PowerOfTwoQuantizer,
     QuantizerConfig,
     QuantSpec,
     enable,
     observing,
 )
 from taskptq.core.observers import MinMaxObserver
-from taskptq.core.state import quantizers
+from taskptq.core.switches import quantizers
 from taskptq.export import pack_model
+from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
+from taskptq.methods.qdetr.alignment import AlignedQuantizer
 from taskptq.modules.base import Scheme, quant_modules
 from taskptq.modules.linear import QuantLinear
 

@@ -9,13 +9,12 @@ from torch import nn
 from taskptq.core import (
     LSQQuantizer,
     MSEObserver,
-    PowerOfTwoQuantizer,
     QuantizerConfig,
     QuantSpec,
     enable,
     observing,
 )
-from taskptq.core.state import quantizers
+from taskptq.core.switches import quantizers
 from taskptq.export import (
     QuantizedCheckpointError,
     is_quantized,
@@ -25,6 +24,7 @@ from taskptq.export import (
     unpack_model,
     verify,
 )
+from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 from taskptq.modules.base import Scheme, quant_modules
 from taskptq.modules.conv import QuantConv2d, QuantConvTranspose2d
 from taskptq.modules.linear import QuantLinear

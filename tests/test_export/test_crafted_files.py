@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from taskptq.calibration import calibrate, freeze
+from taskptq.calibration import calibrate
 from taskptq.export import (
     QuantizedCheckpointError,
     load,
@@ -19,6 +19,7 @@ from taskptq.export import (
 )
 from taskptq.export.schema import compute_digest
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction import freeze
 
 QCONFIG = QConfig.from_dict({
     'weight': {'num_bits': 2, 'symmetric': False},

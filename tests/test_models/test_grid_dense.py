@@ -8,7 +8,8 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from taskptq.models import grid_gfl_head, grid_head
+from taskptq.models.grid import gfl_head as grid_gfl_head
+from taskptq.models.grid import head as grid_head
 
 SPEC = importlib.util.spec_from_file_location(
     'tiny_detectors', Path(__file__).with_name('tiny_detectors.py'))

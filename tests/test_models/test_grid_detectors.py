@@ -15,11 +15,12 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 
-from taskptq.calibration import calibrate, freeze
+from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_adapter, build_qconfig
 from taskptq.engine.pipeline import prepare_in_place, run_batch
 from taskptq.export.checkpoint import pack_model, unpack_model
-from taskptq.models import grid_head
+from taskptq.models.grid import head as grid_head
+from taskptq.reconstruction import freeze
 
 BACKBONE = dict(
     depth=18, base_channels=8, frozen_stages=-1, norm_eval=True,

@@ -9,9 +9,9 @@ import torch
 
 pytest.importorskip('mmdet')
 
-from taskptq.methods.box_grid import BoxGrid
-from taskptq.models import grid_head
-from taskptq.models.grid_detr_head import GridDETRHeadMixin, tilted_logits
+from taskptq.methods.box_grid.box_grid import BoxGrid
+from taskptq.models.grid import head as grid_head
+from taskptq.models.grid.detr_head import GridDETRHeadMixin, tilted_logits
 
 SPEC = importlib.util.spec_from_file_location(
     'tiny_detectors', Path(__file__).with_name('tiny_detectors.py'))

@@ -10,10 +10,11 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.structures import InstanceData
 
-from taskptq.calibration import calibrate, freeze
+from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_qconfig
 from taskptq.engine.pipeline import prepare_in_place, run_batch
 from taskptq.export.checkpoint import pack_model, unpack_model
+from taskptq.reconstruction import freeze
 
 EIGHT_BITS = {'weight': {'num_bits': 8}, 'activation': {'num_bits': 8}}
 NUM_CLASSES = 3

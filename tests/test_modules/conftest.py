@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from taskptq.core import QuantizerConfig, QuantSpec, enable, observing
-from taskptq.core.state import quantizers
+from taskptq.core.switches import quantizers
 from taskptq.modules import (
     QuantLinear,
     QuantModule,

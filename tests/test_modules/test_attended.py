@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from taskptq.core import LSQQuantizer, MSEObserver, quantizing
-from taskptq.core.state import quantizers
+from taskptq.core.switches import quantizers
 from taskptq.modules import (
     AttendedTap,
     QuantConditionalAttention,

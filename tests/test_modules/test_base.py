@@ -223,7 +223,7 @@ def test_a_point_without_recipe_stays_float(case):
 
 
 def test_weights_need_integer_codes(lab):
-    from taskptq.core import PowerOfTwoQuantizer
+    from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 
     scheme = lab.scheme(quantizer=PowerOfTwoQuantizer)
     quant = QuantLinear.from_float(nn.Linear(4, 6), scheme=scheme)

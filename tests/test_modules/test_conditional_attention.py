@@ -4,7 +4,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from taskptq.core import AlignedQuantizer, enable, quantizing
+from taskptq.core import enable, quantizing
+from taskptq.methods.qdetr.alignment import AlignedQuantizer
 from taskptq.modules import QuantConditionalAttention, counterpart_class
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 8, 2, 3, 5, 6

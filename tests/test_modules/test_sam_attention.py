@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from taskptq.core import enable, quantizing
-from taskptq.core.state import quantizers
+from taskptq.core.switches import quantizers
 from taskptq.modules import (
     QuantSamDecoderAttention,
     QuantSamEncoderAttention,

@@ -15,18 +15,14 @@ from mmdet.structures import DetDataSample
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 
-from taskptq.calibration import calibrate, freeze
-from taskptq.core import (
-    AlignedQuantizer,
-    aligning,
-    float_only,
-    quantizing,
-)
-from taskptq.core.alignment import standardize
-from taskptq.core.state import quantizers
+from taskptq.calibration import calibrate
+from taskptq.core import float_only, quantizing, transforming
+from taskptq.core.switches import quantizers
 from taskptq.export import pack_model, unpack_model
+from taskptq.methods.qdetr.alignment import AlignedQuantizer, standardize
 from taskptq.modules import AttendedTap
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction import freeze
 
 CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 # Config, and the decoder's attentions whose queries meet keys.
@@ -130,7 +126,7 @@ def test_decoder_queries_are_aligned(case: tuple) -> None:
         handles.append(quantizer.register_forward_hook(
             lambda q, args, out, path=path: seen.update(
                 {path: (q, args[0], out)})))
-    with aligning(quant):
+    with transforming(quant):
         heads(quant, batches()[0])
     for handle in handles:
         handle.remove()

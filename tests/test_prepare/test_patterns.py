@@ -6,7 +6,7 @@ from fnmatch import fnmatchcase
 
 import pytest
 
-from taskptq.prepare import mapping
+from taskptq.hosts import registry as mapping
 from taskptq.prepare.patterns import check_all_used, check_patterns, matches
 
 NAMES = [

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from taskptq.calibration import calibrate, freeze
+from taskptq.calibration import calibrate
 from taskptq.core import float_only
 from taskptq.modules import QuantConv2d, QuantLinear
 from taskptq.prepare import QConfig, prepare
@@ -21,6 +21,7 @@ from taskptq.prepare.plain_weights import (
     is_computed,
     is_plain,
 )
+from taskptq.reconstruction import freeze
 
 SETTINGS = {'weight': {'num_bits': 4}, 'activation': {'num_bits': 8},
             'edge_bits': None}

@@ -384,7 +384,7 @@ def test_a_trace_leaves_no_trace(fails):
 
 
 def test_frozen_weights_and_learned_roundings_count_as_quantized():
-    from taskptq.calibration import freeze
+    from taskptq.reconstruction import freeze
     model, x = tiny_model('conv'), tiny_batches('conv')[0]
     prepared(model, x)
     model.stem.start_rounding()

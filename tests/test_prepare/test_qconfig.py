@@ -6,11 +6,11 @@ from torch import nn
 
 from taskptq.core import (
     AffineQuantizer,
-    AlignedQuantizer,
     LSQQuantizer,
     MinMaxObserver,
     MSEObserver,
 )
+from taskptq.methods.qdetr.alignment import AlignedQuantizer
 from taskptq.prepare import QConfig
 from taskptq.prepare.patterns import check_all_used, matches
 
@@ -346,7 +346,7 @@ def bad_override(**settings: object) -> dict:
     ({'weight': {'observer': 'MSEObserver'}},
      "qconfig.weight.observer='MSEObserver': give a dict"),
     ({'weight': {'type': 'Nothing'}},
-     "qconfig.weight.type='Nothing': .*core has no quantizer"),
+     "qconfig.weight.type='Nothing': .*there is no quantizer"),
     ({'weight': {'type': 5}}, 'qconfig.weight.type=5: give the name'),
     ({'weight': {'type': 'Quantizer'}}, "weight.type='Quantizer'"),
     ({'weight': {'type': 'PowerOfTwoQuantizer'}},
@@ -354,7 +354,7 @@ def bad_override(**settings: object) -> dict:
     ({'activation': {'type': 'PowerOfTwoQuantizer'}},
      "activation.type='PowerOfTwoQuantizer': .* is for softmax only"),
     ({'weight': {'observer': {'type': 'Nothing'}}},
-     "qconfig.weight.observer.type='Nothing': .* has no observer"),
+     "qconfig.weight.observer.type='Nothing': .*there is no observer"),
     ({'weight': {'observer': {'type': 'Observer'}}},
      "observer.type='Observer': give the name of a registered subclass"),
     ({'weight': {'observer': {'type': 'AttentionOutputObserver'}}},

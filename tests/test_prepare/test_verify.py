@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core import float_only
+from taskptq.hosts.registry import COUNTERPARTS
 from taskptq.modules import QuantConv2d, QuantLinear, QuantModule
 from taskptq.prepare import QConfig, SwapReport, prepare
 from taskptq.prepare.compare import Check, counterpart
-from taskptq.prepare.mapping import COUNTERPARTS
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 W4 = QConfig.from_dict({

@@ -8,11 +8,9 @@ import torch
 pytest.importorskip('mmengine')
 
 from taskptq.calibration import calibrate
-from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.tree import flatten
 from taskptq.core import (
-    AdaRoundQuantizer,
     AffineQuantizer,
+    LearnedRounding,
     LSQQuantizer,
     QuantSpec,
     dropping,
@@ -21,6 +19,8 @@ from taskptq.core import (
 )
 from taskptq.engine.pipeline import run_batch
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction.capture.nesting import flatten
+from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.testing import tiny_batches, tiny_model
 
 QCONFIG = {
@@ -90,7 +90,7 @@ def test_plain_rounding_computes_what_adaround_does(tools):
     rows = weight.flatten(1)
     quantizer.set_range(rows.amin(dim=1), rows.amax(dim=1))
     found = []
-    for kind in (AdaRoundQuantizer, plain_kind):
+    for kind in (LearnedRounding, plain_kind):
         rounding = kind(quantizer, weight)
         out = rounding()
         out.square().sum().backward()
@@ -236,7 +236,7 @@ def test_memory_refuses_a_budget_that_holds_everything(tools, monkeypatch):
 def test_eval_speed_writes_what_it_measured(
         tools, repo_root, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(repo_root)
-    benchmark = tools('benchmark')
+    benchmark = tools('benchmarks.__main__')
     out = tmp_path / 'speed.json'
     result = benchmark.main([
         'eval-speed', benchmark.CONFIG, benchmark.CHECKPOINT, '--repeats',

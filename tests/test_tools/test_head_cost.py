@@ -53,7 +53,7 @@ def benchmark(repo_root, monkeypatch, registry_guard):
     from mmengine.registry import DefaultScope
     scopes = dict(DefaultScope._instance_dict)
     monkeypatch.syspath_prepend(str(repo_root / 'tools'))
-    yield importlib.import_module('benchmark')
+    yield importlib.import_module('benchmarks.__main__')
     for name in list(sys.modules):
         if name.split('.')[0] in ('benchmark', 'benchmarks'):
             del sys.modules[name]

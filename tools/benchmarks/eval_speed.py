@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks import run_setup
-from taskptq.calibration import freeze
+from taskptq.reconstruction import freeze
 
 TARGET = 1.6
 

@@ -22,8 +22,8 @@ from typing import Any
 
 import torch
 
-from taskptq.calibration.state_folder import FolderInUseError
 from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.reconstruction.state_folder import FolderInUseError
 from taskptq.testing import tiny_batches, tiny_model
 
 # Torch and mmengine are imported once: a fork of this process starts at once.

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from benchmarks import run_setup
-from taskptq.calibration import reconstruct
 from taskptq.engine.pipeline import run_batch
+from taskptq.reconstruction import reconstruct
 
 TARGET = 1.02
 # The allocator's own luck moves a peak by some percent: medians are compared.

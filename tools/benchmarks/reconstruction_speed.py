@@ -11,10 +11,10 @@ from torch import nn
 from benchmarks import run_setup
 from benchmarks.reference_loop import ReferenceLoop
 from benchmarks.sessions import Session, units_of
-from taskptq.calibration import reconstruct
-from taskptq.calibration.config import ReconstructionConfig
 from taskptq.engine.pipeline import run_batch
 from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction import reconstruct
+from taskptq.reconstruction.config import ReconstructionConfig
 
 TARGET = 3.0
 

@@ -19,8 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import calibration_mode
-from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.tree import flatten, is_float, unflatten
 from taskptq.core import (
     AffineQuantizer,
     LSQQuantizer,
@@ -29,9 +27,11 @@ from taskptq.core import (
     quantizing,
 )
 from taskptq.core.functional import per_channel
-from taskptq.core.state import is_weight_quantizer, quantizers
+from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.engine.pipeline import run_batch
 from taskptq.modules.base import quant_modules
+from taskptq.reconstruction.capture.nesting import flatten, is_float, unflatten
+from taskptq.reconstruction.config import ReconstructionConfig
 
 
 def plain_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:

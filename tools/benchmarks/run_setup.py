@@ -24,7 +24,6 @@ from taskptq.apis import (
     read_fragment,
 )
 from taskptq.calibration import calibrate
-from taskptq.calibration.config import ReconstructionConfig
 from taskptq.engine.builder import build_qconfig
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
@@ -37,6 +36,7 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.version import __version__
 
 REPOSITORY = Path(__file__).resolve().parents[2]

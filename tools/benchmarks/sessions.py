@@ -6,16 +6,20 @@ from typing import Any
 
 from torch import nn
 
-from taskptq.calibration.cache import ActivationCache
-from taskptq.calibration.capture import Capturer, called_modules, trace
-from taskptq.calibration.config import ReconstructionConfig
-from taskptq.calibration.losses import MSEReconLoss
-from taskptq.calibration.progress import RunProgress
-from taskptq.calibration.reconstruct import _Run
-from taskptq.calibration.train_unit import UnitResult
-from taskptq.calibration.unit_data import UnitData
 from taskptq.engine.pipeline import run_batch
 from taskptq.prepare.blocks import Unit, split_blocks
+from taskptq.reconstruction.capture.cache import ActivationCache
+from taskptq.reconstruction.capture.capture import (
+    Capturer,
+    called_modules,
+    trace,
+)
+from taskptq.reconstruction.capture.unit_data import UnitData
+from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.losses import MSEReconLoss
+from taskptq.reconstruction.progress import RunProgress
+from taskptq.reconstruction.reconstruct import _Run
+from taskptq.reconstruction.rounding.learned import UnitResult
 
 
 def units_of(

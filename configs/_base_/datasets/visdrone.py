@@ -1,7 +1,7 @@
 # VisDrone2019-DET (Zhu et al., TPAMI 2021), in its official layout:
 #   data/VisDrone2019-DET/VisDrone2019-DET-{train,val}/images/*.jpg
 #   data/VisDrone2019-DET/VisDrone2019-DET-{train,val}/annotations/*.txt
-# `tools/convert_visdrone.py` writes the text files as COCO JSON beside them.
+# `projects/small_objects/convert_visdrone.py` writes the text files as COCO JSON beside them.
 # A leaf puts these parts into the loaders of a COCO config.
 root = 'data/VisDrone2019-DET/'
 metainfo = dict(

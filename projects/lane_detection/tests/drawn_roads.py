@@ -147,7 +147,7 @@ def assert_proxies(model, outputs):
 def prepare_w8a8(model, batch):
     """Quantize to 8 bit on one batch; returns the report and both outputs."""
     from taskptq.calibration import calibrate
-    from taskptq.core.state import quantizing
+    from taskptq.core.switches import quantizing
     from taskptq.prepare import QConfig, prepare
     model.eval()
     inputs = model.data_preprocessor(copy.deepcopy(batch), False)['inputs']

@@ -17,15 +17,19 @@ from mmengine.config import Config
 from mmengine.model import BaseModule
 from torch import nn
 
-from taskptq.calibration import ReconstructionConfig, calibrate, reconstruct
-from taskptq.calibration.network import NetworkData
-from taskptq.core.state import quantizing
+from taskptq.calibration import calibrate
+from taskptq.core.switches import quantizing
 from taskptq.engine.builder import build_adapter, build_loss
 from taskptq.engine.pipeline import Recipe
-from taskptq.methods import SelectiveFocusLoss
-from taskptq.methods.decoded_distance import LaneDistance
-from taskptq.methods.semantic_focus import SemanticFocus, channel_dims
+from taskptq.methods.selective_focus import SelectiveFocusLoss
+from taskptq.methods.selective_focus.decoded_distance import LaneDistance
+from taskptq.methods.selective_focus.semantic_focus import (
+    SemanticFocus,
+    channel_dims,
+)
 from taskptq.prepare import QConfig, prepare
+from taskptq.reconstruction import ReconstructionConfig, reconstruct
+from taskptq.reconstruction.network import NetworkData
 
 QUANT = Path(__file__).parents[1] / 'configs/_base_/quant'
 FRAGMENTS = sorted(path.name for path in QUANT.glob('*.py'))

@@ -207,8 +207,8 @@ def test_swap_sees_every_conv(model):
 
 def test_each_pass_is_one_block(model):
     """A conv that is called for each slice must not be cut out of its pass."""
-    from taskptq.calibration import ReconstructionConfig, reconstruct
     from taskptq.prepare import split_blocks
+    from taskptq.reconstruction import ReconstructionConfig, reconstruct
     batch = make_batch(SIZE)
     prepare_w8a8(model, batch)
     names = [unit.name for unit in split_blocks(model)]

@@ -1,6 +1,5 @@
 """Tables: rows, grounds, and that calibration sees none of the latter."""
 import importlib
-import sys
 from pathlib import Path
 
 import pytest
@@ -27,16 +26,9 @@ SEEDED = {'scnn', 'laneatt', 'ganet', 'lstr'}
 
 
 @pytest.fixture
-def tools(monkeypatch):
-    """The modules of tools/, imported anew."""
-    names = [path.stem for path in (ROOT / 'tools').glob('*.py')]
-    monkeypatch.syspath_prepend(str(ROOT / 'tools'))
-    monkeypatch.chdir(ROOT)
-    for name in names:
-        sys.modules.pop(name, None)
-    yield importlib.import_module
-    for name in names:
-        sys.modules.pop(name, None)
+def tools():
+    """Import a module by its dotted name."""
+    return importlib.import_module
 
 
 def model_of(path):
@@ -49,7 +41,7 @@ def test_every_model_has_a_table():
 
 @pytest.mark.parametrize('path', TABLES, ids=model_of)
 def test_rows(tools, path):
-    table = tools('_table').read_table(path)
+    table = tools('taskptq.bench.table').read_table(path)
     rows = table.rows()
     for row in rows:
         assert (ROOT / row.fragment).is_file()
@@ -73,12 +65,12 @@ def test_rows(tools, path):
 def test_targets_are_understood(tools, path):
     content = yaml.safe_load(path.read_text())
     empty = {'rows': [], 'float': None}
-    records = tools('_targets').evaluate_targets(content['targets'], empty)
+    records = tools('taskptq.bench.targets').evaluate_targets(content['targets'], empty)
     assert {record['status'] for record in records} == {'missing'}
 
 
 def test_target_sets_name_tables(tools):
-    collect = tools('collect_results')
+    collect = tools('taskptq.cli.collect')
     entries = collect.find_entries(ROOT)
     sets = collect.find_sets(ROOT, entries)
     members = {member.table.name for member in sets['lanes'].members}
@@ -86,7 +78,7 @@ def test_target_sets_name_tables(tools):
                        for path in TABLES}
     for name in ('lanes', 'lanes-roads'):
         for target in sets[name].targets.targets:
-            evaluate_set = tools('_target_sets').evaluate_set
+            evaluate_set = tools('taskptq.bench.target_sets').evaluate_set
             assert evaluate_set(target, sets[name].members)['of_tables'] >= 6
 
 
@@ -134,7 +126,7 @@ def test_calibration_sees_no_ground(path, tmp_path):
 def test_one_pass_gives_every_ground(tools, path, tmp_path):
     """The float model's own lanes agree with themselves."""
     cfg = read_grounds(path, tmp_path)
-    placed = tools('_float_runner').placed
+    placed = tools('taskptq.bench.float_runner').placed
     dataset = DATASETS.build(cfg.val_dataloader.dataset)
     # Annotations stand for predictions.
     samples = []

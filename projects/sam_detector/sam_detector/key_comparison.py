@@ -17,7 +17,7 @@ from torch import nn
 from taskptq.analysis.distribution import key_distributions
 from taskptq.analysis.plots import plot_key_histograms
 from taskptq.engine.pipeline import apply_rewrites, run_batch
-from taskptq.methods.bimodal_integration import TOKEN_TO_IMAGE
+from taskptq.methods.ptq4sam.bimodal_integration import TOKEN_TO_IMAGE
 from taskptq.version import __version__
 
 from .experiment import Experiment, current_commit

@@ -28,10 +28,11 @@ from mmengine.structures import InstanceData
 from torch import nn
 
 from taskptq.apis import read_config
-from taskptq.calibration import calibrate, reconstruct
-from taskptq.calibration.config import ReconstructionConfig
+from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_qconfig
 from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.reconstruction import reconstruct
+from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.version import __version__
 
 from .detector import SAMDetector

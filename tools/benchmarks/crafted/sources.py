@@ -127,7 +127,7 @@ def _train(good: Good, root: Path, name: str) -> None:
 
 def _keep_states(good: Good, root: Path, work: Path) -> None:
     """Quantize, and copy the state of each unit before it is removed."""
-    from taskptq.calibration.resume import UnitStates
+    from taskptq.reconstruction.resume import UnitStates
     save = UnitStates.save
 
     def save_and_copy(self: UnitStates, *args: object,

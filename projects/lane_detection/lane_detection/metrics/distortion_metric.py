@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from mmdet.registry import METRICS
 
-from taskptq.methods.lane_distortion import lane_distortion
+from taskptq.methods.selective_focus.lane_distortion import lane_distortion
 
 from .base import GROUND_TRUTH, LaneMetric, predicted_lanes
 
@@ -35,7 +35,7 @@ def common_rows(sample: Mapping[str, Any], *, num_rows: int) -> np.ndarray:
 class LaneDistortionMetric(LaneMetric):
     """Distance of predicted lanes from a reference, in original pixels.
 
-    See :func:`taskptq.methods.lane_distortion.lane_distortion`, our
+    See :func:`taskptq.methods.selective_focus.lane_distortion.lane_distortion`, our
     reconstruction of the score. Results:
 
     - ``lds``: mean over the images of the score, in [0, gamma]; 0 means the

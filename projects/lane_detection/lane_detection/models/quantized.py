@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
+from taskptq.hosts.registry import COUNTERPARTS, dotted
+from taskptq.modules.attention import QuantAttention, quantized, show_value
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
-from taskptq.modules.matmul import QuantAttention, quantized, show_value
-from taskptq.prepare.mapping import COUNTERPARTS, dotted
 
 __all__ = ['QuantAnchorAttention', 'QuantDeformConv2d',
            'QuantPositionAttention', 'register_counterpart']

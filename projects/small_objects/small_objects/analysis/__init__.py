@@ -1,0 +1,1 @@
+"""Errors, choice and gradients of box grids."""

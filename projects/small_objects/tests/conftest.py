@@ -1,0 +1,23 @@
+"""Fixtures that the tests of this project share."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+PROJECT = Path(__file__).resolve().parents[1]
+# So that the tests run from a source tree, without installing the project.
+sys.path.insert(0, str(PROJECT))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope='session')
+def repo_root():
+    """The repository's top level."""
+    return PROJECT.parents[1]

@@ -1,0 +1,241 @@
+"""Quantize a checkpoint without editing its config.
+
+    python tools/quantize.py CONFIG FLOAT.pth --recipe w4a4_qdrop --out q.pth
+
+Beside ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
+``tools/test.py q.py q.pth`` (this one or a host's) tests the result.
+"""
+from __future__ import annotations
+
+import argparse
+import copy
+import os
+from pathlib import Path
+from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+from mmengine.config import Config, DictAction
+from mmengine.logging import MMLogger, print_log
+
+from taskptq.apis import quantize, read_config, read_fragment
+from taskptq.core.atomic import DiskFullError
+from taskptq.engine.builder import to_plain
+from taskptq.engine.import_style import (
+    import_style_text,
+    lazy_settings,
+    type_name,
+)
+from taskptq.engine.recipe_source import read_recipe
+from taskptq.engine.refusals import (
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
+)
+from taskptq.export.checkpoint import QuantizedCheckpointError
+from taskptq.reconstruction.state_folder import FolderInUseError
+
+PARTS = ('qconfig', 'reconstruction', 'rewrites', 'loss')
+DROPPED_HOOKS = ('PTQHook', 'EMAHook')
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(description='Quantize a checkpoint')
+    parser.add_argument('config', help='config file of the float model')
+    parser.add_argument('checkpoint', help='float checkpoint')
+    method = parser.add_mutually_exclusive_group(required=True)
+    method.add_argument(
+        '--recipe', action='append',
+        help='name of a recipe, e.g. w4a4_qdrop, or config file that sets '
+        'its parts; if given again, the next is merged into the one before')
+    method.add_argument(
+        '--quant',
+        help='fragment that sets qconfig and reconstruction, e.g. '
+        'configs/_base_/quant/w4a4_qdrop.py')
+    parser.add_argument(
+        '--calib', help='fragment that sets calibration, e.g. '
+        'configs/_base_/calibration/calib256.py')
+    parser.add_argument(
+        '--out', required=True, help='quantized file to write, *.pth')
+    parser.add_argument(
+        '--work-dir', help='folder for reports (default: that of --out)')
+    parser.add_argument(
+        '--num-images', type=int, help='number of calibration images')
+    parser.add_argument('--seed', type=int, default=0, help='seed')
+    parser.add_argument(
+        '--device', help='cpu or cuda (default: a GPU if there is one)')
+    parser.add_argument(
+        '--allow-overlap',
+        action='store_true',
+        help='accept calibration images of the test split')
+    parser.add_argument(
+        '--no-resume',
+        action='store_true',
+        help='start anew instead of going on with an interrupted run')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle a checkpoint that is not plain, which runs code that '
+        'it names: for files whose source you trust')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings of CONFIG to override, as key=value')
+    args = parser.parse_args(argv)
+    if Path(args.out).suffix != '.pth':
+        parser.error(f'--out must end in .pth, got {args.out}')
+    return args
+
+
+def base_path(config: Path, *, folder: Path) -> str:
+    """Return how a config in ``folder`` inherits ``config``.
+
+    Relative where both lie in one tree, which may then be moved as a whole;
+    absolute where they share only the root.
+
+    Args:
+        config: The inherited config.
+        folder: Where the inheriting config is written.
+    """
+    config, folder = config.resolve(), folder.resolve()
+    shared = os.path.commonpath([config.parent, folder])
+    if Path(shared) == Path(shared).parent:
+        return config.as_posix()
+    return Path(os.path.relpath(config, folder)).as_posix()
+
+
+def keeps_hook(hook: Any) -> bool:
+    """Whether a custom hook of the float config stays in the new one."""
+    return type_name(hook['type']) not in DROPPED_HOOKS
+
+
+def config_text(cfg: Config, *, source: str, out: Path,
+                hook: dict[str, Any], overridden: bool) -> str:
+    """Return CONFIG with PTQHook, as the text of a config file.
+
+    Args:
+        cfg: The loaded config, with all overrides.
+        source: Its file, or the name of an installed package's config.
+        out: File that is to be written.
+        hook: PTQHook's config, plain.
+        overridden: Whether the command line changes settings of CONFIG:
+            then, and in import style, all settings are written out;
+            otherwise the new config inherits ``source``.
+
+    Raises:
+        ValueError: If a setting cannot be written.
+    """
+    settings = lazy_settings(cfg)
+    kept = [h for h in settings.get('custom_hooks') or [] if keeps_hook(h)]
+    hooks = [*kept, hook]
+    packaged = '::' in source
+    if not packaged and Config._is_lazy_import(source):
+        return import_style_text({**settings, 'custom_hooks': hooks})
+    if overridden:
+        written = copy.deepcopy(cfg)
+        written.custom_hooks = hooks
+        return str(written.pretty_text)
+    text = Config({'custom_hooks': hooks}).pretty_text
+    base = source if packaged else base_path(
+        Path(source), folder=out.parent)
+    return f'_base_ = [{base!r}]\n\n{text}'
+
+
+def chosen_recipe(args: argparse.Namespace) -> dict[str, Any]:
+    """Return all parts of the recipe that the command line asks for.
+
+    Of a fragment only these count, whatever else it sets.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Raises:
+        SettingError: If there is no such recipe, or it lacks ``qconfig``.
+    """
+    if args.recipe is not None:
+        return read_recipe(args.recipe)
+    fragment = read_config(args.quant).to_dict()
+    return read_recipe({
+        key: fragment.get(key) for key in PARTS if key in fragment})
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Quantize and write both files.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Returns:
+        The quantization report.
+    """
+    out = Path(args.out)
+    for path in (out, out.with_suffix('.py')):
+        refuse_unwritable_file(path, name='--out')
+    if args.work_dir is not None:
+        refuse_unwritable_folder(args.work_dir, name='--work-dir')
+    cfg = read_config(args.config)
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    recipe = chosen_recipe(args)
+    calibration = read_fragment(args.calib, key='calibration') or {}
+    if args.num_images is not None:
+        calibration['num_images'] = args.num_images
+    if args.allow_overlap:
+        calibration['allow_overlap'] = True
+    hook = {
+        'type': 'taskptq.PTQHook',
+        'recipe': recipe,
+        'calibration': calibration,
+        'seed': args.seed,
+    }
+    text = config_text(
+        cfg, source=args.config, out=out.with_suffix('.py'),
+        hook=to_plain(hook), overridden=args.cfg_options is not None)
+    _, report = quantize(
+        cfg,
+        args.checkpoint,
+        recipe=recipe,
+        calibration=calibration,
+        out=out,
+        work_dir=args.work_dir,
+        device=args.device,
+        seed=args.seed,
+        resume=not args.no_resume,
+        trust_checkpoint=args.trust_checkpoint)
+    out.with_suffix('.py').write_text(text, encoding='utf-8')
+    return report
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Quantize one checkpoint.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If something is refused; the reason is one sentence.
+    """
+    args = parse_args(argv)
+    if not MMLogger.check_instance_created('taskptq'):
+        MMLogger.get_instance('taskptq', logger_name='taskptq')
+    try:
+        report = run(args)
+    except (FileNotFoundError, DiskFullError, ValueError, FolderInUseError,
+            QuantizedCheckpointError) as error:
+        raise SystemExit(str(error)) from error
+    script = Path(args.out).with_suffix('.py')
+    print_log(
+        f'{report["file_bytes"]} bytes in {args.out}; test it with: '
+        f'python tools/test.py {script} {args.out}',
+        logger='current')
+
+
+if __name__ == '__main__':
+    main()

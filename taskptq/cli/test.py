@@ -1,0 +1,240 @@
+"""Evaluate a float or a quantized checkpoint with mmengine's Runner.
+
+    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out JSON]
+
+With PTQHook in the config, a float checkpoint is quantized first; a quantized
+file is rebuilt from what it says itself, also where the config has no hook.
+The file is read without running code from it, unless --trust-checkpoint says
+that it may.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import torch
+from mmengine.config import Config, DictAction
+from mmengine.dist import is_main_process
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+
+from taskptq.apis import read_config
+from taskptq.engine.builder import to_plain
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    local_file,
+    read_checkpoint,
+)
+from taskptq.engine.checkpoint_guard import guarded_runner
+from taskptq.engine.import_style import type_name
+from taskptq.engine.ptq_hook import unwrap
+from taskptq.engine.refusals import (
+    check_hooks,
+    one_sentence,
+    refuse_unwritable_file,
+    refuse_unwritable_folder,
+)
+from taskptq.export.checkpoint import is_quantized
+
+HOOK = 'PTQHook'
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(description='Test (and quantize) a model')
+    parser.add_argument('config', help='config file of the model to test')
+    parser.add_argument('checkpoint', help='float or quantized checkpoint')
+    parser.add_argument(
+        '--work-dir', help='folder for logs, reports and the quantized file '
+        "(default: the config's, else work_dirs/<config name>)")
+    parser.add_argument('--out', help='JSON file for the metrics')
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle a checkpoint that is not plain, which runs code that '
+        'it names: for files whose source you trust')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='settings to override, as key=value; lists as key="[a,b]"')
+    parser.add_argument(
+        '--launcher',
+        choices=['none', 'pytorch', 'slurm', 'mpi'],
+        default='none',
+        help='job launcher')
+    # Set by torch.distributed.launch, under either spelling.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+    return parser.parse_args(argv)
+
+
+def is_ptq_hook(hook: Any) -> bool:
+    """Whether an entry of ``custom_hooks`` is PTQHook, by name or class."""
+    kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+    return type_name(kind) == HOOK
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Load the config and apply the command line to it.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Raises:
+        FileNotFoundError: If there is no such config or checkpoint.
+        ValueError: If results cannot be written.
+    """
+    cfg = read_config(args.config)
+    cfg.launcher = args.launcher
+    if args.cfg_options is not None:
+        cfg.merge_from_dict(args.cfg_options)
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
+    cfg.load_from = str(local_file(args.checkpoint))
+    cfg.resume = False
+    refuse_unwritable_folder(cfg.work_dir, name='work_dir')
+    if args.out is not None:
+        refuse_unwritable_file(args.out, name='--out')
+    return cfg
+
+
+def add_hook(cfg: Config, checkpoint: Mapping[str, Any]) -> None:
+    """Add PTQHook to a config that has none, for a quantized file.
+
+    Args:
+        cfg: Config of the run; changed in place.
+        checkpoint: Content of the file.
+    """
+    hooks = list(cfg.get('custom_hooks') or [])
+    if is_quantized(checkpoint) and not any(map(is_ptq_hook, hooks)):
+        cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
+
+
+def check_fit(runner: Runner, checkpoint: Mapping[str, Any], *,
+              path: str) -> None:
+    """Load a float checkpoint, where mmengine would only warn of misfits.
+
+    Args:
+        runner: Built runner; it loads the same file once more.
+        checkpoint: Content of the file.
+        path: The file, for messages.
+
+    Raises:
+        ValueError: If weights are missing or of another shape.
+    """
+    # Checkpoints of QATHook have their weights elsewhere.
+    if is_quantized(checkpoint) or isinstance(
+            checkpoint.get('state_dict'), str):
+        return
+    load_float_weights(unwrap(runner.model), checkpoint, path=path)
+
+
+def join_processes_on_cpu(cfg: Config) -> None:
+    """Do on a machine without GPUs what mmengine does only with them.
+
+    Its own set-up selects a CUDA device for each process, also for gloo.
+
+    Args:
+        cfg: Config of a run that ``torch.distributed.run`` started.
+    """
+    if cfg.launcher != 'pytorch' or torch.cuda.is_available():
+        return
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group('gloo')
+    if cfg.get('model_wrapper_cfg') is None:
+        cfg.model_wrapper_cfg = {
+            'type': 'MMDistributedDataParallel',
+            'broadcast_buffers': False,
+            'device_ids': None,
+        }
+
+
+def write_metrics(out: str, *, args: argparse.Namespace,
+                  metrics: dict[str, Any], seconds: float,
+                  runner: Runner) -> None:
+    """Write what was measured, and how it was quantized in this run.
+
+    Args:
+        out: JSON file.
+        args: Result of :func:`parse_args`.
+        metrics: What the evaluator returned.
+        seconds: Wall time of the run without what quantizing took.
+        runner: The runner, whose PTQHook has the report.
+    """
+    reports = [hook.report for hook in runner.hooks if is_ptq_hook(hook)]
+    result = {
+        'config': args.config,
+        'checkpoint': args.checkpoint,
+        # JSON has no NaN, which mm's metrics give where nothing is to score.
+        'metrics': {
+            name: None if value != value else value
+            for name, value in to_plain(metrics).items()
+        },
+        'eval_seconds': round(seconds, 3),
+        'quantization': reports[0] if reports else None,
+    }
+    path = Path(out)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Build the runner, test, and report the metrics.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If the checkpoint is refused; the reason is one sentence.
+    """
+    args = parse_args(argv)
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    with one_sentence():
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Check everything, build the runner and test; see :func:`main`."""
+    cfg = load_config(args)
+    check_hooks(cfg.get('custom_hooks'))
+    trusted = args.trust_checkpoint or any(
+        isinstance(hook, dict) and bool(hook.get('trust_checkpoint'))
+        for hook in cfg.get('custom_hooks') or [])
+    checkpoint = read_checkpoint(cfg.load_from, trust_checkpoint=trusted)
+    add_hook(cfg, checkpoint)
+    join_processes_on_cpu(cfg)
+    runner = guarded_runner(cfg, training=False, trust_checkpoint=trusted)
+    check_fit(runner, checkpoint, path=args.checkpoint)
+    del checkpoint
+    start = time.perf_counter()
+    metrics = runner.test()
+    seconds = time.perf_counter() - start
+    for hook in filter(is_ptq_hook, runner.hooks):
+        seconds -= (hook.report or {}).get('seconds', 0.0)
+    if is_main_process():
+        lines = [f'  {name}: {value}' for name, value in metrics.items()]
+        print_log('\n'.join(['Metrics', *lines]), logger='current')
+        if args.out is not None:
+            write_metrics(
+                args.out, args=args, metrics=metrics, seconds=seconds,
+                runner=runner)
+    return metrics
+
+
+if __name__ == '__main__':
+    main()

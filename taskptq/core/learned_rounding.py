@@ -1,0 +1,191 @@
+"""Learned rounding of weights, soft while it trains and hard afterwards."""
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core.functional import per_channel
+from taskptq.core.quantizers import AffineQuantizer
+
+# Stretch of the rectified sigmoid: AdaRound, Nagel et al., ICML 2020, Eq. 23.
+ZETA = 1.1
+GAMMA = -0.1
+
+
+class LearnedRounding(nn.Module):
+    """Round each weight up or down as learned (AdaRound, Eqs. 22 to 24).
+
+    ``w_hat = s (clamp(floor(w / s) + h(alpha) + z, quant_min, quant_max)
+    - z)`` with ``h`` the rectified sigmoid, starting at the float weight.
+
+    With ``straight_through`` the forward pass sees hard roundings, and only
+    the gradient is the soft one's: nothing is left to decide at the end.
+
+    Args:
+        quantizer: The weight's calibrated affine quantizer.
+        weight: The float weight, any shape.
+    """
+
+    base: Tensor
+    scale: Tensor
+    zero_point: Tensor
+
+    def __init__(self, quantizer: AffineQuantizer, weight: Tensor) -> None:
+        super().__init__()
+        axis = quantizer.spec.ch_axis
+        self.quant_min = quantizer.quant_min
+        self.quant_max = quantizer.quant_max
+        self.soft = True
+        self.straight_through = False
+        self._h: Tensor | None = None
+        self._slope: Tensor | None = None
+        scale = per_channel(
+            quantizer.scale.detach(), ndim=weight.dim(), ch_axis=axis
+        )
+        zero_point = per_channel(
+            quantizer.zero_point, ndim=weight.dim(), ch_axis=axis
+        )
+        steps = weight.detach() / scale
+        self.register_buffer('scale', scale)
+        self.register_buffer('zero_point', zero_point.to(weight.dtype))
+        # Everything but alpha is constant, so it is computed once.
+        self.register_buffer('base', steps.floor() + self.zero_point)
+        rest = steps - steps.floor()
+        self.alpha = nn.Parameter(inverse_rectified_sigmoid(rest))
+
+    def forward(self) -> Tensor:
+        """Return the weight: soft while training, else on the grid."""
+        if not self.soft:
+            return (self.codes() - self.zero_point) * self.scale
+        with torch.no_grad():
+            h, slope = _rectified_sigmoid_and_slope(self.alpha)
+            up = (self.alpha >= 0).to(h.dtype) if self.straight_through else h
+            codes = up + self.base
+            clipped = codes.clamp(self.quant_min, self.quant_max)
+            passes = torch.eq(clipped, codes, out=codes)
+            factor = passes.mul_(slope).mul_(self.scale)
+            weight = clipped.sub_(self.zero_point).mul_(self.scale)
+        self._h, self._slope = h, slope
+        out: Tensor = _SoftWeight.apply(  # type: ignore[no-untyped-call]
+            self.alpha, weight, factor
+        )
+        return out
+
+    @torch.no_grad()
+    def add_penalty_gradient(self, *, weight: Tensor, beta: int) -> None:
+        """Add the gradient of ``weight * sum(1 - |2 h - 1|^beta)``.
+
+        Reuses what the last ``forward`` computed, and an even ``beta`` needs
+        no power function: the penalty costs a fraction of what it would
+        through autograd.
+
+        Args:
+            weight: One element; the penalty weight over the number of
+                weights.
+            beta: Even exponent.
+
+        Raises:
+            ValueError: If ``beta`` is odd or below 2.
+        """
+        if beta < 2 or beta % 2:
+            raise ValueError(f'beta={beta} must be even, and at least 2')
+        if self._h is None or self._slope is None or self.alpha.grad is None:
+            raise RuntimeError(
+                'add_penalty_gradient() follows forward() and backward()'
+            )
+        u = self._h.mul(2).sub_(1)
+        # d/dh (1 - |u|^beta) = -2 beta u^(beta - 1), odd in u
+        gradient = odd_power(u, beta - 1).mul_(self._slope)
+        self.alpha.grad.addcmul_(gradient, -2 * beta * weight)
+
+    @torch.no_grad()
+    def codes(self) -> Tensor:
+        """Return the hard-rounded codes, int32."""
+        up = (self.alpha >= 0).to(self.base.dtype)
+        codes = (self.base + up).clamp(self.quant_min, self.quant_max)
+        return codes.to(torch.int32)
+
+    @torch.no_grad()
+    def lean_towards(self, codes: Tensor, *, share: float = 0.9) -> None:
+        """Start from an earlier decision that may still be reversed.
+
+        Args:
+            codes: Integer codes, shaped like the weight.
+            share: h where they round up, in (0.5, 1); 1 - share elsewhere.
+        """
+        up = codes.to(self.base.dtype) > self.base
+        h = torch.where(up, share, 1 - share).to(self.alpha.dtype)
+        self.alpha.copy_(inverse_rectified_sigmoid(h))
+
+    def regularization(self, beta: float) -> Tensor:
+        """Return mean(1 - |2 h - 1|^beta), AdaRound Eq. 24 per weight."""
+        return rounding_penalty(self.alpha, beta)
+
+    @torch.no_grad()
+    def decided(self) -> Tensor:
+        """Return how many roundings are decided: |h - 0.5| > 0.49.
+
+        Straight-through ones always are.
+        """
+        if self.straight_through:
+            return torch.tensor(self.alpha.numel(), device=self.alpha.device)
+        h = rectified_sigmoid(self.alpha)
+        return ((h - 0.5).abs() > 0.49).sum()
+
+
+class _SoftWeight(torch.autograd.Function):
+    """The weight as forward value, its slope by alpha as the gradient."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, alpha: Tensor, weight: Tensor, factor: Tensor
+    ) -> Tensor:
+        del alpha
+        ctx.save_for_backward(factor)
+        return weight
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
+        (factor,) = ctx.saved_tensors
+        return gradients[0] * factor, None, None
+
+
+def _rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """Return h(alpha) and dh / dalpha, in few passes over memory."""
+    sigmoid = torch.sigmoid(alpha)
+    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
+    stretched = sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
+    h = stretched.clamp(0, 1)
+    passes = torch.eq(h, stretched, out=stretched)
+    return h, slope.mul_(ZETA - GAMMA).mul_(passes)
+
+
+def odd_power(x: Tensor, exponent: int) -> Tensor:
+    """Return ``x ** exponent`` by squaring, for an odd positive exponent."""
+    result, square = x.clone(), x * x
+    rest = (exponent - 1) // 2
+    while rest:
+        if rest & 1:
+            result.mul_(square)
+        rest >>= 1
+        if rest:
+            square.mul_(square)
+    return result
+
+
+def rectified_sigmoid(alpha: Tensor) -> Tensor:
+    """Return clip(sigmoid(alpha) (zeta - gamma) + gamma, 0, 1)."""
+    return (torch.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
+    """Return the alpha at which the rectified sigmoid is ``h`` in [0, 1]."""
+    return torch.logit((h - GAMMA) / (ZETA - GAMMA))
+
+
+def rounding_penalty(alpha: Tensor, beta: float) -> Tensor:
+    """Return mean(1 - |2 h(alpha) - 1|^beta); 0 when all are decided."""
+    h = rectified_sigmoid(alpha)
+    return 1 - (2 * h - 1).abs().pow(beta).mean()

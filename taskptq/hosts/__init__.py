@@ -1,0 +1,1 @@
+"""Which host class has which counterpart, block and output layer."""

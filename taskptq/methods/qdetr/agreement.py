@@ -1,0 +1,242 @@
+"""How far matched queries of two DETRs disagree.
+
+``L_DRD`` of Q-DETR, Xu et al., CVPR 2023 (arXiv 2304.00253), equation 13,
+and the agreement of boxes and classes, which stands in for the detection
+loss where there are no labels.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskptq.methods.qdetr.matching import QueryMatch, corner_giou, to_corners
+
+__all__ = [
+    'GIOU_WEIGHT',
+    'L1_WEIGHT',
+    'MatchedAgreement',
+    'box_distances',
+    'class_divergence',
+    'compare_channels',
+    'compare_teachers',
+    'distillation_distance',
+    'matched_agreement',
+    'matched_divergence',
+    'relative_distance',
+]
+
+# Weights of the two box terms in DETR's loss (Carion et al., ECCV 2020).
+L1_WEIGHT = 5.0
+GIOU_WEIGHT = 2.0
+
+Heads = Mapping[str, Tensor]
+
+
+def distillation_distance(
+    student: Tensor, teacher: Tensor, *, match: QueryMatch
+) -> Tensor:
+    """Return ``L_DRD``, the mean distance of matched features (eq. 13).
+
+    Args:
+        student: Co-attended features D of the student, (B, N, E).
+        teacher: Those of the teacher, (B, K, E); no gradient flows there.
+        match: Pairs of queries; without any the result is 0.
+    """
+    if not len(match):
+        return student.float().sum() * 0.0
+    target = match.of_teacher(teacher.detach()).float()
+    apart = match.of_student(student).float() - target
+    # Its gradient is 0, not undefined, where the two are the same.
+    norms: Tensor = torch.linalg.vector_norm(apart, dim=-1)
+    return norms.mean()
+
+
+def relative_distance(
+    student: Tensor, teacher: Tensor, *, match: QueryMatch
+) -> Tensor:
+    """Return ``L_DRD`` in root mean square norms of the teacher's features.
+
+    Args:
+        student: See :func:`distillation_distance`.
+        teacher: Likewise.
+        match: Likewise.
+    """
+    features = teacher.detach().float()
+    norm = features.square().sum(dim=-1).mean().sqrt().clamp(min=1e-12)
+    return distillation_distance(student, features, match=match) / norm
+
+
+def class_divergence(
+    student: Tensor, teacher: Tensor, *, use_sigmoid: bool
+) -> Tensor:
+    """Return KL(teacher || student) of each row of logits, (..., C) -> (...).
+
+    Args:
+        student: Logits.
+        teacher: Logits; no gradient flows there.
+        use_sigmoid: Classes are independent (summed up); else a softmax runs
+            over them and the background.
+    """
+    student, teacher = student.float(), teacher.detach().float()
+    if not use_sigmoid:
+        divergence = F.kl_div(
+            student.log_softmax(dim=-1),
+            teacher.log_softmax(dim=-1),
+            reduction='none',
+            log_target=True,
+        )
+        return divergence.sum(dim=-1)
+    target = teacher.sigmoid()
+    crossed = F.binary_cross_entropy_with_logits(
+        student, target, reduction='none'
+    )
+    own = F.binary_cross_entropy_with_logits(
+        teacher, target, reduction='none'
+    )
+    return (crossed - own).sum(dim=-1)
+
+
+def matched_divergence(
+    student: Tensor, teacher: Tensor, *, match: QueryMatch, use_sigmoid: bool
+) -> Tensor:
+    """Return the mean :func:`class_divergence` of matched queries.
+
+    Args:
+        student: Logits, (B, N, C).
+        teacher: Logits, (B, K, C); no gradient flows there.
+        match: Pairs of queries; without any the result is 0.
+        use_sigmoid: See there.
+    """
+    if not len(match):
+        return student.float().sum() * 0.0
+    return class_divergence(
+        match.of_student(student),
+        match.of_teacher(teacher),
+        use_sigmoid=use_sigmoid,
+    ).mean()
+
+
+def box_distances(
+    student: Tensor, teacher: Tensor, *, match: QueryMatch
+) -> tuple[Tensor, Tensor]:
+    """Return the mean L1 distance and the mean 1 - GIoU of matched boxes.
+
+    Args:
+        student: (B, N, 4), normalised cx, cy, w, h.
+        teacher: (B, K, 4), likewise; no gradient flows there.
+        match: Pairs of queries; without any both are 0.
+    """
+    if not len(match):
+        zero = student.float().sum() * 0.0
+        return zero, zero
+    boxes = match.of_student(student).float()
+    target = match.of_teacher(teacher.detach()).float()
+    giou = corner_giou(to_corners(boxes), to_corners(target))
+    l1 = (boxes - target).abs().sum(dim=-1)
+    return l1.mean(), (1 - giou).mean()
+
+
+class MatchedAgreement(NamedTuple):
+    """How far matched queries disagree, means over the pairs.
+
+    Args:
+        l1: L1 distance of the normalised boxes.
+        giou: 1 - GIoU.
+        kl: KL divergence of the classes, teacher from student.
+    """
+
+    l1: Tensor
+    giou: Tensor
+    kl: Tensor
+
+
+def matched_agreement(
+    student_boxes: Tensor,
+    teacher_boxes: Tensor,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    match: QueryMatch,
+    use_sigmoid: bool,
+) -> MatchedAgreement:
+    """Return the disagreement of matched queries in boxes and classes.
+
+    Args:
+        student_boxes: See :func:`box_distances`.
+        teacher_boxes: Likewise.
+        student_logits: See :func:`matched_divergence`.
+        teacher_logits: Likewise.
+        match: Pairs of queries; without any all terms are 0.
+        use_sigmoid: See :func:`class_divergence`.
+    """
+    l1, giou = box_distances(student_boxes, teacher_boxes, match=match)
+    kl = matched_divergence(
+        student_logits, teacher_logits, match=match, use_sigmoid=use_sigmoid
+    )
+    return MatchedAgreement(l1=l1, giou=giou, kl=kl)
+
+
+def compare_channels(
+    student: Heads, teacher: Heads, *, kind: str, layers: tuple[int, int]
+) -> None:
+    """Refuse another teacher whose outputs have another size.
+
+    Args:
+        student: Named outputs.
+        teacher: Those of the other teacher.
+        kind: Outputs to compare, 'attended' or 'cls'.
+        layers: A layer of the student and one of the teacher.
+
+    Raises:
+        ValueError: If their last dimensions differ.
+    """
+    sizes = [
+        heads[f'{kind}.{layer}'].shape[-1]
+        for heads, layer in zip((student, teacher), layers, strict=True)
+        if f'{kind}.{layer}' in heads
+    ]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            f"the teacher's {kind} has {sizes[1]} channels, the student's "
+            f'{sizes[0]}: take a teacher of the same size there, or a weight '
+            'of 0'
+        )
+
+
+def compare_teachers(
+    student: Heads,
+    teacher: Heads,
+    *,
+    layers: tuple[int, int],
+    adapters: tuple[Any, Any],
+    attended: bool,
+    classes: bool,
+) -> None:
+    """Refuse another teacher whose outputs cannot be compared.
+
+    Args:
+        student: Named outputs.
+        teacher: Those of the other teacher.
+        layers: A layer of the student and one of the teacher.
+        adapters: Of the student and of the teacher.
+        attended: Whether co-attended features are compared.
+        classes: Whether class logits are.
+
+    Raises:
+        ValueError: If sizes differ, or one has a softmax over classes.
+    """
+    if attended:
+        compare_channels(student, teacher, kind='attended', layers=layers)
+    if not classes:
+        return
+    compare_channels(student, teacher, kind='cls', layers=layers)
+    first, second = (getattr(a, 'use_sigmoid', True) for a in adapters)
+    if first != second:
+        raise ValueError(
+            'one of teacher and student has a softmax over classes, the '
+            'other sigmoids: set class_weight=0'
+        )

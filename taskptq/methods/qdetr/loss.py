@@ -1,0 +1,405 @@
+"""Query distillation: matched queries of a DETR see the same image features.
+
+Distribution rectification distillation (DRD) of Q-DETR, Xu et al., CVPR 2023
+(arXiv 2304.00253), equations 13 to 15: the co-attended features D of the
+student's foreground queries are drawn to those of their teacher queries,
+``L_DRD = E |D_student - D_teacher|_2`` (not squared). The paper trains on
+ground truth. Here the same objective reconstructs a network without labels:
+the foreground is what the float model predicts with confidence, and the
+agreement of boxes and classes stands in for the detection loss, without
+which nothing behind the last cross-attention would learn.
+"""
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskptq.core.settings import Choice, Flag, Number, Rule, refuse
+from taskptq.methods.qdetr.agreement import (
+    GIOU_WEIGHT,
+    L1_WEIGHT,
+    box_distances,
+    class_divergence,
+    compare_teachers,
+    distillation_distance,
+    matched_divergence,
+    relative_distance,
+)
+from taskptq.methods.qdetr.matching import (
+    METRICS,
+    ImageSize,
+    QueryMatch,
+    all_queries,
+    match_queries,
+)
+from taskptq.methods.qdetr.record import DistillationRecord
+from taskptq.reconstruction.losses import NetworkProbe, Outputs, ReconContext
+from taskptq.registry import RECON_LOSSES
+
+__all__ = ['QueryDistillationLoss', 'distillation_distance']
+
+MATCHINGS = ('argmax', 'hungarian')
+LAYERS = ('last', 'all')
+AGREEMENTS = ('partner', 'own')
+_SHARE, _WEIGHT = Number(low=0, high=1), Number(low=0, high=1e6)
+RULES: dict[str, Rule] = {
+    'tau': _SHARE,
+    'mu1': _WEIGHT,
+    'mu2': _WEIGHT,
+    'matching': Choice(choices=MATCHINGS),
+    'metric': Choice(choices=METRICS),
+    'layers': Choice(choices=LAYERS),
+    'weight': _WEIGHT,
+    'box_weight': _WEIGHT,
+    'class_weight': _WEIGHT,
+    'agreement': Choice(choices=AGREEMENTS),
+    'background_weight': _WEIGHT,
+    'teacher_score_thr': _SHARE,
+    'normalize': Flag(),
+    'fqm': Flag(),
+}
+Heads = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Step:
+    """Outputs of one minibatch, and what is foreground in it."""
+
+    student: Heads
+    teacher: Heads
+    own: Heads  # of the float model itself, whose queries have our indices
+    truths: Sequence[Tensor]
+    sizes: Sequence[ImageSize] | None
+    use_sigmoid: bool
+
+
+@RECON_LOSSES.register_module()
+class QueryDistillationLoss:
+    """Distil the queries of a DETR-type detector; on the whole network.
+
+    Use it with ``reconstruction.scope='network'`` or ``network_steps``, and
+    with an adapter that names ``cls.{layer}``, ``box.{layer}`` and
+    ``attended.{layer}``. The loss of a layer is::
+
+        weight L_DRD + box_weight (5 L1 + 2 (1 - GIoU))
+        + class_weight (KL_matched + background_weight KL_others)
+
+    Args:
+        tau: How close to the best query of an object a foreground query must
+            be, [0, 1]; 1 keeps none.
+        mu1: Weight of the boxes' similarity when partners are chosen.
+        mu2: Weight of their L1 distance.
+        matching: 'argmax', or 'hungarian' for partners of one student each.
+        metric: 'giou', or 'nwd' for tiny objects.
+        layers: 'last' decoder layer, or the mean over 'all', each matched by
+            its own boxes.
+        weight: Of the co-attended features, L_DRD.
+        box_weight: Of the boxes of matched queries.
+        class_weight: Of the class logits.
+        agreement: Whom boxes and classes of foreground queries agree with:
+            'partner' is the teacher query they are matched to, 'own' the
+            float model's query of their own index. Partners may be shared:
+            two queries on one object then both learn its score, and one of
+            the two is a false detection.
+        background_weight: Of the class logits of queries without a partner,
+            which must stay what they are in the float model; relative to
+            ``class_weight``.
+        teacher_score_thr: Confidence of the teacher from which on a
+            prediction counts as an object, [0, 1].
+        normalize: Divide L_DRD by the root mean square norm of the teacher's
+            features.
+        fqm: False distils all queries, each from the teacher query of its
+            own index.
+        teacher: Another teacher than the float model itself: in a config
+            ``dict(config=..., checkpoint=...)``.
+
+    Raises:
+        ValueError: If a value cannot be.
+    """
+
+    def __init__(
+        self,
+        *,
+        tau: float = 0.6,
+        mu1: float = 2.0,
+        mu2: float = 5.0,
+        matching: str = 'argmax',
+        metric: str = 'giou',
+        layers: str = 'last',
+        weight: float = 1.0,
+        box_weight: float = 1.0,
+        class_weight: float = 1.0,
+        agreement: str = 'partner',
+        background_weight: float = 1.0,
+        teacher_score_thr: float = 0.3,
+        normalize: bool = True,
+        fqm: bool = True,
+        teacher: Any = None,
+    ) -> None:
+        self.tau = tau
+        self.mu1 = mu1
+        self.mu2 = mu2
+        self.matching = matching
+        self.metric = metric
+        self.layers = layers
+        self.weight = weight
+        self.box_weight = box_weight
+        self.class_weight = class_weight
+        self.agreement = agreement
+        self.background_weight = background_weight
+        self.teacher_score_thr = teacher_score_thr
+        self.normalize = normalize
+        self.fqm = fqm
+        self.teacher = teacher
+        # Plain text: a saved state belongs to one teacher.
+        self.teacher_name = str(getattr(teacher, 'name', ''))
+        self._check()
+        self._record = DistillationRecord()
+
+    def _check(self) -> None:
+        for name, rule in RULES.items():
+            setattr(self, name, rule.read(getattr(self, name), name=name))
+        weights = ('weight', 'box_weight', 'class_weight')
+        if not any(getattr(self, name) for name in weights):
+            raise refuse(
+                'weight',
+                self.weight,
+                f'give one of {", ".join(weights)} more than 0',
+            )
+        if isinstance(self.teacher, Mapping):
+            raise ValueError(
+                f'teacher={dict(self.teacher)} is still a config: build the '
+                'loss with taskptq.engine.build_loss'
+            )
+        if self.teacher is not None and not self.fqm:
+            raise ValueError(
+                'fqm=False pairs queries by their index, which means nothing '
+                'for another teacher: leave teacher out'
+            )
+
+    def begin(self, probe: NetworkProbe) -> None:
+        """Take the images' sizes in, and run another teacher once.
+
+        Args:
+            probe: The network before the first step.
+
+        Raises:
+            ValueError: If another teacher is to run and the probe has no
+                batches.
+        """
+        record = self._record = DistillationRecord.of_batches(probe.metas)
+        if self.teacher is None:
+            return
+        if len(probe.batches) != len(record.metas):
+            raise ValueError(
+                'another teacher runs on the calibration batches, which this '
+                'probe does not have: give NetworkProbe its batches'
+            )
+        device = next(iter(probe.heads_float[0].values())).device
+        found = self.teacher.run(probe.batches, device=device)
+        for number, heads in zip(record.metas, found, strict=True):
+            record.teacher_heads[number] = self._needed(heads)
+
+    def _needed(self, heads: Heads) -> dict[str, Tensor]:
+        """Keep of a teacher's outputs what the chosen layers read."""
+        kinds = [f'{kind}.{layer}' for kind in ('cls', 'box', 'attended')
+                 for layer in self._layers(heads)]
+        return {name: heads[name] for name in kinds if name in heads}
+
+    def _layers(self, heads: Heads) -> list[int]:
+        """Return the numbers of the layers that count."""
+        numbers = sorted(
+            int(name.partition('.')[2]) for name in heads
+            if name.startswith('box.')
+        )
+        return numbers[-1:] if self.layers == 'last' else numbers
+
+    def __call__(
+        self, quant_out: Outputs, float_out: Outputs, context: ReconContext
+    ) -> Tensor:
+        """Return the loss of one minibatch.
+
+        Raises:
+            ValueError: If the unit isn't the whole network, or the model's
+                adapter or teacher do not fit.
+        """
+        if (
+            context.unit
+            or not isinstance(quant_out, dict)
+            or not isinstance(float_out, dict)
+            or not self._layers(quant_out)
+        ):
+            raise ValueError(
+                f'{type(self).__name__} on the unit {context.unit!r}: it '
+                "needs a DETR's named heads; set "
+                "reconstruction.scope='network' or network_steps"
+            )
+        step = self._prepare(quant_out, float_out, context)
+        return self._loss(step)
+
+    def _loss(self, step: _Step) -> Tensor:
+        """Return the mean loss of the chosen layers, and note its terms."""
+        own = self._layers(step.student)
+        others = self._layers(step.teacher)
+        if len(own) != len(others):
+            raise ValueError(
+                f"layers='all' needs a teacher of {len(own)} decoder layers, "
+                f"this one has {len(others)}: use layers='last'"
+            )
+        found = [
+            self._layer(step, layer, other)
+            for layer, other in zip(own, others, strict=True)
+        ]
+        terms = {
+            name: torch.stack([layer[name] for layer in found]).mean()
+            for name in found[0]
+        }
+        self._record.note(terms)
+        return torch.stack(list(terms.values())).sum()
+
+    def _prepare(
+        self, student: Heads, own: Heads, context: ReconContext
+    ) -> _Step:
+        """Put together what a minibatch is judged by."""
+        teacher, adapter = own, context.adapter
+        first = context.image_ids[0] if context.image_ids else -1
+        if self.teacher is not None:
+            if first not in self._record.teacher_heads:
+                raise ValueError('the teacher has not seen these images: call '
+                                 'begin() with the probe of the network first')
+            adapter = self.teacher.adapter
+            teacher = self._record.teacher_heads[first]
+            compare_teachers(
+                student,
+                teacher,
+                layers=(self._layers(student)[-1], self._layers(teacher)[-1]),
+                adapters=(context.adapter, adapter),
+                attended=bool(self.weight),
+                classes=bool(self.class_weight),
+            )
+        metas = self._record.metas.get(first)
+        sizes = None
+        if self.metric == 'nwd' and metas is not None:
+            sizes = [tuple(meta['img_shape'][:2]) for meta in metas]
+        return _Step(
+            student=student,
+            teacher=teacher,
+            own=own,
+            truths=self._foreground(teacher, adapter),
+            sizes=sizes,
+            use_sigmoid=bool(getattr(context.adapter, 'use_sigmoid', True)),
+        )
+
+    @torch.no_grad()
+    def _foreground(self, teacher: Heads, adapter: Any) -> list[Tensor]:
+        """Return the boxes that the teacher is sure of, image by image.
+
+        Those of its last layer serve all layers, as ground truth would.
+        """
+        last = self._layers(teacher)[-1]
+        proxy = adapter.foreground_proxy(teacher)[f'cls.{last}']
+        sure = proxy[..., 0] > self.teacher_score_thr
+        return [
+            boxes[keep]
+            for boxes, keep in zip(teacher[f'box.{last}'], sure, strict=True)
+        ]
+
+    def _layer(
+        self, step: _Step, layer: int, other: int
+    ) -> dict[str, Tensor]:
+        """Return the weighted terms of one decoder layer.
+
+        Args:
+            step: The minibatch.
+            layer: Number of the layer in the student.
+            other: That of its teacher layer.
+        """
+        match = self._match(step, layer, other)
+        self._record.count(match)
+        terms: dict[str, Tensor] = {}
+        if self.weight:
+            found = self._attended(step, layer, other, match)
+            terms['attended'] = self.weight * found
+        teacher = step.teacher
+        if self.agreement == 'own':
+            teacher, other = step.own, layer
+            match = replace(match, teacher=match.student)
+        if self.box_weight:
+            l1, giou = box_distances(
+                step.student[f'box.{layer}'],
+                teacher[f'box.{other}'],
+                match=match,
+            )
+            box = L1_WEIGHT * l1 + GIOU_WEIGHT * giou
+            terms['box'] = self.box_weight * box
+        if self.class_weight:
+            found = matched_divergence(
+                step.student[f'cls.{layer}'],
+                teacher[f'cls.{other}'],
+                match=match,
+                use_sigmoid=step.use_sigmoid,
+            )
+            terms['class'] = self.class_weight * found
+            found = self._background(step, layer, match)
+            terms['background'] = self.class_weight * found
+        return terms
+
+    def _match(self, step: _Step, layer: int, other: int) -> QueryMatch:
+        boxes = step.student[f'box.{layer}'].detach()
+        if not self.fqm:
+            return all_queries(boxes)
+        return match_queries(
+            boxes,
+            step.teacher[f'box.{other}'],
+            step.truths,
+            tau=self.tau,
+            mu1=self.mu1,
+            mu2=self.mu2,
+            metric=self.metric,
+            one_to_one=self.matching == 'hungarian',
+            image_sizes=step.sizes,
+        )
+
+    def _attended(
+        self, step: _Step, layer: int, other: int, match: QueryMatch
+    ) -> Tensor:
+        """Return L_DRD of one layer."""
+        name, target = f'attended.{layer}', f'attended.{other}'
+        if name not in step.student or target not in step.teacher:
+            raise ValueError(
+                f"the heads have no {name}: the decoder's cross-attention "
+                'has no quantized counterpart; quantize it (see '
+                'qconfig.keep_float), or set weight=0'
+            )
+        distance = distillation_distance
+        if self.normalize:
+            distance = relative_distance
+        return distance(
+            step.student[name], step.teacher[target], match=match
+        )
+
+    def _background(
+        self, step: _Step, layer: int, match: QueryMatch
+    ) -> Tensor:
+        """Return the class divergence of queries without a partner."""
+        logits = step.student[f'cls.{layer}']
+        rest = torch.ones(
+            logits.shape[:2], dtype=torch.bool, device=logits.device
+        )
+        rest[match.image, match.student] = False
+        if not self.background_weight or len(match) == rest.numel():
+            return logits.float().sum() * 0.0
+        divergence = class_divergence(
+            logits[rest],
+            step.own[f'cls.{layer}'][rest],
+            use_sigmoid=step.use_sigmoid,
+        )
+        return self.background_weight * divergence.mean()
+
+    def report(self) -> dict[str, Any]:
+        """Return how many queries were matched, and the terms' course."""
+        return self._record.to_dict()

@@ -1,0 +1,271 @@
+"""Semantic Guided Focus: the error of a head, where it matters.
+
+Fan et al., 'Selective Focus: Investigating Semantics Sensitivity in
+Post-training Quantization for Lane Detection', AAAI 2024, put the foreground
+first, by the float model's own confidence; no equation of it could be read.
+The formulas here are a reconstruction, and each choice is a setting:
+
+``L_i = sum_p (M_i(p) + eps) |h_hat_i(p) - h_i(p)|^2
+/ (C_i sum_p (M_i(p) + eps)) / (Var_i + var_eps)``
+
+with ``M_i`` the confidence at the places p of head i, C_i its channels and
+``Var_i`` the variance of the float head under the same weights.
+"""
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskptq.core.distributed import mean_over_ranks
+from taskptq.core.settings import (
+    Choice,
+    Items,
+    Number,
+    Table,
+    check_fields,
+    setting,
+)
+from taskptq.methods.selective_focus.head_swaps import head_names
+
+FOCI = ('soft', 'hard')
+NORMALIZATIONS = ('head', 'channel')
+# Of a term of a loss.
+WEIGHT = Number(low=0, high=1e6)
+KINDS = ('confidence', 'regression')
+EPS_BG = {'confidence': 0.05, 'regression': 0.0}
+# A batch with less foreground than one element says little: its error is not
+# blown up to that of a whole foreground.
+LEAST_FOREGROUND = 1.0
+
+Heads = Mapping[str, Tensor]
+
+
+def focused_error(
+    quant: Tensor, target: Tensor, *, weight: Tensor
+) -> Tensor:
+    """Return the weighted mean of the squared error.
+
+    Args:
+        quant: Head of the quantized model, any shape.
+        target: Head of the float model, the same shape.
+        weight: Non-negative, broadcasts to the head; a tensor of the head's
+            shape may be divided by a variance beforehand.
+    """
+    squared = (quant.float() - target.float()).square()
+    total = (squared * weight).sum()
+    full = weight.expand_as(squared).sum()
+    return total / full.clamp(min=LEAST_FOREGROUND)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SemanticFocus:
+    """Weights of places and scales of heads.
+
+    Args:
+        focus: 'soft' weighs by the confidence, 'hard' by whether it exceeds
+            ``threshold``, None weighs all places alike.
+        threshold: Confidence of a foreground place, for 'hard'.
+        eps_bg: Weight of the background by kind of head, where it is not that
+            of ``EPS_BG``. Noise on the
+            background of a confidence head makes false lanes, on that of a
+            regression head nothing.
+        head_kinds: Name pattern -> 'confidence' or 'regression'; first match
+            counts. Heads without a match ask the adapter's ``head_kinds``,
+            and are confidence heads if that doesn't know them either.
+        focus_kinds: Kinds of heads that are focused; all places of others
+            weigh alike. Decoding reads confidence everywhere, but what is
+            regressed only where confidence is high: ``('regression',)``
+            focuses on what is read.
+        normalize: 'head' divides by the variance of the whole head,
+            'channel' by that of each channel, None by nothing.
+        var_eps: Added to each variance.
+
+    Raises:
+        ValueError: If a value cannot be.
+    """
+
+    focus: str | None = setting('soft', Choice(choices=FOCI, optional=True))
+    threshold: float = 0.3
+    eps_bg: Mapping[str, float] = setting(
+        rule=Table(of=WEIGHT, keys=KINDS), factory=dict
+    )
+    head_kinds: Mapping[str, str] = setting(
+        rule=Table(of=Choice(choices=KINDS)), factory=dict
+    )
+    focus_kinds: Sequence[str] = setting(
+        KINDS, Items(of=Choice(choices=KINDS), what='a list of kinds of heads')
+    )
+    normalize: str | None = setting(
+        'head', Choice(choices=NORMALIZATIONS, optional=True)
+    )
+    var_eps: float = setting(1e-6, Number(low=0, high=1))
+
+    def __post_init__(self) -> None:
+        """Check the settings."""
+        check_fields(self)
+        threshold = Number(low=0, below=1)
+        threshold.read(self.threshold, name='focus_threshold')
+        object.__setattr__(self, 'eps_bg', {**EPS_BG, **self.eps_bg})
+
+    def kind_of(self, name: str, *, adapter: Any = None) -> str:
+        """Return the kind of a head, by its name."""
+        own = getattr(adapter, 'head_kinds', None) or {}
+        for kinds in (self.head_kinds, own):
+            for pattern, kind in kinds.items():
+                if fnmatchcase(name, pattern):
+                    return str(kind)
+        return 'confidence'
+
+    @torch.no_grad()
+    def weights(self, heads: Heads, *, adapter: Any) -> dict[str, Tensor]:
+        """Return the weight of each place, ``M + eps``.
+
+        Args:
+            heads: Named outputs of the float model.
+            adapter: Its ``foreground_proxy`` gives the confidence, in
+                [0, 1].
+        """
+        names = head_names(heads)
+        if self.focus is None:
+            return {name: heads[name].new_ones(()).float() for name in names}
+        weights = {}
+        proxies = adapter.foreground_proxy(heads)
+        for name in names:
+            kind = self.kind_of(name, adapter=adapter)
+            if kind not in self.focus_kinds:
+                weights[name] = heads[name].new_ones(()).float()
+                continue
+            proxy = proxies.get(name, heads[name].new_ones(()))
+            proxy = proxy.detach().float()
+            if self.focus == 'hard':
+                proxy = (proxy > self.threshold).float()
+            weights[name] = proxy + self.eps_bg[kind]
+        return weights
+
+    @torch.no_grad()
+    def variances(
+        self,
+        batches: Iterable[Heads],
+        *,
+        adapter: Any,
+        ignored: frozenset[str] = frozenset(),
+    ) -> dict[str, Tensor]:
+        """Return the divisor of each head's squared error.
+
+        Args:
+            batches: Named outputs of the float model on calibration data.
+            adapter: Gives the confidence, and by ``channel_dims`` (name ->
+                dimensions) which dimensions of a head are channels.
+            ignored: Names of heads that are left out.
+
+        Returns:
+            By head: one element, or with 'channel' a tensor that broadcasts
+            to the head.
+        """
+        moments: dict[str, _Moments] = {}
+        for heads in batches:
+            weights = self.weights(heads, adapter=adapter)
+            for name, weight in weights.items():
+                if name in ignored:
+                    continue
+                head, dims = heads[name], ()
+                if self.normalize == 'channel':
+                    dims = channel_dims(name, head, adapter=adapter)
+                moments.setdefault(name, _Moments(dims)).add(head, weight)
+        if self.normalize is None:
+            return {name: torch.ones(()) for name in moments}
+        return {
+            name: (found.variance() + self.var_eps).float()
+            for name, found in moments.items()
+        }
+
+    def errors(
+        self,
+        quant: Heads,
+        target: Heads,
+        *,
+        variances: Heads,
+        adapter: Any,
+        weights: Heads | None = None,
+    ) -> dict[str, Tensor]:
+        """Return the focused, normalised error of each head, scalars.
+
+        Args:
+            quant: Named outputs of the quantized model.
+            target: Those of the float model.
+            variances: From :meth:`variances`.
+            adapter: Gives the confidence.
+            weights: Of the heads to look at, from :meth:`weights`; None
+                looks at all.
+        """
+        if weights is None:
+            weights = self.weights(target, adapter=adapter)
+        errors = {}
+        for name, weight in weights.items():
+            scale = variances[name].to(target[name].device).rsqrt()
+            errors[name] = focused_error(
+                quant[name].float() * scale,
+                target[name].float() * scale,
+                weight=weight,
+            )
+        return errors
+
+
+def channel_dims(
+    name: str, head: Tensor, *, adapter: Any = None
+) -> tuple[int, ...]:
+    """Return which dimensions of a head are channels.
+
+    Args:
+        name: Name of the head.
+        head: (B, C, H, W) maps or (B, Q, C) queries, unless the adapter says
+            otherwise; (B, Q) has none.
+        adapter: May have ``channel_dims``, name -> dimensions; ignored for a
+            head of fewer dimensions.
+    """
+    known: Mapping[str, Sequence[int]] = getattr(
+        adapter, 'channel_dims', None
+    ) or {}
+    if name in known and max(known[name], default=0) < head.dim():
+        return tuple(dim % head.dim() for dim in known[name])
+    return {3: (2,), 4: (1,)}.get(head.dim(), ())
+
+
+class _Moments:
+    """Weighted sums of a head over batches, in double precision.
+
+    Args:
+        keep: Dimensions that stay apart.
+    """
+
+    def __init__(self, keep: tuple[int, ...]) -> None:
+        self.keep = keep
+        self.sums: Tensor | None = None
+
+    def add(self, head: Tensor, weight: Tensor) -> None:
+        """Take one batch in; the weight broadcasts to it."""
+        if head.numel() == 0:
+            return
+        values = head.detach().double()
+        weights = weight.double().expand_as(values)
+        dims = [dim for dim in range(head.dim()) if dim not in self.keep]
+        sums = torch.stack([
+            part.sum(dim=dims, keepdim=bool(self.keep))
+            for part in (weights, weights * values, weights * values.square())
+        ])
+        self.sums = sums if self.sums is None else self.sums + sums
+
+    def variance(self) -> Tensor:
+        """Return sum w (h - mean)^2 / sum w, 1 where nothing was seen."""
+        if self.sums is None:
+            return torch.ones(())
+        total, first, second = mean_over_ranks(self.sums)
+        seen = total > 0
+        total = total.where(seen, torch.ones_like(total))
+        variance = second / total - (first / total).square()
+        return variance.clamp(min=0).where(seen, torch.ones_like(total))

@@ -1,0 +1,1 @@
+"""Heads that predict each box side as a distribution over a grid."""

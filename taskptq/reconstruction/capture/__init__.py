@@ -1,0 +1,1 @@
+"""Inputs and outputs of units: recorded, cached, drawn from."""

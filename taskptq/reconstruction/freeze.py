@@ -1,0 +1,110 @@
+"""Freeze: hard codes, no drop, and proof of both."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from taskptq.core import AffineQuantizer, enable
+from taskptq.core.switches import quantizers
+from taskptq.modules.base import QuantModule, quant_modules
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeReport:
+    """What was proven.
+
+    Args:
+        num_weights: Weight tensors on their integer grids.
+        most_levels: Highest number of distinct codes in one channel of a
+            weight, by bit width.
+        num_activations: Activation quantizers that are on.
+    """
+
+    num_weights: int
+    most_levels: dict[int, int]
+    num_activations: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        levels = {str(k): v for k, v in self.most_levels.items()}
+        return {**vars(self), 'most_levels': levels}
+
+
+def freeze(model: nn.Module) -> FreezeReport:
+    """Make the model its final quantized self, and check that it is.
+
+    Weights move onto their grids, learned scales settle, drop is off, every
+    quantizer is on: the model evaluates quantized from here on.
+
+    Raises:
+        RuntimeError: If a weight is off its grid or has too many levels, or
+            a drop is still set; the message names the layer.
+    """
+    for name, quantizer in quantizers(model):
+        if quantizer.drop_prob > 0:
+            raise RuntimeError(
+                f'{name}: drop_prob is still {quantizer.drop_prob}: leave '
+                'the dropping() context before freeze()'
+            )
+        if quantizer.calibrated:
+            quantizer.settle()
+        quantizer.requires_grad_(False)
+        quantizer.observer = None
+    num_weights = 0
+    most_levels: dict[int, int] = {}
+    for name, module in quant_modules(model):
+        module.freeze()
+        for parameter, _ in module.active_slots():
+            levels = check_on_grid(module, parameter, name=name)
+            if levels is not None:
+                bits, count = levels
+                num_weights += 1
+                most_levels[bits] = max(most_levels.get(bits, 0), count)
+    enable(model)
+    active = [
+        quantizer
+        for _, quantizer in quantizers(model)
+        if quantizer.calibrated and not quantizer.frozen
+    ]
+    return FreezeReport(
+        num_weights=num_weights,
+        most_levels=most_levels,
+        num_activations=len(active),
+    )
+
+
+@torch.no_grad()
+def check_on_grid(
+    module: QuantModule, parameter: str, *, name: str
+) -> tuple[int, int] | None:
+    """Prove that a weight lies on its integer grid.
+
+    Returns:
+        (bits, most distinct codes of one channel); None if it is float.
+
+    Raises:
+        RuntimeError: If it does not.
+    """
+    quantizer = module.weight_quantizer_of(parameter)
+    if not isinstance(quantizer, AffineQuantizer) or not quantizer.calibrated:
+        return None
+    weight = getattr(module, parameter)
+    codes = quantizer.quantize(weight)
+    if not torch.equal(quantizer.dequantize(codes).to(weight.dtype), weight):
+        raise RuntimeError(f'{name}.{parameter} is off its integer grid')
+    axis = quantizer.spec.ch_axis
+    rows = codes.reshape(1, -1) if axis is None else (
+        codes.transpose(0, axis).flatten(1)
+    )
+    # C: distinct codes of each channel, from its sorted codes
+    steps = rows.sort(dim=1).values.diff(dim=1)
+    most = int((steps > 0).sum(dim=1).max()) + 1
+    if most > quantizer.spec.num_levels:
+        raise RuntimeError(
+            f'{name}.{parameter} has {most} levels in one channel, more than '
+            f'{quantizer.spec.num_bits} bits allow'
+        )
+    return quantizer.spec.num_bits, most

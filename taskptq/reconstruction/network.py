@@ -1,0 +1,328 @@
+"""Network scope: named heads of the adapter, all layers at once."""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.calibration.batches import (
+    BatchParts,
+    batch_length,
+    batch_metas,
+)
+from taskptq.calibration.calibrate import calibration_mode
+from taskptq.core import dropping, float_only, quantizing
+from taskptq.core.distributed import mean_over_ranks
+from taskptq.modules.base import quant_modules
+from taskptq.prepare.blocks import Unit
+from taskptq.prepare.patterns import check_all_used, matches
+from taskptq.reconstruction.capture.cache import (
+    ActivationCache,
+    cache_of,
+    stored_bytes,
+)
+from taskptq.reconstruction.capture.disk import Estimate
+from taskptq.reconstruction.capture.nesting import flatten, unflatten
+from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.losses import NetworkProbe, ReconContext, ReconLoss
+from taskptq.reconstruction.progress import RunProgress
+from taskptq.reconstruction.rollback import Snapshot, keep_better
+from taskptq.reconstruction.rounding.learned import (
+    Minibatch,
+    UnitResult,
+    train_unit,
+)
+
+logger = logging.getLogger('taskptq')
+
+
+class NetworkData:
+    """Named float outputs of all batches, and minibatches of them.
+
+    A minibatch is a batch.
+
+    Args:
+        model: Swapped and calibrated model.
+        batches: Calibration batches (this rank's share), or parts of them.
+        adapter: The model's adapter. If it has ``forward_like``, with the
+            arguments of ``forward_heads`` and the float outputs ``heads``,
+            the quantized model runs through that: outputs for each instance
+            are then computed for the instances of the float model. If it
+            has ``trunk(model, batch)`` -> plain inputs and
+            ``forward_from(model, inputs, heads=...)``, see
+            :meth:`keep_trunks`.
+    """
+
+    def __init__(
+        self, model: nn.Module, batches: Sequence[Any], adapter: Any
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.adapter = adapter
+        self.targets: list[dict[str, Tensor]] = []
+        self.metas: list[list[Mapping[str, Any]]] = []
+        self.lengths: list[int] = []
+        self.cache: ActivationCache | None = None
+        self.trunks: list[tuple[int, Any]] = []  # leaves, skeleton
+        with calibration_mode(model), float_only(model):
+            for batch in batches:
+                heads = adapter.forward_heads(model, batch)
+                self.targets.append({k: v.detach() for k, v in heads.items()})
+                self.lengths.append(batch_length(batch))
+                self.metas.append(batch_metas(batch))
+
+    def draw(self) -> Minibatch:
+        """Return a random batch."""
+        number = int(torch.randint(len(self.batches), ()))
+        first = sum(self.lengths[:number])
+        return Minibatch(
+            run=lambda: self.run(number),
+            target=self.targets[number],
+            image_ids=tuple(range(first, first + self.lengths[number])),
+        )
+
+    def run(self, number: int) -> dict[str, Tensor]:
+        """Run the model as it is switched now on one batch."""
+        target = self.targets[number]
+        if self.trunks:
+            trunk = self._trunk(number)
+            return dict(
+                self.adapter.forward_from(self.model, trunk, heads=target)
+            )
+        batch = self.batches[number]
+        forward_like = getattr(self.adapter, 'forward_like', None)
+        if forward_like is None:
+            heads = self.adapter.forward_heads(self.model, batch)
+        else:
+            heads = forward_like(self.model, batch, heads=target)
+        return dict(heads)
+
+    def keep_trunks(
+        self, trained: frozenset[str], *, cache: ActivationCache
+    ) -> bool:
+        """Run what comes before all trained layers once, not at each step.
+
+        It is that of the quantized model as it is now, without drop, since
+        nothing in it is trained. Does nothing where the adapter cannot
+        split the model, or a trained layer lies before the split.
+
+        Args:
+            trained: Names of the layers that are trained.
+            cache: Takes what the rest of the model reads.
+
+        Returns:
+            Whether it is kept.
+        """
+        trunk = getattr(self.adapter, 'trunk', None)
+        if trunk is None:
+            return False
+        met: list[str] = []
+        trunks = []
+        with ExitStack() as stack:
+            for context in (
+                calibration_mode(self.model),
+                quantizing(self.model),
+                dropping(self.model, drop_prob=0.0),
+            ):
+                stack.enter_context(context)
+            for name, module in quant_modules(self.model):
+                if name in trained:
+                    handle = module.register_forward_pre_hook(
+                        lambda *_, name=name: met.append(name)
+                    )
+                    stack.callback(handle.remove)
+            for number, batch in enumerate(self.batches):
+                leaves, skeleton = flatten(trunk(self.model, batch))
+                if met:
+                    return False
+                if number == 0:
+                    _check_trunks(leaves, len(self.batches), cache)
+                for index, leaf in enumerate(leaves):
+                    cache.put((number, index), leaf)
+                trunks.append((len(leaves), skeleton))
+        self.cache, self.trunks = cache, trunks
+        return True
+
+    def _trunk(self, number: int) -> Any:
+        """Return what the rest of the model reads of a batch."""
+        assert self.cache is not None
+        count, skeleton = self.trunks[number]
+        leaves = [
+            self.cache.get((number, index), plain=True)
+            for index in range(count)
+        ]
+        return unflatten(leaves, skeleton)
+
+    def run_quantized(self, number: int) -> dict[str, Tensor]:
+        """Run the quantized model as it is now, without drop or gradient."""
+        with (
+            calibration_mode(self.model),
+            quantizing(self.model),
+            dropping(self.model, drop_prob=0.0),
+        ):
+            return self.run(number)
+
+    def set_loss(self, loss: ReconLoss, *, num_steps: int) -> float:
+        """Return the mean loss of all images.
+
+        It is asked without gradient and at step 0: a loss that counts its
+        steps, or follows them, goes on as if it had not been.
+        """
+        values: list[Tensor] = []
+        for number, target in enumerate(self.targets):
+            found = self.run_quantized(number)
+            first = sum(self.lengths[:number])
+            context = ReconContext(
+                unit='',
+                step=0,
+                num_steps=num_steps,
+                image_ids=tuple(range(first, first + self.lengths[number])),
+                heads_float=target,
+                heads_quant=found,
+                adapter=self.adapter,
+            )
+            with torch.no_grad():
+                value = loss(found, target, context)
+            values.append(value * self.lengths[number])
+        mean = torch.stack(values).sum() / sum(self.lengths)
+        return float(mean_over_ranks(mean))
+
+    def probe(self) -> NetworkProbe:
+        """Return the view that a loss gets."""
+        return NetworkProbe(
+            heads_float=self.targets,
+            metas=self.metas,
+            run=self.run_quantized,
+            adapter=self.adapter,
+            batches=self.batches,
+        )
+
+
+def train_network(
+    model: nn.Module,
+    batches: Sequence[Any],
+    config: ReconstructionConfig,
+    *,
+    loss: ReconLoss,
+    adapter: Any,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    on_trained: Callable[[Unit], None] | None = None,
+) -> UnitResult:
+    """Train all layers at once on the adapter's heads.
+
+    Args:
+        model: Swapped and calibrated model; roundings that are finished
+            already are taken up again.
+        batches: Calibration batches (this rank's share).
+        config: Settings.
+        loss: Reconstruction loss.
+        adapter: The model's adapter.
+        cache_dir: Folder for spilled activations; None is the settings'.
+        progress: Show a live display where there is a terminal.
+        on_trained: Called with the unit, its roundings soft.
+
+    Raises:
+        ValueError: If the rounding cannot be learned, a pattern of
+            ``network_train`` matches nothing, or activations don't fit on
+            the disk.
+    """
+    if config.rounding == 'gptq':
+        raise ValueError(
+            "rounding='gptq' solves layer by layer: choose scope='block' "
+            'without network_steps'
+        )
+    start = time.perf_counter()
+    trained = trained_layers(model, config.network_train)
+    if config.network_batch_size is not None:
+        batches = BatchParts(batches, config.network_batch_size)
+    data = NetworkData(model, batches, adapter)
+    cache = cache_of(config, directory=cache_dir)
+    try:
+        if trained is not None and data.keep_trunks(trained, cache=cache):
+            logger.info(
+                'network_train: what comes before the trained layers runs '
+                'once'
+            )
+        result = _train(
+            Unit('', model, trained), data, config, loss, progress, on_trained
+        )
+    finally:
+        cache.close()
+    result.seconds = time.perf_counter() - start
+    return result
+
+
+def _check_trunks(
+    leaves: Sequence[Tensor], num_batches: int, cache: ActivationCache
+) -> None:
+    """Refuse what is too much for the disk, from the first batch."""
+    total = num_batches * sum(stored_bytes(leaf) for leaf in leaves)
+    memory = min(total, cache.max_bytes)
+    cache.reserve(
+        Estimate(total=total, memory=memory, disk=total - memory)
+    )
+
+
+def _train(
+    unit: Unit,
+    data: NetworkData,
+    config: ReconstructionConfig,
+    loss: ReconLoss,
+    progress: bool,
+    on_trained: Callable[[Unit], None] | None,
+) -> UnitResult:
+    begin = getattr(loss, 'begin', None)
+    if begin is not None:
+        begin(data.probe())
+    before = Snapshot(unit) if config.keep_better else None
+    with RunProgress(1, config.steps, enabled=progress) as display:
+        display.start_unit(0, 'network')
+        result = train_unit(
+            unit,
+            data.draw,
+            config,
+            loss=loss,
+            adapter=data.adapter,
+            on_step=display.step,
+            on_trained=on_trained,
+        )
+    if before is not None and result.steps:
+        keep_better(
+            unit,
+            result,
+            before=before,
+            measure=lambda: data.set_loss(loss, num_steps=config.steps),
+        )
+    return result
+
+
+def trained_layers(
+    model: nn.Module, patterns: Sequence[str]
+) -> frozenset[str] | None:
+    """Return the names of the layers that patterns choose, None for all.
+
+    Args:
+        model: Swapped model.
+        patterns: ``reconstruction.network_train``.
+
+    Raises:
+        ValueError: If a pattern matches no layer.
+    """
+    if not patterns:
+        return None
+    names = [name for name, _ in quant_modules(model)]
+    check_all_used(
+        patterns, names, argument='reconstruction.network_train'
+    )
+    return frozenset(
+        name
+        for name in names
+        if any(matches(name, pattern) for pattern in patterns)
+    )

@@ -1,0 +1,418 @@
+"""Reconstruction of a whole model, unit by unit."""
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.calibration.calibrate import Forward
+from taskptq.core.distributed import gathered, own_rank
+from taskptq.modules.base import QuantModule, quant_modules
+from taskptq.prepare.blocks import Unit, split_blocks
+from taskptq.reconstruction.capture.cache import cache_of
+from taskptq.reconstruction.capture.capture import (
+    Capturer,
+    first_full_batch,
+    trace,
+)
+from taskptq.reconstruction.capture.disk import estimate
+from taskptq.reconstruction.capture.nesting import flatten, named
+from taskptq.reconstruction.capture.provenance import (
+    Plan,
+    Source,
+    outputs_of,
+    read_later,
+)
+from taskptq.reconstruction.capture.unit_data import UnitData
+from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.losses import MSEReconLoss, ReconLoss
+from taskptq.reconstruction.network import train_network, trained_layers
+from taskptq.reconstruction.progress import RunProgress
+from taskptq.reconstruction.report import ReconstructionReport
+from taskptq.reconstruction.resume import UnitStates
+from taskptq.reconstruction.rounding.closed_form import round_unit
+from taskptq.reconstruction.rounding.learned import (
+    Minibatch,
+    UnitResult,
+    train_unit,
+)
+from taskptq.reconstruction.state_folder import locked
+
+logger = logging.getLogger('taskptq')
+
+
+def reconstruct(
+    model: nn.Module,
+    batches: Sequence[Any],
+    config: ReconstructionConfig,
+    *,
+    forward: Forward,
+    loss: ReconLoss | None = None,
+    adapter: Any = None,
+    state_dir: Path | None = None,
+    shared_dir: Path | None = None,
+    cache_dir: Path | None = None,
+    progress: bool = True,
+    on_trained: Callable[[Unit], None] | None = None,
+) -> ReconstructionReport:
+    """Reconstruct a calibrated model in place.
+
+    Args:
+        model: Swapped and calibrated model.
+        batches: Calibration batches (this rank's share).
+        config: Settings.
+        forward: Runs the model on one batch.
+        loss: Reconstruction loss; None is the normalised MSE.
+        adapter: The model's adapter; needed by the network scope and by
+            ``network_steps``.
+        state_dir: Folder of the per-unit states for resuming, locked
+            meanwhile; None saves none.
+        shared_dir: Folder of units' states that reconstructions share: what
+            follows on the network need not train their blocks again. None
+            keeps them in ``state_dir``.
+        cache_dir: Folder for spilled activations; None is the settings'.
+        progress: Show a live display where there is a terminal.
+        on_trained: Called with each trained unit, its roundings soft.
+
+    Raises:
+        ValueError: If there is no batch, the network scope lacks an
+            adapter, or the activations don't fit on the disk.
+        FolderInUseError: If another run uses ``state_dir``.
+    """
+    if not batches:
+        raise ValueError('calibration set is empty: give at least one batch')
+    if adapter is None and (config.scope == 'network' or config.network_steps):
+        raise ValueError(
+            "reconstruction.scope='network' needs the model's adapter, as "
+            'network_steps do: register one for the detector class'
+        )
+    # Fail now, not after hours of training.
+    trained_layers(model, config.network_train)
+    start = time.perf_counter()
+    run = _Run(
+        model, batches, config, forward, loss or MSEReconLoss(), adapter
+    )
+    run.on_trained = on_trained
+    run.cache_dir = cache_dir
+    with ExitStack() as stack:
+        if state_dir is not None:
+            stack.enter_context(locked(state_dir))
+        stack.enter_context(
+            torch.random.fork_rng(devices=_cuda_devices(model))
+        )
+        report = run.all(state_dir, shared_dir, progress)
+    # Steps on the network decide anew what the blocks had decided.
+    last = report.units[-1:] if config.network_steps else report.units
+    trained = [u for u in last if u.steps and u.num_weights]
+    if trained:
+        weights = sum(unit.num_weights for unit in trained)
+        for name in ('decided', 'turned'):
+            shares = (getattr(u, name) * u.num_weights for u in trained)
+            setattr(report, name, sum(shares) / weights)
+    report.seconds = time.perf_counter() - start
+    logger.info(
+        'reconstructed %d units in %.0f s, %.2f whole-model passes, %d chain '
+        'breaks',
+        len(report.units),
+        report.seconds,
+        report.num_forwards,
+        report.num_breaks,
+    )
+    return report
+
+
+class _Run:
+    """One reconstruction: what all its steps need."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        config: ReconstructionConfig,
+        forward: Forward,
+        loss: ReconLoss,
+        adapter: Any,
+    ) -> None:
+        self.model = model
+        self.batches = batches
+        self.config = config
+        self.forward = forward
+        self.loss = loss
+        # What follows on the whole network is what a loss is then given for.
+        self.unit_loss = MSEReconLoss() if config.network_steps else loss
+        self.adapter = adapter
+        self.cache_dir: Path | None = None
+        self.on_trained: Callable[[Unit], None] | None = None
+        self.num_traces = 0  # passes of single batches: names, then links
+
+    def all(
+        self,
+        state_dir: Path | None,
+        shared_dir: Path | None,
+        progress: bool,
+    ) -> ReconstructionReport:
+        """Whatever the settings say."""
+        states = UnitStates(
+            state_dir,
+            self.model,
+            self.config,
+            loss=self.loss,
+            num_batches=len(self.batches),
+        )
+        if self.config.scope == 'network':
+            return self.network(states, progress)
+        unit_states = states
+        if shared_dir is not None:
+            unit_states = UnitStates(
+                shared_dir,
+                self.model,
+                self.config.of_units(),
+                loss=self.unit_loss,
+                num_batches=len(self.batches),
+                shared=True,
+            )
+        report = self.units(unit_states, progress)
+        if self.config.network_steps:
+            self.network_steps(states, report, progress)
+        return report
+
+    def units(
+        self, states: UnitStates, progress: bool
+    ) -> ReconstructionReport:
+        """Layer or block scope."""
+        plans, uncalled = self._plans()
+        report = ReconstructionReport(uncalled=uncalled)
+        cache = cache_of(self.config, directory=self.cache_dir)
+        cache.reserve(
+            estimate(
+                plans, num_batches=len(self.batches), max_bytes=cache.max_bytes
+            )
+        )
+        capturer = Capturer(
+            self.model, plans, self.batches, forward=self.forward, cache=cache
+        )
+        try:
+            capturer.capture_float()
+            with RunProgress(
+                len(plans), self.config.steps, enabled=progress
+            ) as display:
+                for index in range(len(plans)):
+                    self._unit(index, capturer, states, report, display)
+        finally:
+            report.spilled_bytes = cache.spilled_bytes
+            cache.close()
+        report.num_forwards = (
+            capturer.num_passes + self.num_traces / len(self.batches)
+        )
+        return report
+
+    def network_steps(
+        self,
+        states: UnitStates,
+        report: ReconstructionReport,
+        progress: bool,
+    ) -> None:
+        """Steps on the whole network, after those of all units."""
+        config = self.config.of_network()
+        self._network(len(report.units), config, states, report, progress)
+
+    def _plans(self) -> tuple[list[Plan], list[str]]:
+        layers = {name for name, _ in quant_modules(self.model)}
+        chosen, found, tried = first_full_batch(
+            self.model, self.batches, layers=layers, forward=self.forward
+        )
+        self.num_traces = tried + 1
+        called = _on_all_ranks(found)
+        units = split_blocks(
+            self.model,
+            scope=self.config.scope,
+            callable_names=called,
+            extra=self.config.blocks,
+        )
+        plans = trace(
+            self.model, units, self.batches[chosen], forward=self.forward
+        )
+        _check_order(plans)
+        planned = {
+            id(module)
+            for plan in plans
+            for module in plan.unit.module.modules()
+        }
+        uncalled = [
+            name
+            for name, module in quant_modules(self.model)
+            if id(module) not in planned and _has_codes(module)
+        ]
+        for name in uncalled:
+            logger.warning(
+                '%s is not called by the first batches (of every rank): '
+                'rounded to nearest',
+                name,
+            )
+        return plans, uncalled
+
+    def _unit(
+        self,
+        index: int,
+        capturer: Capturer,
+        states: UnitStates,
+        report: ReconstructionReport,
+        display: RunProgress,
+    ) -> None:
+        plan, cache = capturer.plans[index], capturer.cache
+        # The first unit sees the image: both models' inputs are the same.
+        if index and plan.captured(index):
+            capturer.capture_quant(index)
+            report.num_breaks += 1
+        data = UnitData(
+            capturer,
+            index,
+            cache=cache,
+            rows_per_image=self.config.rows_per_image,
+        )
+        data.compute('float', keep=None)
+        display.start_unit(index, plan.unit.name)
+        result = states.load(index, plan.unit)
+        if result is None:
+            result = self._train(plan.unit, index, data, display)
+            states.save(index, plan.unit, result)
+        else:
+            report.take_over(result)
+        report.units.append(result)
+        later = read_later(capturer.plans, index)
+        wanted = [s for s in later if s.unit == index and s.side == 'out']
+        if wanted:
+            data.compute('quant', keep=wanted)
+        _forget(capturer, index, later)
+
+    def _train(
+        self, unit: Unit, index: int, data: UnitData, display: RunProgress
+    ) -> UnitResult:
+        start = time.perf_counter()
+        torch.manual_seed(_seed(self.config.seed, index))
+        if self.config.rounding == 'gptq':
+            result = round_unit(unit, data, self.config)
+        else:
+            data.prepare_sampling()
+            result = train_unit(
+                unit,
+                lambda: self._draw(unit, data),
+                self.config,
+                loss=self.unit_loss,
+                adapter=self.adapter,
+                on_step=display.step,
+                on_trained=self.on_trained,
+            )
+        result.seconds = time.perf_counter() - start
+        return result
+
+    def _draw(self, unit: Unit, data: UnitData) -> Minibatch:
+        # QDrop drops the unit's inputs as well as what is inside (Eq. 7).
+        calls, image_ids = data.sample(
+            self.config.batch_size, drop_prob=self.config.drop_prob
+        )
+        targets = [leaf for _, outputs in calls for leaf in outputs]
+
+        def run() -> Tensor | dict[str, Tensor]:
+            outputs: list[Tensor] = []
+            for (args, kwargs), _ in calls:
+                outputs.extend(flatten(unit.module(*args, **kwargs))[0])
+            return named(outputs)
+
+        return Minibatch(
+            run=run, target=named(targets), image_ids=image_ids
+        )
+
+    def network(
+        self, states: UnitStates, progress: bool
+    ) -> ReconstructionReport:
+        """Network scope: named heads of the adapter, all layers at once."""
+        report = ReconstructionReport()
+        self._network(0, self.config, states, report, progress)
+        return report
+
+    def _network(
+        self,
+        index: int,
+        config: ReconstructionConfig,
+        states: UnitStates,
+        report: ReconstructionReport,
+        progress: bool,
+    ) -> None:
+        report.num_forwards += 1.0
+        unit = Unit('', self.model)
+        result = states.load(index, unit)
+        if result is not None:
+            report.take_over(result)
+        else:
+            torch.manual_seed(_seed(config.seed, index))
+            result = train_network(
+                self.model,
+                self.batches,
+                config,
+                loss=self.loss,
+                adapter=self.adapter,
+                cache_dir=self.cache_dir,
+                progress=progress,
+                on_trained=self.on_trained,
+            )
+            states.save(index, unit, result)
+            describe = getattr(self.loss, 'report', None)
+            report.loss = {} if describe is None else describe()
+        if (result.turned == 0 and config.weight_lr > 0
+                and not result.taken_back):
+            logger.warning(
+                'not one rounding turned in %d steps on the network, only '
+                'scales learned: raise weight_lr=%g',
+                result.steps, config.weight_lr)
+        report.units.append(result)
+
+
+def _has_codes(module: QuantModule) -> bool:
+    """Whether calibration gave a grid to a weight of a counterpart."""
+    found = [
+        module.weight_quantizer_of(parameter)
+        for parameter, _ in module.active_slots()
+    ]
+    return any(q is not None and q.calibrated for q in found)
+
+
+def _on_all_ranks(names: set[str]) -> set[str]:
+    """Keep the names that every rank has: ranks must train in step."""
+    return set.intersection(*gathered(names))
+
+
+def _check_order(plans: Sequence[Plan]) -> None:
+    names = [plan.unit.name for plan in plans]
+    if any(other != names for other in gathered(names)):
+        raise RuntimeError(
+            'the ranks call the units in different orders on their first '
+            'batches: reconstruct in a single process'
+        )
+
+
+def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
+    """Drop from the cache what no later unit reads."""
+    plan = capturer.plans[index]
+    used = set(plan.sources())
+    used |= set(outputs_of(plan, index))
+    for source in used - later:
+        for batch in range(len(capturer.batches)):
+            capturer.cache.delete(('float', source, batch))
+            capturer.cache.delete(('quant', source, batch))
+
+
+def _seed(seed: int, index: int) -> int:
+    """Seed of one unit: the same whether the run was interrupted or not."""
+    return (seed * 1_000_003 + index) * 1_009 + own_rank()
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    devices = {p.device for p in model.parameters()}
+    return [device for device in devices if device.type == 'cuda']

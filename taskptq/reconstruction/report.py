@@ -1,0 +1,48 @@
+"""What a reconstruction tells of itself."""
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskptq.reconstruction.rounding.learned import UnitResult
+
+
+@dataclass(kw_only=True)
+class ReconstructionReport:
+    """What reconstruction did.
+
+    Args:
+        units: One result for each unit, in execution order.
+        num_forwards: Passes of the whole model over the calibration set.
+        num_breaks: Units whose inputs no earlier unit handed on.
+        resumed_units: Units taken from a saved state.
+        resumed_seconds: Time that these took to train.
+        uncalled: Units that no forward pass calls; rounded to nearest.
+        spilled_bytes: Bytes of the activation cache written to disk.
+        decided: Share of all roundings decided before freezing.
+        turned: Share of all roundings that the last phase turned.
+        loss: What a network-wise loss reports, plain (its ``report()``).
+        seconds: Wall time, without ``resumed_seconds``.
+    """
+
+    units: list[UnitResult] = field(default_factory=list)
+    num_forwards: float = 0.0
+    num_breaks: int = 0
+    resumed_units: int = 0
+    resumed_seconds: float = 0.0
+    uncalled: list[str] = field(default_factory=list)
+    spilled_bytes: int = 0
+    decided: float | None = None
+    turned: float | None = None
+    loss: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    def take_over(self, result: UnitResult) -> None:
+        """Count a unit that an earlier run trained."""
+        self.resumed_units += 1
+        self.resumed_seconds += result.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        units = [unit.to_dict() for unit in self.units]
+        return {**vars(self), 'units': units}

@@ -1,0 +1,89 @@
+"""Steps on the whole network that may not make the network worse.
+
+A minibatch's gradient does not see that many activations may share a value
+and change their code together when a scale moves by a few parts in a
+thousand (the even background of a picture, in the first layers): the loss of
+the whole set can rise while every step follows its gradient.
+"""
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from taskptq.core.switches import quantizers
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction.rounding.learned import UnitResult
+
+logger = logging.getLogger('taskptq')
+
+
+class Snapshot:
+    """Codes and ranges of a unit, to come back to.
+
+    Args:
+        unit: The unit; its counterparts are calibrated.
+    """
+
+    def __init__(self, unit: Unit) -> None:
+        self.unit = unit
+        self.codes: dict[tuple[str, str], Tensor] = {}
+        for name, module in unit.layers():
+            for parameter, _ in module.active_slots():
+                quantizer = module.weight_quantizer_of(parameter)
+                if quantizer is not None and quantizer.calibrated:
+                    codes = module.codes(parameter)
+                    self.codes[name, parameter] = codes
+        self.ranges = {
+            name: {
+                key: value.detach().clone()
+                for key, value in quantizer.state_dict().items()
+            }
+            for name, quantizer in quantizers(unit.module)
+        }
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Put them back."""
+        layers = dict(self.unit.layers())
+        for (name, parameter), codes in self.codes.items():
+            layers[name].set_codes(parameter, codes)
+        for name, quantizer in quantizers(self.unit.module):
+            quantizer.load_state_dict(self.ranges[name])
+
+
+def keep_better(
+    unit: Unit,
+    result: UnitResult,
+    *,
+    before: Snapshot,
+    measure: Callable[[], float],
+) -> None:
+    """Go back where the loss of the calibration set has not fallen.
+
+    Both are measured after the training: a loss that adapts its weights is
+    then the same one for both.
+
+    Args:
+        unit: What was trained.
+        result: Of the training; takes the losses, and what became of it.
+        before: From before the training.
+        measure: Gives the loss of the set as the unit is now.
+    """
+    after = Snapshot(unit)
+    result.set_loss_end = measure()
+    before.restore()
+    result.set_loss_start = measure()
+    if result.set_loss_end < result.set_loss_start:
+        after.restore()
+        return
+    result.taken_back, result.turned = True, 0.0
+    logger.warning(
+        'the loss over the calibration set went from %.4g to %.4g in %d '
+        'steps on the network: they are taken back; lower weight_lr or '
+        'scale_lr in reconstruction.network, set learn_scales=False there, '
+        'or name fewer layers in network_train',
+        result.set_loss_start, result.set_loss_end, result.steps,
+    )

@@ -1,0 +1,1 @@
+"""Ways to choose the rounding of a unit's weights."""

@@ -1,0 +1,295 @@
+"""Closed-form second-order rounding of weights, without back-propagation.
+
+GPTQ, Frantar et al., ICLR 2023: columns are rounded one after the other, and
+what one rounding breaks, the columns still to come make up for.
+"""
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import AffineQuantizer
+from taskptq.modules.base import QuantModule
+from taskptq.reconstruction.rounding.hessian import HessianAccumulator
+
+__all__ = ['HessianAccumulator', 'gptq_codes', 'gptq_layer']
+
+# Damping grows tenfold per failed factorisation, from its setting to here.
+MAX_DAMPING = 10.0
+
+
+@torch.no_grad()
+def gptq_codes(
+    weight: Tensor,
+    hessian: Tensor,
+    quantizer: AffineQuantizer,
+    *,
+    damping: float = 0.01,
+    block_size: int = 128,
+    act_order: bool = True,
+) -> Tensor:
+    """Round a matrix so that its output on the seen inputs changes least.
+
+    Args:
+        weight: (C_out, K).
+        hessian: (K, K), ``2 / n X X^T`` of the inputs X (K, n).
+        quantizer: Calibrated; per tensor or one scale per row.
+        damping: Share of the mean diagonal added to the diagonal; tenfold
+            again while the Hessian cannot be factorised.
+        block_size: Columns rounded before the rest is updated.
+        act_order: Round columns of large inputs first.
+
+    Returns:
+        int32 codes, (C_out, K).
+
+    Raises:
+        ValueError: If shapes don't fit, a setting is out of range, or the
+            Hessian is not finite or cannot be factorised.
+    """
+    return _grouped_codes(
+        weight[None],
+        hessian[None],
+        scale=quantizer.scale.detach().reshape(1, -1),
+        zero_point=quantizer.zero_point.reshape(1, -1),
+        bounds=(quantizer.quant_min, quantizer.quant_max),
+        damping=damping,
+        block_size=block_size,
+        act_order=act_order,
+    )[0]
+
+
+@torch.no_grad()
+def gptq_layer(
+    module: QuantModule,
+    parameter: str,
+    hessian: Tensor | Sequence[tuple[slice, Tensor]],
+    *,
+    damping: float = 0.01,
+    block_size: int = 128,
+    act_order: bool = True,
+) -> Tensor:
+    """Round one weight of a counterpart.
+
+    Args:
+        module: Counterpart whose weight quantizer is calibrated.
+        parameter: Name of the weight.
+        hessian: From :meth:`HessianAccumulator.hessian`, (groups, K, K) or
+            (K, K). A fused projection, whose row ranges see different inputs,
+            takes (rows, Hessian) pairs instead, covering each row once.
+        damping: As in :func:`gptq_codes`.
+        block_size: As in :func:`gptq_codes`.
+        act_order: As in :func:`gptq_codes`.
+
+    Returns:
+        int32 codes, shaped like the weight, for ``module.set_codes``.
+
+    Raises:
+        ValueError: As :func:`gptq_codes`, or if the weight has no calibrated
+            quantizer or the row ranges don't cover it.
+    """
+    weight: Tensor = getattr(module, parameter).detach()
+    quantizer = module.weight_quantizer_of(parameter)
+    if quantizer is None or not quantizer.calibrated:
+        raise ValueError(
+            f'{parameter!r} of {type(module).__name__} has no calibrated '
+            'quantizer: calibrate its weights first, or leave it float'
+        )
+    groups = module.groups if isinstance(
+        module, nn.Conv2d | nn.ConvTranspose2d
+    ) else 1
+    # The counterpart of a grouped one keeps its weight as a convolution does.
+    transposed = module.weight_axis(parameter) == 1
+    matrix = _to_matrix(weight, groups=groups, transposed=transposed)
+    # Rows of one group are output channels, each with its own scale.
+    shape = (1 if transposed else groups, -1)
+    scale = quantizer.scale.detach()
+    scale = scale.reshape(shape if scale.numel() > 1 else (1, 1))
+    zero_point = quantizer.zero_point.reshape(scale.shape)
+    codes = torch.empty_like(matrix, dtype=torch.int32)
+    for rows, part in _row_slices(hessian, matrix.shape[1]):
+        single = scale.shape[1] == 1
+        codes[:, rows] = _grouped_codes(
+            matrix[:, rows],
+            part if part.dim() == 3 else part[None],
+            scale=scale if single else scale[:, rows],
+            zero_point=zero_point if single else zero_point[:, rows],
+            bounds=(quantizer.quant_min, quantizer.quant_max),
+            damping=damping,
+            block_size=block_size,
+            act_order=act_order,
+        )
+    return _from_matrix(codes, shape=weight.shape, transposed=transposed)
+
+
+def _to_matrix(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
+    """View a weight as (groups, rows, K), rows being output channels."""
+    if not transposed:
+        return weight.reshape(groups, weight.shape[0] // groups, -1)
+    # (groups C_in) x C_out x kH x kW -> groups x C_out x (C_in kH kW)
+    parts = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
+    return parts.flatten(2)
+
+
+def _from_matrix(
+    matrix: Tensor, *, shape: torch.Size, transposed: bool
+) -> Tensor:
+    """Undo :func:`_to_matrix`."""
+    if not transposed:
+        return matrix.reshape(shape)
+    parts = matrix.reshape(*matrix.shape[:2], -1, *shape[2:])
+    return parts.transpose(1, 2).reshape(shape)
+
+
+def _row_slices(
+    hessian: Tensor | Sequence[tuple[slice, Tensor]],
+    num_rows: int,
+) -> list[tuple[slice, Tensor]]:
+    if isinstance(hessian, Tensor):
+        return [(slice(0, num_rows), hessian)]
+    parts = sorted(
+        ((range(num_rows)[rows], part) for rows, part in hessian),
+        key=lambda item: item[0].start,
+    )
+    covered = [row for rows, _ in parts for row in rows]
+    if covered != list(range(num_rows)):
+        raise ValueError(
+            f'the row ranges {[(r.start, r.stop) for r, _ in parts]} do not '
+            f'cover each of the {num_rows} rows of the weight once'
+        )
+    return [(slice(rows.start, rows.stop), part) for rows, part in parts]
+
+
+def _grouped_codes(
+    weight: Tensor,
+    hessian: Tensor,
+    *,
+    scale: Tensor,
+    zero_point: Tensor,
+    bounds: tuple[int, int],
+    damping: float,
+    block_size: int,
+    act_order: bool,
+) -> Tensor:
+    """Round (G, R, K) weights by (G, K, K) Hessians, each group its own.
+
+    ``scale`` and ``zero_point`` broadcast to (G, R).
+    """
+    _check(weight, hessian, damping=damping, block_size=block_size)
+    work = weight.to(torch.float64)
+    hessian = hessian.to(torch.float64)
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    # G x K; most important inputs first, dead ones last
+    if act_order:
+        order = diagonal.argsort(dim=1, descending=True, stable=True)
+    else:
+        order = torch.arange(work.shape[2], device=work.device)
+        order = order.expand_as(diagonal)
+    columns = order[:, None].expand_as(work)
+    rounding = _ColumnRounding(
+        work.gather(2, columns),
+        _inverse_factor(_permuted(hessian, order), damping=damping),
+        scale=scale,
+        zero_point=zero_point,
+        bounds=bounds,
+    )
+    for first in range(0, work.shape[2], block_size):
+        rounding.block(first, min(first + block_size, work.shape[2]))
+    codes = torch.empty_like(rounding.codes)
+    codes.scatter_(2, columns, rounding.codes)
+    return codes.to(torch.int32)
+
+
+class _ColumnRounding:
+    """Rounds columns in order; carries each one's error to later columns."""
+
+    def __init__(
+        self,
+        weight: Tensor,
+        factor: Tensor,
+        *,
+        scale: Tensor,
+        zero_point: Tensor,
+        bounds: tuple[int, int],
+    ) -> None:
+        self.weight = weight
+        self.factor = factor
+        self.scale = scale
+        self.zero_point = zero_point
+        self.bounds = bounds
+        self.codes = torch.empty_like(weight)
+
+    def block(self, first: int, last: int) -> None:
+        """Round columns [first, last), then update all that follow."""
+        errors = torch.empty_like(self.weight[:, :, first:last])
+        for i in range(first, last):
+            column = self.weight[:, :, i]
+            # In the scale's type, so that ties fall as in quantize().
+            steps = column.to(self.scale.dtype) / self.scale
+            codes = torch.round(steps) + self.zero_point
+            codes.clamp_(*self.bounds)
+            self.codes[:, :, i] = codes
+            error = column - (codes - self.zero_point) * self.scale.double()
+            error = error / self.factor[:, i, i, None]
+            self.weight[:, :, i:last] -= (
+                error[:, :, None] * self.factor[:, None, i, i:last]
+            )
+            errors[:, :, i - first] = error
+        self.weight[:, :, last:] -= errors @ self.factor[:, first:last, last:]
+
+
+def _permuted(hessian: Tensor, order: Tensor) -> Tensor:
+    rows = hessian.gather(1, order[:, :, None].expand_as(hessian))
+    return rows.gather(2, order[:, None, :].expand_as(hessian))
+
+
+def _inverse_factor(hessian: Tensor, *, damping: float) -> Tensor:
+    """Return the upper Cholesky factor of the damped inverse, (G, K, K).
+
+    Inputs that were always zero get a diagonal of the mean: their weights
+    change no output seen, so they are rounded to nearest.
+    """
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(dim=1, keepdim=True)
+    mean = mean.masked_fill(mean == 0, 1.0)
+    dead = torch.diag_embed((diagonal == 0) * mean)
+    while damping <= MAX_DAMPING:
+        damped = hessian + dead + torch.diag_embed(
+            (mean * damping).expand_as(diagonal)
+        )
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():
+            inverse = torch.cholesky_inverse(lower)
+            factor, failed = torch.linalg.cholesky_ex(inverse, upper=True)
+            if not failed.any():
+                upper: Tensor = factor
+                return upper
+        damping = max(damping, 1e-4) * 10
+    raise ValueError(
+        f'the Hessian of shape {tuple(hessian.shape)} cannot be factorised '
+        f'with any damping up to {MAX_DAMPING}, so it is no second moment of '
+        'inputs: accumulate it with HessianAccumulator, or use '
+        'rounding="nearest" for this layer'
+    )
+
+
+def _check(
+    weight: Tensor, hessian: Tensor, *, damping: float, block_size: int
+) -> None:
+    groups, _, inputs = weight.shape
+    if hessian.shape != (groups, inputs, inputs):
+        raise ValueError(
+            f'hessian has shape {tuple(hessian.shape)}, but a weight of '
+            f'{groups} group(s) and {inputs} inputs needs '
+            f'{(groups, inputs, inputs)}'
+        )
+    if damping < 0 or block_size < 1:
+        raise ValueError(
+            f'damping={damping} must be >= 0 and block_size={block_size} >= 1'
+        )
+    if not hessian.isfinite().all():
+        raise ValueError(
+            'hessian holds NaN or infinity: the calibration inputs of this '
+            'layer are not finite'
+        )

@@ -1,0 +1,396 @@
+"""Train the roundings and scales of one unit."""
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import LearnedRounding, dropping, quantizing
+from taskptq.core.distributed import is_distributed, mean_over_ranks
+from taskptq.core.switches import is_weight_quantizer, quantizers
+from taskptq.modules.base import QuantModule
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.losses import Outputs, ReconContext, ReconLoss
+
+# Steps between looks at the plateau and at the roundings (each costs a sync).
+CHECK_EVERY = 25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Minibatch:
+    """One draw: a closure that runs the unit, its target, its images."""
+
+    run: Callable[[], Outputs]
+    target: Outputs
+    image_ids: tuple[int, ...] = ()
+
+
+@dataclass(kw_only=True)
+class UnitResult:
+    """What training one unit gave.
+
+    Args:
+        name: Of the unit.
+        steps: Optimizer steps.
+        loss_start: Loss of the first step.
+        loss_end: Mean loss of the last steps.
+        decided: Share of roundings decided before they were made hard.
+        turned: Share of weights that ended on another code than they began
+            on, which is the nearest one or that of an earlier unit.
+        num_weights: Roundings.
+        set_loss_start: Mean loss of all calibration batches, quantized and
+            without drop, before the steps (``keep_better``).
+        set_loss_end: The same after them.
+        taken_back: Whether the steps were undone.
+        seconds: Wall time.
+    """
+
+    name: str
+    steps: int = 0
+    loss_start: float = math.nan
+    loss_end: float = math.nan
+    decided: float = math.nan
+    turned: float = math.nan
+    num_weights: int = 0
+    set_loss_start: float | None = None
+    set_loss_end: float | None = None
+    taken_back: bool = False
+    seconds: float = 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return dict(vars(self))
+
+
+@dataclass
+class _Learned:
+    """The parameters under training."""
+
+    roundings: list[LearnedRounding] = field(default_factory=list)
+    began: list[Tensor] = field(default_factory=list)  # codes, int16
+    scales: list[nn.Parameter] = field(default_factory=list)
+    magnitudes: list[float] = field(default_factory=list)
+
+    def parameters(self) -> list[nn.Parameter]:
+        return [rounding.alpha for rounding in self.roundings] + self.scales
+
+    def decided(self) -> float:
+        """Share of roundings with |h - 0.5| > 0.49."""
+        total = sum(r.alpha.numel() for r in self.roundings)
+        if not total:
+            return math.nan
+        done = torch.stack([r.decided() for r in self.roundings]).sum()
+        return float(done) / total
+
+    @torch.no_grad()
+    def turned(self) -> float:
+        """Share of weights on another code than they began on."""
+        total = sum(r.alpha.numel() for r in self.roundings)
+        if not total:
+            return math.nan
+        count = torch.stack([
+            (r.codes() != codes).sum()
+            for r, codes in zip(self.roundings, self.began, strict=True)
+        ]).sum()
+        return float(count) / total
+
+
+def train_unit(
+    unit: Unit,
+    draw: Callable[[], Minibatch],
+    config: ReconstructionConfig,
+    *,
+    loss: ReconLoss,
+    adapter: Any = None,
+    on_step: Callable[[int, Tensor], None] | None = None,
+    on_trained: Callable[[Unit], None] | None = None,
+) -> UnitResult:
+    """Train one unit; its layers keep the hard-rounded weights.
+
+    Args:
+        unit: The unit; its counterparts are calibrated.
+        draw: Gives a minibatch.
+        config: Settings.
+        loss: Reconstruction loss.
+        adapter: Handed to the loss.
+        on_step: Called after each step with its number and loss.
+        on_trained: Called with the unit after its last step, while its
+            roundings are still soft.
+    """
+    result = UnitResult(name=unit.name)
+    with _learning(unit, config) as learned:
+        result.num_weights = sum(r.alpha.numel() for r in learned.roundings)
+        if learned.parameters():
+            trainer = _Trainer(unit, learned, config, loss, adapter)
+            if not trainer.is_good_enough(draw(), result):
+                trainer.fit(draw, result, on_step)
+                result.decided = learned.decided()
+                result.turned = learned.turned()
+                if on_trained is not None:
+                    on_trained(unit)
+    return result
+
+
+@contextmanager
+def _learning(
+    unit: Unit, config: ReconstructionConfig
+) -> Iterator[_Learned]:
+    """Attach what is learned; afterwards make it hard and fixed."""
+    flags = [(p, p.requires_grad) for p in unit.module.parameters()]
+    for parameter, _ in flags:
+        parameter.requires_grad_(False)
+    learned = _attach(unit, config)
+    try:
+        yield learned
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for scale in learned.scales:
+            scale.requires_grad_(False)
+            scale.grad = None
+        for _, module in unit.layers():
+            module.finish_rounding()
+
+
+def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
+    learned = _Learned()
+    if config.rounding == 'adaround':
+        for _, module in unit.layers():
+            found = _start_rounding(module)
+            for rounding in found:
+                rounding.straight_through = config.straight_through
+            learned.roundings.extend(found)
+            # Codes of at most 8 bits, signed or not.
+            learned.began.extend(r.codes().to(torch.int16) for r in found)
+    if config.learn_scales:
+        for name, quantizer in quantizers(unit.module):
+            owner = unit.qualified(name.rpartition('.')[0])
+            if is_weight_quantizer(name) or not unit.includes(owner):
+                continue
+            for parameter in quantizer.learnable():
+                learned.scales.append(parameter)
+                learned.magnitudes.append(quantizer.magnitude_of(parameter))
+    for scale in learned.scales:
+        scale.requires_grad_(True)
+    return learned
+
+
+def _start_rounding(module: QuantModule) -> list[LearnedRounding]:
+    """Attach roundings; those of an earlier unit go on from its codes."""
+    earlier = {name: module.codes(name) for name in module.rounded_parameters}
+    roundings = module.start_rounding()
+    for name, codes in earlier.items():
+        if name in roundings:
+            roundings[name].lean_towards(codes)
+    return list(roundings.values())
+
+
+class _Trainer:
+    """The optimization loop of one unit."""
+
+    def __init__(
+        self,
+        unit: Unit,
+        learned: _Learned,
+        config: ReconstructionConfig,
+        loss: ReconLoss,
+        adapter: Any,
+    ) -> None:
+        self.unit = unit
+        self.learned = learned
+        self.config = config
+        self.loss = loss
+        self.adapter = adapter
+        self.penalty_weight: Tensor | None = None
+        self.recent: list[Tensor] = []
+        self.best = math.inf
+        self.best_step = 0
+        self.optimizer = self._optimizer()
+        self.base_lrs = [g['lr'] for g in self.optimizer.param_groups]
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups: list[dict[str, Any]] = []
+        if self.learned.roundings:
+            alphas = [r.alpha for r in self.learned.roundings]
+            groups.append({'params': alphas, 'lr': self.config.weight_lr})
+        for scale, magnitude in zip(
+            self.learned.scales, self.learned.magnitudes, strict=True
+        ):
+            # Adam's steps have the size of lr whatever the gradient's: a
+            # relative one suits scales of any magnitude
+            lr = self.config.scale_lr * magnitude
+            groups.append({'params': [scale], 'lr': lr})
+        return torch.optim.Adam(groups, fused=True)
+
+    @torch.no_grad()
+    def is_good_enough(self, batch: Minibatch, result: UnitResult) -> bool:
+        """Whether rounding to nearest leaves nothing to gain."""
+        if self.config.skip_below <= 0:
+            return False
+        with quantizing(self.unit.module):
+            value = mean_over_ranks(self._loss_of(0, batch))
+        result.loss_start = result.loss_end = float(value)
+        # Undecided roundings become nearest ones when they are made hard.
+        return bool(value < self.config.skip_below)
+
+    def fit(
+        self,
+        draw: Callable[[], Minibatch],
+        result: UnitResult,
+        on_step: Callable[[int, Tensor], None] | None,
+    ) -> None:
+        """Run the steps and fill the result in."""
+        module = self.unit.module
+        first: Tensor | None = None
+        with quantizing(module), dropping(
+            module, drop_prob=self.config.drop_prob
+        ):
+            for step in range(self.config.steps):
+                value = self._step(step, draw())
+                first = value if first is None else first
+                result.steps = step + 1
+                if on_step is not None:
+                    on_step(step, value)
+                if self._stop(step, value):
+                    break
+        assert first is not None
+        result.loss_start = float(first)
+        result.loss_end = float(torch.stack(self.recent).mean())
+
+    def _step(self, step: int, batch: Minibatch) -> Tensor:
+        self._set_lrs(step)
+        value = self._loss_of(step, batch)
+        self.optimizer.zero_grad(set_to_none=True)
+        value.backward()
+        self._visit_idle()
+        self._average_gradients()
+        self._add_penalty(step, value.detach())
+        self.optimizer.step()
+        return value.detach()
+
+    @torch.no_grad()
+    def _visit_idle(self) -> None:
+        """Run the roundings of layers that this minibatch left out.
+
+        Their penalty counts all the same, and alike on every rank.
+        """
+        for rounding in self.learned.roundings:
+            if rounding.alpha.grad is None:
+                rounding()
+                rounding.alpha.grad = torch.zeros_like(rounding.alpha)
+
+    def _loss_of(self, step: int, batch: Minibatch) -> Tensor:
+        context = ReconContext(
+            unit=self.unit.name,
+            step=step,
+            num_steps=self.config.steps,
+            image_ids=batch.image_ids,
+            adapter=self.adapter,
+            **_heads(self.unit, batch),
+        )
+        with self._autocast():
+            quant_out = batch.run()
+            if context.heads_float and isinstance(quant_out, dict):
+                context.heads_quant.update(quant_out)  # type: ignore[attr-defined]
+            return self.loss(quant_out, batch.target, context)
+
+    def _add_penalty(self, step: int, value: Tensor) -> None:
+        """Pull the roundings to 0 or 1 (AdaRound, Eq. 24).
+
+        The exponent falls linearly from ``beta_start`` to ``beta_end``, in
+        even steps.
+        """
+        config = self.config
+        start = config.warmup * config.steps
+        if (
+            step < start
+            or config.straight_through
+            or not self.learned.roundings
+        ):
+            return
+        if self.penalty_weight is None:
+            recent = torch.stack([*self.recent, value]).mean()
+            count = sum(r.alpha.numel() for r in self.learned.roundings)
+            self.penalty_weight = (
+                config.rounding_weight / count * mean_over_ranks(recent)
+            )
+        progress = (step - start) / max(1.0, config.steps - start)
+        beta = config.beta_end + (config.beta_start - config.beta_end) * (
+            1 - progress
+        )
+        for rounding in self.learned.roundings:
+            rounding.add_penalty_gradient(
+                weight=self.penalty_weight, beta=max(2, 2 * round(beta / 2))
+            )
+
+    def _set_lrs(self, step: int) -> None:
+        progress = step / self.config.steps
+        groups = self.optimizer.param_groups
+        for index, (group, lr) in enumerate(
+            zip(groups, self.base_lrs, strict=True)
+        ):
+            if index == 0 and self.learned.roundings:
+                # held for half of the steps: roundings have a way to go
+                group['lr'] = lr * _cosine(max(0.0, 2 * progress - 1))
+            else:
+                group['lr'] = lr * _cosine(progress)
+
+    def _stop(self, step: int, value: Tensor) -> bool:
+        self.recent = [*self.recent[-(CHECK_EVERY - 1):], value]
+        is_last = step + 1 == self.config.steps
+        if (step + 1) % CHECK_EVERY and not is_last:
+            return False
+        level = mean_over_ranks(torch.stack(self.recent).mean())
+        if not bool(level.isfinite()):
+            raise ValueError(
+                f'{self.unit.name or "the network"}: the reconstruction loss '
+                f'is {float(level)} at step {step}: lower '
+                'reconstruction.weight_lr or scale_lr, or look at the data'
+            )
+        if self.config.patience is None:
+            return False
+        if float(level) < 0.99 * self.best:
+            self.best, self.best_step = float(level), step
+        decided = self.learned.decided()
+        return step - self.best_step >= self.config.patience and (
+            math.isnan(decided) or decided >= 0.999
+        )
+
+    def _average_gradients(self) -> None:
+        if not is_distributed():
+            return
+        gradients = [
+            p.grad if p.grad is not None else torch.zeros_like(p)
+            for p in self.learned.parameters()
+        ]
+        flat = torch.cat([g.flatten() for g in gradients])
+        flat = mean_over_ranks(flat)
+        start = 0
+        for parameter in self.learned.parameters():
+            end = start + parameter.numel()
+            parameter.grad = flat[start:end].view_as(parameter)
+            start = end
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self.config.autocast is None:
+            return nullcontext()
+        device = self.learned.parameters()[0].device.type
+        return torch.autocast(device, dtype=torch.bfloat16)
+
+
+def _cosine(progress: float) -> float:
+    """Return the annealing factor, from 1 at 0 down to 0 at 1."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _heads(unit: Unit, batch: Minibatch) -> dict[str, Any]:
+    """Network-wise outputs are named heads: the context shows them too."""
+    if unit.name or not isinstance(batch.target, dict):
+        return {}
+    return {'heads_float': batch.target, 'heads_quant': {}}

@@ -1,0 +1,273 @@
+"""One unit's state in a file: written whole, believed only when checked."""
+from __future__ import annotations
+
+import hashlib
+import pickle
+import struct
+import zipfile
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taskptq.core import AffineQuantizer, Quantizer
+from taskptq.core.atomic import write_atomically
+from taskptq.core.switches import quantizers
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction.rounding.learned import UnitResult
+
+__all__ = [
+    'StateError', 'check_state', 'content_digest', 'max_bytes', 'read_state',
+    'write_state',
+]
+
+VERSION = 2
+KEYS = frozenset({
+    'version', 'digest', 'result', 'codes', 'quantizers', 'content'
+})
+# What a file may hold besides the numbers: names and the zip's own tables, for
+# each tensor and once.
+ENTRY_BYTES = 4 << 10
+ROOM_BYTES = 1 << 20
+# All that reading a damaged file was seen to raise.
+READ_ERRORS = (
+    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError,
+    AttributeError, IndexError, OverflowError, AssertionError, MemoryError,
+    pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
+)
+
+
+class StateError(ValueError):
+    """A state cannot be used; says why."""
+
+
+def write_state(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a state with a digest over its content.
+
+    Args:
+        path: Where to; appears whole or not at all.
+        state: ``digest`` of the run, ``result``, ``codes``, ``quantizers``.
+
+    Raises:
+        DiskFullError: If the disk is full.
+    """
+    whole = {**state, 'version': VERSION}
+    whole['content'] = content_digest(whole)
+    write_atomically(path, lambda file: torch.save(whole, file))
+
+
+def read_state(path: Path, *, limit: int) -> dict[str, Any]:
+    """Read a state and check that it is what was written.
+
+    Args:
+        path: The file.
+        limit: From :func:`max_bytes`.
+
+    Raises:
+        StateError: If it is damaged, too large, or of another version.
+    """
+    try:
+        _check_size(path, limit=limit)
+        state = torch.load(path, map_location='cpu', weights_only=True)
+        _check_content(state)
+    except StateError:
+        raise
+    except READ_ERRORS as error:
+        raise StateError('it is damaged') from error
+    return dict(state)
+
+
+def _check_content(state: Any) -> None:
+    if type(state) is not dict or state.keys() != KEYS:
+        raise StateError('it is not a state of this version')
+    if type(state['version']) is not int or state['version'] != VERSION:
+        raise StateError('it is not a state of this version')
+    digests = state['digest'], state['content']
+    if not all(type(digest) is str for digest in digests):
+        raise StateError('it is damaged')
+    content = {k: v for k, v in state.items() if k != 'content'}
+    if content_digest(content) != state['content']:
+        raise StateError('its content was changed')
+
+
+def _check_size(path: Path, *, limit: int) -> None:
+    """Bound what reading takes: stored entries only, and not too many."""
+    size = path.stat().st_size
+    if size > limit:
+        raise StateError(
+            f'it has {size:,} bytes, and this unit takes {limit:,} at most'
+        )
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+    stored = all(e.compress_type == zipfile.ZIP_STORED for e in entries)
+    if not stored or sum(entry.file_size for entry in entries) > size:
+        raise StateError('it is damaged')
+
+
+def content_digest(content: Any) -> str:
+    """Return a digest of plain types and tensors.
+
+    Raises:
+        StateError: If there is something else in it.
+    """
+    digest = hashlib.sha256()
+    _feed(digest, content)
+    return digest.hexdigest()
+
+
+def _feed(digest: Any, node: Any) -> None:
+    if type(node) is dict:
+        digest.update(f'dict {len(node)};'.encode())
+        if not all(isinstance(key, str) for key in node):
+            raise StateError('it holds names that are not text')
+        for key in sorted(node):
+            digest.update(f'{len(key)} {key}'.encode())
+            _feed(digest, node[key])
+    elif type(node) is Tensor:
+        _check_plain(node)
+        shape = tuple(node.shape)
+        digest.update(f'tensor {node.dtype} {shape};'.encode())
+        flat = node.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().data)
+    elif node is None or type(node) in (bool, int, float, str):
+        text = repr(node)
+        digest.update(f'{len(text)} {text};'.encode())
+    else:
+        raise StateError(f'it holds a {type(node).__name__}')
+
+
+def _check_plain(tensor: Tensor) -> None:
+    """Refuse tensors that stand for more bytes than they have."""
+    stored = (
+        tensor.layout == torch.strided
+        and tensor.device.type != 'meta'
+        and not tensor.is_quantized
+        and tensor.numel() * tensor.element_size()
+        <= tensor.untyped_storage().nbytes()
+    )
+    if not stored:
+        raise StateError('it holds a tensor without bytes of its own')
+
+
+def max_bytes(unit: Unit) -> int:
+    """Return the largest size of a file with a unit's state, in bytes."""
+    codes = [
+        4 * getattr(module, parameter).numel()
+        for _, module in unit.layers()
+        for parameter, _ in module.active_slots()
+    ]
+    ranges = [
+        value.numel() * value.element_size()
+        for _, quantizer in quantizers(unit.module)
+        for value in quantizer.state_dict().values()
+    ]
+    tensors: list[int] = [*codes, *ranges]
+    return sum(tensors) + ENTRY_BYTES * len(tensors) + ROOM_BYTES
+
+
+def check_state(state: Mapping[str, Any], unit: Unit) -> None:
+    """Check everything in a state against the unit it is for.
+
+    Args:
+        state: From :func:`read_state`.
+        unit: Calibrated unit; left as it is.
+
+    Raises:
+        StateError: Names what does not fit.
+    """
+    _check_result(state['result'], unit)
+    _check_codes(state['codes'], unit)
+    found = state['quantizers']
+    live = dict(quantizers(unit.module))
+    if not isinstance(found, dict) or found.keys() != live.keys():
+        raise StateError('its quantizers are not those of the unit')
+    for name, quantizer in live.items():
+        _check_quantizer(name, found[name], quantizer)
+
+
+def _check_result(result: Any, unit: Unit) -> None:
+    expected = UnitResult(name=unit.name).to_dict()
+    if not isinstance(result, dict) or result.keys() != expected.keys():
+        raise StateError('its result has other fields')
+    for field in fields(UnitResult):
+        value, default = result[field.name], expected[field.name]
+        optional = default is None
+        wanted = float if optional else type(default)
+        if type(value) is not wanted and not (optional and value is None):
+            raise StateError(f'its result has {field.name}={value!r:.40}')
+        if type(value) is int and not 0 <= value < 1 << 53:
+            raise StateError(f'its result has {field.name}={value!r:.40}')
+    if result['name'] != unit.name:
+        raise StateError('it is of another unit')
+
+
+def _check_codes(codes: Any, unit: Unit) -> None:
+    layers = dict(unit.layers())
+    if not isinstance(codes, dict):
+        raise StateError('its codes have no names')
+    for key, value in codes.items():
+        name, _, parameter = str(key).rpartition(':')
+        layer = layers.get(name)
+        slots = () if layer is None else dict(layer.active_slots())
+        if layer is None or parameter not in slots:
+            raise StateError(f'it has codes for {key}')
+        quantizer = layer.weight_quantizer_of(parameter)
+        if quantizer is None or not quantizer.calibrated:
+            raise StateError(f'it has codes for {key}, which is float')
+        _check_tensor(
+            key, value, shape=getattr(layer, parameter).shape,
+            dtype=torch.int32,
+        )
+        _check_grid(key, value, quantizer)
+
+
+def _check_grid(name: str, codes: Tensor, quantizer: AffineQuantizer) -> None:
+    if not codes.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(codes))
+    if low < quantizer.quant_min or high > quantizer.quant_max:
+        raise StateError(
+            f'codes of {name} lie in [{low}, {high}], the grid in '
+            f'[{quantizer.quant_min}, {quantizer.quant_max}]'
+        )
+
+
+def _check_quantizer(name: str, state: Any, quantizer: Quantizer) -> None:
+    """Compare with the calibrated one: only what is learned may differ."""
+    live = quantizer.state_dict()
+    if not isinstance(state, dict) or state.keys() != live.keys():
+        raise StateError(f'{name} has other numbers')
+    learned = {id(parameter) for parameter in quantizer.learnable()}
+    learnable = {
+        key
+        for key, parameter in quantizer.named_parameters()
+        if id(parameter) in learned
+    }
+    for key, value in state.items():
+        before = live[key].cpu()
+        place = f'{name}.{key}'
+        _check_tensor(place, value, shape=before.shape, dtype=before.dtype)
+        if torch.equal(value, before):
+            continue
+        if key not in learnable:
+            raise StateError(f'{place} is not the calibrated one')
+        if not bool(value.isfinite().all()):
+            raise StateError(f'{place} is not finite')
+        if key == 'scale' and not bool((value > 0).all()):
+            raise StateError(f'{place} is not positive')
+
+
+def _check_tensor(
+    name: str, value: Any, *, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    if type(value) is not Tensor:
+        raise StateError(f'{name} is a {type(value).__name__}, not a tensor')
+    if value.shape != shape or value.dtype != dtype:
+        raise StateError(
+            f'{name} has shape {tuple(value.shape)} and type {value.dtype}, '
+            f'expected {tuple(shape)} and {dtype}'
+        )
+    _check_plain(value)
