@@ -47,6 +47,7 @@ data-link:
 	@sh tools/setup/data_link.sh '$(DIR)'
 
 lint: $(STAMP)
+	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 

@@ -37,13 +37,17 @@ from taskptq.engine.refusals import (
 from taskptq.engine.restore import restore_model
 
 __all__ = [
-    'build_model', 'load_quantized', 'quantize', 'read_config',
-    'read_fragment'
+    'build_model',
+    'load_quantized',
+    'quantize',
+    'read_config',
+    'read_fragment',
 ]
 
 
-def read_fragment(value: Mapping[str, Any] | str | Path | None, *,
-                  key: str) -> dict[str, Any] | None:
+def read_fragment(
+    value: Mapping[str, Any] | str | Path | None, *, key: str
+) -> dict[str, Any] | None:
     """Return one setting of a fragment, or the setting itself.
 
     Args:
@@ -72,8 +76,9 @@ def load_config(config: Config | str | Path) -> Config:
     return config
 
 
-def build_model(config: Config | str | Path, *,
-                device: str | torch.device = 'cpu') -> nn.Module:
+def build_model(
+    config: Config | str | Path, *, device: str | torch.device = 'cpu'
+) -> nn.Module:
     """Build a config's model, in eval mode, with random weights.
 
     Args:
@@ -92,8 +97,12 @@ def build_model(config: Config | str | Path, *,
     return model.to(device).eval()
 
 
-def load_quantized(config: Config | str | Path, checkpoint: str | Path, *,
-                   device: str | torch.device = 'cpu') -> nn.Module:
+def load_quantized(
+    config: Config | str | Path,
+    checkpoint: str | Path,
+    *,
+    device: str | torch.device = 'cpu',
+) -> nn.Module:
     """Build a config's model from a quantized file, ready to evaluate.
 
     Args:
@@ -123,8 +132,10 @@ def evaluation_source(config: Config) -> EvaluationSource:
         loader = config.get(name)
         if loader is not None:
             return EvaluationSource.from_config(loader)
-    raise ValueError('the config has neither test_dataloader nor '
-                     'val_dataloader: calibration needs their pipeline')
+    raise ValueError(
+        'the config has neither test_dataloader nor '
+        'val_dataloader: calibration needs their pipeline'
+    )
 
 
 def default_device() -> str:
@@ -184,29 +195,39 @@ def quantize(
             unsafe or of another model, the calibration set is refused, or
             results cannot be written.
     """
-    for name, flag in (('resume', resume), ('allow_overlap', allow_overlap),
-                       ('trust_checkpoint', trust_checkpoint)):
+    for name, flag in (
+        ('resume', resume),
+        ('allow_overlap', allow_overlap),
+        ('trust_checkpoint', trust_checkpoint),
+    ):
         Flag().read(flag, name=name)
     config = load_config(config)
     folder = choose_work_dir(config, work_dir=work_dir, out=out)
     refuse_unwritable_folder(folder, name='work_dir')
     refuse_unwritable_file(
-        folder / 'quantized.pth' if out is None else out, name='out')
+        folder / 'quantized.pth' if out is None else out, name='out'
+    )
     parts = read_parts(
-        recipe, qconfig=qconfig, reconstruction=reconstruction, loss=loss,
-        rewrites=rewrites)
+        recipe,
+        qconfig=qconfig,
+        reconstruction=reconstruction,
+        loss=loss,
+        rewrites=rewrites,
+    )
     settings = read_fragment(calibration, key='calibration') or {}
     if allow_overlap:
         settings['allow_overlap'] = True
     images = CalibrationConfig.from_dict(settings, seed=seed)
     made = Recipe.from_config(
-        parts.pop('qconfig'), **parts, calibration=images.recipe(), seed=seed)
+        parts.pop('qconfig'), **parts, calibration=images.recipe(), seed=seed
+    )
     path = local_file(checkpoint)
     content = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
     model = build_model(config, device=device or default_device())
     load_float_weights(model, content, path=path)
-    refuse_misfit(model, content, path=path,
-                  logger=MMLogger.get_current_instance())
+    refuse_misfit(
+        model, content, path=path, logger=MMLogger.get_current_instance()
+    )
     source = evaluation_source(config)
     default = (config.get('train_dataloader') or {}).get('dataset')
     batches = build_calibration(images, source=source, default=default)
@@ -218,12 +239,14 @@ def quantize(
         work_dir=folder,
         out=out,
         resume=resume,
-        meta={'dataset_meta': model.dataset_meta})
+        meta={'dataset_meta': model.dataset_meta},
+    )
     return model, report
 
 
-def read_parts(recipe: Any, *, qconfig: Any, reconstruction: Any, loss: Any,
-               rewrites: Any) -> dict[str, Any]:
+def read_parts(
+    recipe: Any, *, qconfig: Any, reconstruction: Any, loss: Any, rewrites: Any
+) -> dict[str, Any]:
     """Return a recipe's parts, from what :func:`quantize` was given.
 
     Args:
@@ -238,7 +261,8 @@ def read_parts(recipe: Any, *, qconfig: Any, reconstruction: Any, loss: Any,
     """
     if recipe is None and qconfig is None:
         raise SettingError(
-            'recipe', ': give one, such as w4a4_qdrop, or a qconfig')
+            'recipe', ': give one, such as w4a4_qdrop, or a qconfig'
+        )
     if recipe is None and isinstance(qconfig, (str, Path)):
         fragment = read_config(qconfig).to_dict()
         if reconstruction is None:
@@ -251,11 +275,13 @@ def read_parts(recipe: Any, *, qconfig: Any, reconstruction: Any, loss: Any,
         qconfig=read_fragment(qconfig, key='qconfig'),
         reconstruction=read_fragment(reconstruction, key='reconstruction'),
         loss=loss,
-        rewrites=rewrites)
+        rewrites=rewrites,
+    )
 
 
-def choose_work_dir(config: Config, *, work_dir: str | Path | None,
-                    out: str | Path | None) -> Path:
+def choose_work_dir(
+    config: Config, *, work_dir: str | Path | None, out: str | Path | None
+) -> Path:
     """Return the folder for reports; see :func:`quantize`."""
     if work_dir is not None:
         return Path(work_dir)

@@ -27,9 +27,20 @@ from mmengine.registry import Registry
 from mmengine.utils import digit_version
 
 __all__ = [
-    'ADAPTERS', 'HOOKS', 'LOOPS', 'METRICS', 'MODELS', 'OBSERVERS',
-    'QUANTIZERS', 'RECON_LOSSES', 'REWRITES', 'TASK_UTILS', 'VISUALIZERS',
-    'check_versions', 'registered', 'registered_name'
+    'ADAPTERS',
+    'HOOKS',
+    'LOOPS',
+    'METRICS',
+    'MODELS',
+    'OBSERVERS',
+    'QUANTIZERS',
+    'RECON_LOSSES',
+    'REWRITES',
+    'TASK_UTILS',
+    'VISUALIZERS',
+    'check_versions',
+    'registered',
+    'registered_name',
 ]
 
 SCOPE = 'taskptq'
@@ -37,8 +48,11 @@ SCOPE = 'taskptq'
 # Import name -> (distributions that provide it, lowest version, first version
 # that is too new). Each may come from the maintained fork or the original.
 SUPPORTED_VERSIONS: dict[str, tuple[tuple[str, ...], str, str]] = {
-    'mmengine': (('onedl-mmengine', 'mmengine', 'mmengine-lite'),
-                 '0.10.0', '1.0.0'),
+    'mmengine': (
+        ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
+        '0.10.0',
+        '1.0.0',
+    ),
     'mmcv': (('onedl-mmcv', 'mmcv', 'mmcv-lite'), '2.0.0', '3.0.0'),
     'mmdet': (('onedl-mmdetection', 'mmdet'), '3.0.0', '4.0.0'),
     'mmseg': (('onedl-mmsegmentation', 'mmsegmentation'), '1.0.0', '2.0.0'),
@@ -77,12 +91,16 @@ def check_versions() -> None:
         version = installed_version(name)
         if version is None:
             continue
-        in_range = (digit_version(lowest) <= digit_version(version) <
-                    digit_version(too_new))
+        in_range = (
+            digit_version(lowest)
+            <= digit_version(version)
+            < digit_version(too_new)
+        )
         if not in_range:
             raise RuntimeError(
                 f'taskptq needs {name} >= {lowest}, < {too_new}, but '
-                f'{version} is installed; install a version in this range.')
+                f'{version} is installed; install a version in this range.'
+            )
 
 
 def statistic_method(owner: object, name: str) -> Any:
@@ -102,7 +120,8 @@ def statistic_method(owner: object, name: str) -> Any:
     if owner is not HistoryBuffer or name.startswith('_') or method is None:
         raise UnpicklingError(
             f'The checkpoint asks for attribute {name!r} of {owner!r}; only '
-            'the statistics of an mmengine HistoryBuffer are allowed.')
+            'the statistics of an mmengine HistoryBuffer are allowed.'
+        )
     return method
 
 
@@ -115,15 +134,25 @@ def allow_history_buffers() -> None:
     """
     rebuild_array = np.zeros(1).__reduce__()[0]
     rebuild_scalar = np.float64(0).__reduce__()[0]
-    renamed = [(function, f'numpy.{core}.multiarray.{name}')
-               for core in ('core', '_core')
-               for function, name in ((rebuild_array, '_reconstruct'),
-                                      (rebuild_scalar, 'scalar'))]
+    renamed = [
+        (function, f'numpy.{core}.multiarray.{name}')
+        for core in ('core', '_core')
+        for function, name in (
+            (rebuild_array, '_reconstruct'),
+            (rebuild_scalar, 'scalar'),
+        )
+    ]
     dtypes = [type(np.dtype(kind)) for kind in ('f4', 'f8', 'i4', 'i8')]
-    torch.serialization.add_safe_globals([
-        HistoryBuffer, (statistic_method, 'builtins.getattr'), np.ndarray,
-        np.dtype, *dtypes, *renamed
-    ])
+    torch.serialization.add_safe_globals(
+        [
+            HistoryBuffer,
+            (statistic_method, 'builtins.getattr'),
+            np.ndarray,
+            np.dtype,
+            *dtypes,
+            *renamed,
+        ]
+    )
 
 
 def registered(registry: Registry, name: str) -> type | None:
@@ -164,12 +193,13 @@ def registered_name(registry: Registry, cls: type) -> str:
     raise ValueError(
         f'{cls.__module__}.{cls.__qualname__} is not a registered '
         f'{registry.name}: decorate it with register_module() of that '
-        'registry in taskptq.registry, and name its module in custom_imports')
+        'registry in taskptq.registry, and name its module in custom_imports'
+    )
 
 
 def build_in_own_scope(
-        cfg: dict[str, Any], *args: Any, registry: Registry,
-        **kwargs: Any) -> Any:
+    cfg: dict[str, Any], *args: Any, registry: Registry, **kwargs: Any
+) -> Any:
     """Build from a registry whatever mmengine's default scope is.
 
     Args:
@@ -189,7 +219,8 @@ def build_in_own_scope(
     if builder is None:
         raise KeyError(
             f'{kind!r} is not a registered {registry.name}; known are '
-            f'{sorted(registry.module_dict)}.')
+            f'{sorted(registry.module_dict)}.'
+        )
     options = {key: value for key, value in cfg.items() if key != 'type'}
     return builder(*args, **{**kwargs, **options})
 
@@ -198,7 +229,8 @@ def _child(kind: str, *locations: str) -> Registry:
     """Make our child of mmengine's registry ``kind``, e.g. ``HOOKS``."""
     parent = getattr(mmengine_registry, kind)
     return Registry(
-        parent.name, parent=parent, scope=SCOPE, locations=[*locations])
+        parent.name, parent=parent, scope=SCOPE, locations=[*locations]
+    )
 
 
 def _root(name: str, *locations: str) -> Registry:
@@ -207,7 +239,8 @@ def _root(name: str, *locations: str) -> Registry:
         name,
         build_func=build_in_own_scope,
         scope=SCOPE,
-        locations=[*locations])
+        locations=[*locations],
+    )
 
 
 check_versions()
@@ -223,9 +256,13 @@ VISUALIZERS = _child('VISUALIZERS', 'taskptq.engine')
 # The core's classes carry no decorator; taskptq.engine.builder registers them.
 OBSERVERS = _root('observer', 'taskptq.engine.builder', 'taskptq.methods')
 QUANTIZERS = _root('quantizer', 'taskptq.engine.builder', 'taskptq.methods')
-RECON_LOSSES = _root('reconstruction loss', 'taskptq.engine.builder',
-                     'taskptq.methods')
+RECON_LOSSES = _root(
+    'reconstruction loss', 'taskptq.engine.builder', 'taskptq.methods'
+)
 REWRITES = _root('model rewrite', 'taskptq.engine.builder', 'taskptq.methods')
-ADAPTERS = _root('adapter', 'taskptq.engine.adapters',
-                 'taskptq.engine.detr_adapters',
-                 'taskptq.engine.grid_adapters')
+ADAPTERS = _root(
+    'adapter',
+    'taskptq.engine.adapters',
+    'taskptq.engine.detr_adapters',
+    'taskptq.engine.grid_adapters',
+)

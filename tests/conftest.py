@@ -37,8 +37,10 @@ def skip_reason(item) -> str | None:
     for marker in item.iter_markers('data'):
         for name in marker.args:
             if not (ROOT / 'data' / name).is_dir():
-                return (f'needs data/{name}; link the folder that holds it '
-                        'with `make data-link DIR=...`')
+                return (
+                    f'needs data/{name}; link the folder that holds it '
+                    'with `make data-link DIR=...`'
+                )
     return None
 
 
@@ -78,8 +80,10 @@ def all_registries() -> list:
     import taskptq.registry as taskptq_registry
 
     pending = [
-        value for module in (mmengine_registry, taskptq_registry)
-        for value in vars(module).values() if isinstance(value, Registry)
+        value
+        for module in (mmengine_registry, taskptq_registry)
+        for value in vars(module).values()
+        if isinstance(value, Registry)
     ]
     found = {}
     while pending:
@@ -138,6 +142,7 @@ def registry_guard(request) -> Iterator[None]:
 def tiny_path(registry_guard, monkeypatch):
     """Make ``custom_imports=['tiny_task']`` work; returns the config."""
     from mmengine.registry import DefaultScope
+
     scopes = dict(DefaultScope._instance_dict)
     monkeypatch.syspath_prepend(str(TINY_TASK))
     sys.modules.pop('tiny_task', None)
@@ -151,6 +156,7 @@ def tiny_path(registry_guard, monkeypatch):
 def tiny_config(tiny_path, tmp_path):
     """The tiny task's config, loaded, with a work_dir."""
     from mmengine.config import Config
+
     config = Config.fromfile(tiny_path)
     config.work_dir = str(tmp_path / 'work')
     return config
@@ -160,6 +166,7 @@ def tiny_config(tiny_path, tmp_path):
 def float_checkpoint(tiny_config, tmp_path):
     """A float checkpoint of the tiny task."""
     import tiny_task
+
     torch.manual_seed(1)
     model = tiny_task.TinyNet()
     with torch.no_grad():
@@ -176,6 +183,7 @@ def make_runner(tiny_config, tmp_path):
     import copy
 
     from mmengine.runner import Runner
+
     count = iter(range(100))
 
     def make(checkpoint=None, *, hook=None, **changes):
@@ -184,7 +192,8 @@ def make_runner(tiny_config, tmp_path):
         config.load_from = None if checkpoint is None else str(checkpoint)
         if hook is not None:
             config.custom_hooks = [
-                *config.custom_hooks, dict(type='taskptq.PTQHook', **hook)
+                *config.custom_hooks,
+                dict(type='taskptq.PTQHook', **hook),
             ]
         config.merge_from_dict(changes)
         return Runner.from_cfg(config)
@@ -196,6 +205,7 @@ def make_runner(tiny_config, tmp_path):
 def qconfig():
     """A plain 4-bit recipe."""
     import copy
+
     return copy.deepcopy(QCONFIG)
 
 
@@ -205,6 +215,7 @@ def predictions():
 
     def read():
         import tiny_task
+
         return tiny_task.TinyMetric.predictions.clone()
 
     return read

@@ -27,9 +27,9 @@ def content_digests(payload: Mapping[str, Any]) -> dict[str, str]:
     weights = payload['weights']
     packed = {name: entry['packed'] for name, entry in weights.items()}
     layout = {
-        name: torch.tensor([
-            entry['num_bits'], entry['quant_min'], *entry['shape']
-        ])
+        name: torch.tensor(
+            [entry['num_bits'], entry['quant_min'], *entry['shape']]
+        )
         for name, entry in weights.items()
     }
     return {

@@ -12,9 +12,11 @@ from mmengine.structures import InstanceData
 
 FOLDER = Path(__file__).resolve().parents[1] / 'configs' / 'small_objects'
 SIZE = 64
-BACKBONE = {'model.backbone.base_channels': 8,
-            'model.neck.in_channels': [8, 16, 32],
-            'model.neck.out_channels': 32}
+BACKBONE = {
+    'model.backbone.base_channels': 8,
+    'model.neck.in_channels': [8, 16, 32],
+    'model.neck.out_channels': 32,
+}
 TWO_STAGE = {
     **BACKBONE,
     'model.rpn_head.in_channels': 32,
@@ -54,15 +56,23 @@ def build(name, *, seed=0):
 
 def sample(boxes, *, size=SIZE):
     """A DetDataSample with boxes of one class."""
-    found = DetDataSample(metainfo=dict(
-        img_shape=(size, size), ori_shape=(size, size), img_id=0,
-        pad_shape=(size, size), batch_input_shape=(size, size),
-        scale_factor=(1.0, 1.0)))
+    found = DetDataSample(
+        metainfo=dict(
+            img_shape=(size, size),
+            ori_shape=(size, size),
+            img_id=0,
+            pad_shape=(size, size),
+            batch_input_shape=(size, size),
+            scale_factor=(1.0, 1.0),
+        )
+    )
     labels = torch.zeros(len(boxes), dtype=torch.long)
     found.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(boxes, dtype=torch.float32), labels=labels)
+        bboxes=HorizontalBoxes(boxes, dtype=torch.float32), labels=labels
+    )
     found.ignored_instances = InstanceData(
-        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=labels[:0])
+        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=labels[:0]
+    )
     return found
 
 
@@ -77,6 +87,5 @@ def noise_batch(*, count=2, size=SIZE, seed=0):
         for (x0, y0), (x1, y1) in zip(start, end, strict=True):
             image[:, y0:y1, x0:x1] = 220
         inputs.append(torch.from_numpy(image))
-        samples.append(sample(np.concatenate([start, end], axis=1),
-                              size=size))
+        samples.append(sample(np.concatenate([start, end], axis=1), size=size))
     return {'inputs': inputs, 'data_samples': samples}

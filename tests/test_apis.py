@@ -17,6 +17,7 @@ FRAGMENTS = ROOT / 'configs/_base_'
 @pytest.fixture
 def scopes():
     from mmengine.registry import DefaultScope
+
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
@@ -27,6 +28,7 @@ def scopes():
 def config(scopes):
     """The config with absolute paths and a model that is small and quick."""
     from mmengine.config import Config
+
     config = Config.fromfile(CONFIG)
     for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         config[name].dataset.data_root = f'{ROOT}/data/bccd/'
@@ -39,8 +41,10 @@ def config(scopes):
 def checkpoint(config, tmp_path):
     model = apis.build_model(config)
     path = tmp_path / 'float.pth'
-    state = {k: v.half() if v.is_floating_point() else v
-             for k, v in model.state_dict().items()}
+    state = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in model.state_dict().items()
+    }
     torch.save({'state_dict': state}, path)
     return path
 
@@ -51,9 +55,13 @@ def predict(model, source):
         return [p.pred_instances for p in model.test_step(batch)]
 
 
-@pytest.mark.parametrize('name', [
-    'conditional_detr/conditional-detr_r18-half_bccd.py',
-    'deformable_detr/deformable-detr_r18-half_bccd.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'conditional_detr/conditional-detr_r18-half_bccd.py',
+        'deformable_detr/deformable-detr_r18-half_bccd.py',
+    ],
+)
 def test_a_config_can_be_built_from_twice(name, scopes):
     config = apis.read_config(ROOT / 'configs' / name)
     before = config.model.to_dict()
@@ -70,7 +78,8 @@ def test_quantize_and_load_again(config, checkpoint, tmp_path):
         qconfig=FRAGMENTS / 'quant/w4a4_minmax.py',
         calibration=dict(num_images=4, batch_size=2),
         out=tmp_path / 'out/q.pth',
-        device='cpu')
+        device='cpu',
+    )
     assert report['calibration']['num_batches'] == 2
     assert report['reconstruction'] is None
     assert report['swap']['num_float'] == 0
@@ -84,9 +93,13 @@ def test_quantize_and_load_again(config, checkpoint, tmp_path):
         assert torch.equal(written.bboxes, read.bboxes)
     with pytest.raises(ValueError, match='quantized already'):
         apis.quantize(
-            config, tmp_path / 'out/q.pth',
+            config,
+            tmp_path / 'out/q.pth',
             qconfig=FRAGMENTS / 'quant/w4a4_minmax.py',
-            calibration=dict(num_images=4), work_dir=tmp_path, device='cpu')
+            calibration=dict(num_images=4),
+            work_dir=tmp_path,
+            device='cpu',
+        )
 
 
 @pytest.mark.data('bccd')
@@ -95,8 +108,14 @@ def test_calibration_on_the_test_split(config, checkpoint, tmp_path):
 
     def quantize(**options):
         return apis.quantize(
-            config, checkpoint, qconfig={}, calibration=settings,
-            work_dir=tmp_path, device='cpu', **options)
+            config,
+            checkpoint,
+            qconfig={},
+            calibration=settings,
+            work_dir=tmp_path,
+            device='cpu',
+            **options,
+        )
 
     with pytest.raises(ValueError, match='72 calibration images are in'):
         quantize()
@@ -105,7 +124,8 @@ def test_calibration_on_the_test_split(config, checkpoint, tmp_path):
 
 
 def test_fragment_brings_its_whole_method(
-        monkeypatch, config, checkpoint, tmp_path):
+    monkeypatch, config, checkpoint, tmp_path
+):
     seen = {}
 
     def stop(model, content, *, path):
@@ -120,13 +140,13 @@ def test_fragment_brings_its_whole_method(
     fragment.write_text(
         f'_base_ = [{base!r}]\n'
         "rewrites = [dict(type='AttentionCentering')]\n"
-        "loss = dict(type='MSEReconLoss')\n")
+        "loss = dict(type='MSEReconLoss')\n"
+    )
     recipe = apis.Recipe.from_config
     monkeypatch.setattr(apis.Recipe, 'from_config', remember)
     monkeypatch.setattr(apis, 'load_float_weights', stop)
     with pytest.raises(InterruptedError):
-        apis.quantize(
-            config, checkpoint, qconfig=fragment, device='cpu')
+        apis.quantize(config, checkpoint, qconfig=fragment, device='cpu')
     assert seen['reconstruction']['drop_prob'] == 0.5
     assert seen['rewrites'] == [{'type': 'AttentionCentering'}]
     assert seen['loss'] == {'type': 'MSEReconLoss'}
@@ -134,11 +154,18 @@ def test_fragment_brings_its_whole_method(
 
 def test_settings_are_checked_before_anything_is_read(config, tmp_path):
     with pytest.raises(ValueError, match='sets no qconfig'):
-        apis.quantize(config, tmp_path / 'no.pth',
-                      qconfig=FRAGMENTS / 'calibration/calib32.py')
+        apis.quantize(
+            config,
+            tmp_path / 'no.pth',
+            qconfig=FRAGMENTS / 'calibration/calib32.py',
+        )
     with pytest.raises(ValueError, match='num_image'):
-        apis.quantize(config, tmp_path / 'no.pth', qconfig={},
-                      calibration=dict(num_image=3))
+        apis.quantize(
+            config,
+            tmp_path / 'no.pth',
+            qconfig={},
+            calibration=dict(num_image=3),
+        )
     with pytest.raises(FileNotFoundError, match=r'no\.pth'):
         apis.quantize(config, tmp_path / 'no.pth', qconfig={})
 
@@ -150,27 +177,32 @@ class Touch:
         self.mark = mark
 
     def __reduce__(self):
-        return type(self.mark).touch, (self.mark, )
+        return type(self.mark).touch, (self.mark,)
 
 
 def test_nothing_of_a_strangers_file_runs(config, tmp_path):
     mark, path = tmp_path / 'ran', tmp_path / 'bad.pth'
     torch.save({'taskptq': {'schema': 2}, 'meta': Touch(mark)}, path)
     for read in (
-            lambda: apis.quantize(config, path, qconfig={},
-                                  work_dir=tmp_path / 'work'),
-            lambda: apis.load_quantized(config, path)):
+        lambda: apis.quantize(
+            config, path, qconfig={}, work_dir=tmp_path / 'work'
+        ),
+        lambda: apis.load_quantized(config, path),
+    ):
         with pytest.raises(ValueError, match='trust_checkpoint=True') as error:
             read()
         assert '\n' not in str(error.value)
         assert not mark.exists()
 
 
-@pytest.mark.parametrize(('settings', 'words'), [
-    (dict(allow_overlap='False'), "allow_overlap='False'"),
-    (dict(trust_checkpoint=1), 'trust_checkpoint=1'),
-    (dict(resume='no'), "resume='no'"),
-])
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (dict(allow_overlap='False'), "allow_overlap='False'"),
+        (dict(trust_checkpoint=1), 'trust_checkpoint=1'),
+        (dict(resume='no'), "resume='no'"),
+    ],
+)
 def test_switches_are_true_or_false(config, tmp_path, settings, words):
     with pytest.raises(ValueError, match=words):
         apis.quantize(config, tmp_path / 'no.pth', qconfig={}, **settings)
@@ -179,12 +211,12 @@ def test_switches_are_true_or_false(config, tmp_path, settings, words):
 def test_results_must_be_writable(config, tmp_path):
     (tmp_path / 'file').touch()
     for settings, words in (
-            (dict(out=tmp_path), 'is a folder'),
-            (dict(work_dir=tmp_path / 'file'), 'is not a folder'),
-            (dict(out=tmp_path / 'file' / 'q.pth'), 'is not a folder')):
+        (dict(out=tmp_path), 'is a folder'),
+        (dict(work_dir=tmp_path / 'file'), 'is not a folder'),
+        (dict(out=tmp_path / 'file' / 'q.pth'), 'is not a folder'),
+    ):
         with pytest.raises(ValueError, match=words):
-            apis.quantize(
-                config, tmp_path / 'no.pth', qconfig={}, **settings)
+            apis.quantize(config, tmp_path / 'no.pth', qconfig={}, **settings)
 
 
 def test_a_file_of_which_most_is_left_over(config, checkpoint, tmp_path):
@@ -193,22 +225,36 @@ def test_a_file_of_which_most_is_left_over(config, checkpoint, tmp_path):
     path = tmp_path / 'larger.pth'
     torch.save({**state, 'student.weight': torch.ones(size + 9)}, path)
     with pytest.raises(ValueError, match='no use for 1 of'):
-        apis.quantize(config, path, qconfig={}, work_dir=tmp_path / 'work',
-                      device='cpu', calibration=dict(num_images=2))
+        apis.quantize(
+            config,
+            path,
+            qconfig={},
+            work_dir=tmp_path / 'work',
+            device='cpu',
+            calibration=dict(num_images=2),
+        )
 
 
 def test_reads_configs_of_other_packages():
     config = apis.read_config(
-        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py')
+        'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
+    )
     assert config.model.type == 'FasterRCNN'
 
 
-@pytest.mark.parametrize('name', [
-    'mmdet::faster_rcnn/nothing.py', 'mmdet::nothing.py', 'foo::a/b.py',
-    'mmpose::a/b.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmdet::faster_rcnn/nothing.py',
+        'mmdet::nothing.py',
+        'foo::a/b.py',
+        'mmpose::a/b.py',
+    ],
+)
 def test_refuses_configs_that_other_packages_lack(name, monkeypatch):
     """And installs none of these packages."""
     import subprocess
+
     monkeypatch.setattr(subprocess, 'check_call', pytest.fail)
     monkeypatch.setattr(subprocess, 'Popen', pytest.fail)
     with pytest.raises(FileNotFoundError, match=f'no config {name}: give an'):

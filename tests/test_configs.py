@@ -1,4 +1,5 @@
 """Every config parses; the zoo configs quantize their models whole."""
+
 from __future__ import annotations
 
 import copy
@@ -42,50 +43,95 @@ HOST_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
 # Config -> type of its blocks (one that must be among them) and the layers
 # that stay float, by class.
 ZOO = {
-    'faster_rcnn/faster-rcnn_r50_fpn_qdrop-w4a8_calib256_coco.py':
-    ('Bottleneck', set()),
-    'retinanet/retinanet_r50_fpn_qdrop-w4a8_calib256_coco.py':
-    ('Bottleneck', set()),
-    'rtmdet/rtmdet_s_qdrop-w4a8_calib256_coco.py':
-    ('CSPLayer', {'ChannelAttention'}),
-    'detr/detr_r50_qdrop-w4a8_calib256_coco.py':
-    ('DetrTransformerDecoderLayer', {'Embedding'}),
-    'mask_rcnn/mask-rcnn_swin-t_fpn_qdrop-w4a8_calib256_coco.py':
-    ('SwinBlock', set()),
-    'segformer/segformer_mit-b0_qdrop-w4a8_calib256_ade20k.py':
-    ('TransformerEncoderLayer', set()),
-    'segformer/segformer_mit-b0_qdrop-w4a8_calib256_cityscapes.py':
-    ('TransformerEncoderLayer', set()),
-    'upernet/upernet_swin-t_qdrop-w4a8_calib256_ade20k.py':
-    ('SwinBlock', set()),
-    'upernet/upernet_swin-t_qdrop-w4a8_calib256_cityscapes.py':
-    ('SwinBlock', set()),
+    'faster_rcnn/faster-rcnn_r50_fpn_qdrop-w4a8_calib256_coco.py': (
+        'Bottleneck',
+        set(),
+    ),
+    'retinanet/retinanet_r50_fpn_qdrop-w4a8_calib256_coco.py': (
+        'Bottleneck',
+        set(),
+    ),
+    'rtmdet/rtmdet_s_qdrop-w4a8_calib256_coco.py': (
+        'CSPLayer',
+        {'ChannelAttention'},
+    ),
+    'detr/detr_r50_qdrop-w4a8_calib256_coco.py': (
+        'DetrTransformerDecoderLayer',
+        {'Embedding'},
+    ),
+    'mask_rcnn/mask-rcnn_swin-t_fpn_qdrop-w4a8_calib256_coco.py': (
+        'SwinBlock',
+        set(),
+    ),
+    'segformer/segformer_mit-b0_qdrop-w4a8_calib256_ade20k.py': (
+        'TransformerEncoderLayer',
+        set(),
+    ),
+    'segformer/segformer_mit-b0_qdrop-w4a8_calib256_cityscapes.py': (
+        'TransformerEncoderLayer',
+        set(),
+    ),
+    'upernet/upernet_swin-t_qdrop-w4a8_calib256_ade20k.py': (
+        'SwinBlock',
+        set(),
+    ),
+    'upernet/upernet_swin-t_qdrop-w4a8_calib256_cityscapes.py': (
+        'SwinBlock',
+        set(),
+    ),
 }
 # Config -> config of the host whose model it quantizes, and the classes of
 # the layers that stay float. Too large to run here.
 DETR_ZOO = {
-    'detr/detr_r50_drd-w4a4-8_calib256_coco.py':
-    ('detr/detr_r50_8xb2-150e_coco.py', {'Embedding'}),
-    'conditional_detr/conditional-detr_r50_drd-w4a4-8_calib256_coco.py':
-    ('conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
-     {'Embedding'}),
-    'deformable_detr/deformable-detr_r50_drd-w4a4-8_calib256_coco.py':
-    ('deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-     {'Embedding', 'DeformableDETR'}),
-    'dino/dino-4scale_r50_drd-w4a4-8_calib256_coco.py':
-    ('dino/dino-4scale_r50_8xb2-12e_coco.py', {'Embedding', 'DINO'}),
+    'detr/detr_r50_drd-w4a4-8_calib256_coco.py': (
+        'detr/detr_r50_8xb2-150e_coco.py',
+        {'Embedding'},
+    ),
+    'conditional_detr/conditional-detr_r50_drd-w4a4-8_calib256_coco.py': (
+        'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+        {'Embedding'},
+    ),
+    'deformable_detr/deformable-detr_r50_drd-w4a4-8_calib256_coco.py': (
+        'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+        {'Embedding', 'DeformableDETR'},
+    ),
+    'dino/dino-4scale_r50_drd-w4a4-8_calib256_coco.py': (
+        'dino/dino-4scale_r50_8xb2-12e_coco.py',
+        {'Embedding', 'DINO'},
+    ),
 }
 # Bits of a DETR -> of weights, of activations; attention has 8.
-DETR_BITS = {'w8a8': (8, 8), 'w6a6-8': (6, 6), 'w4a4-8': (4, 4),
-             'w3a3-8': (3, 3), 'w2a4-8': (2, 4), 'w2a2-8': (2, 2)}
-DETR_METHODS = ('minmax', 'mse', 'adaround', 'qdrop', 'da', 'fqm', 'drd',
-                'drd-centering', 'qdrop-decoder', 'mse-centering',
-                'mse-centering-heads', 'qdrop-centering')
-NAME = re.compile(r'[a-z0-9-]+(_[a-z0-9-]+)*_[a-z0-9-]+-w(?P<weight>\d)'
-                  r'a(?P<activation>\d)(-(?P<attention>\d))?'
-                  r'_calib(?P<images>\d+)_[a-z0-9]+\.py')
+DETR_BITS = {
+    'w8a8': (8, 8),
+    'w6a6-8': (6, 6),
+    'w4a4-8': (4, 4),
+    'w3a3-8': (3, 3),
+    'w2a4-8': (2, 4),
+    'w2a2-8': (2, 2),
+}
+DETR_METHODS = (
+    'minmax',
+    'mse',
+    'adaround',
+    'qdrop',
+    'da',
+    'fqm',
+    'drd',
+    'drd-centering',
+    'qdrop-decoder',
+    'mse-centering',
+    'mse-centering-heads',
+    'qdrop-centering',
+)
+NAME = re.compile(
+    r'[a-z0-9-]+(_[a-z0-9-]+)*_[a-z0-9-]+-w(?P<weight>\d)'
+    r'a(?P<activation>\d)(-(?P<attention>\d))?'
+    r'_calib(?P<images>\d+)_[a-z0-9]+\.py'
+)
 ATTENTION = {
-    'WindowMSA', 'ConditionalAttention', 'MultiScaleDeformableAttention'
+    'WindowMSA',
+    'ConditionalAttention',
+    'MultiScaleDeformableAttention',
 }
 HEIGHT, WIDTH = 64, 96
 
@@ -127,7 +173,7 @@ def test_fragments_own_disjoint_keys() -> None:
     }
     assert keys == {
         'quant': {'qconfig', 'reconstruction', 'rewrites', 'distillation'},
-        'calibration': {'calibration'}
+        'calibration': {'calibration'},
     }
 
 
@@ -221,8 +267,7 @@ def predict(model: nn.Module, batch: dict[str, Any]) -> Any:
 
 
 @torch.no_grad()
-def head_outputs(model: nn.Module,
-                 batch: dict[str, Any]) -> dict[str, Tensor]:
+def head_outputs(model: nn.Module, batch: dict[str, Any]) -> dict[str, Tensor]:
     """Raw outputs, without steps that select (NMS, top-k)."""
     if not hasattr(model, 'roi_head'):
         sample = batch['sample_type'](metainfo=batch['metas'])
@@ -232,18 +277,21 @@ def head_outputs(model: nn.Module,
     features = model.extract_feat(batch['inputs'])
     rois = torch.tensor([[0, 4.0, 4.0, 40.0, 44.0], [0, 0.0, 8.0, 90.0, 60.0]])
     outputs = {'rpn': model.rpn_head(features)}
-    levels = features[:head.bbox_roi_extractor.num_inputs]
+    levels = features[: head.bbox_roi_extractor.num_inputs]
     outputs['bbox'] = head.bbox_head(head.bbox_roi_extractor(levels, rois))
     if head.with_mask:
-        outputs['mask'] = head.mask_head(
-            head.mask_roi_extractor(levels, rois))
+        outputs['mask'] = head.mask_head(head.mask_roi_extractor(levels, rois))
     return dict(name_tensors(outputs))
 
 
 def quantizable(model: nn.Module) -> dict[str, str]:
     """Every conv, linear and attention, counted by torch's own classes."""
-    kinds = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear,
-             nn.MultiheadAttention)
+    kinds = (
+        nn.modules.conv._ConvNd,
+        nn.Linear,
+        nn.Bilinear,
+        nn.MultiheadAttention,
+    )
     return {
         name: type(module).__name__
         for name, module in model.named_modules()
@@ -251,8 +299,13 @@ def quantizable(model: nn.Module) -> dict[str, str]:
     }
 
 
-def check_coverage(report: SwapReport, expected: dict[str, str],
-                   float_kinds: set[str], *, weight_bits: int = 4) -> None:
+def check_coverage(
+    report: SwapReport,
+    expected: dict[str, str],
+    float_kinds: set[str],
+    *,
+    weight_bits: int = 4,
+) -> None:
     rows = {row.name: row for row in report.rows}
     assert len(rows) == len(report.rows)
     assert set(expected) <= set(rows)
@@ -262,11 +315,15 @@ def check_coverage(report: SwapReport, expected: dict[str, str],
     left = [row for row in report.rows if row.status == 'float']
     assert {row.type for row in left} == float_kinds
     assert all(row.reason for row in left)
-    weights = {row.weight_bits for row in report.rows
-               if row.reason == 'edge layer'}
+    weights = {
+        row.weight_bits for row in report.rows if row.reason == 'edge layer'
+    }
     assert weights == {8}
-    inner = {row.weight_bits for row in report.rows
-             if row.status == 'quantized' and not row.reason}
+    inner = {
+        row.weight_bits
+        for row in report.rows
+        if row.status == 'quantized' and not row.reason
+    }
     assert inner <= {weight_bits, None}
 
 
@@ -307,15 +364,22 @@ def test_zoo_model_is_quantized_whole(name: str, host_scope: None) -> None:
     result = calibrate(model, [batch], forward=predict)
     # Segmentors don't run their auxiliary heads when they predict.
     assert all(n.startswith('auxiliary_head.') for n in result.left_float)
-    missing = [n for n in result.unobserved
-               if not n.startswith('auxiliary_head.')]
+    missing = [
+        n for n in result.unobserved if not n.startswith('auxiliary_head.')
+    ]
     # A query, key and value that are one tensor share the first quantizer.
-    assert all(n.endswith(('key_input_quantizer', 'value_input_quantizer'))
-               for n in missing), missing
+    assert all(
+        n.endswith(('key_input_quantizer', 'value_input_quantizer'))
+        for n in missing
+    ), missing
     frozen = freeze(model)
     assert frozen.num_weights >= len(
-        [name for name, kind in expected.items()
-         if kind not in ATTENTION and name not in result.left_float])
+        [
+            name
+            for name, kind in expected.items()
+            if kind not in ATTENTION and name not in result.left_float
+        ]
+    )
     assert frozen.most_levels[4] <= 16
     after = head_outputs(model, batch)
     assert all(torch.isfinite(value).all() for value in after.values())
@@ -343,9 +407,12 @@ def test_detr_fragment_has_its_bits(bits: str, method: str) -> None:
     if loss is not None:
         assert type(build_loss(to_plain(loss))).__name__ == loss.type
     assert (loss is not None) is method.startswith(
-        ('fqm', 'drd', 'qdrop-decoder'))
-    aligned = [override['query']['type']
-               for override in fragment.qconfig.get('overrides', [])]
+        ('fqm', 'drd', 'qdrop-decoder')
+    )
+    aligned = [
+        override['query']['type']
+        for override in fragment.qconfig.get('overrides', [])
+    ]
     expected = method == 'da' or method.startswith('drd')
     assert aligned == ['AlignedQuantizer'] * expected
 
@@ -361,8 +428,7 @@ def test_detr_zoo_leaves_the_model_alone(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', DETR_ZOO)
-def test_detr_zoo_is_prepared_at_all_bits(name: str,
-                                          host_scope: None) -> None:
+def test_detr_zoo_is_prepared_at_all_bits(name: str, host_scope: None) -> None:
     cfg = load(name)
     cfg.model = offline(cfg.model.to_dict())
     official = build_model(copy.deepcopy(cfg)).state_dict()
@@ -373,13 +439,13 @@ def test_detr_zoo_is_prepared_at_all_bits(name: str,
         expected = quantizable(model)
         fragment = load(f'_base_/quant/{bits}_drd.py')
         report = prepare(model, build_qconfig(fragment.qconfig))
-        check_coverage(
-            report, expected, DETR_ZOO[name][1], weight_bits=weight)
+        check_coverage(report, expected, DETR_ZOO[name][1], weight_bits=weight)
         check_detr(report, activation)
-        decoder = {name: type(module).__name__
-                   for name, module in model.named_modules()
-                   if name.endswith('query_quantizer')
-                   and name.startswith('decoder.')}
+        decoder = {
+            name: type(module).__name__
+            for name, module in model.named_modules()
+            if name.endswith('query_quantizer') and name.startswith('decoder.')
+        }
         assert set(decoder.values()) == {'AlignedQuantizer'}
         # Deformable cross-attention has no queries that meet keys.
         per_layer = 1 if 'deformable' in name or 'dino' in name else 2
@@ -393,17 +459,24 @@ def check_detr(report: SwapReport, activation_bits: int) -> None:
     assert len(attentions) == 6 + 2 * 6
     for row in attentions:
         assert {row.attention_bits, row.softmax_bits} == {8}
-    positions = [row for row in rows if row.name.endswith(
-        ('qpos_proj', 'kpos_proj', 'qpos_sine_proj'))]
+    positions = [
+        row
+        for row in rows
+        if row.name.endswith(('qpos_proj', 'kpos_proj', 'qpos_sine_proj'))
+    ]
     assert {row.activation_bits for row in positions} <= {8, None}
-    inner = {row.activation_bits for row in rows
-             if not row.reason and row not in positions}
+    inner = {
+        row.activation_bits
+        for row in rows
+        if not row.reason and row not in positions
+    }
     assert inner <= {activation_bits, None}
 
 
 @pytest.mark.parametrize('path', TABLES, ids=lambda p: p.stem)
 def test_rows_of_tables_have_their_fragments(
-        path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.syspath_prepend(str(CONFIGS.parent / 'tools'))
     table = importlib.import_module('taskptq.bench.table').read_table(path)
     assert (CONFIGS.parent / table.config).is_file()

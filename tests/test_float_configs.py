@@ -1,4 +1,5 @@
 """The float baselines: configs build, committed checkpoints fit them."""
+
 from __future__ import annotations
 
 import importlib
@@ -23,15 +24,31 @@ ROOT = Path(__file__).resolve().parent.parent
 # config under configs/, dataset under data/, metric, floor of the metric on
 # the first NUM_IMAGES validation images (a random model is far below)
 BASELINES = [
-    ('faster_rcnn/faster-rcnn_r18-half_fpn_bccd.py', 'bccd',
-     'coco/bbox_mAP', 0.40),
-    ('retinanet/retinanet_r18-half_fpn_bccd.py', 'bccd', 'coco/bbox_mAP',
-     0.40),
+    (
+        'faster_rcnn/faster-rcnn_r18-half_fpn_bccd.py',
+        'bccd',
+        'coco/bbox_mAP',
+        0.40,
+    ),
+    (
+        'retinanet/retinanet_r18-half_fpn_bccd.py',
+        'bccd',
+        'coco/bbox_mAP',
+        0.40,
+    ),
     ('segformer/segformer_mit-tiny_camvid.py', 'camvid', 'mIoU', 35.0),
-    ('conditional_detr/conditional-detr_r18-half_bccd.py', 'bccd',
-     'coco/bbox_mAP', 0.35),
-    ('deformable_detr/deformable-detr_r18-half_bccd.py', 'bccd',
-     'coco/bbox_mAP', 0.40),
+    (
+        'conditional_detr/conditional-detr_r18-half_bccd.py',
+        'bccd',
+        'coco/bbox_mAP',
+        0.35,
+    ),
+    (
+        'deformable_detr/deformable-detr_r18-half_bccd.py',
+        'bccd',
+        'coco/bbox_mAP',
+        0.40,
+    ),
 ]
 NAMES = [row[0] for row in BASELINES]
 MAX_BYTES = 10 * 2**20
@@ -66,15 +83,19 @@ def load_tool(name: str) -> ModuleType:
 
 
 @pytest.mark.parametrize('name', NAMES)
-def test_model_builds_and_needs_no_download(name: str,
-                                            host_scope: None) -> None:
+def test_model_builds_and_needs_no_download(
+    name: str, host_scope: None
+) -> None:
     cfg = load_config(name)
     model = build(cfg)
     assert 1e5 < sum(p.numel() for p in model.parameters()) < 5e6
     assert cfg.model.backbone.get('init_cfg') is None
     classes = len(cfg.metainfo.classes)
-    head = cfg.model.get('decode_head') or cfg.model.get('bbox_head') \
+    head = (
+        cfg.model.get('decode_head')
+        or cfg.model.get('bbox_head')
         or cfg.model.roi_head.bbox_head
+    )
     assert head.num_classes == classes == len(cfg.metainfo.palette)
 
 
@@ -99,8 +120,11 @@ def test_splits_do_not_mix(name: str) -> None:
     cfg = load_config(name)
     sources = [
         (loader.dataset.get('ann_file'), str(loader.dataset.data_prefix))
-        for loader in (cfg.train_dataloader, cfg.val_dataloader,
-                       cfg.test_dataloader)
+        for loader in (
+            cfg.train_dataloader,
+            cfg.val_dataloader,
+            cfg.test_dataloader,
+        )
     ]
     assert len(set(sources)) == 3
     assert cfg.test_dataloader.batch_size == 8
@@ -132,14 +156,21 @@ def first_images(cfg: Config, folder: Path) -> None:
     cfg.test_evaluator.ann_file = str(out)
 
 
-@pytest.mark.parametrize(('name', 'metric', 'floor'), [
-    pytest.param(*row[:1], *row[2:], marks=pytest.mark.data(row[1]))
-    for row in BASELINES
-])
-def test_checkpoint_scores(name: str, metric: str, floor: float,
-                           tmp_path: Path,
-                           monkeypatch: pytest.MonkeyPatch,
-                           host_scope: None) -> None:
+@pytest.mark.parametrize(
+    ('name', 'metric', 'floor'),
+    [
+        pytest.param(*row[:1], *row[2:], marks=pytest.mark.data(row[1]))
+        for row in BASELINES
+    ],
+)
+def test_checkpoint_scores(
+    name: str,
+    metric: str,
+    floor: float,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    host_scope: None,
+) -> None:
     monkeypatch.chdir(ROOT)
     cfg = load_config(name)
     cfg.work_dir = str(tmp_path)
@@ -159,21 +190,16 @@ def test_checkpoint_scores(name: str, metric: str, floor: float,
 def training_checkpoint(value: float) -> dict[str, Any]:
     weight = torch.full((64, 4), value)
     return {
-        'state_dict': {
-            'fc.weight': weight[:2],
-            'steps': torch.tensor(7)
-        },
-        'optimizer': {
-            'state': {}
-        },
+        'state_dict': {'fc.weight': weight[:2], 'steps': torch.tensor(7)},
+        'optimizer': {'state': {}},
         'meta': {
             'epoch': 3,
             'iter': 30,
             'seed': 0,
             'dataset_meta': {
                 'classes': ('a', 'b'),
-                'palette': [(1, 2, 3), (4, 5, 6)]
-            }
+                'palette': [(1, 2, 3), (4, 5, 6)],
+            },
         },
     }
 
@@ -182,13 +208,21 @@ def test_publish_keeps_weights_and_plain_meta(tmp_path: Path) -> None:
     tool = load_tool('publish')
     source, out = tmp_path / 'epoch_3.pth', tmp_path / 'out.pth'
     log = tmp_path / 'scalars.json'
-    log.write_text('{"coco/bbox_mAP": 0.25, "time": 0.1, "step": 3}\n'
-                   '{"loss": 0.5, "step": 31}\n')
+    log.write_text(
+        '{"coco/bbox_mAP": 0.25, "time": 0.1, "step": 3}\n'
+        '{"loss": 0.5, "step": 31}\n'
+    )
     torch.save(training_checkpoint(0.1), source)
-    tool.main([
-        'configs/some_model.py', str(source), str(out), '--half',
-        '--metrics', str(log)
-    ])
+    tool.main(
+        [
+            'configs/some_model.py',
+            str(source),
+            str(out),
+            '--half',
+            '--metrics',
+            str(log),
+        ]
+    )
     stored = torch.load(out, weights_only=True)
     assert set(stored) == {'state_dict', 'meta'}
     assert stored['state_dict']['fc.weight'].dtype == torch.float16
@@ -198,7 +232,7 @@ def test_publish_keeps_weights_and_plain_meta(tmp_path: Path) -> None:
     assert stored['meta']['metrics'] == {'coco/bbox_mAP': 0.25}
     assert stored['meta']['dataset_meta'] == {
         'classes': ['a', 'b'],
-        'palette': [[1, 2, 3], [4, 5, 6]]
+        'palette': [[1, 2, 3], [4, 5, 6]],
     }
 
 
@@ -208,7 +242,8 @@ def test_publish_refuses_what_float16_cannot_hold(tmp_path: Path) -> None:
     torch.save(training_checkpoint(1e6), source)
     with pytest.raises(ValueError, match=r'fc\.weight.*float16'):
         tool.publish(
-            'c.py', checkpoint=str(source), out='unused.pth', half=True)
+            'c.py', checkpoint=str(source), out='unused.pth', half=True
+        )
     assert not Path('unused.pth').exists()
 
 
@@ -222,11 +257,19 @@ def test_publish_refuses_a_file_without_weights(tmp_path: Path) -> None:
 
 def test_train_applies_the_command_line(tmp_path: Path) -> None:
     tool = load_tool('train')
-    args = tool.parse_args([
-        str(ROOT / 'configs' / NAMES[1]), '--seed', '5', '--work-dir',
-        str(tmp_path), '--cfg-options', 'train_cfg.max_epochs=2',
-        'load_from=float.pth', '--resume'
-    ])
+    args = tool.parse_args(
+        [
+            str(ROOT / 'configs' / NAMES[1]),
+            '--seed',
+            '5',
+            '--work-dir',
+            str(tmp_path),
+            '--cfg-options',
+            'train_cfg.max_epochs=2',
+            'load_from=float.pth',
+            '--resume',
+        ]
+    )
     cfg = tool.load_config(args)
     assert cfg.randomness.seed == 5
     assert cfg.train_cfg.max_epochs == 2
@@ -243,8 +286,8 @@ def test_train_applies_the_command_line(tmp_path: Path) -> None:
 def test_train_refuses_amp_with_a_special_wrapper() -> None:
     tool = load_tool('train')
     config = str(ROOT / 'configs' / NAMES[1])
-    args = tool.parse_args([
-        config, '--amp', '--cfg-options', 'optim_wrapper.type=OtherWrapper'
-    ])
+    args = tool.parse_args(
+        [config, '--amp', '--cfg-options', 'optim_wrapper.type=OtherWrapper']
+    )
     with pytest.raises(SystemExit, match='OtherWrapper'):
         tool.load_config(args)

@@ -37,7 +37,9 @@ QCONFIGS = {
     'w2a4-lsq': {
         'weight': {'num_bits': 2, 'symmetric': False, 'observer': MSE},
         'activation': {
-            'type': 'LSQQuantizer', 'num_bits': 4, 'observer': MSE,
+            'type': 'LSQQuantizer',
+            'num_bits': 4,
+            'observer': MSE,
             'learn_zero_point': True,
         },
         'edge_bits': None,
@@ -45,15 +47,14 @@ QCONFIGS = {
     'w4a4-power-of-two': {
         'weight': {'num_bits': 4},
         'activation': {'num_bits': 4, 'observer': {'type': 'KLObserver'}},
-        'softmax': {
-            'type': 'PowerOfTwoQuantizer', 'num_bits': 4, 'tau': 2
-        },
+        'softmax': {'type': 'PowerOfTwoQuantizer', 'num_bits': 4, 'tau': 2},
     },
     'w4a4-power-of-two-searched': {
         'weight': {'num_bits': 4},
         'activation': {'type': 'LSQQuantizer', 'num_bits': 4},
         'softmax': {
-            'type': 'PowerOfTwoQuantizer', 'num_bits': 4,
+            'type': 'PowerOfTwoQuantizer',
+            'num_bits': 4,
             'observer': {'type': 'AttentionOutputObserver'},
         },
     },
@@ -61,7 +62,8 @@ QCONFIGS = {
         'weight': {'num_bits': 4},
         'activation': {'num_bits': 4},
         'softmax': {
-            'type': 'PowerOfTwoQuantizer', 'num_bits': 3,
+            'type': 'PowerOfTwoQuantizer',
+            'num_bits': 3,
             'observer': {'type': 'AttentionOutputObserver', 'per_head': True},
         },
     },
@@ -87,7 +89,8 @@ QCONFIGS = {
     'w4a6-per-tensor': {
         'weight': {'num_bits': 4, 'per_channel': False},
         'activation': {
-            'num_bits': 6, 'observer': {'type': 'PercentileObserver'}
+            'num_bits': 6,
+            'observer': {'type': 'PercentileObserver'},
         },
     },
 }
@@ -182,8 +185,10 @@ def assert_same_but_for_ties(one, two, quantizer, x):
             scale = scale.reshape(shape)
         steps = (x / scale)[differs]
         torch.testing.assert_close(
-            steps - steps.floor(), torch.full_like(steps, 0.5),
-            rtol=0, atol=1e-4,
+            steps - steps.floor(),
+            torch.full_like(steps, 0.5),
+            rtol=0,
+            atol=1e-4,
         )
         assert ((one - two).abs() <= 1.001 * scale).all()
 
@@ -260,8 +265,10 @@ def test_frozen_weights_are_on_their_grids(name, qconfig):
         assert codes.min() >= quantizer.quant_min
         assert codes.max() <= quantizer.quant_max
         axis = quantizer.spec.ch_axis
-        rows = weight.detach()[None] if axis is None else (
-            weight.detach().transpose(0, axis)
+        rows = (
+            weight.detach()[None]
+            if axis is None
+            else (weight.detach().transpose(0, axis))
         )
         levels = max(row.unique().numel() for row in rows)
         assert levels <= 2**quantizer.spec.num_bits

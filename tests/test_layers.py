@@ -10,10 +10,18 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'taskptq'
-MM_PACKAGES = frozenset({
-    'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain', 'mmdet3d', 'mmpose',
-    'segment_anything'
-})
+MM_PACKAGES = frozenset(
+    {
+        'mmengine',
+        'mmcv',
+        'mmdet',
+        'mmseg',
+        'mmpretrain',
+        'mmdet3d',
+        'mmpose',
+        'segment_anything',
+    }
+)
 # Which parts of taskptq a part may import, beside itself and `version`.
 LAYERS: dict[str, set[str]] = {
     '__init__': set(),
@@ -28,17 +36,28 @@ LAYERS: dict[str, set[str]] = {
     'testing': {'core', 'modules'},
     'reconstruction': {'core', 'modules', 'hosts', 'prepare', 'calibration'},
     'methods': {
-        'core', 'modules', 'hosts', 'prepare', 'calibration',
-        'reconstruction', 'registry'
+        'core',
+        'modules',
+        'hosts',
+        'prepare',
+        'calibration',
+        'reconstruction',
+        'registry',
     },
 }
 # Above these, each part may import all that stand before it.
-for _part in ('analysis', 'models', 'recipes', 'engine', 'qat', 'apis',
-              'bench', 'cli'):
+for _part in (
+    'analysis',
+    'models',
+    'recipes',
+    'engine',
+    'qat',
+    'apis',
+    'bench',
+    'cli',
+):
     LAYERS[_part] = {'registry', *LAYERS}
-MAY_IMPORT_MM = {
-    'registry', 'models', 'engine', 'qat', 'apis', 'bench', 'cli'
-}
+MAY_IMPORT_MM = {'registry', 'models', 'engine', 'qat', 'apis', 'bench', 'cli'}
 
 
 def part_of(path: Path) -> str:
@@ -50,7 +69,7 @@ def absolute_name(node: ast.ImportFrom, path: Path) -> str:
     """The dotted name behind ``from``, with leading dots resolved."""
     if node.level == 0:
         return node.module or ''
-    package = path.relative_to(ROOT).with_suffix('').parts[:-node.level]
+    package = path.relative_to(ROOT).with_suffix('').parts[: -node.level]
     return '.'.join((*package, *([node.module] if node.module else [])))
 
 
@@ -67,8 +86,9 @@ def imported_names(source: str, path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.Call) and node.args:
             name = ast.unparse(node.func).rsplit('.', maxsplit=1)[-1]
             first = node.args[0]
-            if (name in ('import_module', '__import__')
-                    and isinstance(first, ast.Constant)):
+            if name in ('import_module', '__import__') and isinstance(
+                first, ast.Constant
+            ):
                 yield node.lineno, str(first.value)
 
 
@@ -112,63 +132,111 @@ def violations(source: str, path: Path) -> list[str]:
 SOURCES = sorted(PACKAGE.rglob('*.py'))
 
 
-@pytest.mark.parametrize('path', SOURCES, ids=lambda p: str(
-    p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    'path', SOURCES, ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_imports_go_down_only(path):
     assert part_of(path) in LAYERS, 'a new layer needs its place in LAYERS'
     problems = violations(path.read_text(encoding='utf-8'), path)
     assert not problems, '\n'.join(problems)
 
 
-@pytest.mark.parametrize(('file', 'source', 'message'), [
-    ('core/spec.py', 'import mmengine', 'core must not import mmengine'),
-    ('core/spec.py', 'from taskptq.modules import base',
-     'core must not import modules'),
-    ('core/spec.py', 'from taskptq import registry',
-     'core must not import registry'),
-    ('core/spec.py', 'from ..prepare.swap import swap',
-     'core must not import prepare'),
-    ('modules/conv.py', 'def late():\n    from mmcv.cnn import ConvModule',
-     'modules must not import mmcv'),
-    ('hosts/registry.py', 'import importlib\n'
-     'importlib.import_module("mmdet.models")',
-     'hosts must not import mmdet'),
-    ('reconstruction/losses.py', 'from taskptq.methods import selective_focus',
-     'reconstruction must not import methods'),
-    ('reconstruction/losses.py', 'from taskptq.registry import RECON_LOSSES',
-     'reconstruction must not import registry'),
-    ('export/packing.py', 'import taskptq.reconstruction.capture.capture',
-     'export must not import reconstruction'),
-    ('methods/centering.py', 'from segment_anything import modeling',
-     'methods must not import segment_anything'),
-    ('methods/centering.py', 'from taskptq.engine import adapters',
-     'methods must not import engine'),
-    ('engine/ptq_hook.py', 'from projects.demo import shapes',
-     'taskptq must not import the project package projects'),
-])
+@pytest.mark.parametrize(
+    ('file', 'source', 'message'),
+    [
+        ('core/spec.py', 'import mmengine', 'core must not import mmengine'),
+        (
+            'core/spec.py',
+            'from taskptq.modules import base',
+            'core must not import modules',
+        ),
+        (
+            'core/spec.py',
+            'from taskptq import registry',
+            'core must not import registry',
+        ),
+        (
+            'core/spec.py',
+            'from ..prepare.swap import swap',
+            'core must not import prepare',
+        ),
+        (
+            'modules/conv.py',
+            'def late():\n    from mmcv.cnn import ConvModule',
+            'modules must not import mmcv',
+        ),
+        (
+            'hosts/registry.py',
+            'import importlib\nimportlib.import_module("mmdet.models")',
+            'hosts must not import mmdet',
+        ),
+        (
+            'reconstruction/losses.py',
+            'from taskptq.methods import selective_focus',
+            'reconstruction must not import methods',
+        ),
+        (
+            'reconstruction/losses.py',
+            'from taskptq.registry import RECON_LOSSES',
+            'reconstruction must not import registry',
+        ),
+        (
+            'export/packing.py',
+            'import taskptq.reconstruction.capture.capture',
+            'export must not import reconstruction',
+        ),
+        (
+            'methods/centering.py',
+            'from segment_anything import modeling',
+            'methods must not import segment_anything',
+        ),
+        (
+            'methods/centering.py',
+            'from taskptq.engine import adapters',
+            'methods must not import engine',
+        ),
+        (
+            'engine/ptq_hook.py',
+            'from projects.demo import shapes',
+            'taskptq must not import the project package projects',
+        ),
+    ],
+)
 def test_a_forbidden_import_is_found(file, source, message):
     problems = violations(source, PACKAGE / file)
     assert len(problems) == 1
     assert problems[0].endswith(message)
 
 
-@pytest.mark.parametrize(('file', 'source'), [
-    ('core/spec.py', 'import torch\nfrom taskptq.core import functional'),
-    ('core/spec.py', 'from . import functional\nfrom .search import search'),
-    ('modules/conv.py', 'from taskptq.core.quantizers import Quantizer'),
-    ('methods/centering.py', 'from taskptq.registry import REWRITES\n'
-     'from taskptq.reconstruction.losses import ReconContext'),
-    ('export/checkpoint.py', 'from taskptq.version import __version__'),
-    ('engine/ptq_hook.py', 'from mmengine.hooks import Hook\n'
-     'import taskptq.methods'),
-])
+@pytest.mark.parametrize(
+    ('file', 'source'),
+    [
+        ('core/spec.py', 'import torch\nfrom taskptq.core import functional'),
+        (
+            'core/spec.py',
+            'from . import functional\nfrom .search import search',
+        ),
+        ('modules/conv.py', 'from taskptq.core.quantizers import Quantizer'),
+        (
+            'methods/centering.py',
+            'from taskptq.registry import REWRITES\n'
+            'from taskptq.reconstruction.losses import ReconContext',
+        ),
+        ('export/checkpoint.py', 'from taskptq.version import __version__'),
+        (
+            'engine/ptq_hook.py',
+            'from mmengine.hooks import Hook\nimport taskptq.methods',
+        ),
+    ],
+)
 def test_an_allowed_import_passes(file, source):
     assert violations(source, PACKAGE / file) == []
 
 
 def test_there_is_no_utils():
     found = [
-        path.relative_to(ROOT) for top in ('taskptq', 'projects', 'tools')
+        path.relative_to(ROOT)
+        for top in ('taskptq', 'projects', 'tools')
         for path in (ROOT / top).rglob('*')
         if path.stem in ('utils', 'util', 'helpers', 'common')
         and (path.is_dir() or path.suffix == '.py')
@@ -177,22 +245,27 @@ def test_there_is_no_utils():
 
 
 LOWER_LAYERS = [
-    name for name, allowed in LAYERS.items()
-    if not allowed & {'registry'} and name not in ('registry', '__init__')
+    name
+    for name, allowed in LAYERS.items()
+    if not allowed & {'registry'}
+    and name not in ('registry', '__init__')
     and (PACKAGE / name / '__init__.py').is_file()
 ]
 
 
 def host_modules_after(statement: str, names: set[str]) -> str:
     """Run a statement in a fresh Python; return which of ``names`` it left."""
-    program = (f'import sys\n{statement}\n'
-               f'print(*sorted(set({sorted(names)!r}) & set(sys.modules)))')
+    program = (
+        f'import sys\n{statement}\n'
+        f'print(*sorted(set({sorted(names)!r}) & set(sys.modules)))'
+    )
     result = subprocess.run(
         [sys.executable, '-c', program],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        check=False)
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     return result.stdout.strip()
 

@@ -31,7 +31,8 @@ def run_python(program: str, cwd, **environment: str):
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
-        check=False)
+        check=False,
+    )
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -46,7 +47,8 @@ def test_known_kinds_are_children_of_mmengine(kind):
 @pytest.mark.parametrize('type_name', ['Thing', 'taskptq.Thing'])
 @pytest.mark.parametrize('default_scope', [None, 'mmdet'])
 def test_own_kinds_build_in_any_default_scope(
-        kind, type_name, default_scope, registry_guard):
+    kind, type_name, default_scope, registry_guard
+):
     own = getattr(registry, kind)
     own.register_module(module=Thing)
     with DefaultScope.overwrite_default_scope(default_scope):
@@ -60,10 +62,13 @@ def test_own_kinds_take_a_class_as_type():
     assert built.size == 2
 
 
-@pytest.mark.parametrize(('cfg', 'message'), [
-    (dict(size=3), 'needs the key "type"'),
-    (dict(type='NoSuchObserver'), "'NoSuchObserver' is not a registered"),
-])
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        (dict(size=3), 'needs the key "type"'),
+        (dict(type='NoSuchObserver'), "'NoSuchObserver' is not a registered"),
+    ],
+)
 def test_own_kinds_name_what_is_wrong(cfg, message):
     with pytest.raises(KeyError, match=message):
         registry.OBSERVERS.build(cfg)
@@ -75,7 +80,8 @@ def test_a_look_up_imports_nothing(kind, tmp_path, monkeypatch):
     mark = tmp_path / 'imported'
     (tmp_path / 'stranger_module.py').write_text(
         f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
-        'class Thing:\n    pass\n')
+        'class Thing:\n    pass\n'
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert registry.registered(own, 'stranger_module.Thing') is None
     with pytest.raises(KeyError, match='not a registered'):
@@ -99,11 +105,14 @@ def test_registered_names(registry_guard):
 @pytest.mark.parametrize('default_scope', ['mmengine', 'mmdet', 'mmseg'])
 @pytest.mark.parametrize('import_package', [False, True])
 def test_the_hook_is_found_by_its_scoped_name(
-        default_scope, import_package, tmp_path):
+    default_scope, import_package, tmp_path
+):
     config = tmp_path / 'config.py'
     custom = "custom_imports = dict(imports=['taskptq'])\n"
-    config.write_text((custom if import_package else '') +
-                      "custom_hooks = [dict(type='taskptq.PTQHook')]\n")
+    config.write_text(
+        (custom if import_package else '')
+        + "custom_hooks = [dict(type='taskptq.PTQHook')]\n"
+    )
     program = (
         'import sys\n'
         'from mmengine.config import Config\n'
@@ -112,7 +121,8 @@ def test_the_hook_is_found_by_its_scoped_name(
         f'config = Config.fromfile({str(config)!r})\n'
         'assert "taskptq.registry" not in sys.modules\n'
         'with HOOKS.switch_scope_and_registry(None) as hooks:\n'
-        '    print(hooks.get(config.custom_hooks[0].type).__module__)\n')
+        '    print(hooks.get(config.custom_hooks[0].type).__module__)\n'
+    )
     result = run_python(program, tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-1] == 'taskptq.engine.ptq_hook'
@@ -120,20 +130,32 @@ def test_the_hook_is_found_by_its_scoped_name(
 
 def test_the_package_itself_can_be_a_custom_import(tmp_path):
     config = tmp_path / 'config.py'
-    config.write_text("custom_imports = dict(imports=['taskptq'], "
-                      'allow_failed_imports=False)\n')
+    config.write_text(
+        "custom_imports = dict(imports=['taskptq'], "
+        'allow_failed_imports=False)\n'
+    )
     assert Config.fromfile(config).custom_imports['imports'] == ['taskptq']
 
 
-@pytest.mark.parametrize(('version', 'accepted'), [
-    ('1.9.9', False), ('2.0.0', True), ('2.3.6', True), ('2.99', True),
-    ('3.0.0', False), ('2.0.0rc4', False),
-])
+@pytest.mark.parametrize(
+    ('version', 'accepted'),
+    [
+        ('1.9.9', False),
+        ('2.0.0', True),
+        ('2.3.6', True),
+        ('2.99', True),
+        ('3.0.0', False),
+        ('2.0.0rc4', False),
+    ],
+)
 def test_versions_outside_of_the_range_are_refused(
-        version, accepted, monkeypatch):
+    version, accepted, monkeypatch
+):
     monkeypatch.setattr(
-        registry, 'installed_version',
-        lambda name: version if name == 'mmcv' else None)
+        registry,
+        'installed_version',
+        lambda name: version if name == 'mmcv' else None,
+    )
     if accepted:
         registry.check_versions()
         return
@@ -144,16 +166,20 @@ def test_versions_outside_of_the_range_are_refused(
 def test_version_of_a_source_tree_without_metadata(tmp_path, monkeypatch):
     (tmp_path / 'mmtree.py').write_text("__version__ = '2.1.0'\n")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(registry.SUPPORTED_VERSIONS, 'mmtree',
-                        (('no-such-distribution',), '1.0', '2.0'))
+    monkeypatch.setitem(
+        registry.SUPPORTED_VERSIONS,
+        'mmtree',
+        (('no-such-distribution',), '1.0', '2.0'),
+    )
     assert registry.installed_version('mmtree') == '2.1.0'
     with pytest.raises(RuntimeError, match=r'mmtree >= 1\.0, .*2\.1\.0'):
         registry.check_versions()
 
 
 def test_an_absent_package_has_no_version(monkeypatch):
-    monkeypatch.setitem(registry.SUPPORTED_VERSIONS, 'mmabsent',
-                        (('mmabsent',), '1.0', '2.0'))
+    monkeypatch.setitem(
+        registry.SUPPORTED_VERSIONS, 'mmabsent', (('mmabsent',), '1.0', '2.0')
+    )
     assert registry.installed_version('mmabsent') is None
     registry.check_versions()
 
@@ -164,7 +190,8 @@ def test_a_version_complaint_passes_through_mmengine(tmp_path):
         'real = metadata.version\n'
         'metadata.version = lambda n: "9.9" if "mmdet" in n else real(n)\n'
         'from mmengine.registry import HOOKS\n'
-        'HOOKS.build(dict(type="taskptq.PTQHook"))\n')
+        'HOOKS.build(dict(type="taskptq.PTQHook"))\n'
+    )
     result = run_python(program, tmp_path)
     assert result.returncode != 0
     assert 'RuntimeError: taskptq needs mmdet >= ' in result.stderr
@@ -198,14 +225,18 @@ class Reducing:
         return self.call
 
 
-@pytest.mark.parametrize('content', [
-    Reducing(os.system, 'true'),
-    Reducing(getattr, np.ndarray, 'tofile'),
-    Reducing(getattr, HistoryBuffer, '__init__'),
-    Reducing(getattr, HistoryBuffer, '_set_default_statistics'),
-    Thing(),
-    np.array([Thing], dtype=object),
-], ids=['system', 'getattr-other', 'dunder', 'private', 'class', 'objects'])
+@pytest.mark.parametrize(
+    'content',
+    [
+        Reducing(os.system, 'true'),
+        Reducing(getattr, np.ndarray, 'tofile'),
+        Reducing(getattr, HistoryBuffer, '__init__'),
+        Reducing(getattr, HistoryBuffer, '_set_default_statistics'),
+        Thing(),
+        np.array([Thing], dtype=object),
+    ],
+    ids=['system', 'getattr-other', 'dunder', 'private', 'class', 'objects'],
+)
 def test_nothing_else_loads_with_weights_only(content, tmp_path):
     torch.save(dict(state_dict=content), tmp_path / 'strange.pth')
     with pytest.raises(UnpicklingError):
@@ -237,14 +268,24 @@ def test_sees_nothing_of_it():
 
 def test_registry_guard_restores(tmp_path, repo_root):
     (tmp_path / 'conftest.py').write_text(
-        (repo_root / 'tests' / 'conftest.py').read_text())
+        (repo_root / 'tests' / 'conftest.py').read_text()
+    )
     (tmp_path / 'test_probe.py').write_text(
-        'import mmengine.hooks\n' + GUARDED_TEST)
+        'import mmengine.hooks\n' + GUARDED_TEST
+    )
     result = subprocess.run(
-        [sys.executable, '-m', 'pytest', '-q', '-p', 'no:cacheprovider',
-         'test_probe.py'],
+        [
+            sys.executable,
+            '-m',
+            'pytest',
+            '-q',
+            '-p',
+            'no:cacheprovider',
+            'test_probe.py',
+        ],
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        check=False)
+        check=False,
+    )
     assert '2 passed' in result.stdout, result.stdout

@@ -25,8 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'configs' / 'small_objects'
 NUCLEI = sorted(path.stem for path in FOLDER.glob('*_nuclei.py'))
 COCO = sorted(path.stem for path in FOLDER.glob('*_coco.py'))
-OTHER = sorted(path.stem for path in FOLDER.glob('*.py')
-               if path.stem.endswith(('_visdrone', '_aitod')))
+OTHER = sorted(
+    path.stem
+    for path in FOLDER.glob('*.py')
+    if path.stem.endswith(('_visdrone', '_aitod'))
+)
 TRAINING = sorted(FOLDER.glob('*.train.yml'))
 CLASSES = {'visdrone': 10, 'aitod': 8}
 
@@ -35,7 +38,8 @@ CLASSES = {'visdrone': 10, 'aitod': 8}
 def small():
     """The helper module of the small detectors."""
     spec = importlib.util.spec_from_file_location(
-        'grid_configs', ROOT / 'tests' / 'grid_configs.py')
+        'grid_configs', ROOT / 'tests' / 'grid_configs.py'
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules['grid_configs'] = module
     spec.loader.exec_module(module)
@@ -70,18 +74,32 @@ def test_variant_trains_two_steps_and_predicts(small, name):
     model.eval()
     with torch.no_grad():
         found = model.test_step(copy.deepcopy(batch))
-    assert all(bool(one.pred_instances.bboxes.isfinite().all())
-               for one in found)
+    assert all(
+        bool(one.pred_instances.bboxes.isfinite().all()) for one in found
+    )
 
 
 def test_variants_share_data_and_schedule():
-    keys = ('train_dataloader', 'val_dataloader', 'optim_wrapper',
-            'param_scheduler', 'custom_hooks', 'train_cfg', 'val_evaluator')
+    keys = (
+        'train_dataloader',
+        'val_dataloader',
+        'optim_wrapper',
+        'param_scheduler',
+        'custom_hooks',
+        'train_cfg',
+        'val_evaluator',
+    )
     for detector, number in (('faster-rcnn', 8), ('fcos', 7)):
-        configs = {name: Config.fromfile(FOLDER / f'{name}.py')
-                   for name in NUCLEI if name.startswith(detector)}
-        long = {name: configs.pop(name) for name in list(configs)
-                if '-long' in name}
+        configs = {
+            name: Config.fromfile(FOLDER / f'{name}.py')
+            for name in NUCLEI
+            if name.startswith(detector)
+        }
+        long = {
+            name: configs.pop(name)
+            for name in list(configs)
+            if '-long' in name
+        }
         assert (len(configs), len(long)) == (number, 2)
         first = next(iter(configs.values()))
         for config in configs.values():
@@ -90,8 +108,9 @@ def test_variants_share_data_and_schedule():
         # Only the length differs, by the same factor.
         for name, config in long.items():
             assert config.model == configs[name.replace('-long', '')].model
-            assert (config.train_cfg.max_epochs
-                    == 3 * first.train_cfg.max_epochs)
+            assert (
+                config.train_cfg.max_epochs == 3 * first.train_cfg.max_epochs
+            )
             for key in set(keys) - {'train_cfg'}:
                 assert config[key] == first[key], key
 
@@ -107,8 +126,9 @@ def test_training_table_names_every_variant(path):
         assert {target['baseline'], *target['variants']} <= set(names)
 
 
-@pytest.mark.parametrize('path', sorted(FOLDER.glob('*.table.yml')),
-                         ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    'path', sorted(FOLDER.glob('*.table.yml')), ids=lambda p: p.stem
+)
 def test_table_names_fragments_and_a_published_checkpoint(path):
     content = yaml.safe_load(path.read_text())
     assert (ROOT / content['config']).is_file()
@@ -121,19 +141,26 @@ def test_table_names_fragments_and_a_published_checkpoint(path):
                 assert (ROOT / 'configs/_base_/quant' / file).is_file(), file
 
 
-@pytest.mark.parametrize(('name', 'layers'), [
-    ('faster-rcnn_r18-half_grid_nuclei',
-     {'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_reg'}),
-    ('fcos_r18-half_plain_nuclei', {'bbox_head.conv_reg'}),
-])
+@pytest.mark.parametrize(
+    ('name', 'layers'),
+    [
+        (
+            'faster-rcnn_r18-half_grid_nuclei',
+            {'rpn_head.rpn_reg', 'roi_head.bbox_head.fc_reg'},
+        ),
+        ('fcos_r18-half_plain_nuclei', {'bbox_head.conv_reg'}),
+    ],
+)
 @pytest.mark.parametrize('bits', ['w4a4', 'w2a2'])
 def test_head_rows_quantize_the_regression_alone(small, name, layers, bits):
     model = small.build(name).eval()
     fragment = Config.fromfile(
-        ROOT / f'configs/_base_/quant/{bits}_head-mse.py')
+        ROOT / f'configs/_base_/quant/{bits}_head-mse.py'
+    )
     report = prepare(model, build_qconfig(fragment.qconfig))
-    quantized = {row.name: row for row in report.rows
-                 if row.status == 'quantized'}
+    quantized = {
+        row.name: row for row in report.rows if row.status == 'quantized'
+    }
     assert set(quantized) == layers
     for row in quantized.values():
         assert row.weight_bits == row.activation_bits == int(bits[1])
@@ -142,8 +169,10 @@ def test_head_rows_quantize_the_regression_alone(small, name, layers, bits):
 def offline(config):
     """Leave out what would download weights."""
     if isinstance(config, dict):
-        return {key: None if key in ('init_cfg', 'pretrained')
-                else offline(item) for key, item in config.items()}
+        return {
+            key: None if key in ('init_cfg', 'pretrained') else offline(item)
+            for key, item in config.items()
+        }
     if isinstance(config, (list, tuple)):
         return type(config)(offline(item) for item in config)
     return config
@@ -156,7 +185,7 @@ def test_zoo_detector_gets_its_grid(name):
     settings = Config(dict(model=offline(config.model.to_dict()))).model
     settings['backbone'].update(depth=18)
     neck = settings['neck']
-    neck['in_channels'] = [64, 128, 256, 512][-len(neck['in_channels']):]
+    neck['in_channels'] = [64, 128, 256, 512][-len(neck['in_channels']) :]
     with DefaultScope.overwrite_default_scope('mmdet'):
         model = MODELS.build(settings)
     losses = grid_losses(model)
@@ -170,8 +199,11 @@ def test_other_sets_change_data_and_classes_only(name):
     stem, _, data = name.rpartition('_')
     config = Config.fromfile(FOLDER / f'{name}.py')
     coco = Config.fromfile(FOLDER / f'{stem}_coco.py')
-    head = (config.model.roi_head.bbox_head if 'roi_head' in config.model
-            else config.model.bbox_head)
+    head = (
+        config.model.roi_head.bbox_head
+        if 'roi_head' in config.model
+        else config.model.bbox_head
+    )
     heads = head if isinstance(head, list) else [head]
     assert {one.num_classes for one in heads} == {CLASSES[data]}
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
@@ -182,9 +214,11 @@ def test_other_sets_change_data_and_classes_only(name):
         assert dataset.ann_file != coco[loader].dataset.ann_file
         assert dataset.data_prefix.img.endswith('images/')
     assert config.train_dataloader.dataset.ann_file != (
-        config.val_dataloader.dataset.ann_file)
+        config.val_dataloader.dataset.ann_file
+    )
     assert config.val_evaluator.type == 'CocoMetric'
     assert config.val_evaluator.ann_file.endswith(
-        config.val_dataloader.dataset.ann_file)
+        config.val_dataloader.dataset.ann_file
+    )
     assert config.optim_wrapper == coco.optim_wrapper
     json.dumps(config.to_dict(), default=str)

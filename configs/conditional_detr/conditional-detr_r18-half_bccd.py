@@ -14,7 +14,8 @@ ffn = dict(
     feedforward_channels=512,
     num_fcs=2,
     ffn_drop=0.0,
-    act_cfg=dict(type='ReLU', inplace=True))
+    act_cfg=dict(type='ReLU', inplace=True),
+)
 
 model = dict(
     # mmdet's ConditionalDETR is tied to 256 channels.
@@ -25,7 +26,8 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=1),
+        pad_size_divisor=1,
+    ),
     backbone=dict(
         type='ResNet',
         depth=18,
@@ -33,12 +35,13 @@ model = dict(
         num_stages=3,
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
-        out_indices=(2, ),
+        out_indices=(2,),
         frozen_stages=-1,
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
         style='pytorch',
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(
         type='ChannelMapper',
         in_channels=[128],
@@ -46,7 +49,8 @@ model = dict(
         out_channels=embed_dims,
         act_cfg=None,
         norm_cfg=None,
-        num_outs=1),
+        num_outs=1,
+    ),
     encoder=dict(
         num_layers=2,
         layer_cfg=dict(
@@ -54,8 +58,11 @@ model = dict(
                 embed_dims=embed_dims,
                 num_heads=8,
                 dropout=0.0,
-                batch_first=True),
-            ffn_cfg=ffn)),
+                batch_first=True,
+            ),
+            ffn_cfg=ffn,
+        ),
+    ),
     decoder=dict(
         num_layers=3,
         return_intermediate=True,
@@ -64,13 +71,17 @@ model = dict(
                 embed_dims=embed_dims,
                 num_heads=8,
                 attn_drop=0.0,
-                cross_attn=False),
+                cross_attn=False,
+            ),
             cross_attn_cfg=dict(
                 embed_dims=embed_dims,
                 num_heads=8,
                 attn_drop=0.0,
-                cross_attn=True),
-            ffn_cfg=ffn)),
+                cross_attn=True,
+            ),
+            ffn_cfg=ffn,
+        ),
+    ),
     positional_encoding=dict(num_feats=embed_dims // 2, normalize=True),
     bbox_head=dict(
         type='ConditionalDETRHead',
@@ -81,19 +92,25 @@ model = dict(
             use_sigmoid=True,
             gamma=2.0,
             alpha=0.25,
-            loss_weight=2.0),
+            loss_weight=2.0,
+        ),
         loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-        loss_iou=dict(type='GIoULoss', loss_weight=2.0)),
+        loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+    ),
     train_cfg=dict(
         assigner=dict(
             type='HungarianAssigner',
             match_costs=[
                 dict(type='FocalLossCost', weight=2.0),
                 dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0)
-            ])),
-    test_cfg=dict(max_per_img=num_queries))
+                dict(type='IoUCost', iou_mode='giou', weight=2.0),
+            ],
+        )
+    ),
+    test_cfg=dict(max_per_img=num_queries),
+)
 
 optim_wrapper = dict(
-    optimizer=dict(lr=5e-4, weight_decay=1e-4), clip_grad=dict(max_norm=1.0))
+    optimizer=dict(lr=5e-4, weight_decay=1e-4), clip_grad=dict(max_norm=1.0)
+)
 train_cfg = dict(max_epochs=110, val_interval=10)

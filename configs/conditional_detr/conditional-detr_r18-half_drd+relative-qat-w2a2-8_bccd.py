@@ -10,5 +10,6 @@ custom_hooks = [
         type='taskptq.QATHook',
         qconfig=_base_.qconfig,
         distillation=_base_.distillation,
-        calibration=dict(num_images=128))
+        calibration=dict(num_images=128),
+    )
 ]

@@ -10,5 +10,6 @@ custom_hooks = [
         type='taskptq.PTQHook',
         qconfig=_base_.qconfig,
         reconstruction=_base_.reconstruction,
-        calibration=_base_.calibration)
+        calibration=_base_.calibration,
+    )
 ]

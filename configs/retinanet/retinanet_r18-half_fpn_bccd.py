@@ -13,11 +13,14 @@ model = dict(
         base_channels=32,
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=[32, 64, 128, 256], out_channels=64),
     bbox_head=dict(
         num_classes=3,
         in_channels=64,
         feat_channels=64,
         stacked_convs=2,
-        anchor_generator=dict(octave_base_scale=2)))
+        anchor_generator=dict(octave_base_scale=2),
+    ),
+)

@@ -1,7 +1,7 @@
 # SegFormer-B0 (ADE20K) of mmseg's zoo, quantized to W4A8 with QDrop.
 _base_ = [
-    __import__('mmseg').__path__[0] +
-    '/.mim/configs/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
     '../_base_/quant/w4a8_qdrop.py',
     '../_base_/calibration/calib256.py',
 ]
@@ -11,5 +11,6 @@ custom_hooks = [
         type='taskptq.PTQHook',
         qconfig=_base_.qconfig,
         reconstruction=_base_.reconstruction,
-        calibration=_base_.calibration)
+        calibration=_base_.calibration,
+    )
 ]

@@ -2,8 +2,8 @@
 # The rare classes (poles, signs, fences, people) weigh more in the loss:
 # weight = (frequency of the class / mean frequency) ** -0.5, at most 3.
 _base_ = [
-    __import__('mmseg').__path__[0] +
-    '/.mim/configs/_base_/models/segformer_mit-b0.py',
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/_base_/models/segformer_mit-b0.py',
     '../_base_/datasets/camvid.py',
     '../_base_/schedules/adamw_cosine_ema.py',
     '../_base_/runtime/mmseg.py',
@@ -15,7 +15,8 @@ model = dict(
         embed_dims=24,
         num_layers=[2, 2, 2, 2],
         num_heads=[1, 2, 4, 8],
-        drop_path_rate=0.0),
+        drop_path_rate=0.0,
+    ),
     decode_head=dict(
         in_channels=[24, 48, 96, 192],
         channels=64,
@@ -24,8 +25,21 @@ model = dict(
         norm_cfg=dict(type='BN', requires_grad=True),
         loss_decode=dict(
             class_weight=[
-                0.73, 0.62, 3.0, 0.54, 1.43, 0.97, 2.8, 2.85, 1.25, 3.0, 3.0
-            ])))
+                0.73,
+                0.62,
+                3.0,
+                0.54,
+                1.43,
+                0.97,
+                2.8,
+                2.85,
+                1.25,
+                3.0,
+                3.0,
+            ]
+        ),
+    ),
+)
 
 # Small batches: in a short run the number of updates counts.
 train_dataloader = dict(batch_size=4)

@@ -10,4 +10,7 @@ model = dict(
             _delete_=True,
             type='taskptq.GridLoss',
             uncertainty='min',
-            loss_weight=0.5)))
+            loss_weight=0.5,
+        ),
+    )
+)

@@ -8,7 +8,9 @@ model = dict(
         type='taskptq.GridRPNHead',
         grid=dict(alpha=2.0, beta=1.0, num_intervals=10),
         loss_bbox=dict(
-            _delete_=True, type='taskptq.GridLoss', uncertainty='min')),
+            _delete_=True, type='taskptq.GridLoss', uncertainty='min'
+        ),
+    ),
     roi_head=dict(
         bbox_head=[
             dict(
@@ -21,9 +23,16 @@ model = dict(
                 bbox_coder=dict(
                     type='DeltaXYWHBBoxCoder',
                     target_means=[0.0, 0.0, 0.0, 0.0],
-                    target_stds=target_stds),
+                    target_stds=target_stds,
+                ),
                 grid=dict(alpha=5.0, beta=1.0, num_intervals=5),
-                loss_bbox=dict(type='taskptq.GridLoss', uncertainty='min'))
-            for target_stds in ([0.1, 0.1, 0.2, 0.2], [0.05, 0.05, 0.1, 0.1],
-                                [0.033, 0.033, 0.067, 0.067])
-        ]))
+                loss_bbox=dict(type='taskptq.GridLoss', uncertainty='min'),
+            )
+            for target_stds in (
+                [0.1, 0.1, 0.2, 0.2],
+                [0.05, 0.05, 0.1, 0.1],
+                [0.033, 0.033, 0.067, 0.067],
+            )
+        ]
+    ),
+)

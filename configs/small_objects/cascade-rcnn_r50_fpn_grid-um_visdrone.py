@@ -5,11 +5,14 @@ _base_ = [
 ]
 
 model = dict(
-    roi_head=dict(bbox_head=[
-        dict(head, num_classes=10)
-        for head in _base_.model.roi_head.bbox_head
-    ]),
-    test_cfg=dict(rcnn=dict(max_per_img=500)))
+    roi_head=dict(
+        bbox_head=[
+            dict(head, num_classes=10)
+            for head in _base_.model.roi_head.bbox_head
+        ]
+    ),
+    test_cfg=dict(rcnn=dict(max_per_img=500)),
+)
 
 train_dataloader = dict(dataset=_base_.train_dataset)
 val_dataloader = dict(dataset=_base_.eval_dataset)

@@ -6,4 +6,6 @@ model = dict(
     bbox_head=dict(
         type='taskptq.GridDINOHead',
         grid=dict(alpha=6.0, beta=1 / 3, num_intervals=16),
-        loss_grid=dict(type='taskptq.GridLoss', uncertainty='min')))
+        loss_grid=dict(type='taskptq.GridLoss', uncertainty='min'),
+    )
+)

@@ -6,4 +6,6 @@ _base_ = './faster-rcnn_r18-half_grid_nuclei.py'
 model = dict(
     rpn_head=dict(grid=dict(alpha=0.3, beta=1.5, num_intervals=16)),
     roi_head=dict(
-        bbox_head=dict(grid=dict(alpha=2.66, beta=0.0, num_intervals=16))))
+        bbox_head=dict(grid=dict(alpha=2.66, beta=0.0, num_intervals=16))
+    ),
+)

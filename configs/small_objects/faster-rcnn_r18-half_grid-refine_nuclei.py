@@ -6,4 +6,6 @@ model = dict(
     rpn_head=dict(refinement=dict(rho=0.5, weight=0.1)),
     roi_head=dict(
         type='taskptq.RefinedStandardRoIHead',
-        refinement=dict(rho=0.5, weight=0.1)))
+        refinement=dict(rho=0.5, weight=0.1),
+    ),
+)

@@ -6,4 +6,7 @@ model = dict(
         bbox_head=dict(
             type='taskptq.GridShared2FCBBoxHead',
             grid=dict(alpha=5.0, beta=1.0, num_intervals=5),
-            loss_bbox=dict(_delete_=True, type='taskptq.GridLoss'))))
+            loss_bbox=dict(_delete_=True, type='taskptq.GridLoss'),
+        )
+    )
+)

@@ -19,30 +19,36 @@ model = dict(
         out_indices=(0, 1, 2),
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=[32, 64, 128], out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
         anchor_generator=dict(
-            scales=[3, 4.243], ratios=[0.6, 1.0, 1.67],
-            strides=[4, 8, 16, 32]),
-        loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9)),
+            scales=[3, 4.243], ratios=[0.6, 1.0, 1.67], strides=[4, 8, 16, 32]
+        ),
+        loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1 / 9),
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            out_channels=64,
-            finest_scale=28,
-            roi_layer=dict(sampling_ratio=1)),
+            out_channels=64, finest_scale=28, roi_layer=dict(sampling_ratio=1)
+        ),
         bbox_head=dict(
             in_channels=64,
             fc_out_channels=256,
             num_classes=1,
-            loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1.0))),
+            loss_bbox=dict(_delete_=True, type='SmoothL1Loss', beta=1.0),
+        ),
+    ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=300),
-        rcnn=dict(sampler=dict(num=96, pos_fraction=0.33))),
+        rcnn=dict(sampler=dict(num=96, pos_fraction=0.33)),
+    ),
     test_cfg=dict(
         rpn=dict(nms_pre=1000, max_per_img=500),
-        rcnn=dict(score_thr=0.05, max_per_img=200)))
+        rcnn=dict(score_thr=0.05, max_per_img=200),
+    ),
+)
 
 train_cfg = dict(max_epochs=12, val_interval=12)

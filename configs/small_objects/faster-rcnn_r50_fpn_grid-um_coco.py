@@ -6,10 +6,16 @@ model = dict(
         type='taskptq.GridRPNHead',
         grid=dict(alpha=2.0, beta=1.0, num_intervals=10),
         loss_bbox=dict(
-            _delete_=True, type='taskptq.GridLoss', uncertainty='min')),
+            _delete_=True, type='taskptq.GridLoss', uncertainty='min'
+        ),
+    ),
     roi_head=dict(
         bbox_head=dict(
             type='taskptq.GridShared2FCBBoxHead',
             grid=dict(alpha=5.0, beta=1.0, num_intervals=5),
             loss_bbox=dict(
-                _delete_=True, type='taskptq.GridLoss', uncertainty='min'))))
+                _delete_=True, type='taskptq.GridLoss', uncertainty='min'
+            ),
+        )
+    ),
+)

@@ -6,7 +6,8 @@ _base_ = [
 
 model = dict(
     roi_head=dict(bbox_head=dict(num_classes=10)),
-    test_cfg=dict(rcnn=dict(max_per_img=500)))
+    test_cfg=dict(rcnn=dict(max_per_img=500)),
+)
 
 train_dataloader = dict(dataset=_base_.train_dataset)
 val_dataloader = dict(dataset=_base_.eval_dataset)

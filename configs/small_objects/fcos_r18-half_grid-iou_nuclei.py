@@ -2,5 +2,4 @@
 # expectations.
 _base_ = './fcos_r18-half_grid_nuclei.py'
 
-model = dict(
-    bbox_head=dict(loss_iou=dict(type='GIoULoss', loss_weight=1.0)))
+model = dict(bbox_head=dict(loss_iou=dict(type='GIoULoss', loss_weight=1.0)))

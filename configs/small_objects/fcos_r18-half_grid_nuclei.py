@@ -8,4 +8,7 @@ model = dict(
         type='taskptq.GridFCOSHead',
         grid=dict(alpha=8.0, beta=0.25, num_intervals=16, one_sided=True),
         loss_bbox=dict(
-            _delete_=True, type='taskptq.GridLoss', loss_weight=0.25)))
+            _delete_=True, type='taskptq.GridLoss', loss_weight=0.25
+        ),
+    )
+)

@@ -15,7 +15,8 @@ model = dict(
         mean=[123.675, 116.28, 103.53],
         std=[58.395, 57.12, 57.375],
         bgr_to_rgb=True,
-        pad_size_divisor=32),
+        pad_size_divisor=32,
+    ),
     backbone=dict(
         type='ResNet',
         depth=18,
@@ -26,14 +27,16 @@ model = dict(
         out_indices=(0, 1, 2),
         norm_cfg=dict(type='BN', requires_grad=True),
         norm_eval=False,
-        style='pytorch'),
+        style='pytorch',
+    ),
     neck=dict(
         type='FPN',
         in_channels=[32, 64, 128],
         out_channels=64,
         add_extra_convs='on_output',
         relu_before_extra_convs=True,
-        num_outs=4),
+        num_outs=4,
+    ),
     bbox_head=dict(
         type='FCOSHead',
         num_classes=1,
@@ -51,15 +54,20 @@ model = dict(
             use_sigmoid=True,
             gamma=2.0,
             alpha=0.25,
-            loss_weight=1.0),
+            loss_weight=1.0,
+        ),
         loss_bbox=dict(type='GIoULoss', loss_weight=1.0),
         loss_centerness=dict(
-            type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0)),
+            type='CrossEntropyLoss', use_sigmoid=True, loss_weight=1.0
+        ),
+    ),
     test_cfg=dict(
         nms_pre=1000,
         min_bbox_size=0,
         score_thr=0.05,
         nms=dict(type='nms', iou_threshold=0.6),
-        max_per_img=200))
+        max_per_img=200,
+    ),
+)
 
 train_cfg = dict(max_epochs=14, val_interval=14)

@@ -1,6 +1,8 @@
 # FCOS that localizes over a grid, with uncertainty minimization (UGS).
-_base_ = ('mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-'
-          'centeronreg-giou_1x_coco.py')
+_base_ = (
+    'mmdet::fcos/fcos_r50-caffe_fpn_gn-head-center-normbbox-'
+    'centeronreg-giou_1x_coco.py'
+)
 
 model = dict(
     bbox_head=dict(
@@ -11,4 +13,7 @@ model = dict(
             _delete_=True,
             type='taskptq.GridLoss',
             uncertainty='min',
-            loss_weight=0.25)))
+            loss_weight=0.25,
+        ),
+    )
+)

@@ -4,8 +4,7 @@ _base_ = [
     '../_base_/datasets/aitod.py',
 ]
 
-model = dict(
-    bbox_head=dict(num_classes=8), test_cfg=dict(max_per_img=1500))
+model = dict(bbox_head=dict(num_classes=8), test_cfg=dict(max_per_img=1500))
 
 train_dataloader = dict(dataset=_base_.train_dataset)
 val_dataloader = dict(dataset=_base_.eval_dataset)

@@ -6,4 +6,7 @@ model = dict(
         type='taskptq.GridRetinaHead',
         grid=dict(alpha=2.0, beta=1.0, num_intervals=10),
         loss_bbox=dict(
-            _delete_=True, type='taskptq.GridLoss', uncertainty='min')))
+            _delete_=True, type='taskptq.GridLoss', uncertainty='min'
+        ),
+    )
+)

@@ -2,14 +2,14 @@
 # such config: its UPerNet Swin-T model (19 classes as it comes) meets its
 # Cityscapes data here.
 _base_ = [
-    __import__('mmseg').__path__[0] +
-    '/.mim/configs/_base_/models/upernet_swin.py',
-    __import__('mmseg').__path__[0] +
-    '/.mim/configs/_base_/datasets/cityscapes.py',
-    __import__('mmseg').__path__[0] +
-    '/.mim/configs/_base_/default_runtime.py',
-    __import__('mmseg').__path__[0] +
-    '/.mim/configs/_base_/schedules/schedule_80k.py',
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/_base_/models/upernet_swin.py',
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/_base_/datasets/cityscapes.py',
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/_base_/default_runtime.py',
+    __import__('mmseg').__path__[0]
+    + '/.mim/configs/_base_/schedules/schedule_80k.py',
     '../_base_/quant/w4a8_qdrop.py',
     '../_base_/calibration/calib256.py',
 ]
@@ -21,5 +21,6 @@ custom_hooks = [
         type='taskptq.PTQHook',
         qconfig=_base_.qconfig,
         reconstruction=_base_.reconstruction,
-        calibration=_base_.calibration)
+        calibration=_base_.calibration,
+    )
 ]

@@ -5,6 +5,7 @@
 Everything is measured in the run: the float model and three quantized ones
 are tested by ``tools/test.py``, with nothing but a config each.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -85,10 +86,14 @@ def main(argv: list[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description='Quantize a small detector')
     parser.add_argument(
-        '--out', default='work_dirs/demo', help='folder for what it writes, '
-        "relative to the repository's top level")
+        '--out',
+        default='work_dirs/demo',
+        help='folder for what it writes, '
+        "relative to the repository's top level",
+    )
     parser.add_argument(
-        '--data-only', action='store_true', help='draw the data set and stop')
+        '--data-only', action='store_true', help='draw the data set and stop'
+    )
     args = parser.parse_args(argv)
     # Configs and commands name paths from the repository's top level.
     os.chdir(ROOT)

@@ -11,6 +11,7 @@ Models, data and recipes are those of the tables in ``configs``; masks are of
 the split that a table evaluates, prompted by ground-truth boxes, keys and the
 sums of attentions' rows of training images prompted by the detector.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -41,26 +42,35 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     masks = commands.add_parser('masks', help='masks, float and quantized')
     keys = commands.add_parser('keys', help='histograms of keys')
     sums = commands.add_parser(
-        'row-sums', help='sums of the rows of quantized attentions')
+        'row-sums', help='sums of the rows of quantized attentions'
+    )
     for command in (masks, sums):
         command.add_argument(
-            '--rows', nargs='+', required=True,
-            help='fragments under configs/_base_/quant, e.g. w4a4_mse')
+            '--rows',
+            nargs='+',
+            required=True,
+            help='fragments under configs/_base_/quant, e.g. w4a4_mse',
+        )
         command.add_argument(
-            '--bimodal', action='store_true',
-            help='the model of bimodal keys')
+            '--bimodal', action='store_true', help='the model of bimodal keys'
+        )
     masks.add_argument(
-        '--reuse', action='store_true',
-        help='take files of equal recipes from an earlier run')
+        '--reuse',
+        action='store_true',
+        help='take files of equal recipes from an earlier run',
+    )
     keys.add_argument('--json', type=Path, help='file for the figures')
-    sums.add_argument('--json', type=Path, required=True,
-                      help='file for the figures')
+    sums.add_argument(
+        '--json', type=Path, required=True, help='file for the figures'
+    )
     for command in (masks, keys):
-        command.add_argument('--out', type=Path, required=True,
-                             help='PNG file')
+        command.add_argument(
+            '--out', type=Path, required=True, help='PNG file'
+        )
     for command in (masks, keys, sums):
-        command.add_argument('--images', type=int, default=4,
-                             help='number of images')
+        command.add_argument(
+            '--images', type=int, default=4, help='number of images'
+        )
         command.add_argument('--seed', type=int, default=0)
         command.add_argument('--device', default=default_device())
     return parser.parse_args(argv)
@@ -76,14 +86,23 @@ def masks(args: argparse.Namespace) -> None:
     # Loaded late: mmdet takes seconds and warns.
     from sam_detector.experiment import read_experiment
     from sam_detector.mask_comparison import compare_masks
+
     name = table_name(args)
     ious = compare_masks(
-        read_experiment(CONFIGS / f'{name}.table.yml'), args.rows,
-        num_images=args.images, out=args.out, work_dir=WORK_DIR / name,
-        seed=args.seed, device=args.device, reuse=args.reuse)
+        read_experiment(CONFIGS / f'{name}.table.yml'),
+        args.rows,
+        num_images=args.images,
+        out=args.out,
+        work_dir=WORK_DIR / name,
+        seed=args.seed,
+        device=args.device,
+        reuse=args.reuse,
+    )
     for column, values in ious.items():
-        say(f'{column:32s} mean IoU of the images: '
-            + ', '.join(f'{value:.3f}' for value in values))
+        say(
+            f'{column:32s} mean IoU of the images: '
+            + ', '.join(f'{value:.3f}' for value in values)
+        )
 
 
 def keys(args: argparse.Namespace, *, command: str) -> None:
@@ -94,16 +113,23 @@ def keys(args: argparse.Namespace, *, command: str) -> None:
         measure_keys,
         write_keys,
     )
+
     bimodal = read_experiment(CONFIGS / 'sam-tiny-bimodal_nuclei.table.yml')
     # pycocotools talks while it reads annotations.
     with contextlib.redirect_stdout(io.StringIO()):
         found = measure_keys(
-            bimodal, num_images=args.images, seed=args.seed,
-            device=args.device)
+            bimodal, num_images=args.images, seed=args.seed, device=args.device
+        )
     draw_keys(found['stages'], args.out)
     if args.json is not None:
-        write_keys(found, args.json, experiment=bimodal, command=command,
-                   num_images=args.images, seed=args.seed)
+        write_keys(
+            found,
+            args.json,
+            experiment=bimodal,
+            command=command,
+            num_images=args.images,
+            seed=args.seed,
+        )
     for title, stage in found['stages'].items():
         counts = [len(one['peaks']['positions']) for one in stage.values()]
         say(f'{title:20s} peaks in {len(counts)} attentions: {counts}')
@@ -113,14 +139,26 @@ def row_sums(args: argparse.Namespace, *, command: str) -> None:
     """Quantize, and sum the rows of attentions."""
     from sam_detector.experiment import read_experiment
     from sam_detector.row_sums import measure_row_sums, write_row_sums
+
     name = table_name(args)
     experiment = read_experiment(CONFIGS / f'{name}.table.yml')
     with contextlib.redirect_stdout(io.StringIO()):
         found = measure_row_sums(
-            experiment, args.rows, num_images=args.images, seed=args.seed,
-            device=args.device, work_dir=WORK_DIR / name)
-    write_row_sums(found, args.json, experiment=experiment, command=command,
-                   num_images=args.images, seed=args.seed)
+            experiment,
+            args.rows,
+            num_images=args.images,
+            seed=args.seed,
+            device=args.device,
+            work_dir=WORK_DIR / name,
+        )
+    write_row_sums(
+        found,
+        args.json,
+        experiment=experiment,
+        command=command,
+        num_images=args.images,
+        seed=args.seed,
+    )
     for row, attentions in found.items():
         say(f'{row}: mean of row sum - 1')
         for attention, errors in attentions.items():
@@ -141,7 +179,8 @@ def main(argv: list[str] | None = None) -> None:
     os.chdir(ROOT)
     words = sys.argv[1:] if argv is None else argv
     command = shlex.join(
-        ['python', 'projects/sam_detector/make_pictures.py', *words])
+        ['python', 'projects/sam_detector/make_pictures.py', *words]
+    )
     try:
         if args.what == 'masks':
             masks(args)

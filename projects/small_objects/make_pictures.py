@@ -1,6 +1,6 @@
 """Draw small boxes of a float model and of quantized ones, and their grids.
 
-    python projects/small_objects/make_pictures.py TABLE.table.yml --rows w4a4_mse ...
+    python make_pictures.py TABLE.table.yml --rows w4a4_mse ...
         --boxes boxes.png [--grids grids.png]
 
 ``TABLE`` names the float model; a row is a fragment of its methods. Boxes are
@@ -8,6 +8,7 @@ of images that the table evaluates, chosen evenly; each picture is cropped to
 where the nuclei are. ``--grids`` shows the distributions of the same regions
 in all models, before and after quantization.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -22,9 +23,9 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from matplotlib.figure import Figure
-from small_objects.grid_data import grid_of, head_of, load_float
 from torch import Tensor, nn
 
+from small_objects.grid_data import grid_of, head_of, load_float
 from taskptq.analysis.bars import plot_distributions, save
 from taskptq.apis import quantize
 from taskptq.bench.pictures import chosen_batches, outline, picture_of, predict
@@ -48,21 +49,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description='Draw small objects')
     parser.add_argument('table', help='file *.table.yml')
-    parser.add_argument('--rows', nargs='+', required=True,
-                        help='fragments <bits>_<method>, e.g. w4a4_mse')
+    parser.add_argument(
+        '--rows',
+        nargs='+',
+        required=True,
+        help='fragments <bits>_<method>, e.g. w4a4_mse',
+    )
     parser.add_argument('--boxes', type=Path, required=True, help='PNG file')
     parser.add_argument('--grids', type=Path, help='PNG file')
     parser.add_argument('--images', type=count, default=3)
-    parser.add_argument('--regions', type=count, default=4,
-                        help='boxes whose distributions are drawn')
-    parser.add_argument('--crop', type=count, default=128,
-                        help='side of a picture in pixels of the image')
+    parser.add_argument(
+        '--regions',
+        type=count,
+        default=4,
+        help='boxes whose distributions are drawn',
+    )
+    parser.add_argument(
+        '--crop',
+        type=count,
+        default=128,
+        help='side of a picture in pixels of the image',
+    )
     parser.add_argument('--seed', type=seed, default=0)
     return parser.parse_args(argv)
 
 
-def models_of(table: Table, rows: Sequence[str], *,
-              seed: int) -> tuple[Any, dict[str, nn.Module]]:
+def models_of(
+    table: Table, rows: Sequence[str], *, seed: int
+) -> tuple[Any, dict[str, nn.Module]]:
     """Build the float model and its quantized copies.
 
     Args:
@@ -80,14 +94,20 @@ def models_of(table: Table, rows: Sequence[str], *,
         fragment = table.quant.format(bits=bits, method=method)
         changes = Path('work_dirs') / 'small_objects' / table.name / row
         quant, _ = quantize(
-            table.config, table.checkpoint, qconfig=fragment, seed=seed,
-            calibration=dict(table.calibration), work_dir=changes)
+            table.config,
+            table.checkpoint,
+            qconfig=fragment,
+            seed=seed,
+            calibration=dict(table.calibration),
+            work_dir=changes,
+        )
         models[row] = quant
     return cfg, models
 
 
-def crop_around(boxes: Tensor, shape: Sequence[int],
-                side: int) -> tuple[int, int]:
+def crop_around(
+    boxes: Tensor, shape: Sequence[int], side: int
+) -> tuple[int, int]:
     """Return the corner of the crop that holds most box centers.
 
     Args:
@@ -98,15 +118,21 @@ def crop_around(boxes: Tensor, shape: Sequence[int],
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
     limit = torch.tensor([max(0, shape[1] - side), max(0, shape[0] - side)])
     corners = (centers - side / 2).clamp(min=0).minimum(limit.to(centers))
-    inside = ((centers[None] >= corners[:, None])
-              & (centers[None] <= corners[:, None] + side)).all(dim=-1)
+    inside = (
+        (centers[None] >= corners[:, None])
+        & (centers[None] <= corners[:, None] + side)
+    ).all(dim=-1)
     best = corners[inside.sum(dim=1).argmax()]
     return int(best[0]), int(best[1])
 
 
-def draw_boxes(models: Mapping[str, nn.Module],
-               batches: Sequence[dict[str, Any]], path: Path, *,
-               side: int) -> None:
+def draw_boxes(
+    models: Mapping[str, nn.Module],
+    batches: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    side: int,
+) -> None:
     """Draw a row for each image and a column for each model.
 
     Args:
@@ -115,15 +141,16 @@ def draw_boxes(models: Mapping[str, nn.Module],
         path: PNG file.
         side: Side of a picture in pixels of the image.
     """
-    figure = Figure(figsize=(2.4 * len(models), 2.5 * len(batches)),
-                    layout='constrained')
+    figure = Figure(
+        figsize=(2.4 * len(models), 2.5 * len(batches)), layout='constrained'
+    )
     grid = figure.subplots(len(batches), len(models), squeeze=False)
     for row, batch in zip(grid, batches, strict=True):
         image, truth, _ = picture_of(batch)
         left, top = crop_around(truth, image.shape[:2], side)
         for axes, (title, model) in zip(row, models.items(), strict=True):
             found, _ = predict(model, batch, score=SCORE)
-            axes.imshow(image[top:top + side, left:left + side])
+            axes.imshow(image[top : top + side, left : left + side])
             for box in truth:
                 outline(axes, box, corner=(left, top), color=TRUTH)
             for box in found:
@@ -136,8 +163,9 @@ def draw_boxes(models: Mapping[str, nn.Module],
 
 
 @torch.no_grad()
-def distributions(models: Mapping[str, nn.Module], batch: dict[str, Any], *,
-                  count: int) -> tuple[list[dict[str, Any]], Any, bool]:
+def distributions(
+    models: Mapping[str, nn.Module], batch: dict[str, Any], *, count: int
+) -> tuple[list[dict[str, Any]], Any, bool]:
     """Compare grids of the regions that the float model is surest of.
 
     Args:
@@ -165,11 +193,15 @@ def distributions(models: Mapping[str, nn.Module], batch: dict[str, Any], *,
     run = getattr(adapter, 'forward_like', None)
     shown: list[dict[str, Any]] = [{} for _ in order]
     for title, model in models.items():
-        outputs = (adapter.forward_heads(model, batch) if run is None
-                   else run(model, batch, heads=heads))
+        outputs = (
+            adapter.forward_heads(model, batch)
+            if run is None
+            else run(model, batch, heads=heads)
+        )
         p = adapter.box_distributions(outputs)[name].flatten(0, -3)[order]
-        for region, values in zip(shown, p.float().softmax(-1).tolist(),
-                                  strict=True):
+        for region, values in zip(
+            shown, p.float().softmax(-1).tolist(), strict=True
+        ):
             region[title] = values
     grid = grid_of(head_of(first, name))
     return shown, grid, bool(grid.one_sided)
@@ -195,10 +227,14 @@ def main(argv: list[str] | None = None) -> None:
         if args.grids is None:
             return
         regions, grid, sides = distributions(
-            models, batches[0], count=args.regions)
+            models, batches[0], count=args.regions
+        )
         plot_distributions(
-            regions, args.grids, points=grid.points.tolist(),
-            coordinates=SIDES if sides else DELTAS)
+            regions,
+            args.grids,
+            points=grid.points.tolist(),
+            coordinates=SIDES if sides else DELTAS,
+        )
         print(f'written: {args.grids}')
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error

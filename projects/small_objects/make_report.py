@@ -1,11 +1,11 @@
 """Measure what the README of grid heads tells beside its tables.
 
-    python projects/small_objects/make_report.py errors CONFIG CHECKPOINT --out E.json
+    python make_report.py errors CONFIG CHECKPOINT --out E.json
         [--plot E.png] [--quant FRAGMENT ...]
-    python projects/small_objects/make_report.py grids CONFIG CHECKPOINT --out G.json
-    python projects/small_objects/make_report.py gradients CONFIG CHECKPOINT ... --out V.json
-    python projects/small_objects/make_report.py cost CONFIG CHECKPOINT ... --out C.json
-    python projects/small_objects/make_report.py branches TABLE ... --rows w4a4_mse --out B.json
+    python make_report.py grids CONFIG CHECKPOINT --out G.json
+    python make_report.py gradients CONFIG CHECKPOINT ... --out V.json
+    python make_report.py cost CONFIG CHECKPOINT ... --out C.json
+    python make_report.py branches TABLE ... --rows w4a4_mse --out B.json
 
 ``errors`` rounds the logits of the float model's foreground, or takes those
 of quantized models, and compares the errors of boxes with the formula;
@@ -14,6 +14,7 @@ several models, or of checkpoints of one training, with the first one;
 ``cost`` does so with the time of their heads; ``branches`` evaluates scores
 of quantized models with boxes of float ones, and the reverse.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,6 +33,8 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
 from mmengine.runner import set_random_seed
+from torch import nn
+
 from small_objects.analysis.gradient_variance import compare_variances
 from small_objects.analysis.grid_choice import choose_grid
 from small_objects.analysis.grid_error import (
@@ -52,8 +55,6 @@ from small_objects.grid_data import (
     training_data,
 )
 from small_objects.mixed_detector import MixedDetector
-from torch import nn
-
 from taskptq.analysis.bars import plot_error_scatter
 from taskptq.apis import quantize
 from taskptq.bench.measurement import Measurement, current_commit
@@ -87,8 +88,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     errors = commands.add_parser('errors', help='formula against measurement')
     errors.add_argument('--plot', type=Path, help='PNG of the scatter')
     errors.add_argument(
-        '--quant', nargs='+', default=[],
-        help='fragments: logits of the models that they make')
+        '--quant',
+        nargs='+',
+        default=[],
+        help='fragments: logits of the models that they make',
+    )
     errors.add_argument('--bits', nargs='+', type=bits, default=list(BITS))
     grids = commands.add_parser('grids', help='rank grids by the formula')
     grids.add_argument('--bits', type=bits, default=4, help='of the logits')
@@ -99,20 +103,26 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         command.add_argument('checkpoint')
         command.add_argument('--images', type=count, default=32)
         command.add_argument(
-            '--threshold', type=share, default=FOREGROUND,
-            help='least confidence of what counts as an object')
+            '--threshold',
+            type=share,
+            default=FOREGROUND,
+            help='least confidence of what counts as an object',
+        )
     gradients.add_argument('--batches', type=count, default=12)
     cost = commands.add_parser('cost', help='time of the heads')
     cost.add_argument('--images', type=count, default=4)
     cost.add_argument('--repeats', type=count, default=20)
     branches = commands.add_parser(
-        'branches', help='scores or boxes of quantized models alone')
+        'branches', help='scores or boxes of quantized models alone'
+    )
     branches.add_argument('tables', nargs='+', help='files *.table.yml')
     branches.add_argument(
-        '--rows', nargs='+', required=True, help='such as w4a4_mse')
+        '--rows', nargs='+', required=True, help='such as w4a4_mse'
+    )
     for command in (gradients, cost):
         command.add_argument(
-            'models', nargs='+', help='CONFIG CHECKPOINT pairs')
+            'models', nargs='+', help='CONFIG CHECKPOINT pairs'
+        )
     for command in (errors, grids, gradients, cost, branches):
         command.add_argument('--out', type=Path, required=True)
         command.add_argument('--seed', type=seed, default=0)
@@ -125,12 +135,14 @@ def report_errors(args: argparse.Namespace) -> dict[str, Any]:
     batches = training_batches(cfg, num_images=args.images, seed=args.seed)
     heads: dict[str, Any] = {}
     for name, found in foreground_logits(
-            model, batches, threshold=args.threshold).items():
+        model, batches, threshold=args.threshold
+    ).items():
         heads[name] = {
             'count': len(found.logits),
             'grid': describe(found.grid),
             'rounded': measure_bits(
-                found.logits, grid=found.grid, bits=args.bits),
+                found.logits, grid=found.grid, bits=args.bits
+            ),
             'boxes': {
                 str(bits): box_errors(found, bits) for bits in args.bits
             },
@@ -138,34 +150,46 @@ def report_errors(args: argparse.Namespace) -> dict[str, Any]:
         }
     for fragment in args.quant:
         quant, _ = quantize(
-            args.config, args.checkpoint, qconfig=fragment, seed=args.seed,
+            args.config,
+            args.checkpoint,
+            qconfig=fragment,
+            seed=args.seed,
             calibration={'num_images': args.images},
-            work_dir=Path('work_dirs') / 'grid_report' / Path(fragment).stem)
-        found = foreground_logits(model, batches, quant_model=quant,
-                                  threshold=args.threshold)
+            work_dir=Path('work_dirs') / 'grid_report' / Path(fragment).stem,
+        )
+        found = foreground_logits(
+            model, batches, quant_model=quant, threshold=args.threshold
+        )
         for name, one in found.items():
             heads[name]['layers'][Path(fragment).stem] = layer_errors(one)
     if args.plot is not None:
         plot(heads, args.plot)
-    return {'config': args.config, 'checkpoint': args.checkpoint,
-            'num_images': args.images, 'threshold': args.threshold,
-            'heads': heads}
+    return {
+        'config': args.config,
+        'checkpoint': args.checkpoint,
+        'num_images': args.images,
+        'threshold': args.threshold,
+        'heads': heads,
+    }
 
 
 def describe(grid: BoxGrid) -> dict[str, Any]:
     """Return a grid's settings and points."""
-    return {'alpha': grid.alpha, 'beta': grid.beta,
-            'num_intervals': grid.num_intervals,
-            'one_sided': grid.one_sided,
-            'points': [round(point, 4) for point in grid.points.tolist()]}
+    return {
+        'alpha': grid.alpha,
+        'beta': grid.beta,
+        'num_intervals': grid.num_intervals,
+        'one_sided': grid.one_sided,
+        'points': [round(point, 4) for point in grid.points.tolist()],
+    }
 
 
 def box_errors(found: Foreground, bits: int) -> dict[str, Any]:
     """Compare errors of decoded boxes, in pixels of the network's input."""
     changed, step = round_logits(found.logits, num_bits=bits)
     return compare_boxes(
-        found.logits, changed, grid=found.grid, step=step,
-        decode=found.decode)
+        found.logits, changed, grid=found.grid, step=step, decode=found.decode
+    )
 
 
 def layer_errors(found: Foreground) -> dict[str, Any]:
@@ -175,10 +199,15 @@ def layer_errors(found: Foreground) -> dict[str, Any]:
     return {
         'step': [round(value, 5) for value in step.flatten().tolist()],
         'coordinates': compare_expectations(
-            found.logits, found.changed, grid=found.grid, step=step),
+            found.logits, found.changed, grid=found.grid, step=step
+        ),
         'boxes': compare_boxes(
-            found.logits, found.changed, grid=found.grid, step=step,
-            decode=found.decode),
+            found.logits,
+            found.changed,
+            grid=found.grid,
+            step=step,
+            decode=found.decode,
+        ),
     }
 
 
@@ -207,19 +236,25 @@ def report_grids(args: argparse.Namespace) -> dict[str, Any]:
     batches = training_batches(cfg, num_images=args.images, seed=args.seed)
     heads = {}
     for name, found in foreground_logits(
-            model, batches, threshold=args.threshold).items():
+        model, batches, threshold=args.threshold
+    ).items():
         values = found.grid.expectation(found.logits)
         p = found.logits.float().softmax(dim=-1)
         spread = (p * (found.grid.points - values[..., None]).square()).sum(-1)
         largest = float(values.abs().flatten().quantile(0.999))
         alphas = {round(share * largest, 2) for share in SHARES}
         settings = [
-            {'alpha': alpha, 'beta': beta, 'num_intervals': intervals,
-             'one_sided': found.grid.one_sided}
+            {
+                'alpha': alpha,
+                'beta': beta,
+                'num_intervals': intervals,
+                'one_sided': found.grid.one_sided,
+            }
             for alpha, beta, intervals in itertools.product(
                 sorted({*alphas, found.grid.alpha}),
                 sorted({*BETAS, found.grid.beta}),
-                sorted({*INTERVALS, found.grid.num_intervals}))
+                sorted({*INTERVALS, found.grid.num_intervals}),
+            )
             # The formula of the points overflows no float, but merges them.
             if alpha * beta < 12
         ]
@@ -227,20 +262,38 @@ def report_grids(args: argparse.Namespace) -> dict[str, Any]:
         extent = float((logits.amax(-1) - logits.amin(-1)).quantile(0.999))
         flat = values.flatten()
         ranked = choose_grid(
-            flat[torch.randperm(len(flat))[:MAX_TARGETS]], make=BoxGrid,
-            settings=settings, num_bits=args.bits,
-            logit_range=extent, spread=float(spread.sqrt().median()))
-        own = next(one for one in ranked if all(
-            one[key] == getattr(found.grid, key)
-            for key in ('alpha', 'beta', 'num_intervals')))
+            flat[torch.randperm(len(flat))[:MAX_TARGETS]],
+            make=BoxGrid,
+            settings=settings,
+            num_bits=args.bits,
+            logit_range=extent,
+            spread=float(spread.sqrt().median()),
+        )
+        own = next(
+            one
+            for one in ranked
+            if all(
+                one[key] == getattr(found.grid, key)
+                for key in ('alpha', 'beta', 'num_intervals')
+            )
+        )
         heads[name] = {
-            'count': len(values), 'largest': largest, 'logit_range': extent,
+            'count': len(values),
+            'largest': largest,
+            'logit_range': extent,
             'spread': float(spread.sqrt().median()),
-            'used': own, 'rank': ranked.index(own) + 1,
-            'candidates': len(ranked), 'best': ranked[:args.keep],
+            'used': own,
+            'rank': ranked.index(own) + 1,
+            'candidates': len(ranked),
+            'best': ranked[: args.keep],
         }
-    return {'config': args.config, 'checkpoint': args.checkpoint,
-            'bits': args.bits, 'num_images': args.images, 'heads': heads}
+    return {
+        'config': args.config,
+        'checkpoint': args.checkpoint,
+        'bits': args.bits,
+        'num_images': args.images,
+        'heads': heads,
+    }
 
 
 def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
@@ -250,8 +303,9 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
         ValueError: If the arguments are no pairs.
     """
     if len(models) % 2:
-        raise ValueError(f'{len(models)} arguments: give pairs of CONFIG '
-                         'CHECKPOINT')
+        raise ValueError(
+            f'{len(models)} arguments: give pairs of CONFIG CHECKPOINT'
+        )
     return list(zip(models[::2], models[1::2], strict=True))
 
 
@@ -263,14 +317,24 @@ def report_cost(args: argparse.Namespace) -> dict[str, Any]:
     pairs = pairs_of(args.models)
     loaded = [load_float(*pair) for pair in pairs]
     batch = training_batches(
-        loaded[0][0], num_images=args.images, seed=args.seed)[0]
+        loaded[0][0], num_images=args.images, seed=args.seed
+    )[0]
     seconds = head_seconds(
-        [model for _, model in loaded], batch, repeats=args.repeats)
-    return {'num_images': args.images, 'repeats': args.repeats, 'models': [
-        {'config': config, 'checkpoint': checkpoint,
-         'head_seconds': value, 'ratio': value / seconds[0]}
-        for (config, checkpoint), value in zip(pairs, seconds, strict=True)
-    ]}
+        [model for _, model in loaded], batch, repeats=args.repeats
+    )
+    return {
+        'num_images': args.images,
+        'repeats': args.repeats,
+        'models': [
+            {
+                'config': config,
+                'checkpoint': checkpoint,
+                'head_seconds': value,
+                'ratio': value / seconds[0],
+            }
+            for (config, checkpoint), value in zip(pairs, seconds, strict=True)
+        ],
+    }
 
 
 def report_gradients(args: argparse.Namespace) -> dict[str, Any]:
@@ -280,15 +344,16 @@ def report_gradients(args: argparse.Namespace) -> dict[str, Any]:
         cfg, model = load_float(config, checkpoint)
         # Augmentation and sampling draw from torch and numpy alike.
         set_random_seed(args.seed)
-        layers = gradient_variances(model, training_data(
-            cfg, num_batches=args.batches, seed=args.seed))
-        entry = {'config': config, 'checkpoint': checkpoint,
-                 'layers': layers}
+        layers = gradient_variances(
+            model, training_data(cfg, num_batches=args.batches, seed=args.seed)
+        )
+        entry = {'config': config, 'checkpoint': checkpoint, 'layers': layers}
         if found:
             first = found[0]['layers']
             entry['first_over_this'] = {
                 name: compare_variances(first[name], stats)
-                for name, stats in layers.items() if name in first
+                for name, stats in layers.items()
+                if name in first
             }
         found.append(entry)
     return {'num_batches': args.batches, 'models': found}
@@ -299,36 +364,47 @@ def report_branches(args: argparse.Namespace) -> dict[str, Any]:
     models = []
     for path in args.tables:
         measurement = open_measurement(read_table(path))
-        models.append({
-            'table': measurement.table.name,
-            'config': measurement.table.config,
-            'checkpoint': measurement.table.checkpoint,
-            'float': cells(measurement, measurement.model, args.seed),
-            'rows': [
-                {'row': name, **branch_scores(measurement, row, args.seed)}
-                for name in args.rows
-                for row in [row_of(measurement.table, name, seed=args.seed)]
-            ],
-        })
+        models.append(
+            {
+                'table': measurement.table.name,
+                'config': measurement.table.config,
+                'checkpoint': measurement.table.checkpoint,
+                'float': cells(measurement, measurement.model, args.seed),
+                'rows': [
+                    {'row': name, **branch_scores(measurement, row, args.seed)}
+                    for name in args.rows
+                    for row in [
+                        row_of(measurement.table, name, seed=args.seed)
+                    ]
+                ],
+            }
+        )
     return {'models': models}
 
 
-def branch_scores(measurement: Measurement, row: Row, seed: int
-                  ) -> dict[str, Any]:
+def branch_scores(
+    measurement: Measurement, row: Row, seed: int
+) -> dict[str, Any]:
     """Evaluate a quantized model, and each of its branches alone."""
     quant = quantized_copy(measurement, row)
     plain = measurement.model
-    mixed = {'quantized': quant, 'scores': MixedDetector(quant, plain),
-             'boxes': MixedDetector(plain, quant)}
-    return {name: cells(measurement, model, seed)
-            for name, model in mixed.items()}
+    mixed = {
+        'quantized': quant,
+        'scores': MixedDetector(quant, plain),
+        'boxes': MixedDetector(plain, quant),
+    }
+    return {
+        name: cells(measurement, model, seed) for name, model in mixed.items()
+    }
 
 
-def cells(measurement: Measurement, model: nn.Module, seed: int
-          ) -> dict[str, float | None]:
+def cells(
+    measurement: Measurement, model: nn.Module, seed: int
+) -> dict[str, float | None]:
     """Return the table's columns of a model."""
-    return column_values(evaluate(measurement, model, seed=seed),
-                         measurement.table.columns)
+    return column_values(
+        evaluate(measurement, model, seed=seed), measurement.table.columns
+    )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -343,16 +419,23 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     words = sys.argv[1:] if argv is None else argv
     torch.manual_seed(args.seed)
-    run = {'errors': report_errors, 'grids': report_grids,
-           'gradients': report_gradients, 'cost': report_cost,
-           'branches': report_branches}[args.what]
+    run = {
+        'errors': report_errors,
+        'grids': report_grids,
+        'gradients': report_gradients,
+        'cost': report_cost,
+        'branches': report_branches,
+    }[args.what]
     try:
         found = run(args)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     found |= {
-        'what': args.what, 'seed': args.seed,
-        'command': shlex.join(['python', 'projects/small_objects/make_report.py', *words]),
+        'what': args.what,
+        'seed': args.seed,
+        'command': shlex.join(
+            ['python', 'projects/small_objects/make_report.py', *words]
+        ),
         'commit': current_commit(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

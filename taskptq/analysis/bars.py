@@ -1,12 +1,19 @@
 """Pictures of grid heads: errors against the formula, grid distributions."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-COLORS = ('tab:blue', 'tab:orange', 'tab:green', 'tab:red', 'tab:purple',
-          'tab:brown')
+COLORS = (
+    'tab:blue',
+    'tab:orange',
+    'tab:green',
+    'tab:red',
+    'tab:purple',
+    'tab:brown',
+)
 # One for each round through the colors.
 MARKERS = ('o', '^', 's', 'x')
 COORDINATES = ('x', 'y', 'w', 'h')
@@ -37,8 +44,11 @@ def plot_error_scatter(
     from matplotlib.figure import Figure
 
     ends = [
-        value for found in results.values() for one in found['bins']
-        for value in (one['predicted'], one['measured']) if value > 0
+        value
+        for found in results.values()
+        for one in found['bins']
+        for value in (one['predicted'], one['measured'])
+        if value > 0
     ]
     if not ends:
         raise ValueError('0 bins with an error: give at least one to draw')
@@ -56,7 +66,10 @@ def plot_error_scatter(
             label=title,
         )
     axes.set(
-        xscale='log', yscale='log', xlim=span, ylim=span,
+        xscale='log',
+        yscale='log',
+        xlim=span,
+        ylim=span,
         xlabel=f'predicted rms error, {unit}',
         ylabel=f'measured rms error, {unit}',
     )
@@ -88,7 +101,10 @@ def draw_distribution(
         color = COLORS[number % len(COLORS)]
         axes.bar(
             [place + (number + 0.5) * width - 0.4 for place in places],
-            list(values), width=width, color=color, label=name,
+            list(values),
+            width=width,
+            color=color,
+            label=name,
         )
         mean = sum(p * y for p, y in zip(values, points, strict=True))
         axes.axvline(
@@ -129,8 +145,7 @@ def plot_distributions(
 
     if not boxes:
         raise ValueError('0 boxes: give at least one to draw')
-    figure = Figure(figsize=(11, 1.9 * len(boxes) + 0.3),
-                    layout='constrained')
+    figure = Figure(figsize=(11, 1.9 * len(boxes) + 0.3), layout='constrained')
     grid = figure.subplots(len(boxes), 4, squeeze=False)
     for number, (row, box) in enumerate(zip(grid, boxes, strict=True)):
         for index, (axes, name) in enumerate(
@@ -138,7 +153,9 @@ def plot_distributions(
         ):
             head = titles[number] if titles and index == 0 else ''
             draw_distribution(
-                axes, points, {m: rows[index] for m, rows in box.items()},
+                axes,
+                points,
+                {m: rows[index] for m, rows in box.items()},
                 title=f'{head} {name}'.strip(),
             )
     grid[0][0].legend(fontsize=6)

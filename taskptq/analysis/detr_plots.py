@@ -1,4 +1,5 @@
 """Pictures of what quantization does to parts of a DETR."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -35,11 +36,13 @@ def plot_progressive(
 
     if len(steps) < 2:
         raise ValueError(f'{len(steps)} steps: give at least two')
-    figure = Figure(figsize=(1.4 * len(steps) + 1.5, 3.4),
-                    layout='constrained')
+    figure = Figure(
+        figsize=(1.4 * len(steps) + 1.5, 3.4), layout='constrained'
+    )
     axes = figure.subplots()
-    names = list(dict.fromkeys(
-        name for values in steps.values() for name in values))
+    names = list(
+        dict.fromkeys(name for values in steps.values() for name in values)
+    )
     for number, name in enumerate(names):
         axes.plot(
             range(len(steps)),
@@ -50,10 +53,15 @@ def plot_progressive(
             color=COLORS[number % len(COLORS)],
             label=name,
         )
-    axes.set_xticks(range(len(steps)),
-                    [fill(step, width=14) for step in steps], fontsize=7)
-    known = [value for values in steps.values() for value in values.values()
-             if value is not None]
+    axes.set_xticks(
+        range(len(steps)), [fill(step, width=14) for step in steps], fontsize=7
+    )
+    known = [
+        value
+        for values in steps.values()
+        for value in values.values()
+        if value is not None
+    ]
     axes.set_ylim(0, 1.08 * max([*known, 1e-3]))
     axes.grid(axis='y', color='0.9')
     axes.set_ylabel('average precision')
@@ -88,11 +96,15 @@ def plot_group_losses(
     if not losses:
         raise ValueError('0 groups: give at least one to draw')
     ordered = sorted(losses.items(), key=lambda item: item[1])
-    figure = Figure(figsize=(5.2, 0.32 * len(ordered) + 1.0),
-                    layout='constrained')
+    figure = Figure(
+        figsize=(5.2, 0.32 * len(ordered) + 1.0), layout='constrained'
+    )
     axes = figure.subplots()
-    bars = axes.barh([name for name, _ in ordered],
-                     [value for _, value in ordered], color=QUANTIZED_COLOR)
+    bars = axes.barh(
+        [name for name, _ in ordered],
+        [value for _, value in ordered],
+        color=QUANTIZED_COLOR,
+    )
     axes.bar_label(bars, fmt='%.3f', fontsize=7, padding=2)
     axes.axvline(0, color='0.3', linewidth=0.8)
     axes.margins(x=0.15)
@@ -132,8 +144,9 @@ def plot_queries(
         figsize=(2.6 * len(titles), 1.7 * len(layers) + 0.3),
         layout='constrained',
     )
-    grid = figure.subplots(len(layers), len(titles), squeeze=False,
-                           sharex='row', sharey='row')
+    grid = figure.subplots(
+        len(layers), len(titles), squeeze=False, sharex='row', sharey='row'
+    )
     for row, (name, layer) in zip(grid, layers.items(), strict=True):
         for axes, title in zip(row, titles, strict=True):
             _draw_queries(axes, layer['stages'][title], layer['edges'])
@@ -146,14 +159,27 @@ def _draw_queries(
 ) -> None:
     """Draw one histogram, with the entropy where there are codes."""
     is_float = stage['num_bits'] is None
-    axes.stairs(stage['density'], edges, fill=True,
-                color=FLOAT_COLOR if is_float else QUANTIZED_COLOR)
+    axes.stairs(
+        stage['density'],
+        edges,
+        fill=True,
+        color=FLOAT_COLOR if is_float else QUANTIZED_COLOR,
+    )
     label = f'std {stage["std"]:.2g}'
     if not is_float:
-        label += (f'\n{stage["entropy"]:.2f} of {stage["num_bits"]} bits\n'
-                  f'{stage["num_codes"]} codes')
-    axes.text(0.98, 0.95, label, transform=axes.transAxes, fontsize=6,
-              ha='right', va='top')
+        label += (
+            f'\n{stage["entropy"]:.2f} of {stage["num_bits"]} bits\n'
+            f'{stage["num_codes"]} codes'
+        )
+    axes.text(
+        0.98,
+        0.95,
+        label,
+        transform=axes.transAxes,
+        fontsize=6,
+        ha='right',
+        va='top',
+    )
     axes.tick_params(labelsize=6)
     axes.set_yticks([])
 

@@ -3,6 +3,7 @@
 They show what a rewrite of keys does: run :func:`key_distributions` on the
 float model before and after, and compare. All results are plain types.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

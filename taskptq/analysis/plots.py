@@ -1,4 +1,5 @@
 """Pictures of what the analysis found."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -160,8 +161,9 @@ def _plot_bars(
 
     if not values:
         raise ValueError('0 heads: give at least one to draw')
-    figure = Figure(figsize=(1.2 + 1.1 * len(values), 2.8),
-                    layout='constrained')
+    figure = Figure(
+        figsize=(1.2 + 1.1 * len(values), 2.8), layout='constrained'
+    )
     axes = figure.subplots()
     width = 0.8 / len(colors)
     for place, (key, color) in enumerate(colors.items()):
@@ -215,8 +217,12 @@ def plot_foreground(
             weights = maps[title]
             height, width = (weights if image is None else image).shape[:2]
             axes.imshow(
-                weights, extent=(0, width, height, 0), cmap='inferno',
-                vmin=0, vmax=1, alpha=1.0 if image is None else 0.7,
+                weights,
+                extent=(0, width, height, 0),
+                cmap='inferno',
+                vmin=0,
+                vmax=1,
+                alpha=1.0 if image is None else 0.7,
             )
     return _save(figure, path)
 

@@ -4,6 +4,7 @@ Q-DETR (Xu et al., CVPR 2023, section 4.1) sees the loss of quantized DETRs in
 the information of the decoder's queries: the entropy of their codes. All
 results are plain types.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping

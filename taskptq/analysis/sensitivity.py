@@ -5,6 +5,7 @@ the foreground more sensitive than the background (noise of equal energy on
 either), and which head's quantization error hurts most (swap one head, or
 leave one out). All results are plain types.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -77,8 +78,13 @@ def probe_intra_head(
                 noise = torch.randn(head.shape, generator=generator).to(head)
                 for region in REGIONS:
                     found[region] += _with_noise(
-                        swaps, batch, name, noise=noise, mask=mask,
-                        level=level, inside=region == 'foreground',
+                        swaps,
+                        batch,
+                        name,
+                        noise=noise,
+                        mask=mask,
+                        level=level,
+                        inside=region == 'foreground',
                     )
         results[name] = _summary(found, repeats=repeats)
     return results

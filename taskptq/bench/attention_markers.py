@@ -1,4 +1,5 @@
 """What rows tell of attentions, and the trivial masks, as Markdown."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,8 +21,9 @@ UNIFORM = 0
 TRIVIAL = (('filled box', 'miou_box'), ('inscribed ellipse', 'miou_ellipse'))
 
 
-def pick_row(results: Results, wanted: Sequence[str], *,
-             has: Callable[[Row], Any]) -> Row | None:
+def pick_row(
+    results: Results, wanted: Sequence[str], *, has: Callable[[Row], Any]
+) -> Row | None:
     """Choose the row to show; None if none has been measured.
 
     Args:
@@ -36,13 +38,21 @@ def pick_row(results: Results, wanted: Sequence[str], *,
     if wanted and len(wanted) not in (2, 3):
         raise ValueError(
             f'a marker names the row {" ".join(wanted)!r}: give <method> '
-            '<bits>, or <method> <bits> <seed>')
+            '<bits>, or <method> <bits> <seed>'
+        )
     found = [row for row in results['rows'] if has(row)]
     if wanted:
-        names = [[row['method'], row['bits'], str(row['seed'])]
-                 for row in found]
-        return next((row for row, name in zip(found, names, strict=True)
-                     if name[:len(wanted)] == list(wanted)), None)
+        names = [
+            [row['method'], row['bits'], str(row['seed'])] for row in found
+        ]
+        return next(
+            (
+                row
+                for row, name in zip(found, names, strict=True)
+                if name[: len(wanted)] == list(wanted)
+            ),
+            None,
+        )
     for method in ADAPTIVE:
         for row in found:
             if (row['method'], row['bits']) == (method, BITS):
@@ -75,16 +85,24 @@ def render_softmax(row: Row) -> str:
     Args:
         row: With ``softmax``: what the search of each grid found.
     """
-    found = {name.removesuffix(POINT): grid
-             for name, grid in row['softmax'].items()}
+    found = {
+        name.removesuffix(POINT): grid for name, grid in row['softmax'].items()
+    }
     prefix = common_prefix(list(found))
-    lines = [[
-        f'`{name.removeprefix(prefix)}`', _taus(grid['tau']),
-        *(f'{grid[key]:.4f}'
-          for key in ('error', 'error_tau1', 'error_uniform'))
-    ] for name, grid in found.items()]
+    lines = [
+        [
+            f'`{name.removeprefix(prefix)}`',
+            _taus(grid['tau']),
+            *(
+                f'{grid[key]:.4f}'
+                for key in ('error', 'error_tau1', 'error_uniform')
+            ),
+        ]
+        for name, grid in found.items()
+    ]
     table = to_markdown(
-        ['attention', 'tau', 'error', 'tau = 1', 'uniform'], lines)
+        ['attention', 'tau', 'error', 'tau = 1', 'uniform'], lines
+    )
     return f'{table}\n\n{_verdict(found)} Row: {_title(row)}.\n'
 
 
@@ -108,20 +126,28 @@ def _taus(taus: Sequence[int]) -> str:
 def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
     """Count the softmaxes whose grid is better than the fixed ones."""
     grids = found.values()
-    below = sum(grid['error'] < min(grid['error_tau1'], grid['error_uniform'])
-                for grid in grids)
+    below = sum(
+        grid['error'] < min(grid['error_tau1'], grid['error_uniform'])
+        for grid in grids
+    )
     not_above = sum(
         grid['error'] <= min(grid['error_tau1'], grid['error_uniform'])
-        for grid in grids)
-    return (f'The chosen grid is below both tau = 1 and uniform on {below} of '
-            f'{len(found)} softmaxes, and above neither on {not_above}.')
+        for grid in grids
+    )
+    return (
+        f'The chosen grid is below both tau = 1 and uniform on {below} of '
+        f'{len(found)} softmaxes, and above neither on {not_above}.'
+    )
 
 
 def bimodal_entries(row: Row) -> list[Mapping[str, Any]]:
     """Return what a row's BimodalIntegration says of each attention."""
-    return [entry for report in row.get('rewrites') or ()
-            if report['rewrite'] == INTEGRATION
-            for entry in report['entries']]
+    return [
+        entry
+        for report in row.get('rewrites') or ()
+        if report['rewrite'] == INTEGRATION
+        for entry in report['entries']
+    ]
 
 
 def render_peaks(row: Row) -> str:
@@ -136,16 +162,19 @@ def render_peaks(row: Row) -> str:
     for entry in entries:
         details = entry['details']
         positions = details.get('peaks', {}).get('positions')
-        lines.append([
-            f'`{entry["name"].removeprefix(prefix)}`',
-            '' if positions is None else str(len(positions)),
-            _decision(entry),
-            _range(details.get('range_before')),
-            _range(details.get('range_after')),
-        ])
+        lines.append(
+            [
+                f'`{entry["name"].removeprefix(prefix)}`',
+                '' if positions is None else str(len(positions)),
+                _decision(entry),
+                _range(details.get('range_before')),
+                _range(details.get('range_after')),
+            ]
+        )
     table = to_markdown(
         ['attention', 'peaks', 'decision', 'range before', 'range after'],
-        lines)
+        lines,
+    )
     return f'{table}\n\nRow: {_title(row)}.\n'
 
 
@@ -177,7 +206,8 @@ def render_baselines(results: Results) -> str:
     if not lines:
         raise ValueError(
             f'results of {results["model"]}_{results["dataset"]} have no '
-            '<prompts>/miou_box: a baselines marker is of no use there')
+            '<prompts>/miou_box: a baselines marker is of no use there'
+        )
     return ''.join(f'{line}\n' for line in lines)
 
 
@@ -188,7 +218,8 @@ def _baseline_lines(metrics: Mapping[str, float]) -> Iterator[str]:
             continue
         prompts, _, matched = stem.partition('/')
         where = ', objects found' if matched else ''
-        parts = [f'{name} {metrics[stem + kind]:.4f}'
-                 for name, kind in TRIVIAL]
+        parts = [
+            f'{name} {metrics[stem + kind]:.4f}' for name, kind in TRIVIAL
+        ]
         parts.append(f'float model {metrics[stem + "miou"]:.4f}')
         yield f'- mean IoU, prompts `{prompts}`{where}: {", ".join(parts)}'

@@ -1,4 +1,5 @@
 """Parts of mmdet's DETRs, by the names of their modules."""
+
 from __future__ import annotations
 
 import copy
@@ -22,10 +23,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
         'encoder.query_scale.*',
     ),
     'encoder FFN': (r're:encoder\.layers\.\d+\.ffn\..+',),
-    'decoder self-attention': (
-        r're:decoder\.layers\.\d+\.self_attn(\..+)?',),
+    'decoder self-attention': (r're:decoder\.layers\.\d+\.self_attn(\..+)?',),
     'decoder cross-attention': (
-        r're:decoder\.layers\.\d+\.cross_attn(\..+)?',),
+        r're:decoder\.layers\.\d+\.cross_attn(\..+)?',
+    ),
     'decoder FFN': (r're:decoder\.layers\.\d+\.ffn\..+',),
     'head and reference points': (
         'bbox_head.*',
@@ -38,8 +39,10 @@ GROUPS: dict[str, tuple[str, ...]] = {
 STEPS: dict[str, tuple[str, ...]] = {
     'backbone and neck': ('backbone', 'neck'),
     '+ encoder': ('encoder attention', 'encoder FFN'),
-    '+ decoder attention': ('decoder self-attention',
-                            'decoder cross-attention'),
+    '+ decoder attention': (
+        'decoder self-attention',
+        'decoder cross-attention',
+    ),
     '+ decoder MLPs and head': ('decoder FFN', 'head and reference points'),
 }
 ATTENTIONS = {'cross_attn': 'cross-attention', 'self_attn': 'self-attention'}
@@ -67,19 +70,24 @@ def partition(names: Sequence[str]) -> dict[str, list[str]]:
     """
     found: dict[str, list[str]] = {group: [] for group in GROUPS}
     for name in names:
-        groups = [group for group, patterns in GROUPS.items()
-                  if any(matches(name, pattern) for pattern in patterns)]
+        groups = [
+            group
+            for group, patterns in GROUPS.items()
+            if any(matches(name, pattern) for pattern in patterns)
+        ]
         if len(groups) != 1:
             where = ' and '.join(groups) or 'no group'
             raise ValueError(
                 f'{name} belongs to {where}: this report knows the parts of '
-                'DETR, Conditional DETR, DAB-DETR, Deformable DETR and DINO')
+                'DETR, Conditional DETR, DAB-DETR, Deformable DETR and DINO'
+            )
         found[groups[0]].append(name)
     return {group: members for group, members in found.items() if members}
 
 
-def patterns_of(groups: Sequence[str], parts: Mapping[str, Sequence[str]]
-                ) -> list[str]:
+def patterns_of(
+    groups: Sequence[str], parts: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Return the patterns of groups that match a module of the model.
 
     Args:
@@ -92,12 +100,17 @@ def patterns_of(groups: Sequence[str], parts: Mapping[str, Sequence[str]]
     absent = [group for group in groups if group not in parts]
     if absent:
         raise ValueError(f'the model has no {absent[0]}')
-    return [pattern for group in groups for pattern in GROUPS[group]
-            if any(matches(name, pattern) for name in parts[group])]
+    return [
+        pattern
+        for group in groups
+        for pattern in GROUPS[group]
+        if any(matches(name, pattern) for name in parts[group])
+    ]
 
 
-def kept_without(groups: Sequence[str], parts: Mapping[str, Sequence[str]]
-                 ) -> list[str]:
+def kept_without(
+    groups: Sequence[str], parts: Mapping[str, Sequence[str]]
+) -> list[str]:
     """Return ``keep_float`` patterns that leave only some groups quantized.
 
     Args:
@@ -107,8 +120,9 @@ def kept_without(groups: Sequence[str], parts: Mapping[str, Sequence[str]]
     return patterns_of([g for g in parts if g not in groups], parts)
 
 
-def progressive_steps(parts: Mapping[str, Sequence[str]]
-                      ) -> Iterator[tuple[str, list[str]]]:
+def progressive_steps(
+    parts: Mapping[str, Sequence[str]],
+) -> Iterator[tuple[str, list[str]]]:
     """Yield each step's title and all groups quantized by then.
 
     Args:
@@ -145,13 +159,13 @@ def query_points(model: Any) -> dict[str, str]:
         for attribute, title in ATTENTIONS.items():
             name = _query_quantizer(layer, attribute)
             if name is not None:
-                found[f'{title} {number}'] = (
-                    f'decoder.layers.{number}.{name}')
+                found[f'{title} {number}'] = f'decoder.layers.{number}.{name}'
                 break
     if not found:
         raise ValueError(
             f'{type(model).__name__}: no query of the decoder is quantized; '
-            'choose a row whose qconfig quantizes attention')
+            'choose a row whose qconfig quantizes attention'
+        )
     return found
 
 
@@ -165,5 +179,6 @@ def _query_quantizer(layer: nn.Module, attribute: str) -> str | None:
             if module.query_quantizer is None:
                 return None
             return '.'.join(
-                part for part in (attribute, name, 'query_quantizer') if part)
+                part for part in (attribute, name, 'query_quantizer') if part
+            )
     return None

@@ -4,6 +4,7 @@ Beside those of ``collect_results.py``, in the same form: ``progressive``,
 ``sensitivity-ap``, ``queries`` and ``alignment`` show what
 ``detr_report.py`` wrote to ``configs/<family>/results/<name>.json``.
 """
+
 from __future__ import annotations
 
 import json
@@ -17,12 +18,15 @@ from taskptq.bench.training_table import ABSENT
 
 MARKED = re.compile(
     r'(<!-- (progressive|sensitivity-ap|queries|alignment):(\S+) -->\n)'
-    r'.*?(<!-- /\2 -->)', re.DOTALL)
+    r'.*?(<!-- /\2 -->)',
+    re.DOTALL,
+)
 Report = Mapping[str, Any]
 
 
-def update_detr_text(text: str, root: Path, families: Sequence[str],
-                     entries: Mapping[str, Any]) -> str:
+def update_detr_text(
+    text: str, root: Path, families: Sequence[str], entries: Mapping[str, Any]
+) -> str:
     """Return a README's text with all of these markers new.
 
     Args:
@@ -36,22 +40,25 @@ def update_detr_text(text: str, root: Path, families: Sequence[str],
     """
 
     def shown(match: re.Match[str]) -> str:
-        found = render_report(
-            match[2], match[3], root=root, families=families)
+        found = render_report(match[2], match[3], root=root, families=families)
         return match[1] + (found or ABSENT) + match[4]
 
     return MARKED.sub(shown, text)
 
 
-def render_report(kind: str, name: str, *, root: Path,
-                  families: Sequence[str]) -> str | None:
+def render_report(
+    kind: str, name: str, *, root: Path, families: Sequence[str]
+) -> str | None:
     """Return what ``detr_report.py`` measured; None if it has not yet.
 
     Raises:
         ValueError: If the file is another kind of report.
     """
-    paths = [path for family in families
-             for path in root.glob(f'{family}/results/{name}.json')]
+    paths = [
+        path
+        for family in families
+        for path in root.glob(f'{family}/results/{name}.json')
+    ]
     if not paths:
         return None
     report = json.loads(paths[0].read_text(encoding='utf-8'))
@@ -62,8 +69,10 @@ def render_report(kind: str, name: str, *, root: Path,
         'alignment': ('alignment', render_alignment),
     }[kind]
     if report.get('what') != what:
-        raise ValueError(f'{paths[0]} is a report of {report.get("what")!r}, '
-                         f'but a marker {kind} shows it')
+        raise ValueError(
+            f'{paths[0]} is a report of {report.get("what")!r}, '
+            f'but a marker {kind} shows it'
+        )
     return render(report)
 
 
@@ -73,12 +82,15 @@ def render_progressive(report: Report) -> str:
     reference = report['float']
     lines = [['float', '0', *cells(reference, columns), '100.0%']]
     lines += [
-        [step['step'], str(step['num_quantized']), *cells(step, columns),
-         share(step['value'], reference['value'])]
+        [
+            step['step'],
+            str(step['num_quantized']),
+            *cells(step, columns),
+            share(step['value'], reference['value']),
+        ]
         for step in report['steps']
     ]
-    table = to_markdown(
-        ['quantized', 'modules', *columns, 'of float'], lines)
+    table = to_markdown(['quantized', 'modules', *columns, 'of float'], lines)
     return f'{table}\n\n{conditions(report)}\n'
 
 
@@ -86,27 +98,53 @@ def render_sensitivity(report: Report) -> str:
     """Return a line for each group, the greatest loss first."""
     columns = columns_of(report)
     reference = report['float']
-    ordered = sorted(report['groups'].items(),
-                     key=lambda item: item[1]['lost'], reverse=True)
+    ordered = sorted(
+        report['groups'].items(),
+        key=lambda item: item[1]['lost'],
+        reverse=True,
+    )
     lines = [
-        [group, str(found['num_quantized']),
-         *(decimals(difference(reference, found, key))
-           for key in columns.values())]
+        [
+            group,
+            str(found['num_quantized']),
+            *(
+                decimals(difference(reference, found, key))
+                for key in columns.values()
+            ),
+        ]
         for group, found in ordered
     ]
     table = to_markdown(
-        ['quantized alone', 'modules',
-         *(f'{title} lost' for title in columns)], lines)
+        [
+            'quantized alone',
+            'modules',
+            *(f'{title} lost' for title in columns),
+        ],
+        lines,
+    )
     return f'{table}\n\n{conditions(report)}\n'
 
 
 def render_queries(report: Report) -> str:
     """Return a line for each attention and model."""
-    lines = [line for name, layer in report['layers'].items()
-             for line in query_lines(name, layer['stages'])]
+    lines = [
+        line
+        for name, layer in report['layers'].items()
+        for line in query_lines(name, layer['stages'])
+    ]
     table = to_markdown(
-        ['queries of', 'model', 'mean', 'std', 'means of heads',
-         'stds of heads', 'entropy, bits', 'codes'], lines)
+        [
+            'queries of',
+            'model',
+            'mean',
+            'std',
+            'means of heads',
+            'stds of heads',
+            'entropy, bits',
+            'codes',
+        ],
+        lines,
+    )
     return f'{table}\n\nOn {report["num_images"]} evaluated images.\n'
 
 
@@ -115,10 +153,15 @@ def query_lines(name: str, stages: Report) -> Iterator[list[str]]:
     for title, found in stages.items():
         is_float = found['num_bits'] is None
         yield [
-            name, title, decimals(found['mean']), decimals(found['std']),
-            span(found['head_means']), span(found['head_stds']),
-            '' if is_float else
-            f'{found["entropy"]:.2f} of {found["num_bits"]}',
+            name,
+            title,
+            decimals(found['mean']),
+            decimals(found['std']),
+            span(found['head_means']),
+            span(found['head_stds']),
+            ''
+            if is_float
+            else f'{found["entropy"]:.2f} of {found["num_bits"]}',
             '' if is_float else str(found['num_codes']),
         ]
 
@@ -129,8 +172,11 @@ def render_alignment(report: Report) -> str:
     reference, aligned = report['float'], report['aligned']
     lines = [
         ['float', *cells(reference, columns), '100.0%'],
-        ['aligned queries, nothing rounded', *cells(aligned, columns),
-         share(aligned['value'], reference['value'])],
+        [
+            'aligned queries, nothing rounded',
+            *cells(aligned, columns),
+            share(aligned['value'], reference['value']),
+        ],
     ]
     return to_markdown(['model', *columns, 'of float'], lines) + '\n'
 

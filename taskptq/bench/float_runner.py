@@ -1,4 +1,5 @@
 """The Runner of a table's float model: its config, with what is measured."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -26,7 +27,8 @@ def checkpoint_file(table: Table) -> Path:
         if table.prepare is None:
             raise
         raise FileNotFoundError(
-            f'{error}: `{table.prepare}` makes it') from error
+            f'{error}: `{table.prepare}` makes it'
+        ) from error
 
 
 def measured_config(table: Table, work_dir: Path) -> Config:

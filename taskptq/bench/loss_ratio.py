@@ -4,6 +4,7 @@ A README shows it between ``<!-- losses:<one table> <other table> <header>
 -->`` and ``<!-- /losses -->``, the header being that of a column, e.g. AP75
 (``_`` for a space in it).
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -47,8 +48,9 @@ class Loss:
         return self.one / self.other
 
 
-def relative_losses(one: Results, other: Results, *,
-                    metric: str) -> list[Loss]:
+def relative_losses(
+    one: Results, other: Results, *, metric: str
+) -> list[Loss]:
     """Compare all rows that both models have.
 
     Args:
@@ -59,23 +61,33 @@ def relative_losses(one: Results, other: Results, *,
     Returns:
         Most bits first; rows without the metric are left out.
     """
-    references = [float_summary(results, metric=metric)
-                  for results in (one, other)]
+    references = [
+        float_summary(results, metric=metric) for results in (one, other)
+    ]
     if None in references or not all(r.mean for r in references):
         return []
     found = []
     for bits, method, _ in groups(one):
-        pair = [summary_of(results, method=method, bits=bits, metric=metric)
-                for results in (one, other)]
+        pair = [
+            summary_of(results, method=method, bits=bits, metric=metric)
+            for results in (one, other)
+        ]
         if None in pair:
             continue
-        losses = [1 - summary.mean / reference.mean
-                  for summary, reference in zip(pair, references, strict=True)]
-        found.append(Loss(
-            bits=bits, method=method,
-            scope=pair[0].rows[0].get('scope') or 'model',
-            one=losses[0], other=losses[1],
-            num_seeds=min(summary.num_seeds for summary in pair)))
+        losses = [
+            1 - summary.mean / reference.mean
+            for summary, reference in zip(pair, references, strict=True)
+        ]
+        found.append(
+            Loss(
+                bits=bits,
+                method=method,
+                scope=pair[0].rows[0].get('scope') or 'model',
+                one=losses[0],
+                other=losses[1],
+                num_seeds=min(summary.num_seeds for summary in pair),
+            )
+        )
     return found
 
 
@@ -90,10 +102,13 @@ def metric_of(table: Table, header: str) -> str:
         ValueError: If there is no such column.
     """
     columns: Mapping[str, str] = {
-        title.replace(' ', '_'): key for title, key in table.columns.items()}
+        title.replace(' ', '_'): key for title, key in table.columns.items()
+    }
     if header not in columns:
-        raise ValueError(f'{table.path} has no column {header!r}; it has '
-                         f'{", ".join(columns)}')
+        raise ValueError(
+            f'{table.path} has no column {header!r}; it has '
+            f'{", ".join(columns)}'
+        )
     return columns[header]
 
 
@@ -104,14 +119,29 @@ def render_losses(losses: Sequence[Loss], *, names: Sequence[str]) -> str:
         losses: Of :func:`relative_losses`.
         names: Of the model in question and of the other.
     """
-    header = ['bits', 'method', 'scope', f'{names[0]} loses',
-              f'{names[1]} loses', 'ratio', f'at most {TARGET}', 'seeds']
-    lines = [[
-        loss.bits, loss.method, loss.scope, f'{loss.one:.1%}',
-        f'{loss.other:.1%}',
-        '' if loss.ratio is None else f'{loss.ratio:.2f}',
-        verdict(loss), str(loss.num_seeds)
-    ] for loss in losses]
+    header = [
+        'bits',
+        'method',
+        'scope',
+        f'{names[0]} loses',
+        f'{names[1]} loses',
+        'ratio',
+        f'at most {TARGET}',
+        'seeds',
+    ]
+    lines = [
+        [
+            loss.bits,
+            loss.method,
+            loss.scope,
+            f'{loss.one:.1%}',
+            f'{loss.other:.1%}',
+            '' if loss.ratio is None else f'{loss.ratio:.2f}',
+            verdict(loss),
+            str(loss.num_seeds),
+        ]
+        for loss in losses
+    ]
     return to_markdown(header, lines) + '\n'
 
 
@@ -122,8 +152,9 @@ def verdict(loss: Loss) -> str:
     return 'yes' if loss.ratio <= TARGET else 'no'
 
 
-def render_pair(entries: Mapping[str, Any], name: str,
-                words: Sequence[str]) -> str | None:
+def render_pair(
+    entries: Mapping[str, Any], name: str, words: Sequence[str]
+) -> str | None:
     """Return what belongs between the markers; None if not measured yet.
 
     Args:
@@ -135,8 +166,10 @@ def render_pair(entries: Mapping[str, Any], name: str,
         ValueError: If the words are no table and header.
     """
     if len(words) != 2:
-        raise ValueError(f'a marker losses:{name} names {" ".join(words)!r}: '
-                         'give another table and the header of a column')
+        raise ValueError(
+            f'a marker losses:{name} names {" ".join(words)!r}: '
+            'give another table and the header of a column'
+        )
     for table in (name, words[0]):
         if table not in entries:
             raise ValueError(f'there is no table {table!r}')

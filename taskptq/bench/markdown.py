@@ -1,4 +1,5 @@
 """Tables of results as Markdown."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,37 +7,86 @@ from typing import Any
 
 from taskptq.bench.results import Results, Summary, float_summary, summary_of
 
-LADDER = ('w8a8', 'w6a6-8', 'w6a6', 'w4a8', 'w4a4-8', 'w4a4', 'w3a3-8', 'w3a3',
-          'w2a4-8', 'w2a4', 'w2a2-8', 'w2a2')
+LADDER = (
+    'w8a8',
+    'w6a6-8',
+    'w6a6',
+    'w4a8',
+    'w4a4-8',
+    'w4a4',
+    'w3a3-8',
+    'w3a3',
+    'w2a4-8',
+    'w2a4',
+    'w2a2-8',
+    'w2a2',
+)
 METHODS = (
     # Statistics only, then learned: plain, published, ours.
-    'minmax', 'mse', 'aciq', 'big-s', 'agq-s', 'ptq4sam-s', 'centering-s',
-    'centering+agq-s', 'centering+agq-head-s', 'centering+hybrid-s',
-    'centering+hybrid-head-s', 'gptq', 'adaround', 'brecq', 'qdrop',
-    'published-eval', 'big', 'agq', 'ptq4sam-l', 'ptq4sam-l+published-eval',
-    'centering', 'centering+agq', 'centering+agq-head', 'centering+hybrid',
-    'centering+hybrid-head', 'network-uniform', 'sgf', 'sas',
-    'selective-focus', 'qdrop+selective-focus', 'da', 'fqm', 'drd',
-    'drd+centering', 'lsq-qat', 'da-qat', 'fqm-qat', 'drd-qat',
-    'drd+relative-qat', 'fqm+agreement-qat',
-    'qdrop+network-uniform', 'kl-fg', 'head-mse')
+    'minmax',
+    'mse',
+    'aciq',
+    'big-s',
+    'agq-s',
+    'ptq4sam-s',
+    'centering-s',
+    'centering+agq-s',
+    'centering+agq-head-s',
+    'centering+hybrid-s',
+    'centering+hybrid-head-s',
+    'gptq',
+    'adaround',
+    'brecq',
+    'qdrop',
+    'published-eval',
+    'big',
+    'agq',
+    'ptq4sam-l',
+    'ptq4sam-l+published-eval',
+    'centering',
+    'centering+agq',
+    'centering+agq-head',
+    'centering+hybrid',
+    'centering+hybrid-head',
+    'network-uniform',
+    'sgf',
+    'sas',
+    'selective-focus',
+    'qdrop+selective-focus',
+    'da',
+    'fqm',
+    'drd',
+    'drd+centering',
+    'lsq-qat',
+    'da-qat',
+    'fqm-qat',
+    'drd-qat',
+    'drd+relative-qat',
+    'fqm+agreement-qat',
+    'qdrop+network-uniform',
+    'kl-fg',
+    'head-mse',
+)
 KIB = 1024
 
 
-def to_markdown(header: Sequence[str],
-                lines: Sequence[Sequence[str]]) -> str:
+def to_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Lay out a table, columns of equal width.
 
     Args:
         header: Names of the columns.
         lines: Cells of each line.
     """
-    widths = [max(len(row[i]) for row in [header, *lines])
-              for i in range(len(header))]
+    widths = [
+        max(len(row[i]) for row in [header, *lines])
+        for i in range(len(header))
+    ]
 
     def join(cells: Sequence[str]) -> str:
-        padded = (cell.ljust(width)
-                  for cell, width in zip(cells, widths, strict=True))
+        padded = (
+            cell.ljust(width)
+            for cell, width in zip(cells, widths, strict=True)
+        )
         return '| ' + ' | '.join(padded) + ' |'
 
     rule = '|' + '|'.join('-' * (width + 2) for width in widths) + '|'
@@ -52,15 +102,25 @@ def render_benchmarks(records: Sequence[Mapping[str, Any]]) -> str:
     lines = []
     for record in records:
         bound, sign = (
-            ('at least', '≥') if 'reconstruction' in record['benchmark']
-            else ('at most', '≤'))
-        verdict = 'reached' if record['reached'] else (
-            f'missed: {bound} {record["target"]}')
-        lines.append([
-            record['benchmark'], f'{record["ratio"]:.2f}',
-            f'{sign} {record["target"]}', verdict, record['commit'][:9]])
-    return to_markdown(
-        ['benchmark', 'ratio', 'target', '', 'commit'], lines)
+            ('at least', '≥')
+            if 'reconstruction' in record['benchmark']
+            else ('at most', '≤')
+        )
+        verdict = (
+            'reached'
+            if record['reached']
+            else (f'missed: {bound} {record["target"]}')
+        )
+        lines.append(
+            [
+                record['benchmark'],
+                f'{record["ratio"]:.2f}',
+                f'{sign} {record["target"]}',
+                verdict,
+                record['commit'][:9],
+            ]
+        )
+    return to_markdown(['benchmark', 'ratio', 'target', '', 'commit'], lines)
 
 
 def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
@@ -70,8 +130,10 @@ def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
 def groups(results: Results) -> Iterator[tuple[str, str, Summary]]:
     """Walk over (bits, method, summary), most bits first."""
     found = {(row['bits'], row['method']) for row in results['rows']}
-    order = sorted(found, key=lambda item: (
-        _rank(item[0], LADDER), _rank(item[1], METHODS)))
+    order = sorted(
+        found,
+        key=lambda item: (_rank(item[0], LADDER), _rank(item[1], METHODS)),
+    )
     for bits, method in order:
         summary = summary_of(results, method=method, bits=bits)
         if summary is not None:
@@ -96,8 +158,14 @@ def _whole(value: float | None) -> str:
     return f'{value:.0f}' if value else ''
 
 
-def _line(name: Sequence[str], summary: Summary, *, metric: str,
-          columns: Mapping[str, str], reference: Summary) -> list[str]:
+def _line(
+    name: Sequence[str],
+    summary: Summary,
+    *,
+    metric: str,
+    columns: Mapping[str, str],
+    reference: Summary,
+) -> list[str]:
     """Return the cells of one method at one bit width."""
     share = summary.mean / reference.mean if reference.mean else 0.0
     size = summary.average('file_bytes')
@@ -106,8 +174,11 @@ def _line(name: Sequence[str], summary: Summary, *, metric: str,
         *name,
         _mean(summary),
         f'{share:.1%}',
-        *(_number(summary.average(key)) for key in columns.values()
-          if key != metric),
+        *(
+            _number(summary.average(key))
+            for key in columns.values()
+            if key != metric
+        ),
         _whole(summary.average('calibration_seconds')),
         _whole(summary.average('reconstruction_seconds')),
         f'{decided:.1%}' if decided is not None else '',
@@ -115,8 +186,9 @@ def _line(name: Sequence[str], summary: Summary, *, metric: str,
     ]
 
 
-def render_results(results: Results, *,
-                   columns: Mapping[str, str] | None = None) -> str:
+def render_results(
+    results: Results, *, columns: Mapping[str, str] | None = None
+) -> str:
     """Return the whole table of one float model.
 
     Args:
@@ -131,40 +203,67 @@ def render_results(results: Results, *,
     if reference is None:
         return 'Not measured yet.'
     header = [
-        'bits', 'method', titles.get(metric, metric), 'of float',
+        'bits',
+        'method',
+        titles.get(metric, metric),
+        'of float',
         *(title for title, key in columns.items() if key != metric),
-        'calibration, s', 'reconstruction, s', 'decided', 'file, KiB'
+        'calibration, s',
+        'reconstruction, s',
+        'decided',
+        'file, KiB',
     ]
-    lines = [_line(('32', 'float'), reference, metric=metric,
-                   columns=columns, reference=reference)]
+    lines = [
+        _line(
+            ('32', 'float'),
+            reference,
+            metric=metric,
+            columns=columns,
+            reference=reference,
+        )
+    ]
     lines += [
-        _line((bits, method), summary, metric=metric, columns=columns,
-              reference=reference)
+        _line(
+            (bits, method),
+            summary,
+            metric=metric,
+            columns=columns,
+            reference=reference,
+        )
         for bits, method, summary in groups(results)
     ]
     return to_markdown(header, lines)
 
 
-def render_summary(all_results: Sequence[Results],
-                   cells: Sequence[tuple[str, str]]) -> str:
+def render_summary(
+    all_results: Sequence[Results], cells: Sequence[tuple[str, str]]
+) -> str:
     """Return one line for each model.
 
     Args:
         all_results: Contents of results files.
         cells: (bits, method) of the columns.
     """
-    header = ['model', 'data', 'metric', 'float',
-              *(f'{bits} {method}' for bits, method in cells)]
+    header = [
+        'model',
+        'data',
+        'metric',
+        'float',
+        *(f'{bits} {method}' for bits, method in cells),
+    ]
     lines = []
     for results in all_results:
         reference = float_summary(results)
         if reference is None:
             continue
-        line = [results['model'], results['dataset'],
-                results['metric'].rpartition('/')[2], _mean(reference)]
+        line = [
+            results['model'],
+            results['dataset'],
+            results['metric'].rpartition('/')[2],
+            _mean(reference),
+        ]
         for bits, method in cells:
             summary = summary_of(results, method=method, bits=bits)
             line.append(_mean(summary) if summary else '')
         lines.append(line)
     return to_markdown(header, lines)
-

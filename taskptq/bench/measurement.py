@@ -1,4 +1,5 @@
 """Measuring the rows of a table: one process, everything built once."""
+
 from __future__ import annotations
 
 import copy
@@ -53,8 +54,13 @@ from taskptq.registry import SUPPORTED_VERSIONS, installed_version
 from taskptq.version import __version__
 
 WORK_DIR = Path('work_dirs') / 'tables'
-WATCHED = ('taskptq', 'configs/_base_', 'tools',
-           'projects/*/*/*.py', 'projects/*/configs/_base_')
+WATCHED = (
+    'taskptq',
+    'configs/_base_',
+    'tools',
+    'projects/*/*/*.py',
+    'projects/*/configs/_base_',
+)
 
 
 class Replay(Sequence[Any]):
@@ -92,8 +98,13 @@ class Measurement:
         work_dir: Folder of logs, reports and of the state to resume from.
     """
 
-    def __init__(self, table: Table, *, device: str | None = None,
-                 work_dir: Path | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        *,
+        device: str | None = None,
+        work_dir: Path | None = None,
+    ) -> None:
         self.table = table
         self.work_dir = work_dir or WORK_DIR / f'{table.name}_{table.split}'
         self.commit = current_commit()
@@ -141,8 +152,7 @@ class Measurement:
         if not self.table.rewrites:
             return []
         images = CalibrationConfig.from_dict(self.table.calibration, seed=0)
-        return apply_rewrites(
-            model, self.batches(images), self.table.rewrites)
+        return apply_rewrites(model, self.batches(images), self.table.rewrites)
 
     def measure(self, row: Row) -> dict[str, Any]:
         """Quantize a copy of the float model, and evaluate it.
@@ -189,21 +199,27 @@ class Measurement:
     def images(self, row: Row) -> CalibrationConfig:
         """Return how the row's calibration images are chosen."""
         return CalibrationConfig.from_dict(
-            self.table.calibration, seed=row.seed)
+            self.table.calibration, seed=row.seed
+        )
 
     def batches(self, images: CalibrationConfig) -> Replay:
         """Read the calibration batches of a seed, once."""
         if images.seed not in self._batches:
             source = EvaluationSource.from_loader(
                 self.loop.dataloader,
-                plain_pipeline=plain_pipeline(self.runner))
+                plain_pipeline=plain_pipeline(self.runner),
+            )
             train = self.runner.cfg.get('train_dataloader') or {}
-            self._batches[images.seed] = Replay(build_calibration(
-                images, source=source, default=train.get('dataset')))
+            self._batches[images.seed] = Replay(
+                build_calibration(
+                    images, source=source, default=train.get('dataset')
+                )
+            )
         return self._batches[images.seed]
 
-    def quantize(self, model: nn.Module, *, recipe: Recipe,
-                 row: Row) -> dict[str, Any]:
+    def quantize(
+        self, model: nn.Module, *, recipe: Recipe, row: Row
+    ) -> dict[str, Any]:
         """Quantize a model in place; its file lives just to be measured."""
         dataset = self.loop.dataloader.dataset
         meta = {'dataset_meta': getattr(dataset, 'metainfo', {})}
@@ -213,7 +229,8 @@ class Measurement:
                 model,
                 self.batches(self.images(row)),
                 recipe=recipe,
-                work_dir=folder)
+                work_dir=folder,
+            )
         with tempfile.TemporaryDirectory() as temporary:
             return quantize_model(
                 model,
@@ -222,7 +239,8 @@ class Measurement:
                 work_dir=folder,
                 out=Path(temporary) / 'quantized.pth',
                 shared_dir=self.shared_dir(),
-                meta=meta)
+                meta=meta,
+            )
 
     def shared_dir(self) -> Path | None:
         """Return the folder of reconstructed blocks that rows share.
@@ -234,8 +252,9 @@ class Measurement:
             return None
         return self.work_dir / 'blocks' / self.commit
 
-    def evaluate(self, model: nn.Module, *,
-                 evaluator: Any = None) -> tuple[dict[str, float], float]:
+    def evaluate(
+        self, model: nn.Module, *, evaluator: Any = None
+    ) -> tuple[dict[str, float], float]:
         """Run the test loop with an evaluator that has seen nothing.
 
         Args:
@@ -274,7 +293,8 @@ class Measurement:
         if self.table.metric not in metrics:
             raise ValueError(
                 f'{self.table.path}: metric is {self.table.metric!r}, but the '
-                f'evaluator gave {sorted(metrics)}')
+                f'evaluator gave {sorted(metrics)}'
+            )
         return {'value': metrics[self.table.metric], 'metrics': dict(metrics)}
 
 
@@ -301,7 +321,8 @@ def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
         loss=fragment.get('loss'),
         rewrites=[*row.rewrites, *(fragment.get('rewrites') or [])],
         calibration=images.recipe(),
-        seed=row.seed)
+        seed=row.seed,
+    )
 
 
 def watch_classes(evaluator: Any) -> dict[str, float]:
@@ -322,8 +343,9 @@ def watch_classes(evaluator: Any) -> dict[str, float]:
     return found
 
 
-def _watched(compute: Callable[..., Any], names: Sequence[str],
-             found: dict[str, float]) -> Callable[..., Any]:
+def _watched(
+    compute: Callable[..., Any], names: Sequence[str], found: dict[str, float]
+) -> Callable[..., Any]:
 
     def watched(*args: Any, **kwargs: Any) -> Any:
         result = compute(*args, **kwargs)
@@ -339,7 +361,8 @@ def finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Keep what is a finite number (classes without objects give NaN)."""
     plain = to_plain(metrics)
     return {
-        key: float(value) for key, value in plain.items()
+        key: float(value)
+        for key, value in plain.items()
         if isinstance(value, (int, float)) and math.isfinite(value)
     }
 
@@ -354,7 +377,8 @@ def current_commit() -> str:
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ['git', *words], capture_output=True, text=True, check=False)
+            ['git', *words], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ''
 
     head = git('rev-parse', '--verify', '--quiet', 'HEAD') or 'uncommitted'
@@ -369,8 +393,11 @@ def describe_environment(device: torch.device) -> dict[str, Any]:
         device: Device of the model.
     """
     versions = {name: installed_version(name) for name in SUPPORTED_VERSIONS}
-    name = (torch.cuda.get_device_name(device)
-            if device.type == 'cuda' else device.type)
+    name = (
+        torch.cuda.get_device_name(device)
+        if device.type == 'cuda'
+        else device.type
+    )
     return {
         'taskptq': __version__,
         'python': platform.python_version(),

@@ -1,4 +1,5 @@
 """Images, true boxes and predicted boxes, for pictures of detectors."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -35,15 +36,20 @@ def picture_of(batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor]:
         batch: Of one image whose annotations are those of its own size.
     """
     import mmcv
+
     sample = batch['data_samples'][0]
     boxes = sample.gt_instances.bboxes
-    return (mmcv.imread(sample.img_path, channel_order='rgb'),
-            getattr(boxes, 'tensor', boxes), sample.gt_instances.labels)
+    return (
+        mmcv.imread(sample.img_path, channel_order='rgb'),
+        getattr(boxes, 'tensor', boxes),
+        sample.gt_instances.labels,
+    )
 
 
 @torch.no_grad()
-def predict(model: nn.Module, batch: dict[str, Any], *,
-            score: float) -> tuple[Tensor, Tensor]:
+def predict(
+    model: nn.Module, batch: dict[str, Any], *, score: float
+) -> tuple[Tensor, Tensor]:
     """Return the confident boxes of an image and their labels.
 
     Args:
@@ -54,16 +60,19 @@ def predict(model: nn.Module, batch: dict[str, Any], *,
     Returns:
         (N, 4) in the image's own pixels, and (N,).
     """
-    found = model.test_step({
-        'inputs': list(batch['inputs']),
-        'data_samples': [one.clone() for one in batch['data_samples']],
-    })[0].pred_instances
+    found = model.test_step(
+        {
+            'inputs': list(batch['inputs']),
+            'data_samples': [one.clone() for one in batch['data_samples']],
+        }
+    )[0].pred_instances
     kept = found.scores > score
     return found.bboxes[kept].cpu(), found.labels[kept].cpu()
 
 
-def outline(axes: Any, box: Tensor, *, color: Any,
-            corner: tuple[int, int] = (0, 0)) -> None:
+def outline(
+    axes: Any, box: Tensor, *, color: Any, corner: tuple[int, int] = (0, 0)
+) -> None:
     """Draw one box of an image.
 
     Args:
@@ -73,6 +82,13 @@ def outline(axes: Any, box: Tensor, *, color: Any,
         corner: Left and top of the part of the image that is drawn.
     """
     left, top, right, bottom = (float(value) for value in box)
-    axes.add_patch(Rectangle(
-        (left - corner[0] - 0.5, top - corner[1] - 0.5), right - left,
-        bottom - top, fill=False, edgecolor=color, linewidth=0.9))
+    axes.add_patch(
+        Rectangle(
+            (left - corner[0] - 0.5, top - corner[1] - 0.5),
+            right - left,
+            bottom - top,
+            fill=False,
+            edgecolor=color,
+            linewidth=0.9,
+        )
+    )

@@ -8,6 +8,7 @@ others lie off their integer grids. No integer runtime can compute such a
 model. It is made on request only, cannot be frozen or packed, and its score
 is for a row beside the correct one.
 """
+
 from __future__ import annotations
 
 import json
@@ -31,8 +32,10 @@ from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 
 __all__ = [
-    'SoftRoundings', 'leave_as_published', 'published_note',
-    'quantize_as_published'
+    'SoftRoundings',
+    'leave_as_published',
+    'published_note',
+    'quantize_as_published',
 ]
 
 DROP_PROB = 0.5
@@ -119,9 +122,13 @@ def _share_off_grid(soft: SoftRoundings) -> float:
     return off / total if total else 0.0
 
 
-def quantize_as_published(model: nn.Module, batches: Sequence[Any], *,
-                          recipe: Recipe,
-                          work_dir: str | Path) -> dict[str, Any]:
+def quantize_as_published(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    recipe: Recipe,
+    work_dir: str | Path,
+) -> dict[str, Any]:
     """Quantize in place, without the steps that make it a quantized model.
 
     See the top of this file. ``quantize_model`` and the
@@ -146,17 +153,25 @@ def quantize_as_published(model: nn.Module, batches: Sequence[Any], *,
     if settings is None or settings.get('rounding', 'adaround') != 'adaround':
         raise ValueError(
             'published evaluation is of learned roundings: give '
-            "reconstruction=dict(rounding='adaround')")
+            "reconstruction=dict(rounding='adaround')"
+        )
     work_dir = Path(work_dir)
     work_dir.mkdir(parents=True, exist_ok=True)
     soft = SoftRoundings()
     ending = Ending(
         on_trained=soft,
         finish=lambda model: {
-            'published_eval': leave_as_published(model, soft)})
+            'published_eval': leave_as_published(model, soft)
+        },
+    )
     report, _ = run_steps(
-        model, batches, recipe=recipe, work_dir=work_dir, resume=False,
-        ending=ending)
+        model,
+        batches,
+        recipe=recipe,
+        work_dir=work_dir,
+        resume=False,
+        ending=ending,
+    )
     if is_main_process():
         text = json.dumps(report, indent=1) + '\n'
         target = work_dir / 'published_eval_report.json'
@@ -173,7 +188,9 @@ def published_note(report: Mapping[str, Any]) -> dict[str, str]:
     found = report.get('published_eval')
     if found is None:
         return {}
-    return {'note': f'{len(found["dropping"])} input quantizers drop at '
-                    f'random, {len(found["soft_layers"])} layers are rounded '
-                    f'softly ({found["off_grid"]:.1%} of their weights off '
-                    'the grid): no integer runtime can compute it'}
+    return {
+        'note': f'{len(found["dropping"])} input quantizers drop at '
+        f'random, {len(found["soft_layers"])} layers are rounded '
+        f'softly ({found["off_grid"]:.1%} of their weights off '
+        'the grid): no integer runtime can compute it'
+    }

@@ -1,4 +1,5 @@
 """Files of measured results: reading, writing, mean and spread."""
+
 from __future__ import annotations
 
 import json
@@ -37,8 +38,9 @@ def row_name(row: Mapping[str, Any]) -> str:
     return f'{row["method"]} {row["bits"]} {row["seed"]}'
 
 
-def put_row(results: Results, row: Mapping[str, Any], *,
-            order: Sequence[str]) -> None:
+def put_row(
+    results: Results, row: Mapping[str, Any], *, order: Sequence[str]
+) -> None:
     """Add a measured row, or replace the one of its name.
 
     Args:
@@ -50,8 +52,8 @@ def put_row(results: Results, row: Mapping[str, Any], *,
     rows[row_name(row)] = dict(row)
     places = {name: place for place, name in enumerate(order)}
     results['rows'] = sorted(
-        rows.values(),
-        key=lambda item: places.get(row_name(item), len(places)))
+        rows.values(), key=lambda item: places.get(row_name(item), len(places))
+    )
 
 
 def float_rows(results: Results) -> list[dict[str, Any]]:
@@ -91,8 +93,9 @@ def lookup(row: Mapping[str, Any], key: str) -> float | None:
     return None if value is None else float(value)
 
 
-def summarize(rows: Sequence[Mapping[str, Any]], *,
-              metric: str | None = None) -> Summary | None:
+def summarize(
+    rows: Sequence[Mapping[str, Any]], *, metric: str | None = None
+) -> Summary | None:
     """Summarize rows that differ in their seeds only.
 
     Args:
@@ -110,19 +113,26 @@ def summarize(rows: Sequence[Mapping[str, Any]], *,
         mean=sum(values) / len(values),
         spread=max(values) - min(values),
         num_seeds=len(values),
-        rows=list(rows))
+        rows=list(rows),
+    )
 
 
-def summary_of(results: Results, *, method: str, bits: str,
-               metric: str | None = None) -> Summary | None:
+def summary_of(
+    results: Results, *, method: str, bits: str, metric: str | None = None
+) -> Summary | None:
     """Summarize one method at one bit width; None if not measured."""
-    return summarize([
-        row for row in results['rows']
-        if row['method'] == method and row['bits'] == bits
-    ], metric=metric)
+    return summarize(
+        [
+            row
+            for row in results['rows']
+            if row['method'] == method and row['bits'] == bits
+        ],
+        metric=metric,
+    )
 
 
-def float_summary(results: Results, *,
-                  metric: str | None = None) -> Summary | None:
+def float_summary(
+    results: Results, *, metric: str | None = None
+) -> Summary | None:
     """Summarize the float model; None if not measured."""
     return summarize(float_rows(results), metric=metric)

@@ -1,4 +1,5 @@
 """Quantized copies of a table's float model, made as its rows are."""
+
 from __future__ import annotations
 
 import copy
@@ -22,16 +23,18 @@ from taskptq.engine.restore import restore_model
 WORK_DIR = Path('work_dirs') / 'row_models'
 
 
-def open_measurement(table: Table, *,
-                     device: str | None = None) -> Measurement:
+def open_measurement(
+    table: Table, *, device: str | None = None
+) -> Measurement:
     """Load a table's float model and data, in a work folder of its own.
 
     Args:
         table: The table.
         device: ``cpu`` or ``cuda``; None takes a GPU if there is one.
     """
-    return Measurement(table, device=device,
-                       work_dir=WORK_DIR / f'{table.name}_{table.split}')
+    return Measurement(
+        table, device=device, work_dir=WORK_DIR / f'{table.name}_{table.split}'
+    )
 
 
 def row_of(table: Table, name: str, *, seed: int = 0) -> Row:
@@ -50,25 +53,34 @@ def row_of(table: Table, name: str, *, seed: int = 0) -> Row:
     bits, _, method = name.partition('_')
     if not method:
         raise ValueError(
-            f'row {name!r}: write <bits>_<method>, e.g. w4a4-8_mse')
+            f'row {name!r}: write <bits>_<method>, e.g. w4a4-8_mse'
+        )
     for row in table.rows():
         known = (row.method, row.method.replace('+', '-'))
         if row.bits == bits and row.seed == seed and method in known:
             break
     else:
         row = Row(
-            method=method, bits=bits, seed=seed,
+            method=method,
+            bits=bits,
+            seed=seed,
             fragment=table.quant.format(
-                bits=bits, method=method.replace('+', '-')),
-            rewrites=table.rewrites, reconstruction=table.reconstruction)
+                bits=bits, method=method.replace('+', '-')
+            ),
+            rewrites=table.rewrites,
+            reconstruction=table.reconstruction,
+        )
     if row.published:
-        raise ValueError(f'row {name!r} is evaluated as published code does, '
-                         'which no file holds: name the plain method')
+        raise ValueError(
+            f'row {name!r} is evaluated as published code does, '
+            'which no file holds: name the plain method'
+        )
     return row
 
 
-def recipe_of(measurement: Measurement, row: Row, *,
-              keep_float: Sequence[str] = ()) -> Recipe:
+def recipe_of(
+    measurement: Measurement, row: Row, *, keep_float: Sequence[str] = ()
+) -> Recipe:
     """Return a row's recipe, with more layers left float.
 
     Args:
@@ -79,11 +91,13 @@ def recipe_of(measurement: Measurement, row: Row, *,
     recipe = read_recipe(row, images=measurement.images(row))
     patterns = (*recipe.qconfig.keep_float, *keep_float)
     return replace(
-        recipe, qconfig=replace(recipe.qconfig, keep_float=patterns))
+        recipe, qconfig=replace(recipe.qconfig, keep_float=patterns)
+    )
 
 
-def quantized_copy(measurement: Measurement, row: Row, *,
-                   reuse: bool = False) -> nn.Module:
+def quantized_copy(
+    measurement: Measurement, row: Row, *, reuse: bool = False
+) -> nn.Module:
     """Quantize a copy of the float model; its file stays in ``work_dirs``.
 
     Args:
@@ -99,31 +113,41 @@ def quantized_copy(measurement: Measurement, row: Row, *,
     out = folder / 'quantized.pth'
     if reuse and out.is_file():
         payload = read_checkpoint(out)
-        if (payload['recipe'] == recipe.to_dict()
-                and payload['meta'].get('float_sha256') == digest):
+        if (
+            payload['recipe'] == recipe.to_dict()
+            and payload['meta'].get('float_sha256') == digest
+        ):
             restore_model(payload, model)
             return model
     quantize_model(
-        model, measurement.batches(measurement.images(row)), recipe=recipe,
-        work_dir=folder, out=out, meta={'float_sha256': digest})
+        model,
+        measurement.batches(measurement.images(row)),
+        recipe=recipe,
+        work_dir=folder,
+        out=out,
+        meta={'float_sha256': digest},
+    )
     return model
 
 
-def evaluate(measurement: Measurement, model: nn.Module, *,
-             seed: int) -> dict[str, Any]:
+def evaluate(
+    measurement: Measurement, model: nn.Module, *, seed: int
+) -> dict[str, Any]:
     """Return ``value`` and ``metrics`` of a model, as a row has them."""
     with seeded(seed):
         metrics, _ = measurement.evaluate(model)
     return measurement.scores(metrics)
 
 
-def column_values(scores: Mapping[str, Any],
-                  columns: Mapping[str, str]) -> dict[str, float | None]:
+def column_values(
+    scores: Mapping[str, Any], columns: Mapping[str, str]
+) -> dict[str, float | None]:
     """Return a row's cells by header; None where it has no such metric.
 
     Args:
         scores: With ``metrics``.
         columns: Header -> key of ``metrics``.
     """
-    return {title: scores['metrics'].get(key)
-            for title, key in columns.items()}
+    return {
+        title: scores['metrics'].get(key) for title, key in columns.items()
+    }

@@ -1,4 +1,5 @@
 """What a row of a table tells of its quantization beside its scores."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ def reconstruction_seconds(rebuilt: Mapping[str, Any]) -> float:
         rebuilt: Report of the reconstruction, or nothing.
     """
     return round(
-        rebuilt.get('seconds', 0.0) + rebuilt.get('resumed_seconds', 0.0), 2)
+        rebuilt.get('seconds', 0.0) + rebuilt.get('resumed_seconds', 0.0), 2
+    )
 
 
 def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
@@ -23,11 +25,13 @@ def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
     """
     if not rebuilt.get('resumed_units'):
         return {}
-    return {'note': f'{rebuilt["resumed_units"]} units were taken from an '
-                    'interrupted run or from a row with the same blocks; '
-                    'reconstruction_seconds counts the '
-                    f'{rebuilt["resumed_seconds"]:.0f} s that they took '
-                    'there'}
+    return {
+        'note': f'{rebuilt["resumed_units"]} units were taken from an '
+        'interrupted run or from a row with the same blocks; '
+        'reconstruction_seconds counts the '
+        f'{rebuilt["resumed_seconds"]:.0f} s that they took '
+        'there'
+    }
 
 
 def set_loss_note(rebuilt: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,11 +42,13 @@ def set_loss_note(rebuilt: Mapping[str, Any]) -> dict[str, Any]:
     """
     for unit in rebuilt.get('units', ())[-1:]:
         if unit.get('set_loss_start') is not None:
-            return {'network_set_loss': {
-                'start': unit['set_loss_start'],
-                'end': unit['set_loss_end'],
-                'taken_back': unit['taken_back'],
-            }}
+            return {
+                'network_set_loss': {
+                    'start': unit['set_loss_start'],
+                    'end': unit['set_loss_end'],
+                    'taken_back': unit['taken_back'],
+                }
+            }
     return {}
 
 

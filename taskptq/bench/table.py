@@ -1,4 +1,5 @@
 """Tables of results: what a ``*.table.yml`` asks to be measured."""
+
 from __future__ import annotations
 
 import re
@@ -15,8 +16,7 @@ SPLITS = ('test', 'val')
 FRAGMENT = 'configs/_base_/quant/{bits}_{method}.py'
 # A method evaluated as published code does; alone it is that of QDrop.
 PUBLISHED = 'published-eval'
-GROUP_KEYS = ('methods', 'bits', 'seeds', 'reconstruction', 'qconfig',
-              'scope')
+GROUP_KEYS = ('methods', 'bits', 'seeds', 'reconstruction', 'qconfig', 'scope')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,20 +122,32 @@ class Table:
         Args:
             pattern: Regular expression to be found in the rows' names.
         """
-        found = {row.name: row for group in reversed(self.groups)
-                 for row in self._expand(group)}
+        found = {
+            row.name: row
+            for group in reversed(self.groups)
+            for row in self._expand(group)
+        }
         ordered: dict[str, Row] = {}
         for group in self.groups:
             for row in self._expand(group):
                 ordered.setdefault(row.name, found[row.name])
-        return [row for row in ordered.values()
-                if pattern is None or re.search(pattern, row.name)]
+        return [
+            row
+            for row in ordered.values()
+            if pattern is None or re.search(pattern, row.name)
+        ]
 
     def command(self, row: Row) -> str:
         """Return the command line that measures a row anew."""
         pattern = '^' + row.name.replace('+', r'\+') + '$'
-        words = ['python', 'tools/run_table.py', self.path.as_posix(),
-                 '--redo', '--rows', pattern]
+        words = [
+            'python',
+            'tools/run_table.py',
+            self.path.as_posix(),
+            '--redo',
+            '--rows',
+            pattern,
+        ]
         return shlex.join(words)
 
     def _expand(self, group: Mapping[str, Any]) -> Iterator[Row]:
@@ -147,14 +159,16 @@ class Table:
                         bits=bits,
                         seed=int(seed),
                         fragment=self.quant.format(
-                            bits=bits, method=_recipe_of(method)),
+                            bits=bits, method=_recipe_of(method)
+                        ),
                         rewrites=self.rewrites,
                         reconstruction={
                             **self.reconstruction,
-                            **group.get('reconstruction', {})
+                            **group.get('reconstruction', {}),
                         },
                         qconfig=group.get('qconfig', {}),
-                        scope=group.get('scope', 'model'))
+                        scope=group.get('scope', 'model'),
+                    )
 
 
 def _recipe_of(method: str) -> str:
@@ -192,20 +206,27 @@ def read_table(path: str | Path) -> Table:
     needed = ['model', 'dataset', 'config', 'checkpoint', 'metric', 'groups']
     _check_keys(content, known=known, needed=needed, where=str(path))
     for number, group in enumerate(content['groups']):
-        _check_keys(group, known=GROUP_KEYS, needed=('methods', 'bits'),
-                    where=f'{path}: groups[{number}]')
+        _check_keys(
+            group,
+            known=GROUP_KEYS,
+            needed=('methods', 'bits'),
+            where=f'{path}: groups[{number}]',
+        )
     table = Table(path=path, **content)
     if table.split not in SPLITS:
         raise ValueError(
-            f'{path}: split is {table.split!r}, choose one of {SPLITS}')
+            f'{path}: split is {table.split!r}, choose one of {SPLITS}'
+        )
     if path.name != table.name + SUFFIX:
         raise ValueError(
-            f'{path} describes {table.name}: name it {table.name}{SUFFIX}')
+            f'{path} describes {table.name}: name it {table.name}{SUFFIX}'
+        )
     return table
 
 
-def _check_keys(content: Any, *, known: Sequence[str],
-                needed: Sequence[str], where: str) -> None:
+def _check_keys(
+    content: Any, *, known: Sequence[str], needed: Sequence[str], where: str
+) -> None:
     """Raise a ValueError if keys are missing or unknown."""
     if not isinstance(content, Mapping):
         raise ValueError(f'{where} must hold keys and values')
@@ -214,6 +235,7 @@ def _check_keys(content: Any, *, known: Sequence[str],
     if unknown:
         raise ValueError(
             f'{where} has unknown key {unknown[0]!r}; known are '
-            f'{", ".join(known)}')
+            f'{", ".join(known)}'
+        )
     if missing:
         raise ValueError(f'{where} lacks the key {missing[0]!r}')

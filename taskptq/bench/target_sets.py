@@ -9,6 +9,7 @@ A ``<name>.targets.yml`` beside the tables has
   without ``metric`` each table's own value counts. ``bits`` of a target
   replace the tables'.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -74,8 +75,9 @@ class Member:
         if self.results is None:
             return None
         bits = bits_of(target, default=self.bits)
-        return measured_of(self.results, method=method, bits=bits,
-                           metric=target.get('metric'))
+        return measured_of(
+            self.results, method=method, bits=bits, metric=target.get('metric')
+        )
 
 
 def read_target_set(path: Path) -> TargetSet:
@@ -90,20 +92,22 @@ def read_target_set(path: Path) -> TargetSet:
     """
     content = yaml.safe_load(path.read_text(encoding='utf-8'))
     if sorted(content) != sorted(KEYS):
-        raise ValueError(f'{path} has the keys {sorted(content)}: give '
-                         f'{", ".join(KEYS)}')
+        raise ValueError(
+            f'{path} has the keys {sorted(content)}: give {", ".join(KEYS)}'
+        )
     for target in content['targets']:
         if not isinstance(target['method'], str):
-            raise ValueError(f'{path}: target {target.get("name")!r} names '
-                             'several methods: give one')
+            raise ValueError(
+                f'{path}: target {target.get("name")!r} names '
+                'several methods: give one'
+            )
     tables = content['tables']
     if not isinstance(tables, Mapping):
         tables = dict.fromkeys(tables)
     return TargetSet(path=path, tables=tables, targets=content['targets'])
 
 
-def evaluate_set(target: Target,
-                 members: Sequence[Member]) -> dict[str, Any]:
+def evaluate_set(target: Target, members: Sequence[Member]) -> dict[str, Any]:
     """Compare one target with means over tables.
 
     Args:
@@ -116,8 +120,11 @@ def evaluate_set(target: Target,
         ``partial`` where some of them lack it.
     """
     needed = {target['method'], *needed_by(target)}
-    usable = [member for member in members
-              if all(member.look(method, target) for method in needed)]
+    usable = [
+        member
+        for member in members
+        if all(member.look(method, target) for method in needed)
+    ]
 
     def look(method: str) -> Summary | None:
         return average([member.look(method, target) for member in usable])
@@ -132,8 +139,9 @@ def evaluate_set(target: Target,
 
 def needed_by(target: Target) -> list[str]:
     """Return the methods that a target compares its own with."""
-    found = [name for key in OTHERS if key in target
-             for name in names(target[key])]
+    found = [
+        name for key in OTHERS if key in target for name in names(target[key])
+    ]
     return found or ([] if 'min_value' in target else [FLOAT])
 
 
@@ -146,7 +154,8 @@ def average(summaries: Sequence[Summary | None]) -> Summary | None:
         mean=sum(one.mean for one in found) / len(found),
         spread=sum(one.spread for one in found) / len(found),
         num_seeds=min(one.num_seeds for one in found),
-        rows=[])
+        rows=[],
+    )
 
 
 def describe_set(record: Mapping[str, Any]) -> str:
@@ -158,5 +167,7 @@ def describe_set(record: Mapping[str, Any]) -> str:
     text = describe(record)
     if not record['tables']:
         return text
-    return (f'{text} (mean over {record["tables"]} of '
-            f'{record["of_tables"]} models)')
+    return (
+        f'{text} (mean over {record["tables"]} of '
+        f'{record["of_tables"]} models)'
+    )

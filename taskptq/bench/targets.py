@@ -18,6 +18,7 @@ or metric of a row that counts, instead of its value; ``lower_is_better: true``
 says so. Differences count only at discriminating bits: where ``plain``
 (MinMax) keeps at most 90 % of float.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,8 +29,14 @@ from taskptq.bench.results import Results, Summary, float_summary, summary_of
 FLOAT = 'float'
 FLOAT_BITS = '32'
 DIFFERENCES = ('above', 'against', 'not_below')
-KINDS = ('min_value', 'min_share_of_float', 'max_drop_from_float',
-         *DIFFERENCES, 'max_ratio_to', 'min_gain_over')
+KINDS = (
+    'min_value',
+    'min_share_of_float',
+    'max_drop_from_float',
+    *DIFFERENCES,
+    'max_ratio_to',
+    'min_gain_over',
+)
 KEYS = ('name', 'method', 'bits', 'metric', 'lower_is_better', 'plain', *KINDS)
 PLAIN = 'minmax'
 PLAIN_SHARE = 0.9
@@ -42,8 +49,9 @@ Lookup = Callable[[str], 'Summary | None']
 Target = Mapping[str, Any]
 
 
-def evaluate_targets(targets: Sequence[Target],
-                     results: Results) -> list[dict[str, Any]]:
+def evaluate_targets(
+    targets: Sequence[Target], results: Results
+) -> list[dict[str, Any]]:
     """Compare targets with results.
 
     Args:
@@ -66,13 +74,15 @@ def _evaluate(target: Target, results: Results) -> dict[str, Any]:
     bits = bits_of(target)
 
     def look(method: str) -> Summary | None:
-        return measured_of(results, method=method, bits=bits,
-                           metric=target.get('metric'))
+        return measured_of(
+            results, method=method, bits=bits, metric=target.get('metric')
+        )
 
     record = evaluate(target, look=look, bits=bits)
     if 'differences' in record:
         record['discriminating'] = discriminating(
-            results, bits=bits, plain=target.get('plain', PLAIN))
+            results, bits=bits, plain=target.get('plain', PLAIN)
+        )
     return record
 
 
@@ -90,7 +100,8 @@ def bits_of(target: Target, *, default: str | None = None) -> str:
     if unknown:
         raise ValueError(
             f'target {target.get("name")!r} has unknown key {unknown[0]!r}; '
-            f'known are {", ".join(KEYS)}')
+            f'known are {", ".join(KEYS)}'
+        )
     if target['method'] == FLOAT:
         return FLOAT_BITS
     bits = target.get('bits', default)
@@ -99,8 +110,9 @@ def bits_of(target: Target, *, default: str | None = None) -> str:
     return str(bits)
 
 
-def measured_of(results: Results, *, method: str, bits: str,
-                metric: str | None = None) -> Summary | None:
+def measured_of(
+    results: Results, *, method: str, bits: str, metric: str | None = None
+) -> Summary | None:
     """Summarize a method, which may be ``float``; None if not measured."""
     if method == FLOAT:
         return float_summary(results, metric=metric)
@@ -118,15 +130,20 @@ def evaluate(target: Target, *, look: Lookup, bits: str) -> dict[str, Any]:
     lower = bool(target.get('lower_is_better'))
     method, own = _best(names(target['method']), look=look, lower=lower)
     record: dict[str, Any] = {
-        'name': target['name'], 'method': method, 'bits': bits,
-        'status': 'missing'
+        'name': target['name'],
+        'method': method,
+        'bits': bits,
+        'status': 'missing',
     }
     if 'metric' in target:
         record['metric'] = target['metric']
     if own is None:
         return record
-    record |= {'value': own.mean, 'spread': own.spread,
-               'num_seeds': own.num_seeds}
+    record |= {
+        'value': own.mean,
+        'spread': own.spread,
+        'num_seeds': own.num_seeds,
+    }
     kinds = [key for key in KINDS if key in target]
     if not kinds or kinds[0] in ('min_share_of_float', 'max_drop_from_float'):
         return record | _against_float(own, target, look(FLOAT))
@@ -134,8 +151,9 @@ def evaluate(target: Target, *, look: Lookup, bits: str) -> dict[str, Any]:
     if kind == 'min_value':
         return record | _bounded('value', own.mean, at_least=bound)
     if kind in DIFFERENCES:
-        return record | _differences(own, kind, names(bound), look=look,
-                                     lower=lower)
+        return record | _differences(
+            own, kind, names(bound), look=look, lower=lower
+        )
     return record | _against_other(own, kind, bound, look=look, lower=lower)
 
 
@@ -144,8 +162,9 @@ def names(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value)
 
 
-def _best(methods: Sequence[str], *, look: Lookup,
-          lower: bool) -> tuple[str, Summary | None]:
+def _best(
+    methods: Sequence[str], *, look: Lookup, lower: bool
+) -> tuple[str, Summary | None]:
     """Return the method with the best mean, and its summary."""
     found = [(name, summary) for name in methods if (summary := look(name))]
     if not found:
@@ -154,11 +173,15 @@ def _best(methods: Sequence[str], *, look: Lookup,
     return max(found, key=lambda item: sign * item[1].mean)
 
 
-def _bounded(kind: str, measured: float, *, at_least: float | None = None,
-             at_most: float | None = None) -> dict[str, Any]:
+def _bounded(
+    kind: str,
+    measured: float,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> dict[str, Any]:
     """Return the outcome of a figure and its bound, one of the two."""
-    lacking = (measured - at_most if at_least is None else
-               at_least - measured)
+    lacking = measured - at_most if at_least is None else at_least - measured
     met = lacking <= ROUNDING
     return {
         'kind': kind,
@@ -169,22 +192,32 @@ def _bounded(kind: str, measured: float, *, at_least: float | None = None,
     }
 
 
-def _against_float(own: Summary, target: Target,
-                   reference: Summary | None) -> dict[str, Any]:
+def _against_float(
+    own: Summary, target: Target, reference: Summary | None
+) -> dict[str, Any]:
     if reference is None:
         return {'lacks': FLOAT}
     if 'max_drop_from_float' in target:
-        return _bounded('drop', reference.mean - own.mean,
-                        at_most=target['max_drop_from_float'])
+        return _bounded(
+            'drop',
+            reference.mean - own.mean,
+            at_most=target['max_drop_from_float'],
+        )
     share = own.mean / reference.mean if reference.mean else 0.0
     if 'min_share_of_float' not in target:
         return {'kind': 'share', 'measured': share, 'status': 'reported'}
     return _bounded('share', share, at_least=target['min_share_of_float'])
 
 
-def _against_other(own: Summary, kind: str, bound: Mapping[str, float], *,
-                   look: Lookup, lower: bool) -> dict[str, Any]:
-    (name, limit), = bound.items()
+def _against_other(
+    own: Summary,
+    kind: str,
+    bound: Mapping[str, float],
+    *,
+    look: Lookup,
+    lower: bool,
+) -> dict[str, Any]:
+    ((name, limit),) = bound.items()
     other = look(name)
     if other is None:
         return {'lacks': name}
@@ -196,8 +229,14 @@ def _against_other(own: Summary, kind: str, bound: Mapping[str, float], *,
     return found | _bounded('gain', -gain if lower else gain, at_least=limit)
 
 
-def _differences(own: Summary, kind: str, others: Sequence[str], *,
-                 look: Lookup, lower: bool) -> dict[str, Any]:
+def _differences(
+    own: Summary,
+    kind: str,
+    others: Sequence[str],
+    *,
+    look: Lookup,
+    lower: bool,
+) -> dict[str, Any]:
     """Compare means; the smallest margin over the spread decides."""
     margins: dict[str, float] = {}
     differences: dict[str, dict[str, float]] = {}
@@ -208,18 +247,18 @@ def _differences(own: Summary, kind: str, others: Sequence[str], *,
             return {'lacks': name}
         num_seeds = min(num_seeds, other.num_seeds)
         spread = max(own.spread, other.spread)
-        difference = (other.mean - own.mean if lower else
-                      own.mean - other.mean)
+        difference = other.mean - own.mean if lower else own.mean - other.mean
         differences[name] = {'difference': difference, 'spread': spread}
         margins[name] = difference + (
-            spread if kind == 'not_below' else -spread)
+            spread if kind == 'not_below' else -spread
+        )
     worst = min(margins, key=lambda name: margins[name])
     return {
         'kind': kind,
         'differences': differences,
         'measured': differences[worst]['difference'],
-        'required': differences[worst]['spread'] * (
-            -1 if kind == 'not_below' else 1),
+        'required': differences[worst]['spread']
+        * (-1 if kind == 'not_below' else 1),
         'num_seeds': num_seeds,
         'status': _status(kind, margins[worst], num_seeds),
         'short_by': max(0.0, -margins[worst]),
@@ -238,8 +277,9 @@ def _status(kind: str, margin: float, num_seeds: int) -> str:
     return 'pass' if num_seeds > 1 else 'one seed'
 
 
-def discriminating(results: Results, *, bits: str,
-                   plain: str = PLAIN) -> bool | None:
+def discriminating(
+    results: Results, *, bits: str, plain: str = PLAIN
+) -> bool | None:
     """Whether plain quantization loses at least 10 % of float.
 
     Args:
@@ -269,8 +309,11 @@ def describe(record: Mapping[str, Any]) -> str:
         return f'{head}{lacking} {record["bits"]} is not measured yet'
     if 'differences' in record:
         return head + _describe_differences(record)
-    write = {'share': _describe_share, 'value': _describe_value,
-             'drop': _describe_drop}
+    write = {
+        'share': _describe_share,
+        'value': _describe_value,
+        'drop': _describe_drop,
+    }
     return head + write.get(record['kind'], _describe_other)(record)
 
 
@@ -284,34 +327,49 @@ def _describe_share(record: Mapping[str, Any]) -> str:
 
 
 def _describe_value(record: Mapping[str, Any]) -> str:
-    return (f'{record["method"]} {record["measured"]:.3f}, target '
-            f'{record["required"]:.3f}' + _short(record))
+    return (
+        f'{record["method"]} {record["measured"]:.3f}, target '
+        f'{record["required"]:.3f}' + _short(record)
+    )
 
 
 def _describe_drop(record: Mapping[str, Any]) -> str:
-    return (f'{record["method"]} loses {100 * record["measured"]:.2f} '
-            f'points, target {100 * record["required"]:.2f}')
+    return (
+        f'{record["method"]} loses {100 * record["measured"]:.2f} '
+        f'points, target {100 * record["required"]:.2f}'
+    )
 
 
 def _describe_other(record: Mapping[str, Any]) -> str:
-    text = (f'{record["method"]} {record["value"]:.3f}, {record["other"]} '
-            f'{record["other_value"]:.3f}: ')
+    text = (
+        f'{record["method"]} {record["value"]:.3f}, {record["other"]} '
+        f'{record["other_value"]:.3f}: '
+    )
     if record['kind'] == 'ratio':
-        return (text + f'ratio {record["measured"]:.2f}, target at most '
-                f'{record["required"]:.2f}')
-    return (text + f'gain {record["measured"]:+.3f}, target at least '
-            f'{record["required"]:+.3f}' + _short(record))
+        return (
+            text + f'ratio {record["measured"]:.2f}, target at most '
+            f'{record["required"]:.2f}'
+        )
+    return (
+        text + f'gain {record["measured"]:+.3f}, target at least '
+        f'{record["required"]:+.3f}' + _short(record)
+    )
 
 
 def _short(record: Mapping[str, Any]) -> str:
-    return (f', short by {record["short_by"]:.3f}'
-            if record['status'] == 'fail' else '')
+    return (
+        f', short by {record["short_by"]:.3f}'
+        if record['status'] == 'fail'
+        else ''
+    )
 
 
 def _describe_differences(record: Mapping[str, Any]) -> str:
-    parts = [f'{values["difference"]:+.3f} to {name} '
-             f'(spread {values["spread"]:.3f})'
-             for name, values in record['differences'].items()]
+    parts = [
+        f'{values["difference"]:+.3f} to {name} '
+        f'(spread {values["spread"]:.3f})'
+        for name, values in record['differences'].items()
+    ]
     text = f'{record["method"]} ' + ', '.join(parts)
     if record['num_seeds'] == 1:
         text += ', one seed'

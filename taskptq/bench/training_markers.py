@@ -21,15 +21,18 @@ from taskptq.bench.training_table import (
 
 MARKED = re.compile(
     r'(<!-- (training|training-targets|losses):(\S+)((?: [\w.+-]+)*) '
-    r'-->\n).*?(<!-- /\2 -->)', re.DOTALL)
+    r'-->\n).*?(<!-- /\2 -->)',
+    re.DOTALL,
+)
 TRAINING = {
     'training': render_training,
     'training-targets': render_training_targets,
 }
 
 
-def update_training_text(text: str, root: Path, families: Sequence[str],
-                         entries: Mapping[str, Any]) -> str:
+def update_training_text(
+    text: str, root: Path, families: Sequence[str], entries: Mapping[str, Any]
+) -> str:
     """Return a README's text with all of these markers new.
 
     Args:

@@ -6,6 +6,7 @@ quantized ones (``QATHook``), and ``run_training.py`` writes
 ``<!-- training:<name> -->`` and ``<!-- /training -->``, its targets between
 ``<!-- training-targets:<name> -->`` and ``<!-- /training-targets -->``.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -20,8 +21,14 @@ from taskptq.bench.results import Summary, load_results, summarize
 
 SUFFIX = '.train.yml'
 ABSENT = 'Not measured yet.\n'
-TARGET_KEYS = ('name', 'metric', 'variants', 'baseline', 'min_gain',
-               'max_ratio')
+TARGET_KEYS = (
+    'name',
+    'metric',
+    'variants',
+    'baseline',
+    'min_gain',
+    'max_ratio',
+)
 VARIANT_KEYS = ('name', 'config', 'seeds', 'title')
 
 Row = Mapping[str, Any]
@@ -126,16 +133,20 @@ def read_training_table(path: str | Path) -> TrainingTable:
     return TrainingTable(path=path, **content)
 
 
-def _check_keys(content: Mapping[str, Any], known: Sequence[str], *,
-                where: str) -> None:
+def _check_keys(
+    content: Mapping[str, Any], known: Sequence[str], *, where: str
+) -> None:
     unknown = [key for key in content if key not in known]
     if unknown:
-        raise ValueError(f'{where} has unknown key {unknown[0]!r}; known are '
-                         f'{", ".join(known)}')
+        raise ValueError(
+            f'{where} has unknown key {unknown[0]!r}; known are '
+            f'{", ".join(known)}'
+        )
 
 
 def find_training_tables(
-        root: Path, families: Sequence[str]) -> dict[str, TrainingTable]:
+    root: Path, families: Sequence[str]
+) -> dict[str, TrainingTable]:
     """Read all tables of trained models.
 
     Args:
@@ -143,17 +154,20 @@ def find_training_tables(
         families: Patterns of the folders that may hold one.
     """
     return {
-        table.name: table for pattern in families
+        table.name: table
+        for pattern in families
         for path in sorted(root.glob(f'{pattern}/*{SUFFIX}'))
         for table in [read_training_table(path)]
     }
 
 
-def summary_of_variant(rows: Sequence[Row], variant: str, *,
-                       metric: str | None = None) -> Summary | None:
+def summary_of_variant(
+    rows: Sequence[Row], variant: str, *, metric: str | None = None
+) -> Summary | None:
     """Summarize the seeds of a variant; None if not measured."""
-    return summarize([row for row in rows if row['variant'] == variant],
-                     metric=metric)
+    return summarize(
+        [row for row in rows if row['variant'] == variant], metric=metric
+    )
 
 
 def render_training(table: TrainingTable) -> str:
@@ -164,8 +178,13 @@ def render_training(table: TrainingTable) -> str:
     rows = table.rows()
     if not rows:
         return ABSENT
-    header = ['variant', *table.columns, 'seeds', 'training, CPU s',
-              'parameters']
+    header = [
+        'variant',
+        *table.columns,
+        'seeds',
+        'training, CPU s',
+        'parameters',
+    ]
     lines = []
     for one in table.variants:
         summary = summary_of_variant(rows, one['name'])
@@ -176,11 +195,15 @@ def render_training(table: TrainingTable) -> str:
             for key in table.columns.values()
         ]
         parameters = summary.average('parameters')
-        lines.append([
-            one.get('title', one['name']), *cells, str(summary.num_seeds),
-            f'{summary.average("train_cpu_seconds") or 0:.0f}',
-            f'{parameters:.0f}' if parameters else ''
-        ])
+        lines.append(
+            [
+                one.get('title', one['name']),
+                *cells,
+                str(summary.num_seeds),
+                f'{summary.average("train_cpu_seconds") or 0:.0f}',
+                f'{parameters:.0f}' if parameters else '',
+            ]
+        )
     return to_markdown(header, lines) + '\n'
 
 
@@ -206,17 +229,22 @@ def evaluate_training_targets(table: TrainingTable) -> list[dict[str, Any]]:
     return [_evaluate(target, rows) for target in table.targets]
 
 
-def _evaluate(target: Mapping[str, Any],
-              rows: Sequence[Row]) -> dict[str, Any]:
+def _evaluate(
+    target: Mapping[str, Any], rows: Sequence[Row]
+) -> dict[str, Any]:
     metric = target['metric']
     lower = 'max_ratio' in target
     found = {
-        name: summary for name in target['variants']
+        name: summary
+        for name in target['variants']
         if (summary := summary_of_variant(rows, name, metric=metric))
     }
     base = summary_of_variant(rows, target['baseline'], metric=metric)
-    record: dict[str, Any] = {'name': target['name'], 'metric': metric,
-                              'status': 'missing'}
+    record: dict[str, Any] = {
+        'name': target['name'],
+        'metric': metric,
+        'status': 'missing',
+    }
     if not found or base is None:
         return record
     # One lucky seed is no best variant where others have several.
@@ -224,19 +252,29 @@ def _evaluate(target: Mapping[str, Any],
     choose = min if lower else max
     best = choose(several or found, key=lambda name: found[name].mean)
     own = found[best]
-    record |= {'variant': best, 'value': own.mean, 'baseline': base.mean,
-               'spread': max(own.spread, base.spread),
-               'num_seeds': min(own.num_seeds, base.num_seeds)}
+    record |= {
+        'variant': best,
+        'value': own.mean,
+        'baseline': base.mean,
+        'spread': max(own.spread, base.spread),
+        'num_seeds': min(own.num_seeds, base.num_seeds),
+    }
     if lower:
         ratio = own.mean / base.mean if base.mean else float('inf')
         met = ratio <= target['max_ratio']
-        return record | {'ratio': ratio, 'required': target['max_ratio'],
-                         'status': 'pass' if met else 'fail'}
+        return record | {
+            'ratio': ratio,
+            'required': target['max_ratio'],
+            'status': 'pass' if met else 'fail',
+        }
     gain = own.mean - base.mean
     required = max(target.get('min_gain', 0.0), record['spread'])
     met = gain >= required
-    status = 'fail' if not met else (
-        'pass' if record['num_seeds'] > 1 else 'one seed')
+    status = (
+        'fail'
+        if not met
+        else ('pass' if record['num_seeds'] > 1 else 'one seed')
+    )
     return record | {'gain': gain, 'required': required, 'status': status}
 
 
@@ -245,18 +283,23 @@ def describe_training_target(record: Mapping[str, Any]) -> str:
     head = f'{record["status"]:8} {record["name"]}: '
     if record['status'] == 'missing':
         return f'{head}{record["metric"]} is not measured yet'
-    text = (f'{head}{record["variant"]} {record["value"]:.3f}, baseline '
-            f'{record["baseline"]:.3f}, ')
+    text = (
+        f'{head}{record["variant"]} {record["value"]:.3f}, baseline '
+        f'{record["baseline"]:.3f}, '
+    )
     if 'ratio' in record:
-        return text + (f'ratio {record["ratio"]:.2f}, target at most '
-                       f'{record["required"]:.2f}')
-    return text + (f'gain {record["gain"]:+.3f}, target at least '
-                   f'{record["required"]:+.3f} (seed spread '
-                   f'{record["spread"]:.3f}, {record["num_seeds"]} seeds)')
+        return text + (
+            f'ratio {record["ratio"]:.2f}, target at most '
+            f'{record["required"]:.2f}'
+        )
+    return text + (
+        f'gain {record["gain"]:+.3f}, target at least '
+        f'{record["required"]:+.3f} (seed spread '
+        f'{record["spread"]:.3f}, {record["num_seeds"]} seeds)'
+    )
 
 
 def render_training_targets(table: TrainingTable) -> str:
     """Return the outcomes as a list, ending in a newline."""
     lines = map(describe_training_target, evaluate_training_targets(table))
     return ''.join(f'- {line}\n' for line in lines) or ABSENT
-

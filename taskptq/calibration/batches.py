@@ -1,4 +1,5 @@
 """Collated batches: how long they are, what is known of them, their parts."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,8 +15,11 @@ def batch_length(batch: Any) -> int:
     if isinstance(batch, dict) and 'inputs' in batch:
         inputs = batch['inputs']
         # Models with several inputs name them; each has all images.
-        first = next(iter(inputs.values())) if (
-            isinstance(inputs, dict) and inputs) else inputs
+        first = (
+            next(iter(inputs.values()))
+            if (isinstance(inputs, dict) and inputs)
+            else inputs
+        )
         return len(first)
     if isinstance(batch, torch.Tensor):
         return int(batch.shape[0])
@@ -88,5 +92,6 @@ def _part(value: Any, rows: slice, *, length: int) -> Any:
             for key, item in value.items()
         }
     sized = isinstance(value, list | tuple) or (
-        isinstance(value, torch.Tensor) and value.dim() > 0)
+        isinstance(value, torch.Tensor) and value.dim() > 0
+    )
     return value[rows] if sized and len(value) == length else value

@@ -1,4 +1,5 @@
 """Calibration: one pass over the data sets every range."""
+
 from __future__ import annotations
 
 import logging

@@ -1,4 +1,5 @@
 """Calibration images that cannot tell a range: those of one color."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,9 +30,7 @@ def _images(batch: Any) -> Iterator[Tensor]:
         # A batch of images; one of tokens or vectors is none.
         yield from batch if batch.dim() == 4 else ()
     elif isinstance(batch, list | tuple):
-        yield from (
-            x for x in batch if isinstance(x, Tensor) and x.dim() == 3
-        )
+        yield from (x for x in batch if isinstance(x, Tensor) and x.dim() == 3)
 
 
 def _is_constant(image: Tensor) -> bool:

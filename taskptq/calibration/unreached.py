@@ -1,4 +1,5 @@
 """What calibration did not reach: left float with a reason, or refused."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping

@@ -8,6 +8,7 @@ a table may be stopped and started at will. Several processes may work on one
 table: each takes rows that no other is at. ``--split val`` is for choosing
 settings: its results go to work_dirs and into no table.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -54,24 +55,32 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Measure a table of results')
     parser.add_argument('table', help='file *.table.yml')
     parser.add_argument(
-        '--rows', help='regular expression: only rows in whose name '
-        '"METHOD BITS SEED" it is found, e.g. "qdrop w2a4"')
+        '--rows',
+        help='regular expression: only rows in whose name '
+        '"METHOD BITS SEED" it is found, e.g. "qdrop w2a4"',
+    )
     parser.add_argument(
-        '--list', action='store_true', help='show the rows and stop')
+        '--list', action='store_true', help='show the rows and stop'
+    )
     parser.add_argument(
         '--redo',
         action='store_true',
-        help='measure rows again that the results file has')
+        help='measure rows again that the results file has',
+    )
     parser.add_argument(
         '--max-minutes',
         type=minutes,
-        help='start no further row after so many minutes')
+        help='start no further row after so many minutes',
+    )
     parser.add_argument(
-        '--split', choices=SPLITS, help="split to evaluate instead of the "
-        "table's")
+        '--split',
+        choices=SPLITS,
+        help="split to evaluate instead of the table's",
+    )
     parser.add_argument('--out', help='results file (default: see above)')
     parser.add_argument(
-        '--device', help='cpu or cuda (default: a GPU if there is one)')
+        '--device', help='cpu or cuda (default: a GPU if there is one)'
+    )
     return parser.parse_args(argv)
 
 
@@ -96,20 +105,28 @@ def open_results(table: Table, path: Path) -> Results:
     """
     results = load_results(path)
     if results is None:
-        results = {'model': table.model, 'dataset': table.dataset,
-                   'split': table.split, 'metric': table.metric,
-                   'float': None, 'rows': [], 'targets': [],
-                   'environment': {}}
+        results = {
+            'model': table.model,
+            'dataset': table.dataset,
+            'split': table.split,
+            'metric': table.metric,
+            'float': None,
+            'rows': [],
+            'targets': [],
+            'environment': {},
+        }
     for key in ('model', 'dataset', 'split', 'metric'):
         if results[key] != getattr(table, key):
             raise ValueError(
                 f'{path} has {key} {results[key]!r}, the table '
-                f'{getattr(table, key)!r}: move the file away to start anew')
+                f'{getattr(table, key)!r}: move the file away to start anew'
+            )
     for row in float_rows(results):
         if row.get('sha256') not in (None, file_digest(table.checkpoint)):
             raise ValueError(
                 f'{path} was measured with another {table.checkpoint}: move '
-                'the file away to start anew')
+                'the file away to start anew'
+            )
     return results
 
 
@@ -129,7 +146,9 @@ def lacking(rows: list[Row], results: Results, *, redo: bool) -> list[Row]:
             print_log(
                 f'{row.name} was measured with {old} steps, the table asks '
                 f'for {asked}: --redo measures it again',
-                logger='current', level=logging.WARNING)
+                logger='current',
+                level=logging.WARNING,
+            )
     return [row for row in rows if redo or row.name not in measured]
 
 
@@ -137,7 +156,8 @@ def show_rows(rows: list[Row], results: Results) -> str:
     """Return a line for each row: its value, or that it is lacking."""
     values = {row_name(row): row['value'] for row in results['rows']}
     return '\n'.join(
-        f'{row.name:24} {values.get(row.name, "lacking")}' for row in rows)
+        f'{row.name:24} {values.get(row.name, "lacking")}' for row in rows
+    )
 
 
 def run(table: Table, args: argparse.Namespace) -> list[str]:
@@ -173,8 +193,12 @@ def run(table: Table, args: argparse.Namespace) -> list[str]:
                 current |= {'float': measured, 'environment': environment}
             print_log(f'float {measured["value"]}', logger='current')
         failed = measure_rows(
-            todo, measurement=measurement, results=results, path=path,
-            deadline=deadline(start, args.max_minutes))
+            todo,
+            measurement=measurement,
+            results=results,
+            path=path,
+            deadline=deadline(start, args.max_minutes),
+        )
     with updated(table, path):
         pass  # The targets may have changed.
     return failed
@@ -185,9 +209,14 @@ def deadline(start: float, minutes: float | None) -> float:
     return float('inf') if minutes is None else start + 60 * minutes
 
 
-def measure_rows(rows: list[Row], *, measurement: Measurement,
-                 results: Results, path: Path,
-                 deadline: float) -> list[str]:
+def measure_rows(
+    rows: list[Row],
+    *,
+    measurement: Measurement,
+    results: Results,
+    path: Path,
+    deadline: float,
+) -> list[str]:
     """Measure rows one after another, writing after each.
 
     A row whose settings fail is logged and left lacking; one that another
@@ -209,8 +238,11 @@ def measure_rows(rows: list[Row], *, measurement: Measurement,
     known = {row_name(row): row for row in results['rows']}
     for number, row in enumerate(rows, start=1):
         if time.monotonic() > deadline:
-            print_log(f'Out of time: {len(rows) - number + 1} rows are left '
-                      'for the next run.', logger='current')
+            print_log(
+                f'Out of time: {len(rows) - number + 1} rows are left '
+                'for the next run.',
+                logger='current',
+            )
             break
         try:
             with row_lock(measurement.work_dir, row):
@@ -221,8 +253,9 @@ def measure_rows(rows: list[Row], *, measurement: Measurement,
                     results['environment'] = measurement.environment()
                     put_row(results, measured, order=order)
         except Timeout:
-            print_log(f'{row.name}: another process is at it',
-                      logger='current')
+            print_log(
+                f'{row.name}: another process is at it', logger='current'
+            )
             continue
         except (RuntimeError, ValueError, OSError):
             logging.getLogger(__name__).exception('%s failed', row.name)
@@ -233,7 +266,8 @@ def measure_rows(rows: list[Row], *, measurement: Measurement,
             f'(calibration {measured["calibration_seconds"]:.0f} s, '
             f'reconstruction {measured["reconstruction_seconds"]:.0f} s, '
             f'evaluation {measured["eval_seconds"]:.0f} s)',
-            logger='current')
+            logger='current',
+        )
     return failed
 
 
@@ -245,8 +279,10 @@ def row_lock(folder: Path, row: Row) -> FileLock:
 
 def changed(row: Row, known: Mapping[str, Any], results: Results) -> bool:
     """Whether a row was measured after ``known`` was read."""
-    return any(row_name(found) == row.name and found != known.get(row.name)
-               for found in results['rows'])
+    return any(
+        row_name(found) == row.name and found != known.get(row.name)
+        for found in results['rows']
+    )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ Each run is one ``tools/train.py`` and one ``tools/test.py``; the results file
 an interrupted training goes on from its last checkpoint; a finished one whose
 test was interrupted is only tested.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -58,22 +59,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
     parser = argparse.ArgumentParser(
-        description='Train and test the models of a table')
+        description='Train and test the models of a table'
+    )
     parser.add_argument('table', help=f'file *{SUFFIX}')
     parser.add_argument(
-        '--runs', help='regular expression: only runs in whose name '
-        '"VARIANT SEED" it is found, e.g. "^grid-um 0"')
+        '--runs',
+        help='regular expression: only runs in whose name '
+        '"VARIANT SEED" it is found, e.g. "^grid-um 0"',
+    )
     parser.add_argument(
-        '--list', action='store_true', help='show the runs and stop')
+        '--list', action='store_true', help='show the runs and stop'
+    )
     parser.add_argument(
-        '--redo', action='store_true',
-        help='train runs again that the results file has')
+        '--redo',
+        action='store_true',
+        help='train runs again that the results file has',
+    )
     parser.add_argument(
-        '--max-minutes', type=minutes,
-        help='start no further run after so many minutes')
+        '--max-minutes',
+        type=minutes,
+        help='start no further run after so many minutes',
+    )
     parser.add_argument(
-        '--train-options', nargs='+', default=[], metavar='KEY=VALUE',
-        help='settings to override while training')
+        '--train-options',
+        nargs='+',
+        default=[],
+        metavar='KEY=VALUE',
+        help='settings to override while training',
+    )
     return parser.parse_args(argv)
 
 
@@ -98,16 +111,20 @@ def call(words: Sequence[str]) -> tuple[float, float]:
     start = time.perf_counter()
     done = subprocess.run([sys.executable, *words], check=False)
     if done.returncode:
-        raise RuntimeError(f'{shlex.join(["python", *words])} ended with '
-                           f'{done.returncode}: see its output above')
+        raise RuntimeError(
+            f'{shlex.join(["python", *words])} ended with '
+            f'{done.returncode}: see its output above'
+        )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    processor = (after.ru_utime + after.ru_stime - before.ru_utime
-                 - before.ru_stime)
+    processor = (
+        after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    )
     return time.perf_counter() - start, processor
 
 
-def train(table: TrainingTable, run: Run, *, options: Sequence[str],
-          fresh: bool) -> dict[str, Any]:
+def train(
+    table: TrainingTable, run: Run, *, options: Sequence[str], fresh: bool
+) -> dict[str, Any]:
     """Train a run.
 
     Args:
@@ -125,34 +142,57 @@ def train(table: TrainingTable, run: Run, *, options: Sequence[str],
     if finished.is_file() and not fresh:
         return dict(json.loads(finished.read_text(encoding='utf-8')))
     finished.unlink(missing_ok=True)
-    words = ['-m', 'taskptq.cli.train', run.config, '--work-dir', str(folder),
-             '--seed', str(run.seed)]
+    words = [
+        '-m',
+        'taskptq.cli.train',
+        run.config,
+        '--work-dir',
+        str(folder),
+        '--seed',
+        str(run.seed),
+    ]
     resumed = (folder / LAST).is_file() and not fresh
     if resumed:
         words.append('--resume')
     words += ['--cfg-options', NO_VALIDATION, *options]
     wall, processor = call(words)
     note = {'note': 'training was interrupted: times are of its last part'}
-    times = {'train_seconds': round(wall, 1),
-             'train_cpu_seconds': round(processor, 1),
-             **(note if resumed else {})}
+    times = {
+        'train_seconds': round(wall, 1),
+        'train_cpu_seconds': round(processor, 1),
+        **(note if resumed else {}),
+    }
     finished.write_text(json.dumps(times), encoding='utf-8')
     return times
 
 
-def measure(table: TrainingTable, run: Run, *, options: Sequence[str],
-            fresh: bool) -> dict[str, Any]:
+def measure(
+    table: TrainingTable, run: Run, *, options: Sequence[str], fresh: bool
+) -> dict[str, Any]:
     """Train, test and perhaps publish a run; returns its row."""
     folder = work_dir_of(table, run)
     commit = current_commit()
     times = train(table, run, options=options, fresh=fresh)
     checkpoint = (folder / LAST).read_text(encoding='utf-8').strip()
     out = folder / 'metrics.json'
-    call(['-m', 'taskptq.cli.test', run.config, checkpoint, '--out', str(out),
-          '--work-dir', str(folder / 'test')])
+    call(
+        [
+            '-m',
+            'taskptq.cli.test',
+            run.config,
+            checkpoint,
+            '--out',
+            str(out),
+            '--work-dir',
+            str(folder / 'test'),
+        ]
+    )
     measured = json.loads(out.read_text(encoding='utf-8'))
-    metrics = {key: value for key, value in measured['metrics'].items()
-               if value is not None}
+    metrics = {
+        key: value
+        for key, value in measured['metrics'].items()
+        if value is not None
+    }
     return {
         'variant': run.variant,
         'seed': run.seed,
@@ -171,8 +211,14 @@ def measure(table: TrainingTable, run: Run, *, options: Sequence[str],
 def command_of(table: TrainingTable, run: Run, options: Sequence[str]) -> str:
     """Return the command line that measures a run anew."""
     pattern = '^' + run.name.replace('+', r'\+') + '$'
-    words = ['python', 'tools/run_training.py', table.path.as_posix(),
-             '--redo', '--runs', pattern]
+    words = [
+        'python',
+        'tools/run_training.py',
+        table.path.as_posix(),
+        '--redo',
+        '--runs',
+        pattern,
+    ]
     if options:
         words += ['--train-options', *options]
     return shlex.join(words)
@@ -185,9 +231,10 @@ def count_parameters(checkpoint: str | Path) -> int:
     if isinstance(weights, str):
         weights = content[TRAINING_KEY]['weights']
     return sum(
-        value.numel() for key, value in weights.items()
-        if key.rpartition('.')[2] not in STATISTICS
-        and '_quantizer' not in key)
+        value.numel()
+        for key, value in weights.items()
+        if key.rpartition('.')[2] not in STATISTICS and '_quantizer' not in key
+    )
 
 
 def publish(table: TrainingTable, run: Run, checkpoint: str) -> str | None:
@@ -200,19 +247,29 @@ def publish(table: TrainingTable, run: Run, checkpoint: str) -> str | None:
         return None
     out = Path(table.checkpoints) / f'{Path(run.config).stem}.pth'
     out.parent.mkdir(parents=True, exist_ok=True)
-    call(['-m', 'taskptq.cli.publish', run.config, checkpoint,
-          str(out), '--half'])
+    call(
+        [
+            '-m',
+            'taskptq.cli.publish',
+            run.config,
+            checkpoint,
+            str(out),
+            '--half',
+        ]
+    )
     return out.as_posix()
 
 
-def put_run(results: Results, row: dict[str, Any],
-            order: Sequence[str]) -> None:
+def put_run(
+    results: Results, row: dict[str, Any], order: Sequence[str]
+) -> None:
     """Add a row, or replace the one of its variant and seed."""
     rows = {name_of(old): old for old in results['rows']}
     rows[name_of(row)] = row
     places = {name: place for place, name in enumerate(order)}
     results['rows'] = sorted(
-        rows.values(), key=lambda one: places.get(name_of(one), len(places)))
+        rows.values(), key=lambda one: places.get(name_of(one), len(places))
+    )
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -223,11 +280,16 @@ def name_of(row: dict[str, Any]) -> str:
 def run_all(table: TrainingTable, args: argparse.Namespace) -> list[str]:
     """Measure what is lacking; returns the names of runs that failed."""
     results = load_results(table.results) or {
-        'name': table.name, 'metric': table.metric, 'rows': [],
-        'environment': {}
+        'name': table.name,
+        'metric': table.metric,
+        'rows': [],
+        'environment': {},
     }
-    runs = [run for run in table.runs()
-            if args.runs is None or re.search(args.runs, run.name)]
+    runs = [
+        run
+        for run in table.runs()
+        if args.runs is None or re.search(args.runs, run.name)
+    ]
     measured = {name_of(row): row for row in results['rows']}
     if args.list:
         for run in runs:
@@ -235,9 +297,15 @@ def run_all(table: TrainingTable, args: argparse.Namespace) -> list[str]:
             print(f'{run.name:24} {value}')
         return []
     start = time.monotonic()
-    order = [run.name for run in sorted(
-        table.runs(), key=lambda run: [
-            one['name'] for one in table.variants].index(run.variant))]
+    order = [
+        run.name
+        for run in sorted(
+            table.runs(),
+            key=lambda run: [one['name'] for one in table.variants].index(
+                run.variant
+            ),
+        )
+    ]
     failed = []
     for run in runs:
         if run.name in measured and not args.redo:
@@ -247,15 +315,17 @@ def run_all(table: TrainingTable, args: argparse.Namespace) -> list[str]:
             print('Out of time: the rest is left for the next call.')
             break
         try:
-            row = measure(table, run, options=args.train_options,
-                          fresh=args.redo)
+            row = measure(
+                table, run, options=args.train_options, fresh=args.redo
+            )
         except (RuntimeError, OSError, ValueError) as error:
             print(f'{run.name}: {error}')
             failed.append(run.name)
             continue
         put_run(results, row, order)
-        results['environment'] = describe_environment(torch.device(
-            'cuda' if torch.cuda.is_available() else 'cpu'))
+        results['environment'] = describe_environment(
+            torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        )
         save_results(results, table.results)
         print(f'{run.name}: {row["value"]} ({row["train_seconds"]:.0f} s)')
     return failed

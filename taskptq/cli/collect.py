@@ -16,12 +16,13 @@ A README shows a table between ``<!-- table:<model>_<dataset> -->`` and
 - ``peaks``: what bimodal integration decided on each attention, from one row.
 
 Kinds of DETRs are in ``taskptq/bench/detr_markers.py``; projects register
-their own (``taskptq.bench.markers.register``). ``softmax`` and ``peaks`` may name the row:
-``<!-- softmax:<model>_<dataset> <method> <bits> [<seed>] -->``; otherwise it
-is the first of ptq4sam-s, agq-s, ptq4sam-l and agq at w4a4, or else the first
-that has something to show. A metafile.yml has the results of its models under
-``Models``.
+their own (``taskptq.bench.markers.register``). ``softmax`` and ``peaks`` may
+name the row: ``<!-- softmax:<model>_<dataset> <method> <bits> [<seed>] -->``;
+otherwise it is the first of ptq4sam-s, agq-s, ptq4sam-l and agq at w4a4, or
+else the first that has something to show. A metafile.yml has the results of
+its models under ``Models``.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -64,13 +65,21 @@ FAMILIES = ('configs/*', 'projects/*/configs', 'projects/*/configs/*')
 READMES = ('README.md', 'configs/*/README.md', 'projects/*/README.md')
 MARKED = re.compile(
     r'(<!-- (table|targets|baselines|softmax|peaks):(\S+)((?: [\w.+-]+)*) '
-    r'-->\n).*?(<!-- /\2 -->)', re.DOTALL)
+    r'-->\n).*?(<!-- /\2 -->)',
+    re.DOTALL,
+)
 SUMMARY = 'summary'
 BENCHMARKS = 'benchmarks'
 BENCHMARK_RESULTS = 'tools/benchmarks/results/*.json'
-SUMMARY_CELLS = (('w8a8', 'mse'), ('w4a4', 'mse'), ('w4a4', 'qdrop'),
-                 ('w2a4', 'mse'), ('w2a4', 'qdrop'), ('w2a2', 'mse'),
-                 ('w2a2', 'qdrop'))
+SUMMARY_CELLS = (
+    ('w8a8', 'mse'),
+    ('w4a4', 'mse'),
+    ('w4a4', 'qdrop'),
+    ('w2a4', 'mse'),
+    ('w2a4', 'qdrop'),
+    ('w2a2', 'mse'),
+    ('w2a2', 'qdrop'),
+)
 ABSENT = 'Not measured yet.\n'
 # Kinds of marker that show one row: what it must have -> how it is shown.
 ROW_KINDS = {
@@ -109,15 +118,17 @@ def find_entries(root: Path) -> dict[str, Entry]:
         for path in sorted(root.glob(f'{pattern}/*{SUFFIX}')):
             table = read_table(path)
             if table.name in entries:
-                raise ValueError(f'there are two tables {table.name}: {path} '
-                                 f'and {entries[table.name].table.path}')
+                raise ValueError(
+                    f'there are two tables {table.name}: {path} '
+                    f'and {entries[table.name].table.path}'
+                )
             entries[table.name] = Entry(
-                table=table, results=load_results(table.results))
+                table=table, results=load_results(table.results)
+            )
     return entries
 
 
-def find_sets(root: Path,
-              entries: Mapping[str, Entry]) -> dict[str, EntrySet]:
+def find_sets(root: Path, entries: Mapping[str, Entry]) -> dict[str, EntrySet]:
     """Read all sets of targets below the repository's top level.
 
     Args:
@@ -137,20 +148,29 @@ def find_sets(root: Path,
                 raise ValueError(f'{path}: there is no table {unknown[0]!r}')
             if found.name in {*entries, *sets}:
                 raise ValueError(f'{path}: there is another {found.name}')
-            sets[found.name] = EntrySet(targets=found, members=[
-                Member(
-                    table=entries[name].table,
-                    results=entries[name].results,
-                    bits=bits or entries[name].table.discriminating)
-                for name, bits in found.tables.items()
-            ])
+            sets[found.name] = EntrySet(
+                targets=found,
+                members=[
+                    Member(
+                        table=entries[name].table,
+                        results=entries[name].results,
+                        bits=bits or entries[name].table.discriminating,
+                    )
+                    for name, bits in found.tables.items()
+                ],
+            )
     return sets
 
 
-def render(kind: str, name: str, entries: Mapping[str, Entry], *,
-           row: Sequence[str] = (),
-           sets: Mapping[str, EntrySet] | None = None,
-           root: Path = Path()) -> str:
+def render(
+    kind: str,
+    name: str,
+    entries: Mapping[str, Entry],
+    *,
+    row: Sequence[str] = (),
+    sets: Mapping[str, EntrySet] | None = None,
+    root: Path = Path(),
+) -> str:
     """Return what belongs between two markers, ending in a newline.
 
     Args:
@@ -167,8 +187,10 @@ def render(kind: str, name: str, entries: Mapping[str, Entry], *,
             can be, or in the wrong form.
     """
     if row and kind not in ROW_KINDS:
-        raise ValueError(f'a marker {kind}:{name} names the row '
-                         f'{" ".join(row)!r}: leave it out')
+        raise ValueError(
+            f'a marker {kind}:{name} names the row '
+            f'{" ".join(row)!r}: leave it out'
+        )
     if kind == 'table' and name in (SUMMARY, BENCHMARKS):
         return render_all(name, entries, root=root)
     if kind == 'targets' and sets and name in sets:
@@ -176,7 +198,8 @@ def render(kind: str, name: str, entries: Mapping[str, Entry], *,
     if name not in entries:
         raise ValueError(
             f'there is no table {name!r} (no {name}{SUFFIX}); known are '
-            f'{", ".join(entries)}')
+            f'{", ".join(entries)}'
+        )
     entry = entries[name]
     if entry.results is None:
         return ABSENT
@@ -191,15 +214,17 @@ def render(kind: str, name: str, entries: Mapping[str, Entry], *,
     return render_table(entry.table, entry.results)
 
 
-def render_all(name: str, entries: Mapping[str, Entry], *,
-               root: Path) -> str:
+def render_all(name: str, entries: Mapping[str, Entry], *, root: Path) -> str:
     """Return the table over all models, or that of the benchmarks."""
     if name == BENCHMARKS:
         files = sorted(root.glob(BENCHMARK_RESULTS))
         records = [json.loads(file.read_text()) for file in files]
         return render_benchmarks(records) + '\n' if records else ABSENT
-    measured = [entry.results for entry in entries.values()
-                if entry.results is not None]
+    measured = [
+        entry.results
+        for entry in entries.values()
+        if entry.results is not None
+    ]
     if not measured:
         return ABSENT
     return render_summary(measured, SUMMARY_CELLS) + '\n'
@@ -222,28 +247,43 @@ def set_lines(entry: EntrySet) -> list[str]:
     """Return a line for each target of a set; none if nothing is there."""
     if all(member.results is None for member in entry.members):
         return []
-    return [describe_set(evaluate_set(target, entry.members))
-            for target in entry.targets.targets]
+    return [
+        describe_set(evaluate_set(target, entry.members))
+        for target in entry.targets.targets
+    ]
 
 
 def target_lines(entry: Entry) -> list[str]:
     """Return a line for each target of a table."""
     results = entry.results or {'rows': [], 'float': None}
-    return [describe(record)
-            for record in evaluate_targets(entry.table.targets, results)]
+    return [
+        describe(record)
+        for record in evaluate_targets(entry.table.targets, results)
+    ]
 
 
-def update_text(text: str, entries: Mapping[str, Entry],
-                sets: Mapping[str, EntrySet], *,
-                root: Path = Path()) -> str:
+def update_text(
+    text: str,
+    entries: Mapping[str, Entry],
+    sets: Mapping[str, EntrySet],
+    *,
+    root: Path = Path(),
+) -> str:
     """Return a README's text with all its tables new.
 
     Raises:
         ValueError: If a marker names no table.
     """
     return MARKED.sub(
-        lambda m: m[1] + render(
-            m[2], m[3], entries, row=m[4].split(), sets=sets, root=root) + m[5], text)
+        lambda m: (
+            m[1]
+            + render(
+                m[2], m[3], entries, row=m[4].split(), sets=sets, root=root
+            )
+            + m[5]
+        ),
+        text,
+    )
 
 
 def update_metafile(text: str, entries: Mapping[str, Entry]) -> str:
@@ -284,8 +324,9 @@ def model_results(entry: Entry) -> Iterator[dict[str, Any]]:
         yield as_entry(summary, Quantization=f'{method} {bits}')
 
 
-def find_updates(root: Path, entries: Mapping[str, Entry],
-                 sets: Mapping[str, EntrySet]) -> dict[Path, str]:
+def find_updates(
+    root: Path, entries: Mapping[str, Entry], sets: Mapping[str, EntrySet]
+) -> dict[Path, str]:
     """Return the new text of every file that is out of date.
 
     Args:
@@ -296,10 +337,14 @@ def find_updates(root: Path, entries: Mapping[str, Entry],
     Raises:
         ValueError: If a marker names no table.
     """
-    readmes = [path for pattern in READMES
-               for path in sorted(root.glob(pattern))]
-    metafiles = [path for pattern in FAMILIES
-                 for path in sorted(root.glob(f'{pattern}/metafile.yml'))]
+    readmes = [
+        path for pattern in READMES for path in sorted(root.glob(pattern))
+    ]
+    metafiles = [
+        path
+        for pattern in FAMILIES
+        for path in sorted(root.glob(f'{pattern}/metafile.yml'))
+    ]
     updates = {}
     for path in [*readmes, *metafiles]:
         old = path.read_text(encoding='utf-8')
@@ -325,12 +370,19 @@ def main(argv: list[str] | None = None) -> None:
             table is wrong.
     """
     parser = argparse.ArgumentParser(description='Update tables of results')
-    parser.add_argument('--check', action='store_true',
-                        help='change nothing, exit 1 if a file is outdated')
-    parser.add_argument('--targets', action='store_true',
-                        help='print the targets and whether they are met')
-    parser.add_argument('--root', type=Path, default=Path(),
-                        help='top level of the repository')
+    parser.add_argument(
+        '--check',
+        action='store_true',
+        help='change nothing, exit 1 if a file is outdated',
+    )
+    parser.add_argument(
+        '--targets',
+        action='store_true',
+        help='print the targets and whether they are met',
+    )
+    parser.add_argument(
+        '--root', type=Path, default=Path(), help='top level of the repository'
+    )
     args = parser.parse_args(argv)
     try:
         entries = find_entries(args.root)
@@ -346,8 +398,9 @@ def main(argv: list[str] | None = None) -> None:
         raise SystemExit(str(error)) from error
     names = ', '.join(str(path.relative_to(args.root)) for path in updates)
     if args.check and updates:
-        raise SystemExit(f'{names}: out of date, run '
-                         'python tools/collect_results.py')
+        raise SystemExit(
+            f'{names}: out of date, run python tools/collect_results.py'
+        )
     for path, text in updates.items():
         path.write_text(text, encoding='utf-8')
     print(f'Updated {names}' if updates else 'Everything is up to date')

@@ -15,6 +15,7 @@ a time; ``queries`` compares the queries of the decoder, float and in
 quantized models; ``alignment`` is what standardized queries cost without any
 rounding.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -83,23 +84,34 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description='Report on DETRs')
     commands = parser.add_subparsers(dest='what', required=True)
-    about = {'progressive': 'quantize more and more of the model',
-             'sensitivity': 'quantize one part at a time',
-             'queries': 'distributions of queries',
-             'alignment': 'what aligned queries cost without rounding'}
-    found = {name: commands.add_parser(name, help=text)
-             for name, text in about.items()}
+    about = {
+        'progressive': 'quantize more and more of the model',
+        'sensitivity': 'quantize one part at a time',
+        'queries': 'distributions of queries',
+        'alignment': 'what aligned queries cost without rounding',
+    }
+    found = {
+        name: commands.add_parser(name, help=text)
+        for name, text in about.items()
+    }
     for name in ('progressive', 'sensitivity'):
         found[name].add_argument('--bits', required=True, help='e.g. w4a4-8')
         found[name].add_argument('--method', default='mse')
     found['queries'].add_argument(
-        '--rows', nargs='+', required=True,
-        help='<bits>_<method>, e.g. w4a4-8_drd')
+        '--rows',
+        nargs='+',
+        required=True,
+        help='<bits>_<method>, e.g. w4a4-8_drd',
+    )
     found['queries'].add_argument(
-        '--images', type=count, default=32, help='evaluated images to look at')
+        '--images', type=count, default=32, help='evaluated images to look at'
+    )
     found['queries'].add_argument(
-        '--reuse', action='store_true', help='take models of equal recipes '
-        'from an earlier run on the same float checkpoint')
+        '--reuse',
+        action='store_true',
+        help='take models of equal recipes '
+        'from an earlier run on the same float checkpoint',
+    )
     for name, command in found.items():
         command.add_argument('table', help='file *.table.yml')
         command.add_argument('--out', type=Path, required=True)
@@ -107,12 +119,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             command.add_argument('--plot', type=Path, help='PNG file')
         command.add_argument('--seed', type=seed, default=0)
         command.add_argument(
-            '--device', help='cpu or cuda (default: a GPU if there is one)')
+            '--device', help='cpu or cuda (default: a GPU if there is one)'
+        )
     return parser.parse_args(argv)
 
 
-def measure_part(measurement: Measurement, row: Row,
-                 keep_float: Sequence[str]) -> dict[str, Any]:
+def measure_part(
+    measurement: Measurement, row: Row, keep_float: Sequence[str]
+) -> dict[str, Any]:
     """Quantize a part of the float model, and evaluate it.
 
     Args:
@@ -143,22 +157,29 @@ def parts_of(measurement: Measurement, row: Row) -> dict[str, list[str]]:
 def describe_parts(parts: dict[str, list[str]], row: Row) -> dict[str, Any]:
     """Return what both reports on parts say of them."""
     return {
-        'bits': row.bits, 'method': row.method, 'fragment': row.fragment,
+        'bits': row.bits,
+        'method': row.method,
+        'fragment': row.fragment,
         'modules': {group: len(names) for group, names in parts.items()},
         'absent': [group for group in GROUPS if group not in parts],
     }
 
 
-def report_progressive(args: argparse.Namespace,
-                       measurement: Measurement) -> dict[str, Any]:
+def report_progressive(
+    args: argparse.Namespace, measurement: Measurement
+) -> dict[str, Any]:
     """Quantize more and more of the model."""
-    row = row_of(measurement.table, f'{args.bits}_{args.method}',
-                 seed=args.seed)
+    row = row_of(
+        measurement.table, f'{args.bits}_{args.method}', seed=args.seed
+    )
     parts = parts_of(measurement, row)
     reference = measurement.measure_float()
     steps = [
-        {'step': title, 'groups': list(groups),
-         **measure_part(measurement, row, kept_without(groups, parts))}
+        {
+            'step': title,
+            'groups': list(groups),
+            **measure_part(measurement, row, kept_without(groups, parts)),
+        }
         for title, groups in progressive_steps(parts)
     ]
     if args.plot is not None:
@@ -169,11 +190,13 @@ def report_progressive(args: argparse.Namespace,
     return {**describe_parts(parts, row), FLOAT: reference, 'steps': steps}
 
 
-def report_sensitivity(args: argparse.Namespace,
-                       measurement: Measurement) -> dict[str, Any]:
+def report_sensitivity(
+    args: argparse.Namespace, measurement: Measurement
+) -> dict[str, Any]:
     """Quantize one part at a time."""
-    row = row_of(measurement.table, f'{args.bits}_{args.method}',
-                 seed=args.seed)
+    row = row_of(
+        measurement.table, f'{args.bits}_{args.method}', seed=args.seed
+    )
     parts = parts_of(measurement, row)
     reference = measurement.measure_float()
     groups = {
@@ -185,8 +208,10 @@ def report_sensitivity(args: argparse.Namespace,
     if args.plot is not None:
         plot_group_losses(
             {group: found['lost'] for group, found in groups.items()},
-            args.plot, title=f'{row.bits}, {row.method}',
-            unit=f'{metric_title(measurement)} lost')
+            args.plot,
+            title=f'{row.bits}, {row.method}',
+            unit=f'{metric_title(measurement)} lost',
+        )
     return {**describe_parts(parts, row), FLOAT: reference, 'groups': groups}
 
 
@@ -219,21 +244,26 @@ def evaluated_batches(measurement: Measurement, count: int) -> Replay:
     return Replay(batches)
 
 
-def float_queries(measurement: Measurement, row: Row,
-                  batches: Replay) -> dict[str, QuerySample]:
+def float_queries(
+    measurement: Measurement, row: Row, batches: Replay
+) -> dict[str, QuerySample]:
     """Collect the queries of the float model, through idle counterparts."""
     model = copy.deepcopy(measurement.model)
     measurement.rewrite(model)
     prepare_in_place(model, recipe_of(measurement, row).qconfig)
     return collect_queries(
-        model, batches, forward=run_batch, points=query_points(model))
+        model, batches, forward=run_batch, points=query_points(model)
+    )
 
 
-def report_queries(args: argparse.Namespace,
-                   measurement: Measurement) -> dict[str, Any]:
+def report_queries(
+    args: argparse.Namespace, measurement: Measurement
+) -> dict[str, Any]:
     """Compare the queries of the decoder, float and quantized."""
-    rows = {name: row_of(measurement.table, name, seed=args.seed)
-            for name in args.rows}
+    rows = {
+        name: row_of(measurement.table, name, seed=args.seed)
+        for name in args.rows
+    }
     batches = evaluated_batches(measurement, args.images)
     first = next(iter(rows.values()))
     found = {FLOAT: float_queries(measurement, first, batches)}
@@ -243,34 +273,43 @@ def report_queries(args: argparse.Namespace,
         points = query_points(model)
         aligned[name] = has_aligned(model, list(points.values()))
         found[name] = collect_queries(
-            model, batches, forward=run_batch, points=points)
+            model, batches, forward=run_batch, points=points
+        )
         if found[name].keys() != found[FLOAT].keys():
             raise ValueError(
                 f'row {name} quantizes the queries of {", ".join(points)}, '
                 f'row {args.rows[0]} those of {", ".join(found[FLOAT])}: '
-                'report on them one after another')
+                'report on them one after another'
+            )
     layers = {
         layer: describe_queries(
-            {name: samples[layer] for name, samples in found.items()})
+            {name: samples[layer] for name, samples in found.items()}
+        )
         for layer in found[FLOAT]
     }
     if args.plot is not None:
         plot_queries(layers, args.plot)
-    return {'rows': {name: {'fragment': row.fragment,
-                            'aligned': aligned[name]}
-                     for name, row in rows.items()},
-            'num_images': sum(len(one['data_samples']) for one in batches),
-            'layers': layers}
+    return {
+        'rows': {
+            name: {'fragment': row.fragment, 'aligned': aligned[name]}
+            for name, row in rows.items()
+        },
+        'num_images': sum(len(one['data_samples']) for one in batches),
+        'layers': layers,
+    }
 
 
 def has_aligned(model: nn.Module, names: Sequence[str]) -> bool:
     """Whether all of these quantizers align what they read."""
-    return all(isinstance(model.get_submodule(name), AlignedQuantizer)
-               for name in names)
+    return all(
+        isinstance(model.get_submodule(name), AlignedQuantizer)
+        for name in names
+    )
 
 
-def report_alignment(args: argparse.Namespace,
-                     measurement: Measurement) -> dict[str, Any]:
+def report_alignment(
+    args: argparse.Namespace, measurement: Measurement
+) -> dict[str, Any]:
     """Evaluate the float model with aligned queries.
 
     Raises:
@@ -284,21 +323,31 @@ def report_alignment(args: argparse.Namespace,
     batches = measurement.batches(measurement.images(row))
     with seeded(row.seed):
         calibrate(model, batches, forward=run_batch)
-    aligned = [name for name, quantizer in quantizers(model)
-               if isinstance(quantizer, AlignedQuantizer)]
+    aligned = [
+        name
+        for name, quantizer in quantizers(model)
+        if isinstance(quantizer, AlignedQuantizer)
+    ]
     if not aligned:
-        raise ValueError(f'{row.fragment} aligns no query of '
-                         f'{type(model).__name__}')
+        raise ValueError(
+            f'{row.fragment} aligns no query of {type(model).__name__}'
+        )
     with transforming(model):
         scores = evaluate(measurement, model, seed=row.seed)
     scores['lost'] = reference['value'] - scores['value']
-    return {'fragment': row.fragment, 'quantizers': aligned,
-            FLOAT: reference, 'aligned': scores}
+    return {
+        'fragment': row.fragment,
+        'quantizers': aligned,
+        FLOAT: reference,
+        'aligned': scores,
+    }
 
 
 REPORTS: dict[str, Callable[..., dict[str, Any]]] = {
-    'progressive': report_progressive, 'sensitivity': report_sensitivity,
-    'queries': report_queries, 'alignment': report_alignment,
+    'progressive': report_progressive,
+    'sensitivity': report_sensitivity,
+    'queries': report_queries,
+    'alignment': report_alignment,
 }
 
 
@@ -322,12 +371,19 @@ def main(argv: list[str] | None = None) -> None:
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     found = {
-        'what': args.what, 'table': table.name, 'config': table.config,
-        'checkpoint': table.checkpoint, 'split': table.split,
-        'metric': table.metric, 'columns': dict(table.columns),
-        'calibration': dict(table.calibration), 'seed': args.seed, **found,
+        'what': args.what,
+        'table': table.name,
+        'config': table.config,
+        'checkpoint': table.checkpoint,
+        'split': table.split,
+        'metric': table.metric,
+        'columns': dict(table.columns),
+        'calibration': dict(table.calibration),
+        'seed': args.seed,
+        **found,
         'command': shlex.join(['python', 'tools/detr_report.py', *words]),
-        'commit': current_commit(), 'environment': measurement.environment(),
+        'commit': current_commit(),
+        'environment': measurement.environment(),
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(found, indent=1, allow_nan=False) + '\n'

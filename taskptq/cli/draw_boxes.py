@@ -7,6 +7,7 @@
 ``<bits>_<method>``. Images are those that the table evaluates, spaced evenly,
 not chosen by result; a color is a class.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -46,18 +47,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description='Draw boxes')
     parser.add_argument('table', help='file *.table.yml')
-    parser.add_argument('--rows', nargs='+', required=True,
-                        help='<bits>_<method>, e.g. w4a4-8_mse')
+    parser.add_argument(
+        '--rows',
+        nargs='+',
+        required=True,
+        help='<bits>_<method>, e.g. w4a4-8_mse',
+    )
     parser.add_argument('--boxes', type=Path, required=True, help='PNG file')
     parser.add_argument('--images', type=count, default=3)
-    parser.add_argument('--score', type=share, default=SCORE,
-                        help='draw boxes with more confidence')
+    parser.add_argument(
+        '--score',
+        type=share,
+        default=SCORE,
+        help='draw boxes with more confidence',
+    )
     parser.add_argument('--seed', type=seed, default=0)
     parser.add_argument(
-        '--reuse', action='store_true', help='take models of equal recipes '
-        'from an earlier run on the same float checkpoint')
+        '--reuse',
+        action='store_true',
+        help='take models of equal recipes '
+        'from an earlier run on the same float checkpoint',
+    )
     parser.add_argument(
-        '--device', help='cpu or cuda (default: a GPU if there is one)')
+        '--device', help='cpu or cuda (default: a GPU if there is one)'
+    )
     return parser.parse_args(argv)
 
 
@@ -67,9 +80,14 @@ def color_of(label: int) -> Any:
     return palette(label % palette.N)
 
 
-def draw_boxes(models: Mapping[str, nn.Module],
-               batches: Sequence[dict[str, Any]], path: Path, *,
-               classes: Sequence[str], score: float = SCORE) -> None:
+def draw_boxes(
+    models: Mapping[str, nn.Module],
+    batches: Sequence[dict[str, Any]],
+    path: Path,
+    *,
+    classes: Sequence[str],
+    score: float = SCORE,
+) -> None:
     """Draw a row for each image; columns are the truth and each model.
 
     Args:
@@ -82,18 +100,25 @@ def draw_boxes(models: Mapping[str, nn.Module],
     pictures = [picture_of(batch) for batch in batches]
     height, width = pictures[0][0].shape[:2]
     figure = Figure(
-        figsize=(HEIGHT * width / height * (1 + len(models)),
-                 (HEIGHT + 0.3) * len(batches) + 0.4),
-        layout='constrained')
+        figsize=(
+            HEIGHT * width / height * (1 + len(models)),
+            (HEIGHT + 0.3) * len(batches) + 0.4,
+        ),
+        layout='constrained',
+    )
     grid = figure.subplots(len(batches), 1 + len(models), squeeze=False)
     drawn: set[int] = set()
     for row, batch, (image, boxes, labels) in zip(
-            grid, batches, pictures, strict=True):
+        grid, batches, pictures, strict=True
+    ):
         found = {TRUTH: (boxes, labels)}
-        found |= {title: predict(model, batch, score=score)
-                  for title, model in models.items()}
+        found |= {
+            title: predict(model, batch, score=score)
+            for title, model in models.items()
+        }
         for axes, (title, (boxes, labels)) in zip(
-                row, found.items(), strict=True):
+            row, found.items(), strict=True
+        ):
             draw_image(axes, image, boxes, labels)
             axes.set_title(f'{title}: {len(boxes)} boxes', fontsize=8)
             drawn.update(labels.tolist())
@@ -118,16 +143,26 @@ def draw_image(axes: Any, image: Any, boxes: Tensor, labels: Tensor) -> None:
     axes.set_axis_off()
 
 
-def add_legend(figure: Figure, classes: Sequence[str],
-               drawn: set[int]) -> None:
+def add_legend(
+    figure: Figure, classes: Sequence[str], drawn: set[int]
+) -> None:
     """Name the classes below the pictures."""
-    labels = (range(len(classes)) if len(classes) <= MAX_CLASSES
-              else sorted(drawn))
-    handles = [Patch(facecolor='none', edgecolor=color_of(label),
-                     label=classes[label]) for label in labels]
+    labels = (
+        range(len(classes)) if len(classes) <= MAX_CLASSES else sorted(drawn)
+    )
+    handles = [
+        Patch(
+            facecolor='none', edgecolor=color_of(label), label=classes[label]
+        )
+        for label in labels
+    ]
     if handles:
-        figure.legend(handles=handles, loc='outside lower center',
-                      ncols=min(len(handles), MAX_CLASSES), fontsize=8)
+        figure.legend(
+            handles=handles,
+            loc='outside lower center',
+            ncols=min(len(handles), MAX_CLASSES),
+            fontsize=8,
+        )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -142,17 +177,22 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     try:
         table = read_table(args.table)
-        rows = {name: row_of(table, name, seed=args.seed)
-                for name in args.rows}
+        rows = {
+            name: row_of(table, name, seed=args.seed) for name in args.rows
+        }
         measurement = open_measurement(table, device=args.device)
         dataset = measurement.loop.dataloader.dataset
         batches = chosen_batches(dataset, count=args.images)
         models = {'float': measurement.model}
         for name, row in rows.items():
-            models[name] = quantized_copy(
-                measurement, row, reuse=args.reuse)
-        draw_boxes(models, batches, args.boxes, score=args.score,
-                   classes=dataset.metainfo['classes'])
+            models[name] = quantized_copy(measurement, row, reuse=args.reuse)
+        draw_boxes(
+            models,
+            batches,
+            args.boxes,
+            score=args.score,
+            classes=dataset.metainfo['classes'],
+        )
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print(f'written: {args.boxes}')

@@ -2,6 +2,7 @@
 
 Nothing here imports torch, so that a tool may read its options first.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -28,7 +29,8 @@ def whole(*, low: int, high: int | None = None) -> Callable[[str], int]:
             number = low - 1
         if number < low or (high is not None and number > high):
             raise argparse.ArgumentTypeError(
-                f'{text[:40]!r}: give a whole number of at least {low}{most}')
+                f'{text[:40]!r}: give a whole number of at least {low}{most}'
+            )
         return number
 
     return read
@@ -50,7 +52,8 @@ def number(*, low: float, high: float = math.inf) -> Callable[[str], float]:
             value = math.nan
         if not (math.isfinite(value) and low <= value <= high):
             raise argparse.ArgumentTypeError(
-                f'{text[:40]!r}: give a number of at least {low:g}{most}')
+                f'{text[:40]!r}: give a number of at least {low:g}{most}'
+            )
         return value
 
     return read

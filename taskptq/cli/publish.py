@@ -7,6 +7,7 @@ and a few plain facts about the run, so ``torch.load(weights_only=True)``
 reads the result. ``--half`` stores floating tensors as float16;
 ``load_state_dict`` brings them back to the model's own type.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -70,7 +71,8 @@ def to_half(name: str, tensor: Tensor) -> Tensor:
     if not torch.isfinite(half).all():
         raise ValueError(
             f'{name} holds values up to {tensor.abs().max():.3g}, outside '
-            f'float16: publish without --half')
+            f'float16: publish without --half'
+        )
     return half
 
 
@@ -95,17 +97,21 @@ def read_metrics(log_file: str) -> dict[str, float]:
         }
         if scores:
             return scores
-    raise ValueError(f'{log_file} holds no evaluation: run tools/test.py '
-                     f'first and name its vis_data/scalars.json')
+    raise ValueError(
+        f'{log_file} holds no evaluation: run tools/test.py '
+        f'first and name its vis_data/scalars.json'
+    )
 
 
-def publish(config: str,
-            *,
-            checkpoint: str,
-            out: str,
-            half: bool = False,
-            metrics: str | None = None,
-            trust: bool = False) -> dict[str, Any]:
+def publish(
+    config: str,
+    *,
+    checkpoint: str,
+    out: str,
+    half: bool = False,
+    metrics: str | None = None,
+    trust: bool = False,
+) -> dict[str, Any]:
     """Write the published form of a training checkpoint.
 
     Args:
@@ -126,26 +132,29 @@ def publish(config: str,
     """
     # For the logs of a training; whatever mmengine loads withdraws it.
     allow_history_buffers()
-    loaded = torch.load(
-        checkpoint, map_location='cpu', weights_only=not trust)
+    loaded = torch.load(checkpoint, map_location='cpu', weights_only=not trust)
     if not isinstance(loaded.get('state_dict'), dict):
-        raise ValueError(f'{checkpoint} has no state_dict: name a training '
-                         f'checkpoint of mmengine')
+        raise ValueError(
+            f'{checkpoint} has no state_dict: name a training '
+            f'checkpoint of mmengine'
+        )
     # A copy of each tensor, since a view would drag its storage along.
     state = {
         name: (to_half(name, tensor) if half else tensor).clone()
         for name, tensor in loaded['state_dict'].items()
     }
     meta = loaded.get('meta', {})
-    kept = to_plain({
-        'config': Path(config).name,
-        'epoch': meta.get('epoch'),
-        'iter': meta.get('iter'),
-        'seed': meta.get('seed'),
-        'dataset_meta': meta.get('dataset_meta', {}),
-        'metrics': read_metrics(metrics) if metrics else {},
-        'versions': installed_versions(),
-    })
+    kept = to_plain(
+        {
+            'config': Path(config).name,
+            'epoch': meta.get('epoch'),
+            'iter': meta.get('iter'),
+            'seed': meta.get('seed'),
+            'dataset_meta': meta.get('dataset_meta', {}),
+            'metrics': read_metrics(metrics) if metrics else {},
+            'versions': installed_versions(),
+        }
+    )
     torch.save({'state_dict': state, 'meta': kept}, out)
     return kept
 
@@ -161,13 +170,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('checkpoint', help='training checkpoint')
     parser.add_argument('out', help='file to write')
     parser.add_argument(
-        '--half', action='store_true', help='store weights as float16')
+        '--half', action='store_true', help='store weights as float16'
+    )
     parser.add_argument(
-        '--metrics', help='scalars.json whose last scores are kept')
+        '--metrics', help='scalars.json whose last scores are kept'
+    )
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help='unpickle everything in the file: for your own runs only')
+        help='unpickle everything in the file: for your own runs only',
+    )
     args = parser.parse_args(argv)
     meta = publish(
         args.config,
@@ -175,10 +187,13 @@ def main(argv: list[str] | None = None) -> None:
         out=args.out,
         half=args.half,
         metrics=args.metrics,
-        trust=args.trust_checkpoint)
+        trust=args.trust_checkpoint,
+    )
     size = Path(args.out).stat().st_size / 2**20
-    print_log(f'{args.out}: {size:.2f} MiB, epoch {meta["epoch"]}, '
-              f'metrics {meta["metrics"]}')
+    print_log(
+        f'{args.out}: {size:.2f} MiB, epoch {meta["epoch"]}, '
+        f'metrics {meta["metrics"]}'
+    )
 
 
 if __name__ == '__main__':

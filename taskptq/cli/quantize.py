@@ -5,6 +5,7 @@
 Beside ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
 ``tools/test.py q.py q.pth`` (this one or a host's) tests the result.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -51,43 +52,56 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='float checkpoint')
     method = parser.add_mutually_exclusive_group(required=True)
     method.add_argument(
-        '--recipe', action='append',
+        '--recipe',
+        action='append',
         help='name of a recipe, e.g. w4a4_qdrop, or config file that sets '
-        'its parts; if given again, the next is merged into the one before')
+        'its parts; if given again, the next is merged into the one before',
+    )
     method.add_argument(
         '--quant',
         help='fragment that sets qconfig and reconstruction, e.g. '
-        'configs/_base_/quant/w4a4_qdrop.py')
+        'configs/_base_/quant/w4a4_qdrop.py',
+    )
     parser.add_argument(
-        '--calib', help='fragment that sets calibration, e.g. '
-        'configs/_base_/calibration/calib256.py')
+        '--calib',
+        help='fragment that sets calibration, e.g. '
+        'configs/_base_/calibration/calib256.py',
+    )
     parser.add_argument(
-        '--out', required=True, help='quantized file to write, *.pth')
+        '--out', required=True, help='quantized file to write, *.pth'
+    )
     parser.add_argument(
-        '--work-dir', help='folder for reports (default: that of --out)')
+        '--work-dir', help='folder for reports (default: that of --out)'
+    )
     parser.add_argument(
-        '--num-images', type=int, help='number of calibration images')
+        '--num-images', type=int, help='number of calibration images'
+    )
     parser.add_argument('--seed', type=int, default=0, help='seed')
     parser.add_argument(
-        '--device', help='cpu or cuda (default: a GPU if there is one)')
+        '--device', help='cpu or cuda (default: a GPU if there is one)'
+    )
     parser.add_argument(
         '--allow-overlap',
         action='store_true',
-        help='accept calibration images of the test split')
+        help='accept calibration images of the test split',
+    )
     parser.add_argument(
         '--no-resume',
         action='store_true',
-        help='start anew instead of going on with an interrupted run')
+        help='start anew instead of going on with an interrupted run',
+    )
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='unpickle a checkpoint that is not plain, which runs code that '
-        'it names: for files whose source you trust')
+        'it names: for files whose source you trust',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings of CONFIG to override, as key=value')
+        help='settings of CONFIG to override, as key=value',
+    )
     args = parser.parse_args(argv)
     if Path(args.out).suffix != '.pth':
         parser.error(f'--out must end in .pth, got {args.out}')
@@ -116,8 +130,14 @@ def keeps_hook(hook: Any) -> bool:
     return type_name(hook['type']) not in DROPPED_HOOKS
 
 
-def config_text(cfg: Config, *, source: str, out: Path,
-                hook: dict[str, Any], overridden: bool) -> str:
+def config_text(
+    cfg: Config,
+    *,
+    source: str,
+    out: Path,
+    hook: dict[str, Any],
+    overridden: bool,
+) -> str:
     """Return CONFIG with PTQHook, as the text of a config file.
 
     Args:
@@ -143,8 +163,7 @@ def config_text(cfg: Config, *, source: str, out: Path,
         written.custom_hooks = hooks
         return str(written.pretty_text)
     text = Config({'custom_hooks': hooks}).pretty_text
-    base = source if packaged else base_path(
-        Path(source), folder=out.parent)
+    base = source if packaged else base_path(Path(source), folder=out.parent)
     return f'_base_ = [{base!r}]\n\n{text}'
 
 
@@ -162,8 +181,9 @@ def chosen_recipe(args: argparse.Namespace) -> dict[str, Any]:
     if args.recipe is not None:
         return read_recipe(args.recipe)
     fragment = read_config(args.quant).to_dict()
-    return read_recipe({
-        key: fragment.get(key) for key in PARTS if key in fragment})
+    return read_recipe(
+        {key: fragment.get(key) for key in PARTS if key in fragment}
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -196,8 +216,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         'seed': args.seed,
     }
     text = config_text(
-        cfg, source=args.config, out=out.with_suffix('.py'),
-        hook=to_plain(hook), overridden=args.cfg_options is not None)
+        cfg,
+        source=args.config,
+        out=out.with_suffix('.py'),
+        hook=to_plain(hook),
+        overridden=args.cfg_options is not None,
+    )
     _, report = quantize(
         cfg,
         args.checkpoint,
@@ -208,7 +232,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         device=args.device,
         seed=args.seed,
         resume=not args.no_resume,
-        trust_checkpoint=args.trust_checkpoint)
+        trust_checkpoint=args.trust_checkpoint,
+    )
     out.with_suffix('.py').write_text(text, encoding='utf-8')
     return report
 
@@ -227,14 +252,20 @@ def main(argv: list[str] | None = None) -> None:
         MMLogger.get_instance('taskptq', logger_name='taskptq')
     try:
         report = run(args)
-    except (FileNotFoundError, DiskFullError, ValueError, FolderInUseError,
-            QuantizedCheckpointError) as error:
+    except (
+        FileNotFoundError,
+        DiskFullError,
+        ValueError,
+        FolderInUseError,
+        QuantizedCheckpointError,
+    ) as error:
         raise SystemExit(str(error)) from error
     script = Path(args.out).with_suffix('.py')
     print_log(
         f'{report["file_bytes"]} bytes in {args.out}; test it with: '
         f'python tools/test.py {script} {args.out}',
-        logger='current')
+        logger='current',
+    )
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ file is rebuilt from what it says itself, also where the config has no hook.
 The file is read without running code from it, unless --trust-checkpoint says
 that it may.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -58,24 +59,29 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('config', help='config file of the model to test')
     parser.add_argument('checkpoint', help='float or quantized checkpoint')
     parser.add_argument(
-        '--work-dir', help='folder for logs, reports and the quantized file '
-        "(default: the config's, else work_dirs/<config name>)")
+        '--work-dir',
+        help='folder for logs, reports and the quantized file '
+        "(default: the config's, else work_dirs/<config name>)",
+    )
     parser.add_argument('--out', help='JSON file for the metrics')
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='unpickle a checkpoint that is not plain, which runs code that '
-        'it names: for files whose source you trust')
+        'it names: for files whose source you trust',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings to override, as key=value; lists as key="[a,b]"')
+        help='settings to override, as key=value; lists as key="[a,b]"',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher')
+        help='job launcher',
+    )
     # Set by torch.distributed.launch, under either spelling.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args(argv)
@@ -125,8 +131,9 @@ def add_hook(cfg: Config, checkpoint: Mapping[str, Any]) -> None:
         cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
 
 
-def check_fit(runner: Runner, checkpoint: Mapping[str, Any], *,
-              path: str) -> None:
+def check_fit(
+    runner: Runner, checkpoint: Mapping[str, Any], *, path: str
+) -> None:
     """Load a float checkpoint, where mmengine would only warn of misfits.
 
     Args:
@@ -139,7 +146,8 @@ def check_fit(runner: Runner, checkpoint: Mapping[str, Any], *,
     """
     # Checkpoints of QATHook have their weights elsewhere.
     if is_quantized(checkpoint) or isinstance(
-            checkpoint.get('state_dict'), str):
+        checkpoint.get('state_dict'), str
+    ):
         return
     load_float_weights(unwrap(runner.model), checkpoint, path=path)
 
@@ -164,9 +172,14 @@ def join_processes_on_cpu(cfg: Config) -> None:
         }
 
 
-def write_metrics(out: str, *, args: argparse.Namespace,
-                  metrics: dict[str, Any], seconds: float,
-                  runner: Runner) -> None:
+def write_metrics(
+    out: str,
+    *,
+    args: argparse.Namespace,
+    metrics: dict[str, Any],
+    seconds: float,
+    runner: Runner,
+) -> None:
     """Write what was measured, and how it was quantized in this run.
 
     Args:
@@ -214,7 +227,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     check_hooks(cfg.get('custom_hooks'))
     trusted = args.trust_checkpoint or any(
         isinstance(hook, dict) and bool(hook.get('trust_checkpoint'))
-        for hook in cfg.get('custom_hooks') or [])
+        for hook in cfg.get('custom_hooks') or []
+    )
     checkpoint = read_checkpoint(cfg.load_from, trust_checkpoint=trusted)
     add_hook(cfg, checkpoint)
     join_processes_on_cpu(cfg)
@@ -231,8 +245,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         print_log('\n'.join(['Metrics', *lines]), logger='current')
         if args.out is not None:
             write_metrics(
-                args.out, args=args, metrics=metrics, seconds=seconds,
-                runner=runner)
+                args.out,
+                args=args,
+                metrics=metrics,
+                seconds=seconds,
+                runner=runner,
+            )
     return metrics
 
 

@@ -5,6 +5,7 @@
 The config's ``default_scope`` (mmdet, mmseg, ...) says which host's
 registries are searched, so one tool serves detectors and segmentors.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -36,35 +37,43 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Train a model')
     parser.add_argument('config', help='config file of the model to train')
     parser.add_argument(
-        '--work-dir', help='folder for logs and checkpoints '
-        "(default: the config's, else work_dirs/<config name>)")
+        '--work-dir',
+        help='folder for logs and checkpoints '
+        "(default: the config's, else work_dirs/<config name>)",
+    )
     parser.add_argument(
-        '--seed', type=int, help="seed that replaces the config's")
+        '--seed', type=int, help="seed that replaces the config's"
+    )
     parser.add_argument(
         '--amp',
         action='store_true',
-        help='train with automatic mixed precision')
+        help='train with automatic mixed precision',
+    )
     parser.add_argument(
         '--resume',
         nargs='?',
         const='auto',
         help='checkpoint to go on from; without a value, the latest one '
-        'in the work directory')
+        'in the work directory',
+    )
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='unpickle checkpoints that are not plain, which runs code that '
-        'they name: for files whose source you trust')
+        'they name: for files whose source you trust',
+    )
     parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
-        help='settings to override, as key=value; lists as key="[a,b]"')
+        help='settings to override, as key=value; lists as key="[a,b]"',
+    )
     parser.add_argument(
         '--launcher',
         choices=['none', 'pytorch', 'slurm', 'mpi'],
         default='none',
-        help='job launcher')
+        help='job launcher',
+    )
     # Set by torch.distributed.launch, under either spelling.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
     return parser.parse_args(argv)
@@ -98,7 +107,8 @@ def load_config(args: argparse.Namespace) -> Config:
         if kind not in ('OptimWrapper', 'AmpOptimWrapper'):
             raise SystemExit(
                 f'--amp needs optim_wrapper.type OptimWrapper, but the '
-                f'config has {kind}; train without --amp')
+                f'config has {kind}; train without --amp'
+            )
         cfg.optim_wrapper.type = 'AmpOptimWrapper'
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.resume is not None:
@@ -135,7 +145,8 @@ def main(argv: list[str] | None = None) -> None:
         check_hooks(cfg.get('custom_hooks'))
         refuse_unwritable_folder(cfg.work_dir, name='work_dir')
         runner = guarded_runner(
-            cfg, training=True, trust_checkpoint=args.trust_checkpoint)
+            cfg, training=True, trust_checkpoint=args.trust_checkpoint
+        )
         runner.train()
 
 

@@ -1,4 +1,5 @@
 """Layer 0: the numeric core; torch only."""
+
 from taskptq.core.analytic_clip import ACIQObserver
 from taskptq.core.config import QuantizerConfig
 from taskptq.core.learned_rounding import LearnedRounding

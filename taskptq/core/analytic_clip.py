@@ -14,6 +14,7 @@ What a ReLU leaves is the upper half of such a density on [0, alpha]: bins are
 half as wide, which is the same condition with M + 1 bits. The constants are
 solved for here, not copied.
 """
+
 from __future__ import annotations
 
 import math

@@ -1,4 +1,5 @@
 """How to make one quantizer: grid, class, observer."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

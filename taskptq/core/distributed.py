@@ -1,4 +1,5 @@
 """What a reconstruction needs to know of the other ranks."""
+
 from __future__ import annotations
 
 from typing import Any

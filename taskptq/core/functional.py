@@ -3,6 +3,7 @@
 ``q = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ties to
 even as ONNX QuantizeLinear; ``x_hat = (q - zero_point) * scale``.
 """
+
 from __future__ import annotations
 
 from typing import Any
@@ -108,14 +109,18 @@ def fake_quantize(
         lowest, highest = quant_min - offset, quant_max - offset
         if torch.is_grad_enabled() and x.requires_grad:
             out: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
-                value, scale, lowest, highest)
+                value, scale, lowest, highest
+            )
         else:
             out = value * reciprocal(scale)
             out.round_().clamp_(lowest, highest)
             out.mul_(float(scale))
     elif ch_axis is None:
         out = torch.fake_quantize_per_tensor_affine(
-            value, scale.reshape(()), zero_point.reshape(()), quant_min,
+            value,
+            scale.reshape(()),
+            zero_point.reshape(()),
+            quant_min,
             quant_max,
         )
     else:
@@ -215,12 +220,21 @@ def lsq_fake_quantize(
         # Codes shifted to start at 0, same values: torch's backward truncates
         # zero point + 0.5, which is off by one where that is negative.
         out: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
-            value, scale.reshape(1), zero_point.reshape(1) - quant_min, 0,
-            quant_max - quant_min, grad_factor,
+            value,
+            scale.reshape(1),
+            zero_point.reshape(1) - quant_min,
+            0,
+            quant_max - quant_min,
+            grad_factor,
         )
     else:
         out = torch._fake_quantize_learnable_per_channel_affine(
-            value, scale, zero_point, ch_axis, quant_min, quant_max,
+            value,
+            scale,
+            zero_point,
+            ch_axis,
+            quant_min,
+            quant_max,
             grad_factor,
         )
     return out if out.dtype == x.dtype else out.to(x.dtype)
@@ -256,8 +270,12 @@ def lsq_drop_quantize(
     """
     keep = drop_mask(x, drop_prob=drop_prob) if drop_prob > 0 else None
     out: Tensor = _LSQDrop.apply(  # type: ignore[no-untyped-call]
-        x, scale, quant_min - zero_point, quant_max - zero_point,
-        grad_factor, keep,
+        x,
+        scale,
+        quant_min - zero_point,
+        quant_max - zero_point,
+        grad_factor,
+        keep,
     )
     return out
 
@@ -315,9 +333,7 @@ def drop_mask(x: Tensor, *, drop_prob: float) -> Tensor:
     Spends 8 random bits per element, so the probability is rounded to a
     multiple of 1/256. Draws from torch's global generator.
     """
-    words = torch.empty(
-        -(-x.numel() // 8), dtype=torch.int64, device=x.device
-    )
+    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
     words.random_(torch.iinfo(torch.int64).min, None)
     octets = words.view(torch.uint8)[: x.numel()]
     mask = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -1,4 +1,5 @@
 """Observers for quantizers with parameters per head of an attention."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -56,9 +57,7 @@ class HeadObserver(Observer):
                 f'per_head=True reads (B, {len(self.heads)}, N, C), got the '
                 f'shape {tuple(x.shape)}: set per_head=False for this layer'
             )
-        for head, part in zip(
-            self.parts(), x.unbind(HEAD_AXIS), strict=True
-        ):
+        for head, part in zip(self.parts(), x.unbind(HEAD_AXIS), strict=True):
             head.observe(part)
 
     @property

@@ -1,4 +1,5 @@
 """Learned rounding of weights, soft while it trains and hard afterwards."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -3,6 +3,7 @@
 Each declares in ``reductions`` how its state combines across ranks, so that
 calibration on shards equals calibration on everything where that is exact.
 """
+
 from __future__ import annotations
 
 import math

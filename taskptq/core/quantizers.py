@@ -1,4 +1,5 @@
 """Quantizer modules: a grid, its state, and the switches that act on it."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

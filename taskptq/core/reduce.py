@@ -4,6 +4,7 @@ All observers of a model go together in a handful of collectives; only
 gathered samples, which are large, go one by one. A rank where an observer saw
 nothing takes part with neutral values.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence

@@ -3,6 +3,7 @@
 A rule reads one value: it returns the value as a plain type, or raises one
 sentence with the setting's dotted name, the value and what is allowed.
 """
+
 from __future__ import annotations
 
 import math
@@ -254,9 +255,7 @@ class Items(Rule):
 
     def convert(self, value: Any, name: str) -> tuple[Any, ...]:
         """Return the items."""
-        if isinstance(value, str | bytes) or not isinstance(
-            value, Sequence
-        ):
+        if isinstance(value, str | bytes) or not isinstance(value, Sequence):
             raise TypeError
         if not self.least <= len(value) <= self.most:
             raise refuse(

@@ -1,4 +1,5 @@
 """Searches: a clipping range under an L_p norm, and any bounded scalar."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -101,7 +102,7 @@ class _Errors:
         )
         chunk = max(1, CHUNK_ELEMENTS // max(1, self.values.numel()))
         parts = [
-            self._chunk(scale[i:i + chunk], zero_point[i:i + chunk])
+            self._chunk(scale[i : i + chunk], zero_point[i : i + chunk])
             for i in range(0, scale.shape[0], chunk)
         ]
         return torch.cat(parts)

@@ -1,4 +1,5 @@
 """The error of settings: one sentence with name, value and what is allowed."""
+
 from __future__ import annotations
 
 import difflib

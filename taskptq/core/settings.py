@@ -4,6 +4,7 @@ The one module to import from: dataclasses declare a rule for each field
 (``setting``, ``check_fields``), other code reads single values
 (``Whole(low=1).read(steps, name='steps')``) or dicts (``check_keys``).
 """
+
 from __future__ import annotations
 
 import inspect

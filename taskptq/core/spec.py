@@ -1,4 +1,5 @@
 """What a quantization grid looks like: bits, symmetry, granularity."""
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass

@@ -1,4 +1,5 @@
 """Contexts that switch the quantizers of a module tree, and restore them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -31,9 +32,7 @@ def _switched(
     transforming: bool = False,
 ) -> Iterator[None]:
     found = list(quantizers(model))
-    before = [
-        (q, q.enabled, q.observing, q.transform_only) for _, q in found
-    ]
+    before = [(q, q.enabled, q.observing, q.transform_only) for _, q in found]
     try:
         for name, quantizer in found:
             is_weight = is_weight_quantizer(name)

@@ -17,10 +17,17 @@ from torch.nn import functional
 from taskptq.engine.grid_outputs import num_points, split_map
 from taskptq.registry import ADAPTERS
 
-__all__ = ['Adapter', 'DenseDetectorAdapter', 'SegmentorAdapter', 'name_tensors']
+__all__ = [
+    'Adapter',
+    'DenseDetectorAdapter',
+    'SegmentorAdapter',
+    'name_tensors',
+]
 
 
-def name_tensors(value: Any, *, prefix: str = '') -> Iterator[tuple[str, Tensor]]:
+def name_tensors(
+    value: Any, *, prefix: str = ''
+) -> Iterator[tuple[str, Tensor]]:
     """Yield (name, tensor) of nested outputs; other leaves are left out.
 
     Args:
@@ -76,8 +83,9 @@ class Adapter:
             outputs = model(data, mode='tensor')
         return dict(name_tensors(outputs))
 
-    def foreground_proxy(self, heads: Mapping[str,
-                                              Tensor]) -> dict[str, Tensor]:
+    def foreground_proxy(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Say how much each place of an output matters.
 
         Args:
@@ -86,11 +94,14 @@ class Adapter:
         Returns:
             Weights in [0, 1] that broadcast to each output; all ones here.
         """
-        return {name: torch.ones((), device=head.device)
-                for name, head in heads.items()}
+        return {
+            name: torch.ones((), device=head.device)
+            for name, head in heads.items()
+        }
 
-    def decode(self, heads: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Turn outputs into predictions, one per image.
 
         Raises:
@@ -98,11 +109,13 @@ class Adapter:
         """
         raise NotImplementedError(
             f'{type(self).__name__} cannot decode the outputs of '
-            f'{type(self.model).__name__}: register an adapter for its class')
+            f'{type(self.model).__name__}: register an adapter for its class'
+        )
 
 
 @ADAPTERS.register_module(
-    name='mmdet.models.detectors.single_stage.SingleStageDetector')
+    name='mmdet.models.detectors.single_stage.SingleStageDetector'
+)
 class DenseDetectorAdapter(Adapter):
     """One-stage detectors: maps of class scores first, then boxes and others.
 
@@ -111,7 +124,8 @@ class DenseDetectorAdapter(Adapter):
     """
 
     head_kinds: ClassVar[dict[str, str]] = {
-        '1.*': 'regression', '*': 'confidence'
+        '1.*': 'regression',
+        '*': 'confidence',
     }
 
     def class_probabilities(self, scores: Tensor) -> Tensor:
@@ -131,8 +145,9 @@ class DenseDetectorAdapter(Adapter):
         foreground = per_anchor.softmax(dim=2)[:, :, :-1]
         return foreground.flatten(1, 2).amax(dim=1, keepdim=True)
 
-    def foreground_proxy(self, heads: Mapping[str,
-                                              Tensor]) -> dict[str, Tensor]:
+    def foreground_proxy(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Weight each place of a level by its best class probability."""
         ones = super().foreground_proxy(heads)
         by_level = {
@@ -145,8 +160,9 @@ class DenseDetectorAdapter(Adapter):
             for name in heads
         }
 
-    def box_distributions(self, heads: Mapping[str, Tensor]
-                          ) -> dict[str, Tensor]:
+    def box_distributions(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return what a grid head gave, the points on the last axis.
 
         Args:
@@ -159,11 +175,15 @@ class DenseDetectorAdapter(Adapter):
         points = num_points(self.model.bbox_head)
         if points is None:
             return {}
-        return {name: split_map(head, points=points)
-                for name, head in heads.items() if name.startswith('1.')}
+        return {
+            name: split_map(head, points=points)
+            for name, head in heads.items()
+            if name.startswith('1.')
+        }
 
-    def decode(self, heads: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Return mmdet's InstanceData (boxes in pixels) of each image."""
         kinds: dict[str, list[Tensor]] = {}
         for name, head in heads.items():
@@ -172,7 +192,9 @@ class DenseDetectorAdapter(Adapter):
             self.model.bbox_head.predict_by_feat(
                 *kinds.values(),
                 batch_img_metas=[dict(meta) for meta in metas],
-                rescale=True))
+                rescale=True,
+            )
+        )
 
 
 @ADAPTERS.register_module(name='mmseg.models.segmentors.base.BaseSegmentor')
@@ -183,8 +205,9 @@ class SegmentorAdapter(Adapter):
     the same.
     """
 
-    def decode(self, heads: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Return the label map of each image, (H, W) at its original size."""
         logits = next(iter(heads.values()))
         maps = []
@@ -193,6 +216,7 @@ class SegmentorAdapter(Adapter):
                 image[None],
                 size=tuple(meta['ori_shape'][:2]),
                 mode='bilinear',
-                align_corners=False)
+                align_corners=False,
+            )
             maps.append(resized[0].argmax(dim=0))
         return maps

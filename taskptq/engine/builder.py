@@ -32,8 +32,14 @@ from taskptq.registry import (
 )
 
 __all__ = [
-    'build_adapter', 'build_loss', 'build_qconfig', 'build_rewrites',
-    'find_class', 'register_core', 'resolve', 'to_plain'
+    'build_adapter',
+    'build_loss',
+    'build_qconfig',
+    'build_rewrites',
+    'find_class',
+    'register_core',
+    'resolve',
+    'to_plain',
 ]
 
 KINDS: dict[str, Registry] = {'observer': OBSERVERS, 'quantizer': QUANTIZERS}
@@ -42,8 +48,13 @@ BASES: dict[str, type] = {
     'quantizer': core.Quantizer,
 }
 # What a recipe of the wrong shape ends in, where a file was made up.
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError,
-              TypeError)
+UNREADABLE = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+)
 
 
 def register_core() -> None:
@@ -55,8 +66,10 @@ def register_core() -> None:
         member = getattr(core, name)
         if not isinstance(member, type):
             continue
-        for base, registry in ((core.Observer, OBSERVERS),
-                               (core.Quantizer, QUANTIZERS)):
+        for base, registry in (
+            (core.Observer, OBSERVERS),
+            (core.Quantizer, QUANTIZERS),
+        ):
             if issubclass(member, base) and member is not base:
                 registry.register_module(name=name, module=member, force=True)
     RECON_LOSSES.register_module(module=MSEReconLoss, force=True)
@@ -79,12 +92,14 @@ def resolve(kind: str, name: str, *, from_file: bool = False) -> type:
     if not (isinstance(found, type) and issubclass(found, BASES[kind])):
         raise ValueError(
             f'{name!r} is registered as {kind}, but is not a subclass of '
-            f'taskptq.core.{BASES[kind].__name__}: derive it from that class')
+            f'taskptq.core.{BASES[kind].__name__}: derive it from that class'
+        )
     return found
 
 
-def find_class(registry: Registry, name: Any, *,
-               from_file: bool = False) -> type:
+def find_class(
+    registry: Registry, name: Any, *, from_file: bool = False
+) -> type:
     """Find a registered class.
 
     Args:
@@ -101,13 +116,15 @@ def find_class(registry: Registry, name: Any, *,
         return name
     if not isinstance(name, str):
         raise ValueError(
-            f'type={shown(name)}: give the name of a registered {kind}')
+            f'type={shown(name)}: give the name of a registered {kind}'
+        )
     found = registered(registry, name)
     if found is None and from_file:
         raise ValueError(
             f'the file needs the {kind} {shown(name)}, which is not '
             'registered here: add the project that defines it to '
-            'custom_imports')
+            'custom_imports'
+        )
     if found is None and '.' in name.removeprefix('taskptq.'):
         imported = get_object_from_string(name)
         if isinstance(imported, type):
@@ -117,7 +134,8 @@ def find_class(registry: Registry, name: Any, *,
         raise ValueError(
             f'{shown(name)} is not a registered {kind}: choose one of '
             f'{", ".join(sorted(registry.module_dict))}, or name the project '
-            'that defines it in custom_imports')
+            'that defines it in custom_imports'
+        )
     return found
 
 
@@ -144,8 +162,9 @@ def to_plain(value: Any) -> Any:
     return str(value)
 
 
-def build_qconfig(config: Mapping[str, Any] | QConfig, *,
-                  from_file: bool = False) -> QConfig:
+def build_qconfig(
+    config: Mapping[str, Any] | QConfig, *, from_file: bool = False
+) -> QConfig:
     """Build the QConfig of a config's ``qconfig``.
 
     Args:
@@ -167,12 +186,14 @@ def build_qconfig(config: Mapping[str, Any] | QConfig, *,
     try:
         return QConfig.from_dict(
             registered_types(to_plain(config), from_file=from_file),
-            resolve=partial(resolve, from_file=from_file))
+            resolve=partial(resolve, from_file=from_file),
+        )
     except UNREADABLE as error:
         if not from_file:
             raise
         raise ValueError(
-            f'the recipe in the file cannot be read: {error!r}') from error
+            f'the recipe in the file cannot be read: {error!r}'
+        ) from error
 
 
 def registered_types(config: Any, *, from_file: bool) -> Any:
@@ -189,7 +210,8 @@ def registered_types(config: Any, *, from_file: bool) -> Any:
     """
     if not isinstance(config, Mapping):
         raise ValueError(
-            f'qconfig={config!r}: give a dict of points and their settings')
+            f'qconfig={config!r}: give a dict of points and their settings'
+        )
     named = _named_points(config, where='qconfig', from_file=from_file)
     overrides = config.get('overrides')
     if isinstance(overrides, Sequence) and not isinstance(overrides, str):
@@ -197,15 +219,18 @@ def registered_types(config: Any, *, from_file: bool) -> Any:
             _named_points(
                 override,
                 where=f'qconfig.overrides {override.get("pattern")!r}',
-                from_file=from_file)
-            if isinstance(override, Mapping) else override
+                from_file=from_file,
+            )
+            if isinstance(override, Mapping)
+            else override
             for override in overrides
         ]
     return named
 
 
-def _named_points(settings: Mapping[str, Any], *, where: str,
-                  from_file: bool) -> dict[str, Any]:
+def _named_points(
+    settings: Mapping[str, Any], *, where: str, from_file: bool
+) -> dict[str, Any]:
     """Copy points' settings, with the types as they are registered."""
     named = dict(settings)
     for point in POINTS:
@@ -213,18 +238,22 @@ def _named_points(settings: Mapping[str, Any], *, where: str,
             continue
         try:
             named[point] = _named(
-                settings[point], 'quantizer', from_file=from_file)
+                settings[point], 'quantizer', from_file=from_file
+            )
             if isinstance(settings[point].get('observer'), Mapping):
                 named[point]['observer'] = _named(
-                    settings[point]['observer'], 'observer',
-                    from_file=from_file)
+                    settings[point]['observer'],
+                    'observer',
+                    from_file=from_file,
+                )
         except ValueError as error:
             raise ValueError(f'{where}, {point}: {error}') from error
     return named
 
 
-def _named(settings: Mapping[str, Any], kind: str, *,
-           from_file: bool) -> dict[str, Any]:
+def _named(
+    settings: Mapping[str, Any], kind: str, *, from_file: bool
+) -> dict[str, Any]:
     """Copy settings with their ``type``, if given, as it is registered."""
     if settings.get('type') is None:
         return dict(settings)
@@ -262,13 +291,17 @@ def _build(registry: Registry, settings: dict[str, Any]) -> Any:
     """
     cls = find_class(registry, settings.get('type'))
     takes = inspect.signature(cls).parameters
-    known = [name for name, one in takes.items()
-             if one.kind is not inspect.Parameter.VAR_KEYWORD]
+    known = [
+        name
+        for name, one in takes.items()
+        if one.kind is not inspect.Parameter.VAR_KEYWORD
+    ]
     for name in settings:
         if len(known) == len(takes) and name not in (*known, 'type'):
             raise ValueError(
                 f'{cls.__name__} takes no argument {name!r}: choose of '
-                f'{", ".join(known)}')
+                f'{", ".join(known)}'
+            )
     return registry.build({**settings, 'type': cls})
 
 

@@ -44,11 +44,13 @@ from taskptq.engine.datasets import (
 )
 
 __all__ = [
-    'CalibrationBatches', 'CalibrationConfig', 'EvaluationSource',
-    'build_calibration'
+    'CalibrationBatches',
+    'CalibrationConfig',
+    'EvaluationSource',
+    'build_calibration',
 ]
 
-AUGMENTED_STEPS = ('TestTimeAug', )
+AUGMENTED_STEPS = ('TestTimeAug',)
 UNREACHED = ('error', 'float')
 
 
@@ -61,7 +63,8 @@ class DatasetRule(Rule):
             if 'type' not in value:
                 raise TypeError
         elif isinstance(value, (str, bytes, list, tuple)) or not (
-                hasattr(value, '__getitem__') and hasattr(value, '__len__')):
+            hasattr(value, '__getitem__') and hasattr(value, '__len__')
+        ):
             raise TypeError
         return value
 
@@ -89,7 +92,8 @@ class TransformRule(Rule):
 
 DATASET = DatasetRule(optional=True)
 PIPELINE = Items(
-    of=TransformRule(), what='a list of transforms', least=1, optional=True)
+    of=TransformRule(), what='a list of transforms', least=1, optional=True
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +119,8 @@ class CalibrationConfig:
     dataset: Any = field(default=None, metadata={'rule': DATASET})
     pipeline: Any = field(default=None, metadata={'rule': PIPELINE})
     batch_size: int | None = setting(
-        None, Whole(low=1, high=1 << 16, optional=True))
+        None, Whole(low=1, high=1 << 16, optional=True)
+    )
     seed: int = setting(0, SEED)
     allow_overlap: bool = setting(False, Flag())
     unreached: str = setting('error', Choice(choices=UNREACHED))
@@ -126,8 +131,8 @@ class CalibrationConfig:
 
     @classmethod
     def from_dict(
-            cls, config: Mapping[str, Any] | None, *,
-            seed: int = 0) -> CalibrationConfig:
+        cls, config: Mapping[str, Any] | None, *, seed: int = 0
+    ) -> CalibrationConfig:
         """Read the config's dict.
 
         Args:
@@ -174,8 +179,8 @@ class EvaluationSource:
 
     @classmethod
     def from_loader(
-            cls, loader: Any, *,
-            plain_pipeline: Sequence[Any] | None = None) -> EvaluationSource:
+        cls, loader: Any, *, plain_pipeline: Sequence[Any] | None = None
+    ) -> EvaluationSource:
         """Take over from a DataLoader.
 
         Args:
@@ -186,7 +191,8 @@ class EvaluationSource:
             dataset=loader.dataset,
             collate=loader.collate_fn,
             batch_size=getattr(loader, 'batch_size', None) or 1,
-            plain_pipeline=plain_pipeline)
+            plain_pipeline=plain_pipeline,
+        )
 
     @classmethod
     def from_config(cls, loader: Mapping[str, Any]) -> EvaluationSource:
@@ -202,19 +208,23 @@ class EvaluationSource:
             options = {k: v for k, v in collate.items() if k != 'type'}
             if function is None:
                 raise ValueError(
-                    f'collate_fn {collate["type"]!r} is not registered')
+                    f'collate_fn {collate["type"]!r} is not registered'
+                )
             return cls(
                 dataset=dataset,
                 collate=_partial(function, options),
-                batch_size=loader.get('batch_size', 1))
+                batch_size=loader.get('batch_size', 1),
+            )
         return cls(
             dataset=dataset,
             collate=collate,
-            batch_size=loader.get('batch_size', 1))
+            batch_size=loader.get('batch_size', 1),
+        )
 
 
-def _partial(function: Callable[..., Any],
-             options: Mapping[str, Any]) -> Callable[..., Any]:
+def _partial(
+    function: Callable[..., Any], options: Mapping[str, Any]
+) -> Callable[..., Any]:
     """Bind options to a collate function."""
     if not options:
         return function
@@ -225,8 +235,9 @@ def _partial(function: Callable[..., Any],
     return collate
 
 
-def test_steps(config: CalibrationConfig,
-               source: EvaluationSource) -> list[Any] | None:
+def test_steps(
+    config: CalibrationConfig, source: EvaluationSource
+) -> list[Any] | None:
     """Choose the transforms for the calibration images.
 
     Raises:
@@ -236,12 +247,14 @@ def test_steps(config: CalibrationConfig,
         return list(config.pipeline)
     steps = pipeline_steps(source.dataset)
     if steps is None or not any(
-            step_name(step) in AUGMENTED_STEPS for step in steps):
+        step_name(step) in AUGMENTED_STEPS for step in steps
+    ):
         return steps
     if source.plain_pipeline is None:
         raise ValueError(
             'the evaluation pipeline is made for test-time augmentation: give '
-            'calibration.pipeline the transforms of a plain test')
+            'calibration.pipeline the transforms of a plain test'
+        )
     return list(source.plain_pipeline)
 
 
@@ -256,10 +269,15 @@ class CalibrationBatches(Sequence[Any]):
         paths: Resolved paths of all images that could have been chosen.
     """
 
-    def __init__(self, datasets: Sequence[Any], *,
-                 chosen: Sequence[tuple[int, int]], batch_size: int,
-                 collate: Callable[[Sequence[Any]], Any],
-                 paths: set[str]) -> None:
+    def __init__(
+        self,
+        datasets: Sequence[Any],
+        *,
+        chosen: Sequence[tuple[int, int]],
+        batch_size: int,
+        collate: Callable[[Sequence[Any]], Any],
+        paths: set[str],
+    ) -> None:
         self.datasets = datasets
         self.chosen = list(chosen)
         self.batch_size = batch_size
@@ -277,7 +295,7 @@ class CalibrationBatches(Sequence[Any]):
         if not -len(self) <= index < len(self):
             raise IndexError(f'batch {index} of {len(self)}')
         start = (index % len(self)) * self.batch_size
-        wanted = self.chosen[start:start + self.batch_size]
+        wanted = self.chosen[start : start + self.batch_size]
         return self.collate([self.sample(*place) for place in wanted])
 
     def __iter__(self) -> Iterator[Any]:
@@ -295,7 +313,8 @@ class CalibrationBatches(Sequence[Any]):
             raise ValueError(
                 'the calibration pipeline drops image '
                 f'{image_path(self.datasets[part], index)}: give '
-                'calibration.pipeline transforms that keep every image')
+                'calibration.pipeline transforms that keep every image'
+            )
         return sample
 
     def check_overlap(self, evaluated: Any) -> None:
@@ -312,17 +331,21 @@ class CalibrationBatches(Sequence[Any]):
             print_log(
                 'The datasets give no image paths: whether calibration and '
                 'evaluation share images could not be checked.',
-                logger='current', level=30)
+                logger='current',
+                level=30,
+            )
         shared = sorted(self.paths & others)
         if shared:
             raise ValueError(
                 f'{len(shared)} calibration images are in the evaluation '
                 f'split, e.g. {shared[0]}: set calibration.dataset to another '
-                'split, or calibration.allow_overlap=True')
+                'split, or calibration.allow_overlap=True'
+            )
 
 
-def choose(places: Sequence[tuple[int, int]], *, num_images: int,
-           seed: int) -> list[tuple[int, int]]:
+def choose(
+    places: Sequence[tuple[int, int]], *, num_images: int, seed: int
+) -> list[tuple[int, int]]:
     """Draw images without replacement; this rank's share of them.
 
     Ranks take turns, so the shares of all ranks together are what a single
@@ -342,18 +365,21 @@ def choose(places: Sequence[tuple[int, int]], *, num_images: int,
     if len(places) < num_images:
         raise ValueError(
             f'calibration.num_images is {num_images}, but the calibration '
-            f'set has {len(places)} images: ask for at most that many')
+            f'set has {len(places)} images: ask for at most that many'
+        )
     if num_images < world_size:
         raise ValueError(
             f'calibration.num_images is {num_images}, fewer than the '
-            f'{world_size} processes: ask for at least one image each')
+            f'{world_size} processes: ask for at least one image each'
+        )
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(places), generator=generator)[:num_images]
     return [places[i] for i in order.tolist()][rank::world_size]
 
 
 def list_images(
-        datasets: Sequence[Any]) -> tuple[list[tuple[int, int]], set[str]]:
+    datasets: Sequence[Any],
+) -> tuple[list[tuple[int, int]], set[str]]:
     """List every image once, however often the datasets repeat it.
 
     Returns:
@@ -371,8 +397,9 @@ def list_images(
     return places, paths
 
 
-def build_calibration(config: CalibrationConfig, *, source: EvaluationSource,
-                      default: Any = None) -> CalibrationBatches:
+def build_calibration(
+    config: CalibrationConfig, *, source: EvaluationSource, default: Any = None
+) -> CalibrationBatches:
     """Make the calibration batches of this rank.
 
     Args:
@@ -388,7 +415,8 @@ def build_calibration(config: CalibrationConfig, *, source: EvaluationSource,
     if wrapped is None:
         raise ValueError(
             'the config has no train_dataloader to calibrate with: give '
-            'calibration.dataset a dataset of training images')
+            'calibration.dataset a dataset of training images'
+        )
     leaves = leaf_datasets(wrapped)
     steps = test_steps(config, source)
     datasets = [with_pipeline(leaf, steps) for leaf in leaves]
@@ -402,14 +430,16 @@ def build_calibration(config: CalibrationConfig, *, source: EvaluationSource,
         chosen=chosen,
         batch_size=config.batch_size or source.batch_size,
         collate=source.collate or pseudo_collate,
-        paths=paths)
+        paths=paths,
+    )
     if not config.allow_overlap:
         batches.check_overlap(source.dataset)
     return batches
 
 
-def _drop_labels(datasets: Sequence[Any], *, plain: Sequence[Any],
-                 place: tuple[int, int]) -> None:
+def _drop_labels(
+    datasets: Sequence[Any], *, plain: Sequence[Any], place: tuple[int, int]
+) -> None:
     """Leave the label-reading steps out, where the others work without."""
     part, index = place
     for number, dataset in enumerate(datasets):

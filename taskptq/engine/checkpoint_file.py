@@ -21,7 +21,10 @@ from taskptq.export.schema import is_quantized
 from taskptq.registry import allow_history_buffers
 
 __all__ = [
-    'TRAINING_KEY', 'load_float_weights', 'local_file', 'read_checkpoint'
+    'TRAINING_KEY',
+    'load_float_weights',
+    'local_file',
+    'read_checkpoint',
 ]
 
 # Entry of a QATHook checkpoint that holds the weights and the recipe.
@@ -79,22 +82,27 @@ def fetch(url: str, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         # It writes beside the target and renames; two processes may do so.
         torch.hub.download_url_to_file(
-            url, str(path), hash_prefix=hashed and hashed.group(1),
-            progress=False)
+            url,
+            str(path),
+            hash_prefix=hashed and hashed.group(1),
+            progress=False,
+        )
     except RuntimeError as error:
         raise ValueError(
             f'{url} does not have the sha256 that its name gives, so it is '
             'damaged or another file: if you trust it all the same, fetch it '
-            'yourself and give its path') from error
+            'yourself and give its path'
+        ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
             f'{url} could not be fetched: {error}; fetch it yourself and '
-            'give its path') from error
+            'give its path'
+        ) from error
 
 
 def read_checkpoint(
-        path: str | Path, *,
-        trust_checkpoint: bool = False) -> dict[str, Any]:
+    path: str | Path, *, trust_checkpoint: bool = False
+) -> dict[str, Any]:
     """Read a checkpoint file, float or quantized, onto the CPU.
 
     What the file asks for is checked before any of it is done, see
@@ -122,19 +130,23 @@ def read_checkpoint(
             f'{path} was not loaded, because it {error}, which no plain '
             'checkpoint does, and unpickling it could run code from the '
             'file: if you trust its source, allow it with --trust-checkpoint '
-            '(in Python: trust_checkpoint=True)') from error
+            '(in Python: trust_checkpoint=True)'
+        ) from error
     except FileError as error:
         raise ValueError(f'{path} {error}: fetch or write it again') from error
     if not isinstance(checkpoint, dict):
         raise ValueError(
-            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint')
+            f'{path} holds a {type(checkpoint).__name__}, not a checkpoint'
+        )
     if is_quantized(checkpoint):
         return verify_file(checkpoint, path)
     for name, tensor in named_tensors(checkpoint):
         problem = tensor_problem(tensor)
         if problem:
-            raise ValueError(f'{path}: {shown(name)} is {problem}; save it '
-                             'as a plain tensor')
+            raise ValueError(
+                f'{path}: {shown(name)} is {problem}; save it '
+                'as a plain tensor'
+            )
     return checkpoint
 
 
@@ -152,11 +164,14 @@ def named_tensors(checkpoint: Any) -> Iterator[tuple[str, Tensor]]:
             yield name, value
         elif isinstance(value, (dict, list, tuple)) and id(value) not in seen:
             seen.add(id(value))
-            items = value.items() if isinstance(value, dict) else enumerate(
-                value)
-            left += [(f'{name[:99]}.{str(key)[:99]}'.lstrip('.'), part)
-                     for key, part in items
-                     if isinstance(part, (Tensor, dict, list, tuple))]
+            items = (
+                value.items() if isinstance(value, dict) else enumerate(value)
+            )
+            left += [
+                (f'{name[:99]}.{str(key)[:99]}'.lstrip('.'), part)
+                for key, part in items
+                if isinstance(part, (Tensor, dict, list, tuple))
+            ]
 
 
 def tensor_problem(tensor: Tensor) -> str:
@@ -169,13 +184,16 @@ def tensor_problem(tensor: Tensor) -> str:
         return f'a tensor of the dtype {tensor.dtype}'
     size = tensor.numel() * tensor.element_size()
     if size > max(tensor.untyped_storage().nbytes(), MAX_VIEW_BYTES):
-        return (f'a view of {size:,} bytes over '
-                f'{tensor.untyped_storage().nbytes():,} stored ones')
+        return (
+            f'a view of {size:,} bytes over '
+            f'{tensor.untyped_storage().nbytes():,} stored ones'
+        )
     return ''
 
 
-def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
-                       path: str | Path) -> None:
+def load_float_weights(
+    model: nn.Module, checkpoint: Mapping[str, Any], *, path: str | Path
+) -> None:
     """Load a float checkpoint's weights into a model of its own dtype.
 
     Args:
@@ -189,45 +207,58 @@ def load_float_weights(model: nn.Module, checkpoint: Mapping[str, Any], *,
             another shape.
     """
     if is_quantized(checkpoint):
-        raise ValueError(f'{path} is quantized already: give the float '
-                         'checkpoint that it was made from')
+        raise ValueError(
+            f'{path} is quantized already: give the float '
+            'checkpoint that it was made from'
+        )
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, Mapping):
         raise ValueError(f'{path} has no state_dict with weights')
     for name in state:
         if not isinstance(name, str):
-            raise ValueError(f'the state_dict of {path} has the key '
-                             f'{shown(name)}, which is not a name')
+            raise ValueError(
+                f'the state_dict of {path} has the key '
+                f'{shown(name)}, which is not a name'
+            )
     weights = {
         name.removeprefix('module.'): tensor
-        for name, tensor in state.items() if isinstance(tensor, Tensor)
+        for name, tensor in state.items()
+        if isinstance(tensor, Tensor)
     }
     own = model.state_dict()
     lacking = [
         f'has {name} as {list(weights[name].shape)} instead of '
-        f'{list(tensor.shape)}' for name, tensor in own.items()
+        f'{list(tensor.shape)}'
+        for name, tensor in own.items()
         if name in weights and weights[name].shape != tensor.shape
     ]
     lacking += [
         f'has {name} as {weights[name].dtype} instead of {tensor.dtype}'
         for name, tensor in own.items()
-        if name in weights and tensor.is_floating_point()
+        if name in weights
+        and tensor.is_floating_point()
         and not weights[name].is_floating_point()
     ]
     if not lacking:
         # Modules may read names of older versions: what is missing then.
         found = model.load_state_dict(weights, strict=False)
         # BatchNorm's counters are in no formula of the evaluation.
-        lacking = [f'lacks {name}' for name in found.missing_keys
-                   if not name.endswith('_tracked')]
+        lacking = [
+            f'lacks {name}'
+            for name in found.missing_keys
+            if not name.endswith('_tracked')
+        ]
     if lacking:
         raise ValueError(
             f'{path} does not fit {type(model).__name__}: it '
             f'{"; ".join(lacking[:MAX_NAMED])} ({len(lacking)} in all); check '
-            'that config and checkpoint belong together')
+            'that config and checkpoint belong together'
+        )
     unused = sorted(set(weights) - set(own))
     if unused:
         print_log(
             f'{path} holds {len(unused)} tensors that the model has no use '
             f'for, e.g. {unused[0]}',
-            logger='current', level=30)
+            logger='current',
+            level=30,
+        )

@@ -27,8 +27,11 @@ from taskptq.engine.checkpoint_file import local_file, read_checkpoint
 from taskptq.engine.fit import refuse_misfit
 
 __all__ = [
-    'drop_config_text', 'guard_runner', 'guarded_path', 'guarded_runner',
-    'refuse_resumed_misfit'
+    'drop_config_text',
+    'guard_runner',
+    'guarded_path',
+    'guarded_runner',
+    'refuse_resumed_misfit',
 ]
 
 # In front of the path of a file that only the loaders below may read.
@@ -36,8 +39,9 @@ CHECKED = 'taskptq-checked:'
 RESUMED = 'taskptq-resumed:'
 
 
-def guard_runner(runner: Runner, *, training: bool,
-                 trust_checkpoint: bool = False) -> None:
+def guard_runner(
+    runner: Runner, *, training: bool, trust_checkpoint: bool = False
+) -> None:
     """Make a runner read its checkpoint without running code from it.
 
     A file behind a URL is fetched, once. Call it in ``before_run``, after
@@ -58,7 +62,8 @@ def guard_runner(runner: Runner, *, training: bool,
     if resume and not training:
         raise ValueError(
             'resume=True goes on with a training, and this run evaluates: '
-            'give the checkpoint as load_from, with resume=False')
+            'give the checkpoint as load_from, with resume=False'
+        )
     if getattr(runner, '_has_loaded', False):
         return
     source = resume if isinstance(resume, str) else runner._load_from
@@ -66,15 +71,16 @@ def guard_runner(runner: Runner, *, training: bool,
         source = find_latest_checkpoint(runner.work_dir)
     if source is not None:
         runner._load_from = guarded(
-            str(source), resume=bool(resume),
-            trust_checkpoint=trust_checkpoint)
+            str(source), resume=bool(resume), trust_checkpoint=trust_checkpoint
+        )
         runner._resume = bool(resume)
     if training and not trust_checkpoint:
         guard_pretrained(runner.model)
 
 
-def guarded_runner(cfg: Config, *, training: bool,
-                   trust_checkpoint: bool = False) -> Runner:
+def guarded_runner(
+    cfg: Config, *, training: bool, trust_checkpoint: bool = False
+) -> Runner:
     """Build the runner of a config, guarded whatever its hooks are.
 
     Args:
@@ -90,8 +96,9 @@ def guarded_runner(cfg: Config, *, training: bool,
         runner = RUNNERS.build(cfg)
     else:
         runner = Runner.from_cfg(cfg)
-    hooks = [hook for hook in runner.hooks
-             if hasattr(hook, 'trust_checkpoint')]
+    hooks = [
+        hook for hook in runner.hooks if hasattr(hook, 'trust_checkpoint')
+    ]
     trusted = trust_checkpoint or any(h.trust_checkpoint for h in hooks)
     for hook in hooks:
         hook.trust_checkpoint = trusted
@@ -110,8 +117,9 @@ class ResumeFitHook(Hook):
 
     priority = 'VERY_HIGH'
 
-    def after_load_checkpoint(self, runner: Runner,
-                              checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
         """Check the weights of a resumed checkpoint.
 
         Raises:
@@ -120,8 +128,9 @@ class ResumeFitHook(Hook):
         refuse_resumed_misfit(runner, checkpoint)
 
 
-def refuse_resumed_misfit(runner: Runner,
-                          checkpoint: Mapping[str, Any]) -> None:
+def refuse_resumed_misfit(
+    runner: Runner, checkpoint: Mapping[str, Any]
+) -> None:
     """Refuse weights of another model where a training goes on.
 
     Args:
@@ -136,8 +145,12 @@ def refuse_resumed_misfit(runner: Runner,
     model = runner.model
     while is_model_wrapper(model):
         model = model.module
-    refuse_misfit(model, checkpoint, path=guarded_path(runner._load_from),
-                  logger=runner.logger)
+    refuse_misfit(
+        model,
+        checkpoint,
+        path=guarded_path(runner._load_from),
+        logger=runner.logger,
+    )
 
 
 def guarded_path(load_from: str | None) -> Path | None:
@@ -149,8 +162,9 @@ def guarded_path(load_from: str | None) -> Path | None:
     return Path(load_from)
 
 
-def guarded(source: str, *, resume: bool = False,
-            trust_checkpoint: bool = False) -> str:
+def guarded(
+    source: str, *, resume: bool = False, trust_checkpoint: bool = False
+) -> str:
     """Return what mmengine's loader is to read instead of ``source``.
 
     Args:
@@ -172,7 +186,8 @@ def guarded(source: str, *, resume: bool = False,
         raise ValueError(
             f'{source} cannot be checked before it is read: copy it to a '
             'local file, or if you trust its source, allow it with '
-            'trust_checkpoint=True')
+            'trust_checkpoint=True'
+        )
     path = str(fetched(location))
     if trust_checkpoint:
         return path
@@ -224,8 +239,9 @@ def fetched(location: str) -> Path:
 
 
 @CheckpointLoader.register_scheme(prefixes=CHECKED, force=True)
-def load_from_checked(filename: str, map_location: Any = None) -> dict[
-        str, Any]:
+def load_from_checked(
+    filename: str, map_location: Any = None
+) -> dict[str, Any]:
     """Read a guarded file for mmengine; its tensors come to the CPU.
 
     Args:
@@ -241,8 +257,9 @@ def load_from_checked(filename: str, map_location: Any = None) -> dict[
 
 
 @CheckpointLoader.register_scheme(prefixes=RESUMED, force=True)
-def load_from_resumed(filename: str, map_location: Any = None) -> dict[
-        str, Any]:
+def load_from_resumed(
+    filename: str, map_location: Any = None
+) -> dict[str, Any]:
     """Read a guarded file from which a training goes on.
 
     Args:
@@ -259,7 +276,8 @@ def load_from_resumed(filename: str, map_location: Any = None) -> dict[
     if problem is not None:
         raise ValueError(
             f'{path} is not the checkpoint of an interrupted training: '
-            f'{problem}; start from it with load_from and without resume')
+            f'{problem}; start from it with load_from and without resume'
+        )
     return checkpoint
 
 
@@ -276,8 +294,9 @@ def training_state_problem(checkpoint: Mapping[str, Any]) -> str | None:
         return f'meta.seed is {shown(meta["seed"])}'
     hub = checkpoint.get('message_hub')
     for name in ('log_scalars', 'runtime_info', 'resumed_keys'):
-        if not (isinstance(hub, Mapping)
-                and isinstance(hub.get(name), Mapping)):
+        if not (
+            isinstance(hub, Mapping) and isinstance(hub.get(name), Mapping)
+        ):
             return f'it has no message_hub.{name}'
     if not isinstance(checkpoint.get('optimizer', {}), dict):
         return 'optimizer is not a dict'
@@ -322,7 +341,8 @@ def _guarded_init(init_cfg: Any) -> Any:
         return init_cfg
     kind, source = init_cfg.get('type'), init_cfg.get('checkpoint')
     if kind not in ('Pretrained', PretrainedInit) or not isinstance(
-            source, str):
+        source, str
+    ):
         return init_cfg
     copied = init_cfg.copy()
     copied['checkpoint'] = guarded(source)

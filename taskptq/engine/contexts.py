@@ -1,4 +1,5 @@
 """What a quantization runs in: its seed, and where lower layers log to."""
+
 from __future__ import annotations
 
 import logging

@@ -11,15 +11,25 @@ from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
 
 __all__ = [
-    'EMPTY_SET', 'build_dataset', 'image_path', 'image_paths', 'leaf_datasets',
-    'pipeline_steps', 'read_sample', 'reads_labels', 'step_name',
-    'with_pipeline', 'works_on'
+    'EMPTY_SET',
+    'build_dataset',
+    'image_path',
+    'image_paths',
+    'leaf_datasets',
+    'pipeline_steps',
+    'read_sample',
+    'reads_labels',
+    'step_name',
+    'with_pipeline',
+    'works_on',
 ]
 
 # Steps that read labels; no test pipeline needs them to make an input.
 ANNOTATION_STEPS = ('Annotations', 'Panoptic')
-EMPTY_SET = ('the calibration set is empty: check calibration.dataset, its '
-             'ann_file, data_prefix and filter_cfg')
+EMPTY_SET = (
+    'the calibration set is empty: check calibration.dataset, its '
+    'ann_file, data_prefix and filter_cfg'
+)
 
 
 def build_dataset(config: Any) -> Any:
@@ -47,8 +57,9 @@ def leaf_datasets(dataset: Any) -> list[Any]:
         return getattr(dataset, name, None)
 
     if inner('datasets') is not None:
-        return [leaf for part in inner('datasets')
-                for leaf in leaf_datasets(part)]
+        return [
+            leaf for part in inner('datasets') for leaf in leaf_datasets(part)
+        ]
     for name in ('dataset', '_dataset'):
         if inner(name) is not None:
             return leaf_datasets(inner(name))

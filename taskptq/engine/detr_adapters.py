@@ -20,19 +20,23 @@ from taskptq.modules import AttendedTap
 from taskptq.registry import ADAPTERS
 
 __all__ = [
-    'DeformableDetrAdapter', 'DetrAdapter', 'DinoAdapter', 'decoder_taps',
-    'matching_queries', 'recorded'
+    'DeformableDetrAdapter',
+    'DetrAdapter',
+    'DinoAdapter',
+    'decoder_taps',
+    'matching_queries',
+    'recorded',
 ]
 
 SELECTED = 'selected'
 # Attention of a decoder layer -> name of the feature it gives.
 TAPPED = {'cross_attn': 'attended', 'self_attn': 'self_attended'}
-FLOWS = frozenset({
-    'mmdet.models.detectors.base_detr', 'mmdet.models.detectors.dino'
-})
-SELECTIONS = frozenset({
-    'mmdet.models.detectors.deformable_detr', 'mmdet.models.detectors.dino'
-})
+FLOWS = frozenset(
+    {'mmdet.models.detectors.base_detr', 'mmdet.models.detectors.dino'}
+)
+SELECTIONS = frozenset(
+    {'mmdet.models.detectors.deformable_detr', 'mmdet.models.detectors.dino'}
+)
 
 
 def decoder_taps(model: nn.Module) -> dict[str, nn.Module]:
@@ -126,19 +130,25 @@ class DetrAdapter(Adapter):
             raise NotImplementedError(
                 f'{type(model).__name__} has a forward_transformer of its '
                 f'own, which {type(self).__name__} does not follow: register '
-                'an adapter for its class')
+                'an adapter for its class'
+            )
         data = model.data_preprocessor(batch, False)
         features = model.extract_feat(data['inputs'])
-        encoder, decoder = model.pre_transformer(features,
-                                                 data['data_samples'])
+        encoder, decoder = model.pre_transformer(
+            features, data['data_samples']
+        )
         return {
             'memory': dict(model.forward_encoder(**encoder)),
-            'decoder': dict(decoder)
+            'decoder': dict(decoder),
         }
 
     def forward_from(
-            self, model: nn.Module, trunk: Mapping[str, Any], *,
-            heads: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        self,
+        model: nn.Module,
+        trunk: Mapping[str, Any],
+        *,
+        heads: Mapping[str, Tensor] | None = None,
+    ) -> dict[str, Tensor]:
         """Run decoder and head on what :meth:`trunk` gave.
 
         Args:
@@ -157,16 +167,21 @@ class DetrAdapter(Adapter):
         # Without intermediate outputs there is that of the last layer only.
         first = len(model.decoder.layers) - len(scores)
         for number, (score, box) in enumerate(
-                zip(scores, boxes, strict=True), start=first):
+            zip(scores, boxes, strict=True), start=first
+        ):
             outputs[f'cls.{number}'] = score
             outputs[f'box.{number}'] = box
         for name in taps:
             outputs[name] = features[name]
         return outputs
 
-    def queries(self, model: nn.Module, memory: Mapping[str, Any],
-                outputs: dict[str, Tensor],
-                heads: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    def queries(
+        self,
+        model: nn.Module,
+        memory: Mapping[str, Any],
+        outputs: dict[str, Tensor],
+        heads: Mapping[str, Tensor] | None,
+    ) -> dict[str, Any]:
         """Make the decoder's queries.
 
         Args:
@@ -186,8 +201,9 @@ class DetrAdapter(Adapter):
         """
         return self.forward_from(model, self.trunk(model, batch))
 
-    def forward_like(self, model: nn.Module, batch: Any, *,
-                     heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_like(
+        self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Run a model for the queries that another one selected.
 
         Args:
@@ -195,8 +211,7 @@ class DetrAdapter(Adapter):
             batch: Collated batch.
             heads: Outputs of the other model.
         """
-        return self.forward_from(
-            model, self.trunk(model, batch), heads=heads)
+        return self.forward_from(model, self.trunk(model, batch), heads=heads)
 
     def class_probabilities(self, logits: Tensor) -> Tensor:
         """Return the best foreground probability of each query.
@@ -213,11 +228,13 @@ class DetrAdapter(Adapter):
         foreground = logits.softmax(dim=-1)[..., :-1]
         return foreground.amax(dim=-1, keepdim=True)
 
-    def foreground_proxy(self, heads: Mapping[str,
-                                              Tensor]) -> dict[str, Tensor]:
+    def foreground_proxy(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Weight each query by the best class probability of its layer."""
-        layers = [name.partition('.')[2] for name in heads
-                  if name.startswith('cls.')]
+        layers = [
+            name.partition('.')[2] for name in heads if name.startswith('cls.')
+        ]
         by_layer = {
             layer: self.class_probabilities(heads[f'cls.{layer}'])
             for layer in layers
@@ -228,21 +245,28 @@ class DetrAdapter(Adapter):
             for name in heads
         }
 
-    def decode(self, heads: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Return mmdet's InstanceData (boxes in pixels) of each image."""
-        last = max(int(name.partition('.')[2]) for name in heads
-                   if name.startswith('box.'))
+        last = max(
+            int(name.partition('.')[2])
+            for name in heads
+            if name.startswith('box.')
+        )
         return list(
             self.model.bbox_head.predict_by_feat(
                 heads[f'cls.{last}'][None],
                 heads[f'box.{last}'][None],
                 batch_img_metas=[dict(meta) for meta in metas],
-                rescale=True))
+                rescale=True,
+            )
+        )
 
 
 @ADAPTERS.register_module(
-    name='mmdet.models.detectors.deformable_detr.DeformableDETR')
+    name='mmdet.models.detectors.deformable_detr.DeformableDETR'
+)
 class DeformableDetrAdapter(DetrAdapter):
     """Deformable DETR, one-stage or two-stage.
 
@@ -255,9 +279,13 @@ class DeformableDetrAdapter(DetrAdapter):
         """Return what tokens are selected by, (B, M, C) -> (B, M)."""
         return logits[..., 0]
 
-    def queries(self, model: nn.Module, memory: Mapping[str, Any],
-                outputs: dict[str, Tensor],
-                heads: Mapping[str, Tensor] | None) -> dict[str, Any]:
+    def queries(
+        self,
+        model: nn.Module,
+        memory: Mapping[str, Any],
+        outputs: dict[str, Tensor],
+        heads: Mapping[str, Tensor] | None,
+    ) -> dict[str, Any]:
         """Make the decoder's queries, see :meth:`DetrAdapter.queries`.
 
         Raises:
@@ -269,7 +297,8 @@ class DeformableDetrAdapter(DetrAdapter):
             raise NotImplementedError(
                 f'{type(model).__name__} has a pre_decoder of its own, whose '
                 f'selection of queries {type(self).__name__} does not know: '
-                'register an adapter for its class')
+                'register an adapter for its class'
+            )
         selected = None if heads is None else heads.get(SELECTED)
         branch = model.bbox_head.cls_branches[model.decoder.num_layers]
 
@@ -277,7 +306,8 @@ class DeformableDetrAdapter(DetrAdapter):
             if selected is None:
                 scores = self.selection_scores(logits)
                 outputs[SELECTED] = scores.topk(
-                    model.num_queries, dim=1).indices
+                    model.num_queries, dim=1
+                ).indices
                 return logits
             outputs[SELECTED] = selected
             return ranking(selected, like=logits)
@@ -309,8 +339,7 @@ def ranking(selected: Tensor, *, like: Tensor) -> Tensor:
         (B, M, C) float32: N down to 1 at the tokens, 0 elsewhere.
     """
     count = selected.shape[1]
-    ranks = torch.arange(
-        count, 0, -1, dtype=torch.float32, device=like.device)
+    ranks = torch.arange(count, 0, -1, dtype=torch.float32, device=like.device)
     scores = torch.zeros(like.shape[:2], device=like.device)
     scores.scatter_(1, selected, ranks.expand_as(selected))
     return scores[..., None].expand(like.shape)

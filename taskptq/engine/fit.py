@@ -22,8 +22,13 @@ MAX_UNEXPECTED = 0.5
 MAX_NAMED = 3
 
 
-def refuse_misfit(model: nn.Module, checkpoint: Mapping[str, Any], *,
-                  path: str | Path | None, logger: Any) -> None:
+def refuse_misfit(
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    *,
+    path: str | Path | None,
+    logger: Any,
+) -> None:
     """Refuse weights that mmengine would load with a warning alone.
 
     The weights are loaded into the model as it is, as mmengine will do once
@@ -43,66 +48,91 @@ def refuse_misfit(model: nn.Module, checkpoint: Mapping[str, Any], *,
     name = 'the checkpoint' if path is None else str(path)
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, Mapping) or not all(
-            isinstance(key, str) for key in state):
+        isinstance(key, str) for key in state
+    ):
         raise ValueError(f'{name} has no state_dict with weights')
     weights = OrderedDict(
-        (WRAPPER_PREFIX.sub('', key), value) for key, value in state.items())
+        (WRAPPER_PREFIX.sub('', key), value) for key, value in state.items()
+    )
     if not any(isinstance(value, Tensor) for value in weights.values()):
-        raise ValueError(f'{name} holds no weights where mmengine looks for '
-                         'them: they belong under the key state_dict')
+        raise ValueError(
+            f'{name} holds no weights where mmengine looks for '
+            'them: they belong under the key state_dict'
+        )
     metadata = getattr(state, '_metadata', None)
     missing, unexpected, errors = load_weights(
-        model, weights, metadata=metadata)
-    lacking = [f'{key} is missing' for key in missing
-               if 'num_batches_tracked' not in key]
+        model, weights, metadata=metadata
+    )
+    lacking = [
+        f'{key} is missing'
+        for key in missing
+        if 'num_batches_tracked' not in key
+    ]
     lacking += [*errors, *complex_weights(model, weights)]
     if lacking:
         raise ValueError(
             f'{name} does not fit {type(model).__name__}: '
             f'{"; ".join(lacking[:MAX_NAMED])} ({len(lacking)} in all); check '
-            'that config and checkpoint belong together')
-    refuse_leftovers(weights, unexpected, name=name, model=model,
-                     logger=logger)
+            'that config and checkpoint belong together'
+        )
+    refuse_leftovers(
+        weights, unexpected, name=name, model=model, logger=logger
+    )
 
 
-def complex_weights(model: nn.Module,
-                    weights: Mapping[str, Any]) -> list[str]:
+def complex_weights(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
     """Name complex weights of real parameters: torch drops half of them."""
     own = model.state_dict()
     return [
-        f'{key} holds complex numbers' for key, value in weights.items()
-        if isinstance(value, Tensor) and value.is_complex()
-        and isinstance(own.get(key), Tensor) and not own[key].is_complex()
+        f'{key} holds complex numbers'
+        for key, value in weights.items()
+        if isinstance(value, Tensor)
+        and value.is_complex()
+        and isinstance(own.get(key), Tensor)
+        and not own[key].is_complex()
     ]
 
 
-def refuse_leftovers(weights: Mapping[str, Any], unexpected: list[str], *,
-                     name: str, model: nn.Module, logger: Any) -> None:
+def refuse_leftovers(
+    weights: Mapping[str, Any],
+    unexpected: list[str],
+    *,
+    name: str,
+    model: nn.Module,
+    logger: Any,
+) -> None:
     """Warn of weights that the model has no use for; refuse too many.
 
     Raises:
         ValueError: If they are more than half of the file's weights.
     """
-    sizes = {key: value.numel() for key, value in weights.items()
-             if isinstance(value, Tensor)}
+    sizes = {
+        key: value.numel()
+        for key, value in weights.items()
+        if isinstance(value, Tensor)
+    }
     unexpected = [key for key in unexpected if key in sizes]
     if not unexpected:
         return
-    share = sum(sizes[key] for key in unexpected) / max(
-        sum(sizes.values()), 1)
+    share = sum(sizes[key] for key in unexpected) / max(sum(sizes.values()), 1)
     left = (
         f'{type(model).__name__} has no use for {len(unexpected)} of the '
         f'{len(sizes)} tensors in {name}, {share:.0%} of its weights: '
-        f'{", ".join(unexpected[:MAX_NAMED])}')
+        f'{", ".join(unexpected[:MAX_NAMED])}'
+    )
     if share > MAX_UNEXPECTED:
         raise ValueError(
-            f'{left}; check that config and checkpoint belong together')
+            f'{left}; check that config and checkpoint belong together'
+        )
     logger.warning(left)
 
 
-def load_weights(model: nn.Module, weights: Mapping[str, Any], *,
-                 metadata: Mapping[str, Any] | None = None
-                 ) -> tuple[list[str], list[str], list[str]]:
+def load_weights(
+    model: nn.Module,
+    weights: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, Any] | None = None,
+) -> tuple[list[str], list[str], list[str]]:
     """Load a state dict as mmengine does, which only logs what it finds.
 
     Args:
@@ -117,23 +147,45 @@ def load_weights(model: nn.Module, weights: Mapping[str, Any], *,
     unexpected: list[str] = []
     errors: list[str] = []
     found = mmengine_checkpoint._IncompatibleKeys(missing, unexpected)
-    _load_below(model, dict(weights), prefix='', metadata=metadata or {},
-                found=found, errors=errors)
+    _load_below(
+        model,
+        dict(weights),
+        prefix='',
+        metadata=metadata or {},
+        found=found,
+        errors=errors,
+    )
     return missing, unexpected, [' '.join(text.split()) for text in errors]
 
 
-def _load_below(module: nn.Module, state: dict[str, Any], *, prefix: str,
-                metadata: Mapping[str, Any], found: Any,
-                errors: list[str]) -> None:
+def _load_below(
+    module: nn.Module,
+    state: dict[str, Any],
+    *,
+    prefix: str,
+    metadata: Mapping[str, Any],
+    found: Any,
+    errors: list[str],
+) -> None:
     """Load one module and those below it; adds to ``found`` and errors."""
     module._load_from_state_dict(
-        state, prefix, metadata.get(prefix[:-1], {}), True, *found, errors)
+        state, prefix, metadata.get(prefix[:-1], {}), True, *found, errors
+    )
     for name, child in module._modules.items():
         if child is not None:
             inner = f'{prefix}{name}.'
-            below = {key: value for key, value in state.items()
-                     if key.startswith(inner)}
-            _load_below(child, below, prefix=inner, metadata=metadata,
-                        found=found, errors=errors)
+            below = {
+                key: value
+                for key, value in state.items()
+                if key.startswith(inner)
+            }
+            _load_below(
+                child,
+                below,
+                prefix=inner,
+                metadata=metadata,
+                found=found,
+                errors=errors,
+            )
     for hook in module._load_state_dict_post_hooks.values():
         hook(module, found)

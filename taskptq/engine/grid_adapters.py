@@ -42,7 +42,8 @@ def unpack_regions(packed: Tensor) -> Tensor:
 
 
 @ADAPTERS.register_module(
-    name='mmdet.models.detectors.two_stage.TwoStageDetector')
+    name='mmdet.models.detectors.two_stage.TwoStageDetector'
+)
 class TwoStageAdapter(Adapter):
     """Faster R-CNN and its like: region proposals, then one box head.
 
@@ -58,10 +59,12 @@ class TwoStageAdapter(Adapter):
     """
 
     head_kinds: ClassVar[dict[str, str]] = {
-        '*cls*': 'confidence', '*box*': 'regression'
+        '*cls*': 'confidence',
+        '*box*': 'regression',
     }
     channel_dims: ClassVar[dict[str, tuple[int, ...]]] = {
-        'cls': (1, ), 'box': (1, )
+        'cls': (1,),
+        'box': (1,),
     }
 
     def forward_heads(self, model: nn.Module, batch: Any) -> dict[str, Tensor]:
@@ -76,8 +79,9 @@ class TwoStageAdapter(Adapter):
         """
         return self._run(model, batch, rois=None)
 
-    def forward_like(self, model: nn.Module, batch: Any, *,
-                     heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_like(
+        self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Run a model on the proposals of another one.
 
         Args:
@@ -87,15 +91,18 @@ class TwoStageAdapter(Adapter):
         """
         return self._run(model, batch, rois=unpack_regions(heads['rois']))
 
-    def _run(self, model: nn.Module, batch: Any, *,
-             rois: Tensor | None) -> dict[str, Tensor]:
+    def _run(
+        self, model: nn.Module, batch: Any, *, rois: Tensor | None
+    ) -> dict[str, Tensor]:
         roi_head = getattr(model, 'roi_head', None)
-        if not isinstance(getattr(roi_head, 'bbox_head', None), nn.Module) \
-                or isinstance(roi_head.bbox_head, nn.ModuleList):
+        if not isinstance(
+            getattr(roi_head, 'bbox_head', None), nn.Module
+        ) or isinstance(roi_head.bbox_head, nn.ModuleList):
             raise NotImplementedError(
                 f'{type(model).__name__} has no single box head, so its '
                 'regions change between stages: register an adapter for its '
-                "class, or reconstruct with scope='block'")
+                "class, or reconstruct with scope='block'"
+            )
         data = model.data_preprocessor(batch, False)
         features = model.extract_feat(data['inputs'])
         scores, boxes = model.rpn_head(features)
@@ -104,27 +111,40 @@ class TwoStageAdapter(Adapter):
         found = roi_head._bbox_forward(features, rois)
         outputs = {f'rpn_cls.{i}': score for i, score in enumerate(scores)}
         outputs |= {f'rpn_box.{i}': box for i, box in enumerate(boxes)}
-        return {**outputs, 'cls': found['cls_score'],
-                'box': found['bbox_pred'], 'rois': pack_regions(rois)}
+        return {
+            **outputs,
+            'cls': found['cls_score'],
+            'box': found['bbox_pred'],
+            'rois': pack_regions(rois),
+        }
 
     @torch.no_grad()
-    def _propose(self, model: nn.Module, scores: Sequence[Tensor],
-                 boxes: Sequence[Tensor], samples: Sequence[Any]) -> Tensor:
+    def _propose(
+        self,
+        model: nn.Module,
+        scores: Sequence[Tensor],
+        boxes: Sequence[Tensor],
+        samples: Sequence[Any],
+    ) -> Tensor:
         """Return the regions that the second stage looks at, (R, 5)."""
         found = model.rpn_head.predict_by_feat(
-            scores, boxes,
+            scores,
+            boxes,
             batch_img_metas=[sample.metainfo for sample in samples],
-            rescale=False)
+            rescale=False,
+        )
         regions = [
-            torch.cat([
-                one.bboxes.new_full((len(one), 1), index),
-                one.bboxes[:, :4]], dim=1)
+            torch.cat(
+                [one.bboxes.new_full((len(one), 1), index), one.bboxes[:, :4]],
+                dim=1,
+            )
             for index, one in enumerate(found)
         ]
         return torch.cat(regions)
 
-    def foreground_proxy(self, heads: Mapping[str,
-                                              Tensor]) -> dict[str, Tensor]:
+    def foreground_proxy(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return each anchor's objectness, each region's class probability.
 
         A class-specific box counts by the probability of its class.
@@ -135,10 +155,12 @@ class TwoStageAdapter(Adapter):
                 continue
             objectness = self._objectness(head)
             weights[name] = box_probability(
-                objectness, num_outputs=head.shape[1])
+                objectness, num_outputs=head.shape[1]
+            )
             box = name.replace('cls', 'box')
             weights[box] = box_probability(
-                objectness, num_outputs=heads[box].shape[1])
+                objectness, num_outputs=heads[box].shape[1]
+            )
         if 'cls' in heads:
             # The last class is the background.
             classes = heads['cls'].softmax(dim=1)[:, :-1]
@@ -147,7 +169,8 @@ class TwoStageAdapter(Adapter):
             weights['cls'] = best
             weights['box'] = box_probability(
                 best if agnostic else classes,
-                num_outputs=heads['box'].shape[1])
+                num_outputs=heads['box'].shape[1],
+            )
         return weights
 
     def _objectness(self, scores: Tensor) -> Tensor:
@@ -158,8 +181,9 @@ class TwoStageAdapter(Adapter):
         split = scores.unflatten(1, (-1, int(head.cls_out_channels)))
         return split.softmax(dim=2)[:, :, 0]
 
-    def box_distributions(self, heads: Mapping[str, Tensor]
-                          ) -> dict[str, Tensor]:
+    def box_distributions(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return what grid heads gave, the points on the last axis.
 
         Args:
@@ -172,24 +196,30 @@ class TwoStageAdapter(Adapter):
         found: dict[str, Tensor] = {}
         points = num_points(self.model.rpn_head)
         if points is not None:
-            found |= {name: split_map(head, points=points)
-                      for name, head in heads.items()
-                      if name.startswith('rpn_box.')}
+            found |= {
+                name: split_map(head, points=points)
+                for name, head in heads.items()
+                if name.startswith('rpn_box.')
+            }
         points = num_points(self.model.roi_head.bbox_head)
         if points is not None and 'box' in heads:
             found['box'] = split_regions(heads['box'], points=points)
         return found
 
-    def decode(self, heads: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Return mmdet's InstanceData (boxes in pixels) of each image."""
         rois = unpack_regions(heads['rois'])
         masks = [rois[:, 0] == index for index in range(len(metas))]
         roi_head = self.model.roi_head
-        return list(roi_head.bbox_head.predict_by_feat(
-            rois=tuple(rois[mask] for mask in masks),
-            cls_scores=tuple(heads['cls'][mask] for mask in masks),
-            bbox_preds=tuple(heads['box'][mask] for mask in masks),
-            batch_img_metas=[dict(meta) for meta in metas],
-            rcnn_test_cfg=roi_head.test_cfg,
-            rescale=True))
+        return list(
+            roi_head.bbox_head.predict_by_feat(
+                rois=tuple(rois[mask] for mask in masks),
+                cls_scores=tuple(heads['cls'][mask] for mask in masks),
+                bbox_preds=tuple(heads['box'][mask] for mask in masks),
+                batch_img_metas=[dict(meta) for meta in metas],
+                rcnn_test_cfg=roi_head.test_cfg,
+                rescale=True,
+            )
+        )

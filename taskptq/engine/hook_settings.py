@@ -14,11 +14,13 @@ from taskptq.engine.teacher import KEYS, Teacher
 __all__ = ['check_recipe', 'check_teacher']
 
 
-def check_recipe(*,
-                 reconstruction: Any = None,
-                 loss: Any = None,
-                 rewrites: Any = None,
-                 seed: Any = 0) -> None:
+def check_recipe(
+    *,
+    reconstruction: Any = None,
+    loss: Any = None,
+    rewrites: Any = None,
+    seed: Any = 0,
+) -> None:
     """Check a recipe's parts by building them once, without a teacher.
 
     The numbers of ``reconstruction`` are ``ReconstructionConfig``'s to check.
@@ -38,9 +40,10 @@ def check_recipe(*,
         _check_loss(reconstruction.get('loss'), name='reconstruction.loss')
     _check_loss(loss, name='loss')
     parts = Items(
-        of=Table(required=('type', )),
+        of=Table(required=('type',)),
         what='a list of dict(type=...)',
-        optional=True)
+        optional=True,
+    )
     parts.read(rewrites, name='rewrites')
     for number, rewrite in enumerate(rewrites or ()):
         with refusing(f'rewrites[{number}]', rewrite):
@@ -49,8 +52,7 @@ def check_recipe(*,
 
 def _check_loss(config: Any, *, name: str) -> None:
     """Build a loss once; where it has a teacher, with an empty one."""
-    settings = Table(
-        required=('type', ), optional=True).read(config, name=name)
+    settings = Table(required=('type',), optional=True).read(config, name=name)
     if settings is None:
         return
     teacher = settings.get('teacher')

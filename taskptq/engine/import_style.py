@@ -53,8 +53,10 @@ def import_style_text(settings: Mapping[str, Any]) -> str:
         ValueError: If a value cannot be written as source, by its name.
     """
     source = _Source(taken=set(settings))
-    lines = [f'{name} = {source.text(value, where=name)}'
-             for name, value in settings.items()]
+    lines = [
+        f'{name} = {source.text(value, where=name)}'
+        for name, value in settings.items()
+    ]
     text = '\n'.join([*source.imports.values(), '', *lines, ''])
     return str(FormatCode(text, style_config='pep8')[0])
 
@@ -79,12 +81,16 @@ class _Source:
             where: Its name, for messages.
         """
         if isinstance(value, Mapping):
-            items = [f'{key!r}: {self.text(item, where=f"{where}.{key}")}'
-                     for key, item in value.items()]
+            items = [
+                f'{key!r}: {self.text(item, where=f"{where}.{key}")}'
+                for key, item in value.items()
+            ]
             return f'{{{", ".join(items)}}}'
         if isinstance(value, (list, tuple)):
-            items = [self.text(item, where=f'{where}[{i}]')
-                     for i, item in enumerate(value)]
+            items = [
+                self.text(item, where=f'{where}[{i}]')
+                for i, item in enumerate(value)
+            ]
             if isinstance(value, list):
                 return f'[{", ".join(items)}]'
             return f'({", ".join(items)}{"," if len(items) == 1 else ""})'
@@ -104,7 +110,8 @@ class _Source:
                 self.imports[module] = f'import {module}'
             return str(value.module)
         if isinstance(value, (type, FunctionType)) and '<' not in (
-                value.__qualname__):
+            value.__qualname__
+        ):
             outer, _, inner = value.__qualname__.partition('.')
             if value.__module__ == 'builtins':
                 return value.__qualname__
@@ -112,7 +119,8 @@ class _Source:
             return f'{alias}.{inner}' if inner else alias
         raise ValueError(
             f'{where} is a {type(value).__name__}, which cannot be written '
-            'into a config: give it as plain values, a class or a function')
+            'into a config: give it as plain values, a class or a function'
+        )
 
     def _alias(self, module: str, name: str | None) -> str:
         """Import a name, or a module, under one that is free."""

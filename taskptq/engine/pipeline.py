@@ -46,9 +46,7 @@ from taskptq.reconstruction.reconstruct import (
 from taskptq.reconstruction.state_folder import locked
 from taskptq.version import __version__
 
-__all__ = [
-    'Recipe', 'RewriteStats', 'quantize_model', 'run_batch'
-]
+__all__ = ['Recipe', 'RewriteStats', 'quantize_model', 'run_batch']
 
 STATE_DIR = 'reconstruction_state'
 # Where this machine keeps what; no part of how a model is quantized.
@@ -77,14 +75,15 @@ class Recipe:
 
     @classmethod
     def from_config(
-            cls,
-            qconfig: Mapping[str, Any] | QConfig,
-            *,
-            reconstruction: Mapping[str, Any] | None = None,
-            loss: Mapping[str, Any] | None = None,
-            rewrites: Sequence[Mapping[str, Any]] | None = None,
-            calibration: Mapping[str, Any] | None = None,
-            seed: int = 0) -> Recipe:
+        cls,
+        qconfig: Mapping[str, Any] | QConfig,
+        *,
+        reconstruction: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
+        rewrites: Sequence[Mapping[str, Any]] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Recipe:
         """Read a config's dicts and check them.
 
         Args:
@@ -102,7 +101,8 @@ class Recipe:
             reconstruction=reconstruction,
             loss=loss,
             rewrites=rewrites,
-            seed=seed)
+            seed=seed,
+        )
         settings = None
         if reconstruction is not None:
             settings = {'seed': seed, **to_plain(reconstruction)}
@@ -112,14 +112,16 @@ class Recipe:
         elif loss is not None:
             raise ValueError(
                 'a loss is of no use without reconstruction: give '
-                'reconstruction=dict(...) or leave loss out')
+                'reconstruction=dict(...) or leave loss out'
+            )
         return cls(
             qconfig=build_qconfig(qconfig),
             reconstruction=settings,
             loss=to_plain(loss),
             rewrites=to_plain(rewrites or []),
             calibration=dict(calibration or {}),
-            seed=seed)
+            seed=seed,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types, as the quantized file keeps them."""
@@ -180,8 +182,11 @@ def run_batch(model: nn.Module, batch: Any) -> Any:
     return model(batch)
 
 
-def apply_rewrites(model: nn.Module, batches: Sequence[Any],
-                   rewrites: Sequence[Mapping[str, Any]]) -> list[Any]:
+def apply_rewrites(
+    model: nn.Module,
+    batches: Sequence[Any],
+    rewrites: Sequence[Mapping[str, Any]],
+) -> list[Any]:
     """Run the rewrites on the float model; returns their plain reports."""
     stats = RewriteStats(batches=batches, forward=run_batch)
     reports = []
@@ -192,12 +197,17 @@ def apply_rewrites(model: nn.Module, batches: Sequence[Any],
     return reports
 
 
-def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
-                      recipe: Recipe, adapter: Any, work_dir: Path,
-                      resume: bool,
-                      ending: Ending | None = None,
-                      shared_dir: Path | None = None
-                      ) -> dict[str, Any] | None:
+def reconstruct_model(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    recipe: Recipe,
+    adapter: Any,
+    work_dir: Path,
+    resume: bool,
+    ending: Ending | None = None,
+    shared_dir: Path | None = None,
+) -> dict[str, Any] | None:
     """Reconstruct if the recipe says so; returns the plain report."""
     if recipe.reconstruction is None:
         return None
@@ -216,15 +226,22 @@ def reconstruct_model(model: nn.Module, batches: Sequence[Any], *,
         adapter=adapter,
         state_dir=state_dir,
         shared_dir=shared_dir if ending is None else None,
-        on_trained=None if ending is None else ending.on_trained)
+        on_trained=None if ending is None else ending.on_trained,
+    )
     return report.to_dict()
 
 
-def quantize_model(model: nn.Module, batches: Sequence[Any], *,
-                   recipe: Recipe, work_dir: str | Path,
-                   out: str | Path | None = None, resume: bool = True,
-                   shared_dir: str | Path | None = None,
-                   meta: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def quantize_model(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    recipe: Recipe,
+    work_dir: str | Path,
+    out: str | Path | None = None,
+    resume: bool = True,
+    shared_dir: str | Path | None = None,
+    meta: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """Quantize a float model in place and write what came of it.
 
     The model ends in eval mode, quantized for good. ``work_dir`` receives
@@ -258,18 +275,33 @@ def quantize_model(model: nn.Module, batches: Sequence[Any], *,
         folder.mkdir(parents=True, exist_ok=True)
     with locked(work_dir / STATE_DIR):
         report, structure = run_steps(
-            model, batches, recipe=recipe, work_dir=work_dir, resume=resume,
-            shared_dir=None if shared_dir is None else Path(shared_dir))
+            model,
+            batches,
+            recipe=recipe,
+            work_dir=work_dir,
+            resume=resume,
+            shared_dir=None if shared_dir is None else Path(shared_dir),
+        )
         return write_results(
-            model, report, work_dir=work_dir, out=out, meta=meta,
-            structure=structure)
+            model,
+            report,
+            work_dir=work_dir,
+            out=out,
+            meta=meta,
+            structure=structure,
+        )
 
 
-def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
-              work_dir: Path, resume: bool,
-              ending: Ending | None = None,
-              shared_dir: Path | None = None
-              ) -> tuple[dict[str, Any], dict[str, Any]]:
+def run_steps(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    recipe: Recipe,
+    work_dir: Path,
+    resume: bool,
+    ending: Ending | None = None,
+    shared_dir: Path | None = None,
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do all but writing the file; see :func:`quantize_model`.
 
     Args:
@@ -295,17 +327,33 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
         rewritten = apply_rewrites(model, batches, recipe.rewrites)
         swapped = prepare_in_place(model, recipe.qconfig, batch=batches[0])
         calibrated = calibrate(
-            model, batches, forward=run_batch,
-            unreached=recipe.calibration.get('unreached', 'error'))
+            model,
+            batches,
+            forward=run_batch,
+            unreached=recipe.calibration.get('unreached', 'error'),
+        )
         report_what_ran(
-            model, batches, swapped=swapped, calibrated=calibrated,
-            work_dir=work_dir)
+            model,
+            batches,
+            swapped=swapped,
+            calibrated=calibrated,
+            work_dir=work_dir,
+        )
         rebuilt = reconstruct_model(
-            model, batches, recipe=recipe, adapter=adapter,
-            work_dir=work_dir, resume=resume, ending=ending,
-            shared_dir=shared_dir)
-        ended = ({'freeze': freeze(model).to_dict()} if ending is None else
-                 ending.finish(model))
+            model,
+            batches,
+            recipe=recipe,
+            adapter=adapter,
+            work_dir=work_dir,
+            resume=resume,
+            ending=ending,
+            shared_dir=shared_dir,
+        )
+        ended = (
+            {'freeze': freeze(model).to_dict()}
+            if ending is None
+            else ending.finish(model)
+        )
     model.eval()
     report = {
         'taskptq': __version__,
@@ -320,9 +368,13 @@ def run_steps(model: nn.Module, batches: Sequence[Any], *, recipe: Recipe,
     return report, structure_of(swapped)
 
 
-def prepare_in_place(model: nn.Module, qconfig: QConfig, *,
-                     batch: Any = None,
-                     decisions: Decisions | None = None) -> SwapReport:
+def prepare_in_place(
+    model: nn.Module,
+    qconfig: QConfig,
+    *,
+    batch: Any = None,
+    decisions: Decisions | None = None,
+) -> SwapReport:
     """Fold and swap; new quantizers go where the model's parameters are.
 
     Args:
@@ -332,8 +384,13 @@ def prepare_in_place(model: nn.Module, qconfig: QConfig, *,
         decisions: What to repeat instead, without data.
     """
     report = prepare(
-        model, qconfig, batch=batch, forward=run_batch, decisions=decisions,
-        agree=on_all_ranks)
+        model,
+        qconfig,
+        batch=batch,
+        forward=run_batch,
+        decisions=decisions,
+        agree=on_all_ranks,
+    )
     parameter = next(model.parameters(), None)
     if parameter is not None:
         model.to(parameter.device)
@@ -345,9 +402,14 @@ def on_all_ranks(names: set[str]) -> set[str]:
     return set.intersection(*gathered(names))
 
 
-def report_what_ran(model: nn.Module, batches: Sequence[Any], *,
-                    swapped: SwapReport, calibrated: CalibrationReport,
-                    work_dir: Path) -> None:
+def report_what_ran(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    swapped: SwapReport,
+    calibrated: CalibrationReport,
+    work_dir: Path,
+) -> None:
     """Trace the calibrated model, and write what of it runs quantized.
 
     Args:
@@ -358,7 +420,8 @@ def report_what_ran(model: nn.Module, batches: Sequence[Any], *,
         work_dir: Where ``swap_report.json`` and ``swap_report.txt`` go.
     """
     products = trace_products(
-        model, [batches[i] for i in calibrated.covering], forward=run_batch)
+        model, [batches[i] for i in calibrated.covering], forward=run_batch
+    )
     swapped.add_products(products, left_float=calibrated.left_float)
     write_swap_report(swapped, work_dir)
 
@@ -394,7 +457,8 @@ def refuse_quantized(model: nn.Module) -> None:
     if found:
         raise RuntimeError(
             f'the model is quantized already (e.g. {found[0][0]}): build it '
-            'anew from its config')
+            'anew from its config'
+        )
 
 
 def write_swap_report(report: SwapReport, work_dir: Path) -> None:
@@ -403,16 +467,23 @@ def write_swap_report(report: SwapReport, work_dir: Path) -> None:
         return
     report.save(work_dir / 'swap_report.json')
     (work_dir / 'swap_report.txt').write_text(
-        report.table() + '\n', encoding='utf-8')
+        report.table() + '\n', encoding='utf-8'
+    )
     print_log(
         f'{report.summary()}; see {work_dir / "swap_report.txt"}',
-        logger='current')
+        logger='current',
+    )
 
 
-def write_results(model: nn.Module, report: dict[str, Any], *,
-                  work_dir: Path, out: Path,
-                  meta: Mapping[str, Any] | None,
-                  structure: Mapping[str, Any]) -> dict[str, Any]:
+def write_results(
+    model: nn.Module,
+    report: dict[str, Any],
+    *,
+    work_dir: Path,
+    out: Path,
+    meta: Mapping[str, Any] | None,
+    structure: Mapping[str, Any],
+) -> dict[str, Any]:
     """Write the quantized file and the report; main process only.
 
     Args:
@@ -430,8 +501,11 @@ def write_results(model: nn.Module, report: dict[str, Any], *,
     barrier()
     if is_main_process():
         payload = pack_model(
-            model, recipe=report['recipe'], meta=to_plain(meta or {}),
-            structure=structure)
+            model,
+            recipe=report['recipe'],
+            meta=to_plain(meta or {}),
+            structure=structure,
+        )
         save(payload, out)
         report |= {
             'checkpoint': str(out),
@@ -446,6 +520,7 @@ def write_results(model: nn.Module, report: dict[str, Any], *,
         print_log(
             f'Quantized in {report["seconds"]:.1f} s: {out} '
             f'({report["file_bytes"] / 2**20:.2f} MiB), report {target}',
-            logger='current')
+            logger='current',
+        )
     barrier()
     return report

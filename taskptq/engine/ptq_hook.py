@@ -67,13 +67,19 @@ def remove_ema_hooks(runner: Runner) -> None:
         return
     names = sorted({type(hook).__name__ for hook in found})
     runner.logger.info(
-        f'PTQHook took {", ".join(names)} out of this run: the checkpoint\'s '
-        'state_dict already holds the averaged weights.')
+        f"PTQHook took {', '.join(names)} out of this run: the checkpoint's "
+        'state_dict already holds the averaged weights.'
+    )
     # The runner is walking along this very list: removing a hook that is
     # still ahead is safe, earlier ones only go from a new list.
     position = next(
-        (i for i, hook in enumerate(runner.hooks)
-         if isinstance(hook, PTQHook)), 0)
+        (
+            i
+            for i, hook in enumerate(runner.hooks)
+            if isinstance(hook, PTQHook)
+        ),
+        0,
+    )
     runner.hooks[position:] = [
         hook for hook in runner.hooks[position:] if hook not in found
     ]
@@ -111,18 +117,20 @@ class PTQHook(Hook):
     # Ahead of EMAHook (NORMAL) and of everything that looks at the model.
     priority = 'VERY_HIGH'
 
-    def __init__(self,
-                 qconfig: Mapping[str, Any] | None = None,
-                 *,
-                 recipe: str | Mapping[str, Any] | Sequence[Any] | None = None,
-                 calibration: Mapping[str, Any] | None = None,
-                 reconstruction: Mapping[str, Any] | None = None,
-                 rewrites: Sequence[Mapping[str, Any]] | None = None,
-                 loss: Mapping[str, Any] | None = None,
-                 seed: int = 0,
-                 out: str | None = None,
-                 resume: bool = True,
-                 trust_checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        qconfig: Mapping[str, Any] | None = None,
+        *,
+        recipe: str | Mapping[str, Any] | Sequence[Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+        reconstruction: Mapping[str, Any] | None = None,
+        rewrites: Sequence[Mapping[str, Any]] | None = None,
+        loss: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        out: str | None = None,
+        resume: bool = True,
+        trust_checkpoint: bool = False,
+    ) -> None:
         seed = SEED.read(seed, name='PTQHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
         parts = with_recipe(
@@ -131,18 +139,21 @@ class PTQHook(Hook):
             qconfig=qconfig,
             reconstruction=reconstruction,
             loss=loss,
-            rewrites=rewrites)
+            rewrites=rewrites,
+        )
         self.recipe = None
         if parts['qconfig'] is not None:
             self.recipe = Recipe.from_config(
                 parts.pop('qconfig'),
                 **parts,
                 calibration=self.calibration.recipe(),
-                seed=seed)
+                seed=seed,
+            )
         self.out = OUT.read(out, name='PTQHook.out')
         self.resume = Flag().read(resume, name='PTQHook.resume')
         self.trust_checkpoint = Flag().read(
-            trust_checkpoint, name='PTQHook.trust_checkpoint')
+            trust_checkpoint, name='PTQHook.trust_checkpoint'
+        )
         self.report: dict[str, Any] | None = None
         self._batches: CalibrationBatches | None = None
         self._restored = False
@@ -160,7 +171,8 @@ class PTQHook(Hook):
         """
         training = self._in_training(runner)
         guard_runner(
-            runner, training=training, trust_checkpoint=self.trust_checkpoint)
+            runner, training=training, trust_checkpoint=self.trust_checkpoint
+        )
         if training:
             return
         remove_ema_hooks(runner)
@@ -168,14 +180,16 @@ class PTQHook(Hook):
             refuse_unwritable_folder(runner.work_dir, name='work_dir')
             out = 'quantized.pth' if self.out is None else self.out
             refuse_unwritable_file(
-                Path(runner.work_dir) / out, name='PTQHook.out')
+                Path(runner.work_dir) / out, name='PTQHook.out'
+            )
 
     def after_train(self, runner: Runner) -> None:
         """Remember that what follows is no training any more."""
         self._trained = True
 
-    def after_load_checkpoint(self, runner: Runner,
-                              checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
         """Rebuild the model of a quantized file; check a float one's fit.
 
         Args:
@@ -199,36 +213,43 @@ class PTQHook(Hook):
         if training:
             raise QuantizedCheckpointError(
                 'a quantized file cannot be trained from: load the float '
-                'checkpoint instead')
+                'checkpoint instead'
+            )
         model = unwrap(runner.model)
         recipe = restore_model(checkpoint, model)
         # The runner loads this into the model once more; clones, because a
         # load must not copy a tensor onto itself.
         checkpoint['state_dict'] = {
-            name: tensor.clone()
-            for name, tensor in model.state_dict().items()
+            name: tensor.clone() for name, tensor in model.state_dict().items()
         }
         self._restored = True
         runner.logger.info(
             'Rebuilt the quantized model from the file; it is evaluated as it '
-            'is, without calibration.')
+            'is, without calibration.'
+        )
         self._compare(runner, recipe)
 
-    def _check_float(self, runner: Runner,
-                     checkpoint: Mapping[str, Any]) -> None:
+    def _check_float(
+        self, runner: Runner, checkpoint: Mapping[str, Any]
+    ) -> None:
         """Refuse float weights of another model."""
         if TRAINING_KEY in checkpoint:
             # QATHook rebuilds the model, before or after this hook.
-            if not any(hasattr(hook, 'checkpoint_key')
-                       for hook in runner.hooks):
+            if not any(
+                hasattr(hook, 'checkpoint_key') for hook in runner.hooks
+            ):
                 raise ValueError(
                     'the file is a checkpoint of a quantization-aware '
                     'training: test it with a config that has QATHook in its '
-                    'custom_hooks')
+                    'custom_hooks'
+                )
             return
         refuse_misfit(
-            unwrap(runner.model), checkpoint, logger=runner.logger,
-            path=guarded_path(runner._load_from))
+            unwrap(runner.model),
+            checkpoint,
+            logger=runner.logger,
+            path=guarded_path(runner._load_from),
+        )
 
     def before_test(self, runner: Runner) -> None:
         """Quantize before ``Runner.test()`` evaluates."""
@@ -240,7 +261,8 @@ class PTQHook(Hook):
             if not self._warned:
                 runner.logger.warning(
                     'PTQHook does nothing inside training: this validation '
-                    'is of the float model.')
+                    'is of the float model.'
+                )
             self._warned = True
             return
         self._prepare_evaluation(runner, runner.val_loop)
@@ -254,7 +276,8 @@ class PTQHook(Hook):
         if self._restored:
             return
         source = EvaluationSource.from_loader(
-            loop.dataloader, plain_pipeline=plain_pipeline(runner))
+            loop.dataloader, plain_pipeline=plain_pipeline(runner)
+        )
         if self._batches is not None:
             if not self.calibration.allow_overlap:
                 self._batches.check_overlap(source.dataset)
@@ -264,13 +287,16 @@ class PTQHook(Hook):
             raise ValueError(
                 'PTQHook needs qconfig or recipe to quantize a float '
                 "checkpoint: add one to the hook, such as recipe='w8a8', or "
-                'test a quantized file')
+                'test a quantized file'
+            )
         if not runner._has_loaded:
             runner.logger.warning(
                 'PTQHook quantizes a model into which no checkpoint was '
-                'loaded: set load_from unless its weights are meant.')
+                'loaded: set load_from unless its weights are meant.'
+            )
         self._batches = build_calibration(
-            self.calibration, source=source, default=train_dataset(runner))
+            self.calibration, source=source, default=train_dataset(runner)
+        )
         meta = {'dataset_meta': getattr(source.dataset, 'metainfo', {})}
         out = None if self.out is None else Path(runner.work_dir) / self.out
         self.report = quantize_model(
@@ -280,7 +306,8 @@ class PTQHook(Hook):
             work_dir=runner.work_dir,
             out=out,
             resume=self.resume,
-            meta=meta)
+            meta=meta,
+        )
 
     def _compare(self, runner: Runner, recipe: Mapping[str, Any]) -> None:
         """Say so if the config asks for another recipe than the file's."""
@@ -288,14 +315,16 @@ class PTQHook(Hook):
             return
         asked = self.recipe.to_dict()
         keys = [
-            key for key in ('qconfig', 'reconstruction', 'loss', 'rewrites')
+            key
+            for key in ('qconfig', 'reconstruction', 'loss', 'rewrites')
             if asked[key] != recipe.get(key)
         ]
         if keys:
             runner.logger.warning(
                 f'The quantized file was made with other settings of '
                 f'{" and ".join(keys)} than the config has: '
-                "the file's recipe counts.")
+                "the file's recipe counts."
+            )
 
 
 def plain_pipeline(runner: Runner) -> Sequence[Any] | None:

@@ -13,10 +13,11 @@ from taskptq.recipes import KEYS, merge, resolve
 __all__ = ['read_recipe', 'with_recipe']
 
 # What a file may set besides a recipe: mmengine has acted on it by then.
-NOT_OF_A_RECIPE = ('custom_imports', )
+NOT_OF_A_RECIPE = ('custom_imports',)
 ALLOWED = (
     'give a name such as w4a4_qdrop, a dict, the path of a file that sets '
-    'qconfig, or a list of these')
+    'qconfig, or a list of these'
+)
 
 
 def read_recipe(recipe: Any) -> dict[str, Any]:
@@ -83,7 +84,11 @@ def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
         if key not in given and value:
             other = 'QATHook' if key == 'distillation' else 'PTQHook'
             raise SettingError(
-                'recipe', f' sets {key}, which {owner} has no use for: use '
-                f'{other}, or a recipe without {key}')
-    return {key: parts.get(key) if value is None else value
-            for key, value in given.items()}
+                'recipe',
+                f' sets {key}, which {owner} has no use for: use '
+                f'{other}, or a recipe without {key}',
+            )
+    return {
+        key: parts.get(key) if value is None else value
+        for key, value in given.items()
+    }

@@ -14,8 +14,10 @@ from taskptq.reconstruction.state_folder import FolderInUseError
 from taskptq.registry import HOOKS, registered
 
 __all__ = [
-    'check_hooks', 'one_sentence', 'refuse_unwritable_file',
-    'refuse_unwritable_folder'
+    'check_hooks',
+    'one_sentence',
+    'refuse_unwritable_file',
+    'refuse_unwritable_folder',
 ]
 
 PACKAGE = 'taskptq'
@@ -33,8 +35,12 @@ def one_sentence() -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, FolderInUseError,
-            QuantizedCheckpointError) as error:
+    except (
+        OSError,
+        ValueError,
+        FolderInUseError,
+        QuantizedCheckpointError,
+    ) as error:
         if not raised_here(error):
             raise
         raise SystemExit(str(error)) from error
@@ -51,10 +57,14 @@ def check_hooks(hooks: Iterable[Any] | None) -> None:
     """
     for hook in hooks or ():
         if not isinstance(hook, Mapping) or (
-                type_name(hook.get('type')) not in OWN_HOOKS):
+            type_name(hook.get('type')) not in OWN_HOOKS
+        ):
             continue
-        settings = {key: value for key, value in hook.items()
-                    if key not in ('type', 'priority', '_scope_')}
+        settings = {
+            key: value
+            for key, value in hook.items()
+            if key not in ('type', 'priority', '_scope_')
+        }
         try:
             registered_hook(type_name(hook['type']))(**settings)
         except TypeError as error:
@@ -96,11 +106,13 @@ def refuse_unwritable_folder(path: str | Path, *, name: str) -> None:
     if not folder.is_dir():
         raise ValueError(
             f'{name}={path} cannot be made, because {folder} is not a '
-            'folder: choose another')
+            'folder: choose another'
+        )
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ValueError(
             f'{name}={path} cannot be written: {folder} is read-only, choose '
-            'another or change its permissions')
+            'another or change its permissions'
+        )
 
 
 def refuse_unwritable_file(path: str | Path, *, name: str) -> None:

@@ -22,8 +22,9 @@ from taskptq.prepare import Decisions, QConfig
 __all__ = ['restore_model']
 
 
-def restore_model(payload: Mapping[str, Any],
-                  model: nn.Module) -> dict[str, Any]:
+def restore_model(
+    payload: Mapping[str, Any], model: nn.Module
+) -> dict[str, Any]:
     """Rebuild a quantized model from its file's content, in place.
 
     Everything in the file is checked first, on an outline of the model: a
@@ -52,7 +53,8 @@ def restore_model(payload: Mapping[str, Any],
     except ValueError as error:
         raise QuantizedCheckpointError(
             f'the quantized file does not fit this {type(model).__name__}: '
-            f'{error}') from error
+            f'{error}'
+        ) from error
     check_fit(payload, sketch)
     prepare_in_place(model, qconfig, decisions=decisions)
     unpack_model(payload, model)
@@ -70,8 +72,7 @@ def read_qconfig(recipe: Mapping[str, Any]) -> QConfig:
     return build_qconfig(recipe['qconfig'], from_file=True)
 
 
-def read_decisions(payload: Mapping[str, Any],
-                   model: nn.Module) -> Decisions:
+def read_decisions(payload: Mapping[str, Any], model: nn.Module) -> Decisions:
     """Return the decisions that a file records, or that follow from it.
 
     Raises:
@@ -81,8 +82,7 @@ def read_decisions(payload: Mapping[str, Any],
     if structure is not None and 'decisions' in structure:
         return Decisions.from_dict(structure['decisions'])
     # Files of schema 1 record none.
-    return Decisions.inferred(
-        model, {*payload['weights'], *payload['float']})
+    return Decisions.inferred(model, {*payload['weights'], *payload['float']})
 
 
 def outline(model: nn.Module) -> nn.Module:

@@ -42,8 +42,9 @@ class Teacher:
         self.adapter = adapter
         self.name = name
 
-    def run(self, batches: Sequence[Any], *,
-            device: torch.device) -> list[dict[str, Tensor]]:
+    def run(
+        self, batches: Sequence[Any], *, device: torch.device
+    ) -> list[dict[str, Tensor]]:
         """Return the named outputs on each batch; then leave the device.
 
         Args:
@@ -81,21 +82,25 @@ def build_teacher_model(settings: Mapping[str, Any]) -> nn.Module:
     if unknown or missing:
         raise ValueError(
             f'teacher={dict(settings)}: give config and checkpoint, and at '
-            'most trust_checkpoint beside them')
+            'most trust_checkpoint beside them'
+        )
     if not Path(settings['config']).is_file():
         raise FileNotFoundError(
-            f'there is no config file {settings["config"]}')
+            f'there is no config file {settings["config"]}'
+        )
     config = Config.fromfile(str(settings['config']))
     trusted = Flag().read(
         settings.get('trust_checkpoint', False),
-        name='teacher.trust_checkpoint')
+        name='teacher.trust_checkpoint',
+    )
     path = local_file(settings['checkpoint'])
     content = read_checkpoint(path, trust_checkpoint=trusted)
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         # A copy: some classes take parts out of what they are built from.
         model = revert_sync_batchnorm(
-            MODELS.build(copy.deepcopy(config.model))).eval()
+            MODELS.build(copy.deepcopy(config.model))
+        ).eval()
     load_float_weights(model, content, path=path)
     prepare(model, QConfig.from_dict({}))
     return model

@@ -1,4 +1,5 @@
 """Quantized models as files: packed checkpoints."""
+
 from taskptq.export.checkpoint import (
     QuantizedCheckpointError,
     is_quantized,

@@ -1,4 +1,5 @@
 """The zip container of torch.save: checked before anything in it is used."""
+
 from __future__ import annotations
 
 import struct
@@ -154,9 +155,7 @@ def _check_entries(
     return prefix
 
 
-def _check_entry(
-    entry: zipfile.ZipInfo, *, start: int, size: int
-) -> None:
+def _check_entry(entry: zipfile.ZipInfo, *, start: int, size: int) -> None:
     name = shown(entry.filename)
     if entry.flag_bits & FORBIDDEN_FLAGS:
         raise DamagedFileError(f'has the encrypted entry {name}')

@@ -1,4 +1,5 @@
 """Quantized checkpoints: a frozen model to plain packed data, and back."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -253,8 +254,8 @@ def _check_frozen(slot: _Slot) -> None:
         raise QuantizedCheckpointError(
             f'{slot.parameter!r}, the weight of {slot.quantizer_name!r}, is '
             'not frozen on its integer grid: call '
-            'taskptq.reconstruction.freeze(model) before packing, and change no '
-            'weight afterwards'
+            'taskptq.reconstruction.freeze(model) before packing, and change '
+            'no weight afterwards'
         )
 
 

@@ -1,4 +1,5 @@
 """What can be wrong with a file; messages go on after the file's path."""
+
 from __future__ import annotations
 
 

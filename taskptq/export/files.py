@@ -1,4 +1,5 @@
 """Quantized checkpoints on disk: written atomically, read without code."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -1,4 +1,5 @@
 """Whether the numbers of a payload can be those of a quantized model."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -233,8 +234,10 @@ def _spec_faults(
             f'the model ({legal[0]} or {legal[1]})'
         )
     scales = _num_scales(spec, owner)
-    if scales is not None and fields['scale'].numel() != scales and (
-        isinstance(quantizer, AffineQuantizer)
+    if (
+        scales is not None
+        and fields['scale'].numel() != scales
+        and (isinstance(quantizer, AffineQuantizer))
     ):
         yield (
             f'has {fields["scale"].numel()} scale(s) in the file, {scales} '
@@ -255,16 +258,17 @@ def _num_scales(spec: QuantSpec, owner: nn.Module) -> int | None:
     return None
 
 
-def _affine_spec_faults(
-    fields: Fields, quantizer: Quantizer
-) -> Iterator[str]:
+def _affine_spec_faults(fields: Fields, quantizer: Quantizer) -> Iterator[str]:
     zero_point = fields.get('zero_point')
     fixed = isinstance(quantizer, AffineQuantizer) and not (
         isinstance(quantizer, LSQQuantizer) and quantizer.offset is not None
     )
     # Of an unsigned symmetric grid, 0 is the lowest code.
-    if quantizer.spec.symmetric and fixed and zero_point is not None and (
-        bool(zero_point.any())
+    if (
+        quantizer.spec.symmetric
+        and fixed
+        and zero_point is not None
+        and (bool(zero_point.any()))
     ):
         yield 'is symmetric, but has zero points other than 0'
     yield from quantizer.state_faults(fields)

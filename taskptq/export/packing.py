@@ -3,6 +3,7 @@
 Code i occupies bits ``i * num_bits`` and up of the stream; the stream's first
 bit is the lowest bit of the first byte.
 """
+
 from __future__ import annotations
 
 import math
@@ -40,9 +41,7 @@ def pack_codes(codes: Tensor, *, num_bits: int, quant_min: int) -> Tensor:
     """
     _check_bits(num_bits)
     flat = codes.reshape(-1).to(torch.int64) - quant_min
-    if flat.numel() and not (
-        flat.min() >= 0 and flat.max() < 2**num_bits
-    ):
+    if flat.numel() and not (flat.min() >= 0 and flat.max() < 2**num_bits):
         raise ValueError(
             f'codes lie in [{int(flat.min()) + quant_min}, '
             f'{int(flat.max()) + quant_min}], outside the {num_bits}-bit grid '

@@ -4,6 +4,7 @@ torch's own list is wider: bytearrays, sets, sparse, meta, quantized and
 wrapper tensors, which no checkpoint needs here and which cost memory that the
 file doesn't have.
 """
+
 from __future__ import annotations
 
 import math

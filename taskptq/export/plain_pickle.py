@@ -5,6 +5,7 @@ others. Tensors are checked against the storages that the file really has:
 torch takes their sizes from the pickle and would read past the end of a
 storage, or allocate one of any size.
 """
+
 from __future__ import annotations
 
 import mmap

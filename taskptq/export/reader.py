@@ -1,4 +1,5 @@
 """The one way in which checkpoint files are read, quantized or float."""
+
 from __future__ import annotations
 
 import mmap

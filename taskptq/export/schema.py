@@ -1,4 +1,5 @@
 """What a quantized checkpoint is: its sections, its digest, its errors."""
+
 from __future__ import annotations
 
 import hashlib
@@ -65,9 +66,7 @@ def plain(value: Any, *, name: str) -> Any:
                     f'{name} has the key {key!r}, but keys of a quantized '
                     'checkpoint must be str: turn it into one'
                 )
-        return {
-            str(k): plain(v, name=f'{name}.{k}') for k, v in value.items()
-        }
+        return {str(k): plain(v, name=f'{name}.{k}') for k, v in value.items()}
     if isinstance(value, list | tuple):
         return [plain(v, name=f'{name}[{i}]') for i, v in enumerate(value)]
     if value is None or type(value) in (str, int, float, bool):

@@ -1,4 +1,5 @@
 """Whether a payload is built as one must be; before anything is computed."""
+
 from __future__ import annotations
 
 import math
@@ -110,8 +111,10 @@ def _check_sections(payload: Mapping[str, Any], *, schema: int) -> None:
                 'which is under no digest: quantize again'
             )
     digest = payload['digest']
-    if type(digest) is not str or len(digest) != DIGEST_LENGTH or (
-        digest.strip('0123456789abcdef')
+    if (
+        type(digest) is not str
+        or len(digest) != DIGEST_LENGTH
+        or (digest.strip('0123456789abcdef'))
     ):
         raise _wrong('digest', digest, expected='64 hexadecimal digits')
     if not isinstance(payload['state_dict'], str):

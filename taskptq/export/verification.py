@@ -1,4 +1,5 @@
 """Verifying payloads: structure, digest, numbers; each payload once."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping

@@ -3,6 +3,7 @@
 Everything is a dotted name, resolved late: a host that is not installed is
 simply not mapped.
 """
+
 from __future__ import annotations
 
 import importlib
@@ -86,28 +87,32 @@ NORMS: frozenset[str] = frozenset({'mmcv.ops.sync_bn.SyncBatchNorm'})
 
 # Classes whose forward calls norm i directly after conv i; a subclass counts
 # as long as it has that forward.
-CONV_NORM_CLASSES: frozenset[str] = frozenset({
-    'mmcv.cnn.resnet.BasicBlock',
-    'mmcv.cnn.resnet.Bottleneck',
-    'mmcv.cnn.resnet.ResNet',
-    'mmdet.models.backbones.hrnet.HRNet',
-    'mmdet.models.backbones.resnet.BasicBlock',
-    'mmdet.models.backbones.resnet.Bottleneck',
-    'mmdet.models.backbones.resnet.ResNet',
-    'mmseg.models.backbones.hrnet.HRNet',
-    'mmseg.models.backbones.resnet.BasicBlock',
-    'mmseg.models.backbones.resnet.Bottleneck',
-    'mmseg.models.backbones.resnet.ResNet',
-    'taskptq.testing.models.TinyBlock',
-    'torchvision.models.resnet.BasicBlock',
-    'torchvision.models.resnet.Bottleneck',
-    'torchvision.models.resnet.ResNet',
-})
+CONV_NORM_CLASSES: frozenset[str] = frozenset(
+    {
+        'mmcv.cnn.resnet.BasicBlock',
+        'mmcv.cnn.resnet.Bottleneck',
+        'mmcv.cnn.resnet.ResNet',
+        'mmdet.models.backbones.hrnet.HRNet',
+        'mmdet.models.backbones.resnet.BasicBlock',
+        'mmdet.models.backbones.resnet.Bottleneck',
+        'mmdet.models.backbones.resnet.ResNet',
+        'mmseg.models.backbones.hrnet.HRNet',
+        'mmseg.models.backbones.resnet.BasicBlock',
+        'mmseg.models.backbones.resnet.Bottleneck',
+        'mmseg.models.backbones.resnet.ResNet',
+        'taskptq.testing.models.TinyBlock',
+        'torchvision.models.resnet.BasicBlock',
+        'torchvision.models.resnet.Bottleneck',
+        'torchvision.models.resnet.ResNet',
+    }
+)
 
 # Classes that run a conv, its norm and an activation in a stated order.
-CONV_MODULES: frozenset[str] = frozenset({
-    'mmcv.cnn.bricks.conv_module.ConvModule',
-})
+CONV_MODULES: frozenset[str] = frozenset(
+    {
+        'mmcv.cnn.bricks.conv_module.ConvModule',
+    }
+)
 
 _GATING = 'gates channels by an elementwise product, without a matmul'
 _LEVELS = 'adds an embedding of its level to each token'
@@ -135,70 +140,74 @@ KEPT_FLOAT: dict[str, str] = {
 }
 
 # Reconstruction blocks, by class.
-BLOCKS: frozenset[str] = frozenset({
-    'mmdet.models.backbones.resnet.BasicBlock',
-    'mmdet.models.backbones.resnet.Bottleneck',
-    'mmseg.models.backbones.resnet.BasicBlock',
-    'mmseg.models.backbones.resnet.Bottleneck',
-    'torchvision.models.resnet.BasicBlock',
-    'torchvision.models.resnet.Bottleneck',
-    'mmcv.cnn.bricks.conv_module.ConvModule',
-    'mmcv.cnn.bricks.depthwise_separable_conv_module'
-    '.DepthwiseSeparableConvModule',
-    'mmdet.models.layers.csp_layer.CSPLayer',
-    'mmdet.models.backbones.csp_darknet.Focus',
-    'mmdet.models.backbones.csp_darknet.SPPBottleneck',
-    'mmdet.models.layers.inverted_residual.InvertedResidual',
-    'mmdet.models.layers.transformer.utils.PatchEmbed',
-    'mmdet.models.layers.transformer.utils.PatchMerging',
-    'mmseg.models.utils.embed.PatchEmbed',
-    'mmseg.models.utils.embed.PatchMerging',
-    'mmseg.models.utils.inverted_residual.InvertedResidual',
-    'mmcv.cnn.bricks.transformer.PatchEmbed',
-    'mmcv.cnn.bricks.transformer.PatchMerging',
-    'mmcv.cnn.bricks.transformer.BaseTransformerLayer',
-    'mmdet.models.backbones.pvt.PVTEncoderLayer',
-    'mmdet.models.backbones.swin.SwinBlock',
-    'mmseg.models.backbones.swin.SwinBlock',
-    'mmseg.models.backbones.mit.TransformerEncoderLayer',
-    'mmseg.models.backbones.vit.TransformerEncoderLayer',
-    'mmdet.models.layers.transformer.detr_layers.DetrTransformerEncoderLayer',
-    'mmdet.models.layers.transformer.detr_layers.DetrTransformerDecoderLayer',
-    'mmdet.models.necks.fpn.FPN',
-    'mmdet.models.necks.cspnext_pafpn.CSPNeXtPAFPN',
-    'mmdet.models.necks.channel_mapper.ChannelMapper',
-    'mmseg.models.necks.fpn.FPN',
-    'mmdet.models.dense_heads.base_dense_head.BaseDenseHead',
-    'mmdet.models.dense_heads.detr_head.DETRHead',
-    'mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead',
-    'mmdet.models.roi_heads.mask_heads.fcn_mask_head.FCNMaskHead',
-    'mmseg.models.decode_heads.decode_head.BaseDecodeHead',
-    'torch.nn.modules.transformer.TransformerEncoderLayer',
-    'torch.nn.modules.transformer.TransformerDecoderLayer',
-    # PTQ4SAM reconstructs attention and MLP of an encoder block apart; as one
-    # unit they are trained together, and each block takes over its input from
-    # the one before instead of running the model up to it.
-    'segment_anything.modeling.image_encoder.Block',
-    'segment_anything.modeling.common.MLPBlock',
-    'segment_anything.modeling.transformer.TwoWayAttentionBlock',
-    'segment_anything.modeling.mask_decoder.MLP',
-    'taskptq.testing.models.TinyBlock',
-    'taskptq.testing.sam_models.TinyTwoWayBlock',
-})
+BLOCKS: frozenset[str] = frozenset(
+    {
+        'mmdet.models.backbones.resnet.BasicBlock',
+        'mmdet.models.backbones.resnet.Bottleneck',
+        'mmseg.models.backbones.resnet.BasicBlock',
+        'mmseg.models.backbones.resnet.Bottleneck',
+        'torchvision.models.resnet.BasicBlock',
+        'torchvision.models.resnet.Bottleneck',
+        'mmcv.cnn.bricks.conv_module.ConvModule',
+        'mmcv.cnn.bricks.depthwise_separable_conv_module'
+        '.DepthwiseSeparableConvModule',
+        'mmdet.models.layers.csp_layer.CSPLayer',
+        'mmdet.models.backbones.csp_darknet.Focus',
+        'mmdet.models.backbones.csp_darknet.SPPBottleneck',
+        'mmdet.models.layers.inverted_residual.InvertedResidual',
+        'mmdet.models.layers.transformer.utils.PatchEmbed',
+        'mmdet.models.layers.transformer.utils.PatchMerging',
+        'mmseg.models.utils.embed.PatchEmbed',
+        'mmseg.models.utils.embed.PatchMerging',
+        'mmseg.models.utils.inverted_residual.InvertedResidual',
+        'mmcv.cnn.bricks.transformer.PatchEmbed',
+        'mmcv.cnn.bricks.transformer.PatchMerging',
+        'mmcv.cnn.bricks.transformer.BaseTransformerLayer',
+        'mmdet.models.backbones.pvt.PVTEncoderLayer',
+        'mmdet.models.backbones.swin.SwinBlock',
+        'mmseg.models.backbones.swin.SwinBlock',
+        'mmseg.models.backbones.mit.TransformerEncoderLayer',
+        'mmseg.models.backbones.vit.TransformerEncoderLayer',
+        'mmdet.models.layers.transformer.detr_layers.DetrTransformerEncoderLayer',
+        'mmdet.models.layers.transformer.detr_layers.DetrTransformerDecoderLayer',
+        'mmdet.models.necks.fpn.FPN',
+        'mmdet.models.necks.cspnext_pafpn.CSPNeXtPAFPN',
+        'mmdet.models.necks.channel_mapper.ChannelMapper',
+        'mmseg.models.necks.fpn.FPN',
+        'mmdet.models.dense_heads.base_dense_head.BaseDenseHead',
+        'mmdet.models.dense_heads.detr_head.DETRHead',
+        'mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead',
+        'mmdet.models.roi_heads.mask_heads.fcn_mask_head.FCNMaskHead',
+        'mmseg.models.decode_heads.decode_head.BaseDecodeHead',
+        'torch.nn.modules.transformer.TransformerEncoderLayer',
+        'torch.nn.modules.transformer.TransformerDecoderLayer',
+        # PTQ4SAM reconstructs attention and MLP of an encoder block apart; as
+        # one unit they are trained together, and each block takes over its
+        # input from the one before instead of running the model up to it.
+        'segment_anything.modeling.image_encoder.Block',
+        'segment_anything.modeling.common.MLPBlock',
+        'segment_anything.modeling.transformer.TwoWayAttentionBlock',
+        'segment_anything.modeling.mask_decoder.MLP',
+        'taskptq.testing.models.TinyBlock',
+        'taskptq.testing.sam_models.TinyTwoWayBlock',
+    }
+)
 
 # Units whose first axis holds independent rows, images or not: prompts of
 # an image, windows. Elsewhere the axis of a token tensor may be the sequence.
-ROW_MODULES: frozenset[str] = frozenset({
-    'segment_anything.modeling.common.MLPBlock',
-    'segment_anything.modeling.image_encoder.Attention',
-    'segment_anything.modeling.image_encoder.Block',
-    'segment_anything.modeling.mask_decoder.MLP',
-    'segment_anything.modeling.transformer.Attention',
-    'segment_anything.modeling.transformer.TwoWayAttentionBlock',
-    'taskptq.testing.sam_models.TinyRelativeAttention',
-    'taskptq.testing.sam_models.TinyTokenAttention',
-    'taskptq.testing.sam_models.TinyTwoWayBlock',
-})
+ROW_MODULES: frozenset[str] = frozenset(
+    {
+        'segment_anything.modeling.common.MLPBlock',
+        'segment_anything.modeling.image_encoder.Attention',
+        'segment_anything.modeling.image_encoder.Block',
+        'segment_anything.modeling.mask_decoder.MLP',
+        'segment_anything.modeling.transformer.Attention',
+        'segment_anything.modeling.transformer.TwoWayAttentionBlock',
+        'taskptq.testing.sam_models.TinyRelativeAttention',
+        'taskptq.testing.sam_models.TinyTokenAttention',
+        'taskptq.testing.sam_models.TinyTwoWayBlock',
+    }
+)
 
 # Inputs that select rows and therefore differ between the float and the
 # quantized model; captures replay the float model's (class -> argument).

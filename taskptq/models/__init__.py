@@ -1,4 +1,5 @@
 """Heads and detectors that subclass the hosts' classes; imported lazily."""
+
 import importlib.util
 
 # Registered at the first look-up, where their host is installed.

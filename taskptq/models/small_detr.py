@@ -1,4 +1,5 @@
 """Conditional DETR of any width; mmdet's own works at 256 channels only."""
+
 from __future__ import annotations
 
 import copy
@@ -24,13 +25,14 @@ class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
     decoder is mmdet's, number for number.
     """
 
-    def forward(self,
-                query: Tensor,
-                key: Tensor | None = None,
-                query_pos: Tensor | None = None,
-                key_pos: Tensor | None = None,
-                key_padding_mask: Tensor | None = None
-                ) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        query_pos: Tensor | None = None,
+        key_pos: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """Decode; arguments as mmdet's.
 
         Args:
@@ -47,7 +49,8 @@ class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
         """
         reference = self.ref_point_head(query_pos).sigmoid()  # B x N x 2
         encoding = coordinate_to_encoding(
-            reference, num_feats=self.embed_dims // 2)
+            reference, num_feats=self.embed_dims // 2
+        )
         states = []
         for number, layer in enumerate(self.layers):
             scale = 1 if number == 0 else self.query_scale(query)
@@ -58,7 +61,8 @@ class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
                 key_pos=key_pos,
                 key_padding_mask=key_padding_mask,
                 ref_sine_embed=encoding * scale,
-                is_first=number == 0)
+                is_first=number == 0,
+            )
             states.append(query)
         chosen = states if self.return_intermediate else states[-1:]
         return torch.stack([self.post_norm(x) for x in chosen]), reference

@@ -1,4 +1,5 @@
 """Layer 1: quantized counterparts of float modules; on top of the core."""
+
 from taskptq.modules.attention import (
     AttendedTap,
     QuantAttention,

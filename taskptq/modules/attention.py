@@ -1,4 +1,5 @@
 """The matmuls of attention, with their quantizers: written once for all."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """What every quantized counterpart shares: taking over, weights, freezing."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -169,9 +170,7 @@ class QuantModule(nn.Module):
             quantizer = self.weight_quantizer_of(parameter)
             if quantizer is not None and quantizer.calibrated:
                 weight = getattr(self, parameter)
-                self._roundings[parameter] = LearnedRounding(
-                    quantizer, weight
-                )
+                self._roundings[parameter] = LearnedRounding(quantizer, weight)
         return dict(self._roundings)
 
     @property

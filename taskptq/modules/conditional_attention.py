@@ -1,4 +1,5 @@
 """Counterpart of mmdet's ConditionalAttention (Conditional, DAB-DETR)."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -162,8 +163,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
     def _per_head_cat(self, content: Tensor, position: Tensor) -> Tensor:
         """Concatenate head by head, twice (B, N, E) -> (B, N, 2 E)."""
         parts = [
-            x.unflatten(-1, (self.num_heads, -1))
-            for x in (content, position)
+            x.unflatten(-1, (self.num_heads, -1)) for x in (content, position)
         ]
         return torch.cat(parts, dim=-1).flatten(2)
 

@@ -1,4 +1,5 @@
 """Counterparts of 2-d convolutions."""
+
 from __future__ import annotations
 
 from typing import ClassVar

@@ -1,4 +1,5 @@
 """Counterpart of mmcv's MultiScaleDeformableAttention."""
+
 from __future__ import annotations
 
 import importlib

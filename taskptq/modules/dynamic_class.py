@@ -1,4 +1,5 @@
 """Counterparts of classes that only a host package defines."""
+
 from __future__ import annotations
 
 import types
@@ -32,7 +33,9 @@ def counterpart_class(
         '__doc__': f'Counterpart of {float_class.__name__}.',
         # No module attribute names this class, so pickle needs its recipe.
         '__reduce_ex__': lambda self, protocol: (
-            _new, (impl, float_class), self.__dict__
+            _new,
+            (impl, float_class),
+            self.__dict__,
         ),
     }
     name = f'Quant{float_class.__name__}'

@@ -1,4 +1,5 @@
 """Counterpart of nn.MultiheadAttention."""
+
 from __future__ import annotations
 
 from typing import ClassVar

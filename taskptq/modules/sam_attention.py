@@ -1,4 +1,5 @@
 """Counterparts of the attentions of Segment Anything."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -94,9 +95,9 @@ def offset_table(table: Tensor, *, size: int) -> Tensor:
     num_offsets = 2 * size - 1
     if table.shape[0] != num_offsets:
         channels_first = table.t()[None]  # 1 x C x 2 L - 1
-        table = F.interpolate(
-            channels_first, size=num_offsets, mode='linear'
-        )[0].t()
+        table = F.interpolate(channels_first, size=num_offsets, mode='linear')[
+            0
+        ].t()
     index = _offset_index(size, table.device)
     pairs: Tensor = table.index_select(0, index).view(size, size, -1)
     return pairs

@@ -1,4 +1,5 @@
 """Tensors that several projections read: quantized once, not per reader."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,4 +1,5 @@
 """Counterpart of Swin's window attention (mmdet's and mmseg's WindowMSA)."""
+
 from __future__ import annotations
 
 from torch import Tensor, nn

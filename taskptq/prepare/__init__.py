@@ -1,4 +1,5 @@
 """Layer 2: from a float model to one with quantizers in place."""
+
 from __future__ import annotations
 
 from taskptq.prepare.blocks import Unit, split_blocks

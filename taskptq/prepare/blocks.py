@@ -1,4 +1,5 @@
 """Split a model into reconstruction units."""
+
 from __future__ import annotations
 
 from collections.abc import Collection
@@ -39,8 +40,8 @@ class Unit:
 
     def qualified(self, name: str) -> str:
         """Return the qualified name of a module, from that within."""
-        return f'{self.name}.{name}' if name and self.name else (
-            self.name + name
+        return (
+            f'{self.name}.{name}' if name and self.name else (self.name + name)
         )
 
     def includes(self, layer: str) -> bool:
@@ -95,9 +96,13 @@ def _collect(
         return
     seen.add(id(module))
     is_called = callable_names is None or name in callable_names
-    is_block = scope == 'block' and name and (
-        is_a(module, BLOCKS)
-        or any(matches(name, pattern) for pattern in extra)
+    is_block = (
+        scope == 'block'
+        and name
+        and (
+            is_a(module, BLOCKS)
+            or any(matches(name, pattern) for pattern in extra)
+        )
     )
     if is_block and is_called and _holds_layers(module):
         units.append(Unit(name, module))

@@ -1,4 +1,5 @@
 """Run a float module and what is to take its place side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -42,9 +43,7 @@ def counterpart(check: Check) -> QuantModule:
     """Return what a layer is to become, with its quantizers off."""
     module = check.module
     plain = baked_copy(module) if is_computed(module) else module
-    quant = check.cls.from_float(
-        shallow_copy(plain), scheme=check.scheme
-    )
+    quant = check.cls.from_float(shallow_copy(plain), scheme=check.scheme)
     return quant.to(_device(module))
 
 

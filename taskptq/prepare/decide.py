@@ -1,4 +1,5 @@
 """Decide what is folded and swapped: by a batch, by structure, by a file."""
+
 from __future__ import annotations
 
 import logging
@@ -86,8 +87,10 @@ def decide_by_batch(
     pairs = _foldable(model, pairs, plans, left_float)
     folded, kept = _confirmed(model, pairs, checks)
     swaps = {p.name for p in plans if p.cls is not None} - left_float.keys()
-    accepted = agree({f'swap {name}' for name in swaps}
-                     | {f'fold {norm}' for _, norm in folded})
+    accepted = agree(
+        {f'swap {name}' for name in swaps}
+        | {f'fold {norm}' for _, norm in folded}
+    )
     for name in sorted(swaps):
         if f'swap {name}' not in accepted:
             left_float[name] = ELSEWHERE
@@ -179,8 +182,7 @@ def _foldable(
     return [
         (layer, norm)
         for layer, norm in pairs
-        if layer in swapped
-        or is_plain(model.get_submodule(layer), 'weight')
+        if layer in swapped or is_plain(model.get_submodule(layer), 'weight')
     ]
 
 

@@ -3,6 +3,7 @@
 A quantized file keeps it, so that a restored model gets the same structure
 without any data.
 """
+
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping

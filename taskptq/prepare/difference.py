@@ -1,4 +1,5 @@
 """How far two results of a module lie apart, whatever their nesting."""
+
 from __future__ import annotations
 
 import math

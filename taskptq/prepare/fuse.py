@@ -1,4 +1,5 @@
 """Fold BatchNorm into the convolution or linear before it."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
@@ -150,9 +151,7 @@ def output_channels(layer: Any) -> int:
     )
 
 
-def check_pairs(
-    model: nn.Module, pairs: Iterable[tuple[str, str]]
-) -> None:
+def check_pairs(model: nn.Module, pairs: Iterable[tuple[str, str]]) -> None:
     """Refuse pairs that cannot be folded.
 
     Raises:
@@ -279,7 +278,7 @@ def _numbered_pairs(parent: nn.Module) -> list[tuple[str, str]]:
     return [
         (conv, norm)
         for conv, norm in pairs
-        if conv in names and norm in names[names.index(conv):]
+        if conv in names and norm in names[names.index(conv) :]
     ]
 
 

@@ -4,6 +4,7 @@ Patterns may come from a file. Regular ones therefore have no repeats within
 repeats, which take exponential memory in any backtracking engine; what could
 still be slow runs in an engine with a limit on its time.
 """
+
 from __future__ import annotations
 
 import math

@@ -5,6 +5,7 @@ from others at each call (weight norm, spectral norm, pruning, weight
 standardization) its value in eval mode is stored instead; where several
 layers share one, each quantized layer gets a copy of its own.
 """
+
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping

@@ -1,4 +1,5 @@
 """Fold, swap, and check both: a float model to one with quantizers."""
+
 from __future__ import annotations
 
 import logging
@@ -99,8 +100,9 @@ def prepare(
         'Folded %d norms, kept %d%s',
         len(decisions.folded),
         len(decisions.kept_norms),
-        ''.join(f'; {n} {r}' for n, r in list(
-            decisions.kept_norms.items())[:1]),
+        ''.join(
+            f'; {n} {r}' for n, r in list(decisions.kept_norms.items())[:1]
+        ),
     )
     return report
 

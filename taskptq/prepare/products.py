@@ -4,6 +4,7 @@ A tensor carries quantized values if a quantizer gave it, and as long as only
 operators follow that move or select values. Every matrix product and
 convolution that the dispatcher of torch sees is counted, whoever calls it.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
@@ -154,8 +155,10 @@ class _Tracer:
 
     def _mark_stored(self) -> None:
         """Mark parameters and buffers by name, and weights on a grid."""
-        tensors = [*self._model.named_parameters(remove_duplicate=False),
-                   *self._model.named_buffers(remove_duplicate=False)]
+        tensors = [
+            *self._model.named_parameters(remove_duplicate=False),
+            *self._model.named_buffers(remove_duplicate=False),
+        ]
         for name, tensor in tensors:
             self.mark(tensor, quantized=False, stored=name)
         for layer, module in self._layers.items():
@@ -229,16 +232,17 @@ class _Tracer:
         if zeros and mark is not None and isinstance(out, Tensor):
             self.mark(out, quantized=mark.quantized, stored=mark.stored)
 
-    def saw(self, func: Any, args: Sequence[Any], kwargs: Any,
-            out: Any) -> None:
+    def saw(
+        self, func: Any, args: Sequence[Any], kwargs: Any, out: Any
+    ) -> None:
         """Take one call of an operator in."""
         name = func._schema.name.partition('::')[2]
         self._see_reads(args)
         pairs = products_of(name, args, out)
         if pairs:
-            self._count(pairs, self._functions[-1] if self._functions else (
-                name
-            ))
+            self._count(
+                pairs, self._functions[-1] if self._functions else (name)
+            )
         if func._schema.is_mutable:
             self._see_writes(func, args, kwargs)
         else:
@@ -254,8 +258,7 @@ class _Tracer:
             ):
                 self._read_by.update(dict.fromkeys(owners, running))
 
-    def _see_writes(self, func: Any, args: Sequence[Any],
-                    kwargs: Any) -> None:
+    def _see_writes(self, func: Any, args: Sequence[Any], kwargs: Any) -> None:
         for i, argument in enumerate(func._schema.arguments):
             written = argument.alias_info and argument.alias_info.is_write
             value = args[i] if i < len(args) else kwargs.get(argument.name)
@@ -289,8 +292,13 @@ class _Tracer:
             if not all(found) and pair.macs and not entry.reason:
                 entry.reason = self._reason(module, kind, function, marks)
 
-    def _reason(self, module: str, kind: str, function: str,
-                marks: tuple[_Mark | None, _Mark | None]) -> str:
+    def _reason(
+        self,
+        module: str,
+        kind: str,
+        function: str,
+        marks: tuple[_Mark | None, _Mark | None],
+    ) -> str:
         """Say why a product is not one of two quantized operands."""
         floats = [
             position
@@ -303,8 +311,7 @@ class _Tracer:
                 self._layers[module], function, floats, stored
             )
         foreign = [
-            name for name in stored
-            if name.rpartition('.')[0] in self._layers
+            name for name in stored if name.rpartition('.')[0] in self._layers
         ]
         if foreign:
             return (

@@ -1,4 +1,5 @@
 """What the operators of torch multiply, and which keep a tensor's values."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -76,7 +77,12 @@ _COUNTERS: dict[str, Counter] = {
     ),
     **dict.fromkeys(
         (
-            'addmm', 'addmm_', 'baddbmm', 'baddbmm_', 'addbmm', 'addbmm_',
+            'addmm',
+            'addmm_',
+            'baddbmm',
+            'baddbmm_',
+            'addbmm',
+            'addbmm_',
             '_addmm_activation',
         ),
         lambda args, _: _matrices(args[1], args[2]),

@@ -1,4 +1,5 @@
 """Why an operand of a counterpart's product is float."""
+
 from __future__ import annotations
 
 from typing import Any

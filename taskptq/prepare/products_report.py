@@ -1,4 +1,5 @@
 """Which multiply-accumulates ran quantized, as data."""
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -163,8 +164,12 @@ def count_text(count: int) -> str:
     >>> count_text(12_345_678_901), count_text(512)
     ('12.3 G', '512')
     """
-    for unit, size in (('T', 10**12), ('G', 10**9), ('M', 10**6),
-                       ('k', 10**3)):
+    for unit, size in (
+        ('T', 10**12),
+        ('G', 10**9),
+        ('M', 10**6),
+        ('k', 10**3),
+    ):
         if count >= size:
             return f'{count / size:.1f} {unit}'
     return str(count)

@@ -1,4 +1,5 @@
 """QConfig: which layer is quantized how."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
@@ -403,9 +404,7 @@ def _points(config: Mapping[str, Any]) -> dict[str, Any]:
     weight = _merge(_DEFAULTS['weight'], config.get('weight'))
     activation = _merge(_DEFAULTS['activation'], config.get('activation'))
     attention = _merge(activation, config.get('attention'))
-    operands = {
-        name: _merge(attention, config.get(name)) for name in OPERANDS
-    }
+    operands = {name: _merge(attention, config.get(name)) for name in OPERANDS}
     return {
         'weight': weight,
         'activation': activation,

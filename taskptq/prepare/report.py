@@ -1,4 +1,5 @@
 """What a swap did: every layer's fate, as data and as a table."""
+
 from __future__ import annotations
 
 import json

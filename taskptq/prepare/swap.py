@@ -1,4 +1,5 @@
 """Swap float modules for their counterparts: check all, then swap all."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -205,9 +206,7 @@ def _plans(
     bypassed: dict[int, str] = {}
     for name, module in candidates:
         positions = any(matches(name, p) for p in POSITION_LAYERS)
-        scheme = qconfig.scheme(
-            name, edge=name in edges, positions=positions
-        )
+        scheme = qconfig.scheme(name, edge=name in edges, positions=positions)
         reason = _reason_to_keep(name, module, qconfig, scheme)
         reason = reason or left_float.get(name, '')
         reason = reason or bypassed.get(id(module), '')
@@ -254,9 +253,7 @@ def _last_of_sequences(names: list[str]) -> set[str]:
         if index.isdigit() and any(
             matches(parent, pattern) for pattern in OUTPUT_SEQUENCES
         ):
-            last[parent] = max(
-                last.get(parent, (-1, '')), (int(index), name)
-            )
+            last[parent] = max(last.get(parent, (-1, '')), (int(index), name))
     return {name for _, name in last.values()}
 
 

@@ -1,4 +1,5 @@
 """The modules of a model, and every place that holds one."""
+
 from __future__ import annotations
 
 from collections import OrderedDict, defaultdict
@@ -76,9 +77,7 @@ def parameter_owners(
     return owners
 
 
-def replace_modules(
-    model: nn.Module, new: Mapping[int, nn.Module]
-) -> None:
+def replace_modules(model: nn.Module, new: Mapping[int, nn.Module]) -> None:
     """Put modules in the place of others, wherever the model holds these.
 
     That is: as children, as plain attributes, and in lists, tuples, dicts
@@ -105,9 +104,7 @@ def replace_modules(
                 vars(holder)[name] = changed
 
 
-def _substituted(
-    value: Any, new: Mapping[int, nn.Module], depth: int
-) -> Any:
+def _substituted(value: Any, new: Mapping[int, nn.Module], depth: int) -> Any:
     """Return a value with modules replaced: itself, except a tuple."""
     if isinstance(value, nn.Module):
         return new.get(id(value), value)

@@ -5,6 +5,7 @@ swapped is run beside its counterpart, quantizers off, on what it receives;
 each pair that is to be folded beside the folded layer. Nothing but verdicts
 outlives the call that it is about.
 """
+
 from __future__ import annotations
 
 import gc
@@ -264,9 +265,7 @@ class LocalChecks:
                 if name in self._swaps:
                     self._check_swap(self._swaps[name], args, kwargs, output)
                 if name in self._layers:
-                    self._check_folds(
-                        self._layers[name], args, kwargs, output
-                    )
+                    self._check_folds(self._layers[name], args, kwargs, output)
 
         return hook
 
@@ -335,9 +334,7 @@ class LocalChecks:
         elif output.numel() and layer.compared < CHECKED_CALLS:
             layer.compared += 1
             for name, norm in layer.norms.items():
-                gap = fold_gap(
-                    layer.module, norm, (args, kwargs), output
-                )
+                gap = fold_gap(layer.module, norm, (args, kwargs), output)
                 layer.gaps[name] = max(layer.gaps.get(name, 0.0), gap)
 
     def saw(self, func: Any, args: Any, kwargs: Any) -> None:

@@ -1,4 +1,5 @@
 """Count the calls of modules in a forward pass that takes no short cuts."""
+
 from __future__ import annotations
 
 from collections import Counter

@@ -19,8 +19,11 @@ from taskptq.engine.ptq_hook import PTQHook, plain_pipeline
 from taskptq.qat.model import STAGES
 
 __all__ = [
-    'check_continuation', 'check_entry', 'dataset_meta', 'evaluation_source',
-    'refuse_company'
+    'check_continuation',
+    'check_entry',
+    'dataset_meta',
+    'evaluation_source',
+    'refuse_company',
 ]
 
 
@@ -37,21 +40,25 @@ def refuse_company(runner: Runner) -> None:
         raise ValueError(
             'QATHook trains in one process, because DistributedDataParallel '
             'has wrapped the float parameters before any hook runs: start it '
-            'without a launcher')
+            'without a launcher'
+        )
     for hook in runner.hooks:
         if isinstance(hook, EMAHook):
             raise ValueError(
                 f'QATHook cannot train beside {type(hook).__name__}, which '
                 'averages a copy of the float model: take it out of '
-                'custom_hooks')
+                'custom_hooks'
+            )
         if isinstance(hook, PTQHook):
             raise ValueError(
                 'QATHook cannot train beside PTQHook, which quantizes float '
-                'models without training: take it out of custom_hooks')
+                'models without training: take it out of custom_hooks'
+            )
     if runner.cfg.get('compile'):
         raise ValueError(
             'QATHook cannot train a compiled model, since it was compiled '
-            'before its layers are swapped: leave compile out')
+            'before its layers are swapped: leave compile out'
+        )
 
 
 def check_entry(entry: Any, *, schema: int) -> None:
@@ -71,7 +78,8 @@ def check_entry(entry: Any, *, schema: int) -> None:
         raise ValueError(
             f'the training checkpoint has schema {shown(found)} (written by '
             f'taskptq {shown(entry.get("version"))}), but this version reads '
-            f'schema {schema}')
+            f'schema {schema}'
+        )
     for name in ('recipe', 'report', 'weights'):
         if not isinstance(entry.get(name), Mapping) or not entry[name]:
             raise ValueError(entry_error(f'has no {name}'))
@@ -82,8 +90,9 @@ def check_entry(entry: Any, *, schema: int) -> None:
         raise ValueError(entry_error('has a teacher that is not a digest'))
     for name, value in entry['weights'].items():
         if not (isinstance(name, str) and is_dense(value)):
-            raise ValueError(entry_error(
-                f'has weights[{shown(name)}] that is not a tensor'))
+            raise ValueError(
+                entry_error(f'has weights[{shown(name)}] that is not a tensor')
+            )
 
 
 def _check_recipe(recipe: Mapping[str, Any]) -> None:
@@ -93,27 +102,37 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
     stage = recipe['training'].get('stage')
     if type(stage) is not int or stage not in STAGES:
         raise ValueError(
-            entry_error(f'has recipe.training.stage={shown(stage)}'))
+            entry_error(f'has recipe.training.stage={shown(stage)}')
+        )
 
 
 def is_dense(value: Any) -> bool:
     """Whether a value is a plain tensor, of which every number is stored."""
-    return (isinstance(value, Tensor) and value.layout is torch.strided
-            and not value.is_quantized
-            and (not value.numel() or 0 not in value.stride()
-                 or value.untyped_storage().nbytes()
-                 >= value.numel() * value.element_size()))
+    return (
+        isinstance(value, Tensor)
+        and value.layout is torch.strided
+        and not value.is_quantized
+        and (
+            not value.numel()
+            or 0 not in value.stride()
+            or value.untyped_storage().nbytes()
+            >= value.numel() * value.element_size()
+        )
+    )
 
 
 def entry_error(problem: str) -> str:
     """Say what is wrong with a training checkpoint, and the way out."""
-    return (f'the training checkpoint is damaged: its entry '
-            f'{TRAINING_KEY} {problem}; take another checkpoint of that '
-            'training')
+    return (
+        f'the training checkpoint is damaged: its entry '
+        f'{TRAINING_KEY} {problem}; take another checkpoint of that '
+        'training'
+    )
 
 
-def check_continuation(before: Mapping[str, Any], now: Mapping[str, Any], *,
-                       resume: bool) -> None:
+def check_continuation(
+    before: Mapping[str, Any], now: Mapping[str, Any], *, resume: bool
+) -> None:
     """Refuse to go on from a checkpoint of another training.
 
     Args:
@@ -130,7 +149,8 @@ def check_continuation(before: Mapping[str, Any], now: Mapping[str, Any], *,
         if asked < stage:
             raise ValueError(
                 f'stage={asked} starts from a float checkpoint, and this one '
-                f'is of stage {stage}: give load_from the float one')
+                f'is of stage {stage}: give load_from the float one'
+            )
         return
     differ = [] if before['qconfig'] == now['qconfig'] else ['qconfig']
     differ += [] if stage == asked else ['stage']
@@ -138,7 +158,8 @@ def check_continuation(before: Mapping[str, Any], now: Mapping[str, Any], *,
         raise ValueError(
             f'the checkpoint to resume was trained with another '
             f'{" and ".join(differ)} than the config has: resume with the '
-            'same, or start from it with load_from and without resume')
+            'same, or start from it with load_from and without resume'
+        )
 
 
 def evaluation_source(runner: Runner) -> EvaluationSource:
@@ -149,12 +170,14 @@ def evaluation_source(runner: Runner) -> EvaluationSource:
     """
     if runner.val_loop is not None:
         return EvaluationSource.from_loader(
-            runner.val_loop.dataloader, plain_pipeline=plain_pipeline(runner))
+            runner.val_loop.dataloader, plain_pipeline=plain_pipeline(runner)
+        )
     loader = runner.cfg.get('test_dataloader')
     if loader is None:
         raise ValueError(
             'the config has neither val_dataloader nor test_dataloader: '
-            'calibration needs their transforms')
+            'calibration needs their transforms'
+        )
     return EvaluationSource.from_config(loader)
 
 

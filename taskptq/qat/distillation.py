@@ -110,12 +110,14 @@ class DistillationConfig:
         if teacher is not None and not self.fqm:
             raise ValueError(
                 'distillation.fqm=False pairs queries by index, which mean '
-                'nothing to another teacher: leave teacher out')
+                'nothing to another teacher: leave teacher out'
+            )
         if teacher is not None and self.agrees:
             raise ValueError(
                 'distillation.box_weight and class_weight compare queries of '
                 'one index, which mean nothing to another teacher: leave '
-                'them or teacher out')
+                'them or teacher out'
+            )
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> DistillationConfig:
@@ -158,7 +160,8 @@ def cross_attention_taps(model: nn.Module) -> dict[int, nn.Module]:
         raise ValueError(
             f'distillation needs a DETR whose cross-attention has a '
             f'quantized counterpart, and {type(model).__name__} has none: '
-            'check qconfig.keep_float, or leave distillation out')
+            'check qconfig.keep_float, or leave distillation out'
+        )
     return taps
 
 
@@ -177,8 +180,9 @@ class DecoderView:
     classes: dict[int, Tensor]
 
     @classmethod
-    def of(cls, model: nn.Module, found: Mapping[Any, Any],
-           head: Sequence[Tensor]) -> DecoderView:
+    def of(
+        cls, model: nn.Module, found: Mapping[Any, Any], head: Sequence[Tensor]
+    ) -> DecoderView:
         """Take over what was recorded, without denoising queries.
 
         Args:
@@ -203,7 +207,8 @@ class DecoderView:
             classes={
                 layer: matching_queries(logits, num_queries=count)
                 for layer, logits in enumerate(classes, start=first)
-            })
+            },
+        )
 
 
 def ground_truth(samples: Sequence[Any], *, like: Tensor) -> list[Tensor]:
@@ -242,8 +247,13 @@ class Distillation:
         ValueError: If one of them is no DETR, or they cannot be compared.
     """
 
-    def __init__(self, student: nn.Module, teacher: nn.Module, *,
-                 config: DistillationConfig) -> None:
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        *,
+        config: DistillationConfig,
+    ) -> None:
         self.student = student
         self.teacher = teacher
         self.config = config
@@ -253,7 +263,8 @@ class Distillation:
             raise ValueError(
                 f"distillation.layers='all' compares layer by layer, and the "
                 f'teacher has {len(other)} decoder layers, the model '
-                f"{len(own)}: take layers='last'")
+                f"{len(own)}: take layers='last'"
+            )
         last = [(max(own), max(other))]
         pairs = [(layer, layer) for layer in own]
         self.layers = pairs if config.layers == 'all' else last
@@ -272,8 +283,9 @@ class Distillation:
         vars(self.student).pop('loss', None)
         self._own_loss = None
 
-    def loss(self, inputs: Tensor, samples: Sequence[Any],
-             **kwargs: Any) -> dict[str, Any]:
+    def loss(
+        self, inputs: Tensor, samples: Sequence[Any], **kwargs: Any
+    ) -> dict[str, Any]:
         """Return the detector's losses and ``loss_drd``, already weighted.
 
         Args:
@@ -298,14 +310,20 @@ class Distillation:
         return losses
 
     def _recorded(
-            self, model: nn.Module) -> AbstractContextManager[dict[Any, Any]]:
+        self, model: nn.Module
+    ) -> AbstractContextManager[dict[Any, Any]]:
         """Watch the cross-attentions and the head while a model runs."""
         places: dict[Any, nn.Module] = dict(cross_attention_taps(model))
         return recorded({**places, HEAD: model.bbox_head})
 
-    def _terms(self, student: DecoderView, teacher: DecoderView,
-               samples: Sequence[Any], *,
-               pair: tuple[int, int]) -> dict[str, Tensor]:
+    def _terms(
+        self,
+        student: DecoderView,
+        teacher: DecoderView,
+        samples: Sequence[Any],
+        *,
+        pair: tuple[int, int],
+    ) -> dict[str, Tensor]:
         """Return the weighted losses of one decoder layer and the teacher's.
 
         Raises:
@@ -316,20 +334,30 @@ class Distillation:
             raise ValueError(
                 f'the co-attended features of the teacher have '
                 f'{target.shape[-1]} channels, those of the model '
-                f'{feature.shape[-1]}: take a teacher of the same width')
+                f'{feature.shape[-1]}: take a teacher of the same width'
+            )
         match = self._match(student, teacher, samples, pair=pair)
-        distance = (relative_distance if self.config.normalize
-                    else distillation_distance)
+        distance = (
+            relative_distance
+            if self.config.normalize
+            else distillation_distance
+        )
         found = {
-            LOSS_NAME:
-            self.config.weight * distance(feature, target, match=match)
+            LOSS_NAME: self.config.weight
+            * distance(feature, target, match=match)
         }
         if self.config.agrees:
             found |= self._agreement(student, teacher, pair=pair, match=match)
         return found
 
-    def _match(self, student: DecoderView, teacher: DecoderView,
-               samples: Sequence[Any], *, pair: tuple[int, int]) -> QueryMatch:
+    def _match(
+        self,
+        student: DecoderView,
+        teacher: DecoderView,
+        samples: Sequence[Any],
+        *,
+        pair: tuple[int, int],
+    ) -> QueryMatch:
         """Return the pairs of queries whose features are compared."""
         boxes = student.boxes[pair[0]].detach()
         if not self.config.fqm:
@@ -345,28 +373,38 @@ class Distillation:
             one_to_one=self.config.matching == 'hungarian',
             image_sizes=[
                 tuple(sample.metainfo['img_shape'][:2]) for sample in samples
-            ])
+            ],
+        )
 
-    def _agreement(self, student: DecoderView, teacher: DecoderView, *,
-                   pair: tuple[int, int],
-                   match: QueryMatch) -> dict[str, Tensor]:
+    def _agreement(
+        self,
+        student: DecoderView,
+        teacher: DecoderView,
+        *,
+        pair: tuple[int, int],
+        match: QueryMatch,
+    ) -> dict[str, Tensor]:
         """Return how boxes and classes differ from the same queries'."""
         config, own = self.config, replace(match, teacher=match.student)
         found = {}
         if config.box_weight:
             l1, giou = box_distances(
-                student.boxes[pair[0]], teacher.boxes[pair[1]], match=own)
+                student.boxes[pair[0]], teacher.boxes[pair[1]], match=own
+            )
             box = L1_WEIGHT * l1 + GIOU_WEIGHT * giou
             found[BOX_LOSS_NAME] = config.box_weight * box
         if config.class_weight:
             apart = class_divergence(
                 student.classes[pair[0]],
                 teacher.classes[pair[1]],
-                use_sigmoid=self.use_sigmoid)
+                use_sigmoid=self.use_sigmoid,
+            )
             near = torch.zeros_like(apart, dtype=torch.bool)
             near[match.image, match.student] = True
             # A mean over no query is 0, not undefined.
-            means = [apart[chosen].sum() / chosen.sum().clamp(min=1)
-                     for chosen in (near, ~near)]
+            means = [
+                apart[chosen].sum() / chosen.sum().clamp(min=1)
+                for chosen in (near, ~near)
+            ]
             found[CLASS_LOSS_NAME] = config.class_weight * sum(means)
         return found

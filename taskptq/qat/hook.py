@@ -80,7 +80,8 @@ SCHEMA = 1
 # Instead of weights that fit no float model: a runner without the hook stops.
 STATE_DICT_NOTE = (
     'taskptq training checkpoint: test it, resume it or start the next stage '
-    'from it with a config that has QATHook in its custom_hooks')
+    'from it with a config that has QATHook in its custom_hooks'
+)
 
 
 @HOOKS.register_module()
@@ -124,35 +125,38 @@ class QATHook(Hook):
     priority = 'VERY_HIGH'
     checkpoint_key = TRAINING_KEY
 
-    def __init__(self,
-                 qconfig: Mapping[str, Any] | None = None,
-                 *,
-                 recipe: str | Mapping[str, Any] | Sequence[Any] | None = None,
-                 calibration: Mapping[str, Any] | None = None,
-                 distillation: Mapping[str, Any] | None = None,
-                 stage: int = 2,
-                 lr_mult: float | Mapping[str, float] | None = None,
-                 seed: int = 0,
-                 out: str | None = None,
-                 trust_checkpoint: bool = False) -> None:
+    def __init__(
+        self,
+        qconfig: Mapping[str, Any] | None = None,
+        *,
+        recipe: str | Mapping[str, Any] | Sequence[Any] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+        distillation: Mapping[str, Any] | None = None,
+        stage: int = 2,
+        lr_mult: float | Mapping[str, float] | None = None,
+        seed: int = 0,
+        out: str | None = None,
+        trust_checkpoint: bool = False,
+    ) -> None:
         stage = Choice(choices=tuple(STAGES)).read(stage, name='stage')
         seed = SEED.read(seed, name='QATHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
         parts = with_recipe(
-            recipe, owner='QATHook', qconfig=qconfig,
-            distillation=distillation)
+            recipe, owner='QATHook', qconfig=qconfig, distillation=distillation
+        )
         qconfig, distillation = parts['qconfig'], parts['distillation']
         self.distillation = None
         if distillation is not None:
             self.distillation = DistillationConfig.from_dict(
-                to_plain(distillation))
+                to_plain(distillation)
+            )
         self.stage = stage
         self.lr_mult = read_lr_mult(lr_mult)
         self.seed = seed
-        self.out = Text(path=True, optional=True).read(
-            out, name='QATHook.out')
+        self.out = Text(path=True, optional=True).read(out, name='QATHook.out')
         self.trust_checkpoint = Flag().read(
-            trust_checkpoint, name='QATHook.trust_checkpoint')
+            trust_checkpoint, name='QATHook.trust_checkpoint'
+        )
         self.qconfig: QConfig | None = None
         self.recipe: dict[str, Any] = {}
         if qconfig is not None:
@@ -176,16 +180,18 @@ class QATHook(Hook):
     def _make_recipe(self, qconfig: QConfig) -> dict[str, Any]:
         """Return what files record, plain; a PTQ recipe and one entry."""
         recipe = Recipe.from_config(
-            qconfig, calibration=self.calibration.recipe(), seed=self.seed)
+            qconfig, calibration=self.calibration.recipe(), seed=self.seed
+        )
         distillation = None
         if self.distillation is not None:
             distillation = to_plain(self.distillation.to_dict())
         return {
-            **recipe.to_dict(), 'training': {
+            **recipe.to_dict(),
+            'training': {
                 'stage': self.stage,
                 'distillation': distillation,
                 'lr_mult': self.lr_mult,
-            }
+            },
         }
 
     def before_run(self, runner: Runner) -> None:
@@ -198,13 +204,15 @@ class QATHook(Hook):
         """
         training = self._in_training(runner)
         guard_runner(
-            runner, training=training, trust_checkpoint=self.trust_checkpoint)
+            runner, training=training, trust_checkpoint=self.trust_checkpoint
+        )
         if not training:
             return
         if self.qconfig is None:
             raise ValueError(
                 'QATHook needs qconfig or recipe to train: add one to the '
-                "hook, such as recipe='w4a4_lsq-qat'")
+                "hook, such as recipe='w4a4_lsq-qat'"
+            )
         refuse_company(runner)
         refuse_unwritable_folder(runner.work_dir, name='work_dir')
         refuse_unwritable_file(self._out_path(runner), name='QATHook.out')
@@ -213,8 +221,9 @@ class QATHook(Hook):
         out = 'quantized.pth' if self.out is None else self.out
         return Path(runner.work_dir) / out
 
-    def after_load_checkpoint(self, runner: Runner,
-                              checkpoint: dict[str, Any]) -> None:
+    def after_load_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
         """Rebuild the model if the checkpoint is of such a training.
 
         Args:
@@ -233,17 +242,22 @@ class QATHook(Hook):
                 raise ValueError(
                     'a quantized file cannot be trained from, since its '
                     'float weights are gone: load the float checkpoint '
-                    'instead')
+                    'instead'
+                )
             return
         if TRAINING_KEY not in checkpoint:
             if training and runner._resume:
                 raise ValueError(
                     'QATHook resumes its own checkpoints only, and this one '
                     'is of another training: start from it with load_from '
-                    'and without resume')
+                    'and without resume'
+                )
             refuse_misfit(
-                unwrap(runner.model), checkpoint, logger=runner.logger,
-                path=guarded_path(runner._load_from))
+                unwrap(runner.model),
+                checkpoint,
+                logger=runner.logger,
+                path=guarded_path(runner._load_from),
+            )
             return
         entry = checkpoint[TRAINING_KEY]
         check_entry(entry, schema=SCHEMA)
@@ -270,11 +284,13 @@ class QATHook(Hook):
         if self.distillation is not None:
             assert self._teacher is not None
             self._distillation = Distillation(
-                runner.model, self._teacher, config=self.distillation)
+                runner.model, self._teacher, config=self.distillation
+            )
             self._distillation.attach()
 
-    def before_train_iter(self, runner: Runner, batch_idx: int,
-                          data_batch: Any = None) -> None:
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None
+    ) -> None:
         """Undo what the model's ``train()`` does to frozen stages and norms.
 
         Hosts freeze stages there, and with them the quantizers inside.
@@ -284,14 +300,19 @@ class QATHook(Hook):
         for norm in self._norms:
             norm.eval()
 
-    def after_train_iter(self, runner: Runner, batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: Mapping[str, Any] | None = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Mapping[str, Any] | None = None,
+    ) -> None:
         """Keep the grids valid after a step."""
         keep_valid(self._learned)
 
-    def before_save_checkpoint(self, runner: Runner,
-                               checkpoint: dict[str, Any]) -> None:
+    def before_save_checkpoint(
+        self, runner: Runner, checkpoint: dict[str, Any]
+    ) -> None:
         """Put the recipe into a training checkpoint."""
         if not self._prepared or self._frozen:
             return
@@ -334,7 +355,8 @@ class QATHook(Hook):
         if not runner._has_loaded:
             runner.logger.warning(
                 'QATHook trains from weights that no checkpoint gave: set '
-                'load_from unless they are meant.')
+                'load_from unless they are meant.'
+            )
         model = runner.model
         refuse_quantized(model)
         own = self.distillation is not None and not self.distillation.teacher
@@ -346,17 +368,20 @@ class QATHook(Hook):
         self._build_other_teacher(model)
         assert self.qconfig is not None
         self._batches = self._build_batches(runner)
-        self._swap(runner, self.qconfig, stage=self.stage,
-                   batch=self._batches[0])
+        self._swap(
+            runner, self.qconfig, stage=self.stage, batch=self._batches[0]
+        )
 
     def _build_other_teacher(self, model: nn.Module) -> None:
         if self.distillation is not None and self.distillation.teacher:
             device = next(model.parameters()).device
             self._teacher = other_teacher(
-                self.distillation.teacher, device=device)
+                self.distillation.teacher, device=device
+            )
 
-    def _rebuild(self, runner: Runner, entry: Mapping[str, Any], *,
-                 training: bool) -> None:
+    def _rebuild(
+        self, runner: Runner, entry: Mapping[str, Any], *, training: bool
+    ) -> None:
         """Make the float model one that a training checkpoint fits."""
         model = unwrap(runner.model)
         refuse_quantized(model)
@@ -364,7 +389,8 @@ class QATHook(Hook):
         if training:
             self._resumed = bool(runner._resume)
             check_continuation(
-                entry['recipe'], self.recipe, resume=self._resumed)
+                entry['recipe'], self.recipe, resume=self._resumed
+            )
             self._recall_teacher(runner, entry)
         else:
             self.recipe = to_plain(entry['recipe'])
@@ -372,8 +398,13 @@ class QATHook(Hook):
             stage = self.recipe['training']['stage']
         assert qconfig is not None
         decisions = read_decisions(
-            {'weights': entry['weights'], 'float': (),
-             'structure': entry.get('structure')}, model)
+            {
+                'weights': entry['weights'],
+                'float': (),
+                'structure': entry.get('structure'),
+            },
+            model,
+        )
         self._swap(runner, qconfig, stage=stage, decisions=decisions)
         load_training_state(model, entry['weights'])
         if not training or self._resumed:
@@ -387,8 +418,9 @@ class QATHook(Hook):
             self._swapped.add_products(products)
             self._keep(self._swapped)
 
-    def _recall_teacher(self, runner: Runner,
-                        entry: Mapping[str, Any]) -> None:
+    def _recall_teacher(
+        self, runner: Runner, entry: Mapping[str, Any]
+    ) -> None:
         """Find the float weights with which the training began."""
         self._teacher_digest = entry['teacher']
         if self.distillation is None:
@@ -400,25 +432,34 @@ class QATHook(Hook):
             raise ValueError(
                 'the checkpoint is of a training without distillation, and '
                 'its float weights were not kept: give distillation.teacher '
-                'the config and the float checkpoint')
+                'the config and the float checkpoint'
+            )
         folders = [Path(runner.work_dir)]
         read = guarded_path(runner._load_from)
         if read is not None:
             folders.append(read.parent)
         found = find_teacher(
-            runner.model, folders, digest=self._teacher_digest)
+            runner.model, folders, digest=self._teacher_digest
+        )
         # This run's own checkpoints will look for it here.
         save_teacher(found, runner.work_dir)
         self._teacher = make_teacher(found)
 
-    def _swap(self, runner: Runner, qconfig: QConfig, *, stage: int,
-              batch: Any = None, decisions: Decisions | None = None) -> None:
+    def _swap(
+        self,
+        runner: Runner,
+        qconfig: QConfig,
+        *,
+        stage: int,
+        batch: Any = None,
+        decisions: Decisions | None = None,
+    ) -> None:
         """Fold and swap, and say what became of each layer."""
         model = unwrap(runner.model)
         with seeded(self.seed), shared_log():
             report = prepare_training(
-                model, qconfig, stage=stage, batch=batch,
-                decisions=decisions)
+                model, qconfig, stage=stage, batch=batch, decisions=decisions
+            )
             Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
             write_swap_report(report, Path(runner.work_dir))
         self._keep(report)
@@ -436,7 +477,8 @@ class QATHook(Hook):
             return build_calibration(
                 self.calibration,
                 source=evaluation_source(runner),
-                default=train_dataset(runner))
+                default=train_dataset(runner),
+            )
 
     def _calibrate(self, runner: Runner) -> None:
         """Set the ranges with which the training begins."""
@@ -444,10 +486,15 @@ class QATHook(Hook):
         self._batches = None
         with seeded(self.seed), shared_log():
             report = calibrate_rest(
-                runner.model, batches, unreached=self.calibration.unreached)
+                runner.model, batches, unreached=self.calibration.unreached
+            )
             report_what_ran(
-                runner.model, batches, swapped=self._swapped,
-                calibrated=report, work_dir=Path(runner.work_dir))
+                runner.model,
+                batches,
+                swapped=self._swapped,
+                calibrated=report,
+                work_dir=Path(runner.work_dir),
+            )
         self._keep(self._swapped)
         self.report['calibration'] = to_plain(report.to_dict())
 
@@ -458,7 +505,8 @@ class QATHook(Hook):
         rebuild_optimization(runner, self._learned, lr_mult=self.lr_mult)
         runner.logger.info(
             f'Quantization-aware training: {len(self._learned)} parameters '
-            'of quantizers train besides the weights.')
+            'of quantizers train besides the weights.'
+        )
 
     def _finish(self, runner: Runner) -> None:
         """Freeze, and write the quantized file."""
@@ -476,6 +524,10 @@ class QATHook(Hook):
             'seconds': time.perf_counter() - self._start,
         }
         self.report = write_results(
-            model, self.report, work_dir=work_dir, out=out,
+            model,
+            self.report,
+            work_dir=work_dir,
+            out=out,
             meta={'dataset_meta': dataset_meta(runner)},
-            structure=self._structure)
+            structure=self._structure,
+        )

@@ -22,14 +22,20 @@ from taskptq.engine.pipeline import prepare_in_place, run_batch
 from taskptq.prepare import Decisions, QConfig, SwapReport
 
 __all__ = [
-    'STAGES', 'Learned', 'calibrate_rest', 'frozen_norms',
-    'keep_valid', 'learned_parameters', 'load_training_state',
-    'prepare_training', 'start_learning'
+    'STAGES',
+    'Learned',
+    'calibrate_rest',
+    'frozen_norms',
+    'keep_valid',
+    'learned_parameters',
+    'load_training_state',
+    'prepare_training',
+    'start_learning',
 ]
 
 # Parts that a stage quantizes; None is the whole model (Q-DETR, section 5.1).
 STAGES: dict[int, str | None] = {1: 'backbone', 2: None}
-NORMS = (nn.modules.batchnorm._BatchNorm, )
+NORMS = (nn.modules.batchnorm._BatchNorm,)
 MAX_NAMED = 5
 
 
@@ -77,15 +83,21 @@ def learned_parameters(model: nn.Module) -> list[Learned]:
             Learned(
                 name=f'{name}.{names[id(parameter)]}',
                 quantizer=quantizer,
-                parameter=parameter)
+                parameter=parameter,
+            )
             for parameter in quantizer.learnable()
         ]
     return found
 
 
-def prepare_training(model: nn.Module, qconfig: QConfig, *,
-                     stage: int, batch: Any = None,
-                     decisions: Decisions | None = None) -> SwapReport:
+def prepare_training(
+    model: nn.Module,
+    qconfig: QConfig,
+    *,
+    stage: int,
+    batch: Any = None,
+    decisions: Decisions | None = None,
+) -> SwapReport:
     """Fold and swap a float model that is to be trained, in place.
 
     A folded norm leaves a bias, which trains if its convolution does. In
@@ -111,13 +123,13 @@ def prepare_training(model: nn.Module, qconfig: QConfig, *,
     if part is not None and not hasattr(model, part):
         raise ValueError(
             f'stage={stage} quantizes model.{part} alone, and '
-            f'{type(model).__name__} has none: train with stage=2')
+            f'{type(model).__name__} has none: train with stage=2'
+        )
     model.eval()
     # Held until the end: the ids of what is alive are unique.
     before = list(model.parameters())
     known = {id(parameter) for parameter in before}
-    report = prepare_in_place(
-        model, qconfig, batch=batch, decisions=decisions)
+    report = prepare_in_place(model, qconfig, batch=batch, decisions=decisions)
     for module in model.modules():
         bias = module._parameters.get('bias')
         weight = module._parameters.get('weight')
@@ -126,11 +138,17 @@ def prepare_training(model: nn.Module, qconfig: QConfig, *,
     if part is not None:
         _leave_float(model, part)
         report.rows = [
-            row if _is_in(row.name, part) or row.status == 'float' else
-            replace(row, status='float', weight_bits=None,
-                    activation_bits=None, attention_bits=None,
-                    softmax_bits=None,
-                    reason=f'stage {stage} quantizes the {part} alone')
+            row
+            if _is_in(row.name, part) or row.status == 'float'
+            else replace(
+                row,
+                status='float',
+                weight_bits=None,
+                activation_bits=None,
+                attention_bits=None,
+                softmax_bits=None,
+                reason=f'stage {stage} quantizes the {part} alone',
+            )
             for row in report.rows
         ]
     return report
@@ -147,8 +165,9 @@ def _leave_float(model: nn.Module, part: str) -> None:
             quantizer.observer = None
 
 
-def calibrate_rest(model: nn.Module, batches: Sequence[Any], *,
-                   unreached: str = 'error') -> CalibrationReport:
+def calibrate_rest(
+    model: nn.Module, batches: Sequence[Any], *, unreached: str = 'error'
+) -> CalibrationReport:
     """Calibrate what has no range yet, behind what has one.
 
     Args:
@@ -208,12 +227,14 @@ def keep_valid(learned: Sequence[Learned]) -> None:
         if item.kind == 'scale':
             item.parameter.clamp_(min=1e-8)
         elif item.kind == 'offset':
-            item.parameter.clamp_(item.quantizer.quant_min,
-                                  item.quantizer.quant_max)
+            item.parameter.clamp_(
+                item.quantizer.quant_min, item.quantizer.quant_max
+            )
 
 
-def load_training_state(model: nn.Module,
-                        weights: Mapping[str, Tensor]) -> None:
+def load_training_state(
+    model: nn.Module, weights: Mapping[str, Tensor]
+) -> None:
     """Give a prepared model the weights of a training checkpoint.
 
     What has no range in the checkpoint stays to be calibrated.
@@ -234,26 +255,34 @@ def load_training_state(model: nn.Module,
         raise ValueError(
             f'the training checkpoint does not fit {type(model).__name__}: '
             f'{"; ".join(reasons[:MAX_NAMED])} ({len(reasons)} in all); take '
-            'the config that it was trained with') from error
-    idle = tuple(f'{name}.' for name, quantizer in quantizers(model)
-                 if not quantizer.calibrated)
+            'the config that it was trained with'
+        ) from error
+    idle = tuple(
+        f'{name}.'
+        for name, quantizer in quantizers(model)
+        if not quantizer.calibrated
+    )
     misfits = [
-        f'it lacks {key}' for key in found.missing_keys
+        f'it lacks {key}'
+        for key in found.missing_keys
         if not key.startswith(idle)
     ]
     misfits += [
-        f'the model has no {key}' for key in found.unexpected_keys
+        f'the model has no {key}'
+        for key in found.unexpected_keys
         if weights[key].numel()
     ]
     if misfits:
         raise ValueError(
             f'the training checkpoint does not fit {type(model).__name__}: '
             f'{"; ".join(misfits[:MAX_NAMED])} ({len(misfits)} in all); take '
-            'the config and the bits that it was trained with')
+            'the config and the bits that it was trained with'
+        )
 
 
-def refuse_bad_numbers(model: nn.Module,
-                       weights: Mapping[str, Tensor]) -> None:
+def refuse_bad_numbers(
+    model: nn.Module, weights: Mapping[str, Tensor]
+) -> None:
     """Check every number of a training checkpoint before it is loaded.
 
     Args:
@@ -267,18 +296,21 @@ def refuse_bad_numbers(model: nn.Module,
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(
                 f'the training checkpoint has NaN or infinity in {name}: take '
-                'an earlier checkpoint')
+                'an earlier checkpoint'
+            )
     for name, quantizer in quantizers(model):
         problem = grid_problem(quantizer, weights, prefix=f'{name}.')
         if problem is not None:
             raise ValueError(
                 f'the training checkpoint does not fit: it has '
                 f'{name}.{problem}; take the config and the bits that it was '
-                'trained with, or another checkpoint')
+                'trained with, or another checkpoint'
+            )
 
 
-def grid_problem(quantizer: Quantizer, weights: Mapping[str, Tensor], *,
-                 prefix: str) -> str | None:
+def grid_problem(
+    quantizer: Quantizer, weights: Mapping[str, Tensor], *, prefix: str
+) -> str | None:
     """Say which number of one quantizer's state cannot be.
 
     Args:
@@ -293,23 +325,27 @@ def grid_problem(quantizer: Quantizer, weights: Mapping[str, Tensor], *,
     grid = weights.get(f'{prefix}grid')
     if grid is None or not grid.numel():
         return None
-    if grid.dtype != torch.int32 or grid.shape != (2, ):
+    if grid.dtype != torch.int32 or grid.shape != (2,):
         return f'grid of {grid.dtype} {list(grid.shape)}, not two int32'
     low, high = grid.tolist()
     allowed = [quantizer.spec.bounds(signed=s) for s in (True, False)]
     if (low, high) not in allowed:
-        return (f'grid={[low, high]}, {high - low + 1} levels there, '
-                f'{quantizer.spec.num_levels} in qconfig')
+        return (
+            f'grid={[low, high]}, {high - low + 1} levels there, '
+            f'{quantizer.spec.num_levels} in qconfig'
+        )
     for part in ('scale', 'gain'):
         value = weights.get(f'{prefix}{part}')
         if value is not None and not (
-                value.numel() and value.ndim == 1
-                and bool((value > 0).all())):
+            value.numel() and value.ndim == 1 and bool((value > 0).all())
+        ):
             return f'{part} that is empty or not positive'
     for part in ('zero_point', 'offset'):
         value = weights.get(f'{prefix}{part}')
         if value is not None and not (
-                value.numel() and value.ndim == 1
-                and bool(((value >= low) & (value <= high)).all())):
+            value.numel()
+            and value.ndim == 1
+            and bool(((value >= low) & (value <= high)).all())
+        ):
             return f'{part} outside of the grid {low} to {high}'
     return None

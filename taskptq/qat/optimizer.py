@@ -26,7 +26,8 @@ MULTIPLIER = Number(low=0, high=1e6)
 
 
 def read_lr_mult(
-        value: float | Mapping[str, float] | None) -> dict[str, float] | None:
+    value: float | Mapping[str, float] | None,
+) -> dict[str, float] | None:
     """Check the learning rate multipliers of a config.
 
     Args:
@@ -47,8 +48,12 @@ def read_lr_mult(
     }
 
 
-def rebuild_optimization(runner: Runner, learned: Sequence[Learned], *,
-                         lr_mult: Mapping[str, float] | None) -> None:
+def rebuild_optimization(
+    runner: Runner,
+    learned: Sequence[Learned],
+    *,
+    lr_mult: Mapping[str, float] | None,
+) -> None:
     """Build optimizer wrapper and schedulers anew, from the runner's config.
 
     Args:
@@ -63,12 +68,14 @@ def rebuild_optimization(runner: Runner, learned: Sequence[Learned], *,
     if not isinstance(config, Mapping):
         raise ValueError(
             'QATHook builds the optimizer anew: give optim_wrapper to the '
-            'config as a dict')
+            'config as a dict'
+        )
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is None and runner.param_schedulers:
         raise ValueError(
             'QATHook builds the schedulers anew: give param_scheduler to the '
-            'config')
+            'config'
+        )
     wrapper = runner.build_optim_wrapper(config)
     missing = {item.name for item in learned}
     for optimizer in _optimizers(wrapper):
@@ -76,7 +83,8 @@ def rebuild_optimization(runner: Runner, learned: Sequence[Learned], *,
     if missing:
         raise ValueError(
             f'the optimizer has no group with {min(missing)}: take a '
-            'constructor in optim_wrapper that covers all parameters')
+            'constructor in optim_wrapper that covers all parameters'
+        )
     runner.optim_wrapper = wrapper
     # Learning rates are scaled with the batch size before schedulers exist.
     runner.param_schedulers = None
@@ -84,7 +92,8 @@ def rebuild_optimization(runner: Runner, learned: Sequence[Learned], *,
     if schedulers is not None:
         runner.param_schedulers = runner.build_param_scheduler(schedulers)
     wrapper.initialize_count_status(
-        runner.model, runner.iter, runner.max_iters)
+        runner.model, runner.iter, runner.max_iters
+    )
 
 
 def _optimizers(wrapper: Any) -> Iterator[Optimizer]:
@@ -95,8 +104,12 @@ def _optimizers(wrapper: Any) -> Iterator[Optimizer]:
         yield wrapper.optimizer
 
 
-def separate(optimizer: Optimizer, learned: Sequence[Learned], *,
-             lr_mult: Mapping[str, float] | None) -> set[str]:
+def separate(
+    optimizer: Optimizer,
+    learned: Sequence[Learned],
+    *,
+    lr_mult: Mapping[str, float] | None,
+) -> set[str]:
     """Give each parameter of a quantizer its own group, without decay.
 
     Its learning rate is that of the group which the config's
@@ -124,13 +137,18 @@ def separate(optimizer: Optimizer, learned: Sequence[Learned], *,
         found = [by_id[id(p)] for p in group['params'] if id(p) in by_id]
         for item in found:
             mult = (lr_mult or {}).get(
-                item.kind, RELATIVE_MULT if relative else 1.0)
+                item.kind, RELATIVE_MULT if relative else 1.0
+            )
             if relative:
                 mult *= item.magnitude()
-            own.append({
-                **group, 'params': [item.parameter],
-                'lr': group['lr'] * mult, 'weight_decay': 0.0
-            })
+            own.append(
+                {
+                    **group,
+                    'params': [item.parameter],
+                    'lr': group['lr'] * mult,
+                    'weight_decay': 0.0,
+                }
+            )
             names.add(item.name)
         rest = [p for p in group['params'] if id(p) not in by_id]
         if rest:

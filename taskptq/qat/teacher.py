@@ -22,8 +22,11 @@ from taskptq.prepare import QConfig
 from taskptq.qat.checks import is_dense
 
 __all__ = [
-    'TEACHER_FILE', 'find_teacher', 'make_teacher', 'other_teacher',
-    'save_teacher'
+    'TEACHER_FILE',
+    'find_teacher',
+    'make_teacher',
+    'other_teacher',
+    'save_teacher',
 ]
 
 TEACHER_FILE = 'float_teacher.pth'
@@ -44,8 +47,9 @@ def make_teacher(model: nn.Module) -> nn.Module:
     return teacher.requires_grad_(False).eval()
 
 
-def other_teacher(settings: Mapping[str, Any], *,
-                  device: torch.device) -> nn.Module:
+def other_teacher(
+    settings: Mapping[str, Any], *, device: torch.device
+) -> nn.Module:
     """Build another float model to learn from, prepared and frozen.
 
     Args:
@@ -76,8 +80,9 @@ def save_teacher(model: nn.Module, folder: str | Path) -> str:
     return weights_digest(state)
 
 
-def find_teacher(model: nn.Module, folders: Iterable[str | Path], *,
-                 digest: str) -> nn.Module:
+def find_teacher(
+    model: nn.Module, folders: Iterable[str | Path], *, digest: str
+) -> nn.Module:
     """Return a float model with the weights that a run began with.
 
     Args:
@@ -95,9 +100,12 @@ def find_teacher(model: nn.Module, folders: Iterable[str | Path], *,
             continue
         state = read_checkpoint(path).get('state_dict')
         if not isinstance(state, Mapping) or not all(
-                map(is_dense, state.values())):
-            raise ValueError(f'{path} has no state_dict with weights: copy '
-                             'it again from the work_dir of that run')
+            map(is_dense, state.values())
+        ):
+            raise ValueError(
+                f'{path} has no state_dict with weights: copy '
+                'it again from the work_dir of that run'
+            )
         if weights_digest(state) != digest:
             continue
         teacher = copy.deepcopy(model)
@@ -107,13 +115,15 @@ def find_teacher(model: nn.Module, folders: Iterable[str | Path], *,
             raise ValueError(
                 f'{path} holds the weights of another model than '
                 f'{type(model).__name__}: take the config that the training '
-                'began with') from error
+                'began with'
+            ) from error
         return teacher
     raise ValueError(
         f'the float weights that this training began with are in none of '
         f'{[str(folder) for folder in folders]}: copy {TEACHER_FILE} from '
         'the work_dir of that run, or give distillation.teacher a config and '
-        'a checkpoint')
+        'a checkpoint'
+    )
 
 
 def weights_digest(state: Mapping[str, Tensor]) -> str:

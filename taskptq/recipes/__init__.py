@@ -9,6 +9,11 @@ from taskptq.recipes.merge import merge
 from taskptq.recipes.names import RecipeName, parse, resolve
 
 __all__ = [
-    'KEYS', 'RecipeName', 'merge', 'method_names', 'parse', 'register_folder',
-    'resolve'
+    'KEYS',
+    'RecipeName',
+    'merge',
+    'method_names',
+    'parse',
+    'register_folder',
+    'resolve',
 ]

@@ -8,5 +8,7 @@ qconfig = dict(
     overrides=[
         dict(
             pattern=r're:decoder\.layers\.\d+\.(self|cross)_attn(\.attn)?',
-            query=dict(type='AlignedQuantizer'))
-    ])
+            query=dict(type='AlignedQuantizer'),
+        )
+    ]
+)

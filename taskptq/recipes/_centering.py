@@ -3,5 +3,10 @@
 Exact where an attention has one projection to keys: see AttentionCentering.
 """
 
-rewrites = [dict(
-    type='AttentionCentering', key_center='midrange', value_center='midrange')]
+rewrites = [
+    dict(
+        type='AttentionCentering',
+        key_center='midrange',
+        value_center='midrange',
+    )
+]

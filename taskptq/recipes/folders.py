@@ -84,9 +84,11 @@ def method_names(scope: str = OWN) -> list[str]:
         scope: taskptq or a registered project.
     """
     return sorted(
-        path.stem for path in _FOLDERS[scope].glob('*.py')
+        path.stem
+        for path in _FOLDERS[scope].glob('*.py')
         if not path.stem.startswith('_')
-        and not (scope == OWN and path.stem in CODE))
+        and not (scope == OWN and path.stem in CODE)
+    )
 
 
 def find_scope(method: str, *, scope: str | None) -> str:
@@ -101,35 +103,50 @@ def find_scope(method: str, *, scope: str | None) -> str:
     """
     if scope is not None and scope not in _FOLDERS:
         raise SettingError(
-            'recipe', f': no recipes of {scope!r} are known '
+            'recipe',
+            f': no recipes of {scope!r} are known '
             f'({", ".join(_FOLDERS)} are): import the project first, in a '
-            'config with custom_imports')
+            'config with custom_imports',
+        )
     searched = [*([scope] if scope else []), OWN]
     for candidate in searched:
         if method in method_names(candidate):
             return candidate
-    others = [] if scope else [
-        name for name in _FOLDERS if method in method_names(name)]
+    others = (
+        []
+        if scope
+        else [name for name in _FOLDERS if method in method_names(name)]
+    )
     if len(others) == 1:
         return others[0]
     if others:
         written = ' or '.join(f'{name}::' for name in others)
         raise SettingError(
-            'recipe', f': several projects have a method {method!r}: put '
-            f'{written} before the name')
-    known = {name for one in (searched if scope else _FOLDERS)
-             for name in method_names(one)}
+            'recipe',
+            f': several projects have a method {method!r}: put '
+            f'{written} before the name',
+        )
+    known = {
+        name
+        for one in (searched if scope else _FOLDERS)
+        for name in method_names(one)
+    }
     raise SettingError(
-        'recipe', f'{_unknown(method, known)}; those of a project are known '
-        'once it is imported')
+        'recipe',
+        f'{_unknown(method, known)}; those of a project are known '
+        'once it is imported',
+    )
 
 
 def _unknown(method: str, known: Iterable[str]) -> str:
     """Say that there is no such method, and which ones are nearest."""
     near = difflib.get_close_matches(
-        method[:100], sorted(known), n=3, cutoff=0)
-    return (f': there is no method {shown(method)} (the nearest are '
-            f'{", ".join(near)})')
+        method[:100], sorted(known), n=3, cutoff=0
+    )
+    return (
+        f': there is no method {shown(method)} (the nearest are '
+        f'{", ".join(near)})'
+    )
 
 
 def read_method(method: str, *, scope: str) -> dict[str, Any]:
@@ -148,8 +165,9 @@ def read_method(method: str, *, scope: str) -> dict[str, Any]:
     return settings
 
 
-def _contents(method: str, *, scope: str,
-              above: tuple[Path, ...]) -> Iterator[dict[str, Any]]:
+def _contents(
+    method: str, *, scope: str, above: tuple[Path, ...]
+) -> Iterator[dict[str, Any]]:
     """Yield what a method's bases set, each with its own first; then its own.
 
     Args:
@@ -160,14 +178,19 @@ def _contents(method: str, *, scope: str,
     path = _FOLDERS[scope] / f'{method}.py'
     if path in above:
         raise SettingError(str(path), ' is a base of itself')
-    content = {key: value for key, value in runpy.run_path(str(path)).items()
-               if not key.startswith('__')}
+    content = {
+        key: value
+        for key, value in runpy.run_path(str(path)).items()
+        if not key.startswith('__')
+    }
     check_keys(content, ('base', *KEYS), name=str(path))
     bases = content.pop('base', [])
     for base in [bases] if isinstance(bases, str) else bases:
         yield from _contents(
-            base, scope=_scope_of_base(base, scope=scope, path=path),
-            above=(*above, path))
+            base,
+            scope=_scope_of_base(base, scope=scope, path=path),
+            above=(*above, path),
+        )
     yield content
 
 

@@ -5,4 +5,5 @@ Its boxes and classes count in every decoder layer (ours; not in Q-DETR).
 
 base = 'fqm-qat'
 distillation = dict(
-    normalize=True, layers='all', box_weight=1.0, class_weight=1.0)
+    normalize=True, layers='all', box_weight=1.0, class_weight=1.0
+)

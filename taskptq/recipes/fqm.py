@@ -21,4 +21,6 @@ reconstruction = dict(
         mu1=2.0,
         mu2=5.0,
         layers='all',
-        agreement='own'))
+        agreement='own',
+    ),
+)

@@ -8,5 +8,6 @@ they err least on training images. The loss is the model's own. For QATHook.
 base = 'mse'
 qconfig = dict(
     weight=dict(type='LSQQuantizer', symmetric=False),
-    activation=dict(type='LSQQuantizer', learn_zero_point=True))
+    activation=dict(type='LSQQuantizer', learn_zero_point=True),
+)
 distillation = None

@@ -9,8 +9,9 @@ from typing import Any
 DELETE = '_delete_'
 
 
-def merge(settings: Mapping[str, Any],
-          changes: Mapping[str, Any]) -> dict[str, Any]:
+def merge(
+    settings: Mapping[str, Any], changes: Mapping[str, Any]
+) -> dict[str, Any]:
     """Return settings with changes merged in; both stay as they are.
 
     Dicts merge key by key, unless the change holds ``_delete_=True``; every
@@ -35,5 +36,6 @@ def merge(settings: Mapping[str, Any],
         if value.get(DELETE, False) or not isinstance(below, Mapping):
             below = {}
         merged[key] = merge(
-            below, {k: v for k, v in value.items() if k != DELETE})
+            below, {k: v for k, v in value.items() if k != DELETE}
+        )
     return merged

@@ -22,7 +22,9 @@ BITS = range(2, 9)
 PATTERN = re.compile(
     r'(?:(?P<scope>\w+)::)?'
     r'w(?P<weight>\d+)a(?P<activation>\d+)(?:-(?P<attention>\d+))?'
-    r'(?:_(?P<method>.+))?', re.ASCII | re.DOTALL)
+    r'(?:_(?P<method>.+))?',
+    re.ASCII | re.DOTALL,
+)
 EXAMPLES = 'w8a8, w4a8_gptq or w4a4-8_drd'
 
 
@@ -53,7 +55,7 @@ class RecipeName:
             weight['symmetric'] = False
         points = {
             'weight': weight,
-            'activation': {'num_bits': self.activation}
+            'activation': {'num_bits': self.activation},
         }
         if self.attention is not None:
             points['attention'] = {'num_bits': self.attention}
@@ -76,8 +78,10 @@ def parse(name: str) -> RecipeName:
     found = PATTERN.fullmatch(name) if isinstance(name, str) else None
     if found is None:
         raise refuse(
-            'recipe', name,
-            f'give bits and a method, as in {EXAMPLES}{_guess(name)}')
+            'recipe',
+            name,
+            f'give bits and a method, as in {EXAMPLES}{_guess(name)}',
+        )
     bits: dict[str, int] = {}
     for point in ('weight', 'activation', 'attention'):
         text = found[point]
@@ -85,12 +89,14 @@ def parse(name: str) -> RecipeName:
             continue
         if text not in map(str, BITS):
             raise refuse(
-                'recipe', name,
-                f'the bits of {point} have to be {BITS[0]} to {BITS[-1]}')
+                'recipe',
+                name,
+                f'the bits of {point} have to be {BITS[0]} to {BITS[-1]}',
+            )
         bits[point] = int(text)
     return RecipeName(
-        **bits, method=found['method'] or DEFAULT_METHOD,
-        scope=found['scope'])
+        **bits, method=found['method'] or DEFAULT_METHOD, scope=found['scope']
+    )
 
 
 def _guess(name: Any) -> str:
@@ -117,7 +123,7 @@ def resolve(name: str) -> dict[str, Any]:
     try:
         scope = find_scope(parts.method, scope=parts.scope)
     except SettingError as error:
-        raise SettingError(
-            f'recipe={shown(name)}', error.problem) from error
-    return merge(read_method(parts.method, scope=scope),
-                 {'qconfig': parts.qconfig()})
+        raise SettingError(f'recipe={shown(name)}', error.problem) from error
+    return merge(
+        read_method(parts.method, scope=scope), {'qconfig': parts.qconfig()}
+    )

@@ -1,4 +1,5 @@
 """Settings of reconstruction."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -28,9 +29,17 @@ ROUNDINGS = ('adaround', 'gptq', 'nearest')
 MAX_STEPS = 10_000_000
 MAX_BATCH = 1 << 16
 NETWORK_SETTINGS = (
-    'weight_lr', 'scale_lr', 'learn_scales', 'drop_prob', 'rounding_weight',
-    'warmup', 'beta_start', 'beta_end', 'patience', 'straight_through',
-    'keep_better'
+    'weight_lr',
+    'scale_lr',
+    'learn_scales',
+    'drop_prob',
+    'rounding_weight',
+    'warmup',
+    'beta_start',
+    'beta_end',
+    'patience',
+    'straight_through',
+    'keep_better',
 )
 
 
@@ -226,4 +235,3 @@ class ReconstructionConfig:
             'network': dict(self.network),
         }
         return {**asdict(self), **plain}
-

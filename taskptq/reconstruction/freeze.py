@@ -1,4 +1,5 @@
 """Freeze: hard codes, no drop, and proof of both."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -96,8 +97,10 @@ def check_on_grid(
     if not torch.equal(quantizer.dequantize(codes).to(weight.dtype), weight):
         raise RuntimeError(f'{name}.{parameter} is off its integer grid')
     axis = quantizer.spec.ch_axis
-    rows = codes.reshape(1, -1) if axis is None else (
-        codes.transpose(0, axis).flatten(1)
+    rows = (
+        codes.reshape(1, -1)
+        if axis is None
+        else (codes.transpose(0, axis).flatten(1))
     )
     # C: distinct codes of each channel, from its sorted codes
     steps = rows.sort(dim=1).values.diff(dim=1)

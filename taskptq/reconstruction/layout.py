@@ -6,6 +6,7 @@ operators read plain memory only, deformable convolutions for one: they refuse
 the other, or misread it without a word. No list can name them all, so each
 unit is tried.
 """
+
 from __future__ import annotations
 
 import logging
@@ -74,6 +75,9 @@ def _is_close(found: Tensor, expected: Tensor, tolerance: float) -> bool:
     finite = expected[expected.isfinite()]
     largest = float(finite.abs().max()) if finite.numel() else 0.0
     return torch.allclose(
-        found.float(), expected.float(), rtol=0.0,
-        atol=tolerance * largest, equal_nan=True,
+        found.float(),
+        expected.float(),
+        rtol=0.0,
+        atol=tolerance * largest,
+        equal_nan=True,
     )

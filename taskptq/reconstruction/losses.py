@@ -1,4 +1,5 @@
 """Losses of reconstruction, and what a loss may see."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

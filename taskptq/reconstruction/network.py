@@ -1,4 +1,5 @@
 """Network scope: named heads of the adapter, all layers at once."""
+
 from __future__ import annotations
 
 import logging
@@ -247,8 +248,7 @@ def train_network(
     try:
         if trained is not None and data.keep_trunks(trained, cache=cache):
             logger.info(
-                'network_train: what comes before the trained layers runs '
-                'once'
+                'network_train: what comes before the trained layers runs once'
             )
         result = _train(
             Unit('', model, trained), data, config, loss, progress, on_trained
@@ -265,9 +265,7 @@ def _check_trunks(
     """Refuse what is too much for the disk, from the first batch."""
     total = num_batches * sum(stored_bytes(leaf) for leaf in leaves)
     memory = min(total, cache.max_bytes)
-    cache.reserve(
-        Estimate(total=total, memory=memory, disk=total - memory)
-    )
+    cache.reserve(Estimate(total=total, memory=memory, disk=total - memory))
 
 
 def _train(
@@ -318,9 +316,7 @@ def trained_layers(
     if not patterns:
         return None
     names = [name for name, _ in quant_modules(model)]
-    check_all_used(
-        patterns, names, argument='reconstruction.network_train'
-    )
+    check_all_used(patterns, names, argument='reconstruction.network_train')
     return frozenset(
         name
         for name in names

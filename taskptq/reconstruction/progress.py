@@ -1,4 +1,5 @@
 """One live display for a whole reconstruction; a log line per unit else."""
+
 from __future__ import annotations
 
 import logging

@@ -1,4 +1,5 @@
 """Reconstruction of a whole model, unit by unit."""
+
 from __future__ import annotations
 
 import logging
@@ -207,8 +208,8 @@ class _Run:
         finally:
             report.spilled_bytes = cache.spilled_bytes
             cache.close()
-        report.num_forwards = (
-            capturer.num_passes + self.num_traces / len(self.batches)
+        report.num_forwards = capturer.num_passes + self.num_traces / len(
+            self.batches
         )
         return report
 
@@ -325,9 +326,7 @@ class _Run:
                 outputs.extend(flatten(unit.module(*args, **kwargs))[0])
             return named(outputs)
 
-        return Minibatch(
-            run=run, target=named(targets), image_ids=image_ids
-        )
+        return Minibatch(run=run, target=named(targets), image_ids=image_ids)
 
     def network(
         self, states: UnitStates, progress: bool
@@ -365,12 +364,17 @@ class _Run:
             states.save(index, unit, result)
             describe = getattr(self.loss, 'report', None)
             report.loss = {} if describe is None else describe()
-        if (result.turned == 0 and config.weight_lr > 0
-                and not result.taken_back):
+        if (
+            result.turned == 0
+            and config.weight_lr > 0
+            and not result.taken_back
+        ):
             logger.warning(
                 'not one rounding turned in %d steps on the network, only '
                 'scales learned: raise weight_lr=%g',
-                result.steps, config.weight_lr)
+                result.steps,
+                config.weight_lr,
+            )
         report.units.append(result)
 
 

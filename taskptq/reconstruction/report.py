@@ -1,4 +1,5 @@
 """What a reconstruction tells of itself."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field

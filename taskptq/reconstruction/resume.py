@@ -1,4 +1,5 @@
 """State of each finished unit, so that a killed run goes on after it."""
+
 from __future__ import annotations
 
 import hashlib
@@ -97,7 +98,8 @@ class UnitStates:
             check_state(state, unit)
         except StateError as error:
             logger.warning(
-                '%s is left unused, and its unit trained anew: %s', path,
+                '%s is left unused, and its unit trained anew: %s',
+                path,
                 error,
             )
             return None
@@ -140,9 +142,9 @@ def _is_same_everywhere(state: dict[str, Any] | None) -> bool:
     """Whether all ranks have a state, with the same codes and ranges."""
     own = None
     if state is not None:
-        own = content_digest({
-            key: state[key] for key in ('codes', 'quantizers')
-        })
+        own = content_digest(
+            {key: state[key] for key in ('codes', 'quantizers')}
+        )
     found = gathered(own)
     return None not in found and len(set(found)) == 1
 

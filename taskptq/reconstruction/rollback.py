@@ -5,6 +5,7 @@ and change their code together when a scale moves by a few parts in a
 thousand (the even background of a picture, in the first layers): the loss of
 the whole set can rise while every step follows its gradient.
 """
+
 from __future__ import annotations
 
 import logging
@@ -85,5 +86,7 @@ def keep_better(
         'steps on the network: they are taken back; lower weight_lr or '
         'scale_lr in reconstruction.network, set learn_scales=False there, '
         'or name fewer layers in network_train',
-        result.set_loss_start, result.set_loss_end, result.steps,
+        result.set_loss_start,
+        result.set_loss_end,
+        result.steps,
     )

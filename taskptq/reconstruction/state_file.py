@@ -1,4 +1,5 @@
 """One unit's state in a file: written whole, believed only when checked."""
+
 from __future__ import annotations
 
 import hashlib
@@ -20,23 +21,38 @@ from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.rounding.learned import UnitResult
 
 __all__ = [
-    'StateError', 'check_state', 'content_digest', 'max_bytes', 'read_state',
+    'StateError',
+    'check_state',
+    'content_digest',
+    'max_bytes',
+    'read_state',
     'write_state',
 ]
 
 VERSION = 2
-KEYS = frozenset({
-    'version', 'digest', 'result', 'codes', 'quantizers', 'content'
-})
+KEYS = frozenset(
+    {'version', 'digest', 'result', 'codes', 'quantizers', 'content'}
+)
 # What a file may hold besides the numbers: names and the zip's own tables, for
 # each tensor and once.
 ENTRY_BYTES = 4 << 10
 ROOM_BYTES = 1 << 20
 # All that reading a damaged file was seen to raise.
 READ_ERRORS = (
-    OSError, EOFError, RuntimeError, ValueError, KeyError, TypeError,
-    AttributeError, IndexError, OverflowError, AssertionError, MemoryError,
-    pickle.UnpicklingError, struct.error, zipfile.BadZipFile,
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    IndexError,
+    OverflowError,
+    AssertionError,
+    MemoryError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
 )
 
 
@@ -218,7 +234,9 @@ def _check_codes(codes: Any, unit: Unit) -> None:
         if quantizer is None or not quantizer.calibrated:
             raise StateError(f'it has codes for {key}, which is float')
         _check_tensor(
-            key, value, shape=getattr(layer, parameter).shape,
+            key,
+            value,
+            shape=getattr(layer, parameter).shape,
             dtype=torch.int32,
         )
         _check_grid(key, value, quantizer)

@@ -1,4 +1,5 @@
 """The folder of resume states: for one run at a time."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

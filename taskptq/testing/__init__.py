@@ -1,4 +1,5 @@
 """Tiny seeded models (below 20k weights) for tests."""
+
 from taskptq.testing.models import (
     TINY_MODELS,
     TinyBlock,

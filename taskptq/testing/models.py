@@ -1,4 +1,5 @@
 """Tiny seeded models with every kind of layer that is quantized."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """Tiny models with the attentions of Segment Anything."""
+
 from __future__ import annotations
 
 import torch

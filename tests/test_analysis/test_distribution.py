@@ -53,9 +53,11 @@ def test_before_and_after_a_shift():
     low, high = after['attn']['range']
     old_low, old_high = before['attn']['range']
     assert compared['attn']['range_ratio'] == pytest.approx(
-        (high - low) / (old_high - old_low))
+        (high - low) / (old_high - old_low)
+    )
     assert after['attn']['mean_width'] == pytest.approx(
-        before['attn']['mean_width'], rel=1e-4)
+        before['attn']['mean_width'], rel=1e-4
+    )
 
 
 def test_different_models_do_not_compare():
@@ -68,14 +70,17 @@ def test_row_sums():
     batches = tiny_batches('window')
     model = tiny_model('window')
     qconfig = dict(
-        weight=dict(num_bits=8), activation=dict(num_bits=8),
-        softmax=dict(num_bits=3))
+        weight=dict(num_bits=8),
+        activation=dict(num_bits=8),
+        softmax=dict(num_bits=3),
+    )
     prepare(model, QConfig.from_dict(qconfig))
     calibrate(model, batches, forward=run)
     enable(model)
     rows = []
     handle = model.attn.softmax_quantizer.register_forward_hook(
-        lambda _m, _args, out: rows.append(out.detach().sum(-1).flatten()))
+        lambda _m, _args, out: rows.append(out.detach().sum(-1).flatten())
+    )
     found = row_sum_errors(model, batches, forward=run)['attn']
     handle.remove()
     error = torch.cat(rows) - 1
@@ -84,5 +89,6 @@ def test_row_sums():
     assert found['bias'] == pytest.approx(float(error.mean()), rel=1e-3)
     assert found['mean'] > 0.01
     with float_only(model):
-        assert row_sum_errors(model, batches, forward=run)['attn'][
-            'max'] < 1e-5
+        assert (
+            row_sum_errors(model, batches, forward=run)['attn']['max'] < 1e-5
+        )

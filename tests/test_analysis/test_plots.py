@@ -27,19 +27,20 @@ def stages():
 
 def read(path):
     from matplotlib.image import imread
+
     return imread(path)
 
 
 def test_picture(stages, tmp_path):
     path = plot_key_histograms(stages, tmp_path / 'new' / 'keys.png')
     both = read(path)
-    one = read(plot_key_histograms(
-        stages, tmp_path / 'one.png', names=['a']))
+    one = read(plot_key_histograms(stages, tmp_path / 'one.png', names=['a']))
     assert both.shape[0] > one.shape[0]
     assert both.shape[1] == one.shape[1]
     swapped = dict(reversed(stages.items()))
-    other = read(plot_key_histograms(
-        swapped, tmp_path / 'other.png', names=['a']))
+    other = read(
+        plot_key_histograms(swapped, tmp_path / 'other.png', names=['a'])
+    )
     assert other.shape == one.shape
     assert (other != one).any()
 
@@ -76,8 +77,11 @@ def test_foreground_map(tmp_path):
     weights[:, 4] = 1
     image = torch.zeros(12, 20, 3, dtype=torch.uint8).numpy()
     alone = read(plot_foreground({'hm': weights.numpy()}, tmp_path / 'a.png'))
-    beside = read(plot_foreground(
-        {'hm': weights.numpy()}, tmp_path / 'b.png', image=image))
+    beside = read(
+        plot_foreground(
+            {'hm': weights.numpy()}, tmp_path / 'b.png', image=image
+        )
+    )
     assert beside.shape[1] > alone.shape[1]
     # The ridge is brighter than the rest.
     assert float(alone[..., :3].std()) > 0.1

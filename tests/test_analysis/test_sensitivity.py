@@ -11,8 +11,7 @@ class Peaks:
 
     def foreground_proxy(self, heads):
         weight = heads['score'].sigmoid()
-        return {'score': weight, 'offset': weight,
-                'whole': torch.ones(())}
+        return {'score': weight, 'offset': weight, 'whole': torch.ones(())}
 
     def decode(self, heads, metas):
         keep = heads['score'] > 0
@@ -30,16 +29,20 @@ def heads():
     score = torch.full((3, 1, 4, 4), -20.0)
     score[:2, :, 1] = 20.0
     torch.manual_seed(1)
-    return {'score': score, 'offset': torch.randn(3, 1, 4, 4),
-            'whole': torch.randn(3, 5)}
+    return {
+        'score': score,
+        'offset': torch.randn(3, 1, 4, 4),
+        'whole': torch.randn(3, 5),
+    }
 
 
 METAS = [[{}] * 3]
 
 
 def probe(heads, **kwargs):
-    return probe_intra_head([heads], METAS, adapter=Peaks(),
-                            distance=distance, **kwargs)
+    return probe_intra_head(
+        [heads], METAS, adapter=Peaks(), distance=distance, **kwargs
+    )
 
 
 def test_only_the_foreground_of_an_offset_counts(heads):
@@ -51,7 +54,10 @@ def test_only_the_foreground_of_an_offset_counts(heads):
     # Scores of +-20 do not change sign.
     assert found['score']['foreground'] == found['score']['background'] == 0
     assert found['whole'] == {
-        'foreground': None, 'background': None, 'num_images': 0}
+        'foreground': None,
+        'background': None,
+        'num_images': 0,
+    }
 
 
 def test_energy_is_equal_and_as_asked(heads):
@@ -62,9 +68,14 @@ def test_energy_is_equal_and_as_asked(heads):
             seen.append(changed['offset'] - heads['offset'])
             return super().decode(changed, metas)
 
-    probe_intra_head([{'score': heads['score'], 'offset': heads['offset']}],
-                     METAS, adapter=Seeing(), distance=distance, level=0.5,
-                     repeats=1)
+    probe_intra_head(
+        [{'score': heads['score'], 'offset': heads['offset']}],
+        METAS,
+        adapter=Seeing(),
+        distance=distance,
+        level=0.5,
+        repeats=1,
+    )
     noise = [x for x in seen if bool((x != 0).any())]
     assert len(noise) == 2
     variance = heads['offset'].flatten(1).var(dim=1, correction=0)
@@ -88,16 +99,19 @@ def test_more_noise_and_the_same_seed(heads):
     assert probe(heads, seed=1) != one
     more = probe(heads, level=1.0)
     assert more['offset']['foreground'] == pytest.approx(
-        2 * one['offset']['foreground'], rel=1e-4)
+        2 * one['offset']['foreground'], rel=1e-4
+    )
     with pytest.raises(ValueError, match='level=0'):
         probe(heads, level=0)
 
 
 def test_inter_head(heads):
     quant = {**heads, 'offset': heads['offset'] + 0.25}
-    found = measure_inter_head([heads], [quant], METAS, adapter=Peaks(),
-                               distance=distance)
+    found = measure_inter_head(
+        [heads], [quant], METAS, adapter=Peaks(), distance=distance
+    )
     # Four places of 0.25 in two images of three.
     assert found['offset'] == pytest.approx(
-        {'swap_in': 2 / 3, 'leave_one_out': 2 / 3}, abs=1e-6)
+        {'swap_in': 2 / 3, 'leave_one_out': 2 / 3}, abs=1e-6
+    )
     assert found['score'] == {'swap_in': 0, 'leave_one_out': 0}

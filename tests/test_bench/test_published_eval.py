@@ -22,18 +22,27 @@ def run_model(model, batch):
 def reconstructed(name='conv', *, on_trained=None, **kwargs):
     torch.manual_seed(0)
     model, batches = tiny_model(name), tiny_batches(name)
-    prepare(model, QConfig.from_dict(dict(
-        weight=dict(num_bits=2, symmetric=False),
-        activation=dict(type='LSQQuantizer', num_bits=4),
-        edge_bits=None,
-    )))
+    prepare(
+        model,
+        QConfig.from_dict(
+            dict(
+                weight=dict(num_bits=2, symmetric=False),
+                activation=dict(type='LSQQuantizer', num_bits=4),
+                edge_bits=None,
+            )
+        ),
+    )
     calibrate(model, batches, forward=run_model)
-    settings = dict(
-        steps=10, batch_size=4, weight_lr=0.05, skip_below=0.0
-    ) | kwargs
+    settings = (
+        dict(steps=10, batch_size=4, weight_lr=0.05, skip_below=0.0) | kwargs
+    )
     reconstruct(
-        model, batches, ReconstructionConfig.from_dict(settings),
-        forward=run_model, progress=False, on_trained=on_trained,
+        model,
+        batches,
+        ReconstructionConfig.from_dict(settings),
+        forward=run_model,
+        progress=False,
+        on_trained=on_trained,
     )
     return model
 
@@ -78,8 +87,10 @@ def test_matmul_quantizers_do_not_drop():
         if q.calibrated and not is_weight_quantizer(name)
     }
     assert points == {
-        'input_quantizer': 0.5, 'query_quantizer': 0.0,
-        'key_quantizer': 0.0, 'softmax_quantizer': 0.0,
+        'input_quantizer': 0.5,
+        'query_quantizer': 0.0,
+        'key_quantizer': 0.0,
+        'softmax_quantizer': 0.0,
         'value_quantizer': 0.0,
     }
 

@@ -64,8 +64,13 @@ def test_one_pass_sets_every_range(name, make_qconfig, forward, count_calls):
     assert bool(unset) == (name in ('transformer', 'two-way'))
     assert report.softmax == {}
     assert set(report.to_dict()) == {
-        'num_batches', 'seconds', 'unobserved', 'left_float', 'covering',
-        'warnings', 'softmax'
+        'num_batches',
+        'seconds',
+        'unobserved',
+        'left_float',
+        'covering',
+        'warnings',
+        'softmax',
     }
     assert report.left_float == {}
     assert report.covering == [0]
@@ -77,9 +82,14 @@ def test_one_pass_sets_every_range(name, make_qconfig, forward, count_calls):
 def test_softmax_grids_are_reported(name, per_head, make_qconfig, forward):
     model, batches = tiny_model(name), tiny_batches(name, num_batches=3)
     observer = dict(type='AttentionOutputObserver', per_head=per_head)
-    prepare(model, make_qconfig(softmax=dict(
-        type='PowerOfTwoQuantizer', num_bits=4, observer=observer
-    )))
+    prepare(
+        model,
+        make_qconfig(
+            softmax=dict(
+                type='PowerOfTwoQuantizer', num_bits=4, observer=observer
+            )
+        ),
+    )
     found = calibrate(model, batches, forward=forward).to_dict()['softmax']
     softmaxes = {n: q for n, q in quantizers(model) if 'softmax' in n}
     assert found.keys() == softmaxes.keys()
@@ -129,9 +139,7 @@ def prepared_branches(make_qconfig, masks=None, **settings):
     return model
 
 
-def test_attention_that_never_runs_is_left_float_whole(
-    make_qconfig, forward
-):
+def test_attention_that_never_runs_is_left_float_whole(make_qconfig, forward):
     model = prepared_branches(make_qconfig, nn.MultiheadAttention(4, 2))
     report = calibrate(model, [FEW], forward=forward, unreached='float')
     assert {n for n in report.unobserved if n.startswith('masks.')} == {
@@ -193,8 +201,12 @@ def test_unreached_layer_is_refused_by_name(make_qconfig, forward):
     model = prepared_branches(make_qconfig)
     with pytest.raises(ValueError, match='reached masks: ') as caught:
         calibrate(model, [FEW, FEW], forward=forward)
-    for way_out in ('more images', 'score threshold', 'qconfig.keep_float',
-                    "calibration.unreached='float'"):
+    for way_out in (
+        'more images',
+        'score threshold',
+        'qconfig.keep_float',
+        "calibration.unreached='float'",
+    ):
         assert way_out in str(caught.value)
     assert 'auxiliary_head' not in str(caught.value)
     # nothing was decided before the refusal
@@ -215,8 +227,9 @@ def test_unreached_layer_is_left_float_where_allowed(make_qconfig, forward):
     with quantizing(model):
         assert torch.equal(masks.quantized_weight(), masks.weight)
         x = torch.randn(1, 4, 3, 3)
-        assert torch.equal(masks(x), masks._conv_forward(
-            x, masks.weight, masks.bias))
+        assert torch.equal(
+            masks(x), masks._conv_forward(x, masks.weight, masks.bias)
+        )
     assert torch.equal(model(MANY), expected)
 
 
@@ -256,8 +269,10 @@ def test_non_finite_weight_names_the_layer(value, make_qconfig):
     def never(model, batch):
         raise AssertionError('ran before the weights were checked')
 
-    with pytest.raises(ValueError, match=(
-            r'^layer2\.conv1\.weight holds NaN or infinity in 9 of 1152')):
+    with pytest.raises(
+        ValueError,
+        match=(r'^layer2\.conv1\.weight holds NaN or infinity in 9 of 1152'),
+    ):
         calibrate(model, tiny_batches('conv'), forward=never)
 
 
@@ -287,12 +302,14 @@ def test_input_that_never_varies_is_a_warning(make_qconfig):
     model = tiny_model('conv')
     prepare(model, make_qconfig())
     report = calibrate(
-        model, [{'path': 'a'}, {'path': 'b'}],
+        model,
+        [{'path': 'a'}, {'path': 'b'}],
         forward=lambda model, _: model(torch.full((1, 3, 8, 8), 0.5)),
     )
     assert len(report.warnings) == 1
-    assert 'stem.input_quantizer has the one value 0.5 in all 2' in (
-        report.warnings[0]
+    assert (
+        'stem.input_quantizer has the one value 0.5 in all 2'
+        in (report.warnings[0])
     )
 
 
@@ -300,9 +317,7 @@ def test_runs_the_float_model(make_qconfig):
     model, batches = tiny_model('conv'), tiny_batches('conv')
     prepare(model, make_qconfig(bits=2, activation_bits=2))
     seen = []
-    calibrate(
-        model, batches, forward=lambda model, x: seen.append(model(x))
-    )
+    calibrate(model, batches, forward=lambda model, x: seen.append(model(x)))
     for out, x in zip(seen, batches, strict=True):
         expected = tiny_model('conv')(x)
         torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
@@ -351,9 +366,7 @@ def test_empty_set(make_qconfig, forward):
 
 
 @pytest.mark.parametrize('value', [float('nan'), float('inf')])
-def test_non_finite_activation_names_the_layer(
-    value, make_qconfig, forward
-):
+def test_non_finite_activation_names_the_layer(value, make_qconfig, forward):
     model = tiny_model('conv')
     prepare(model, make_qconfig())
     handle = model.layer1.register_forward_hook(

@@ -32,9 +32,15 @@ def ranks(tmp_path_factory, repo_root):
     path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
     done = subprocess.run(
         [
-            sys.executable, '-m', 'torch.distributed.run',
-            '--nproc_per_node=2', '--master_addr=127.0.0.1',
-            f'--master_port={free_port()}', str(WORKER), 'ranks', str(folder),
+            sys.executable,
+            '-m',
+            'torch.distributed.run',
+            '--nproc_per_node=2',
+            '--master_addr=127.0.0.1',
+            f'--master_port={free_port()}',
+            str(WORKER),
+            'ranks',
+            str(folder),
         ],
         env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path},
         capture_output=True,

@@ -1,4 +1,5 @@
 """Runs of tiny models in processes of their own (tests kill or pair them)."""
+
 import sys
 from pathlib import Path
 
@@ -19,13 +20,16 @@ def run_model(model, batch):
 
 
 def qconfig(observer='MinMaxObserver', bits=3, **kwargs):
-    return QConfig.from_dict(kwargs | dict(
-        weight=dict(num_bits=bits, symmetric=False),
-        activation=dict(
-            type='LSQQuantizer', num_bits=4, observer=dict(type=observer)
-        ),
-        edge_bits=None,
-    ))
+    return QConfig.from_dict(
+        kwargs
+        | dict(
+            weight=dict(num_bits=bits, symmetric=False),
+            activation=dict(
+                type='LSQQuantizer', num_bits=4, observer=dict(type=observer)
+            ),
+            edge_bits=None,
+        )
+    )
 
 
 def settings(**kwargs):
@@ -111,7 +115,8 @@ CASES = {
 
 
 ALIGNED = dict(
-    attention=dict(per_head=True), query=dict(type='AlignedQuantizer'))
+    attention=dict(per_head=True), query=dict(type='AlignedQuantizer')
+)
 
 
 def run_case(name, *, rank=0, world_size=1, state_dir=None):
@@ -128,8 +133,12 @@ def run_case(name, *, rank=0, world_size=1, state_dir=None):
     result = {'unobserved': report.unobserved}
     if reconstruction is not None:
         done = reconstruct(
-            model, shard, settings(**reconstruction), forward=run_model,
-            state_dir=state_dir, progress=False,
+            model,
+            shard,
+            settings(**reconstruction),
+            forward=run_model,
+            state_dir=state_dir,
+            progress=False,
         )
         result['units'] = [unit.name for unit in done.units]
         result['uncalled'] = done.uncalled

@@ -12,17 +12,36 @@ import yaml
 pytest.importorskip('mmengine')
 
 ROW_KEYS = {
-    'method', 'bits', 'seed', 'config', 'value', 'metrics',
-    'calibration_seconds', 'reconstruction_seconds', 'eval_seconds',
-    'file_bytes', 'checkpoint', 'command', 'commit', 'steps', 'scope',
-    'decided', 'turned'
+    'method',
+    'bits',
+    'seed',
+    'config',
+    'value',
+    'metrics',
+    'calibration_seconds',
+    'reconstruction_seconds',
+    'eval_seconds',
+    'file_bytes',
+    'checkpoint',
+    'command',
+    'commit',
+    'steps',
+    'scope',
+    'decided',
+    'turned',
 }
 GROUPS = [
     {'methods': ['qdrop'], 'bits': ['w2a4'], 'seeds': [0, 1]},
     {'methods': ['minmax', 'mse'], 'bits': ['w8a8', 'w2a4']},
 ]
-NAMES = ['qdrop w2a4 0', 'qdrop w2a4 1', 'minmax w8a8 0', 'mse w8a8 0',
-         'minmax w2a4 0', 'mse w2a4 0']
+NAMES = [
+    'qdrop w2a4 0',
+    'qdrop w2a4 1',
+    'minmax w8a8 0',
+    'mse w8a8 0',
+    'minmax w2a4 0',
+    'mse w2a4 0',
+]
 
 
 @pytest.fixture
@@ -40,9 +59,13 @@ def write_table(tmp_path):
         if not checkpoint.exists():
             checkpoint.write_bytes(b'float weights')
         content = {
-            'model': 'tiny', 'dataset': 'set', 'config': 'tiny.py',
-            'checkpoint': str(checkpoint), 'metric': 'coco/bbox_mAP',
-            'groups': GROUPS, **changes
+            'model': 'tiny',
+            'dataset': 'set',
+            'config': 'tiny.py',
+            'checkpoint': str(checkpoint),
+            'metric': 'coco/bbox_mAP',
+            'groups': GROUPS,
+            **changes,
         }
         path = tmp_path / 'tiny_set.table.yml'
         path.write_text(yaml.safe_dump(content))
@@ -67,8 +90,12 @@ class FakeMeasurement:
 
     def measure_float(self):
         self.measured.append('float')
-        return {'config': 'tiny.py', 'checkpoint': 'float.pth', 'value': 0.5,
-                'metrics': {'coco/bbox_mAP': 0.5}}
+        return {
+            'config': 'tiny.py',
+            'checkpoint': 'float.pth',
+            'value': 0.5,
+            'metrics': {'coco/bbox_mAP': 0.5},
+        }
 
     def measure(self, row):
         if row.name == self.stop_at:
@@ -76,25 +103,32 @@ class FakeMeasurement:
         if row.name == self.fail_at:
             raise ValueError('impossible')
         self.measured.append(row.name)
-        return {'method': row.method, 'bits': row.bits, 'seed': row.seed,
-                'value': 0.4, 'metrics': {}, 'calibration_seconds': 1.0,
-                'reconstruction_seconds': 0.0, 'eval_seconds': 1.0,
-                'file_bytes': 1, 'steps': row.reconstruction.get('steps')}
+        return {
+            'method': row.method,
+            'bits': row.bits,
+            'seed': row.seed,
+            'value': 0.4,
+            'metrics': {},
+            'calibration_seconds': 1.0,
+            'reconstruction_seconds': 0.0,
+            'eval_seconds': 1.0,
+            'file_bytes': 1,
+            'steps': row.reconstruction.get('steps'),
+        }
 
 
 @pytest.fixture
 def fake(tools, monkeypatch):
     """run_table with a measurement that measures nothing."""
     run_table = tools('taskptq.cli.bench')
-    kind = type('Fake', (FakeMeasurement, ), {'measured': []})
+    kind = type('Fake', (FakeMeasurement,), {'measured': []})
     monkeypatch.setattr(run_table, 'Measurement', kind)
     run_table.Fake = kind
     return run_table
 
 
 def read_results(table):
-    return json.loads(
-        (table.parent / 'results' / 'tiny_set.json').read_text())
+    return json.loads((table.parent / 'results' / 'tiny_set.json').read_text())
 
 
 def test_measures_in_the_tables_order(fake, write_table):
@@ -114,8 +148,10 @@ def test_measures_only_what_is_lacking(fake, write_table):
     assert fake.Fake.measured == ['float', 'minmax w8a8 0', 'minmax w2a4 0']
     fake.main([str(table)])
     assert sorted(fake.Fake.measured) == sorted(['float', *NAMES])
-    names = [f'{r["method"]} {r["bits"]} {r["seed"]}'
-             for r in read_results(table)['rows']]
+    names = [
+        f'{r["method"]} {r["bits"]} {r["seed"]}'
+        for r in read_results(table)['rows']
+    ]
     assert names == NAMES
     before = list(fake.Fake.measured)
     fake.main([str(table)])
@@ -151,7 +187,8 @@ def test_redo_replaces_a_row(fake, write_table):
 
 
 def test_keeps_what_another_process_measured_meanwhile(
-        fake, write_table, monkeypatch):
+    fake, write_table, monkeypatch
+):
     table = write_table()
     rows = fake.Fake.measure
 
@@ -164,8 +201,10 @@ def test_keeps_what_another_process_measured_meanwhile(
     fake.main([str(table)])
     assert fake.Fake.measured.count('mse w8a8 0') == 1
     assert sorted(fake.Fake.measured) == sorted(['float', *NAMES])
-    found = [f'{r["method"]} {r["bits"]} {r["seed"]}'
-             for r in read_results(table)['rows']]
+    found = [
+        f'{r["method"]} {r["bits"]} {r["seed"]}'
+        for r in read_results(table)['rows']
+    ]
     assert found == NAMES
 
 
@@ -192,7 +231,9 @@ def test_list_measures_nothing(fake, write_table, capsys):
     fake.main([str(table), '--list', '--rows', 'w8a8'])
     assert fake.Fake.measured == []
     assert re.findall(r'(\S+) w8a8 0 +lacking', capsys.readouterr().out) == [
-        'minmax', 'mse']
+        'minmax',
+        'mse',
+    ]
 
 
 def test_refuses_results_of_another_checkpoint(fake, write_table):
@@ -207,37 +248,52 @@ def test_refuses_results_of_another_checkpoint(fake, write_table):
 
 
 def test_stores_the_targets(fake, write_table):
-    table = write_table(targets=[{
-        'name': 'keeps', 'method': 'mse', 'bits': 'w8a8',
-        'min_share_of_float': 0.9
-    }])
+    table = write_table(
+        targets=[
+            {
+                'name': 'keeps',
+                'method': 'mse',
+                'bits': 'w8a8',
+                'min_share_of_float': 0.9,
+            }
+        ]
+    )
     fake.main([str(table)])
-    target, = read_results(table)['targets']
+    (target,) = read_results(table)['targets']
     assert target['status'] == 'fail'
     assert target['measured'] == pytest.approx(0.8)
     assert target['short_by'] == pytest.approx(0.1)
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    ({'modle': 1}, 'unknown key'),
-    ({'groups': [{'methods': ['mse'], 'bit': 'w8a8'}]}, r'groups\[0\]'),
-    ({'groups': [{'methods': ['mse']}]}, "lacks the key 'bits'"),
-    ({'split': 'train'}, 'split'),
-    ({'dataset': 'other'}, 'name it'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        ({'modle': 1}, 'unknown key'),
+        ({'groups': [{'methods': ['mse'], 'bit': 'w8a8'}]}, r'groups\[0\]'),
+        ({'groups': [{'methods': ['mse']}]}, "lacks the key 'bits'"),
+        ({'split': 'train'}, 'split'),
+        ({'dataset': 'other'}, 'name it'),
+    ],
+)
 def test_refuses_a_wrong_table(tools, write_table, changes, message):
     with pytest.raises(ValueError, match=message):
         tools('taskptq.bench.table').read_table(write_table(**changes))
 
 
 def test_the_first_group_decides_a_rows_settings(tools, write_table):
-    table = tools('taskptq.bench.table').read_table(write_table(
-        reconstruction={'steps': 7, 'batch_size': 2},
-        groups=[
-            {'methods': 'qdrop', 'bits': 'w2a4',
-             'reconstruction': {'steps': 9}},
-            {'methods': ['qdrop'], 'bits': ['w2a4', 'w4a4']}
-        ]))
+    table = tools('taskptq.bench.table').read_table(
+        write_table(
+            reconstruction={'steps': 7, 'batch_size': 2},
+            groups=[
+                {
+                    'methods': 'qdrop',
+                    'bits': 'w2a4',
+                    'reconstruction': {'steps': 9},
+                },
+                {'methods': ['qdrop'], 'bits': ['w2a4', 'w4a4']},
+            ],
+        )
+    )
     first, second = table.rows()
     assert (first.name, second.name) == ('qdrop w2a4 0', 'qdrop w4a4 0')
     assert first.reconstruction == {'steps': 9, 'batch_size': 2}
@@ -245,9 +301,17 @@ def test_the_first_group_decides_a_rows_settings(tools, write_table):
 
 
 def test_the_command_names_just_its_row(tools, write_table):
-    table = tools('taskptq.bench.table').read_table(write_table(
-        groups=[{'methods': ['fqm', 'fqm+drd'], 'bits': ['w4a4', 'w4a4-8'],
-                 'seeds': [1, 11]}]))
+    table = tools('taskptq.bench.table').read_table(
+        write_table(
+            groups=[
+                {
+                    'methods': ['fqm', 'fqm+drd'],
+                    'bits': ['w4a4', 'w4a4-8'],
+                    'seeds': [1, 11],
+                }
+            ]
+        )
+    )
     for row in table.rows():
         words = shlex.split(table.command(row))
         found = table.rows(words[words.index('--rows') + 1])
@@ -266,8 +330,9 @@ def test_no_metric_counts_as_zero(tools, write_table):
 
 
 def test_metrics_are_finite_numbers(tools):
-    found = tools('taskptq.bench.measurement').finite_numbers({
-        'a': torch.tensor(0.5).numpy(), 'b': float('nan'), 'c': '0.1 0.2'})
+    found = tools('taskptq.bench.measurement').finite_numbers(
+        {'a': torch.tensor(0.5).numpy(), 'b': float('nan'), 'c': '0.1 0.2'}
+    )
     assert found == {'a': 0.5}
 
 
@@ -275,15 +340,20 @@ def test_collects_iou_of_each_class(tools):
     pytest.importorskip('mmseg')
     from mmengine.evaluator import Evaluator
     from mmseg.evaluation import IoUMetric
+
     evaluator = Evaluator(IoUMetric(iou_metrics=['mIoU']))
     evaluator.dataset_meta = {'classes': ('sky', 'road')}
     found = tools('taskptq.bench.measurement').watch_classes(evaluator)
     predicted = torch.tensor([[0, 0], [1, 1]])
     label = torch.tensor([[0, 1], [1, 1]])
-    evaluator.process(data_samples=[{
-        'pred_sem_seg': {'data': predicted},
-        'gt_sem_seg': {'data': label}
-    }])
+    evaluator.process(
+        data_samples=[
+            {
+                'pred_sem_seg': {'data': predicted},
+                'gt_sem_seg': {'data': label},
+            }
+        ]
+    )
     metrics = evaluator.evaluate(1)
     assert found == {'IoU/sky': 50.0, 'IoU/road': 66.67}
     assert metrics['mIoU'] == pytest.approx(58.33)
@@ -300,6 +370,7 @@ def test_replay_gives_copies(tools):
 def tiny_task(repo_root, registry_guard, monkeypatch, tmp_path):
     """Folder of the tiny task; the current folder is empty."""
     from mmengine.registry import DefaultScope
+
     folder = repo_root / 'tests' / 'tiny_task'
     scopes = dict(DefaultScope._instance_dict)
     monkeypatch.syspath_prepend(str(folder))
@@ -311,16 +382,21 @@ def tiny_task(repo_root, registry_guard, monkeypatch, tmp_path):
     DefaultScope._instance_dict.update(scopes)
 
 
-@pytest.mark.parametrize(('method', 'fragment', 'published'), [
-    ('qdrop', 'w4a4_qdrop', False),
-    ('published-eval', 'w4a4_qdrop', True),
-    ('ptq4sam-l+published-eval', 'w4a4_ptq4sam-l', True),
-])
+@pytest.mark.parametrize(
+    ('method', 'fragment', 'published'),
+    [
+        ('qdrop', 'w4a4_qdrop', False),
+        ('published-eval', 'w4a4_qdrop', True),
+        ('ptq4sam-l+published-eval', 'w4a4_ptq4sam-l', True),
+    ],
+)
 def test_published_evaluation_uses_the_methods_recipe(
-        tools, write_table, method, fragment, published):
-    table = tools('taskptq.bench.table').read_table(write_table(
-        groups=[{'methods': method, 'bits': 'w4a4'}]))
-    row, = table.rows()
+    tools, write_table, method, fragment, published
+):
+    table = tools('taskptq.bench.table').read_table(
+        write_table(groups=[{'methods': method, 'bits': 'w4a4'}])
+    )
+    (row,) = table.rows()
     assert row.fragment.endswith(f'/{fragment}.py')
     assert (row.method, row.published) == (method, published)
 
@@ -335,7 +411,9 @@ def test_a_missing_checkpoint_says_how_to_make_it(tools, write_table):
 def test_placed_leaves_everything_else(tools, tmp_path):
     setting = {'out': '{work_dir}/a.json', 'several': [1, {'b': '{x}'}]}
     assert tools('taskptq.bench.float_runner').placed(setting, tmp_path) == {
-        **setting, 'out': f'{tmp_path}/a.json'}
+        **setting,
+        'out': f'{tmp_path}/a.json',
+    }
 
 
 GROUNDS = """
@@ -360,11 +438,11 @@ test_evaluator = [
 def register_reference_metrics():
     """One writes a file, the other cannot be built without it."""
     from mmengine.registry import METRICS
+
     base = METRICS.get('TinyMetric')
 
     @METRICS.register_module()
     class WriteMean(base):
-
         def __init__(self, *, out):
             super().__init__()
             self.out = Path(out)
@@ -377,7 +455,6 @@ def register_reference_metrics():
 
     @METRICS.register_module()
     class DistanceToMean(base):
-
         def __init__(self, *, file):
             super().__init__()
             self.mean = float(Path(file).read_text())
@@ -389,10 +466,12 @@ def register_reference_metrics():
 
 @pytest.mark.filterwarnings('ignore')
 def test_grounds_replace_what_is_measured(
-        tools, write_table, tiny_task, repo_root, tmp_path):
+    tools, write_table, tiny_task, repo_root, tmp_path
+):
     from mmengine.config import Config
 
     from taskptq.apis import build_model
+
     config = tiny_task / 'tiny_config.py'
     torch.manual_seed(3)
     model = build_model(Config.fromfile(config))
@@ -400,14 +479,17 @@ def test_grounds_replace_what_is_measured(
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
     (tmp_path / 'grounds.py').write_text(GROUNDS)
     table = write_table(
-        config=str(config), metric='mean', grounds='grounds.py',
+        config=str(config),
+        metric='mean',
+        grounds='grounds.py',
         quant=str(repo_root / 'configs/_base_/quant/{bits}_{method}.py'),
         calibration={'num_images': 8},
-        groups=[{'methods': 'minmax', 'bits': 'w2a4'}])
+        groups=[{'methods': 'minmax', 'bits': 'w2a4'}],
+    )
     tools('taskptq.cli.bench').main([str(table), '--device', 'cpu'])
     results = read_results(table)
     assert results['float']['metrics']['distance'] == 0
-    row, = results['rows']
+    (row,) = results['rows']
     distance = abs(row['value'] - results['float']['value'])
     assert row['metrics']['distance'] == pytest.approx(distance)
     assert distance > 0
@@ -415,39 +497,57 @@ def test_grounds_replace_what_is_measured(
 
 @pytest.mark.filterwarnings('ignore')
 def test_rows_equal_what_quantize_and_test_give(
-        tools, write_table, tiny_task, repo_root, tmp_path):
+    tools, write_table, tiny_task, repo_root, tmp_path
+):
     from mmengine.config import Config
 
     from taskptq.apis import build_model, quantize
+
     config = tiny_task / 'tiny_config.py'
     torch.manual_seed(3)
     model = build_model(Config.fromfile(config))
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
     quant = str(repo_root / 'configs/_base_/quant')
     table = write_table(
-        config=str(config), metric='mean',
+        config=str(config),
+        metric='mean',
         quant=quant + '/{bits}_{method}.py',
         calibration={'num_images': 8},
         reconstruction={'steps': 3, 'batch_size': 4},
-        groups=[{'methods': ['qdrop', 'gptq', 'minmax', 'published-eval'],
-                 'bits': ['w4a4'], 'seeds': [1]}])
+        groups=[
+            {
+                'methods': ['qdrop', 'gptq', 'minmax', 'published-eval'],
+                'bits': ['w4a4'],
+                'seeds': [1],
+            }
+        ],
+    )
     tools('taskptq.cli.bench').main([str(table), '--device', 'cpu'])
     results = read_results(table)
     assert set(results['rows'][0]) >= ROW_KEYS
     fragment = Config.fromfile(f'{quant}/w4a4_qdrop.py')
     quantized, report = quantize(
-        config, tmp_path / 'float.pth', device='cpu', seed=1,
+        config,
+        tmp_path / 'float.pth',
+        device='cpu',
+        seed=1,
         qconfig=fragment.qconfig,
-        reconstruction={**fragment.reconstruction, 'steps': 3,
-                        'batch_size': 4},
-        calibration={'num_images': 8}, work_dir=tmp_path / 'api')
+        reconstruction={
+            **fragment.reconstruction,
+            'steps': 3,
+            'batch_size': 4,
+        },
+        calibration={'num_images': 8},
+        work_dir=tmp_path / 'api',
+    )
     by_method = {row['method']: row for row in results['rows']}
     row = by_method['qdrop']
     assert row['file_bytes'] == pytest.approx(report['file_bytes'], rel=0.01)
     assert (row['steps'], by_method['minmax']['steps']) == (3, None)
     assert 0 <= row['decided'] <= 1
     measurement = tools('taskptq.bench.measurement').Measurement(
-        tools('taskptq.bench.table').read_table(table), device='cpu')
+        tools('taskptq.bench.table').read_table(table), device='cpu'
+    )
     metrics, _ = measurement.evaluate(quantized)
     assert metrics['mean'] == row['value'] != results['float']['value']
     assert row['value'] != by_method['minmax']['value']
@@ -460,14 +560,23 @@ def test_rows_equal_what_quantize_and_test_give(
 
 
 @pytest.mark.filterwarnings('ignore')
-@pytest.mark.parametrize(('commit', 'shared'), [
-    ('a' * 40, True), ('a' * 40 + '-dirty', False)])
+@pytest.mark.parametrize(
+    ('commit', 'shared'), [('a' * 40, True), ('a' * 40 + '-dirty', False)]
+)
 def test_rows_share_blocks_of_one_commit(
-        tools, write_table, tiny_task, repo_root, tmp_path, monkeypatch,
-        commit, shared):
+    tools,
+    write_table,
+    tiny_task,
+    repo_root,
+    tmp_path,
+    monkeypatch,
+    commit,
+    shared,
+):
     from mmengine.config import Config
 
     from taskptq.apis import build_model
+
     config = tiny_task / 'tiny_config.py'
     model = build_model(Config.fromfile(config))
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
@@ -475,13 +584,17 @@ def test_rows_share_blocks_of_one_commit(
     for name in ('qdrop', 'twin'):
         (tmp_path / f'w4a4_{name}.py').write_text(f"_base_ = ['{base}']\n")
     table = write_table(
-        config=str(config), metric='mean',
+        config=str(config),
+        metric='mean',
         quant=str(tmp_path / '{bits}_{method}.py'),
         calibration={'num_images': 8},
         reconstruction={'steps': 3, 'batch_size': 4},
-        groups=[{'methods': ['qdrop', 'twin'], 'bits': 'w4a4'}])
+        groups=[{'methods': ['qdrop', 'twin'], 'bits': 'w4a4'}],
+    )
     run_table = tools('taskptq.cli.bench')
-    monkeypatch.setattr(tools('taskptq.bench.measurement'), 'current_commit', lambda: commit)
+    monkeypatch.setattr(
+        tools('taskptq.bench.measurement'), 'current_commit', lambda: commit
+    )
     run_table.main([str(table), '--device', 'cpu'])
     first, second = read_results(table)['rows']
     assert first['value'] == second['value']
@@ -495,8 +608,13 @@ def test_rows_share_blocks_of_one_commit(
 def test_rows_tell_the_loss_around_steps_on_the_network(tools):
     note = tools('taskptq.bench.row_notes').set_loss_note
     block = {'name': 'layer', 'set_loss_start': None}
-    whole = {'name': '', 'set_loss_start': 0.3, 'set_loss_end': 0.2,
-             'taken_back': False}
-    assert note({'units': [block, whole]}) == {'network_set_loss': {
-        'start': 0.3, 'end': 0.2, 'taken_back': False}}
+    whole = {
+        'name': '',
+        'set_loss_start': 0.3,
+        'set_loss_end': 0.2,
+        'taken_back': False,
+    }
+    assert note({'units': [block, whole]}) == {
+        'network_set_loss': {'start': 0.3, 'end': 0.2, 'taken_back': False}
+    }
     assert note({'units': [block]}) == note({}) == {}

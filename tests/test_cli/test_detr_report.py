@@ -56,6 +56,7 @@ def helper(repo_root):
 def make(helper):
     """Build a tiny random detector of a kind."""
     from mmengine.registry import MODELS, DefaultScope
+
     module = helper('test_detr_adapters')
 
     def build(kind):
@@ -70,6 +71,7 @@ def task(helper, repo_root, tmp_path, monkeypatch, registry_guard):
     """Write config, checkpoint and table of a tiny DETR; return the table."""
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
+
     tiny = helper('tiny_detr')
     monkeypatch.chdir(tmp_path)
 
@@ -85,13 +87,16 @@ def task(helper, repo_root, tmp_path, monkeypatch, registry_guard):
         torch.save({'state_dict': model.state_dict()}, f'{kind}.pth')
         quant = repo_root / 'configs' / '_base_' / 'quant'
         table = {
-            'model': kind, 'dataset': 'set', 'config': f'{kind}.py',
-            'checkpoint': f'{kind}.pth', 'metric': 'mean',
+            'model': kind,
+            'dataset': 'set',
+            'config': f'{kind}.py',
+            'checkpoint': f'{kind}.pth',
+            'metric': 'mean',
             'columns': {'mean box': 'mean'},
             'calibration': {'num_images': 4, 'batch_size': 2},
             'reconstruction': {'steps': 2, 'batch_size': 2},
             'quant': str(quant / '{bits}_{method}.py'),
-            'groups': [{'methods': ['mse'], 'bits': ['w4a4-8']}]
+            'groups': [{'methods': ['mse'], 'bits': ['w4a4-8']}],
         }
         path = tmp_path / f'{kind}_set.table.yml'
         path.write_text(yaml.safe_dump(table))
@@ -147,10 +152,14 @@ def test_parts_that_a_model_lacks_or_nobody_knows(tools):
         data.partition(['mask_head.conv'])
 
 
-@pytest.mark.parametrize(('kind', 'attention', 'name'), [
-    ('detr', 'cross-attention', 'cross_attn.attn'),
-    ('conditional', 'cross-attention', 'cross_attn'),
-    ('dino', 'self-attention', 'self_attn.attn')])
+@pytest.mark.parametrize(
+    ('kind', 'attention', 'name'),
+    [
+        ('detr', 'cross-attention', 'cross_attn.attn'),
+        ('conditional', 'cross-attention', 'cross_attn'),
+        ('dino', 'self-attention', 'self_attn.attn'),
+    ],
+)
 def test_where_queries_meet_keys(tools, make, kind, attention, name):
     data = tools('taskptq.bench.detr_data')
     model = make(kind)
@@ -159,9 +168,11 @@ def test_where_queries_meet_keys(tools, make, kind, attention, name):
     prepare(model, QConfig.from_dict({}))
     points = data.query_points(model)
     assert points == {
-        f'{attention} {number}':
-        f'decoder.layers.{number}.{name}.query_quantizer'
-        for number in range(2)}
+        f'{attention} {number}': (
+            f'decoder.layers.{number}.{name}.query_quantizer'
+        )
+        for number in range(2)
+    }
     with pytest.raises(ValueError, match='no decoder'):
         data.query_points(model.backbone)
 
@@ -188,24 +199,31 @@ def sample_of(values, *, step=None, num_bits=4):
     steps = torch.as_tensor(step).reshape(-1)
     codes = (values / steps[:, None]).round()
     return QuerySample(
-        values=codes * steps[:, None], codes=codes.to(torch.int64),
-        steps=steps, num_bits=num_bits)
+        values=codes * steps[:, None],
+        codes=codes.to(torch.int64),
+        steps=steps,
+        num_bits=num_bits,
+    )
 
 
 def test_distributions_of_queries():
     values = torch.randn(2, 20000) * torch.tensor([[1.0], [2.0]])
-    found = describe_queries({
-        'float': sample_of(values),
-        'fine': sample_of(values, step=0.05, num_bits=8),
-        'coarse': sample_of(values, step=1.0),
-        'by head': sample_of(values, step=[1.0, 2.0])})
+    found = describe_queries(
+        {
+            'float': sample_of(values),
+            'fine': sample_of(values, step=0.05, num_bits=8),
+            'coarse': sample_of(values, step=1.0),
+            'by head': sample_of(values, step=[1.0, 2.0]),
+        }
+    )
     edges = torch.tensor(found['edges'])
     stages = found['stages']
     for stage in stages.values():
         area = (torch.tensor(stage['density']) * edges.diff()).sum()
         assert float(area) == pytest.approx(1, abs=1e-6)
-    fine, exact = (torch.tensor(stages[name]['density'])
-                   for name in ('fine', 'float'))
+    fine, exact = (
+        torch.tensor(stages[name]['density']) for name in ('fine', 'float')
+    )
     # A step of a quarter of a bin: no beat between grid and bins.
     assert float((fine - exact).abs().max()) < 0.05 * float(exact.max())
     assert stages['float']['entropy'] is None
@@ -222,8 +240,9 @@ def test_distributions_of_queries():
 def report(tools, *words):
     """Run a report with a plot; returns the JSON and the PNG's path."""
     table, out = words[1], f'{words[0]}_tiny.json'
-    tools('taskptq.cli.detr_report').main([
-        words[0], str(table), '--out', out, '--device', 'cpu', *words[2:]])
+    tools('taskptq.cli.detr_report').main(
+        [words[0], str(table), '--out', out, '--device', 'cpu', *words[2:]]
+    )
     return json.loads(Path(out).read_text(encoding='utf-8'))
 
 
@@ -247,23 +266,27 @@ def shown(tools, root, kind, found):
 
 def is_picture(path):
     import matplotlib.image
+
     return matplotlib.image.imread(path).std() > 0.02
 
 
 def test_progressive_and_alignment(tools, task, tmp_path):
     table = task('detr')
-    found = report(tools, 'progressive', table, '--bits', 'w4a4-8',
-                   '--plot', 'p.png')
+    found = report(
+        tools, 'progressive', table, '--bits', 'w4a4-8', '--plot', 'p.png'
+    )
     assert [step['num_quantized'] for step in found['steps']] == [
         sum(found['modules'][group] for group in step['groups'])
-        for step in found['steps']]
+        for step in found['steps']
+    ]
     assert len(found['steps']) == 4
     assert found['steps'][-1]['keep_float'] == []
     assert found['absent'] == []
     values = [step['value'] for step in found['steps']]
     assert len({found['float']['value'], *values}) == 5
     assert found['command'].startswith(
-        'python tools/detr_report.py progressive')
+        'python tools/detr_report.py progressive'
+    )
     assert found['float']['sha256']
     assert is_picture('p.png')
     text = shown(tools, tmp_path, 'progressive', found)
@@ -274,16 +297,27 @@ def test_progressive_and_alignment(tools, task, tmp_path):
     assert len(found['quantizers']) == 4  # self and cross, two layers
     assert found['aligned']['value'] != found['float']['value']
     assert found['aligned']['lost'] == pytest.approx(
-        found['float']['value'] - found['aligned']['value'])
+        found['float']['value'] - found['aligned']['value']
+    )
     assert 'nothing rounded' in shown(tools, tmp_path, 'alignment', found)
 
 
 def test_sensitivity(tools, task, tmp_path):
-    found = report(tools, 'sensitivity', task('dino'), '--bits', 'w4a4-8',
-                   '--plot', 's.png')
-    assert list(found['groups']) == list(tools('taskptq.bench.detr_data').GROUPS)
-    assert {name: one['num_quantized']
-            for name, one in found['groups'].items()} == found['modules']
+    found = report(
+        tools,
+        'sensitivity',
+        task('dino'),
+        '--bits',
+        'w4a4-8',
+        '--plot',
+        's.png',
+    )
+    assert list(found['groups']) == list(
+        tools('taskptq.bench.detr_data').GROUPS
+    )
+    assert {
+        name: one['num_quantized'] for name, one in found['groups'].items()
+    } == found['modules']
     assert all(one['lost'] != 0 for one in found['groups'].values())
     assert is_picture('s.png')
     text = shown(tools, tmp_path, 'sensitivity-ap', found)
@@ -293,17 +327,24 @@ def test_sensitivity(tools, task, tmp_path):
     assert len(losses) == 8
 
 
-@pytest.mark.parametrize(('kind', 'attention'), [
-    ('detr', 'cross-attention'), ('dino', 'self-attention')])
+@pytest.mark.parametrize(
+    ('kind', 'attention'),
+    [('detr', 'cross-attention'), ('dino', 'self-attention')],
+)
 def test_queries(tools, task, tmp_path, kind, attention):
-    rows = ['w4a4_mse', 'w4a4_qdrop'] if kind == 'dino' else [
-        'w4a4-8_mse', 'w4a4-8_da']
+    rows = (
+        ['w4a4_mse', 'w4a4_qdrop']
+        if kind == 'dino'
+        else ['w4a4-8_mse', 'w4a4-8_da']
+    )
     words = ['queries', task(kind), '--rows', *rows, '--images', '3']
     found = report(tools, *words, '--plot', 'q.png')
     assert found['num_images'] == 3
     assert list(found['layers']) == [f'{attention} 0', f'{attention} 1']
     assert [one['aligned'] for one in found['rows'].values()] == [
-        False, kind == 'detr']
+        False,
+        kind == 'detr',
+    ]
     for layer in found['layers'].values():
         assert list(layer['stages']) == ['float', *rows]
         counts = {one['count'] for one in layer['stages'].values()}
@@ -312,7 +353,7 @@ def test_queries(tools, task, tmp_path, kind, attention):
             stage = layer['stages'][row]
             assert stage['num_bits'] == (4 if kind == 'dino' else 8)
             assert 0 < stage['entropy'] <= stage['num_bits']
-            assert stage['num_codes'] <= 2**stage['num_bits']
+            assert stage['num_codes'] <= 2 ** stage['num_bits']
     assert is_picture('q.png')
     again = report(tools, *words, '--reuse')
     assert again['layers'] == found['layers']
@@ -323,24 +364,40 @@ def test_queries(tools, task, tmp_path, kind, attention):
 
 def test_boxes_are_drawn(tools, task, monkeypatch):
     import numpy as np
+
     draw = tools('taskptq.cli.draw_boxes')
     table = task('detr')
 
     def picture(batch):
         truth = batch['data_samples'][0].gt_instances
-        return (np.full((32, 48, 3), 255, dtype=np.uint8), truth.bboxes,
-                truth.labels)
+        return (
+            np.full((32, 48, 3), 255, dtype=np.uint8),
+            truth.bboxes,
+            truth.labels,
+        )
 
     # These images lie in no file.
     monkeypatch.setattr(draw, 'picture_of', picture)
     words = [str(table), '--rows', 'w4a4-8_mse', '--device', 'cpu']
     draw.main([*words, '--boxes', 'b.png', '--score', '0', '--images', '2'])
     assert is_picture('b.png')
-    draw.main([*words, '--boxes', 'none.png', '--score', '1', '--images',
-               '2', '--reuse'])
+    draw.main(
+        [
+            *words,
+            '--boxes',
+            'none.png',
+            '--score',
+            '1',
+            '--images',
+            '2',
+            '--reuse',
+        ]
+    )
     import matplotlib.image
-    with_boxes, without = (matplotlib.image.imread(name)
-                           for name in ('b.png', 'none.png'))
+
+    with_boxes, without = (
+        matplotlib.image.imread(name) for name in ('b.png', 'none.png')
+    )
     assert with_boxes.shape == without.shape
     assert (with_boxes < 0.9).sum() > (without < 0.9).sum()
     with pytest.raises(SystemExit, match='--images 99: give 1 to 4'):
@@ -353,5 +410,15 @@ def test_impossible_arguments_are_one_sentence(tools, task):
     with pytest.raises(SystemExit, match='there is no table'):
         main(['alignment', 'absent.table.yml', '--out', 'a.json'])
     with pytest.raises(SystemExit, match='there is no config file'):
-        main(['progressive', table, '--bits', 'w9a9', '--out', 'a.json',
-              '--device', 'cpu'])
+        main(
+            [
+                'progressive',
+                table,
+                '--bits',
+                'w9a9',
+                '--out',
+                'a.json',
+                '--device',
+                'cpu',
+            ]
+        )

@@ -1,4 +1,5 @@
 """One rank of test_reduce.py: observes its shard, reduces, saves."""
+
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -28,7 +29,9 @@ class SumObserver(Observer):
     """Counts and sums, to cover the 'sum' reduction of both types."""
 
     reductions: ClassVar[dict[str, str]] = {
-        **Observer.reductions, 'seen': 'sum', 'total': 'sum'
+        **Observer.reductions,
+        'seen': 'sum',
+        'total': 'sum',
     }
 
     def __init__(self, spec):
@@ -101,7 +104,8 @@ def state_of(observers):
         state['num_batches'] = observer.num_batches
         if isinstance(observer, HistogramObserver):
             state |= {
-                'exponent': observer.exponent, 'first': observer.first_bin
+                'exponent': observer.exponent,
+                'first': observer.first_bin,
             }
         if isinstance(observer, AttentionOutputObserver):
             state['search'] = str(observer.search().to_dict())

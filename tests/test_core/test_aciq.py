@@ -11,8 +11,12 @@ from taskptq.core.functional import fake_quantize, range_to_affine
 
 # Banner et al., NeurIPS 2019, give these to two digits.
 PUBLISHED = {
-    ('laplace', 2): 2.83, ('laplace', 3): 3.89, ('laplace', 4): 5.03,
-    ('gauss', 2): 1.71, ('gauss', 3): 2.15, ('gauss', 4): 2.55,
+    ('laplace', 2): 2.83,
+    ('laplace', 3): 3.89,
+    ('laplace', 4): 5.03,
+    ('gauss', 2): 1.71,
+    ('gauss', 3): 2.15,
+    ('gauss', 4): 2.55,
 }
 
 
@@ -86,11 +90,17 @@ def mean_squared_error(x, observer):
     low, high = observer.compute_range()
     quant_min, quant_max = observer.spec.bounds(signed=observer.signed)
     scale, zero_point = range_to_affine(
-        low, high, symmetric=observer.spec.symmetric, quant_min=quant_min,
+        low,
+        high,
+        symmetric=observer.spec.symmetric,
+        quant_min=quant_min,
         quant_max=quant_max,
     )
     found = fake_quantize(
-        x, scale=scale, zero_point=zero_point, quant_min=quant_min,
+        x,
+        scale=scale,
+        zero_point=zero_point,
+        quant_min=quant_min,
         quant_max=quant_max,
     )
     return float((found - x).square().mean())
@@ -109,8 +119,9 @@ def test_less_error_than_the_full_range(distribution, num_bits):
 def test_the_assumption_can_be_given():
     x = samples('gauss')
     high = {
-        name: float(observed(
-            x, num_bits=4, distribution=name).compute_range()[1])
+        name: float(
+            observed(x, num_bits=4, distribution=name).compute_range()[1]
+        )
         for name in ('laplace', 'gauss', None)
     }
     assert high['gauss'] == high[None]
@@ -147,7 +158,6 @@ def test_never_beyond_the_observed_range():
 def test_order_of_batches_does_not_matter():
     x = samples('laplace', 10_000)
     ranges = [
-        observed(part, num_bits=4).compute_range()
-        for part in (x, x.flip(0))
+        observed(part, num_bits=4).compute_range() for part in (x, x.flip(0))
     ]
     assert ranges[0] == ranges[1]

@@ -243,12 +243,11 @@ def test_kernel_gradients_match_the_expression(
         }
         out, found = gradients(*arguments, torch.float32, **kwargs)
         reference, expected = gradients(*arguments, torch.float64, **kwargs)
-        torch.testing.assert_close(out.double(), reference, rtol=1e-5,
-                                   atol=1e-5)
+        torch.testing.assert_close(
+            out.double(), reference, rtol=1e-5, atol=1e-5
+        )
         for one, two in zip(found, expected, strict=True):
-            torch.testing.assert_close(
-                one.double(), two, rtol=1e-3, atol=1e-3
-            )
+            torch.testing.assert_close(one.double(), two, rtol=1e-3, atol=1e-3)
 
 
 def test_lsq_gradient_has_the_published_values():
@@ -261,8 +260,13 @@ def test_lsq_gradient_has_the_published_values():
         weight = torch.zeros(4)
         weight[i] = 1
         _, (_, d_scale, d_offset) = gradients(
-            x, scale, torch.tensor([-2.0]), weight, torch.float32,
-            quant_min=-8, quant_max=7,
+            x,
+            scale,
+            torch.tensor([-2.0]),
+            weight,
+            torch.float32,
+            quant_min=-8,
+            quant_max=7,
         )
         grads.append((round(d_scale.item(), 5), d_offset.item()))
     # codes are relative to the offset: 7 + 2 = 9, -8 + 2 = -6
@@ -273,13 +277,17 @@ def test_gradcheck_where_smooth():
     # Clipped on both sides, where the function is smooth in all of its
     # arguments: (quant_max - zero_point) * scale.
     scale = torch.tensor([0.5], dtype=torch.float64, requires_grad=True)
-    x = torch.tensor([30.0, -30.0, 41.0], dtype=torch.float64,
-                     requires_grad=True)
+    x = torch.tensor(
+        [30.0, -30.0, 41.0], dtype=torch.float64, requires_grad=True
+    )
 
     def clipped(x, scale):
         return lsq_fake_quantize(
-            x, scale=scale, zero_point=torch.tensor([1.0]).double(),
-            quant_min=0, quant_max=15,
+            x,
+            scale=scale,
+            zero_point=torch.tensor([1.0]).double(),
+            quant_min=0,
+            quant_max=15,
         )
 
     assert torch.autograd.gradcheck(clipped, (x, scale))
@@ -358,8 +366,12 @@ def test_lsq_drop_without_drop_is_lsq(zero_point):
         if function is lsq_fake_quantize:
             zero = torch.tensor([float(zero_point)])
         out = function(
-            value, scale=scale, zero_point=zero, quant_min=quant_min,
-            quant_max=quant_max, grad_factor=0.5,
+            value,
+            scale=scale,
+            zero_point=zero,
+            quant_min=quant_min,
+            quant_max=quant_max,
+            grad_factor=0.5,
         )
         (out * x.cos()).sum().backward()
         results.append((out.detach(), value.grad, scale.grad))

@@ -18,8 +18,11 @@ from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 
 HEADS = 3
 OBSERVERS = [
-    MinMaxObserver, MovingAverageMinMaxObserver, PercentileObserver,
-    MSEObserver, KLObserver,
+    MinMaxObserver,
+    MovingAverageMinMaxObserver,
+    PercentileObserver,
+    MSEObserver,
+    KLObserver,
 ]
 
 
@@ -34,8 +37,10 @@ def batches(*, seed=0):
 
 def build(observer, *, num_heads=HEADS, quantizer=AffineQuantizer, **kwargs):
     return QuantizerConfig(
-        spec=QuantSpec(num_bits=4, **kwargs), quantizer=quantizer,
-        observer=observer, per_channel=num_heads is not None,
+        spec=QuantSpec(num_bits=4, **kwargs),
+        quantizer=quantizer,
+        observer=observer,
+        per_channel=num_heads is not None,
     ).build(num_heads=num_heads)
 
 
@@ -112,9 +117,7 @@ def test_gradients_of_each_head_equal_the_reference():
     x = torch.cat(batches())
     x[:, 0] += 0.05
     x[:, 2] -= 4
-    quantizer = calibrated(
-        build(MSEObserver, quantizer=LSQQuantizer), [x]
-    )
+    quantizer = calibrated(build(MSEObserver, quantizer=LSQQuantizer), [x])
     quantizer.zero_point[0] = -3
     weights = torch.randn_like(x)
     gradients = []

@@ -76,9 +76,7 @@ def test_any_alpha_stays_within_one_step(seed, num_bits):
 
 def test_decided_soft_weights_equal_hard_ones():
     rounding, _ = rounding_of(torch.randn(4, 12))
-    rounding.alpha.data = torch.where(
-        torch.rand(4, 12) < 0.5, -6.0, 6.0
-    )
+    rounding.alpha.data = torch.where(torch.rand(4, 12) < 0.5, -6.0, 6.0)
     soft = rounding()
     rounding.soft = False
     torch.testing.assert_close(rounding(), soft)
@@ -116,8 +114,10 @@ def test_penalty_drives_roundings_apart():
 def test_rectified_sigmoid_inverts():
     h = torch.linspace(0, 1, 51)
     torch.testing.assert_close(
-        rectified_sigmoid(inverse_rectified_sigmoid(h)), h,
-        rtol=1e-5, atol=1e-6,
+        rectified_sigmoid(inverse_rectified_sigmoid(h)),
+        h,
+        rtol=1e-5,
+        atol=1e-6,
     )
 
 

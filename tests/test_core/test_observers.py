@@ -62,7 +62,8 @@ def test_min_max_golden():
     spec = QuantSpec(ch_axis=0)
     batches = [[[1.0, 2.0], [-1.0, 0.0]], [[0.5, 1.0], [3.0, 4.0]]]
     assert range_of(MinMaxObserver, *batches, spec=spec) == (
-        [0.5, -1.0], [2.0, 4.0]
+        [0.5, -1.0],
+        [2.0, 4.0],
     )
 
 
@@ -115,9 +116,7 @@ def test_mse_is_near_the_best_of_a_fine_grid(num_bits, symmetric, ch_axis):
     spec = QuantSpec(num_bits=num_bits, symmetric=symmetric, ch_axis=ch_axis)
     x = torch.randn(1, 3000)
     x[0, 0] = 8.0
-    low, high = observed(
-        MSEObserver, x, spec=spec, norm_p=2.0
-    ).compute_range()
+    low, high = observed(MSEObserver, x, spec=spec, norm_p=2.0).compute_range()
     found = quantization_error(x, low, high, spec=spec)
     # Both ends free: an exhaustive search on a 20 x 20 grid.
     steps = torch.linspace(0.05, 1, 20)
@@ -256,21 +255,21 @@ def shards(draw):
         shift = draw(st.sampled_from([0.0, -1.0, 1.0, 1000.0]))
         batch = torch.randn(30, generator=generator) * spread + shift
         kind = draw(st.sampled_from(['any', 'positive', 'constant', 'zero']))
-        batches.append({
-            'any': batch,
-            'positive': batch.relu(),
-            'constant': torch.full((30,), shift),
-            'zero': torch.zeros(30),
-        }[kind])
+        batches.append(
+            {
+                'any': batch,
+                'positive': batch.relu(),
+                'constant': torch.full((30,), shift),
+                'zero': torch.zeros(30),
+            }[kind]
+        )
     return batches
 
 
 @settings(max_examples=40, deadline=None)
 @given(shards(), st.sampled_from([16, 64, 4096]), st.randoms())
 def test_histogram_depends_on_no_order(batches, num_bins, random):
-    whole = observed(
-        HistogramObserver, torch.cat(batches), num_bins=num_bins
-    )
+    whole = observed(HistogramObserver, torch.cat(batches), num_bins=num_bins)
     shuffled = list(batches)
     random.shuffle(shuffled)
     parts = observed(HistogramObserver, *shuffled, num_bins=num_bins)
@@ -282,9 +281,7 @@ def test_histogram_depends_on_no_order(batches, num_bins, random):
 @settings(max_examples=40, deadline=None)
 @given(shards(), st.sampled_from([16, 4096]))
 def test_histogram_shards_sum_exactly(batches, num_bins):
-    whole = observed(
-        HistogramObserver, torch.cat(batches), num_bins=num_bins
-    )
+    whole = observed(HistogramObserver, torch.cat(batches), num_bins=num_bins)
     ranks = [
         observed(HistogramObserver, *part, num_bins=num_bins)
         for part in (batches[::2], batches[1::2])

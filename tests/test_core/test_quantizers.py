@@ -105,7 +105,8 @@ def test_state_dict_round_trip_is_bit_exact(cls, kwargs, channelwise):
     other.enabled = True
     assert torch.equal(other(x), quantizer(x))
     assert (other.quant_min, other.quant_max) == (
-        quantizer.quant_min, quantizer.quant_max
+        quantizer.quant_min,
+        quantizer.quant_max,
     )
     twin = copy.deepcopy(quantizer)
     assert torch.equal(twin(x), quantizer(x))
@@ -175,8 +176,9 @@ def test_settle_restores_a_valid_grid():
     affine = calibrated(AffineQuantizer, torch.randn(50))
     before = copy.deepcopy(affine.state_dict())
     affine.settle()
-    assert all(torch.equal(v, before[k]) for k, v in
-               affine.state_dict().items())
+    assert all(
+        torch.equal(v, before[k]) for k, v in affine.state_dict().items()
+    )
 
 
 def test_drop_rate_and_limits():

@@ -30,7 +30,9 @@ def ranks(tmp_path_factory, repo_root):
     processes = [
         subprocess.Popen(
             [sys.executable, str(WORKER), str(folder), str(rank)],
-            env=environment, stderr=subprocess.PIPE, text=True,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         for rank in range(worker.WORLD_SIZE)
     ]
@@ -112,10 +114,12 @@ def test_observer_that_saw_nothing_anywhere(ranks):
 def pieces_of(state):
     """The gathered sample as a sorted list of (shape, sums)."""
     shapes = state['shapes'].view(-1, 5).tolist()
-    rows = state['attention_rows'].split([h * c * n * m
-                                          for h, c, n, m, _ in shapes])
-    values = state['value_columns'].split([h * c * m * d
-                                           for h, c, _, m, d in shapes])
+    rows = state['attention_rows'].split(
+        [h * c * n * m for h, c, n, m, _ in shapes]
+    )
+    values = state['value_columns'].split(
+        [h * c * m * d for h, c, _, m, d in shapes]
+    )
     return sorted(
         (tuple(shape), round(float(v.double().sum()), 4), a.numel())
         for shape, a, v in zip(shapes, rows, values, strict=True)
@@ -130,9 +134,7 @@ def test_samples_are_gathered(ranks):
             assert torch.equal(state['max_val'], expected[index]['max_val'])
             assert state['num_batches'] == expected[index]['num_batches']
         shapes = [shape for shape, _, _ in pieces_of(rank['states'][12])]
-        assert shapes == [
-            shape for shape, _, _ in pieces_of(expected[12])
-        ]
+        assert shapes == [shape for shape, _, _ in pieces_of(expected[12])]
         # Seen by the second rank alone, and all there is.
         assert pieces_of(rank['states'][13]) == pieces_of(expected[13])
 

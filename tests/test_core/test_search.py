@@ -22,9 +22,9 @@ def test_channels_are_independent():
     spec = QuantSpec(num_bits=3)
     low, high = search_range(values, spec=spec, signed=True)
     for i in range(6):
-        alone = search_range(values[i:i + 1], spec=spec, signed=True)
-        torch.testing.assert_close(low[i:i + 1], alone[0])
-        torch.testing.assert_close(high[i:i + 1], alone[1])
+        alone = search_range(values[i : i + 1], spec=spec, signed=True)
+        torch.testing.assert_close(low[i : i + 1], alone[0])
+        torch.testing.assert_close(high[i : i + 1], alone[1])
 
 
 def test_weights_are_multiplicities():

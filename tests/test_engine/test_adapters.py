@@ -34,6 +34,7 @@ def test_any_module_has_the_default_adapter():
 
 def test_forward_heads_of_a_base_model(tiny_config, float_checkpoint):
     import tiny_task
+
     model = tiny_task.TinyNet().eval()
     batch = {'inputs': [torch.ones(3, 8, 8)] * 2, 'labels': [0, 1]}
     heads = build_adapter(model).forward_heads(model, batch)
@@ -62,11 +63,13 @@ def retinanet():
     pytest.importorskip('mmdet')
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
+
     scopes = dict(DefaultScope._instance_dict)
     DefaultScope.get_instance('adapters', scope_name='mmdet')
     config = Config.fromfile(
         __file__.rsplit('/tests/', maxsplit=1)[0]
-        + '/configs/retinanet/retinanet_r18-half_fpn_bccd.py')
+        + '/configs/retinanet/retinanet_r18-half_fpn_bccd.py'
+    )
     model = MODELS.build(config.model).eval()
     with torch.no_grad():
         model.bbox_head.retina_cls.bias.fill_(-1.0)
@@ -77,11 +80,19 @@ def retinanet():
 
 def det_batch():
     from mmdet.structures import DetDataSample
+
     sample = DetDataSample(
-        metainfo=dict(img_shape=(64, 96), ori_shape=(64, 96),
-                      scale_factor=(1.0, 1.0), img_id=0))
-    return {'inputs': [torch.randint(0, 255, (3, 64, 96)).byte()],
-            'data_samples': [sample]}
+        metainfo=dict(
+            img_shape=(64, 96),
+            ori_shape=(64, 96),
+            scale_factor=(1.0, 1.0),
+            img_id=0,
+        )
+    )
+    return {
+        'inputs': [torch.randint(0, 255, (3, 64, 96)).byte()],
+        'data_samples': [sample],
+    }
 
 
 @torch.no_grad()
@@ -106,8 +117,13 @@ def test_dense_detector_decodes_as_the_model_predicts(retinanet):
     adapter = build_adapter(retinanet)
     batch = det_batch()
     heads = adapter.forward_heads(retinanet, batch)
-    metas = [dict(batch['data_samples'][0].metainfo,
-                  batch_input_shape=(64, 96), pad_shape=(64, 96))]
+    metas = [
+        dict(
+            batch['data_samples'][0].metainfo,
+            batch_input_shape=(64, 96),
+            pad_shape=(64, 96),
+        )
+    ]
     decoded = adapter.decode(heads, metas)
     predicted = retinanet.test_step(batch)[0].pred_instances
     assert len(predicted) > 0

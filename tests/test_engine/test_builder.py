@@ -41,7 +41,8 @@ def test_qconfig_with_an_observer_of_ones_own(registry_guard):
     scheme = build_qconfig(config).scheme('layer')
     assert scheme.weight.observer is HalfObserver
     assert build_qconfig(build_qconfig(config).to_dict()).to_dict() == (
-        build_qconfig(config).to_dict())
+        build_qconfig(config).to_dict()
+    )
 
 
 def test_unknown_class_is_named():
@@ -50,10 +51,17 @@ def test_unknown_class_is_named():
 
 
 @pytest.mark.parametrize('from_file', [True, False])
-@pytest.mark.parametrize(('kind', 'name'), [
-    ('observer', 'torch.nn.Identity'), ('observer', 'pydoc.pipepager'),
-    ('quantizer', 'MinMaxObserver'), ('observer', 'no.such.module'),
-    ('observer', 3), ('quantizer', None)])
+@pytest.mark.parametrize(
+    ('kind', 'name'),
+    [
+        ('observer', 'torch.nn.Identity'),
+        ('observer', 'pydoc.pipepager'),
+        ('quantizer', 'MinMaxObserver'),
+        ('observer', 'no.such.module'),
+        ('observer', 3),
+        ('quantizer', None),
+    ],
+)
 def test_only_registered_classes_of_the_kind(kind, name, from_file):
     with pytest.raises(ValueError, match='register') as error:
         resolve(kind, name, from_file=from_file)
@@ -75,10 +83,15 @@ def test_dotted_paths_are_for_configs_only():
 
 @pytest.mark.parametrize('point', ['weight', 'activation', 'query', 'softmax'])
 def test_a_recipe_names_what_is_registered(point):
-    settings = dict(type=core.AffineQuantizer, num_bits=4,
-                    observer=dict(type='taskptq.MSEObserver'))
-    config = {point: settings,
-              'overrides': [{'pattern': 'a', point: settings}]}
+    settings = dict(
+        type=core.AffineQuantizer,
+        num_bits=4,
+        observer=dict(type='taskptq.MSEObserver'),
+    )
+    config = {
+        point: settings,
+        'overrides': [{'pattern': 'a', point: settings}],
+    }
     plain = build_qconfig(config).to_dict()
     for found in (plain[point], plain['overrides'][0][point]):
         assert found['type'] == 'AffineQuantizer'
@@ -86,10 +99,18 @@ def test_a_recipe_names_what_is_registered(point):
     assert build_qconfig(plain, from_file=True).to_dict() == plain
 
 
-@pytest.mark.parametrize('change', [
-    dict(overrides=5), dict(overrides=[5]), dict(weight=[1]), dict(edges=3),
-    dict(weight=dict(observer=5)), dict(weight=dict(num_bits=[])),
-    dict(activation=dict(type=['a']))])
+@pytest.mark.parametrize(
+    'change',
+    [
+        dict(overrides=5),
+        dict(overrides=[5]),
+        dict(weight=[1]),
+        dict(edges=3),
+        dict(weight=dict(observer=5)),
+        dict(weight=dict(num_bits=[])),
+        dict(activation=dict(type=['a'])),
+    ],
+)
 def test_a_recipe_of_the_wrong_shape(change):
     words = f'recipe|{next(iter(change))}'
     with pytest.raises(ValueError, match=words) as error:
@@ -97,10 +118,12 @@ def test_a_recipe_of_the_wrong_shape(change):
     assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('build', [
-    build_loss, lambda config: build_rewrites([config])])
-@pytest.mark.parametrize('kind', [
-    'torch.nn.Identity', core.MinMaxObserver, 'NoSuchThing', None])
+@pytest.mark.parametrize(
+    'build', [build_loss, lambda config: build_rewrites([config])]
+)
+@pytest.mark.parametrize(
+    'kind', ['torch.nn.Identity', core.MinMaxObserver, 'NoSuchThing', None]
+)
 def test_losses_and_rewrites_are_registered(build, kind):
     with pytest.raises(ValueError, match='register'):
         build(dict(type=kind))
@@ -110,7 +133,6 @@ def test_loss_and_rewrites(registry_guard):
 
     @REWRITES.register_module()
     class Double:
-
         def __init__(self, *, factor):
             self.factor = factor
 
@@ -121,12 +143,13 @@ def test_loss_and_rewrites(registry_guard):
     assert build_loss(None) is None
     assert isinstance(build_loss(dict(type='OwnLoss')), OwnLoss)
     assert not build_loss(dict(type='MSEReconLoss', normalize=False)).normalize
-    rewrite, = build_rewrites([dict(type='Double', factor=3)])
+    (rewrite,) = build_rewrites([dict(type='Double', factor=3)])
     assert rewrite.factor == 3
 
 
 def test_to_plain():
     from mmengine.config import ConfigDict
+
     value = ConfigDict(a=(1, ConfigDict(b=core.MinMaxObserver)), c=None)
     plain = to_plain(value)
     assert plain == {
@@ -139,6 +162,7 @@ def test_to_plain():
 @pytest.mark.parametrize('path', FRAGMENTS, ids=lambda path: path.stem)
 def test_quantization_fragment(path):
     from mmengine.config import Config
+
     fragment = Config.fromfile(path).to_dict()
     assert {'qconfig', 'reconstruction'} <= set(fragment)
     assert set(fragment) <= FRAGMENT_KEYS
@@ -167,27 +191,35 @@ def bits_of(scheme):
     """Return the bits as files name them, e.g. w4a4-8."""
     weight, activation, key = (
         config.spec.num_bits
-        for config in (scheme.weight, scheme.activation, scheme.key))
+        for config in (scheme.weight, scheme.activation, scheme.key)
+    )
     name = f'w{weight}a{activation}'
     return name if key == activation else f'{name}-{key}'
 
 
 def test_calibration_fragments():
     from mmengine.config import Config
+
     for path in (ROOT / 'configs/_base_/calibration').glob('calib*.py'):
         fragment = Config.fromfile(path).to_dict()
         number = int(path.stem.removeprefix('calib'))
         assert fragment == {'calibration': {'num_images': number}}
 
 
-@pytest.mark.parametrize(('build', 'config', 'known'), [
-    (lambda config: build_rewrites([config]),
-     dict(type='CrossLayerEqualization', alfa=0.5), 'alpha, limit'),
-    (build_loss, dict(type='SelectiveFocusLoss', fokus='soft'), 'focus'),
-])
+@pytest.mark.parametrize(
+    ('build', 'config', 'known'),
+    [
+        (
+            lambda config: build_rewrites([config]),
+            dict(type='CrossLayerEqualization', alfa=0.5),
+            'alpha, limit',
+        ),
+        (build_loss, dict(type='SelectiveFocusLoss', fokus='soft'), 'focus'),
+    ],
+)
 def test_unknown_argument_is_one_sentence(build, config, known):
     name = list(config)[1]
     with pytest.raises(ValueError, match='takes no argument') as caught:
         build(config)
-    assert f"{config['type']} takes no argument {name!r}" in str(caught.value)
+    assert f'{config["type"]} takes no argument {name!r}' in str(caught.value)
     assert known in str(caught.value)

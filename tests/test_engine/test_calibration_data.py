@@ -24,14 +24,17 @@ def build(tiny_config, source):
         return build_calibration(
             CalibrationConfig.from_dict(settings),
             source=source,
-            default=tiny_config.train_dataloader.dataset)
+            default=tiny_config.train_dataloader.dataset,
+        )
 
     return make
 
 
 def images_of(batches):
-    return [batches.datasets[part].get_data_info(index)['img_path']
-            for part, index in batches.chosen]
+    return [
+        batches.datasets[part].get_data_info(index)['img_path']
+        for part, index in batches.chosen
+    ]
 
 
 def test_draws_without_replacement_and_by_seed(build):
@@ -57,8 +60,9 @@ def test_labels_stay_unread(build):
     assert set(build(num_images=8)[0]['labels']) == {-1}
 
 
-def test_labels_are_read_where_the_pipeline_needs_them(tiny_config, build,
-                                                       source):
+def test_labels_are_read_where_the_pipeline_needs_them(
+    tiny_config, build, source
+):
     source.dataset.pipeline.transforms[-1].needs_labels = True
     assert -1 not in build(num_images=8)[0]['labels']
 
@@ -73,7 +77,8 @@ def test_ranks_share_what_one_process_would_use(build, monkeypatch):
     shares = []
     for rank in range(2):
         monkeypatch.setattr(
-            calibration_data, 'get_dist_info', lambda rank=rank: (rank, 2))
+            calibration_data, 'get_dist_info', lambda rank=rank: (rank, 2)
+        )
         shares.append(images_of(build(num_images=9)))
     assert [len(share) for share in shares] == [5, 4]
     assert shares[0] == whole[0::2]
@@ -87,8 +92,9 @@ def test_wrappers_are_taken_off_unbuilt(tiny_config, build):
         type='ConcatDataset',
         datasets=[
             dict(type='TinyMix', dataset=inner, pipeline=[]),
-            dict(type='ClassBalancedDataset', dataset=other)
-        ])
+            dict(type='ClassBalancedDataset', dataset=other),
+        ],
+    )
     assert len(leaf_datasets(wrapped)) == 2
     batches = build(num_images=27, dataset=wrapped)
     assert 'tiny/51.png' in images_of(batches)
@@ -96,6 +102,7 @@ def test_wrappers_are_taken_off_unbuilt(tiny_config, build):
 
 def test_built_datasets_are_unwrapped_and_left_alone(tiny_config, build):
     from mmengine.registry import DATASETS
+
     dataset = DATASETS.build(tiny_config.train_dataloader.dataset)
     batches = build(num_images=24, dataset=dataset)
     assert len(batches[0]['inputs']) == 4
@@ -104,16 +111,26 @@ def test_built_datasets_are_unwrapped_and_left_alone(tiny_config, build):
 
 def test_filter_cfg_is_respected(build):
     dataset = dict(
-        type='TinyDataset', first=300, length=6, empty=2,
-        filter_cfg=dict(filter_empty=True), pipeline=[])
+        type='TinyDataset',
+        first=300,
+        length=6,
+        empty=2,
+        filter_cfg=dict(filter_empty=True),
+        pipeline=[],
+    )
     with pytest.raises(ValueError, match='has 4 images'):
         build(num_images=5, dataset=dataset)
 
 
 def test_empty_set_is_refused(build):
     dataset = dict(
-        type='TinyDataset', first=300, length=2, empty=2,
-        filter_cfg=dict(filter_empty=True), pipeline=[])
+        type='TinyDataset',
+        first=300,
+        length=2,
+        empty=2,
+        filter_cfg=dict(filter_empty=True),
+        pipeline=[],
+    )
     with pytest.raises(ValueError, match='empty'):
         build(num_images=1, dataset=dataset)
 
@@ -130,8 +147,10 @@ def test_overlap_sees_through_links(build, tmp_path, source, monkeypatch):
     (tmp_path / 'link').symlink_to(tmp_path / 'tiny')
     monkeypatch.chdir(tmp_path)
     dataset = dict(
-        type='TinyDataset', length=30, pipeline=[], serialize_data=False)
+        type='TinyDataset', length=30, pipeline=[], serialize_data=False
+    )
     from mmengine.registry import DATASETS
+
     built = DATASETS.build(dataset)
     for info in built.data_list:
         info['img_path'] = info['img_path'].replace('tiny/', 'link/')
@@ -142,7 +161,6 @@ def test_overlap_sees_through_links(build, tmp_path, source, monkeypatch):
 def test_tta_pipeline_needs_another(tiny_config, source, build):
 
     class TestTimeAug:
-
         def __call__(self, results):
             return results
 
@@ -153,26 +171,39 @@ def test_tta_pipeline_needs_another(tiny_config, source, build):
     assert len(build(num_images=4, pipeline=plain)) == 1
 
 
-@pytest.mark.parametrize(('settings', 'words'), [
-    (3, 'calibration=3: give a dict'),
-    ('', "calibration='': give a dict"),
-    (dict(images=3), r"unknown key 'images' \(did you mean 'num_images'"),
-    (dict(num_images=0),
-     'calibration.num_images=0: give a whole number of at least 1'),
-    (dict(num_images=8.0), r'calibration.num_images=8\.0'),
-    (dict(num_images=True), 'calibration.num_images=True'),
-    (dict(batch_size=0), 'batch_size=0: give a whole number from 1 .*or None'),
-    (dict(seed=-1), 'calibration.seed=-1'),
-    (dict(seed=1 << 40), 'calibration.seed=1099511627776'),
-    (dict(allow_overlap='False'),
-     "allow_overlap='False': give True or False .without quotes"),
-    (dict(unreached='ignore'), "unreached='ignore': choose one of 'error'"),
-    (dict(dataset='coco'), "calibration.dataset='coco': give a dataset"),
-    (dict(dataset={}), 'calibration.dataset={}'),
-    (dict(pipeline='test'), "calibration.pipeline='test': give a list"),
-    (dict(pipeline=[]), r'calibration.pipeline=\[\]: give 1 to'),
-    (dict(pipeline=['Resize']), r"calibration.pipeline\[0\]='Resize'"),
-])
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (3, 'calibration=3: give a dict'),
+        ('', "calibration='': give a dict"),
+        (dict(images=3), r"unknown key 'images' \(did you mean 'num_images'"),
+        (
+            dict(num_images=0),
+            'calibration.num_images=0: give a whole number of at least 1',
+        ),
+        (dict(num_images=8.0), r'calibration.num_images=8\.0'),
+        (dict(num_images=True), 'calibration.num_images=True'),
+        (
+            dict(batch_size=0),
+            'batch_size=0: give a whole number from 1 .*or None',
+        ),
+        (dict(seed=-1), 'calibration.seed=-1'),
+        (dict(seed=1 << 40), 'calibration.seed=1099511627776'),
+        (
+            dict(allow_overlap='False'),
+            "allow_overlap='False': give True or False .without quotes",
+        ),
+        (
+            dict(unreached='ignore'),
+            "unreached='ignore': choose one of 'error'",
+        ),
+        (dict(dataset='coco'), "calibration.dataset='coco': give a dataset"),
+        (dict(dataset={}), 'calibration.dataset={}'),
+        (dict(pipeline='test'), "calibration.pipeline='test': give a list"),
+        (dict(pipeline=[]), r'calibration.pipeline=\[\]: give 1 to'),
+        (dict(pipeline=['Resize']), r"calibration.pipeline\[0\]='Resize'"),
+    ],
+)
 def test_settings_are_checked(settings, words):
     with pytest.raises(ValueError, match=words):
         CalibrationConfig.from_dict(settings)
@@ -183,7 +214,8 @@ def test_recipe_names_only_what_is_not_the_default():
     config = CalibrationConfig.from_dict({'num_images': 4}, seed=3)
     assert config.recipe() == old
     config = CalibrationConfig.from_dict(
-        {'num_images': 4, 'seed': 3, 'unreached': 'float'})
+        {'num_images': 4, 'seed': 3, 'unreached': 'float'}
+    )
     assert config.recipe() == {**old, 'unreached': 'float'}
 
 

@@ -25,12 +25,18 @@ def one_sentence(error):
 
 def test_training_checkpoint_is_read(tmp_path):
     from mmengine.logging import HistoryBuffer
+
     history = HistoryBuffer()
     history.update(0.5)
     path = tmp_path / 'epoch_1.pth'
-    torch.save({'state_dict': {'weight': torch.ones(2)},
-                'message_hub': {'log_scalars': {'loss': history}},
-                'meta': {'iter': np.int64(3)}}, path)
+    torch.save(
+        {
+            'state_dict': {'weight': torch.ones(2)},
+            'message_hub': {'log_scalars': {'loss': history}},
+            'meta': {'iter': np.int64(3)},
+        },
+        path,
+    )
     assert read_checkpoint(path)['state_dict']['weight'].sum() == 2
 
 
@@ -39,7 +45,7 @@ def test_truncated_file(tmp_path, keep):
     path = tmp_path / 'whole.pth'
     torch.save({'state_dict': nn.Linear(9, 9).state_dict()}, path)
     content = path.read_bytes()
-    path.write_bytes(content[:int(len(content) * keep)])
+    path.write_bytes(content[: int(len(content) * keep)])
     with pytest.raises(ValueError, match='fetch or write it again') as error:
         read_checkpoint(path)
     assert one_sentence(error)
@@ -59,9 +65,8 @@ def test_nothing_of_the_file_is_run(tmp_path):
     mark = tmp_path / 'ran'
 
     class Touch:
-
         def __reduce__(self):
-            return (type(mark).touch, (mark, ))
+            return (type(mark).touch, (mark,))
 
     path = tmp_path / 'touch.pth'
     torch.save({'state_dict': Touch()}, path)
@@ -85,8 +90,10 @@ def test_other_files(tmp_path):
 
 def test_half_precision_and_prefixes():
     model = nn.Linear(3, 2)
-    weights = {f'module.{name}': value.half()
-               for name, value in nn.Linear(3, 2).state_dict().items()}
+    weights = {
+        f'module.{name}': value.half()
+        for name, value in nn.Linear(3, 2).state_dict().items()
+    }
     load_float_weights(model, {'state_dict': weights}, path='a.pth')
     assert model.weight.dtype == torch.float32
     assert torch.equal(model.weight.half(), weights['module.weight'])
@@ -95,26 +102,37 @@ def test_half_precision_and_prefixes():
 def test_weights_of_another_model_are_named():
     with pytest.raises(ValueError, match=r'has weight as \[2, 4\]'):
         load_float_weights(
-            nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), path='a.pth')
+            nn.Linear(3, 2), nn.Linear(4, 2).state_dict(), path='a.pth'
+        )
     with pytest.raises(ValueError, match='lacks bias'):
         load_float_weights(
-            nn.Linear(3, 2), nn.Linear(3, 2, bias=False).state_dict(),
-            path='a.pth')
+            nn.Linear(3, 2),
+            nn.Linear(3, 2, bias=False).state_dict(),
+            path='a.pth',
+        )
 
 
 def test_quantized_file_is_no_float_checkpoint():
     with pytest.raises(ValueError, match='quantized already'):
         load_float_weights(
-            nn.Linear(3, 2), {'taskptq': {'schema': 1}}, path='q.pth')
+            nn.Linear(3, 2), {'taskptq': {'schema': 1}}, path='q.pth'
+        )
 
 
-@pytest.mark.parametrize(('make', 'problem'), [
-    (lambda: torch.ones(2, 2).to_sparse(), 'sparse'),
-    (lambda: torch.ones(2, device='meta'), 'meta'),
-    (lambda: torch.quantize_per_tensor(torch.ones(2), 1., 0, torch.qint8),
-     'qint8'),
-    (lambda: torch.ones(1).expand(10**9), '4,000,000,000 bytes'),
-])
+@pytest.mark.parametrize(
+    ('make', 'problem'),
+    [
+        (lambda: torch.ones(2, 2).to_sparse(), 'sparse'),
+        (lambda: torch.ones(2, device='meta'), 'meta'),
+        (
+            lambda: torch.quantize_per_tensor(
+                torch.ones(2), 1.0, 0, torch.qint8
+            ),
+            'qint8',
+        ),
+        (lambda: torch.ones(1).expand(10**9), '4,000,000,000 bytes'),
+    ],
+)
 @pytest.mark.parametrize('trust', [True, False])
 def test_tensors_that_are_no_weights(tmp_path, make, problem, trust):
     path = tmp_path / 'odd.pth'
@@ -128,9 +146,14 @@ def test_tensors_that_are_no_weights(tmp_path, make, problem, trust):
 
 
 def test_ordinary_views_are_read(tmp_path):
-    base = torch.arange(12.).view(3, 4)
-    state = {'a': base, 'b': base.t(), 'c': base[1:], 'd': base[:, ::2],
-             'e': torch.ones(1).expand(1, 7)}
+    base = torch.arange(12.0).view(3, 4)
+    state = {
+        'a': base,
+        'b': base.t(),
+        'c': base[1:],
+        'd': base[:, ::2],
+        'e': torch.ones(1).expand(1, 7),
+    }
     path = tmp_path / 'views.pth'
     torch.save({'state_dict': state, 'tied': [state, state]}, path)
     found = read_checkpoint(path)['state_dict']
@@ -151,6 +174,7 @@ def test_quantized_files_have_one_reader(tmp_path):
     from taskptq.export.checkpoint import VerifiedPayload
     from taskptq.modules.base import Scheme
     from taskptq.modules.linear import QuantLinear
+
     model = QuantLinear.from_float(nn.Linear(2, 2), scheme=Scheme())
     payload = pack_model(model, recipe={}, meta={'classes': ['a']})
     path = tmp_path / 'q.pth'
@@ -165,13 +189,16 @@ def test_quantized_files_have_one_reader(tmp_path):
             read(path)
 
 
-@pytest.mark.parametrize(('state', 'problem'), [
-    ({3: torch.ones(2)}, 'key 3'),
-    ({'weight': torch.ones(2, 3).int(), 'bias': torch.ones(2)}, 'int32'),
-    ({}, 'lacks weight'),
-    ({'weight': 3, 'bias': None}, 'lacks weight'),
-    (3, 'no state_dict'),
-])
+@pytest.mark.parametrize(
+    ('state', 'problem'),
+    [
+        ({3: torch.ones(2)}, 'key 3'),
+        ({'weight': torch.ones(2, 3).int(), 'bias': torch.ones(2)}, 'int32'),
+        ({}, 'lacks weight'),
+        ({'weight': 3, 'bias': None}, 'lacks weight'),
+        (3, 'no state_dict'),
+    ],
+)
 def test_state_dicts_of_another_kind(state, problem):
     with pytest.raises(ValueError, match=problem) as error:
         load_float_weights(nn.Linear(3, 2), {'state_dict': state}, path='a')

@@ -23,21 +23,33 @@ from taskptq.engine.fit import refuse_misfit
 LOGGER = logging.getLogger('test_checkpoint_guard')
 QCONFIG = dict(weight=dict(num_bits=8), activation=dict(num_bits=8))
 QUANTIZE = dict(qconfig=QCONFIG, calibration=dict(num_images=4))
-LABELED = [dict(type='TinyLoad'), dict(type='TinyLoadAnnotations'),
-           dict(type='TinyPack', needs_labels=True)]
-QAT = dict(type='taskptq.QATHook', calibration=dict(num_images=4),
-           qconfig=dict(weight=dict(type='LSQQuantizer', num_bits=4)))
+LABELED = [
+    dict(type='TinyLoad'),
+    dict(type='TinyLoadAnnotations'),
+    dict(type='TinyPack', needs_labels=True),
+]
+QAT = dict(
+    type='taskptq.QATHook',
+    calibration=dict(num_images=4),
+    qconfig=dict(weight=dict(type='LSQQuantizer', num_bits=4)),
+)
 
 
 def training(**changes):
     """Changes of the tiny config for one epoch that writes a checkpoint."""
     dataset = dict(dataset=dict(pipeline=LABELED))
     return dict(
-        dict(train_dataloader=dict(dataset=dataset),
-             train_cfg=dict(max_epochs=1, val_interval=9),
-             default_hooks=dict(checkpoint=dict(
-                 type='CheckpointHook', interval=1, _delete_=True))),
-        **changes)
+        dict(
+            train_dataloader=dict(dataset=dataset),
+            train_cfg=dict(max_epochs=1, val_interval=9),
+            default_hooks=dict(
+                checkpoint=dict(
+                    type='CheckpointHook', interval=1, _delete_=True
+                )
+            ),
+        ),
+        **changes,
+    )
 
 
 class Touch:
@@ -47,7 +59,7 @@ class Touch:
         self.mark = mark
 
     def __reduce__(self):
-        return type(self.mark).touch, (self.mark, )
+        return type(self.mark).touch, (self.mark,)
 
 
 @pytest.fixture
@@ -66,12 +78,19 @@ def malicious(path, out, mark, *, place, zipped=True):
     return out
 
 
-@pytest.mark.parametrize(('place', 'zipped'), [
-    ('weights', True), ('meta', False)])
+@pytest.mark.parametrize(
+    ('place', 'zipped'), [('weights', True), ('meta', False)]
+)
 def test_test_runs_nothing_of_the_file(
-        make_runner, float_checkpoint, tmp_path, mark, place, zipped):
-    path = malicious(float_checkpoint, tmp_path / 'bad.pth', mark,
-                     place=place, zipped=zipped)
+    make_runner, float_checkpoint, tmp_path, mark, place, zipped
+):
+    path = malicious(
+        float_checkpoint,
+        tmp_path / 'bad.pth',
+        mark,
+        place=place,
+        zipped=zipped,
+    )
     runner = make_runner(path, hook=QUANTIZE)
     with pytest.raises(ValueError, match='trust_checkpoint=True') as error:
         runner.test()
@@ -80,20 +99,27 @@ def test_test_runs_nothing_of_the_file(
 
 
 def test_trust_lets_the_file_run(
-        make_runner, float_checkpoint, tmp_path, mark):
+    make_runner, float_checkpoint, tmp_path, mark
+):
     path = malicious(
-        float_checkpoint, tmp_path / 'bad.pth', mark, place='meta')
+        float_checkpoint, tmp_path / 'bad.pth', mark, place='meta'
+    )
     make_runner(path, hook=dict(QUANTIZE, trust_checkpoint=True)).test()
     assert mark.exists()
 
 
-@pytest.mark.parametrize('hooks', [
-    [QAT], [dict(type='taskptq.PTQHook')]], ids=['QATHook', 'PTQHook'])
+@pytest.mark.parametrize(
+    'hooks',
+    [[QAT], [dict(type='taskptq.PTQHook')]],
+    ids=['QATHook', 'PTQHook'],
+)
 @pytest.mark.parametrize('how', ['load_from', 'resume', 'latest'])
 def test_training_runs_nothing_of_the_file(
-        make_runner, float_checkpoint, tmp_path, mark, hooks, how):
+    make_runner, float_checkpoint, tmp_path, mark, hooks, how
+):
     path = malicious(
-        float_checkpoint, tmp_path / 'bad.pth', mark, place='optimizer')
+        float_checkpoint, tmp_path / 'bad.pth', mark, place='optimizer'
+    )
     changes = training(custom_hooks=hooks, resume=how != 'load_from')
     runner = make_runner(None if how == 'latest' else path, **changes)
     if how == 'latest':
@@ -103,11 +129,9 @@ def test_training_runs_nothing_of_the_file(
     assert not mark.exists()
 
 
-def test_resume_outside_of_training_is_refused(
-        make_runner, float_checkpoint):
+def test_resume_outside_of_training_is_refused(make_runner, float_checkpoint):
     for hooks in ([dict(type='taskptq.PTQHook', **QUANTIZE)], [QAT]):
-        runner = make_runner(
-            float_checkpoint, custom_hooks=hooks, resume=True)
+        runner = make_runner(float_checkpoint, custom_hooks=hooks, resume=True)
         with pytest.raises(ValueError, match='resume=True goes on with'):
             runner.test()
 
@@ -120,19 +144,24 @@ def interrupted(make_runner, mark):
     path = Path(runner.work_dir) / 'epoch_1.pth'
     content = torch.load(path, weights_only=False)
     content['meta']['config'] = (
-        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n')
+        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
+    )
     torch.save(content, path)
     return path
 
 
 def test_resume_does_not_run_the_config_of_the_file(
-        make_runner, interrupted, mark):
+    make_runner, interrupted, mark
+):
     def changes():
-        return {**training(resume=True),
-                'train_cfg': dict(max_epochs=2, val_interval=9)}
+        return {
+            **training(resume=True),
+            'train_cfg': dict(max_epochs=2, val_interval=9),
+        }
 
     runner = make_runner(
-        interrupted, custom_hooks=[dict(type='taskptq.PTQHook')], **changes())
+        interrupted, custom_hooks=[dict(type='taskptq.PTQHook')], **changes()
+    )
     runner.train()
     assert (runner.epoch, mark.exists()) == (2, False)
     # What a host does without the hook shows that the file would do harm.
@@ -142,40 +171,49 @@ def test_resume_does_not_run_the_config_of_the_file(
 
 def test_a_trusted_resume_keeps_the_config(make_runner, interrupted, mark):
     hook = dict(type='taskptq.PTQHook', trust_checkpoint=True)
-    make_runner(interrupted, custom_hooks=[hook],
-                **training(resume=True)).train()
+    make_runner(
+        interrupted, custom_hooks=[hook], **training(resume=True)
+    ).train()
     assert mark.exists()
 
 
-@pytest.mark.parametrize('hooks', [[dict(type='taskptq.PTQHook')], []],
-                         ids=['PTQHook', 'none'])
+@pytest.mark.parametrize(
+    'hooks', [[dict(type='taskptq.PTQHook')], []], ids=['PTQHook', 'none']
+)
 def test_a_training_goes_on_with_its_own_weights_only(
-        make_runner, interrupted, hooks):
+    make_runner, interrupted, hooks
+):
     content = torch.load(interrupted, weights_only=False)
     content['state_dict'].clear()
     content['meta'].pop('config')
     torch.save(content, interrupted)
     runner = make_runner(
-        interrupted, custom_hooks=hooks, **training(resume=True))
+        interrupted, custom_hooks=hooks, **training(resume=True)
+    )
     if not hooks:
         runner = guarded_runner(runner.cfg, training=True)
     with pytest.raises(ValueError, match='holds no weights'):
         runner.train()
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    (lambda c: c.pop('meta'), 'no meta'),
-    (lambda c: c['meta'].update(epoch='1'), "meta.epoch is '1'"),
-    (lambda c: c['meta'].update(iter=-1), 'meta.iter is -1'),
-    (lambda c: c['meta'].update(seed=[1]), 'meta.seed'),
-    (lambda c: c['message_hub'].pop('log_scalars'), 'log_scalars'),
-    (lambda c: c.update(optimizer=3), 'optimizer'),
-    (lambda c: c.update(param_schedulers=3), 'param_schedulers'),
-])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda c: c.pop('meta'), 'no meta'),
+        (lambda c: c['meta'].update(epoch='1'), "meta.epoch is '1'"),
+        (lambda c: c['meta'].update(iter=-1), 'meta.iter is -1'),
+        (lambda c: c['meta'].update(seed=[1]), 'meta.seed'),
+        (lambda c: c['message_hub'].pop('log_scalars'), 'log_scalars'),
+        (lambda c: c.update(optimizer=3), 'optimizer'),
+        (lambda c: c.update(param_schedulers=3), 'param_schedulers'),
+    ],
+)
 def test_what_no_training_can_go_on_from(change, words):
     content = dict(
-        meta=dict(epoch=1, iter=6, seed=0), optimizer={},
-        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}))
+        meta=dict(epoch=1, iter=6, seed=0),
+        optimizer={},
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+    )
     assert training_state_problem(content) is None
     change(content)
     assert words in training_state_problem(content)
@@ -183,21 +221,27 @@ def test_what_no_training_can_go_on_from(change, words):
 
 def test_a_float_checkpoint_is_not_resumed(make_runner, float_checkpoint):
     runner = make_runner(
-        float_checkpoint, custom_hooks=[dict(type='taskptq.PTQHook')],
-        **training(resume=True))
+        float_checkpoint,
+        custom_hooks=[dict(type='taskptq.PTQHook')],
+        **training(resume=True),
+    )
     with pytest.raises(ValueError, match='not the checkpoint of an interrup'):
         runner.train()
 
 
 def test_pretrained_files_of_a_training_run_nothing(
-        make_runner, float_checkpoint, tmp_path, mark):
+    make_runner, float_checkpoint, tmp_path, mark
+):
     path = malicious(
-        float_checkpoint, tmp_path / 'bad.pth', mark, place='meta')
+        float_checkpoint, tmp_path / 'bad.pth', mark, place='meta'
+    )
     for source in (path, float_checkpoint):
         init_cfg = dict(type='Pretrained', checkpoint=str(source))
         runner = make_runner(
             model=dict(init_cfg=init_cfg),
-            custom_hooks=[dict(type='taskptq.PTQHook')], **training())
+            custom_hooks=[dict(type='taskptq.PTQHook')],
+            **training(),
+        )
         before = runner.model.stem.weight.clone()
         if source == path:
             with pytest.raises(ValueError, match='trust_checkpoint'):
@@ -216,7 +260,6 @@ def served(tmp_path, monkeypatch):
     asked = []
 
     class Handler(http.server.SimpleHTTPRequestHandler):
-
         def __init__(self, *args):
             super().__init__(*args, directory=str(folder))
 
@@ -254,8 +297,10 @@ def test_a_url_that_gives_something_else_is_refused(served):
     folder, url, _ = served
     (folder / 'model-0badc0de.pth').write_text('other')
     (folder / 'model-20230101.pth').write_text('dated')
-    for name, words in (('model-0badc0de.pth', 'sha256'),
-                        ('no.pth', 'could not be fetched')):
+    for name, words in (
+        ('model-0badc0de.pth', 'sha256'),
+        ('no.pth', 'could not be fetched'),
+    ):
         with pytest.raises(ValueError, match=words) as error:
             local_file(f'{url}/{name}')
         assert '\n' not in str(error.value)
@@ -263,7 +308,8 @@ def test_a_url_that_gives_something_else_is_refused(served):
 
 
 def test_the_runner_reads_a_url_once(
-        make_runner, float_checkpoint, served, tmp_path):
+    make_runner, float_checkpoint, served, tmp_path
+):
     folder, url, asked = served
     (folder / 'float.pth').write_bytes(float_checkpoint.read_bytes())
     runner = make_runner(f'{url}/float.pth', hook=QUANTIZE)
@@ -281,10 +327,14 @@ def test_storages_that_cannot_be_checked():
 
 def test_names_of_model_zoos_are_addresses(monkeypatch):
     zoo = checkpoint_guard.mmengine_checkpoint
-    monkeypatch.setattr(zoo, 'get_external_models',
-                        lambda: {'new': 'https://zoo/a.pth', 'own': 'b.pth'})
-    monkeypatch.setattr(zoo, 'get_deprecated_model_names',
-                        lambda: {'old': 'new'})
+    monkeypatch.setattr(
+        zoo,
+        'get_external_models',
+        lambda: {'new': 'https://zoo/a.pth', 'own': 'b.pth'},
+    )
+    monkeypatch.setattr(
+        zoo, 'get_deprecated_model_names', lambda: {'old': 'new'}
+    )
     monkeypatch.setattr(zoo, '_get_mmengine_home', lambda: '/home/mmengine')
     assert zoo_url('open-mmlab://old') == 'https://zoo/a.pth'
     assert zoo_url('openmmlab://own') == '/home/mmengine/b.pth'
@@ -311,15 +361,26 @@ def weights_of(model):
     return {name: value + 1 for name, value in model.state_dict().items()}
 
 
-@pytest.mark.parametrize('change', [
-    lambda state: {'state_dict': state},
-    lambda state: state,
-    lambda state: {f'module.{name}': value for name, value in state.items()},
-    lambda state: {name: value for name, value in state.items()
-                   if 'num_batches' not in name},
-    lambda state: {name.replace('0.weight', '0.kernel'): value
-                   for name, value in state.items()},
-], ids=['nested', 'bare', 'wrapped', 'without-counter', 'migrated'])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda state: {'state_dict': state},
+        lambda state: state,
+        lambda state: {
+            f'module.{name}': value for name, value in state.items()
+        },
+        lambda state: {
+            name: value
+            for name, value in state.items()
+            if 'num_batches' not in name
+        },
+        lambda state: {
+            name.replace('0.weight', '0.kernel'): value
+            for name, value in state.items()
+        },
+    ],
+    ids=['nested', 'bare', 'wrapped', 'without-counter', 'migrated'],
+)
 def test_weights_that_fit(change):
     model = small_net()
     state = weights_of(model)
@@ -328,23 +389,30 @@ def test_weights_that_fit(change):
     assert torch.equal(model[1].running_mean, state['1.running_mean'])
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    (lambda s: s.pop('2.weight'), r'2\.weight is missing \(1 in all'),
-    (lambda s: s.update({'0.weight': torch.ones(3, 4)}), 'size mismatch'),
-    (lambda s: s.update({'0.weight': 3}), '0.weight'),
-    (lambda s: [s.pop(n) for n in list(s) if n[0] != '2'], '6 in all'),
-    (lambda s: s.clear(), 'holds no weights'),
-    (lambda s: s.update({'0.weight': s['0.weight'] + 0j}), 'complex'),
-    (lambda s: s.update({3: torch.ones(1)}), 'has no state_dict'),
-    (lambda s: s.update({'other.weight': torch.ones(300)}), 'no use for 1'),
-])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda s: s.pop('2.weight'), r'2\.weight is missing \(1 in all'),
+        (lambda s: s.update({'0.weight': torch.ones(3, 4)}), 'size mismatch'),
+        (lambda s: s.update({'0.weight': 3}), '0.weight'),
+        (lambda s: [s.pop(n) for n in list(s) if n[0] != '2'], '6 in all'),
+        (lambda s: s.clear(), 'holds no weights'),
+        (lambda s: s.update({'0.weight': s['0.weight'] + 0j}), 'complex'),
+        (lambda s: s.update({3: torch.ones(1)}), 'has no state_dict'),
+        (
+            lambda s: s.update({'other.weight': torch.ones(300)}),
+            'no use for 1',
+        ),
+    ],
+)
 def test_weights_that_do_not_fit(change, words):
     model = small_net()
     state = weights_of(model)
     change(state)
     with pytest.raises(ValueError, match=words) as error:
         refuse_misfit(
-            model, {'state_dict': state}, path='a.pth', logger=LOGGER)
+            model, {'state_dict': state}, path='a.pth', logger=LOGGER
+        )
     assert 'a.pth' in str(error.value)
     assert '\n' not in str(error.value)
 
@@ -352,8 +420,9 @@ def test_weights_that_do_not_fit(change, words):
 def test_a_state_dict_of_another_type():
     for state in ('note', [torch.ones(2)], None):
         with pytest.raises(ValueError, match='has no state_dict'):
-            refuse_misfit(small_net(), {'state_dict': state}, path='a.pth',
-                          logger=LOGGER)
+            refuse_misfit(
+                small_net(), {'state_dict': state}, path='a.pth', logger=LOGGER
+            )
 
 
 def test_some_weights_left_over_are_a_warning(caplog):
@@ -367,12 +436,14 @@ def test_some_weights_left_over_are_a_warning(caplog):
 
 @pytest.mark.parametrize('loop', ['test', 'val', 'train'])
 def test_another_models_weights_stop_the_runner(
-        make_runner, float_checkpoint, loop):
+    make_runner, float_checkpoint, loop
+):
     changes = dict(hook=QUANTIZE)
     if loop == 'train':
         changes = training(custom_hooks=[QAT])
     runner = make_runner(
-        float_checkpoint, model=dict(type='TinyNet', width=6), **changes)
+        float_checkpoint, model=dict(type='TinyNet', width=6), **changes
+    )
     with pytest.raises(ValueError, match='does not fit TinyNet'):
         getattr(runner, loop)()
 

@@ -53,8 +53,10 @@ def popen(marker):
 
 def nested(call, **options):
     def write(marker, state, path):
-        torch.save({'state_dict': state, 'optimizer': [call(marker)]}, path,
-                   **options)
+        torch.save(
+            {'state_dict': state, 'optimizer': [call(marker)]}, path, **options
+        )
+
     return write
 
 
@@ -111,8 +113,9 @@ def test_reader_runs_nothing(name, marker, state, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['zip', 'legacy', 'class'])
-def test_runner_with_the_hook_runs_nothing(name, marker, state, tmp_path,
-                                           make_runner, hook):
+def test_runner_with_the_hook_runs_nothing(
+    name, marker, state, tmp_path, make_runner, hook
+):
     path = tmp_path / 'crafted.pth'
     PICKLES[name](marker, state, path)
     with pytest.raises(ValueError, match=path.name) as error:
@@ -128,8 +131,9 @@ def test_unpickling_leaves_the_marker(marker, state, tmp_path):
     assert marker.exists()
 
 
-def test_resume_is_refused_where_nothing_trains(marker, state, tmp_path,
-                                                make_runner, hook):
+def test_resume_is_refused_where_nothing_trains(
+    marker, state, tmp_path, make_runner, hook
+):
     path = tmp_path / 'epoch_1.pth'
     code = f'open({str(marker)!r}, "w").close()'
     meta = {'epoch': 1, 'iter': 1, 'config': code}
@@ -141,7 +145,8 @@ def test_resume_is_refused_where_nothing_trains(marker, state, tmp_path,
 
 
 def test_latest_checkpoint_of_a_training_runs_nothing(
-        marker, state, tmp_path, make_runner, hook):
+    marker, state, tmp_path, make_runner, hook
+):
     runner = make_runner(None, hook=hook, resume=True)
     folder = Path(runner.work_dir)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,8 +166,9 @@ WRONG_STATES = {
     'names': lambda state: {f'other.{k}': v for k, v in state.items()},
     'numbers': lambda state: dict(enumerate(state.values())),
     'lacking': lambda state: dict(list(state.items())[1:]),
-    'shape': lambda state: {k: torch.cat([v, v]) if v.ndim == 4 else v
-                            for k, v in state.items()},
+    'shape': lambda state: {
+        k: torch.cat([v, v]) if v.ndim == 4 else v for k, v in state.items()
+    },
 }
 
 
@@ -181,7 +187,8 @@ def payload(make_runner, float_checkpoint, hook):
     runner = make_runner(float_checkpoint, hook=hook)
     runner.test()
     return torch.load(
-        Path(runner.work_dir) / 'quantized.pth', weights_only=True)
+        Path(runner.work_dir) / 'quantized.pth', weights_only=True
+    )
 
 
 def command(marker):
@@ -197,22 +204,33 @@ RECIPES = {
     'quantizer': ('activation', command),
     'softmax': ('softmax', lambda marker: {'observer': command(marker)}),
     'override': ('overrides', override),
-    'import': ('weight', lambda marker: {'observer': {
-        'type': 'crafted_marker.Mark'}}),
-    'class': ('weight', lambda marker: {'observer': {
-        'type': 'torch.nn.Identity'}}),
-    'quantizer-as-observer': ('weight', lambda marker: {'observer': {
-        'type': 'AffineQuantizer'}}),
-    'bins': ('weight', lambda marker: {'observer': {
-        'type': 'HistogramObserver', 'num_bins': -5}}),
+    'import': (
+        'weight',
+        lambda marker: {'observer': {'type': 'crafted_marker.Mark'}},
+    ),
+    'class': (
+        'weight',
+        lambda marker: {'observer': {'type': 'torch.nn.Identity'}},
+    ),
+    'quantizer-as-observer': (
+        'weight',
+        lambda marker: {'observer': {'type': 'AffineQuantizer'}},
+    ),
+    'bins': (
+        'weight',
+        lambda marker: {
+            'observer': {'type': 'HistogramObserver', 'num_bins': -5}
+        },
+    ),
     'backtracking': ('keep_float', lambda marker: ['re:((([a-z])+)+)+!']),
-    'overrides': ('overrides', lambda marker: [
-        {'pattern': '*', 'weight': {'num_bits': 8}}] * 20_000),
+    'overrides': (
+        'overrides',
+        lambda marker: [{'pattern': '*', 'weight': {'num_bits': 8}}] * 20_000,
+    ),
 }
 
 
-def test_recipes_of_files(marker, payload, tmp_path, make_runner,
-                          monkeypatch):
+def test_recipes_of_files(marker, payload, tmp_path, make_runner, monkeypatch):
     module = tmp_path / 'crafted_marker.py'
     module.write_text(f'open({str(marker)!r}, "w").close()\n')
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -222,8 +240,7 @@ def test_recipes_of_files(marker, payload, tmp_path, make_runner,
         changed['recipe']['qconfig'][key] = make(marker)
         changed['digest'] = compute_digest(changed)
         torch.save(changed, path)
-        with pytest.raises((ValueError, RuntimeError),
-                           match='file') as error:
+        with pytest.raises((ValueError, RuntimeError), match='file') as error:
             make_runner(path, hook={}).test()
         sentence(error)
         assert 'crafted_marker' not in sys.modules, name

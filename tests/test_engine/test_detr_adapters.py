@@ -37,13 +37,19 @@ SIZES = ((64, 96), (64, 80))  # the second image is padded
 
 
 def attention(dims, **options):
-    return dict(embed_dims=dims, num_heads=2, dropout=0.0, batch_first=True,
-                **options)
+    return dict(
+        embed_dims=dims, num_heads=2, dropout=0.0, batch_first=True, **options
+    )
 
 
 def feed_forward(dims):
-    return dict(embed_dims=dims, feedforward_channels=24, num_fcs=2,
-                ffn_drop=0.0, act_cfg=dict(type='ReLU', inplace=True))
+    return dict(
+        embed_dims=dims,
+        feedforward_channels=24,
+        num_fcs=2,
+        ffn_drop=0.0,
+        act_cfg=dict(type='ReLU', inplace=True),
+    )
 
 
 def detector(kind, *, dims, decoder=None, head=None, levels=1, **options):
@@ -53,8 +59,9 @@ def detector(kind, *, dims, decoder=None, head=None, levels=1, **options):
     if deformable:
         cross = attention(dims, num_levels=levels, num_points=2)
     if kind in ('ConditionalDETR', 'DABDETR'):
-        own = dict(embed_dims=dims, num_heads=2, attn_drop=0.0,
-                   cross_attn=False)
+        own = dict(
+            embed_dims=dims, num_heads=2, attn_drop=0.0, cross_attn=False
+        )
         cross = {**own, 'cross_attn': True}
     else:
         own = attention(dims)
@@ -62,60 +69,126 @@ def detector(kind, *, dims, decoder=None, head=None, levels=1, **options):
         type=kind,
         num_queries=QUERIES,
         data_preprocessor=dict(
-            type='DetDataPreprocessor', mean=[120.0] * 3, std=[60.0] * 3,
-            pad_size_divisor=1),
+            type='DetDataPreprocessor',
+            mean=[120.0] * 3,
+            std=[60.0] * 3,
+            pad_size_divisor=1,
+        ),
         backbone=dict(
-            type='ResNet', depth=18, base_channels=4, stem_channels=4,
-            num_stages=4, out_indices=(2, 3) if deformable else (3,),
-            norm_cfg=dict(type='BN'), norm_eval=True),
+            type='ResNet',
+            depth=18,
+            base_channels=4,
+            stem_channels=4,
+            num_stages=4,
+            out_indices=(2, 3) if deformable else (3,),
+            norm_cfg=dict(type='BN'),
+            norm_eval=True,
+        ),
         neck=dict(
-            type='ChannelMapper', kernel_size=1, out_channels=dims,
-            in_channels=[16, 32] if deformable else [32], act_cfg=None,
-            norm_cfg=dict(type='GN', num_groups=4), num_outs=levels),
-        encoder=dict(num_layers=1, layer_cfg=dict(
-            self_attn_cfg=attention(
-                dims, **(dict(num_levels=levels, num_points=2)
-                         if deformable else {})),
-            ffn_cfg=feed_forward(dims))),
+            type='ChannelMapper',
+            kernel_size=1,
+            out_channels=dims,
+            in_channels=[16, 32] if deformable else [32],
+            act_cfg=None,
+            norm_cfg=dict(type='GN', num_groups=4),
+            num_outs=levels,
+        ),
+        encoder=dict(
+            num_layers=1,
+            layer_cfg=dict(
+                self_attn_cfg=attention(
+                    dims,
+                    **(
+                        dict(num_levels=levels, num_points=2)
+                        if deformable
+                        else {}
+                    ),
+                ),
+                ffn_cfg=feed_forward(dims),
+            ),
+        ),
         decoder=dict(
-            num_layers=LAYERS, return_intermediate=True,
-            layer_cfg=dict(self_attn_cfg=own, cross_attn_cfg=cross,
-                           ffn_cfg=feed_forward(dims)), **(decoder or {})),
+            num_layers=LAYERS,
+            return_intermediate=True,
+            layer_cfg=dict(
+                self_attn_cfg=own,
+                cross_attn_cfg=cross,
+                ffn_cfg=feed_forward(dims),
+            ),
+            **(decoder or {}),
+        ),
         positional_encoding=dict(num_feats=dims // 2, normalize=True),
         bbox_head=dict(
-            num_classes=CLASSES, embed_dims=dims,
-            **({'type': f'{kind}Head',
-                'loss_cls': dict(type='FocalLoss', use_sigmoid=True)}
-               | (head or {}))),
+            num_classes=CLASSES,
+            embed_dims=dims,
+            **(
+                {
+                    'type': f'{kind}Head',
+                    'loss_cls': dict(type='FocalLoss', use_sigmoid=True),
+                }
+                | (head or {})
+            ),
+        ),
         train_cfg=None,
         test_cfg=dict(max_per_img=7),
-        **options)
+        **options,
+    )
 
 
 def config_of(name):
     if name == 'detr':
-        return detector('DETR', dims=16, head=dict(
-            loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)))
+        return detector(
+            'DETR',
+            dims=16,
+            head=dict(
+                loss_cls=dict(type='CrossEntropyLoss', use_sigmoid=False)
+            ),
+        )
     if name == 'conditional':  # mmdet has 256 positional features
         return detector('ConditionalDETR', dims=256)
     if name == 'dab':
-        return detector('DABDETR', dims=16, decoder=dict(
-            query_dim=4, query_scale_type='cond_elewise',
-            with_modulated_hw_attn=True))
+        return detector(
+            'DABDETR',
+            dims=16,
+            decoder=dict(
+                query_dim=4,
+                query_scale_type='cond_elewise',
+                with_modulated_hw_attn=True,
+            ),
+        )
     no_norm = dict(post_norm_cfg=None)
     if name == 'deformable':
-        return detector('DeformableDETR', dims=16, decoder=no_norm,
-                        levels=2, num_feature_levels=2)
+        return detector(
+            'DeformableDETR',
+            dims=16,
+            decoder=no_norm,
+            levels=2,
+            num_feature_levels=2,
+        )
     if name == 'two-stage':  # its proposals have 512 positional features
-        return detector('DeformableDETR', dims=256, decoder=no_norm,
-                        levels=2, num_feature_levels=2,
-                        with_box_refine=True, as_two_stage=True)
+        return detector(
+            'DeformableDETR',
+            dims=256,
+            decoder=no_norm,
+            levels=2,
+            num_feature_levels=2,
+            with_box_refine=True,
+            as_two_stage=True,
+        )
     return detector(
-        'DINO', dims=16, decoder=no_norm, levels=2, num_feature_levels=2,
-        with_box_refine=True, as_two_stage=True,
-        dn_cfg=dict(label_noise_scale=0.5, box_noise_scale=1.0,
-                    group_cfg=dict(dynamic=True, num_groups=None,
-                                   num_dn_queries=10)))
+        'DINO',
+        dims=16,
+        decoder=no_norm,
+        levels=2,
+        num_feature_levels=2,
+        with_box_refine=True,
+        as_two_stage=True,
+        dn_cfg=dict(
+            label_noise_scale=0.5,
+            box_noise_scale=1.0,
+            group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=10),
+        ),
+    )
 
 
 ADAPTERS = {
@@ -159,15 +232,21 @@ def stir(model):
 
 def batch_of(seed=0):
     from mmdet.structures import DetDataSample
+
     generator = torch.Generator().manual_seed(seed)
     images = [
         torch.randint(0, 255, (3, *size), generator=generator).byte()
         for size in SIZES
     ]
     samples = [
-        DetDataSample(metainfo=dict(
-            img_shape=size, ori_shape=size, scale_factor=(1.0, 1.0),
-            img_id=number))
+        DetDataSample(
+            metainfo=dict(
+                img_shape=size,
+                ori_shape=size,
+                scale_factor=(1.0, 1.0),
+                img_id=number,
+            )
+        )
         for number, size in enumerate(SIZES)
     ]
     return {'inputs': images, 'data_samples': samples}
@@ -178,10 +257,13 @@ def metas_of(batch):
 
 
 def quantized(model, batches, *, bits=4):
-    qconfig = QConfig.from_dict(dict(
-        weight=dict(num_bits=bits, symmetric=False),
-        activation=dict(type='LSQQuantizer', num_bits=bits),
-        edge_bits=None))
+    qconfig = QConfig.from_dict(
+        dict(
+            weight=dict(num_bits=bits, symmetric=False),
+            activation=dict(type='LSQQuantizer', num_bits=bits),
+            edge_bits=None,
+        )
+    )
     prepare(model, qconfig)
     calibrate(model, batches, forward=run_batch)
     return model
@@ -230,8 +312,7 @@ def test_swapped_model_with_quantizers_off_is_the_float_one(build, name):
         found = adapter.forward_heads(swapped, batch)
     assert set(expected) <= set(found)
     for key, head in expected.items():
-        torch.testing.assert_close(
-            found[key], head, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(found[key], head, atol=1e-4, rtol=1e-4)
     dims = swapped.embed_dims
     for layer in range(LAYERS):
         assert found[f'cls.{layer}'].shape[:2] == (2, QUERIES)
@@ -257,11 +338,15 @@ def test_attended_is_what_the_projection_reads(build, name):
     def see(kind):
         return lambda module, args: seen.update({kind: args[0]})
 
-    for kind, attention in (('attended', layer.cross_attn),
-                            ('self_attended', layer.self_attn)):
+    for kind, attention in (
+        ('attended', layer.cross_attn),
+        ('self_attended', layer.self_attn),
+    ):
         [projection] = [
-            module for child, module in attention.named_modules()
-            if child.rpartition('.')[2] in ('out_proj', 'output_proj')]
+            module
+            for child, module in attention.named_modules()
+            if child.rpartition('.')[2] in ('out_proj', 'output_proj')
+        ]
         projection.register_forward_pre_hook(see(kind))
     with quantizing(swapped):
         heads = adapter.forward_heads(swapped, batch)
@@ -321,8 +406,10 @@ def test_detectors_with_another_flow_are_refused(build):
         def pre_decoder(self, *args, **kwargs):
             raise AssertionError
 
-    for cls, message in ((OtherFlow, 'forward_transformer of its'),
-                         (OtherSelection, 'pre_decoder of its own')):
+    for cls, message in (
+        (OtherFlow, 'forward_transformer of its'),
+        (OtherSelection, 'pre_decoder of its own'),
+    ):
         model.__class__ = cls
         adapter = build_adapter(model)
         with pytest.raises(NotImplementedError, match=message):
@@ -354,31 +441,52 @@ def test_decoder_wise_training(build, name):
     before, scales = codes_of(model), scales_of(model)
     calls = []
     model.backbone.register_forward_pre_hook(lambda *_: calls.append(1))
-    loss = build_loss(dict(
-        type='QueryDistillationLoss', layers='all', teacher_score_thr=0.0))
-    config = ReconstructionConfig.from_dict(dict(
-        scope='network', steps=12, weight_lr=0.5, skip_below=0.0,
-        network_train=['decoder*', 'bbox_head*']))
+    loss = build_loss(
+        dict(type='QueryDistillationLoss', layers='all', teacher_score_thr=0.0)
+    )
+    config = ReconstructionConfig.from_dict(
+        dict(
+            scope='network',
+            steps=12,
+            weight_lr=0.5,
+            skip_below=0.0,
+            network_train=['decoder*', 'bbox_head*'],
+        )
+    )
     report = reconstruct(
-        model, batches, config, forward=run_batch, loss=loss,
-        adapter=adapter, progress=False)
+        model,
+        batches,
+        config,
+        forward=run_batch,
+        loss=loss,
+        adapter=adapter,
+        progress=False,
+    )
     # Once for the float targets, once for the trunk.
     assert len(calls) == 2 * len(batches)
     after = codes_of(model)
-    changed = {key.partition('.')[0] for key in before
-               if not torch.equal(before[key], after[key])}
+    changed = {
+        key.partition('.')[0]
+        for key in before
+        if not torch.equal(before[key], after[key])
+    }
     assert changed == {'decoder', 'bbox_head'}
-    changed = {key.partition('.')[0] for key, scale in scales_of(model).items()
-               if not torch.equal(scale, scales[key])}
+    changed = {
+        key.partition('.')[0]
+        for key, scale in scales_of(model).items()
+        if not torch.equal(scale, scales[key])
+    }
     assert changed == {'decoder', 'bbox_head'}
     assert report.loss['steps'] == 12
     assert report.loss['pairs_per_image'] > 0
     assert report.units[0].num_weights < sum(
-        codes.numel() for codes in before.values())
+        codes.numel() for codes in before.values()
+    )
 
 
 def test_trunk_is_that_of_the_quantized_model(build):
     from taskptq.reconstruction.capture.cache import ActivationCache
+
     batches = [batch_of(0), batch_of(1)]
     model = quantized(build('two-stage'), batches, bits=3)
     adapter = build_adapter(model)
@@ -404,10 +512,13 @@ def test_trunk_is_that_of_the_quantized_model(build):
     assert trained_layers(model, []) is None
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    (dict(network_train=['decoder*']), 'with network_steps'),
-    (dict(network_train='decoder*', scope='network'), 'give a list'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(network_train=['decoder*']), 'with network_steps'),
+        (dict(network_train='decoder*', scope='network'), 'give a list'),
+    ],
+)
 def test_network_train_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         ReconstructionConfig.from_dict(settings)
@@ -416,6 +527,7 @@ def test_network_train_that_cannot_be(settings, message):
 def test_a_teacher_from_a_config(build, tmp_path):
     """A float file of the same detector, tripled, is as good as oneself."""
     from mmengine.config import Config
+
     student = build('detr')
     config = tmp_path / 'teacher.py'
     Config(dict(default_scope='mmdet', model=config_of('detr'))).dump(config)
@@ -436,18 +548,24 @@ def test_a_teacher_from_a_config(build, tmp_path):
         with quantizing(model):
             minibatch = data.draw()
             context = ReconContext(
-                unit='', step=0, num_steps=1, adapter=adapter,
-                image_ids=minibatch.image_ids)
+                unit='',
+                step=0,
+                num_steps=1,
+                adapter=adapter,
+                image_ids=minibatch.image_ids,
+            )
             losses[key] = made(
-                minibatch.run(), minibatch.target, context).item()
+                minibatch.run(), minibatch.target, context
+            ).item()
     assert losses['own'] > 0
     assert losses['other'] == pytest.approx(losses['own'], rel=1e-4)
     assert not any(p.requires_grad for p in loss.teacher.model.parameters())
     with pytest.raises(ValueError, match='give config and checkpoint'):
         build_loss({**settings, 'teacher': dict(config='a.py')})
     with pytest.raises(FileNotFoundError, match=r'no config file a\.py'):
-        build_loss({**settings,
-                    'teacher': dict(config='a.py', checkpoint='b.pth')})
+        build_loss(
+            {**settings, 'teacher': dict(config='a.py', checkpoint='b.pth')}
+        )
     assert isinstance(loss.teacher.model, nn.Module)
 
 
@@ -455,15 +573,17 @@ def test_measuring_a_distillation_is_no_step(build):
     batches = [batch_of(0), batch_of(1)]
     model = quantized(build('detr'), batches, bits=3)
     data = NetworkData(model, batches, build_adapter(model))
-    loss = build_loss(dict(
-        type='QueryDistillationLoss', layers='all', teacher_score_thr=0.0))
+    loss = build_loss(
+        dict(type='QueryDistillationLoss', layers='all', teacher_score_thr=0.0)
+    )
     loss.begin(data.probe())
     first = data.set_loss(loss, num_steps=5)
     assert first > 0
     assert data.set_loss(loss, num_steps=5) == first
     assert loss.report()['steps'] == 0
     context = ReconContext(
-        unit='', step=0, num_steps=5, image_ids=(0, 1), adapter=data.adapter)
+        unit='', step=0, num_steps=5, image_ids=(0, 1), adapter=data.adapter
+    )
     loss(data.run_quantized(0), data.targets[0], context)
     assert loss.report()['steps'] == 1
     assert loss.report()['pairs_per_image'] > 0

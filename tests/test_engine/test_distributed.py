@@ -16,8 +16,10 @@ TINY_TASK = ROOT / 'tests' / 'tiny_task'
 RECIPE = dict(
     qconfig=dict(
         weight=dict(num_bits=3, symmetric=False),
-        activation=dict(type='LSQQuantizer', num_bits=4)),
-    calibration=dict(num_images=16, batch_size=4))
+        activation=dict(type='LSQQuantizer', num_bits=4),
+    ),
+    calibration=dict(num_images=16, batch_size=4),
+)
 
 
 @pytest.fixture
@@ -28,19 +30,35 @@ def run_two(float_checkpoint, tmp_path):
         config = tmp_path / 'two.py'
         hooks = [
             dict(type='taskptq.PTQHook', **recipe),
-            *(dict(type=name) for name in ('TinyWitness', *others))
+            *(dict(type=name) for name in ('TinyWitness', *others)),
         ]
         config.write_text(
             f'_base_ = [{str(TINY_TASK / "tiny_config.py")!r}]\n'
-            f'custom_hooks = {hooks!r}\n')
+            f'custom_hooks = {hooks!r}\n'
+        )
         work_dir = tmp_path / 'two'
         environment = dict(
-            os.environ, PYTHON=sys.executable, PORT=str(free_port()),
-            PYTHONPATH=f'{TINY_TASK}:{ROOT}', OMP_NUM_THREADS='1')
+            os.environ,
+            PYTHON=sys.executable,
+            PORT=str(free_port()),
+            PYTHONPATH=f'{TINY_TASK}:{ROOT}',
+            OMP_NUM_THREADS='1',
+        )
         done = subprocess.run(
-            ['bash', str(ROOT / 'tools/dist_test.sh'), str(config),
-             str(float_checkpoint), '2', '--work-dir', str(work_dir)],
-            env=environment, capture_output=True, text=True, check=False)
+            [
+                'bash',
+                str(ROOT / 'tools/dist_test.sh'),
+                str(config),
+                str(float_checkpoint),
+                '2',
+                '--work-dir',
+                str(work_dir),
+            ],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == 0, done.stderr[-3000:]
         assert (work_dir / 'quantized.pth').is_file()
         return [torch.load(work_dir / f'rank{rank}.pth') for rank in (0, 1)]
@@ -62,6 +80,7 @@ def run_one(make_runner, float_checkpoint):
 
 def free_port():
     import socket
+
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         return probe.getsockname()[1]
@@ -83,10 +102,11 @@ def test_ranks_agree_with_each_other_and_with_one_process(run_one, run_two):
 @pytest.mark.slow
 def test_ranks_agree_after_reconstruction(run_one, run_two):
     settings = dict(steps=6, batch_size=4, scope='layer')
-    first, second = run_two(
-        'TinySlowRank', **RECIPE, reconstruction=settings)
+    first, second = run_two('TinySlowRank', **RECIPE, reconstruction=settings)
     assert_equal(first, second)
     nearest = run_one(**RECIPE)
     assert any(
         not torch.equal(value, nearest[name])
-        for name, value in first.items() if name.endswith('weight'))
+        for name, value in first.items()
+        if name.endswith('weight')
+    )

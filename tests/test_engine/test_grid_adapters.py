@@ -82,23 +82,27 @@ def test_two_stage_outputs(small, built, variant):
     regions = len(heads['rois'])
     assert 0 < regions <= 2 * 20
     assert heads['cls'].shape == (regions, 2)
-    assert heads['box'].shape == (
-        regions, 4 if variant == 'plain' else 4 * 6)
+    assert heads['box'].shape == (regions, 4 if variant == 'plain' else 4 * 6)
     assert heads['rpn_box.0'].shape[1] == 6 * (
-        4 * 11 if variant == 'grid' else 4)
+        4 * 11 if variant == 'grid' else 4
+    )
     weights = adapter.foreground_proxy(heads)
     for name, head in heads.items():
         if head.is_floating_point():
             assert weights[name].expand_as(head).shape == head.shape
             assert 0 <= weights[name].min() <= weights[name].max() <= 1
     boxes = adapter.box_distributions(heads)
-    wanted = {'plain': set(), 'grid-roi': {'box'},
-              'grid': {'box', *(f'rpn_box.{i}' for i in range(4))}}
+    wanted = {
+        'plain': set(),
+        'grid-roi': {'box'},
+        'grid': {'box', *(f'rpn_box.{i}' for i in range(4))},
+    }
     assert set(boxes) == wanted[variant]
     if variant != 'plain':
         assert boxes['box'].shape == (regions, 1, 4, 6)
         expected = model.roi_head.bbox_head.bbox_coder.expectation(
-            heads['box'])
+            heads['box']
+        )
         found = model.roi_head.bbox_head.box_grid(boxes['box'])
         torch.testing.assert_close(found.flatten(1), expected)
 
@@ -162,17 +166,34 @@ def test_network_steps_lower_the_divergence(small, built, name):
     model = built(name)
     batches = [small.noise_batch()]
     adapter = build_adapter(model)
-    prepare_in_place(model, build_qconfig(dict(
-        weight=dict(num_bits=3, symmetric=False),
-        activation=dict(type='LSQQuantizer', num_bits=4),
-        edge_bits=None)))
+    prepare_in_place(
+        model,
+        build_qconfig(
+            dict(
+                weight=dict(num_bits=3, symmetric=False),
+                activation=dict(type='LSQQuantizer', num_bits=4),
+                edge_bits=None,
+            )
+        ),
+    )
     calibrate(model, batches, forward=run_batch)
     config = ReconstructionConfig(
-        scope='network', rounding='nearest', steps=15, drop_prob=0.0,
-        skip_below=0.0, scale_lr=0.02)
+        scope='network',
+        rounding='nearest',
+        steps=15,
+        drop_prob=0.0,
+        skip_below=0.0,
+        scale_lr=0.02,
+    )
     torch.manual_seed(0)
     report = reconstruct(
-        model, batches, config, forward=run_batch, adapter=adapter,
-        loss=build_loss(dict(type='ForegroundKLLoss')), progress=False)
-    unit, = report.units
+        model,
+        batches,
+        config,
+        forward=run_batch,
+        adapter=adapter,
+        loss=build_loss(dict(type='ForegroundKLLoss')),
+        progress=False,
+    )
+    (unit,) = report.units
     assert unit.loss_end < unit.loss_start

@@ -12,23 +12,42 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 W4A4 = ROOT / 'configs/_base_/quant/w4a4_minmax.py'
 HOSTS = [
-    pytest.param('mmdet', 'retinanet/retinanet_r18-half_fpn_bccd.py',
-                 'bbox_mAP', marks=pytest.mark.data('bccd')),
-    pytest.param('mmseg', 'segformer/segformer_mit-tiny_camvid.py', 'mIoU',
-                 marks=pytest.mark.data('camvid')),
+    pytest.param(
+        'mmdet',
+        'retinanet/retinanet_r18-half_fpn_bccd.py',
+        'bbox_mAP',
+        marks=pytest.mark.data('bccd'),
+    ),
+    pytest.param(
+        'mmseg',
+        'segformer/segformer_mit-tiny_camvid.py',
+        'mIoU',
+        marks=pytest.mark.data('camvid'),
+    ),
 ]
 
 
 def quantize(config, work_dir):
     """Write q.pth and q.py of a model with random weights."""
     from taskptq.apis import build_model
+
     tool = importlib.import_module('taskptq.cli.quantize')
     checkpoint = work_dir / 'float.pth'
     torch.save(build_model(config).state_dict(), checkpoint)
-    tool.main([
-        str(config), str(checkpoint), '--quant', str(W4A4), '--num-images',
-        '2', '--device', 'cpu', '--out', str(work_dir / 'q.pth')
-    ])
+    tool.main(
+        [
+            str(config),
+            str(checkpoint),
+            '--quant',
+            str(W4A4),
+            '--num-images',
+            '2',
+            '--device',
+            'cpu',
+            '--out',
+            str(work_dir / 'q.pth'),
+        ]
+    )
 
 
 LAZY = """
@@ -89,6 +108,7 @@ optim_wrapper = dict(optimizer=dict(type='SGD', lr=0.1))
 def fresh_scope(monkeypatch):
     """Run from the repository; leave the default scope as it was."""
     from mmengine.registry import DefaultScope
+
     scopes = dict(DefaultScope._instance_dict)
     monkeypatch.chdir(ROOT)
     yield
@@ -106,9 +126,13 @@ def host_tool(host):
 
 def run(tool, *arguments, cwd=ROOT):
     return subprocess.run(
-        [sys.executable, str(tool), *map(str, arguments)], cwd=cwd,
+        [sys.executable, str(tool), *map(str, arguments)],
+        cwd=cwd,
         env=dict(os.environ, PYTHONPATH=str(ROOT)),
-        capture_output=True, text=True, check=False)
+        capture_output=True,
+        text=True,
+        check=False,
+    )
 
 
 @pytest.mark.slow
@@ -117,10 +141,16 @@ def test_host_tool(host, config, metric, tmp_path, fresh_scope):
     tool = host_tool(host)
     quantize(ROOT / 'configs' / config, tmp_path)
     done = run(
-        tool, tmp_path / 'q.py', tmp_path / 'q.pth', '--work-dir',
-        tmp_path / 'host', '--cfg-options',
-        'test_dataloader.dataset.indices=2', 'test_dataloader.num_workers=0',
-        'test_dataloader.persistent_workers=False')
+        tool,
+        tmp_path / 'q.py',
+        tmp_path / 'q.pth',
+        '--work-dir',
+        tmp_path / 'host',
+        '--cfg-options',
+        'test_dataloader.dataset.indices=2',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     log = done.stdout + done.stderr
     assert 'Rebuilt the quantized model' in log
@@ -152,7 +182,7 @@ class Touch:
         self.mark = mark
 
     def __reduce__(self):
-        return type(self.mark).touch, (self.mark, )
+        return type(self.mark).touch, (self.mark,)
 
 
 @pytest.mark.slow
@@ -163,18 +193,21 @@ def test_host_tool_runs_no_code_of_a_file(tmp_path, fresh_scope):
     base = ROOT / 'configs/retinanet/retinanet_r18-half_fpn_bccd.py'
     config.write_text(
         f'_base_ = [{base.as_posix()!r}]\n'
-        "custom_hooks = [dict(type='taskptq.PTQHook', qconfig=dict())]\n")
+        "custom_hooks = [dict(type='taskptq.PTQHook', qconfig=dict())]\n"
+    )
     mark, bad = tmp_path / 'ran', tmp_path / 'bad.pth'
     torch.save({'state_dict': {}, 'meta': Touch(mark)}, bad)
     other = tmp_path / 'other.pth'
     torch.save({'state_dict': {'head.weight': torch.ones(3)}}, other)
     for path, options, words in (
-            (bad, (), 'trust_checkpoint=True'),
-            (other, (), 'does not fit RetinaNet'),
-            (bad, ('resume=True', ), 'this run evaluates')):
+        (bad, (), 'trust_checkpoint=True'),
+        (other, (), 'does not fit RetinaNet'),
+        (bad, ('resume=True',), 'this run evaluates'),
+    ):
         options = ('--cfg-options', *options) if options else ()
-        done = run(tool, config, path, '--work-dir', tmp_path / 'host',
-                   *options)
+        done = run(
+            tool, config, path, '--work-dir', tmp_path / 'host', *options
+        )
         assert done.returncode != 0
         last = done.stderr.strip().splitlines()[-1]
         assert words in last, done.stderr[-2000:]

@@ -52,6 +52,7 @@ def source(tmp_path):
 def test_written_config_is_the_same(source, tmp_path):
     import mmcv.ops
     from torch import nn
+
     cfg = Config.fromfile(source)
     path = tmp_path / 'elsewhere' / 'q.py'
     path.parent.mkdir()
@@ -61,17 +62,20 @@ def test_written_config_is_the_same(source, tmp_path):
     assert written.nested.nms.type is mmcv.ops.nms
     assert written.nested.act is nn.ReLU
     assert written.loader.sampler.type is cfg.loader.sampler.type
-    assert written.loader.sizes == (1, )
+    assert written.loader.sizes == (1,)
     assert written.model.type is cfg.model.type
     assert [hook.type for hook in written.custom_hooks] == [
-        hook.type for hook in cfg.custom_hooks]
+        hook.type for hook in cfg.custom_hooks
+    ]
 
 
 def test_overrides_and_names_that_are_taken(source, tmp_path):
     from torch import nn
+
     cfg = Config.fromfile(source)
-    cfg.merge_from_dict({'nested.nms.iou_threshold': 0.7, 'ReLU': 3,
-                         'nested.act': nn.ReLU})
+    cfg.merge_from_dict(
+        {'nested.nms.iou_threshold': 0.7, 'ReLU': 3, 'nested.act': nn.ReLU}
+    )
     path = tmp_path / 'q.py'
     path.write_text(import_style_text(lazy_settings(cfg)))
     written = Config.fromfile(path)
@@ -99,15 +103,25 @@ def tool(repo_root):
 
 def test_quantize_replaces_hooks(tool, source, tmp_path):
     out = tmp_path / 'q.py'
-    out.write_text(tool.config_text(
-        Config.fromfile(source), source=str(source), out=out,
-        hook={'type': 'taskptq.PTQHook', 'seed': 0}, overridden=False))
+    out.write_text(
+        tool.config_text(
+            Config.fromfile(source),
+            source=str(source),
+            out=out,
+            hook={'type': 'taskptq.PTQHook', 'seed': 0},
+            overridden=False,
+        )
+    )
     kinds = [type_name(h.type) for h in Config.fromfile(out).custom_hooks]
     assert kinds == ['IterTimerHook', 'PTQHook']
 
 
 def test_configs_of_packages_are_inherited(tool, tmp_path):
     text = tool.config_text(
-        Config({'a': 1}), source='mmdet::a/b.py', out=tmp_path / 'q.py',
-        hook={'type': 'taskptq.PTQHook'}, overridden=False)
+        Config({'a': 1}),
+        source='mmdet::a/b.py',
+        out=tmp_path / 'q.py',
+        hook={'type': 'taskptq.PTQHook'},
+        overridden=False,
+    )
     assert text.startswith("_base_ = ['mmdet::a/b.py']\n")

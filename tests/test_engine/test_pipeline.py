@@ -19,14 +19,20 @@ from taskptq.registry import RECON_LOSSES, REWRITES
 @pytest.fixture
 def model(tiny_path):
     import importlib
+
     return importlib.import_module('tiny_task').TinyNet()
 
 
 @pytest.fixture
 def batches():
     generator = torch.Generator().manual_seed(3)
-    return [{'inputs': list(torch.randn(4, 3, 8, 8, generator=generator)),
-             'labels': [0] * 4} for _ in range(2)]
+    return [
+        {
+            'inputs': list(torch.randn(4, 3, 8, 8, generator=generator)),
+            'labels': [0] * 4,
+        }
+        for _ in range(2)
+    ]
 
 
 def logits(model, batch):
@@ -38,11 +44,17 @@ def test_quantize_and_restore(model, batches, qconfig, tmp_path):
     other = copy.deepcopy(model)
     model.train()
     report = quantize_model(
-        model, batches, recipe=Recipe.from_config(qconfig),
-        work_dir=tmp_path, meta={'dataset_meta': {'classes': ('a', 'b')}})
+        model,
+        batches,
+        recipe=Recipe.from_config(qconfig),
+        work_dir=tmp_path,
+        meta={'dataset_meta': {'classes': ('a', 'b')}},
+    )
     assert not any(m.training for m in model.modules())
-    assert json.loads(
-        (tmp_path / 'quantization_report.json').read_text()) == report
+    assert (
+        json.loads((tmp_path / 'quantization_report.json').read_text())
+        == report
+    )
     payload = load(tmp_path / 'quantized.pth')
     assert payload['meta']['dataset_meta'] == {'classes': ['a', 'b']}
     recipe = restore_model(payload, other)
@@ -57,20 +69,29 @@ def test_global_random_state_is_left_alone(model, batches, qconfig, tmp_path):
     expected = torch.rand(3)
     torch.manual_seed(7)
     quantize_model(
-        model, batches, work_dir=tmp_path,
-        recipe=Recipe.from_config(qconfig, reconstruction=settings))
+        model,
+        batches,
+        work_dir=tmp_path,
+        recipe=Recipe.from_config(qconfig, reconstruction=settings),
+    )
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_interrupted_run_goes_on(model, batches, qconfig, tmp_path,
-                                 monkeypatch):
+def test_interrupted_run_goes_on(
+    model, batches, qconfig, tmp_path, monkeypatch
+):
     """Stopped after a unit and started again: the same file."""
     from taskptq.reconstruction.resume import UnitStates
+
     recipe = Recipe.from_config(
-        qconfig, reconstruction=dict(scope='layer', steps=4, batch_size=2))
+        qconfig, reconstruction=dict(scope='layer', steps=4, batch_size=2)
+    )
     whole = quantize_model(
-        copy.deepcopy(model), batches, recipe=recipe,
-        work_dir=tmp_path / 'whole')
+        copy.deepcopy(model),
+        batches,
+        recipe=recipe,
+        work_dir=tmp_path / 'whole',
+    )
     save = UnitStates.save
 
     def save_and_stop(self, index, *args):
@@ -81,43 +102,49 @@ def test_interrupted_run_goes_on(model, batches, qconfig, tmp_path,
     monkeypatch.setattr(UnitStates, 'save', save_and_stop)
     with pytest.raises(KeyboardInterrupt):
         quantize_model(
-            copy.deepcopy(model), batches, recipe=recipe,
-            work_dir=tmp_path / 'cut')
+            copy.deepcopy(model),
+            batches,
+            recipe=recipe,
+            work_dir=tmp_path / 'cut',
+        )
     assert (tmp_path / 'cut' / STATE_DIR).is_dir()
     monkeypatch.undo()
     again = quantize_model(
-        copy.deepcopy(model), batches, recipe=recipe,
-        work_dir=tmp_path / 'cut')
+        copy.deepcopy(model), batches, recipe=recipe, work_dir=tmp_path / 'cut'
+    )
     assert again['reconstruction']['resumed_units'] == 2
     assert again['digest'] == whole['digest']
     assert not (tmp_path / 'cut' / STATE_DIR).exists()
 
 
-def test_a_rewrite_runs_first(model, batches, qconfig, tmp_path,
-                              registry_guard):
+def test_a_rewrite_runs_first(
+    model, batches, qconfig, tmp_path, registry_guard
+):
 
     @REWRITES.register_module()
     class Recorder:
-
         def __call__(self, model, stats):
             stats.forward(model, stats.batches[0])
             return {'norms': isinstance(model.bn1, torch.nn.BatchNorm2d)}
 
     report = quantize_model(
-        model, batches, work_dir=tmp_path,
-        recipe=Recipe.from_config(qconfig, rewrites=[dict(type='Recorder')]))
+        model,
+        batches,
+        work_dir=tmp_path,
+        recipe=Recipe.from_config(qconfig, rewrites=[dict(type='Recorder')]),
+    )
     assert report['rewrites'] == [{'norms': True}]
     assert report['recipe']['rewrites'] == [{'type': 'Recorder'}]
 
 
 @pytest.mark.parametrize('where', ['reconstruction', 'loss'])
-def test_own_loss_is_used(model, batches, qconfig, tmp_path, where,
-                          registry_guard):
+def test_own_loss_is_used(
+    model, batches, qconfig, tmp_path, where, registry_guard
+):
     seen = []
 
     @RECON_LOSSES.register_module()
     class CountingLoss:
-
         def __call__(self, quant_out, float_out, context):
             seen.append(context.step)
             return (quant_out - float_out).square().mean()
@@ -126,10 +153,12 @@ def test_own_loss_is_used(model, batches, qconfig, tmp_path, where,
     settings = dict(scope='layer', steps=2, batch_size=2)
     if where == 'reconstruction':
         recipe = Recipe.from_config(
-            qconfig, reconstruction=dict(settings, loss=loss))
+            qconfig, reconstruction=dict(settings, loss=loss)
+        )
     else:
         recipe = Recipe.from_config(
-            qconfig, reconstruction=settings, loss=loss)
+            qconfig, reconstruction=settings, loss=loss
+        )
     report = quantize_model(model, batches, recipe=recipe, work_dir=tmp_path)
     assert {0, 1} <= set(seen)
     assert report['recipe']['loss'] == loss
@@ -138,8 +167,11 @@ def test_own_loss_is_used(model, batches, qconfig, tmp_path, where,
 def test_network_scope_uses_the_adapter(model, batches, qconfig, tmp_path):
     settings = dict(scope='network', steps=2)
     report = quantize_model(
-        model, batches, work_dir=tmp_path,
-        recipe=Recipe.from_config(qconfig, reconstruction=settings))
+        model,
+        batches,
+        work_dir=tmp_path,
+        recipe=Recipe.from_config(qconfig, reconstruction=settings),
+    )
     assert len(report['reconstruction']['units']) == 1
 
 
@@ -156,14 +188,16 @@ def test_refusals(model, batches, qconfig, tmp_path):
         restore_model(load(tmp_path / 'quantized.pth'), model)
 
 
-def test_pattern_of_another_model_is_a_misfit(model, batches, qconfig,
-                                              tmp_path):
+def test_pattern_of_another_model_is_a_misfit(
+    model, batches, qconfig, tmp_path
+):
     recipe = Recipe.from_config(dict(qconfig, keep_float=['body.3']))
     quantize_model(model, batches, recipe=recipe, work_dir=tmp_path)
     with pytest.raises(QuantizedCheckpointError, match=r'body\.3'):
         restore_model(
             load(tmp_path / 'quantized.pth'),
-            torch.nn.Sequential(torch.nn.Linear(3, 3)))
+            torch.nn.Sequential(torch.nn.Linear(3, 3)),
+        )
 
 
 class PairNet(torch.nn.Module):
@@ -197,8 +231,9 @@ def images():
 
 def test_folds_are_checked_on_the_data_and_replayed(tmp_path, qconfig):
     model = pair_net()
-    quantize_model(model, images(), recipe=Recipe.from_config(qconfig),
-                   work_dir=tmp_path)
+    quantize_model(
+        model, images(), recipe=Recipe.from_config(qconfig), work_dir=tmp_path
+    )
     payload = load(tmp_path / 'quantized.pth')
     decisions = payload['structure']['decisions']
     assert decisions['folded'] == [['conv1', 'bn1']]
@@ -212,13 +247,20 @@ def test_folds_are_checked_on_the_data_and_replayed(tmp_path, qconfig):
 
 def test_one_file_fits_whatever_became_of_synced_norms(tmp_path, qconfig):
     from mmengine.model import revert_sync_batchnorm
+
     plain = pair_net()
     synced = pair_net(torch.nn.SyncBatchNorm)
     reverted = revert_sync_batchnorm(pair_net(torch.nn.SyncBatchNorm))
     assert type(reverted.bn1) not in (
-        torch.nn.BatchNorm2d, torch.nn.SyncBatchNorm)
-    quantize_model(reverted, images(), recipe=Recipe.from_config(qconfig),
-                   work_dir=tmp_path)
+        torch.nn.BatchNorm2d,
+        torch.nn.SyncBatchNorm,
+    )
+    quantize_model(
+        reverted,
+        images(),
+        recipe=Recipe.from_config(qconfig),
+        work_dir=tmp_path,
+    )
     payload = load(tmp_path / 'quantized.pth')
     assert payload['structure']['decisions']['folded'] == [['conv1', 'bn1']]
     x = images()[0]
@@ -228,12 +270,15 @@ def test_one_file_fits_whatever_became_of_synced_norms(tmp_path, qconfig):
             assert torch.equal(reverted(x), other(x))
 
 
-def test_a_refused_file_leaves_the_model_as_it_was(model, batches, qconfig,
-                                                   tmp_path):
+def test_a_refused_file_leaves_the_model_as_it_was(
+    model, batches, qconfig, tmp_path
+):
     from taskptq.export.schema import compute_digest
+
     other = copy.deepcopy(model)
-    quantize_model(model, batches, recipe=Recipe.from_config(qconfig),
-                   work_dir=tmp_path)
+    quantize_model(
+        model, batches, recipe=Recipe.from_config(qconfig), work_dir=tmp_path
+    )
     payload = dict(load(tmp_path / 'quantized.pth'))
     recipe = copy.deepcopy(payload['recipe'])
     # The weights' own grids, but not those of this recipe.
@@ -248,17 +293,23 @@ def test_a_refused_file_leaves_the_model_as_it_was(model, batches, qconfig,
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    (lambda d: d.pop('folded'), 'decisions must be a dict'),
-    (lambda d: d['folded'].append(['head', 'nowhere']), 'nowhere'),
-    (lambda d: d['baked'].append('body.3'), 'body.3'),
-])
-def test_impossible_decisions_are_refused(model, batches, qconfig, tmp_path,
-                                          change, words):
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (lambda d: d.pop('folded'), 'decisions must be a dict'),
+        (lambda d: d['folded'].append(['head', 'nowhere']), 'nowhere'),
+        (lambda d: d['baked'].append('body.3'), 'body.3'),
+    ],
+)
+def test_impossible_decisions_are_refused(
+    model, batches, qconfig, tmp_path, change, words
+):
     from taskptq.export.schema import compute_digest
+
     other = copy.deepcopy(model)
-    quantize_model(model, batches, recipe=Recipe.from_config(qconfig),
-                   work_dir=tmp_path)
+    quantize_model(
+        model, batches, recipe=Recipe.from_config(qconfig), work_dir=tmp_path
+    )
     payload = dict(load(tmp_path / 'quantized.pth'))
     payload['structure'] = copy.deepcopy(payload['structure'])
     change(payload['structure']['decisions'])
@@ -267,11 +318,12 @@ def test_impossible_decisions_are_refused(model, batches, qconfig, tmp_path,
         restore_model(payload, other)
 
 
-def test_the_share_that_runs_quantized_is_everywhere(model, batches, qconfig,
-                                                     tmp_path):
+def test_the_share_that_runs_quantized_is_everywhere(
+    model, batches, qconfig, tmp_path
+):
     report = quantize_model(
-        model, batches, recipe=Recipe.from_config(qconfig),
-        work_dir=tmp_path)
+        model, batches, recipe=Recipe.from_config(qconfig), work_dir=tmp_path
+    )
     found = json.loads((tmp_path / 'swap_report.json').read_text())
     stored = load(tmp_path / 'quantized.pth')['structure']['products']
     text = (tmp_path / 'swap_report.txt').read_text()
@@ -295,8 +347,12 @@ class Branch(torch.nn.Module):
 
 def test_a_branch_that_no_image_reached(tmp_path, qconfig):
     with pytest.raises(ValueError, match='mask'):
-        quantize_model(Branch(), images(), work_dir=tmp_path,
-                       recipe=Recipe.from_config(qconfig))
+        quantize_model(
+            Branch(),
+            images(),
+            work_dir=tmp_path,
+            recipe=Recipe.from_config(qconfig),
+        )
     recipe = Recipe.from_config(qconfig, calibration={'unreached': 'float'})
     model = Branch()
     quantize_model(model, images(), work_dir=tmp_path, recipe=recipe)
@@ -311,17 +367,24 @@ def test_a_branch_that_no_image_reached(tmp_path, qconfig):
 
 def test_two_runs_do_not_share_a_work_dir(model, batches, qconfig, tmp_path):
     from taskptq.reconstruction.state_folder import FolderInUseError, locked
+
     recipe = Recipe.from_config(qconfig)
-    with (locked(tmp_path / STATE_DIR),
-          pytest.raises(FolderInUseError, match='in use by another run')):
+    with (
+        locked(tmp_path / STATE_DIR),
+        pytest.raises(FolderInUseError, match='in use by another run'),
+    ):
         quantize_model(model, batches, recipe=recipe, work_dir=tmp_path)
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_where_a_machine_keeps_its_cache_is_not_in_the_recipe(qconfig,
-                                                              tmp_path):
-    settings = {'steps': 3, 'cache_dir': str(tmp_path),
-                'cache_disk_bytes': 1 << 20}
+def test_where_a_machine_keeps_its_cache_is_not_in_the_recipe(
+    qconfig, tmp_path
+):
+    settings = {
+        'steps': 3,
+        'cache_dir': str(tmp_path),
+        'cache_disk_bytes': 1 << 20,
+    }
     recipe = Recipe.from_config(qconfig, reconstruction=settings)
     assert recipe.to_dict()['reconstruction'] == {'seed': 0, 'steps': 3}
     assert recipe.reconstruction['cache_dir'] == str(tmp_path)

@@ -35,8 +35,9 @@ def changed(path, change, out):
     return out
 
 
-def test_float_run_quantizes_and_writes_reports(make_runner, float_checkpoint,
-                                                hook, predictions):
+def test_float_run_quantizes_and_writes_reports(
+    make_runner, float_checkpoint, hook, predictions
+):
     make_runner(float_checkpoint).test()
     before = predictions()
     runner = make_runner(float_checkpoint, hook=hook)
@@ -56,23 +57,27 @@ def test_float_run_quantizes_and_writes_reports(make_runner, float_checkpoint,
 
 @pytest.mark.parametrize('with_qconfig', [True, False])
 def test_quantized_file_gives_identical_predictions(
-        make_runner, quantized, hook, predictions, with_qconfig):
+    make_runner, quantized, hook, predictions, with_qconfig
+):
     path, written = quantized
     runner = make_runner(path, hook=hook if with_qconfig else {})
     runner.test()
     assert torch.equal(predictions(), written)
 
 
-def test_reconstruction_under_the_hook(make_runner, float_checkpoint, hook,
-                                       predictions):
+def test_reconstruction_under_the_hook(
+    make_runner, float_checkpoint, hook, predictions
+):
     hook['qconfig']['weight']['symmetric'] = False
     hook['reconstruction'] = dict(
-        steps=5, batch_size=4, learn_scales=False, drop_prob=0.0)
+        steps=5, batch_size=4, learn_scales=False, drop_prob=0.0
+    )
     runner = make_runner(float_checkpoint, hook=hook)
     runner.test()
     written = predictions()
     report = json.loads(
-        (Path(runner.work_dir) / 'quantization_report.json').read_text())
+        (Path(runner.work_dir) / 'quantization_report.json').read_text()
+    )
     assert report['reconstruction']['units']
     assert not (Path(runner.work_dir) / 'reconstruction_state').exists()
     make_runner(Path(runner.work_dir) / 'quantized.pth', hook={}).test()
@@ -92,20 +97,21 @@ def test_same_seed_same_file(make_runner, float_checkpoint, hook):
         runner = make_runner(float_checkpoint, hook=hook)
         runner.test()
         payload = torch.load(
-            Path(runner.work_dir) / 'quantized.pth', weights_only=True)
+            Path(runner.work_dir) / 'quantized.pth', weights_only=True
+        )
         digests.append(payload['digest'])
     assert digests[0] == digests[1]
 
 
 def test_out_is_relative_to_the_work_dir(make_runner, float_checkpoint, hook):
-    runner = make_runner(
-        float_checkpoint, hook=dict(hook, out='files/q.pth'))
+    runner = make_runner(float_checkpoint, hook=dict(hook, out='files/q.pth'))
     runner.test()
     assert (Path(runner.work_dir) / 'files/q.pth').is_file()
 
 
 def test_second_evaluation_does_not_quantize_again(
-        make_runner, float_checkpoint, hook, predictions):
+    make_runner, float_checkpoint, hook, predictions
+):
     runner = make_runner(float_checkpoint, hook=hook)
     runner.test()
     first = predictions()
@@ -132,11 +138,14 @@ def other_recipe(payload):
     payload['recipe']['seed'] += 1
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    (wrong_schema, 'schema 99'),
-    (tampered, 'digest'),
-    (other_recipe, 'digest'),
-])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (wrong_schema, 'schema 99'),
+        (tampered, 'digest'),
+        (other_recipe, 'digest'),
+    ],
+)
 def test_bad_file_is_refused(make_runner, quantized, tmp_path, change, words):
     path = changed(quantized[0], change, tmp_path / 'bad.pth')
     with pytest.raises(QuantizedCheckpointError, match=words):
@@ -148,21 +157,27 @@ def stranger(tmp_path, monkeypatch):
     mark = tmp_path / 'imported'
     (tmp_path / 'stranger_module.py').write_text(
         f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
-        'from taskptq.core import MinMaxObserver as Observer\n')
+        'from taskptq.core import MinMaxObserver as Observer\n'
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     return mark
 
 
-@pytest.mark.parametrize('observer', [
-    dict(type='stranger_module.Observer'),
-    dict(type='pydoc.pipepager', cmd='touch {mark}'),
-    dict(type='UnknownObserver'),
-    dict(type='torch.nn.Identity'),
-])
+@pytest.mark.parametrize(
+    'observer',
+    [
+        dict(type='stranger_module.Observer'),
+        dict(type='pydoc.pipepager', cmd='touch {mark}'),
+        dict(type='UnknownObserver'),
+        dict(type='torch.nn.Identity'),
+    ],
+)
 @pytest.mark.parametrize('where', ['point', 'overrides'])
 def test_names_in_a_file_import_nothing(
-        make_runner, quantized, tmp_path, monkeypatch, observer, where):
+    make_runner, quantized, tmp_path, monkeypatch, observer, where
+):
     from taskptq.export.schema import compute_digest
+
     mark = stranger(tmp_path, monkeypatch)
     observer = {k: v.format(mark=mark) for k, v in observer.items()}
 
@@ -170,26 +185,32 @@ def test_names_in_a_file_import_nothing(
         recipe = payload['recipe']['qconfig']
         if where == 'overrides':
             recipe['overrides'] = [
-                {'pattern': 'stem', 'activation': {'observer': observer}}]
+                {'pattern': 'stem', 'activation': {'observer': observer}}
+            ]
         else:
             recipe['activation']['observer'] = observer
         payload['digest'] = compute_digest(payload)
 
     path = changed(quantized[0], change, tmp_path / 'bad.pth')
-    with pytest.raises(QuantizedCheckpointError,
-                       match='add the project that defines it') as error:
+    with pytest.raises(
+        QuantizedCheckpointError, match='add the project that defines it'
+    ) as error:
         make_runner(path, hook={}).test()
     assert observer['type'] in str(error.value)
     assert not mark.exists()
 
 
 def test_a_file_names_classes_as_they_are_registered(
-        make_runner, float_checkpoint, hook, predictions):
+    make_runner, float_checkpoint, hook, predictions
+):
     point = hook['qconfig']['activation']
     point['observer'] = dict(type='taskptq.core.observers.MinMaxObserver')
     hook['qconfig']['overrides'] = [
-        dict(pattern='body.0',
-             weight=dict(type='taskptq.core.quantizers.LSQQuantizer'))]
+        dict(
+            pattern='body.0',
+            weight=dict(type='taskptq.core.quantizers.LSQQuantizer'),
+        )
+    ]
     runner = make_runner(float_checkpoint, hook=hook)
     runner.test()
     written = predictions()
@@ -201,21 +222,30 @@ def test_a_file_names_classes_as_they_are_registered(
     assert torch.equal(predictions(), written)
 
 
-@pytest.mark.parametrize(('settings', 'words'), [
-    (dict(trust_checkpoint='False'), 'trust_checkpoint'),
-    (dict(resume=1), 'resume'), (dict(out=3), 'out'), (dict(seed=-1), 'seed'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        (dict(trust_checkpoint='False'), 'trust_checkpoint'),
+        (dict(resume=1), 'resume'),
+        (dict(out=3), 'out'),
+        (dict(seed=-1), 'seed'),
+    ],
+)
 def test_impossible_settings(settings, words):
     from taskptq.engine.ptq_hook import PTQHook
+
     with pytest.raises(ValueError, match=f'PTQHook.{words}='):
         PTQHook(**settings)
 
 
 def test_where_nothing_can_be_written_is_said_before_the_work(
-        make_runner, float_checkpoint, hook, tmp_path):
+    make_runner, float_checkpoint, hook, tmp_path
+):
     (tmp_path / 'file').touch()
-    for out, words in ((tmp_path, 'is a folder'),
-                       (tmp_path / 'file' / 'q.pth', 'is not a folder')):
+    for out, words in (
+        (tmp_path, 'is a folder'),
+        (tmp_path / 'file' / 'q.pth', 'is not a folder'),
+    ):
         runner = make_runner(float_checkpoint, hook=dict(hook, out=str(out)))
         with pytest.raises(ValueError, match=words):
             runner.test()
@@ -231,13 +261,15 @@ def test_a_training_checkpoint_needs_qathook(make_runner, tmp_path):
 
 def test_other_model_is_refused(make_runner, quantized):
     runner = make_runner(
-        quantized[0], hook={}, model=dict(type='TinyNet', width=6))
+        quantized[0], hook={}, model=dict(type='TinyNet', width=6)
+    )
     with pytest.raises(QuantizedCheckpointError, match='does not fit'):
         runner.test()
 
 
-def test_recipe_of_the_file_counts(make_runner, quantized, hook, predictions,
-                                   capsys):
+def test_recipe_of_the_file_counts(
+    make_runner, quantized, hook, predictions, capsys
+):
     path, written = quantized
     hook['qconfig']['weight']['num_bits'] = 8
     runner = make_runner(path, hook=hook)
@@ -254,6 +286,7 @@ def test_float_checkpoint_needs_qconfig(make_runner, float_checkpoint):
 
 def test_ema_hook_is_taken_out(make_runner, float_checkpoint, hook):
     from mmengine.hooks import EMAHook
+
     runner = make_runner(float_checkpoint, hook=hook)
     ema = [h for h in runner.hooks if isinstance(h, EMAHook)]
     assert len(ema) == 1
@@ -262,9 +295,11 @@ def test_ema_hook_is_taken_out(make_runner, float_checkpoint, hook):
     assert not hasattr(ema[0], 'ema_model')
 
 
-def test_ema_hook_ahead_of_ours_is_taken_out(make_runner, float_checkpoint,
-                                             hook):
+def test_ema_hook_ahead_of_ours_is_taken_out(
+    make_runner, float_checkpoint, hook
+):
     from mmengine.hooks import EMAHook, Hook
+
     seen = []
 
     class Witness(Hook):
@@ -282,17 +317,21 @@ def test_ema_hook_ahead_of_ours_is_taken_out(make_runner, float_checkpoint,
 
 
 def train_changes():
-    plain = [dict(type='TinyLoad'), dict(type='TinyLoadAnnotations'),
-             dict(type='TinyPack', needs_labels=True)]
+    plain = [
+        dict(type='TinyLoad'),
+        dict(type='TinyLoadAnnotations'),
+        dict(type='TinyPack', needs_labels=True),
+    ]
     return dict(
-        train_dataloader=dict(dataset=dict(dataset=dict(pipeline=plain))))
+        train_dataloader=dict(dataset=dict(dataset=dict(pipeline=plain)))
+    )
 
 
-def test_training_keeps_the_ema_hook_and_warns_once(make_runner, hook,
-                                                    capsys):
+def test_training_keeps_the_ema_hook_and_warns_once(make_runner, hook, capsys):
     from mmengine.hooks import EMAHook
 
     from taskptq.modules.base import quant_modules
+
     runner = make_runner(hook=hook, **train_changes())
     runner.train()
     assert any(isinstance(h, EMAHook) for h in runner.hooks)
@@ -301,15 +340,17 @@ def test_training_keeps_the_ema_hook_and_warns_once(make_runner, hook,
     assert not quant_modules(runner.model)
 
 
-def test_training_from_a_quantized_file_is_refused(make_runner, quantized,
-                                                   hook):
+def test_training_from_a_quantized_file_is_refused(
+    make_runner, quantized, hook
+):
     runner = make_runner(quantized[0], hook=hook, **train_changes())
     with pytest.raises(QuantizedCheckpointError, match='float checkpoint'):
         runner.train()
 
 
-def test_overlap_with_the_evaluation_is_refused(make_runner, float_checkpoint,
-                                                hook, tiny_config):
+def test_overlap_with_the_evaluation_is_refused(
+    make_runner, float_checkpoint, hook, tiny_config
+):
     inside = tiny_config.test_dataloader.dataset
     hook['calibration'] = dict(num_images=4, dataset=inside)
     with pytest.raises(ValueError, match='allow_overlap'):
@@ -318,8 +359,9 @@ def test_overlap_with_the_evaluation_is_refused(make_runner, float_checkpoint,
     make_runner(float_checkpoint, hook=hook).test()
 
 
-def test_val_may_use_what_only_test_holds(make_runner, float_checkpoint, hook,
-                                          tiny_config):
+def test_val_may_use_what_only_test_holds(
+    make_runner, float_checkpoint, hook, tiny_config
+):
     inside = tiny_config.test_dataloader.dataset
     hook['calibration'] = dict(num_images=4, dataset=inside)
     runner = make_runner(float_checkpoint, hook=hook)
@@ -328,14 +370,14 @@ def test_val_may_use_what_only_test_holds(make_runner, float_checkpoint, hook,
         runner.test()
 
 
-def test_wrapped_model(make_runner, float_checkpoint, hook, predictions,
-                       monkeypatch):
+def test_wrapped_model(
+    make_runner, float_checkpoint, hook, predictions, monkeypatch
+):
     from mmengine.model import BaseModel
     from mmengine.registry import MODEL_WRAPPERS
 
     @MODEL_WRAPPERS.register_module()
     class Wrapper(BaseModel):
-
         def __init__(self, module):
             super().__init__()
             self.module = module
@@ -382,7 +424,10 @@ import tiny_task, torch
 torch.save(tiny_task.TinyMetric.predictions, {str(tmp_path / 'out.pth')!r})
 """)
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True,
-        check=False)
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.equal(torch.load(tmp_path / 'out.pth'), quantized[1])

@@ -17,8 +17,11 @@ from taskptq.recipes import method_names, resolve
 ROOT = Path(__file__).resolve().parents[2]
 FRAGMENTS = ROOT / 'configs/_base_/quant'
 # Methods that train: PTQHook would drop their distillation.
-TRAINED = [name for name in method_names()
-           if resolve(f'w4a4_{name}').get('distillation')]
+TRAINED = [
+    name
+    for name in method_names()
+    if resolve(f'w4a4_{name}').get('distillation')
+]
 NAMES = [f'w2a4-8_{name}' for name in method_names() if name not in TRAINED]
 CALIBRATION = dict(num_images=8)
 
@@ -27,8 +30,10 @@ def test_a_name_a_dict_a_file_and_a_list():
     named = read_recipe('w4a4_drd')
     assert named == resolve('w4a4_drd')
     assert read_recipe(dict(qconfig={})) == {'qconfig': {}}
-    for path in (FRAGMENTS / 'w4a4_qdrop.py',
-                 str(FRAGMENTS / 'w4a4_qdrop.py')):
+    for path in (
+        FRAGMENTS / 'w4a4_qdrop.py',
+        str(FRAGMENTS / 'w4a4_qdrop.py'),
+    ):
         assert read_recipe(path) == read_recipe('w4a4_qdrop')
     assert read_recipe(['w4a4_drd']) == named
 
@@ -37,35 +42,60 @@ def test_a_list_is_merged_in_order(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(
         "custom_imports = dict(imports=['json'])\n"
-        "reconstruction = dict(loss=dict(type='MSEReconLoss'))\n")
-    merged = read_recipe([
-        'w4a4_qdrop', dict(reconstruction=dict(steps=7, drop_prob=0.1)),
-        path, ConfigDict(reconstruction=dict(drop_prob=0.2))])
+        "reconstruction = dict(loss=dict(type='MSEReconLoss'))\n"
+    )
+    merged = read_recipe(
+        [
+            'w4a4_qdrop',
+            dict(reconstruction=dict(steps=7, drop_prob=0.1)),
+            path,
+            ConfigDict(reconstruction=dict(drop_prob=0.2)),
+        ]
+    )
     plain = resolve('w4a4_qdrop')
     assert merged == {
-        **plain, 'reconstruction': {
-            **plain['reconstruction'], 'steps': 7, 'drop_prob': 0.2,
-            'loss': {'type': 'MSEReconLoss'}}}
-    deleted = read_recipe(['w4a4_qdrop', dict(
-        reconstruction=dict(_delete_=True, rounding='gptq'))])
+        **plain,
+        'reconstruction': {
+            **plain['reconstruction'],
+            'steps': 7,
+            'drop_prob': 0.2,
+            'loss': {'type': 'MSEReconLoss'},
+        },
+    }
+    deleted = read_recipe(
+        [
+            'w4a4_qdrop',
+            dict(reconstruction=dict(_delete_=True, rounding='gptq')),
+        ]
+    )
     assert deleted['reconstruction'] == {'rounding': 'gptq'}
     # A method without reconstruction has None there.
     added = read_recipe(['w4a4', dict(reconstruction=dict(rounding='gptq'))])
     assert added['reconstruction'] == {'rounding': 'gptq'}
 
 
-@pytest.mark.parametrize(('recipe', 'error', 'message'), [
-    (3, SettingError, 'recipe=3: give a name such as'),
-    ([], SettingError, 'recipe sets no qconfig'),
-    ([3], SettingError, 'recipe=3'),
-    (dict(reconstruction={}), SettingError, 'recipe sets no qconfig'),
-    (dict(qconf={}), SettingError, "did you mean 'qconfig'"),
-    ('w4a4_qdorp', SettingError, 'the nearest are qdrop'),
-    ('no/such/file.py', FileNotFoundError, 'no config file no/such/file.py'),
-    ('w4a4_qdrop.py', FileNotFoundError, 'no config file w4a4_qdrop.py'),
-    (ROOT / 'configs/_base_/calibration/calib32.py', SettingError,
-     r"calib32\.py has unknown key 'calibration'"),
-])
+@pytest.mark.parametrize(
+    ('recipe', 'error', 'message'),
+    [
+        (3, SettingError, 'recipe=3: give a name such as'),
+        ([], SettingError, 'recipe sets no qconfig'),
+        ([3], SettingError, 'recipe=3'),
+        (dict(reconstruction={}), SettingError, 'recipe sets no qconfig'),
+        (dict(qconf={}), SettingError, "did you mean 'qconfig'"),
+        ('w4a4_qdorp', SettingError, 'the nearest are qdrop'),
+        (
+            'no/such/file.py',
+            FileNotFoundError,
+            'no config file no/such/file.py',
+        ),
+        ('w4a4_qdrop.py', FileNotFoundError, 'no config file w4a4_qdrop.py'),
+        (
+            ROOT / 'configs/_base_/calibration/calib32.py',
+            SettingError,
+            r"calib32\.py has unknown key 'calibration'",
+        ),
+    ],
+)
 def test_what_is_no_recipe(recipe, error, message):
     with pytest.raises(error, match=message):
         read_recipe(recipe)
@@ -73,26 +103,39 @@ def test_what_is_no_recipe(recipe, error, message):
 
 def test_what_is_given_replaces():
     given = with_recipe(
-        'w4a4_qdrop', owner='test', qconfig=None, reconstruction={'steps': 3},
-        loss=None)
+        'w4a4_qdrop',
+        owner='test',
+        qconfig=None,
+        reconstruction={'steps': 3},
+        loss=None,
+    )
     assert given == {
         'qconfig': resolve('w4a4_qdrop')['qconfig'],
-        'reconstruction': {'steps': 3}, 'loss': None}
+        'reconstruction': {'steps': 3},
+        'loss': None,
+    }
     assert with_recipe(None, owner='test', qconfig=None) == {'qconfig': None}
 
 
 @pytest.mark.parametrize('name', TRAINED)
 def test_only_qat_hook_takes_what_trains(name):
-    with pytest.raises(SettingError, match='recipe sets distillation, which '
-                       'PTQHook has no use for: use QATHook'):
+    with pytest.raises(
+        SettingError,
+        match='recipe sets distillation, which '
+        'PTQHook has no use for: use QATHook',
+    ):
         PTQHook(recipe=f'w4a4_{name}')
 
 
-@pytest.mark.parametrize(('name', 'part'), [
-    ('qdrop', 'reconstruction'), ('mse-centering', 'rewrites')])
+@pytest.mark.parametrize(
+    ('name', 'part'),
+    [('qdrop', 'reconstruction'), ('mse-centering', 'rewrites')],
+)
 def test_qat_hook_drops_nothing(name, part):
-    with pytest.raises(SettingError, match=f'recipe sets {part}, which '
-                       'QATHook has no use for: use PTQHook'):
+    with pytest.raises(
+        SettingError,
+        match=f'recipe sets {part}, which QATHook has no use for: use PTQHook',
+    ):
         QATHook(recipe=f'w4a4_{name}')
 
 
@@ -101,8 +144,10 @@ def test_qat_hook_is_the_same_by_name(name):
     parts = resolve(f'w4a4_{name}')
     named = QATHook(recipe=f'w4a4_{name}', calibration=CALIBRATION)
     given = QATHook(
-        parts['qconfig'], distillation=parts.get('distillation'),
-        calibration=CALIBRATION)
+        parts['qconfig'],
+        distillation=parts.get('distillation'),
+        calibration=CALIBRATION,
+    )
     assert named.recipe == given.recipe
     assert (named.distillation is None) == (name not in TRAINED)
     assert QATHook().qconfig is None
@@ -110,8 +155,10 @@ def test_qat_hook_is_the_same_by_name(name):
 
 def test_parts_beside_a_recipe():
     hook = PTQHook(
-        dict(edge_bits=None), recipe='w4a4_mse-centering',
-        reconstruction=dict(rounding='gptq'))
+        dict(edge_bits=None),
+        recipe='w4a4_mse-centering',
+        reconstruction=dict(rounding='gptq'),
+    )
     assert hook.recipe.to_dict()['qconfig']['edge_bits'] is None
     assert hook.recipe.reconstruction['rounding'] == 'gptq'
     assert hook.recipe.rewrites == resolve('w4a4_mse-centering')['rewrites']
@@ -128,8 +175,12 @@ def made(monkeypatch):
         seen.append(recipe)
         return {'file_bytes': 0}
 
-    for name in ('read_checkpoint', 'build_model', 'load_float_weights',
-                 'refuse_misfit'):
+    for name in (
+        'read_checkpoint',
+        'build_model',
+        'load_float_weights',
+        'refuse_misfit',
+    ):
         monkeypatch.setattr(apis, name, lambda *args, **kwargs: Anything())
     for name in ('evaluation_source', 'build_calibration'):
         monkeypatch.setattr(apis, name, lambda *args, **kwargs: Anything())
@@ -168,7 +219,8 @@ def run_tool(tool, tmp_path):
 
 @pytest.mark.parametrize('name', NAMES)
 def test_hook_api_and_tool_make_the_same_recipe(
-        name, made, run_tool, tmp_path):
+    name, made, run_tool, tmp_path
+):
     hook = PTQHook(recipe=name)
     apis.quantize(Config(), 'float.pth', recipe=name, work_dir=tmp_path)
     written = run_tool('--recipe', name)
@@ -176,15 +228,18 @@ def test_hook_api_and_tool_make_the_same_recipe(
     assert len(made) == 2
     assert digests == {written.recipe.digest()}
     assert hook.recipe.to_dict()['rewrites'] == resolve(name).get(
-        'rewrites', [])
+        'rewrites', []
+    )
 
 
 def test_the_tool_keeps_a_fragments_rewrites(made, run_tool):
-    written = run_tool(
-        '--quant', str(FRAGMENTS / 'w4a4-8_mse-centering.py'))
+    written = run_tool('--quant', str(FRAGMENTS / 'w4a4-8_mse-centering.py'))
     assert written.recipe.rewrites
-    assert written.recipe.digest() == made[0].digest() == PTQHook(
-        recipe='w4a4-8_mse-centering').recipe.digest()
+    assert (
+        written.recipe.digest()
+        == made[0].digest()
+        == PTQHook(recipe='w4a4-8_mse-centering').recipe.digest()
+    )
 
 
 def test_the_tool_merges_recipes(made, run_tool, tmp_path):
@@ -208,15 +263,22 @@ def test_the_api_needs_one_of_both(tmp_path):
 def test_a_config_needs_only_the_name(make_runner, float_checkpoint):
     runner = make_runner(
         float_checkpoint,
-        hook=dict(recipe=['w4a4', dict(qconfig=dict(edge_bits=6))],
-                  calibration=CALIBRATION))
+        hook=dict(
+            recipe=['w4a4', dict(qconfig=dict(edge_bits=6))],
+            calibration=CALIBRATION,
+        ),
+    )
     runner.test()
     payload = torch.load(
-        Path(runner.work_dir) / 'quantized.pth', weights_only=True)
+        Path(runner.work_dir) / 'quantized.pth', weights_only=True
+    )
     written = payload['recipe']
     assert written['qconfig']['edge_bits'] == 6
     assert written['qconfig']['weight']['num_bits'] == 4
-    assert {**written, 'calibration': {}} == {**PTQHook(
-        recipe='w4a4',
-        qconfig={**resolve('w4a4')['qconfig'], 'edge_bits': 6}
-    ).recipe.to_dict(), 'calibration': {}}
+    assert {**written, 'calibration': {}} == {
+        **PTQHook(
+            recipe='w4a4',
+            qconfig={**resolve('w4a4')['qconfig'], 'edge_bits': 6},
+        ).recipe.to_dict(),
+        'calibration': {},
+    }

@@ -45,11 +45,14 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
         refuse_unwritable_file(there, name='--out')
 
 
-@pytest.mark.parametrize(('hook', 'words'), [
-    (dict(type='taskptq.PTQHook', qconfg={}), "argument 'qconfg'"),
-    (dict(type='QATHook', stage=9), 'stage=9'),
-    (dict(type='PTQHook', trust_checkpoint='yes'), 'trust_checkpoint'),
-])
+@pytest.mark.parametrize(
+    ('hook', 'words'),
+    [
+        (dict(type='taskptq.PTQHook', qconfg={}), "argument 'qconfg'"),
+        (dict(type='QATHook', stage=9), 'stage=9'),
+        (dict(type='PTQHook', trust_checkpoint='yes'), 'trust_checkpoint'),
+    ],
+)
 def test_settings_of_our_hooks(hook, words):
     others = [dict(type='EMAHook', no_such=3), object()]
     check_hooks(others)

@@ -21,11 +21,17 @@ def run_test(tmp_path):
 
     def run(config, checkpoint, *options):
         number = next(count)
-        return tool('test').main([
-            str(config), str(checkpoint), '--work-dir',
-            str(tmp_path / f'test_{number}'), *options, '--cfg-options',
-            f'experiment_name={tmp_path.name}_tool_{number}'
-        ])
+        return tool('test').main(
+            [
+                str(config),
+                str(checkpoint),
+                '--work-dir',
+                str(tmp_path / f'test_{number}'),
+                *options,
+                '--cfg-options',
+                f'experiment_name={tmp_path.name}_tool_{number}',
+            ]
+        )
 
     return run
 
@@ -34,18 +40,30 @@ def run_test(tmp_path):
 def quantized(tiny_path, float_checkpoint, tmp_path):
     """q.pth and q.py, written by the tool."""
     out = tmp_path / 'out' / 'q.pth'
-    tool('quantize').main([
-        str(tiny_path), str(float_checkpoint), '--quant', str(W4A4),
-        '--num-images', '8', '--out', str(out), '--device', 'cpu'
-    ])
+    tool('quantize').main(
+        [
+            str(tiny_path),
+            str(float_checkpoint),
+            '--quant',
+            str(W4A4),
+            '--num-images',
+            '8',
+            '--out',
+            str(out),
+            '--device',
+            'cpu',
+        ]
+    )
     return out
 
 
-def test_quantize_then_test(quantized, tiny_path, run_test, predictions,
-                            tmp_path, monkeypatch):
+def test_quantize_then_test(
+    quantized, tiny_path, run_test, predictions, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     metrics = run_test(
-        quantized.with_suffix('.py'), quantized, '--out', 'metrics.json')
+        quantized.with_suffix('.py'), quantized, '--out', 'metrics.json'
+    )
     first = predictions()
     result = json.loads((tmp_path / 'metrics.json').read_text())
     assert result['metrics'] == metrics
@@ -54,8 +72,9 @@ def test_quantize_then_test(quantized, tiny_path, run_test, predictions,
     assert torch.equal(predictions(), first)
 
 
-def test_written_config_quantizes_alike(quantized, float_checkpoint, run_test,
-                                        predictions, tmp_path):
+def test_written_config_quantizes_alike(
+    quantized, float_checkpoint, run_test, predictions, tmp_path
+):
     config = quantized.with_suffix('.py')
     run_test(config, quantized)
     first = predictions()
@@ -66,38 +85,63 @@ def test_written_config_quantizes_alike(quantized, float_checkpoint, run_test,
     assert report['recipe']['calibration']['num_images'] == 8
 
 
-def test_method_reaches_the_written_config(tiny_path, float_checkpoint,
-                                           tmp_path):
+def test_method_reaches_the_written_config(
+    tiny_path, float_checkpoint, tmp_path
+):
     fragment = tmp_path / 'fragment.py'
     fragment.write_text(
         f'_base_ = [{W4A4.as_posix()!r}]\n'
-        "rewrites = [dict(type='AttentionCentering')]\n")
+        "rewrites = [dict(type='AttentionCentering')]\n"
+    )
     out = tmp_path / 'out' / 'q.pth'
     with pytest.raises(SystemExit, match='attention'):
         # The tiny model has no attention: that the rewrite says so shows
         # that it was run.
-        tool('quantize').main([
-            str(tiny_path), str(float_checkpoint), '--quant', str(fragment),
-            '--num-images', '8', '--out', str(out), '--device', 'cpu'
-        ])
+        tool('quantize').main(
+            [
+                str(tiny_path),
+                str(float_checkpoint),
+                '--quant',
+                str(fragment),
+                '--num-images',
+                '8',
+                '--out',
+                str(out),
+                '--device',
+                'cpu',
+            ]
+        )
 
 
 def test_overrides_reach_the_written_config(tiny_path, tmp_path, run_test):
     import tiny_task
+
     path = tmp_path / 'wide.pth'
     torch.save(tiny_task.TinyNet(width=10).state_dict(), path)
     out = tmp_path / 'wide' / 'q.pth'
-    tool('quantize').main([
-        str(tiny_path), str(path), '--quant', str(W4A4), '--num-images', '4',
-        '--out', str(out), '--device', 'cpu', '--cfg-options',
-        'model.width=10'
-    ])
+    tool('quantize').main(
+        [
+            str(tiny_path),
+            str(path),
+            '--quant',
+            str(W4A4),
+            '--num-images',
+            '4',
+            '--out',
+            str(out),
+            '--device',
+            'cpu',
+            '--cfg-options',
+            'model.width=10',
+        ]
+    )
     assert run_test(out.with_suffix('.py'), out)
 
 
 @pytest.mark.parametrize('name', ['test', 'quantize'])
-def test_bad_files_are_refused_in_one_sentence(name, tiny_path, tmp_path,
-                                               quantized, float_checkpoint):
+def test_bad_files_are_refused_in_one_sentence(
+    name, tiny_path, tmp_path, quantized, float_checkpoint
+):
     strange = tmp_path / 'strange.pth'
     torch.save({'state_dict': {}, 'path': tmp_path}, strange)
     cut = tmp_path / 'cut.pth'
@@ -108,28 +152,41 @@ def test_bad_files_are_refused_in_one_sentence(name, tiny_path, tmp_path,
     torch.save(payload, changed)
     other = tmp_path / 'other.pth'
     torch.save({'state_dict': {'stem.weight': torch.zeros(8, 3, 3, 3)}}, other)
-    options = [] if name == 'test' else [
-        '--quant', str(W4A4), '--out', str(tmp_path / 'never.pth')]
-    for path, words in ((strange, 'trust-checkpoint'), (cut, 'truncated'),
-                        (changed, 'digest'), (tmp_path / 'no.pth', 'no.pth'),
-                        (other, 'does not fit TinyNet')):
+    options = (
+        []
+        if name == 'test'
+        else ['--quant', str(W4A4), '--out', str(tmp_path / 'never.pth')]
+    )
+    for path, words in (
+        (strange, 'trust-checkpoint'),
+        (cut, 'truncated'),
+        (changed, 'digest'),
+        (tmp_path / 'no.pth', 'no.pth'),
+        (other, 'does not fit TinyNet'),
+    ):
         with pytest.raises(SystemExit) as stop:
             tool(name).main([str(tiny_path), str(path), *options])
         assert words in str(stop.value)
         assert '\n' not in str(stop.value)
 
 
-@pytest.mark.parametrize(('settings', 'words'), [
-    ("reconstruction=dict(weight_lr='1e-3')", 'write 1.0e-3'),
-    ('reconstruction=dict(stepz=3)', "unknown key 'stepz'"),
-    ('qconfg=dict()', "unexpected keyword argument 'qconfg'")])
+@pytest.mark.parametrize(
+    ('settings', 'words'),
+    [
+        ("reconstruction=dict(weight_lr='1e-3')", 'write 1.0e-3'),
+        ('reconstruction=dict(stepz=3)', "unknown key 'stepz'"),
+        ('qconfg=dict()', "unexpected keyword argument 'qconfg'"),
+    ],
+)
 def test_a_bad_recipe_is_refused_in_one_sentence(
-        settings, words, tiny_path, tmp_path, float_checkpoint):
+    settings, words, tiny_path, tmp_path, float_checkpoint
+):
     config = tmp_path / 'bad.py'
     config.write_text(
         f'_base_ = [{tiny_path.as_posix()!r}, {W4A4.as_posix()!r}]\n'
         "custom_hooks = [dict(type='taskptq.PTQHook', "
-        f'qconfig=_base_.qconfig, {settings})]\n')
+        f'qconfig=_base_.qconfig, {settings})]\n'
+    )
     with pytest.raises(SystemExit) as stop:
         tool('test').main([str(config), str(float_checkpoint)])
     assert words in str(stop.value)
@@ -143,7 +200,7 @@ class Touch:
         self.mark = mark
 
     def __reduce__(self):
-        return type(self.mark).touch, (self.mark, )
+        return type(self.mark).touch, (self.mark,)
 
 
 def test_train_reads_nothing_that_runs_code(tiny_path, tmp_path):
@@ -152,8 +209,10 @@ def test_train_reads_nothing_that_runs_code(tiny_path, tmp_path):
     path = tmp_path / 'bad.pth'
     torch.save({'state_dict': {}, 'meta': Touch(mark)}, path)
     options = [str(tiny_path), '--work-dir', str(tmp_path / 'work')]
-    for given in (['--resume', str(path)],
-                  ['--cfg-options', f'load_from={path}']):
+    for given in (
+        ['--resume', str(path)],
+        ['--cfg-options', f'load_from={path}'],
+    ):
         with pytest.raises(SystemExit, match='trust') as stop:
             tool('train').main([*options, *given])
         assert '\n' not in str(stop.value)
@@ -163,13 +222,15 @@ def test_train_reads_nothing_that_runs_code(tiny_path, tmp_path):
 
 
 def test_errors_inside_of_a_run_are_one_sentence(
-        tiny_path, float_checkpoint, run_test, tmp_path):
+    tiny_path, float_checkpoint, run_test, tmp_path
+):
     config = tmp_path / 'overlap.py'
     config.write_text(
         f'_base_ = [{tiny_path.as_posix()!r}]\n'
         "custom_hooks = [dict(type='taskptq.PTQHook', qconfig=dict(), "
         'calibration=dict(num_images=4, '
-        'dataset=_base_.test_dataloader.dataset))]\n')
+        'dataset=_base_.test_dataloader.dataset))]\n'
+    )
     with pytest.raises(SystemExit, match='allow_overlap') as stop:
         run_test(config, float_checkpoint)
     assert '\n' not in str(stop.value)
@@ -186,7 +247,8 @@ def test_trust(trusting, tiny_path, float_checkpoint, run_test, tmp_path):
     config.write_text(
         f'_base_ = [{tiny_path.as_posix()!r}]\n'
         "custom_hooks = [dict(type='taskptq.PTQHook', qconfig=dict(), "
-        f'calibration=dict(num_images=4), trust_checkpoint={said})]\n')
+        f'calibration=dict(num_images=4), trust_checkpoint={said})]\n'
+    )
     options = ['--trust-checkpoint'] if trusting == 'flag' else []
     if trusting == 'nobody':
         with pytest.raises(SystemExit, match='trust-checkpoint'):
@@ -198,19 +260,24 @@ def test_trust(trusting, tiny_path, float_checkpoint, run_test, tmp_path):
 
 @pytest.mark.parametrize('name', ['test', 'quantize'])
 def test_results_that_cannot_be_written(
-        name, tiny_path, float_checkpoint, tmp_path, monkeypatch):
+    name, tiny_path, float_checkpoint, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').touch()
     (tmp_path / 'folder.pth').mkdir()
     options = [] if name == 'test' else ['--quant', str(W4A4)]
     for more, words in (
-            (['--out', str(tmp_path / 'folder.pth')], 'is a folder'),
-            (['--out', str(tmp_path / 'file' / 'q.pth')], 'not a folder'),
-            (['--out', 'q.pth', '--work-dir', str(tmp_path / 'file')],
-             'not a folder')):
+        (['--out', str(tmp_path / 'folder.pth')], 'is a folder'),
+        (['--out', str(tmp_path / 'file' / 'q.pth')], 'not a folder'),
+        (
+            ['--out', 'q.pth', '--work-dir', str(tmp_path / 'file')],
+            'not a folder',
+        ),
+    ):
         with pytest.raises(SystemExit, match=words):
             tool(name).main(
-                [str(tiny_path), str(float_checkpoint), *options, *more])
+                [str(tiny_path), str(float_checkpoint), *options, *more]
+            )
 
 
 def test_base_path(tmp_path):

@@ -99,9 +99,10 @@ def craft(tmp_path):
         torch.save(content, buffer)
         path = tmp_path / 'crafted.pth'
         compression = extra.get('compression', zipfile.ZIP_STORED)
-        with zipfile.ZipFile(buffer) as source, zipfile.ZipFile(
-            path, 'w', compression
-        ) as out:
+        with (
+            zipfile.ZipFile(buffer) as source,
+            zipfile.ZipFile(path, 'w', compression) as out,
+        ):
             for name in source.namelist():
                 data = source.read(name)
                 if name.endswith('data.pkl') and pickled is not None:

@@ -131,9 +131,7 @@ def test_reloaded_model_predicts_bit_for_bit(
     ):
         assert two.enabled
         assert one.frozen == two.frozen
-        assert (one.quant_min, one.quant_max) == (
-            two.quant_min, two.quant_max
-        )
+        assert (one.quant_min, one.quant_max) == (two.quant_min, two.quant_max)
 
 
 def test_quantized_model_differs_from_the_float_one():

@@ -21,20 +21,27 @@ from taskptq.export.schema import compute_digest
 from taskptq.prepare import QConfig, prepare
 from taskptq.reconstruction import freeze
 
-QCONFIG = QConfig.from_dict({
-    'weight': {'num_bits': 2, 'symmetric': False},
-    'activation': {'num_bits': 4},
-    'edge_bits': None,
-})
+QCONFIG = QConfig.from_dict(
+    {
+        'weight': {'num_bits': 2, 'symmetric': False},
+        'activation': {'num_bits': 4},
+        'edge_bits': None,
+    }
+)
 NO_DIGEST = (AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 
 
 def float_model():
     torch.manual_seed(0)
     return nn.Sequential(
-        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(),
-        nn.Conv2d(8, 8, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
-        nn.Linear(8, 4)).eval()
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(8, 4),
+    ).eval()
 
 
 def prepared():
@@ -46,11 +53,13 @@ def prepared():
 @pytest.fixture(scope='module')
 def good():
     model = prepared()
-    calibrate(model, [torch.randn(2, 3, 8, 8)],
-              forward=lambda module, batch: module(batch))
+    calibrate(
+        model,
+        [torch.randn(2, 3, 8, 8)],
+        forward=lambda module, batch: module(batch),
+    )
     freeze(model)
-    return pack_model(
-        model, recipe={'qconfig': QCONFIG.to_dict()}, meta={})
+    return pack_model(model, recipe={'qconfig': QCONFIG.to_dict()}, meta={})
 
 
 @pytest.fixture
@@ -59,15 +68,19 @@ def payload(good):
 
 
 def first(entries, ending=''):
-    return next(name for name, value in entries.items()
-                if name.endswith(ending)
-                and (not hasattr(value, 'numel') or value.numel()))
+    return next(
+        name
+        for name, value in entries.items()
+        if name.endswith(ending)
+        and (not hasattr(value, 'numel') or value.numel())
+    )
 
 
 def number(kind, change):
     def apply(payload):
         name = first(payload['quantizers'], kind)
         payload['quantizers'][name] = change(payload['quantizers'][name])
+
     return apply
 
 
@@ -75,6 +88,7 @@ def field(name, change):
     def apply(payload):
         entry = payload['weights'][first(payload['weights'])]
         entry[name] = change(entry[name])
+
     return apply
 
 
@@ -84,15 +98,20 @@ def setting(*keys, to):
         for key in keys[:-1]:
             node = node[key or first(node)]
         node[keys[-1] or first(node)] = to
+
     return apply
 
 
 def one(value):
     def change(tensor):
-        tensor = (tensor.clone() if tensor.is_floating_point()
-                  else tensor.to(torch.int32))
+        tensor = (
+            tensor.clone()
+            if tensor.is_floating_point()
+            else tensor.to(torch.int32)
+        )
         tensor.view(-1)[-1] = value
         return tensor
+
     return change
 
 
@@ -149,17 +168,22 @@ NUMBERS = {
     'scale-zero': number('weight_quantizer.scale', one(0.0)),
     'scale-negative': number('input_quantizer.scale', one(-0.1)),
     'scale-empty': number('weight_quantizer.scale', lambda t: t[:0]),
-    'scale-longer': number('weight_quantizer.scale',
-                           lambda t: torch.cat([t, t])),
-    'scale-int': number('weight_quantizer.scale',
-                        lambda t: torch.ones_like(t, dtype=torch.int32)),
+    'scale-longer': number(
+        'weight_quantizer.scale', lambda t: torch.cat([t, t])
+    ),
+    'scale-int': number(
+        'weight_quantizer.scale',
+        lambda t: torch.ones_like(t, dtype=torch.int32),
+    ),
     'zero-point-far': number('input_quantizer.zero_point', one(10**9)),
-    'zero-point-nan': number('input_quantizer.zero_point',
-                             lambda t: torch.full(t.shape, math.nan)),
+    'zero-point-nan': number(
+        'input_quantizer.zero_point', lambda t: torch.full(t.shape, math.nan)
+    ),
     'grid-reversed': number('input_quantizer.grid', grid(15, 0)),
-    'grid-wide': number('input_quantizer.grid', grid(-2**31, 2**31 - 1)),
-    'grid-three': number('input_quantizer.grid',
-                         lambda t: torch.tensor([0, 1, 2]).int()),
+    'grid-wide': number('input_quantizer.grid', grid(-(2**31), 2**31 - 1)),
+    'grid-three': number(
+        'input_quantizer.grid', lambda t: torch.tensor([0, 1, 2]).int()
+    ),
     'quant-min-far': field('quant_min', lambda v: -1000),
     'quant-min-nan': field('quant_min', lambda v: math.nan),
     'bits-thirty-two': field('num_bits', lambda v: 32),
@@ -169,7 +193,7 @@ NUMBERS = {
     'shape-negative': field('shape', lambda s: [-s[0], -s[1], *s[2:]]),
     'shape-huge': field('shape', lambda s: [2**62, *s[1:]]),
     'shape-bool': field('shape', lambda s: [True, *s[1:]]),
-    'float-nan': setting('float', '', to=torch.full((8, ), math.nan)),
+    'float-nan': setting('float', '', to=torch.full((8,), math.nan)),
 }
 
 
@@ -208,8 +232,11 @@ STRUCTURES = {
 @pytest.mark.parametrize('name', STRUCTURES)
 def test_structure(name, payload, tmp_path):
     STRUCTURES[name](payload)
-    refuses(write(payload, tmp_path / 'q.pth',
-                  digest=not name.startswith('digest')))
+    refuses(
+        write(
+            payload, tmp_path / 'q.pth', digest=not name.startswith('digest')
+        )
+    )
 
 
 @pytest.mark.parametrize('section', ['recipe', 'meta'])
@@ -232,8 +259,10 @@ def test_names_without_end(payload, tmp_path):
 
 
 def copied(source, path, *, kind=zipfile.ZIP_STORED, more=()):
-    with zipfile.ZipFile(source) as old, \
-            zipfile.ZipFile(path, 'w', kind) as new:
+    with (
+        zipfile.ZipFile(source) as old,
+        zipfile.ZipFile(path, 'w', kind) as new,
+    ):
         for name in old.namelist():
             new.writestr(name, old.read(name))
         root = name.partition('/')[0]
@@ -244,8 +273,14 @@ def copied(source, path, *, kind=zipfile.ZIP_STORED, more=()):
 
 def test_compressed_zeros_are_not_unpacked(payload, tmp_path):
     source = write(payload, tmp_path / 'q.pth')
-    refuses(copied(source, tmp_path / 'bomb.pth', kind=zipfile.ZIP_DEFLATED,
-                   more=[('data/extra', bytes(256 * 2**20))]))
+    refuses(
+        copied(
+            source,
+            tmp_path / 'bomb.pth',
+            kind=zipfile.ZIP_DEFLATED,
+            more=[('data/extra', bytes(256 * 2**20))],
+        )
+    )
 
 
 @pytest.mark.filterwarnings('ignore:Duplicate name')
@@ -253,8 +288,9 @@ def test_entries_of_the_same_name(payload, tmp_path):
     source = write(payload, tmp_path / 'q.pth')
     with zipfile.ZipFile(source) as old:
         pickled = old.read(old.namelist()[0])
-    refuses(copied(source, tmp_path / 'twice.pth',
-                   more=[('data.pkl', pickled)]))
+    refuses(
+        copied(source, tmp_path / 'twice.pth', more=[('data.pkl', pickled)])
+    )
 
 
 @pytest.mark.parametrize('where', [0.02, 0.3, 0.5, 0.7, 0.9, 0.99])

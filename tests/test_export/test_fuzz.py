@@ -17,9 +17,27 @@ from taskptq.export import (
 from taskptq.export.schema import compute_digest
 
 VALUES = [
-    None, 0, -1, 2**40, True, math.nan, 'x' * 300, 'café\n', b'x', [], {},
-    {'a': {}}, {1: 1}, (1,), [[]], torch.tensor([]), torch.tensor(math.nan),
-    torch.zeros(3, 3).t(), torch.ones(1).expand(10**5), object(), 10**400,
+    None,
+    0,
+    -1,
+    2**40,
+    True,
+    math.nan,
+    'x' * 300,
+    'café\n',
+    b'x',
+    [],
+    {},
+    {'a': {}},
+    {1: 1},
+    (1,),
+    [[]],
+    torch.tensor([]),
+    torch.tensor(math.nan),
+    torch.zeros(3, 3).t(),
+    torch.ones(1).expand(10**5),
+    object(),
+    10**400,
 ]
 
 
@@ -48,7 +66,7 @@ def test_flipped_bits_and_cut_ends(tmp_path, payload):
     for i in range(600):
         content = bytearray(whole)
         if i % 6 == 0:
-            content = content[:choice.randrange(len(content))]
+            content = content[: choice.randrange(len(content))]
         else:
             for _ in range(1 + i % 3):
                 place = choice.randrange(len(content))
@@ -104,8 +122,14 @@ def test_altered_payloads(payload, new_net, start):
         broken = mutated(payload, choice)
         try:
             broken['digest'] = compute_digest(broken)
-        except (AttributeError, LookupError, RecursionError, RuntimeError,
-                TypeError, ValueError):
+        except (
+            AttributeError,
+            LookupError,
+            RecursionError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
             refused += not outcome(lambda p=broken: verify(p))
             continue
         net = new_net()

@@ -44,8 +44,9 @@ def test_a_good_payload_passes(payload, net, new_net):
         assert torch.equal(other(x), net(x))
 
 
-@pytest.mark.parametrize('value', [
-    0.0, -1.0, math.nan, math.inf, -math.inf, 3e38])
+@pytest.mark.parametrize(
+    'value', [0.0, -1.0, math.nan, math.inf, -math.inf, 3e38]
+)
 @pytest.mark.parametrize('quantizer', [WEIGHT, INPUT, QUERY, SOFTMAX])
 @pytest.mark.parametrize('which', [0, -1])
 def test_scales(payload, new_net, quantizer, value, which):
@@ -59,10 +60,20 @@ def test_scale_that_vanishes_in_float32(payload, new_net):
     refused(payload, new_net(), f'{INPUT}.*scale')
 
 
-@pytest.mark.parametrize('grid', [
-    [7, -8], [0, 14], [1, 16], [-1000, 15], [-8, 8], [-(2**31), 2**31 - 1],
-    [0, 2**32 - 1], [0, 2**17 - 1], [5, 5],
-])
+@pytest.mark.parametrize(
+    'grid',
+    [
+        [7, -8],
+        [0, 14],
+        [1, 16],
+        [-1000, 15],
+        [-8, 8],
+        [-(2**31), 2**31 - 1],
+        [0, 2**32 - 1],
+        [0, 2**17 - 1],
+        [5, 5],
+    ],
+)
 @pytest.mark.parametrize('quantizer', [WEIGHT, INPUT, QUERY, SOFTMAX])
 def test_grids_that_do_not_exist(payload, new_net, quantizer, grid):
     payload['quantizers'][f'{quantizer}.grid'] = torch.tensor(grid)
@@ -71,8 +82,9 @@ def test_grids_that_do_not_exist(payload, new_net, quantizer, grid):
     refused(payload, new_net(), f'{quantizer}.*grid')
 
 
-@pytest.mark.parametrize('grid', [
-    [0, 255], [-128, 127], [0, 7], [0, 2**16 - 1], [-1, 0], [0, 1]])
+@pytest.mark.parametrize(
+    'grid', [[0, 255], [-128, 127], [0, 7], [0, 2**16 - 1], [-1, 0], [0, 1]]
+)
 @pytest.mark.parametrize('quantizer', [INPUT, QUERY, SOFTMAX])
 def test_grids_of_other_bits(payload, new_net, quantizer, grid):
     payload['quantizers'][f'{quantizer}.grid'] = torch.tensor(grid)
@@ -87,21 +99,33 @@ def test_grids_of_other_bits(payload, new_net, quantizer, grid):
 
 def test_weight_of_more_bits_than_the_recipe(payload, new_net):
     entry = payload['weights']['one.weight']
-    entry.update(num_bits=16, quant_min=-(2**15),
-                 packed=torch.zeros(96, dtype=torch.uint8))
+    entry.update(
+        num_bits=16,
+        quant_min=-(2**15),
+        packed=torch.zeros(96, dtype=torch.uint8),
+    )
     refused(payload, new_net(), r'one\.weight.*codes of the grid')
     payload['quantizers'][f'{WEIGHT}.grid'] = torch.tensor([-(2**15), 32767])
     refused(payload, new_net(), r'one\.weight.*16 bits in the file, 2 in')
 
 
-@pytest.mark.parametrize('field', [
-    {'quant_min': -1000}, {'quant_min': 0}, {'quant_min': 2},
-    {'num_bits': 32}, {'num_bits': 3}, {'quant_min': -8, 'num_bits': 4},
-    {'packed': torch.zeros(11, dtype=torch.uint8)},
-    {'packed': torch.zeros(0, dtype=torch.uint8)},
-    {'packed': torch.zeros(12, dtype=torch.int8)},
-    {'shape': [8, 5]}, {'shape': [6, 8]}, {'shape': [48]},
-])
+@pytest.mark.parametrize(
+    'field',
+    [
+        {'quant_min': -1000},
+        {'quant_min': 0},
+        {'quant_min': 2},
+        {'num_bits': 32},
+        {'num_bits': 3},
+        {'quant_min': -8, 'num_bits': 4},
+        {'packed': torch.zeros(11, dtype=torch.uint8)},
+        {'packed': torch.zeros(0, dtype=torch.uint8)},
+        {'packed': torch.zeros(12, dtype=torch.int8)},
+        {'shape': [8, 5]},
+        {'shape': [6, 8]},
+        {'shape': [48]},
+    ],
+)
 def test_descriptions_of_weights(payload, new_net, field):
     payload['weights']['one.weight'].update(field)
     refused(payload, new_net(), r'one\.weight')
@@ -122,32 +146,35 @@ def test_zero_point_of_a_symmetric_grid(payload, new_net):
     refused(payload, new_net(), f'{WEIGHT}.*symmetric')
 
 
-@pytest.mark.parametrize(('key', 'value', 'match'), [
-    (f'{INPUT}.zero_point', torch.tensor([1.0]), 'zero point'),
-    (f'{INPUT}.zero_point', torch.tensor([1, 1]), 'zero point'),
-    (f'{INPUT}.offset', torch.tensor([math.nan]), 'offset'),
-    (f'{INPUT}.offset', torch.tensor([1e9]), 'offset'),
-    (f'{INPUT}.offset', torch.tensor([1.0, 1.0]), 'offset'),
-    (f'{INPUT}.offset', torch.tensor([3]), 'offset'),
-    (f'{INPUT}.scale', torch.tensor([1, 2]), 'scales of'),
-    (f'{INPUT}.scale', torch.tensor(0.1), 'no scales'),
-    (f'{INPUT}.scale', torch.empty(0), 'no scales'),
-    (f'{INPUT}.grid', torch.empty(0, dtype=torch.int8), 'without a grid'),
-    (f'{INPUT}.grid', torch.tensor([0.0, 15.0]), 'grid'),
-    (f'{INPUT}.grid', torch.tensor([0, 15, 3]), 'grid'),
-    (f'{QUERY}.gamma', torch.full((2, 4), math.nan), 'gamma.*not finite'),
-    (f'{QUERY}.beta', torch.full((2, 4), math.inf), 'beta.*not finite'),
-    (f'{QUERY}.gamma', torch.ones(8), 'shape'),
-    (f'{QUERY}.gamma', torch.ones(1, 4), 'gamma and beta'),
-    (f'{SOFTMAX}.tau', torch.tensor([3]), 'tau=3'),
-    (f'{SOFTMAX}.tau', torch.tensor([-1]), 'tau=-1'),
-    (f'{SOFTMAX}.tau', torch.tensor([1, 2]), 'tau'),
-    (f'{SOFTMAX}.tau', torch.tensor([2.0]), 'tau'),
-    (f'{SOFTMAX}.gain', torch.tensor([0.0]), 'gain'),
-    (f'{SOFTMAX}.gain', torch.tensor([math.inf]), 'gain'),
-    (f'{SOFTMAX}.gain', torch.tensor([1.0, 1.0]), 'gain'),
-    ('one.weight_quantizer.scale', torch.ones(1), 'zero points|scale'),
-])
+@pytest.mark.parametrize(
+    ('key', 'value', 'match'),
+    [
+        (f'{INPUT}.zero_point', torch.tensor([1.0]), 'zero point'),
+        (f'{INPUT}.zero_point', torch.tensor([1, 1]), 'zero point'),
+        (f'{INPUT}.offset', torch.tensor([math.nan]), 'offset'),
+        (f'{INPUT}.offset', torch.tensor([1e9]), 'offset'),
+        (f'{INPUT}.offset', torch.tensor([1.0, 1.0]), 'offset'),
+        (f'{INPUT}.offset', torch.tensor([3]), 'offset'),
+        (f'{INPUT}.scale', torch.tensor([1, 2]), 'scales of'),
+        (f'{INPUT}.scale', torch.tensor(0.1), 'no scales'),
+        (f'{INPUT}.scale', torch.empty(0), 'no scales'),
+        (f'{INPUT}.grid', torch.empty(0, dtype=torch.int8), 'without a grid'),
+        (f'{INPUT}.grid', torch.tensor([0.0, 15.0]), 'grid'),
+        (f'{INPUT}.grid', torch.tensor([0, 15, 3]), 'grid'),
+        (f'{QUERY}.gamma', torch.full((2, 4), math.nan), 'gamma.*not finite'),
+        (f'{QUERY}.beta', torch.full((2, 4), math.inf), 'beta.*not finite'),
+        (f'{QUERY}.gamma', torch.ones(8), 'shape'),
+        (f'{QUERY}.gamma', torch.ones(1, 4), 'gamma and beta'),
+        (f'{SOFTMAX}.tau', torch.tensor([3]), 'tau=3'),
+        (f'{SOFTMAX}.tau', torch.tensor([-1]), 'tau=-1'),
+        (f'{SOFTMAX}.tau', torch.tensor([1, 2]), 'tau'),
+        (f'{SOFTMAX}.tau', torch.tensor([2.0]), 'tau'),
+        (f'{SOFTMAX}.gain', torch.tensor([0.0]), 'gain'),
+        (f'{SOFTMAX}.gain', torch.tensor([math.inf]), 'gain'),
+        (f'{SOFTMAX}.gain', torch.tensor([1.0, 1.0]), 'gain'),
+        ('one.weight_quantizer.scale', torch.ones(1), 'zero points|scale'),
+    ],
+)
 def test_state_of_quantizers(payload, new_net, key, value, match):
     payload['quantizers'][key] = value
     refused(payload, new_net(), match)

@@ -35,9 +35,7 @@ def test_extreme_codes_come_back(num_bits):
 
 
 def test_bytes_are_the_documented_ones():
-    packed = pack_codes(
-        torch.tensor([1, 2, 3, 15]), num_bits=4, quant_min=0
-    )
+    packed = pack_codes(torch.tensor([1, 2, 3, 15]), num_bits=4, quant_min=0)
     assert packed.tolist() == [0x21, 0xF3]
     packed = pack_codes(torch.tensor([-4, 3, -3]), num_bits=3, quant_min=-4)
     assert packed.tolist() == [0b01111000, 0]

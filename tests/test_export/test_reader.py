@@ -46,9 +46,17 @@ def test_plain_files_are_read(tmp_path, zipped):
         'parameter': nn.Parameter(torch.ones(2)),
         'views': [base, base[2:5], base.view(5, 2).t(), base.expand(2, 10)],
         'empty': [torch.empty(0), torch.empty(0, 3), torch.tensor(3)],
-        'types': [torch.ones(2, dtype=t) for t in (
-            torch.half, torch.bfloat16, torch.int8, torch.bool,
-            torch.complex64, torch.int64)],
+        'types': [
+            torch.ones(2, dtype=t)
+            for t in (
+                torch.half,
+                torch.bfloat16,
+                torch.int8,
+                torch.bool,
+                torch.complex64,
+                torch.int64,
+            )
+        ],
         'plain': [None, True, 1, 2**40, -5, 0.5, 'text', ('a', (), [1])],
         'size': torch.Size([3, 4]),
         'dtype': torch.float32,
@@ -73,12 +81,15 @@ def test_training_state_is_read_only_where_asked(tmp_path):
     model(torch.ones(1, 3)).sum().backward()
     optimizer.step()
     history = HistoryBuffer(list(range(30_000)), [1] * 30_000)
-    torch.save({
-        'optimizer': optimizer.state_dict(),
-        'message_hub': {'loss': history},
-        'param_schedulers': [{'milestones': collections.Counter([8, 11])}],
-        'meta': {'iter': np.int64(3), 'lr': np.float32(0.1)},
-    }, path)
+    torch.save(
+        {
+            'optimizer': optimizer.state_dict(),
+            'message_hub': {'loss': history},
+            'param_schedulers': [{'milestones': collections.Counter([8, 11])}],
+            'meta': {'iter': np.int64(3), 'lr': np.float32(0.1)},
+        },
+        path,
+    )
     found = read_file(path, training=True)
     assert found['message_hub']['loss'].current() == 29_999
     assert found['meta']['iter'] == 3
@@ -113,7 +124,7 @@ def test_understated_compression_is_refused(tmp_path):
     )
     content = bytearray(path.read_bytes())
     directory = content.rindex(b'PK\x01\x02')
-    content[directory + 24:directory + 28] = struct.pack('<I', 1 << 30)
+    content[directory + 24 : directory + 28] = struct.pack('<I', 1 << 30)
     path.write_bytes(content)
     refused(path, 'entry', DamagedFileError)
 
@@ -185,15 +196,30 @@ def by_call(function, *args):
 RAN = []
 
 
-@pytest.mark.parametrize('function', [
-    RAN.append, bytearray, set, eval, getattr, print, np.zeros, np.ndarray,
-    torch.zeros, torch._utils._rebuild_sparse_tensor,
-    torch._utils._rebuild_meta_tensor_no_storage,
-    torch._utils._rebuild_wrapper_subclass,
-    torch._utils._rebuild_parameter_with_state,
-    torch._utils._rebuild_qtensor, torch._tensor._rebuild_from_type_v2,
-    torch.Tensor, torch.FloatTensor, complex,
-], ids=lambda function: function.__qualname__)
+@pytest.mark.parametrize(
+    'function',
+    [
+        RAN.append,
+        bytearray,
+        set,
+        eval,
+        getattr,
+        print,
+        np.zeros,
+        np.ndarray,
+        torch.zeros,
+        torch._utils._rebuild_sparse_tensor,
+        torch._utils._rebuild_meta_tensor_no_storage,
+        torch._utils._rebuild_wrapper_subclass,
+        torch._utils._rebuild_parameter_with_state,
+        torch._utils._rebuild_qtensor,
+        torch._tensor._rebuild_from_type_v2,
+        torch.Tensor,
+        torch.FloatTensor,
+        complex,
+    ],
+    ids=lambda function: function.__qualname__,
+)
 @pytest.mark.parametrize('training', [True, False])
 def test_other_calls_are_refused(craft, function, training):
     path = craft(PLAIN, pickled=by_call(function, 10**10))
@@ -206,24 +232,31 @@ def test_trust_runs_what_is_not_plain(craft):
     assert read_file(path, trust=True)['state_dict']['w'] == bytearray(3)
 
 
-@pytest.mark.parametrize('make', [
-    lambda: by_call(np.zeros(1).__reduce__()[0], np.ndarray, (10**10,), b'b'),
-    lambda: by_call(np.zeros(1).__reduce__()[0], np.ndarray, (0,), 'O'),
-    lambda: by_call(np.dtype, 'V1000000000'),
-    lambda: by_call(collections.Counter, range(3)),
-    lambda: by_call(collections.OrderedDict, [(1, 2)]),
-    lambda: pickled(b'cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R'),
-    lambda: pickled(b'cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85\x81'),
-    lambda: pickled(b'c_codecs\nencode\nX\x01\0\0\0ax\x04zlib\x86R'),
-    lambda: pickled(
-        b'ccollections\nOrderedDict\n)R}X\x05\0\0\0itemsK\x01sb'
-    ),
-    lambda: pickled(b'cmmengine.logging.history_buffer\nHistoryBuffer\n)R'),
-    lambda: pickled(
-        b'cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81'
-        b'}X\x04\0\0\0meanK\x01sb'
-    ),
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: by_call(
+            np.zeros(1).__reduce__()[0], np.ndarray, (10**10,), b'b'
+        ),
+        lambda: by_call(np.zeros(1).__reduce__()[0], np.ndarray, (0,), 'O'),
+        lambda: by_call(np.dtype, 'V1000000000'),
+        lambda: by_call(collections.Counter, range(3)),
+        lambda: by_call(collections.OrderedDict, [(1, 2)]),
+        lambda: pickled(b'cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R'),
+        lambda: pickled(b'cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85\x81'),
+        lambda: pickled(b'c_codecs\nencode\nX\x01\0\0\0ax\x04zlib\x86R'),
+        lambda: pickled(
+            b'ccollections\nOrderedDict\n)R}X\x05\0\0\0itemsK\x01sb'
+        ),
+        lambda: pickled(
+            b'cmmengine.logging.history_buffer\nHistoryBuffer\n)R'
+        ),
+        lambda: pickled(
+            b'cmmengine.logging.history_buffer\nHistoryBuffer\n)\x81'
+            b'}X\x04\0\0\0meanK\x01sb'
+        ),
+    ],
+)
 def test_allowed_names_have_fixed_arguments(craft, make):
     path = craft(PLAIN, pickled=make())
     refused(path, 'calls|makes|gives|asks|damaged', training=True)
@@ -242,14 +275,17 @@ def rebuild(data, *, size, stride):
     return data.replace(old, new)
 
 
-@pytest.mark.parametrize(('size', 'stride'), [
-    ((3, 5), (4, 1)),
-    ((10**5, 10**5), (10**5, 1)),
-    ((2**62, 2**62), (1, 1)),
-    ((-3, 4), (4, 1)),
-    ((3, 4), (-4, 1)),
-    ((2, 2), (10**18, 1)),
-])
+@pytest.mark.parametrize(
+    ('size', 'stride'),
+    [
+        ((3, 5), (4, 1)),
+        ((10**5, 10**5), (10**5, 1)),
+        ((2**62, 2**62), (1, 1)),
+        ((-3, 4), (4, 1)),
+        ((3, 4), (-4, 1)),
+        ((2, 2), (10**18, 1)),
+    ],
+)
 def test_tensors_beyond_their_storage_are_refused(craft, size, stride):
     path = craft(
         {'w': torch.arange(12.0).view(3, 4)},
@@ -266,27 +302,53 @@ def test_storage_that_claims_more_than_the_file_has(craft):
     refused(path, 'bytes of storage', DamagedFileError)
 
 
-@pytest.mark.parametrize('part', [
-    b'N' * 1_500_000, b'(' * 1_500_000, b']' * 1_500_000,
-    b'}q\0(' + b''.join(
-        b'X\x07\0\0\0%07dK\x01' % i for i in range(600_000)) + b'u',
-], ids=['nones', 'marks', 'lists', 'keys'])
+@pytest.mark.parametrize(
+    'part',
+    [
+        b'N' * 1_500_000,
+        b'(' * 1_500_000,
+        b']' * 1_500_000,
+        b'}q\0('
+        + b''.join(b'X\x07\0\0\0%07dK\x01' % i for i in range(600_000))
+        + b'u',
+    ],
+    ids=['nones', 'marks', 'lists', 'keys'],
+)
 def test_floods_are_refused(craft, part):
     refused(craft(PLAIN, pickled=pickled(part)), 'items|deeply')
 
 
-@pytest.mark.parametrize('key', [
-    b'\x8a\x0a' + b'\1' * 10, b')', b'N\x85'])
+@pytest.mark.parametrize('key', [b'\x8a\x0a' + b'\1' * 10, b')', b'N\x85'])
 def test_keys_that_could_share_one_hash_are_refused(craft, key):
     path = craft(PLAIN, pickled=pickled(b'}' + key + b'K\x01s'))
     refused(path, 'key of the type', NotPlainFileError)
 
 
-@pytest.mark.parametrize('raw', [
-    b'', b'\x80', b'\x80\x02', b'a', b'0', b'R', b'b', b'Q', b'u', b's',
-    b'h\x05', b'K', b'X\xff\xff\xff\x7fa', b'X\x02\0\0\0\xff\xff', b'cos\n',
-    b'\x85', b'\x86', b't', b'N\x86', b'\xff',
-])
+@pytest.mark.parametrize(
+    'raw',
+    [
+        b'',
+        b'\x80',
+        b'\x80\x02',
+        b'a',
+        b'0',
+        b'R',
+        b'b',
+        b'Q',
+        b'u',
+        b's',
+        b'h\x05',
+        b'K',
+        b'X\xff\xff\xff\x7fa',
+        b'X\x02\0\0\0\xff\xff',
+        b'cos\n',
+        b'\x85',
+        b'\x86',
+        b't',
+        b'N\x86',
+        b'\xff',
+    ],
+)
 def test_broken_pickles_are_refused(craft, raw):
     path = craft(PLAIN, pickled=b'\x80\x02' + raw)
     refused(path, 'damaged|calls|gives|uses')
@@ -305,17 +367,21 @@ def legacy(content):
     return buffer.getvalue()
 
 
-@pytest.mark.parametrize('change', [
-    lambda data: data[:-5],
-    lambda data: data.replace(b'K\x0c', b'K\x0d'),
-    lambda data: data.replace(
-        b'\x0c' + bytes(7), (10**9).to_bytes(8, 'little')),
-    lambda data: data.replace(b'M\xe9\x03', b'M\xe8\x03', 1),
-    lambda data: data[:40],
-    lambda data: pickle.dumps([1, 2], protocol=2),
-    lambda data: b'',
-    lambda data: b'<html>',
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda data: data[:-5],
+        lambda data: data.replace(b'K\x0c', b'K\x0d'),
+        lambda data: data.replace(
+            b'\x0c' + bytes(7), (10**9).to_bytes(8, 'little')
+        ),
+        lambda data: data.replace(b'M\xe9\x03', b'M\xe8\x03', 1),
+        lambda data: data[:40],
+        lambda data: pickle.dumps([1, 2], protocol=2),
+        lambda data: b'',
+        lambda data: b'<html>',
+    ],
+)
 def test_damaged_old_files_are_refused(tmp_path, change):
     path = tmp_path / 'a.pth'
     data = legacy({'w': torch.arange(12.0)})

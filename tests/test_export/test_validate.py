@@ -28,8 +28,13 @@ def signed(payload):
     """Return the payload with the digest that anyone can compute."""
     # What cannot even be hashed keeps its old digest.
     with contextlib.suppress(
-        AttributeError, LookupError, NotImplementedError, RecursionError,
-        RuntimeError, TypeError, ValueError,
+        AttributeError,
+        LookupError,
+        NotImplementedError,
+        RecursionError,
+        RuntimeError,
+        TypeError,
+        ValueError,
     ):
         payload['digest'] = compute_digest(payload)
     return payload
@@ -44,16 +49,43 @@ def refused(payload, match):
 
 
 VALUES = [
-    None, 3, -1, True, 0.5, float('nan'), 'text', b'raw', [], {}, (), set(),
-    [1, 2], {'a': 1}, {1: 2}, object(), torch.ones(2), nn.Parameter(
-        torch.ones(2)), torch.ones(2).to_sparse(), torch.ones(2, device='meta')
+    None,
+    3,
+    -1,
+    True,
+    0.5,
+    float('nan'),
+    'text',
+    b'raw',
+    [],
+    {},
+    (),
+    set(),
+    [1, 2],
+    {'a': 1},
+    {1: 2},
+    object(),
+    torch.ones(2),
+    nn.Parameter(torch.ones(2)),
+    torch.ones(2).to_sparse(),
+    torch.ones(2, device='meta'),
 ]
 
 
-@pytest.mark.parametrize('section', [
-    'taskptq', 'state_dict', 'recipe', 'structure', 'meta', 'weights',
-    'quantizers', 'float', 'digest',
-])
+@pytest.mark.parametrize(
+    'section',
+    [
+        'taskptq',
+        'state_dict',
+        'recipe',
+        'structure',
+        'meta',
+        'weights',
+        'quantizers',
+        'float',
+        'digest',
+    ],
+)
 def test_sections_of_any_other_value(payload, section):
     for value in VALUES:
         payload[section] = value
@@ -78,19 +110,34 @@ def test_entries_of_any_other_value(payload, section, value):
     payload[section][first] = value
     if section == 'quantizers':
         first = first.rpartition('.')[0]
-    if section != 'float' or type(value) is not torch.Tensor or (
-        value.is_sparse or value.is_meta
+    if (
+        section != 'float'
+        or type(value) is not torch.Tensor
+        or (value.is_sparse or value.is_meta)
     ):
         refused(signed(payload), re.escape(first))
 
 
-@pytest.mark.parametrize('field', [
-    'packed', 'shape', 'num_bits', 'quant_min'])
-@pytest.mark.parametrize('value', [
-    *VALUES, 0, 17, 10**30, [8, 7], [-8, 6], [8.0, 6], [True, 48], [[8], 6],
-    [2**40, 2**40], [0, 2**40], torch.zeros(3, dtype=torch.uint8),
-    torch.zeros(100, dtype=torch.uint8)[::2],
-], ids=lambda v: type(v).__name__)
+@pytest.mark.parametrize('field', ['packed', 'shape', 'num_bits', 'quant_min'])
+@pytest.mark.parametrize(
+    'value',
+    [
+        *VALUES,
+        0,
+        17,
+        10**30,
+        [8, 7],
+        [-8, 6],
+        [8.0, 6],
+        [True, 48],
+        [[8], 6],
+        [2**40, 2**40],
+        [0, 2**40],
+        torch.zeros(3, dtype=torch.uint8),
+        torch.zeros(100, dtype=torch.uint8)[::2],
+    ],
+    ids=lambda v: type(v).__name__,
+)
 def test_fields_of_weights(payload, field, value):
     payload['weights']['one.weight'][field] = value
     refused(signed(payload), r'one\.weight')
@@ -128,21 +175,25 @@ def test_keys_of_plain_sections_are_str(payload, section, key):
         )
 
 
-@pytest.mark.parametrize('make', [
-    lambda: torch.ones(1).expand(10**12),
-    lambda: torch.ones(4, 4).t(),
-    lambda: torch.ones(2).to_sparse(),
-    lambda: torch.ones(2, 2).to_sparse_csr(),
-    lambda: torch.ones(2, device='meta'),
-    lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
-    lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
-    lambda: torch.ones(2, dtype=torch.complex64).conj(),
-    lambda: torch.ones(2, dtype=torch.complex64).imag.neg()._neg_view(),
-    lambda: torch.ones(2).to(torch.float8_e4m3fn),
-    lambda: torch.ones([1] * 20),
-    lambda: nn.Parameter(torch.ones(2)),
-    lambda: nn.Linear(2, 2),
-], ids=range(13))
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: torch.ones(1).expand(10**12),
+        lambda: torch.ones(4, 4).t(),
+        lambda: torch.ones(2).to_sparse(),
+        lambda: torch.ones(2, 2).to_sparse_csr(),
+        lambda: torch.ones(2, device='meta'),
+        lambda: torch.quantize_per_tensor(torch.ones(2), 1.0, 0, torch.qint8),
+        lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+        lambda: torch.ones(2, dtype=torch.complex64).conj(),
+        lambda: torch.ones(2, dtype=torch.complex64).imag.neg()._neg_view(),
+        lambda: torch.ones(2).to(torch.float8_e4m3fn),
+        lambda: torch.ones([1] * 20),
+        lambda: nn.Parameter(torch.ones(2)),
+        lambda: nn.Linear(2, 2),
+    ],
+    ids=range(13),
+)
 @pytest.mark.parametrize('section', ['quantizers', 'float'])
 def test_tensors_of_other_kinds(payload, section, make):
     with warnings.catch_warnings():
@@ -179,10 +230,16 @@ def deep():
 
 
 @pytest.mark.parametrize('section', ['recipe', 'structure', 'meta'])
-@pytest.mark.parametrize('make', [
-    shared_lists, circular, deep, lambda: ['x' * (1 << 20)] * 100,
-    lambda: [0] * 600_000,
-])
+@pytest.mark.parametrize(
+    'make',
+    [
+        shared_lists,
+        circular,
+        deep,
+        lambda: ['x' * (1 << 20)] * 100,
+        lambda: [0] * 600_000,
+    ],
+)
 def test_nesting_is_bounded(payload, section, make):
     payload[section] = {'a': make()}
     refused(payload, section)
@@ -194,14 +251,17 @@ def test_number_of_patterns_is_bounded(payload):
     refused(signed(payload), 'overrides.*1,001')
 
 
-@pytest.mark.parametrize('change', [
-    lambda p: p['meta'].update(classes=['b']),
-    lambda p: p['meta'].update(more=1),
-    lambda p: p['structure']['decisions'].update(folded=[]),
-    lambda p: p['recipe'].update(seed=1),
-    lambda p: p['weights']['one.weight'].update(shape=[6, 8]),
-    lambda p: p['taskptq'].update(schema=1) or p.pop('structure'),
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda p: p['meta'].update(classes=['b']),
+        lambda p: p['meta'].update(more=1),
+        lambda p: p['structure']['decisions'].update(folded=[]),
+        lambda p: p['recipe'].update(seed=1),
+        lambda p: p['weights']['one.weight'].update(shape=[6, 8]),
+        lambda p: p['taskptq'].update(schema=1) or p.pop('structure'),
+    ],
+)
 def test_digest_covers_what_is_not_a_tensor(payload, change):
     change(payload)
     refused(payload, 'digest')
@@ -209,6 +269,7 @@ def test_digest_covers_what_is_not_a_tensor(payload, change):
 
 def test_digest_is_computed_once(payload, monkeypatch, tmp_path, new_net):
     from taskptq.export import verification
+
     calls = []
 
     def counted(value):
@@ -228,15 +289,19 @@ def test_digest_is_computed_once(payload, monkeypatch, tmp_path, new_net):
     assert len(calls) == 3
 
 
-@pytest.mark.parametrize('change', [
-    lambda p: p['float']['one.bias'].add_(1),
-    lambda p: p['quantizers'].update(
-        {'one.weight_quantizer.scale': torch.ones(8)}),
-    lambda p: p['weights']['one.weight']['packed'].fill_(0),
-    lambda p: p['meta'].update(classes=['b']),
-    lambda p: p['structure'].clear(),
-    lambda p: p.update(digest='0' * 64),
-])
+@pytest.mark.parametrize(
+    'change',
+    [
+        lambda p: p['float']['one.bias'].add_(1),
+        lambda p: p['quantizers'].update(
+            {'one.weight_quantizer.scale': torch.ones(8)}
+        ),
+        lambda p: p['weights']['one.weight']['packed'].fill_(0),
+        lambda p: p['meta'].update(classes=['b']),
+        lambda p: p['structure'].clear(),
+        lambda p: p.update(digest='0' * 64),
+    ],
+)
 def test_a_change_after_the_check_is_found(tmp_path, payload, change):
     save(payload, tmp_path / 'q.pth')
     loaded = load(tmp_path / 'q.pth')
@@ -246,8 +311,7 @@ def test_a_change_after_the_check_is_found(tmp_path, payload, change):
 
 # Written by the version that had schema 1; its digest is of that version.
 SCHEMA_1_DIGEST = (
-    '9e2067f04a2f504c9cb4fad7834ac82a'
-    'f14fec115e57caafb1c13af504540a8b'
+    '9e2067f04a2f504c9cb4fad7834ac82af14fec115e57caafb1c13af504540a8b'
 )
 
 
@@ -256,10 +320,14 @@ def schema_1():
         'taskptq': {'schema': 1, 'version': '0.1.0'},
         'state_dict': 'taskptq quantized file',
         'recipe': {'qconfig': {'weight': {'num_bits': 2}}, 'seed': 3},
-        'weights': {'weight': {
-            'packed': torch.tensor([0b11100100, 0b00011011]).byte(),
-            'shape': [2, 4], 'num_bits': 2, 'quant_min': -2,
-        }},
+        'weights': {
+            'weight': {
+                'packed': torch.tensor([0b11100100, 0b00011011]).byte(),
+                'shape': [2, 4],
+                'num_bits': 2,
+                'quant_min': -2,
+            }
+        },
         'quantizers': {
             'weight_quantizer.grid': torch.tensor([-2, 1]).to(torch.int8),
             'weight_quantizer.scale': torch.tensor([0.5, 0.25]),
@@ -283,7 +351,8 @@ def test_schema_1_is_read_under_the_same_checks(tmp_path):
     )
     unpack_model(payload, model)
     assert model.weight.tolist() == [
-        [-1.0, -0.5, 0.0, 0.5], [0.25, 0.0, -0.25, -0.5]
+        [-1.0, -0.5, 0.0, 0.5],
+        [0.25, 0.0, -0.25, -0.5],
     ]
     broken = schema_1()
     broken['float']['bias'][0] = 2
@@ -307,7 +376,8 @@ def test_our_own_files_have_schema_2(payload):
     assert payload['structure']['decisions'] == {'folded': ['one']}
     bare = pack_model(
         QuantLinear.from_float(nn.Linear(2, 2), scheme=Scheme()),
-        recipe={}, meta={},
+        recipe={},
+        meta={},
     )
     assert bare['structure'] == {}
     verify(bare)

@@ -1,4 +1,5 @@
 """Dotted names: each that belongs to an installed host is a real class."""
+
 import importlib
 import importlib.util
 
@@ -9,11 +10,18 @@ from torch.nn.utils import parametrizations
 from taskptq.hosts import registry as mapping
 from taskptq.modules import QuantLinear, QuantModule
 
-LISTED = sorted({
-    *mapping.COUNTERPARTS, *mapping.KEPT_FLOAT, *mapping.BLOCKS,
-    *mapping.REPLAYED_INPUTS, *mapping.COMPUTED_WEIGHTS, *mapping.NORMS,
-    *mapping.CONV_NORM_CLASSES, *mapping.CONV_MODULES
-})
+LISTED = sorted(
+    {
+        *mapping.COUNTERPARTS,
+        *mapping.KEPT_FLOAT,
+        *mapping.BLOCKS,
+        *mapping.REPLAYED_INPUTS,
+        *mapping.COMPUTED_WEIGHTS,
+        *mapping.NORMS,
+        *mapping.CONV_NORM_CLASSES,
+        *mapping.CONV_MODULES,
+    }
+)
 
 
 def installed(package: str) -> bool:
@@ -100,7 +108,6 @@ def test_forward_decides_who_stands_for_a_class() -> None:
         pass
 
     class Other(TinyBlock):
-
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x)
 

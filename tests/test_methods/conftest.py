@@ -59,8 +59,12 @@ def decoder_batch(seed=0):
     def noise(*shape):
         return torch.randn(shape, generator=generator)
 
-    return (noise(1, 32, 8, 8), noise(1, 32, 8, 8), noise(3, 2, 32),
-            noise(1, 32, 8, 8).expand(3, -1, -1, -1))
+    return (
+        noise(1, 32, 8, 8),
+        noise(1, 32, 8, 8),
+        noise(3, 2, 32),
+        noise(1, 32, 8, 8).expand(3, -1, -1, -1),
+    )
 
 
 @pytest.fixture
@@ -74,10 +78,18 @@ def image_encoder():
     """Two windowed blocks (padded: 5 tokens, windows of 3) and a global."""
     pytest.importorskip('segment_anything')
     from segment_anything.modeling import ImageEncoderViT
+
     encoder = ImageEncoderViT(
-        img_size=40, patch_size=8, embed_dim=24, depth=3, num_heads=2,
-        out_chans=16, use_rel_pos=True, window_size=3,
-        global_attn_indexes=(1,))
+        img_size=40,
+        patch_size=8,
+        embed_dim=24,
+        depth=3,
+        num_heads=2,
+        out_chans=16,
+        use_rel_pos=True,
+        window_size=3,
+        global_attn_indexes=(1,),
+    )
     return randomized(encoder)
 
 
@@ -99,8 +111,11 @@ def crossing_batch(kdim=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     padding = torch.zeros(2, 9, dtype=torch.bool)
     padding[1, 6:] = True
-    return (torch.randn(2, 5, 16, generator=generator),
-            torch.randn(2, 9, kdim, generator=generator), padding)
+    return (
+        torch.randn(2, 5, 16, generator=generator),
+        torch.randn(2, 9, kdim, generator=generator),
+        padding,
+    )
 
 
 def window_model(kind):
@@ -110,6 +125,7 @@ def window_model(kind):
     else:
         pytest.importorskip(kind)
         from importlib import import_module
+
         swin = import_module(f'{kind}.models.backbones.swin')
         attention = swin.WindowMSA(16, 2, (4, 4))
     return randomized(nn.ModuleDict({'attn': attention}))

@@ -21,22 +21,27 @@ REWRITES = [
 
 def quantize(model, name, folder, *, rewrites):
     from taskptq.engine.pipeline import Recipe, quantize_model
+
     qconfig = dict(
-        weight=dict(num_bits=4), activation=dict(num_bits=4), edge_bits=None)
+        weight=dict(num_bits=4), activation=dict(num_bits=4), edge_bits=None
+    )
     recipe = Recipe.from_config(qconfig, rewrites=rewrites)
     return quantize_model(
-        model, tiny_batches(name), recipe=recipe, work_dir=folder)
+        model, tiny_batches(name), recipe=recipe, work_dir=folder
+    )
 
 
 @pytest.mark.parametrize('name', ['transformer', 'window'])
 def test_quantize_and_restore(name, tmp_path):
     from taskptq.engine.restore import restore_model
     from taskptq.export.checkpoint import load
+
     model = randomized(tiny_model(name))
     plain = copy.deepcopy(model)
     report = quantize(model, name, tmp_path / 'a', rewrites=REWRITES)
     assert [r['rewrite'] for r in report['rewrites']] == [
-        r['type'] for r in REWRITES]
+        r['type'] for r in REWRITES
+    ]
     assert all(r['num_applied'] > 0 for r in report['rewrites'])
     assert all(r['max_relative_error'] <= 1e-5 for r in report['rewrites'])
     fresh = tiny_model(name, seed=5)

@@ -1,4 +1,5 @@
 """Five DETR types from a float checkpoint to a tested quantized file."""
+
 import itertools
 import json
 import math
@@ -11,13 +12,19 @@ pytest.importorskip('mmdet')
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ('detr', 'conditional', 'dab', 'deformable', 'dino')
-CASES = [*itertools.product(KINDS, ('qdrop', 'drd')),
-         ('conditional', 'drd-centering'), ('deformable', 'drd-centering')]
+CASES = [
+    *itertools.product(KINDS, ('qdrop', 'drd')),
+    ('conditional', 'drd-centering'),
+    ('deformable', 'drd-centering'),
+]
 # Layers of the heads that give boxes, by type.
 BOX_LAYERS = {
     'detr': ['bbox_head.fc_reg'],
-    'conditional': ['bbox_head.fc_reg', 'decoder.ref_point_head.layers.0',
-                    'decoder.ref_point_head.layers.1'],
+    'conditional': [
+        'bbox_head.fc_reg',
+        'decoder.ref_point_head.layers.0',
+        'decoder.ref_point_head.layers.1',
+    ],
     'dab': ['bbox_head.fc_reg.layers.2'],
     'deformable': ['bbox_head.reg_branches.0.4', 'reference_points_fc'],
     'dino': ['bbox_head.reg_branches.0.4', 'bbox_head.reg_branches.2.4'],
@@ -29,20 +36,24 @@ def read_hook(method):
     from mmengine.config import Config
 
     from taskptq.engine.builder import to_plain
+
     fragment = Config.fromfile(
-        ROOT / 'configs' / '_base_' / 'quant' / f'w4a4-8_{method}.py')
+        ROOT / 'configs' / '_base_' / 'quant' / f'w4a4-8_{method}.py'
+    )
     fragment.reconstruction.update(steps=2, batch_size=2, skip_below=0.0)
     if 'network_steps' in fragment.reconstruction:
         fragment.reconstruction.network_steps = 2
     return dict(
         qconfig=fragment.qconfig.to_dict(),
         reconstruction=fragment.reconstruction.to_dict(),
-        rewrites=to_plain(fragment.get('rewrites')))
+        rewrites=to_plain(fragment.get('rewrites')),
+    )
 
 
 def run(config):
     """Test; returns the predicted boxes and the work_dir."""
     from mmengine.runner import Runner
+
     metrics = Runner.from_cfg(config).test()
     assert 'coco/bbox_mAP' in metrics
     file = Path(config.test_evaluator.outfile_prefix + '.bbox.json')
@@ -52,8 +63,9 @@ def run(config):
 def check_swap(rows, kind):
     """Every layer of the decoder is quantized; boxes keep 8 bits."""
     by_name = {row['name']: row for row in rows}
-    decoder = [row for name, row in by_name.items()
-               if name.startswith('decoder.')]
+    decoder = [
+        row for name, row in by_name.items() if name.startswith('decoder.')
+    ]
     assert decoder
     assert all(row['status'] == 'quantized' for row in decoder)
     attentions = [row for row in decoder if row['softmax_bits'] is not None]
@@ -67,8 +79,9 @@ def check_swap(rows, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('kind', 'method'), CASES)
-def test_from_float_to_tested_file(kind, method, build_detr, detr_config,
-                                   tmp_path):
+def test_from_float_to_tested_file(
+    kind, method, build_detr, detr_config, tmp_path
+):
     path = tmp_path / 'float.pth'
     model = build_detr(kind)
     torch.save({'state_dict': model.state_dict(), 'meta': {}}, path)
@@ -85,9 +98,12 @@ def test_from_float_to_tested_file(kind, method, build_detr, detr_config,
     # The whole network comes last, with the distillation loss alone.
     distilled = method.startswith('drd')
     assert (units[-1]['name'] == '') is distilled
-    centered = [entry['name'] for rewrite in report['rewrites']
-                for entry in rewrite['entries']
-                if entry['status'] == 'applied']
+    centered = [
+        entry['name']
+        for rewrite in report['rewrites']
+        for entry in rewrite['entries']
+        if entry['status'] == 'applied'
+    ]
     assert bool(centered) is method.endswith('centering')
     if distilled:
         assert units[-1]['steps'] == 2
@@ -97,6 +113,7 @@ def test_from_float_to_tested_file(kind, method, build_detr, detr_config,
         # The float model was confident of something, and it was matched.
         assert loss['pairs_per_image'] > 0
 
-    again, _ = run(detr_config(
-        kind, checkpoint=work_dir / 'quantized.pth', hook={}))
+    again, _ = run(
+        detr_config(kind, checkpoint=work_dir / 'quantized.pth', hook={})
+    )
     assert again == found

@@ -23,8 +23,8 @@ from taskptq.models.grid import head as grid_head
 from taskptq.reconstruction import freeze
 
 BACKBONE = dict(
-    depth=18, base_channels=8, frozen_stages=-1, norm_eval=True,
-    init_cfg=None)
+    depth=18, base_channels=8, frozen_stages=-1, norm_eval=True, init_cfg=None
+)
 NECK = dict(in_channels=[8, 16, 32, 64], out_channels=16, num_outs=4)
 NUM_CLASSES = 3
 ROI_HEAD = dict(in_channels=16, fc_out_channels=32, num_classes=NUM_CLASSES)
@@ -50,8 +50,11 @@ SHRUNK = {
         'backbone': BACKBONE,
         'neck': {**NECK, 'num_outs': 5},
         'bbox_head': dict(
-            in_channels=16, feat_channels=16, stacked_convs=1,
-            num_classes=NUM_CLASSES),
+            in_channels=16,
+            feat_channels=16,
+            stacked_convs=1,
+            num_classes=NUM_CLASSES,
+        ),
         'bbox_head.anchor_generator': dict(octave_base_scale=2),
         'test_cfg': dict(score_thr=0.0, nms_pre=60, max_per_img=20),
     },
@@ -61,33 +64,54 @@ RPN = dict(type='taskptq.GridRPNHead', loss_bbox=LOSS)
 BOX = dict(type='taskptq.GridShared2FCBBoxHead', loss_bbox=LOSS)
 # name -> zoo model, its grid heads, names of their regression layers
 CASES = {
-    'faster': ('faster-rcnn', {'rpn_head': RPN, 'roi_head.bbox_head': BOX},
-               ['rpn_head.rpn_reg', 'roi_head.bbox_head.fc_reg']),
+    'faster': (
+        'faster-rcnn',
+        {'rpn_head': RPN, 'roi_head.bbox_head': BOX},
+        ['rpn_head.rpn_reg', 'roi_head.bbox_head.fc_reg'],
+    ),
     'faster-agnostic': (
         'faster-rcnn',
         {'roi_head.bbox_head': dict(BOX, reg_class_agnostic=True)},
-        ['roi_head.bbox_head.fc_reg']),
+        ['roi_head.bbox_head.fc_reg'],
+    ),
     'faster-min': (
         'faster-rcnn',
-        {'roi_head.bbox_head': dict(
-            BOX, loss_bbox=dict(LOSS, uncertainty='min'))},
-        ['roi_head.bbox_head.fc_reg']),
+        {
+            'roi_head.bbox_head': dict(
+                BOX, loss_bbox=dict(LOSS, uncertainty='min')
+            )
+        },
+        ['roi_head.bbox_head.fc_reg'],
+    ),
     'cascade': (
         'cascade-rcnn',
-        {'rpn_head': RPN,
-         **{f'roi_head.bbox_head.{i}': BOX for i in range(3)}},
-        ['rpn_head.rpn_reg',
-         *(f'roi_head.bbox_head.{i}.fc_reg' for i in range(3))]),
+        {
+            'rpn_head': RPN,
+            **{f'roi_head.bbox_head.{i}': BOX for i in range(3)},
+        },
+        [
+            'rpn_head.rpn_reg',
+            *(f'roi_head.bbox_head.{i}.fc_reg' for i in range(3)),
+        ],
+    ),
     'cascade-classes': (
         'cascade-rcnn',
-        {f'roi_head.bbox_head.{i}': dict(BOX, reg_class_agnostic=False)
-         for i in range(3)},
-        [f'roi_head.bbox_head.{i}.fc_reg' for i in range(3)]),
+        {
+            f'roi_head.bbox_head.{i}': dict(BOX, reg_class_agnostic=False)
+            for i in range(3)
+        },
+        [f'roi_head.bbox_head.{i}.fc_reg' for i in range(3)],
+    ),
     'retinanet': (
         'retinanet',
-        {'bbox_head': dict(type='taskptq.GridRetinaHead', loss_bbox=dict(
-            LOSS, uncertainty='match'))},
-        ['bbox_head.retina_reg']),
+        {
+            'bbox_head': dict(
+                type='taskptq.GridRetinaHead',
+                loss_bbox=dict(LOSS, uncertainty='match'),
+            )
+        },
+        ['bbox_head.retina_reg'],
+    ),
 }
 
 
@@ -114,24 +138,33 @@ def build(zoo_name, changes):
 
 def sample(boxes, *, size):
     """A DetDataSample with ground truth."""
-    found = DetDataSample(metainfo=dict(
-        img_shape=(size, size), ori_shape=(size, size), img_id=0,
-        pad_shape=(size, size), batch_input_shape=(size, size),
-        scale_factor=(1.0, 1.0)))
+    found = DetDataSample(
+        metainfo=dict(
+            img_shape=(size, size),
+            ori_shape=(size, size),
+            img_id=0,
+            pad_shape=(size, size),
+            batch_input_shape=(size, size),
+            scale_factor=(1.0, 1.0),
+        )
+    )
     labels = torch.arange(len(boxes)) % NUM_CLASSES
     found.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(boxes, dtype=torch.float32), labels=labels)
+        bboxes=HorizontalBoxes(boxes, dtype=torch.float32), labels=labels
+    )
     found.ignored_instances = InstanceData(
-        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=labels[:0])
+        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=labels[:0]
+    )
     return found
 
 
 def detection_batch(*, num_boxes=4, size=64):
     """Two images of noise with boxes."""
     rng = np.random.default_rng(0)
-    inputs = [torch.from_numpy(
-        rng.integers(0, 256, (3, size, size), dtype=np.uint8))
-        for _ in range(2)]
+    inputs = [
+        torch.from_numpy(rng.integers(0, 256, (3, size, size), dtype=np.uint8))
+        for _ in range(2)
+    ]
     samples = []
     for _ in inputs:
         start = rng.uniform(0, size - 26, (num_boxes, 2))
@@ -167,7 +200,9 @@ def test_trains_two_steps(case):
     for name in layers:
         model.get_submodule(name).register_full_backward_hook(
             lambda module, inputs, outputs: gradients.append(
-                outputs[0].abs().max().item()))
+                outputs[0].abs().max().item()
+            )
+        )
     optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
     found = []
     for _ in range(3):
@@ -202,10 +237,13 @@ def test_plain_checkpoint_loads(case, monkeypatch):
     model, zoo_name, layers = case
     messages = []
     monkeypatch.setattr(
-        grid_head, 'print_log', lambda text, **kw: messages.append(text))
+        grid_head, 'print_log', lambda text, **kw: messages.append(text)
+    )
     before = copy.deepcopy(model.state_dict())
-    given = {key: torch.randn_like(value.float()).to(value.dtype)
-             for key, value in build(zoo_name, {}).state_dict().items()}
+    given = {
+        key: torch.randn_like(value.float()).to(value.dtype)
+        for key, value in build(zoo_name, {}).state_dict().items()
+    }
     model.load_state_dict(given, strict=True)
     for key, value in model.state_dict().items():
         kept = key.rpartition('.')[0] in layers
@@ -214,8 +252,11 @@ def test_plain_checkpoint_loads(case, monkeypatch):
 
 
 def quantized(model, batch, **changes):
-    qconfig = {'weight': {'num_bits': 8}, 'activation': {'num_bits': 8},
-               **changes}
+    qconfig = {
+        'weight': {'num_bits': 8},
+        'activation': {'num_bits': 8},
+        **changes,
+    }
     report = prepare_in_place(model.eval(), build_qconfig(qconfig))
     calibrate(model, [batch], forward=run_batch)
     freeze(model)
@@ -224,8 +265,10 @@ def quantized(model, batch, **changes):
 
 def boxes_of(model, batch):
     with torch.no_grad():
-        return [sample.pred_instances for sample in
-                model.test_step(copy.deepcopy(batch))]
+        return [
+            sample.pred_instances
+            for sample in model.test_step(copy.deepcopy(batch))
+        ]
 
 
 @pytest.mark.slow
@@ -236,10 +279,12 @@ def test_quantizes_and_evaluates(case):
     fresh, rough = copy.deepcopy(model), copy.deepcopy(model)
     report = quantized(model, batch)
     rows = {row.name: row for row in report.rows}
-    grids = {name: row for name, row in rows.items()
-             if name.endswith('box_grid')}
+    grids = {
+        name: row for name, row in rows.items() if name.endswith('box_grid')
+    }
     assert sorted(grids) == sorted(
-        f'{name.rpartition(".")[0]}.box_grid' for name in layers)
+        f'{name.rpartition(".")[0]}.box_grid' for name in layers
+    )
     for row in grids.values():
         assert row.status == 'float'
         assert row.reason == 'box grid: softmax and expectation stay float'
@@ -255,8 +300,13 @@ def test_quantizes_and_evaluates(case):
     for one, two in zip(after, boxes_of(fresh, batch), strict=True):
         assert torch.equal(one.bboxes, two.bboxes)
         assert torch.equal(one.scores, two.scores)
-    quantized(rough, batch, edge_bits=None, weight={'num_bits': 2},
-              activation={'num_bits': 2})
+    quantized(
+        rough,
+        batch,
+        edge_bits=None,
+        weight={'num_bits': 2},
+        activation={'num_bits': 2},
+    )
     for found in boxes_of(rough, batch):
         assert bool(found.bboxes.isfinite().all())
 
@@ -266,12 +316,24 @@ def test_bits_of_the_regression_layer(case, num_bits):
     """An edge layer at 8 bits by default, lower by overrides only."""
     model, _, layers = case
     bits = {'num_bits': num_bits}
-    overrides = [] if num_bits is None else [
-        {'pattern': f'*.{layer}', 'weight': bits, 'activation': bits}
-        for layer in sorted({name.rpartition('.')[2] for name in layers})]
-    report = prepare_in_place(model.eval(), build_qconfig({
-        'weight': {'num_bits': 4}, 'activation': {'num_bits': 4},
-        'overrides': overrides}))
+    overrides = (
+        []
+        if num_bits is None
+        else [
+            {'pattern': f'*.{layer}', 'weight': bits, 'activation': bits}
+            for layer in sorted({name.rpartition('.')[2] for name in layers})
+        ]
+    )
+    report = prepare_in_place(
+        model.eval(),
+        build_qconfig(
+            {
+                'weight': {'num_bits': 4},
+                'activation': {'num_bits': 4},
+                'overrides': overrides,
+            }
+        ),
+    )
     calibrate(model, [detection_batch()], forward=run_batch)
     freeze(model)
     rows = {row.name: row for row in report.rows}
@@ -282,7 +344,7 @@ def test_bits_of_the_regression_layer(case, num_bits):
         # A grid of its own for each logit of each coordinate.
         assert layer.weight_quantizer.scale.numel() == layer.weight.shape[0]
         levels = max(len(row.unique()) for row in layer.weight.flatten(1))
-        assert levels <= 2**(num_bits or 8)
+        assert levels <= 2 ** (num_bits or 8)
 
 
 def test_adapter_sees_logits_and_decodes_them():
@@ -293,7 +355,8 @@ def test_adapter_sees_logits_and_decodes_them():
     with torch.no_grad():
         heads = adapter.forward_heads(model, copy.deepcopy(batch))
         found = adapter.decode(
-            heads, [s.metainfo for s in batch['data_samples']])
+            heads, [s.metainfo for s in batch['data_samples']]
+        )
     assert heads['1.0'].shape[1] == 9 * 4 * 11
     for one, two in zip(found, boxes_of(model, batch), strict=True):
         torch.testing.assert_close(one.bboxes, two.bboxes)

@@ -14,7 +14,8 @@ from taskptq.models.grid import head as grid_head
 from taskptq.models.grid.detr_head import GridDETRHeadMixin, tilted_logits
 
 SPEC = importlib.util.spec_from_file_location(
-    'tiny_detectors', Path(__file__).with_name('tiny_detectors.py'))
+    'tiny_detectors', Path(__file__).with_name('tiny_detectors.py')
+)
 tiny = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(tiny)
 
@@ -25,61 +26,93 @@ CASES = {
     'refine': (dict(with_box_refine=True), 32, ['', 'd0.']),
     'two-stage': (
         # Its position embedding of proposals has 512 channels, always.
-        dict(with_box_refine=True, as_two_stage=True), 256,
-        ['', 'd0.', 'enc_']),
-    'two-stage-shared': (
-        dict(as_two_stage=True), 256, ['', 'd0.', 'enc_']),
+        dict(with_box_refine=True, as_two_stage=True),
+        256,
+        ['', 'd0.', 'enc_'],
+    ),
+    'two-stage-shared': (dict(as_two_stage=True), 256, ['', 'd0.', 'enc_']),
     'dino': (
-        dict(with_box_refine=True, as_two_stage=True), 32,
-        ['', 'd0.', 'enc_', 'dn_', 'd0.dn_']),
+        dict(with_box_refine=True, as_two_stage=True),
+        32,
+        ['', 'd0.', 'enc_', 'dn_', 'd0.dn_'],
+    ),
 }
 
 
 def settings_of(name, **head):
     options, width, _ = CASES[name]
     dino = name == 'dino'
-    attention = dict(embed_dims=width, num_levels=2, num_points=2,
-                     num_heads=4, dropout=0.0)
+    attention = dict(
+        embed_dims=width, num_levels=2, num_points=2, num_heads=4, dropout=0.0
+    )
     own = dict(embed_dims=width, num_heads=4, dropout=0.0)
     ffn = dict(embed_dims=width, feedforward_channels=32, ffn_drop=0.0)
     settings = dict(
         type='DINO' if dino else 'DeformableDETR',
-        num_queries=QUERIES, num_feature_levels=2, **options,
+        num_queries=QUERIES,
+        num_feature_levels=2,
+        **options,
         data_preprocessor=dict(
-            type='DetDataPreprocessor', mean=[128.0] * 3, std=[64.0] * 3),
+            type='DetDataPreprocessor', mean=[128.0] * 3, std=[64.0] * 3
+        ),
         backbone=dict(
-            type='ResNet', depth=18, base_channels=8, num_stages=3,
-            strides=(1, 2, 2), dilations=(1, 1, 1), out_indices=(1, 2),
-            norm_eval=True),
+            type='ResNet',
+            depth=18,
+            base_channels=8,
+            num_stages=3,
+            strides=(1, 2, 2),
+            dilations=(1, 1, 1),
+            out_indices=(1, 2),
+            norm_eval=True,
+        ),
         neck=dict(
-            type='ChannelMapper', in_channels=[16, 32], kernel_size=1,
-            out_channels=width, act_cfg=None,
-            norm_cfg=dict(type='GN', num_groups=4), num_outs=2),
-        encoder=dict(num_layers=1, layer_cfg=dict(
-            self_attn_cfg=attention, ffn_cfg=ffn)),
+            type='ChannelMapper',
+            in_channels=[16, 32],
+            kernel_size=1,
+            out_channels=width,
+            act_cfg=None,
+            norm_cfg=dict(type='GN', num_groups=4),
+            num_outs=2,
+        ),
+        encoder=dict(
+            num_layers=1, layer_cfg=dict(self_attn_cfg=attention, ffn_cfg=ffn)
+        ),
         decoder=dict(
-            num_layers=2, return_intermediate=True, post_norm_cfg=None,
-            layer_cfg=dict(self_attn_cfg=own, cross_attn_cfg=attention,
-                           ffn_cfg=ffn)),
+            num_layers=2,
+            return_intermediate=True,
+            post_norm_cfg=None,
+            layer_cfg=dict(
+                self_attn_cfg=own, cross_attn_cfg=attention, ffn_cfg=ffn
+            ),
+        ),
         positional_encoding=dict(num_feats=width // 2, normalize=True),
         bbox_head=dict(
             type='DINOHead' if dino else 'DeformableDETRHead',
-            num_classes=tiny.NUM_CLASSES, embed_dims=width,
-            loss_cls=dict(type='FocalLoss', use_sigmoid=True,
-                          loss_weight=2.0),
+            num_classes=tiny.NUM_CLASSES,
+            embed_dims=width,
+            loss_cls=dict(type='FocalLoss', use_sigmoid=True, loss_weight=2.0),
             loss_bbox=dict(type='L1Loss', loss_weight=5.0),
-            loss_iou=dict(type='GIoULoss', loss_weight=2.0), **head),
-        train_cfg=dict(assigner=dict(
-            type='HungarianAssigner', match_costs=[
-                dict(type='FocalLossCost', weight=2.0),
-                dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
-                dict(type='IoUCost', iou_mode='giou', weight=2.0)])),
-        test_cfg=dict(max_per_img=QUERIES))
+            loss_iou=dict(type='GIoULoss', loss_weight=2.0),
+            **head,
+        ),
+        train_cfg=dict(
+            assigner=dict(
+                type='HungarianAssigner',
+                match_costs=[
+                    dict(type='FocalLossCost', weight=2.0),
+                    dict(type='BBoxL1Cost', weight=5.0, box_format='xywh'),
+                    dict(type='IoUCost', iou_mode='giou', weight=2.0),
+                ],
+            )
+        ),
+        test_cfg=dict(max_per_img=QUERIES),
+    )
     if dino:
         settings['dn_cfg'] = dict(
-            label_noise_scale=0.5, box_noise_scale=1.0,
-            group_cfg=dict(dynamic=True, num_groups=None,
-                           num_dn_queries=10))
+            label_noise_scale=0.5,
+            box_noise_scale=1.0,
+            group_cfg=dict(dynamic=True, num_groups=None, num_dn_queries=10),
+        )
     return settings
 
 
@@ -97,7 +130,8 @@ def plain_detector(name, *, seed=0):
 def grid_detector(name, *, seed=0, **head):
     settings = settings_of(name, **head)
     settings['bbox_head']['type'] = (
-        f'taskptq.Grid{settings["bbox_head"]["type"]}')
+        f'taskptq.Grid{settings["bbox_head"]["type"]}'
+    )
     return built(settings, seed=seed)
 
 
@@ -121,14 +155,16 @@ def name(request):
 @pytest.mark.slow
 def test_trains_two_steps(name):
     model = grid_detector(
-        name, loss_grid=dict(type='taskptq.GridLoss', uncertainty='min'))
+        name, loss_grid=dict(type='taskptq.GridLoss', uncertainty='min')
+    )
     batch = tiny.detection_batch(num_boxes=(4, 2))
     found = tiny.train(model, batch, lr=0.001)
     assert found[2] < found[0]
     losses = tiny.losses_of(model, batch)
     kinds = ('loss_cls', 'loss_bbox', 'loss_iou', 'loss_grid')
     assert set(losses) == {
-        f'{prefix}{kind}' for prefix in CASES[name][2] for kind in kinds}
+        f'{prefix}{kind}' for prefix in CASES[name][2] for kind in kinds
+    }
     assert all(value.dim() == 0 for value in losses.values())
     for layer in layers_of(name):
         assert bool(model.get_submodule(layer).weight.grad.any())
@@ -152,9 +188,11 @@ def test_images_without_objects(name, num_boxes):
 def test_plain_checkpoint_loads(name, monkeypatch):
     messages = []
     monkeypatch.setattr(
-        grid_head, 'print_log', lambda text, **kw: messages.append(text))
-    tiny.check_loads(grid_detector(name), plain_detector(name),
-                     layers_of(name), messages)
+        grid_head, 'print_log', lambda text, **kw: messages.append(text)
+    )
+    tiny.check_loads(
+        grid_detector(name), plain_detector(name), layers_of(name), messages
+    )
 
 
 @pytest.mark.slow
@@ -164,7 +202,8 @@ def test_quantizes_and_evaluates(kind):
     model.init_weights()
     spread_out(model)
     rows = tiny.check_quantized(
-        model, tiny.detection_batch(), grids=['bbox_head.box_grid'])
+        model, tiny.detection_batch(), grids=['bbox_head.box_grid']
+    )
     for layer in layers_of(kind):
         if layer in rows:
             assert rows[layer].weight_bits == 8
@@ -187,11 +226,15 @@ def test_is_the_hosts_given_the_same_moves(name):
     own = tiny.losses_of(model.train(), batch)
     other = tiny.losses_of(host.train(), batch)
     assert set(own) - set(other) == {
-        f'{prefix}loss_grid' for prefix in CASES[name][2]}
+        f'{prefix}loss_grid' for prefix in CASES[name][2]
+    }
     for key, value in other.items():
         torch.testing.assert_close(own[key], value.reshape(own[key].shape))
-    for one, two in zip(tiny.detections(model.eval(), batch),
-                        tiny.detections(host.eval(), batch), strict=True):
+    for one, two in zip(
+        tiny.detections(model.eval(), batch),
+        tiny.detections(host.eval(), batch),
+        strict=True,
+    ):
         torch.testing.assert_close(one.bboxes, two.bboxes)
         torch.testing.assert_close(one.scores, two.scores)
 
@@ -205,7 +248,8 @@ def test_logits_and_references_belong_to_their_boxes(name, monkeypatch):
         again = (bases + self.box_grid(logits)).sigmoid()
         usable = bases.isfinite().all(dim=-1)
         torch.testing.assert_close(
-            again[usable], boxes[usable], atol=1e-4, rtol=1e-4)
+            again[usable], boxes[usable], atol=1e-4, rtol=1e-4
+        )
         shapes.append(tuple(usable.shape))
         assert int(usable.sum()) > 0.5 * usable.numel()
         return original(self, packed)
@@ -230,7 +274,8 @@ def test_grid_loss_has_the_matched_boxes_as_targets(monkeypatch):
     calls = []
     model.bbox_head.loss_grid.register_forward_hook(
         lambda module, args, kwargs, output: calls.append((args, kwargs)),
-        with_kwargs=True)
+        with_kwargs=True,
+    )
     original, bases = GridDETRHeadMixin._grid_loss, []
 
     def keep(self, packed):
@@ -241,8 +286,9 @@ def test_grid_loss_has_the_matched_boxes_as_targets(monkeypatch):
     monkeypatch.setattr(GridDETRHeadMixin, '_grid_loss', keep)
     batch = tiny.detection_batch(num_boxes=(3, 2))
     tiny.losses_of(model, batch)
-    truth = torch.cat([
-        one.gt_instances.bboxes.tensor for one in batch['data_samples']])
+    truth = torch.cat(
+        [one.gt_instances.bboxes.tensor for one in batch['data_samples']]
+    )
     low, high = truth[:, :2] / tiny.SIZE, truth[:, 2:] / tiny.SIZE
     truth = torch.cat([(low + high) / 2, high - low], dim=1)
     for (args, _), base in zip(calls, bases, strict=True):
@@ -267,22 +313,40 @@ def test_first_boxes_are_the_hosts():
     batch = tiny.detection_batch()
     model.init_weights()
     host.load_state_dict(
-        {key: value for key, value in model.state_dict().items()
-         if key not in {f'{layer}.{kind}' for layer in layers_of('plain')
-                        for kind in ('weight', 'bias')}}, strict=False)
+        {
+            key: value
+            for key, value in model.state_dict().items()
+            if key
+            not in {
+                f'{layer}.{kind}'
+                for layer in layers_of('plain')
+                for kind in ('weight', 'bias')
+            }
+        },
+        strict=False,
+    )
     host.bbox_head.init_weights()
-    for one, two in zip(tiny.detections(model.eval(), batch),
-                        tiny.detections(host.eval(), batch), strict=True):
+    for one, two in zip(
+        tiny.detections(model.eval(), batch),
+        tiny.detections(host.eval(), batch),
+        strict=True,
+    ):
         torch.testing.assert_close(
-            one.bboxes, two.bboxes, atol=1e-2, rtol=1e-3)
+            one.bboxes, two.bboxes, atol=1e-2, rtol=1e-3
+        )
 
 
-@pytest.mark.parametrize(('head', 'message'), [
-    (dict(grid=dict(alpha=4.0, one_sided=True)), 'one_sided=True'),
-    (dict(grid=dict(alpha=4.0, num_intervals=0)), 'num_intervals=0'),
-    (dict(loss_grid=dict(type='taskptq.GridLoss', uncertainty='max')),
-     "uncertainty='max'"),
-])
+@pytest.mark.parametrize(
+    ('head', 'message'),
+    [
+        (dict(grid=dict(alpha=4.0, one_sided=True)), 'one_sided=True'),
+        (dict(grid=dict(alpha=4.0, num_intervals=0)), 'num_intervals=0'),
+        (
+            dict(loss_grid=dict(type='taskptq.GridLoss', uncertainty='max')),
+            "uncertainty='max'",
+        ),
+    ],
+)
 def test_impossible_settings_are_named(head, message):
     with pytest.raises(ValueError, match=message):
         grid_detector('plain', **head)
@@ -292,5 +356,9 @@ def test_loss_in_eval_mode_is_refused():
     model = grid_detector('plain').eval()
     with pytest.raises(RuntimeError, match='eval mode'):
         model.bbox_head.loss(
-            torch.randn(2, 1, 5, 32), [torch.rand(1, 5, 2)] * 3, None, None,
-            tiny.detection_batch()['data_samples'][:1])
+            torch.randn(2, 1, 5, 32),
+            [torch.rand(1, 5, 2)] * 3,
+            None,
+            None,
+            tiny.detection_batch()['data_samples'][:1],
+        )

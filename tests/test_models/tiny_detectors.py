@@ -20,16 +20,24 @@ EIGHT_BITS = {'weight': {'num_bits': 8}, 'activation': {'num_bits': 8}}
 NUM_CLASSES = 3
 SIZE = 64
 BACKBONE = dict(
-    depth=18, base_channels=8, frozen_stages=-1, norm_eval=True,
-    init_cfg=None)
+    depth=18, base_channels=8, frozen_stages=-1, norm_eval=True, init_cfg=None
+)
 NECK = dict(in_channels=[8, 16, 32, 64], out_channels=16)
 DENSE = dict(
-    in_channels=16, feat_channels=16, stacked_convs=1,
-    num_classes=NUM_CLASSES, norm_cfg=dict(type='GN', num_groups=4))
+    in_channels=16,
+    feat_channels=16,
+    stacked_convs=1,
+    num_classes=NUM_CLASSES,
+    norm_cfg=dict(type='GN', num_groups=4),
+)
 # An untrained model has no score above a useful threshold.
 TEST = dict(score_thr=0.0, nms_pre=60, max_per_img=20)
-ONE_STAGE = {'backbone': BACKBONE, 'neck': NECK, 'bbox_head': DENSE,
-             'test_cfg': TEST}
+ONE_STAGE = {
+    'backbone': BACKBONE,
+    'neck': NECK,
+    'bbox_head': DENSE,
+    'test_cfg': TEST,
+}
 ANCHORS = dict(octave_base_scale=2)
 PROPOSALS = dict(nms_pre=60, max_per_img=30)
 ROI_HEAD = dict(in_channels=16, fc_out_channels=32, num_classes=NUM_CLASSES)
@@ -46,18 +54,33 @@ TWO_STAGE = {
 # name -> config of the zoo, what shrinks it by path
 ZOO = {
     'fcos': ('fcos/fcos_r50-caffe_fpn_gn-head_1x_coco.py', ONE_STAGE),
-    'atss': ('atss/atss_r50_fpn_1x_coco.py',
-             {**ONE_STAGE, 'bbox_head.anchor_generator': ANCHORS}),
-    'gfl': ('gfl/gfl_r50_fpn_1x_coco.py',
-            {**ONE_STAGE, 'bbox_head.anchor_generator': ANCHORS}),
-    'retinanet': ('_base_/models/retinanet_r50_fpn.py', {
-        **ONE_STAGE, 'bbox_head.anchor_generator': ANCHORS,
-        'bbox_head': {k: v for k, v in DENSE.items() if k != 'norm_cfg'}}),
-    'faster': ('_base_/models/faster-rcnn_r50_fpn.py',
-               {**TWO_STAGE, 'roi_head.bbox_head': ROI_HEAD}),
-    'cascade': ('_base_/models/cascade-rcnn_r50_fpn.py', {
-        **TWO_STAGE,
-        **{f'roi_head.bbox_head.{i}': ROI_HEAD for i in range(3)}}),
+    'atss': (
+        'atss/atss_r50_fpn_1x_coco.py',
+        {**ONE_STAGE, 'bbox_head.anchor_generator': ANCHORS},
+    ),
+    'gfl': (
+        'gfl/gfl_r50_fpn_1x_coco.py',
+        {**ONE_STAGE, 'bbox_head.anchor_generator': ANCHORS},
+    ),
+    'retinanet': (
+        '_base_/models/retinanet_r50_fpn.py',
+        {
+            **ONE_STAGE,
+            'bbox_head.anchor_generator': ANCHORS,
+            'bbox_head': {k: v for k, v in DENSE.items() if k != 'norm_cfg'},
+        },
+    ),
+    'faster': (
+        '_base_/models/faster-rcnn_r50_fpn.py',
+        {**TWO_STAGE, 'roi_head.bbox_head': ROI_HEAD},
+    ),
+    'cascade': (
+        '_base_/models/cascade-rcnn_r50_fpn.py',
+        {
+            **TWO_STAGE,
+            **{f'roi_head.bbox_head.{i}': ROI_HEAD for i in range(3)},
+        },
+    ),
 }
 
 
@@ -93,15 +116,23 @@ def build(name, changes, *, seed=0):
 
 def sample(boxes, *, size=SIZE):
     """A DetDataSample with ground truth."""
-    found = DetDataSample(metainfo=dict(
-        img_shape=(size, size), ori_shape=(size, size), img_id=0,
-        pad_shape=(size, size), batch_input_shape=(size, size),
-        scale_factor=(1.0, 1.0)))
+    found = DetDataSample(
+        metainfo=dict(
+            img_shape=(size, size),
+            ori_shape=(size, size),
+            img_id=0,
+            pad_shape=(size, size),
+            batch_input_shape=(size, size),
+            scale_factor=(1.0, 1.0),
+        )
+    )
     labels = torch.arange(len(boxes)) % NUM_CLASSES
     found.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(boxes, dtype=torch.float32), labels=labels)
+        bboxes=HorizontalBoxes(boxes, dtype=torch.float32), labels=labels
+    )
     found.ignored_instances = InstanceData(
-        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=labels[:0])
+        bboxes=HorizontalBoxes(torch.zeros(0, 4)), labels=labels[:0]
+    )
     return found
 
 
@@ -114,11 +145,14 @@ def random_boxes(rng, number, *, size=SIZE):
 def detection_batch(*, num_boxes=(4, 4), size=SIZE):
     """Images of noise, each with as many boxes."""
     rng = np.random.default_rng(0)
-    inputs = [torch.from_numpy(
-        rng.integers(0, 256, (3, size, size), dtype=np.uint8))
-        for _ in num_boxes]
-    samples = [sample(random_boxes(rng, number, size=size), size=size)
-               for number in num_boxes]
+    inputs = [
+        torch.from_numpy(rng.integers(0, 256, (3, size, size), dtype=np.uint8))
+        for _ in num_boxes
+    ]
+    samples = [
+        sample(random_boxes(rng, number, size=size), size=size)
+        for number in num_boxes
+    ]
     return {'inputs': inputs, 'data_samples': samples}
 
 
@@ -138,8 +172,9 @@ def train(model, batch, *, steps=3, lr=0.01):
     found = []
     for _ in range(steps):
         loss, parts = model.parse_losses(losses_of(model, batch))
-        assert all(bool(torch.as_tensor(v).isfinite().all())
-                   for v in parts.values()), parts
+        assert all(
+            bool(torch.as_tensor(v).isfinite().all()) for v in parts.values()
+        ), parts
         found.append(loss.item())
         optimizer.zero_grad()
         loss.backward()
@@ -150,7 +185,8 @@ def train(model, batch, *, steps=3, lr=0.01):
 def quantized(model, batch, **changes):
     """Prepare, calibrate and freeze; returns the swap report."""
     report = prepare_in_place(
-        model.eval(), build_qconfig({**EIGHT_BITS, **changes}))
+        model.eval(), build_qconfig({**EIGHT_BITS, **changes})
+    )
     calibrate(model, [batch], forward=run_batch)
     freeze(model)
     return report
@@ -159,8 +195,9 @@ def quantized(model, batch, **changes):
 def detections(model, batch):
     """Predicted instances of each image."""
     with torch.no_grad():
-        return [one.pred_instances
-                for one in model.test_step(copy.deepcopy(batch))]
+        return [
+            one.pred_instances for one in model.test_step(copy.deepcopy(batch))
+        ]
 
 
 def check_quantized(model, batch, *, grids):
@@ -172,7 +209,8 @@ def check_quantized(model, batch, *, grids):
     for name in grids:
         assert rows[name].status == 'float'
         assert rows[name].reason == (
-            'box grid: softmax and expectation stay float')
+            'box grid: softmax and expectation stay float'
+        )
     after = detections(model, batch)
     for one, two in zip(before, after, strict=True):
         assert len(one) > 0

@@ -21,15 +21,16 @@ from taskptq.modules import (
 
 
 def make_scheme(
-    *, weight=4, activation=8, attention=8, softmax=8, per_head=False,
-    **kwargs
+    *, weight=4, activation=8, attention=8, softmax=8, per_head=False, **kwargs
 ):
     """Return a scheme; None bits leave a point float."""
+
     def config(bits, *, per_channel=False):
         if bits is None:
             return None
         return QuantizerConfig(
-            spec=QuantSpec(num_bits=bits), per_channel=per_channel, **kwargs)
+            spec=QuantSpec(num_bits=bits), per_channel=per_channel, **kwargs
+        )
 
     return Scheme(
         weight=config(weight, per_channel=True),
@@ -37,7 +38,8 @@ def make_scheme(
         query=config(attention, per_channel=per_head),
         key=config(attention, per_channel=per_head),
         value=config(attention, per_channel=per_head),
-        softmax=config(softmax, per_channel=per_head))
+        softmax=config(softmax, per_channel=per_head),
+    )
 
 
 def swap_linears(model, scheme):
@@ -45,7 +47,8 @@ def swap_linears(model, scheme):
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, nn.Linear) and not isinstance(
-                    child, QuantModule):
+                child, QuantModule
+            ):
                 cls = counterpart_class(QuantLinear, type(child))
                 parent._modules[name] = cls.from_float(child, scheme=scheme)
     share_inputs(model)
@@ -69,7 +72,8 @@ def fired(model, run):
     counts = Counter()
     handles = [
         quantizer.register_forward_pre_hook(
-            lambda *_, name=name: counts.update([name]))
+            lambda *_, name=name: counts.update([name])
+        )
         for name, quantizer in quantizers(model)
     ]
     run(model)
@@ -94,4 +98,5 @@ def lab():
         swap_linears=swap_linears,
         calibrate=calibrate,
         fired=fired,
-        load=load)
+        load=load,
+    )

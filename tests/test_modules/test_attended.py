@@ -1,4 +1,5 @@
 """The tap of co-attended features, and grids per head, in every attention."""
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -39,8 +40,11 @@ def conditional(*, cross):
     query, query_pos, sine = torch.randn(3, BATCH, QUERIES, EMBED)
     key, key_pos = torch.randn(2, BATCH, KEYS, EMBED)
     kwargs = {'query_pos': query_pos, 'ref_sine_embed': sine}
-    kwargs |= {'key': key, 'key_pos': key_pos} if cross else {
-        'key': query, 'key_pos': query_pos}
+    kwargs |= (
+        {'key': key, 'key_pos': key_pos}
+        if cross
+        else {'key': query, 'key_pos': query_pos}
+    )
     shape = (BATCH, QUERIES, EMBED)
     return module, 'out_proj', (query,), kwargs, shape
 
@@ -59,8 +63,7 @@ def sam_encoder():
 
 
 def sam_decoder():
-    module = TinyTokenAttention(
-        EMBED, num_heads=HEADS, inner_channels=EMBED)
+    module = TinyTokenAttention(EMBED, num_heads=HEADS, inner_channels=EMBED)
     q, k = torch.randn(BATCH, QUERIES, EMBED), torch.randn(BATCH, KEYS, EMBED)
     return module, 'out_proj', (q, k, k), {}, q.shape
 
@@ -68,8 +71,13 @@ def sam_decoder():
 def deformable(*, batch_first):
     host = pytest.importorskip('mmcv.ops.multi_scale_deform_attn')
     module = host.MultiScaleDeformableAttention(
-        EMBED, HEADS, num_levels=1, num_points=3, dropout=0.0,
-        batch_first=batch_first)
+        EMBED,
+        HEADS,
+        num_levels=1,
+        num_points=3,
+        dropout=0.0,
+        batch_first=batch_first,
+    )
     nn.init.normal_(module.attention_weights.weight)
     query = torch.randn(BATCH, QUERIES, EMBED)
     value = torch.randn(BATCH, KEYS, EMBED)
@@ -121,7 +129,8 @@ class Case:
         cls = counterpart_class(IMPLEMENTATIONS[build], type(self.module))
         scheme = lab.scheme(**scheme)
         self.quant = lab.swap_linears(
-            cls.from_float(self.module, scheme=scheme), scheme)
+            cls.from_float(self.module, scheme=scheme), scheme
+        )
 
     @staticmethod
     def first(output):
@@ -133,9 +142,11 @@ class Case:
         projection = getattr(self.quant, self.out)
         handles = [
             self.quant.attended.register_forward_hook(
-                lambda _m, _a, out: seen.update(tap=out)),
+                lambda _m, _a, out: seen.update(tap=out)
+            ),
             projection.register_forward_pre_hook(
-                lambda _m, args: seen.update(read=args[0])),
+                lambda _m, args: seen.update(read=args[0])
+            ),
         ]
         output = self.first(self.run(self.quant))
         for handle in handles:
@@ -154,8 +165,11 @@ def test_the_tap_sees_what_the_out_projection_reads(name, lab):
     lab.calibrate(case.quant, case.run)
     found = {}
     for mode in ('float', 'quantized'):
-        with quantizing(case.quant, weights=mode == 'quantized',
-                        activations=mode == 'quantized'):
+        with quantizing(
+            case.quant,
+            weights=mode == 'quantized',
+            activations=mode == 'quantized',
+        ):
             tap, read, _ = case.attended()
         assert tap.shape == case.shape
         if mode == 'float' and read.shape[:1] == tap.shape[:1]:
@@ -170,10 +184,7 @@ def test_the_tap_sees_what_the_out_projection_reads(name, lab):
 
 def test_the_tap_leaves_no_trace(name, lab):
     case = Case(name, lab)
-    new = {
-        key for key in case.quant.state_dict()
-        if 'quantizer' not in key
-    }
+    new = {key for key in case.quant.state_dict() if 'quantizer' not in key}
     assert new == case.keys
     assert not any('attended' in name for name, _ in quantizers(case.quant))
     assert 'attended' not in case.children
@@ -183,13 +194,19 @@ def test_the_tap_leaves_no_trace(name, lab):
 def test_grids_per_head(name, lab):
     case = Case(name, lab, per_head=True, observer=MSEObserver)
     torch.testing.assert_close(
-        case.first(case.run(case.quant)), case.expected,
-        rtol=1e-5, atol=1e-6)
+        case.first(case.run(case.quant)), case.expected, rtol=1e-5, atol=1e-6
+    )
     lab.calibrate(case.quant, case.run)
     operands = {
-        path: quantizer for path, quantizer in quantizers(case.quant)
-        if path in ('query_quantizer', 'key_quantizer', 'value_quantizer',
-                    'softmax_quantizer')
+        path: quantizer
+        for path, quantizer in quantizers(case.quant)
+        if path
+        in (
+            'query_quantizer',
+            'key_quantizer',
+            'value_quantizer',
+            'softmax_quantizer',
+        )
     }
     assert len(operands) == (2 if 'deformable' in name else 4)
     for quantizer in operands.values():

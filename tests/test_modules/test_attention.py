@@ -21,8 +21,11 @@ def make(scheme):
 
 
 def operands():
-    return (torch.randn(2, 3, 5, 4), torch.randn(2, 3, 6, 4),
-            torch.randn(2, 3, 6, 7))
+    return (
+        torch.randn(2, 3, 5, 4),
+        torch.randn(2, 3, 6, 4),
+        torch.randn(2, 3, 6, 7),
+    )
 
 
 def test_off_equals_torch(lab):
@@ -30,7 +33,8 @@ def test_off_equals_torch(lab):
     bias = torch.randn(3, 5, 6)
     out, weights = make(lab.scheme())(q * 0.5, k, v, bias=bias)
     expected = F.scaled_dot_product_attention(
-        q, k, v, attn_mask=bias, scale=0.5)
+        q, k, v, attn_mask=bias, scale=0.5
+    )
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 3, 5))
 
@@ -43,13 +47,13 @@ def test_the_four_points(lab):
         counts = lab.fired(attention, lambda m: m(q, k, v))
         out, weights = attention(q, k, v)
         logits = attention.query_quantizer(q) @ attention.key_quantizer(
-            k).transpose(-2, -1)
+            k
+        ).transpose(-2, -1)
         expected = attention.softmax_quantizer(logits.softmax(-1))
         assert torch.equal(weights, expected)
         assert torch.equal(out, expected @ attention.value_quantizer(v))
     assert counts == {
-        f'{name}_quantizer': 1
-        for name in ('query', 'key', 'softmax', 'value')
+        f'{name}_quantizer': 1 for name in ('query', 'key', 'softmax', 'value')
     }
 
 
@@ -104,9 +108,10 @@ def test_observers_of_outputs_see_attention_with_its_value(lead):
     assert not observer.observed
     with observing(attention):
         out, weights = attention(q, k, v)
-    (rows, columns), = observer.pieces()
-    heads = [x.reshape(-1, *x.shape[-3:]).transpose(0, 1)
-             for x in (weights, v, out)]
+    ((rows, columns),) = observer.pieces()
+    heads = [
+        x.reshape(-1, *x.shape[-3:]).transpose(0, 1) for x in (weights, v, out)
+    ]
     assert torch.equal(rows, heads[0])
     assert torch.equal(columns, heads[1])
     torch.testing.assert_close(rows @ columns, heads[2])

@@ -17,19 +17,34 @@ from taskptq.modules.conv import by_input_channel
 
 CASES = {
     'conv': (QuantConv2d, lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 5)),
-    'grouped': (QuantConv2d,
-                lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, bias=False),
-                (2, 4, 7, 7)),
-    'reflect': (QuantConv2d, lambda: nn.Conv2d(
-        4, 6, 3, padding=1, padding_mode='reflect'), (2, 4, 5, 5)),
-    'transposed': (QuantConvTranspose2d, lambda: nn.ConvTranspose2d(
-        4, 6, 3, stride=2, padding=1, output_padding=1), (2, 4, 5, 5)),
-    'transposed_grouped':
-    (QuantConvTranspose2d,
-     lambda: nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False), (2, 4, 5, 5)),
+    'grouped': (
+        QuantConv2d,
+        lambda: nn.Conv2d(4, 6, 3, stride=2, groups=2, bias=False),
+        (2, 4, 7, 7),
+    ),
+    'reflect': (
+        QuantConv2d,
+        lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode='reflect'),
+        (2, 4, 5, 5),
+    ),
+    'transposed': (
+        QuantConvTranspose2d,
+        lambda: nn.ConvTranspose2d(
+            4, 6, 3, stride=2, padding=1, output_padding=1
+        ),
+        (2, 4, 5, 5),
+    ),
+    'transposed_grouped': (
+        QuantConvTranspose2d,
+        lambda: nn.ConvTranspose2d(4, 6, 2, groups=2, bias=False),
+        (2, 4, 5, 5),
+    ),
     'linear': (QuantLinear, lambda: nn.Linear(4, 6), (2, 3, 4)),
-    'linear_no_bias': (QuantLinear, lambda: nn.Linear(4, 6, bias=False),
-                       (2, 4)),
+    'linear_no_bias': (
+        QuantLinear,
+        lambda: nn.Linear(4, 6, bias=False),
+        (2, 4),
+    ),
 }
 
 
@@ -38,8 +53,11 @@ def case(request, lab):
     """A float module, its counterpart and an input."""
     cls, build, shape = CASES[request.param]
     module = build()
-    return module, cls.from_float(module, scheme=lab.scheme()), torch.randn(
-        shape)
+    return (
+        module,
+        cls.from_float(module, scheme=lab.scheme()),
+        torch.randn(shape),
+    )
 
 
 def channel_axis(module):
@@ -86,7 +104,8 @@ def test_output_is_that_of_quantized_operands(case, lab):
     lab.calibrate(quant, lambda m: m(x))
     reference = copy.deepcopy(module)
     reference.weight.data = float_layout(
-        module, quant.weight_quantizer.dequantize(quant.codes()))
+        module, quant.weight_quantizer.dequantize(quant.codes())
+    )
     x_hat = quant.input_quantizer.dequantize(quant.input_quantizer.quantize(x))
     with quantizing(quant):
         out = quant(x)
@@ -130,7 +149,8 @@ def test_given_codes_come_back(case, lab):
         quantizer.quant_min,
         quantizer.quant_max + 1,
         quant.weight.shape,
-        dtype=torch.int32)
+        dtype=torch.int32,
+    )
     quant.set_codes('weight', codes)
     assert torch.equal(quant.codes(), codes)
     with quantizing(quant):
@@ -202,9 +222,9 @@ def test_state_dict_round_trip(case, lab):
     torch.save(quant.state_dict(), buffer)
     buffer.seek(0)
     fresh = type(quant).from_float(
-        copy.deepcopy(module).apply(
-            lambda m: nn.init.zeros_(m.weight)),
-        scheme=lab.scheme())
+        copy.deepcopy(module).apply(lambda m: nn.init.zeros_(m.weight)),
+        scheme=lab.scheme(),
+    )
     lab.load(fresh, torch.load(buffer, weights_only=True))
     with quantizing(quant):
         assert torch.equal(fresh(x), quant(x))

@@ -10,25 +10,38 @@ from taskptq.modules import QuantConditionalAttention, counterpart_class
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 8, 2, 3, 5, 6
 MATMULS = {
-    'query_quantizer', 'key_quantizer', 'value_quantizer', 'softmax_quantizer'
+    'query_quantizer',
+    'key_quantizer',
+    'value_quantizer',
+    'softmax_quantizer',
 }
 OUT = {'out_proj.input_quantizer', 'out_proj.weight_quantizer'}
-SELF_POINTS = MATMULS | OUT | {
-    'input_quantizer', 'position_input_quantizer'
-} | {
-    f'{name}_proj.weight_quantizer'
-    for name in ('qcontent', 'kcontent', 'v', 'qpos', 'kpos')
-}
-CROSS_POINTS = MATMULS | OUT | {
-    'key_input_quantizer', 'query_position_quantizer',
-    'key_position_quantizer'
-} | {
-    f'{name}_proj.weight_quantizer'
-    for name in ('qcontent', 'kcontent', 'v', 'kpos', 'qpos_sine')
-} | {
-    f'{name}_proj.input_quantizer'
-    for name in ('qcontent', 'kpos', 'qpos_sine')
-}
+SELF_POINTS = (
+    MATMULS
+    | OUT
+    | {'input_quantizer', 'position_input_quantizer'}
+    | {
+        f'{name}_proj.weight_quantizer'
+        for name in ('qcontent', 'kcontent', 'v', 'qpos', 'kpos')
+    }
+)
+CROSS_POINTS = (
+    MATMULS
+    | OUT
+    | {
+        'key_input_quantizer',
+        'query_position_quantizer',
+        'key_position_quantizer',
+    }
+    | {
+        f'{name}_proj.weight_quantizer'
+        for name in ('qcontent', 'kcontent', 'v', 'kpos', 'qpos_sine')
+    }
+    | {
+        f'{name}_proj.input_quantizer'
+        for name in ('qcontent', 'kpos', 'qpos_sine')
+    }
+)
 
 
 def host_classes():
@@ -51,11 +64,20 @@ def quantize(module, lab):
 def inputs(*, cross):
     query, query_pos, sine = torch.randn(3, BATCH, QUERIES, EMBED)
     if not cross:
-        return {'query': query, 'key': query, 'query_pos': query_pos,
-                'key_pos': query_pos}
+        return {
+            'query': query,
+            'key': query,
+            'query_pos': query_pos,
+            'key_pos': query_pos,
+        }
     key, key_pos = torch.randn(2, BATCH, KEYS, EMBED)
-    return {'query': query, 'key': key, 'query_pos': query_pos,
-            'key_pos': key_pos, 'ref_sine_embed': sine}
+    return {
+        'query': query,
+        'key': key,
+        'query_pos': query_pos,
+        'key_pos': key_pos,
+        'ref_sine_embed': sine,
+    }
 
 
 def masks(name, *, cross):
@@ -79,13 +101,17 @@ def test_the_host_has_one_such_class():
 
 
 @pytest.mark.parametrize(
-    'mask', ['none', 'pairs', 'each', 'float', 'padding', 'both'])
-@pytest.mark.parametrize(('cross', 'first', 'keep'), [
-    (False, False, False),
-    (True, False, False),
-    (True, True, False),
-    (True, False, True),
-])
+    'mask', ['none', 'pairs', 'each', 'float', 'padding', 'both']
+)
+@pytest.mark.parametrize(
+    ('cross', 'first', 'keep'),
+    [
+        (False, False, False),
+        (True, False, False),
+        (True, True, False),
+        (True, False, True),
+    ],
+)
 def test_off_equals_float(cross, first, keep, mask, lab):
     module = build(cross=cross, keep_query_pos=keep)
     kwargs = inputs(cross=cross) | masks(mask, cross=cross)
@@ -93,7 +119,8 @@ def test_off_equals_float(cross, first, keep, mask, lab):
     quant = quantize(module, lab)
     assert isinstance(quant, host_classes()[0])
     torch.testing.assert_close(
-        quant(**kwargs, is_first=first), expected, rtol=1e-5, atol=1e-6)
+        quant(**kwargs, is_first=first), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_attention_weights_as_the_float_ones(lab):
@@ -104,8 +131,9 @@ def test_attention_weights_as_the_float_ones(lab):
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize(('cross', 'first'), [
-    (False, False), (True, False), (True, True)])
+@pytest.mark.parametrize(
+    ('cross', 'first'), [(False, False), (True, False), (True, True)]
+)
 def test_every_point_fires_once(cross, first, lab):
     quant = quantize(build(cross=cross), lab)
     kwargs = inputs(cross=cross)
@@ -115,7 +143,9 @@ def test_every_point_fires_once(cross, first, lab):
     points = CROSS_POINTS if cross else SELF_POINTS
     if first:
         points = points | {
-            'qpos_proj.input_quantizer', 'qpos_proj.weight_quantizer'}
+            'qpos_proj.input_quantizer',
+            'qpos_proj.weight_quantizer',
+        }
     assert counts == dict.fromkeys(points, 1)
 
 
@@ -133,7 +163,8 @@ def test_large_positions_leave_the_content_its_grid(per_head, lab):
     for name in ('query_quantizer', 'query_position_quantizer'):
         quantizer = getattr(quant, name)
         quantizer.register_forward_hook(
-            lambda _, args, out, name=name: seen.update({name: (*args, out)}))
+            lambda _, args, out, name=name: seen.update({name: (*args, out)})
+        )
     with quantizing(quant):
         quant(**kwargs)
     content, rounded = seen['query_quantizer']
@@ -155,8 +186,9 @@ def test_positions_of_self_attention_have_the_bits_of_queries(lab):
 
 def test_positions_are_not_aligned(lab):
     scheme = lab.scheme()
-    scheme = replace(scheme, query=replace(
-        scheme.query, quantizer=AlignedQuantizer))
+    scheme = replace(
+        scheme, query=replace(scheme.query, quantizer=AlignedQuantizer)
+    )
     module = build(cross=True)
     cls = counterpart_class(QuantConditionalAttention, type(module))
     quant = cls.from_float(module, scheme=scheme)
@@ -170,12 +202,19 @@ def test_later_layers_have_no_query_position(lab):
     kwargs = inputs(cross=True)
     expected = module(**kwargs)
     torch.testing.assert_close(
-        quantize(module, lab)(**kwargs), expected, rtol=1e-5, atol=1e-6)
+        quantize(module, lab)(**kwargs), expected, rtol=1e-5, atol=1e-6
+    )
 
 
-@pytest.mark.parametrize(('cross', 'missing'), [
-    (False, 'query_pos'), (True, 'key'), (True, 'key_pos'),
-    (True, 'ref_sine_embed')])
+@pytest.mark.parametrize(
+    ('cross', 'missing'),
+    [
+        (False, 'query_pos'),
+        (True, 'key'),
+        (True, 'key_pos'),
+        (True, 'ref_sine_embed'),
+    ],
+)
 def test_a_missing_input_is_named(cross, missing, lab):
     quant = quantize(build(cross=cross), lab)
     kwargs = inputs(cross=cross) | {missing: None}

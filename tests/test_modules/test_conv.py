@@ -32,10 +32,13 @@ def test_zero_padding_is_exact(lab):
     torch.testing.assert_close(out, module(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(('impl', 'name'), [
-    (QuantConv2d, 'Conv2d'),
-    (QuantConvTranspose2d, 'ConvTranspose2d'),
-])
+@pytest.mark.parametrize(
+    ('impl', 'name'),
+    [
+        (QuantConv2d, 'Conv2d'),
+        (QuantConvTranspose2d, 'ConvTranspose2d'),
+    ],
+)
 def test_wrappers_of_mmcv(impl, name, lab):
     wrappers = pytest.importorskip('mmcv.cnn.bricks.wrappers')
     module = getattr(wrappers, name)(4, 6, 3, padding=1)
@@ -60,12 +63,14 @@ def test_rearranging_a_transposed_weight_is_undone(groups):
 
 @pytest.mark.parametrize('groups', [2, 8])
 def test_each_output_channel_of_a_grouped_deconvolution_has_its_scale(
-        groups, lab):
+    groups, lab
+):
     module = nn.ConvTranspose2d(8, 8, 4, 2, 1, groups=groups)
     # Channels of very different size: one scale for all leaves most at zero.
     module.weight.data *= torch.logspace(-3, 0, 8).view(8, 1, 1, 1)
     quant = QuantConvTranspose2d.from_float(
-        module, scheme=lab.scheme(weight=4))
+        module, scheme=lab.scheme(weight=4)
+    )
     quant.calibrate_weights()
     assert quant.weight_quantizer.scale.numel() == 8
     for group in quant.codes().split(8 // groups):

@@ -15,10 +15,15 @@ SHAPES = torch.tensor([[4, 5], [2, 3]])
 STARTS = torch.tensor([0, 20])
 TOKENS = 26
 POINTS = {
-    'input_quantizer', 'value_quantizer', 'softmax_quantizer',
-    'sampling_offsets.weight_quantizer', 'attention_weights.weight_quantizer',
-    'value_proj.input_quantizer', 'value_proj.weight_quantizer',
-    'output_proj.input_quantizer', 'output_proj.weight_quantizer'
+    'input_quantizer',
+    'value_quantizer',
+    'softmax_quantizer',
+    'sampling_offsets.weight_quantizer',
+    'attention_weights.weight_quantizer',
+    'value_proj.input_quantizer',
+    'value_proj.weight_quantizer',
+    'output_proj.input_quantizer',
+    'output_proj.weight_quantizer',
 }
 
 
@@ -26,15 +31,15 @@ def build(**kwargs):
     host = pytest.importorskip('mmcv.ops.multi_scale_deform_attn')
     kwargs = {'batch_first': True, 'dropout': 0.0} | kwargs
     module = host.MultiScaleDeformableAttention(
-        EMBED, HEADS, num_levels=2, num_points=3, **kwargs).eval()
+        EMBED, HEADS, num_levels=2, num_points=3, **kwargs
+    ).eval()
     for name in ('sampling_offsets', 'attention_weights'):
         nn.init.normal_(getattr(module, name).weight, std=0.5)
     return module
 
 
 def quantize(module, lab, **kwargs):
-    cls = counterpart_class(
-        QuantMultiScaleDeformableAttention, type(module))
+    cls = counterpart_class(QuantMultiScaleDeformableAttention, type(module))
     quant = cls.from_float(module, scheme=lab.scheme(**kwargs))
     return lab.swap_linears(quant, lab.scheme(**kwargs))
 
@@ -64,20 +69,23 @@ def test_off_equals_float(batch_first, corners, ratio, padded, lab):
     expected = module(**kwargs)
     quant = quantize(module, lab)
     assert isinstance(quant, type(module))
-    torch.testing.assert_close(
-        quant(**kwargs), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(quant(**kwargs), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_self_attention_and_identity(lab):
     module = build()
     query = torch.randn(BATCH, TOKENS, EMBED)
     kwargs = {
-        'query': query, 'identity': torch.randn_like(query),
+        'query': query,
+        'identity': torch.randn_like(query),
         'reference_points': torch.rand(BATCH, TOKENS, 2, 2),
-        'spatial_shapes': SHAPES, 'level_start_index': STARTS}
+        'spatial_shapes': SHAPES,
+        'level_start_index': STARTS,
+    }
     expected = module(**kwargs)
     torch.testing.assert_close(
-        quantize(module, lab)(**kwargs), expected, rtol=1e-5, atol=1e-6)
+        quantize(module, lab)(**kwargs), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 def test_every_point_fires_once(lab):
@@ -113,9 +121,13 @@ def test_gradients_freeze_copy_and_state_dict(lab):
     with quantizing(quant):
         before = quant(**kwargs)
         before.square().sum().backward()
-    for tensor in (kwargs['query'], kwargs['value'],
-                   quant.sampling_offsets.weight,
-                   quant.attention_weights.weight, quant.value_proj.weight):
+    for tensor in (
+        kwargs['query'],
+        kwargs['value'],
+        quant.sampling_offsets.weight,
+        quant.attention_weights.weight,
+        quant.value_proj.weight,
+    ):
         assert tensor.grad.abs().sum() > 0
     enable(quant)
     assert torch.equal(copy.deepcopy(quant)(**kwargs), before)
@@ -123,12 +135,15 @@ def test_gradients_freeze_copy_and_state_dict(lab):
     assert torch.equal(fresh(**kwargs), before)
 
 
-@pytest.mark.parametrize(('change', 'message'), [
-    ({'reference_points': None}, 'reference_points'),
-    ({'spatial_shapes': None}, 'spatial_shapes'),
-    ({'spatial_shapes': SHAPES + 1}, '26 tokens'),
-    ({'reference_points': torch.rand(BATCH, QUERIES, 2, 3)}, '3 values'),
-])
+@pytest.mark.parametrize(
+    ('change', 'message'),
+    [
+        ({'reference_points': None}, 'reference_points'),
+        ({'spatial_shapes': None}, 'spatial_shapes'),
+        ({'spatial_shapes': SHAPES + 1}, '26 tokens'),
+        ({'reference_points': torch.rand(BATCH, QUERIES, 2, 3)}, '3 values'),
+    ],
+)
 def test_a_wrong_input_is_named(change, message, lab):
     quant = quantize(build(), lab)
     with pytest.raises(ValueError, match=message):
@@ -142,5 +157,4 @@ def test_cuda_equals_float(per_head, lab):
     kwargs = {k: x.cuda() for k, x in inputs().items()}
     expected = module(**kwargs)
     quant = quantize(module, lab, per_head=per_head).cuda()
-    torch.testing.assert_close(
-        quant(**kwargs), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(quant(**kwargs), expected, rtol=1e-5, atol=1e-5)

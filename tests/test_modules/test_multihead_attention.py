@@ -10,7 +10,10 @@ from taskptq.modules import QuantMultiheadAttention, leave_fast_paths
 
 EMBED, HEADS, BATCH, QUERIES, KEYS = 8, 2, 3, 5, 6
 MATMULS = {
-    'query_quantizer', 'key_quantizer', 'value_quantizer', 'softmax_quantizer'
+    'query_quantizer',
+    'key_quantizer',
+    'value_quantizer',
+    'softmax_quantizer',
 }
 VARIANTS = {
     'plain': {},
@@ -21,8 +24,12 @@ VARIANTS = {
     'bias_kv': {'add_bias_kv': True},
     'zero_attn': {'add_zero_attn': True, 'batch_first': True},
     'both': {'add_bias_kv': True, 'add_zero_attn': True},
-    'unfused_both':
-    {'kdim': 6, 'vdim': 8, 'add_bias_kv': True, 'add_zero_attn': True},
+    'unfused_both': {
+        'kdim': 6,
+        'vdim': 8,
+        'add_bias_kv': True,
+        'add_zero_attn': True,
+    },
 }
 
 
@@ -52,7 +59,7 @@ def inputs(module, *, batched=True):
 
 
 def masks(name, *, batched=True):
-    batch = (BATCH, ) if batched else ()
+    batch = (BATCH,) if batched else ()
     stack = BATCH * HEADS if batched else HEADS
     padding = torch.zeros(*batch, KEYS, dtype=torch.bool)
     padding[..., -2:] = True
@@ -80,8 +87,17 @@ def assert_equal(ours, floats):
         torch.testing.assert_close(ours[1], floats[1], rtol=1e-5, atol=1e-6)
 
 
-MASKS = ('none', 'padding', 'float_padding', 'pairs', 'float_pairs', 'each',
-         'float_each', 'both', 'both_each')
+MASKS = (
+    'none',
+    'padding',
+    'float_padding',
+    'pairs',
+    'float_pairs',
+    'each',
+    'float_each',
+    'both',
+    'both_each',
+)
 
 
 @pytest.mark.parametrize('batched', [True, False])
@@ -114,7 +130,10 @@ def test_causal_hint(need_weights, lab):
     x = inputs(module)[0]
     mask = nn.Transformer.generate_square_subsequent_mask(QUERIES)
     kwargs = {
-        'attn_mask': mask, 'is_causal': True, 'need_weights': need_weights}
+        'attn_mask': mask,
+        'is_causal': True,
+        'need_weights': need_weights,
+    }
     assert_equal(quant(x, x, x, **kwargs), module(x, x, x, **kwargs))
     with pytest.raises(RuntimeError, match='attn_mask'):
         quant(x, x, x, is_causal=True)
@@ -150,12 +169,15 @@ def readers(names):
     return {f'{name}input_quantizer' for name in names}
 
 
-@pytest.mark.parametrize(('pick', 'points'), [
-    ((0, 0, 0), ('', )),
-    ((0, 1, 1), ('', 'key_')),
-    ((0, 0, 1), ('', 'value_')),
-    ((0, 1, 2), ('', 'key_', 'value_')),
-])
+@pytest.mark.parametrize(
+    ('pick', 'points'),
+    [
+        ((0, 0, 0), ('',)),
+        ((0, 1, 1), ('', 'key_')),
+        ((0, 0, 1), ('', 'value_')),
+        ((0, 1, 2), ('', 'key_', 'value_')),
+    ],
+)
 @pytest.mark.parametrize('views', [True, False])
 def test_every_point_fires_once(pick, points, views, lab):
     quant = quantize(build(batch_first=not views), lab)
@@ -169,10 +191,15 @@ def test_every_point_fires_once(pick, points, views, lab):
     lab.calibrate(quant, run)
     with quantizing(quant):
         counts = lab.fired(quant, run)
-    expected = MATMULS | readers(points) | {
-        'in_proj_weight_quantizer', 'out_proj.input_quantizer',
-        'out_proj.weight_quantizer'
-    }
+    expected = (
+        MATMULS
+        | readers(points)
+        | {
+            'in_proj_weight_quantizer',
+            'out_proj.input_quantizer',
+            'out_proj.weight_quantizer',
+        }
+    )
     assert counts == dict.fromkeys(expected, 1)
 
 
@@ -196,7 +223,8 @@ def test_output_is_that_of_quantized_operands(lab):
     lab.calibrate(quant, lambda m: m(query, key, key))
     reference = copy.deepcopy(module)
     weight = quant.in_proj_weight_quantizer.dequantize(
-        quant.codes('in_proj_weight'))
+        quant.codes('in_proj_weight')
+    )
     reference.in_proj_weight.data = weight
     reference.out_proj = nn.Identity()
     reference.out_proj.weight = torch.eye(EMBED)
@@ -223,14 +251,16 @@ def test_copies_of_a_shared_input_use_the_shared_range(pick, lab):
 @pytest.mark.parametrize('variant', ['plain', 'unfused'])
 def test_gradients_flow(variant, lab):
     quant = quantize(
-        build(**VARIANTS[variant]), lab, quantizer=LSQQuantizer,
-        softmax=None)
+        build(**VARIANTS[variant]), lab, quantizer=LSQQuantizer, softmax=None
+    )
     given = [x.requires_grad_() for x in inputs(quant)]
     lab.calibrate(quant, lambda m: m(*given))
     scales = [
         getattr(quant, name).scale.requires_grad_()
-        for name in (*readers(('', 'key_', 'value_')),
-                     *(MATMULS - {'softmax_quantizer'}))
+        for name in (
+            *readers(('', 'key_', 'value_')),
+            *(MATMULS - {'softmax_quantizer'}),
+        )
     ]
     with quantizing(quant):
         quant(*given)[0].square().sum().backward()
@@ -263,12 +293,14 @@ def test_freeze_copy_and_state_dict(variant, lab):
 @pytest.mark.parametrize('grad', [True, False])
 def test_encoder_layer_does_not_pass_by(grad, lab):
     layer = nn.TransformerEncoderLayer(
-        EMBED, HEADS, 16, batch_first=True).eval()
+        EMBED, HEADS, 16, batch_first=True
+    ).eval()
     x = torch.randn(BATCH, QUERIES, EMBED)
     expected = layer(x)
     scheme = lab.scheme(weight=2)
     layer.self_attn = QuantMultiheadAttention.from_float(
-        layer.self_attn, scheme=scheme)
+        layer.self_attn, scheme=scheme
+    )
     lab.calibrate(layer, lambda m: m(x))
     with torch.set_grad_enabled(grad):
         torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
@@ -280,7 +312,8 @@ def test_encoder_layer_does_not_pass_by(grad, lab):
 
 def test_encoder_layer_with_float_attention_does_not_pass_by(lab):
     layer = nn.TransformerEncoderLayer(
-        EMBED, HEADS, 16, batch_first=True).eval()
+        EMBED, HEADS, 16, batch_first=True
+    ).eval()
     attention = layer.self_attn
     layer.self_attn = nn.Identity()
     lab.swap_linears(layer, lab.scheme(weight=2))
@@ -298,8 +331,8 @@ def test_encoder_layer_with_float_attention_does_not_pass_by(lab):
 
 def test_padded_encoder_does_not_pass_by(lab):
     encoder = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(EMBED, HEADS, 16, batch_first=True),
-        2).eval()
+        nn.TransformerEncoderLayer(EMBED, HEADS, 16, batch_first=True), 2
+    ).eval()
     x = torch.randn(BATCH, QUERIES, EMBED)
     padding = torch.zeros(BATCH, QUERIES, dtype=torch.bool)
     padding[1:, -2:] = True
@@ -313,13 +346,15 @@ def test_padded_encoder_does_not_pass_by(lab):
     scheme = lab.scheme()
     for layer in encoder.layers:
         layer.self_attn = QuantMultiheadAttention.from_float(
-            layer.self_attn, scheme=scheme)
+            layer.self_attn, scheme=scheme
+        )
     with pytest.raises(TypeError, match='leave_fast_paths'):
         run(encoder)
     assert leave_fast_paths(encoder) == ['', 'layers.0', 'layers.1']
     lab.swap_linears(encoder, scheme)
     torch.testing.assert_close(
-        run(encoder) * kept, expected * kept, rtol=1e-5, atol=1e-5)
+        run(encoder) * kept, expected * kept, rtol=1e-5, atol=1e-5
+    )
     lab.calibrate(encoder, run)
     with quantizing(encoder):
         counts = lab.fired(encoder, run)
@@ -329,7 +364,8 @@ def test_padded_encoder_does_not_pass_by(lab):
 
 def test_untouched_models_keep_their_fast_path():
     encoder = nn.TransformerEncoder(
-        nn.TransformerEncoderLayer(EMBED, HEADS, 16, batch_first=True), 2)
+        nn.TransformerEncoderLayer(EMBED, HEADS, 16, batch_first=True), 2
+    )
     assert leave_fast_paths(encoder) == []
     assert encoder.use_nested_tensor
 
@@ -339,7 +375,8 @@ def test_untouched_models_keep_their_fast_path():
 def test_inside_mmcv(batch_first, cross, lab):
     bricks = pytest.importorskip('mmcv.cnn.bricks.transformer')
     module = bricks.MultiheadAttention(
-        EMBED, HEADS, batch_first=batch_first).eval()
+        EMBED, HEADS, batch_first=batch_first
+    ).eval()
     query, key = torch.randn(2, QUERIES, QUERIES, EMBED)
     kwargs = {'query_pos': torch.randn_like(query)}
     if cross:
@@ -347,10 +384,12 @@ def test_inside_mmcv(batch_first, cross, lab):
     expected = module(query, **kwargs)
     scheme = lab.scheme()
     module.attn = QuantMultiheadAttention.from_float(
-        module.attn, scheme=scheme)
+        module.attn, scheme=scheme
+    )
     lab.swap_linears(module, scheme)
     torch.testing.assert_close(
-        module(query, **kwargs), expected, rtol=1e-5, atol=1e-5)
+        module(query, **kwargs), expected, rtol=1e-5, atol=1e-5
+    )
     lab.calibrate(module, lambda m: m(query, **kwargs))
     with quantizing(module):
         counts = lab.fired(module, lambda m: m(query, **kwargs))
@@ -362,17 +401,20 @@ def test_inside_mmcv(batch_first, cross, lab):
 def test_inside_mit(sr_ratio, lab):
     mit = pytest.importorskip('mmseg.models.backbones.mit')
     module = mit.EfficientMultiheadAttention(
-        EMBED, HEADS, sr_ratio=sr_ratio, qkv_bias=True).eval()
+        EMBED, HEADS, sr_ratio=sr_ratio, qkv_bias=True
+    ).eval()
     x = torch.randn(BATCH, 16, EMBED)
     expected = module(x, (4, 4))
     scheme = lab.scheme()
     module.attn = QuantMultiheadAttention.from_float(
-        module.attn, scheme=scheme)
+        module.attn, scheme=scheme
+    )
     torch.testing.assert_close(
-        module(x, (4, 4)), expected, rtol=1e-5, atol=1e-5)
+        module(x, (4, 4)), expected, rtol=1e-5, atol=1e-5
+    )
     lab.calibrate(module, lambda m: m(x, (4, 4)))
     with quantizing(module):
         counts = lab.fired(module, lambda m: m(x, (4, 4)))
-    points = ('', ) if sr_ratio == 1 else ('', 'key_')
+    points = ('',) if sr_ratio == 1 else ('', 'key_')
     expected = MATMULS | readers(points) | {'in_proj_weight_quantizer'}
     assert counts == {f'attn.{name}': 1 for name in expected}

@@ -15,15 +15,21 @@ from taskptq.modules import (
 from taskptq.modules.sam_attention import offset_table
 
 MATMULS = {
-    'query_quantizer', 'key_quantizer', 'value_quantizer', 'softmax_quantizer'
+    'query_quantizer',
+    'key_quantizer',
+    'value_quantizer',
+    'softmax_quantizer',
 }
 ENCODER_POINTS = MATMULS | {
     f'{child}.{point}_quantizer'
-    for child in ('qkv', 'proj') for point in ('input', 'weight')
+    for child in ('qkv', 'proj')
+    for point in ('input', 'weight')
 }
-DECODER_POINTS = MATMULS | {'input_quantizer', 'out_proj.input_quantizer'} | {
-    f'{child}_proj.weight_quantizer' for child in ('q', 'k', 'v', 'out')
-}
+DECODER_POINTS = (
+    MATMULS
+    | {'input_quantizer', 'out_proj.input_quantizer'}
+    | {f'{child}_proj.weight_quantizer' for child in ('q', 'k', 'v', 'out')}
+)
 EMBED, HEADS = 16, 4
 
 
@@ -33,8 +39,11 @@ def host(name):
 
 def encoder(*, size=(5, 7), rel_pos=True):
     module = host('image_encoder').Attention(
-        8, num_heads=2, use_rel_pos=rel_pos,
-        input_size=size if rel_pos else None)
+        8,
+        num_heads=2,
+        use_rel_pos=rel_pos,
+        input_size=size if rel_pos else None,
+    )
     if rel_pos:
         nn.init.normal_(module.rel_pos_h)
         nn.init.normal_(module.rel_pos_w)
@@ -42,8 +51,11 @@ def encoder(*, size=(5, 7), rel_pos=True):
 
 
 def decoder(*, downsample_rate=1):
-    return host('transformer').Attention(
-        EMBED, HEADS, downsample_rate=downsample_rate).eval()
+    return (
+        host('transformer')
+        .Attention(EMBED, HEADS, downsample_rate=downsample_rate)
+        .eval()
+    )
 
 
 def quantize(module, lab, impl, **kwargs):
@@ -84,8 +96,12 @@ def sharing(kind):
 
 
 KINDS = [
-    'all-one', 'query-is-key', 'key-is-value', 'query-is-value', 'to-image',
-    'to-tokens'
+    'all-one',
+    'query-is-key',
+    'key-is-value',
+    'query-is-value',
+    'to-image',
+    'to-tokens',
 ]
 
 
@@ -106,13 +122,17 @@ def test_tables_of_another_size_are_interpolated(size, lab):
     x = torch.randn(2, *size, 8)
     expected = module(x)
     torch.testing.assert_close(
-        quantize_encoder(module, lab)(x), expected, rtol=1e-5, atol=1e-6)
+        quantize_encoder(module, lab)(x), expected, rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize('window', [0, 3])
 def test_inside_a_block_with_padded_windows(window, lab):
-    block = host('image_encoder').Block(
-        8, 2, use_rel_pos=True, window_size=window, input_size=(5, 7)).eval()
+    block = (
+        host('image_encoder')
+        .Block(8, 2, use_rel_pos=True, window_size=window, input_size=(5, 7))
+        .eval()
+    )
     nn.init.normal_(block.attn.rel_pos_h)
     nn.init.normal_(block.attn.rel_pos_w)
     x = torch.randn(2, 5, 7, 8)
@@ -124,12 +144,14 @@ def test_inside_a_block_with_padded_windows(window, lab):
 def test_offset_table_by_hand():
     table = torch.arange(5.0)[:, None]  # offsets -2 to 2
     expected = torch.tensor(
-        [[2.0, 1.0, 0.0], [3.0, 2.0, 1.0], [4.0, 3.0, 2.0]])
+        [[2.0, 1.0, 0.0], [3.0, 2.0, 1.0], [4.0, 3.0, 2.0]]
+    )
     assert torch.equal(offset_table(table, size=3)[..., 0], expected)
     # Five values onto three places: their centers are 5/3 apart.
     resized = offset_table(table, size=2)[..., 0]
     torch.testing.assert_close(
-        resized, torch.tensor([[2.0, 1 / 3], [11 / 3, 2.0]]))
+        resized, torch.tensor([[2.0, 1 / 3], [11 / 3, 2.0]])
+    )
 
 
 def test_trained_tables_get_gradients_and_are_not_cached(lab):
@@ -140,8 +162,11 @@ def test_trained_tables_get_gradients_and_are_not_cached(lab):
         m(x).square().sum().backward()
     for name in ('rel_pos_h', 'rel_pos_w'):
         torch.testing.assert_close(
-            getattr(quant, name).grad, getattr(module, name).grad,
-            rtol=1e-4, atol=1e-5)
+            getattr(quant, name).grad,
+            getattr(module, name).grad,
+            rtol=1e-4,
+            atol=1e-5,
+        )
         for m in (module, quant):
             getattr(m, name).data.mul_(-2)
     torch.testing.assert_close(quant(x), module(x), rtol=1e-5, atol=1e-5)
@@ -161,29 +186,36 @@ def test_positions_read_the_quantized_query(lab):
     """Replay the formula by hand on what the query quantizer gives."""
     size = (3, 4)
     quant = quantize_encoder(
-        encoder(size=size), lab, weight=None, activation=None, softmax=None,
-        attention=3)
+        encoder(size=size),
+        lab,
+        weight=None,
+        activation=None,
+        softmax=None,
+        attention=3,
+    )
     x = torch.randn(2, *size, 8)
     lab.calibrate(quant, lambda m: m(x))
     enable(quant)
     seen = []
     handle = quant.query_quantizer.register_forward_hook(
-        lambda _m, args, out: seen.append((args[0], out)))
+        lambda _m, args, out: seen.append((args[0], out))
+    )
     found = quant(x)
     handle.remove()
-    (q, q_hat), = seen
+    ((q, q_hat),) = seen
     assert len(q_hat.unique()) <= 8 < len(q.unique())
     qkv = quant.qkv(x).view(2, 12, 3, 2, 4).permute(2, 0, 3, 1, 4)
     k_hat, v_hat = quant.key_quantizer(qkv[1]), quant.value_quantizer(qkv[2])
     logits = q_hat @ k_hat.transpose(-2, -1)
     for a in range(12):
         for b in range(12):
-            table = quant.rel_pos_h[a // 4 - b // 4 + 2] + (
-                quant.rel_pos_w[a % 4 - b % 4 + 3])
+            table = (
+                quant.rel_pos_h[a // 4 - b // 4 + 2]
+                + (quant.rel_pos_w[a % 4 - b % 4 + 3])
+            )
             logits[:, :, a, b] += (q_hat[:, :, a] / quant.scale) @ table
     out = (logits.softmax(-1) @ v_hat).transpose(1, 2).reshape(2, 3, 4, 8)
-    torch.testing.assert_close(
-        found, quant.proj(out), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found, quant.proj(out), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize('downsample_rate', [1, 2])
@@ -194,8 +226,7 @@ def test_decoder_off_equals_float(kind, downsample_rate, lab):
     expected = module(*inputs)
     quant = quantize_decoder(module, lab)
     assert isinstance(quant, type(module))
-    torch.testing.assert_close(
-        quant(*inputs), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(quant(*inputs), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('rel_pos', [True, False])
@@ -233,8 +264,9 @@ def test_a_reader_left_float_reads_the_float_tensor(left, lab):
     module = decoder()
     inputs = decoder_inputs('all-one')
     cls = counterpart_class(QuantSamDecoderAttention, type(module))
-    scheme = lab.scheme(activation=2, weight=None, attention=None,
-                        softmax=None)
+    scheme = lab.scheme(
+        activation=2, weight=None, attention=None, softmax=None
+    )
     quant = cls.from_float(module, scheme=scheme)
     kept = quant._modules.pop(left)
     quant = lab.swap_linears(quant, scheme)

@@ -56,7 +56,7 @@ def test_one_quantizer_for_all_readers(lab):
     assert counts == {
         'input_quantizer': 1,
         'left.weight_quantizer': 1,
-        'right.weight_quantizer': 1
+        'right.weight_quantizer': 1,
     }
 
 
@@ -64,6 +64,7 @@ def test_readers_lose_their_own_quantizers(lab):
     quant = PairMixin.from_float(PairMixin(), scheme=lab.scheme())
     model = nn.Sequential(quant)
     from taskptq.modules import QuantLinear
+
     quant.left = QuantLinear.from_float(quant.left, scheme=lab.scheme())
     assert share_inputs(model) == ['0.left.input_quantizer']
     assert share_inputs(model) == []
@@ -82,7 +83,8 @@ def test_a_float_reader_reads_float(lab):
 @pytest.mark.parametrize('bits', [2, 8])
 def test_readers_keep_theirs_if_the_owner_is_float(bits, lab):
     pair = make_pair(
-        lab, scheme=Scheme(), children=lab.scheme(activation=bits))
+        lab, scheme=Scheme(), children=lab.scheme(activation=bits)
+    )
     x = torch.randn(5, 4)
     lab.calibrate(pair, lambda m: m(x))
     with quantizing(pair):

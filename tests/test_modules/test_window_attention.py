@@ -11,9 +11,14 @@ from taskptq.testing import TinyWindowAttention
 EMBED, HEADS, WINDOW = 8, 2, (3, 4)
 TOKENS = WINDOW[0] * WINDOW[1]
 POINTS = {
-    'query_quantizer', 'key_quantizer', 'value_quantizer',
-    'softmax_quantizer', 'qkv.input_quantizer', 'qkv.weight_quantizer',
-    'proj.input_quantizer', 'proj.weight_quantizer'
+    'query_quantizer',
+    'key_quantizer',
+    'value_quantizer',
+    'softmax_quantizer',
+    'qkv.input_quantizer',
+    'qkv.weight_quantizer',
+    'proj.input_quantizer',
+    'proj.weight_quantizer',
 }
 
 
@@ -104,8 +109,12 @@ def test_gradients_flow(module, lab):
     lab.calibrate(quant, lambda m: m(x))
     with quantizing(quant):
         quant(x).square().sum().backward()
-    for tensor in (x, quant.qkv.weight, quant.proj.weight,
-                   quant.relative_position_bias_table):
+    for tensor in (
+        x,
+        quant.qkv.weight,
+        quant.proj.weight,
+        quant.relative_position_bias_table,
+    ):
         assert tensor.grad.abs().sum() > 0
 
 
@@ -129,10 +138,15 @@ def test_freeze_copy_and_state_dict(module, lab):
 def test_inside_shifted_windows(package, lab):
     swin = pytest.importorskip(f'{package}.models.backbones.swin')
     block = swin.ShiftWindowMSA(
-        EMBED, HEADS, window_size=4, shift_size=2,
-        dropout_layer={'type': 'DropPath', 'drop_prob': 0.0}).eval()
+        EMBED,
+        HEADS,
+        window_size=4,
+        shift_size=2,
+        dropout_layer={'type': 'DropPath', 'drop_prob': 0.0},
+    ).eval()
     x = torch.randn(2, 7 * 9, EMBED)
     expected = block(x, (7, 9))
     block.w_msa = quantize(block.w_msa, lab)
     torch.testing.assert_close(
-        block(x, (7, 9)), expected, rtol=1e-5, atol=1e-6)
+        block(x, (7, 9)), expected, rtol=1e-5, atol=1e-6
+    )

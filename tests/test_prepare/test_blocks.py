@@ -1,4 +1,5 @@
 """Splitting into reconstruction units."""
+
 import pytest
 import torch
 from torch import nn
@@ -23,7 +24,10 @@ def units_of(model: nn.Module, **kwargs: object) -> dict[str, str]:
 
 def test_tiny_blocks_and_single_layers() -> None:
     assert list(units_of(tiny_model('conv'))) == [
-        'stem', 'layer1', 'layer2', 'head'
+        'stem',
+        'layer1',
+        'layer2',
+        'head',
     ]
 
 
@@ -39,14 +43,16 @@ def test_attention_is_one_layer_with_its_projections() -> None:
     by_name = {u.name: u for u in split_blocks(model, scope='layer')}
     assert list(by_name) == ['embed', 'attn', 'fc1', 'fc2', 'head']
     assert [name for name, _ in by_name['attn'].layers()] == [
-        'attn', 'attn.qkv', 'attn.proj'
+        'attn',
+        'attn.qkv',
+        'attn.proj',
     ]
 
 
 def test_network() -> None:
     model = tiny_model('conv')
     prepare(model, QConfig.from_dict({}))
-    (unit, ) = split_blocks(model, scope='network')
+    (unit,) = split_blocks(model, scope='network')
     assert unit.name == ''
     assert unit.module is model
     assert unit.layers() == quant_modules(model)
@@ -54,7 +60,10 @@ def test_network() -> None:
 
 def test_encoder_layers_are_blocks() -> None:
     assert list(units_of(tiny_model('transformer'))) == [
-        'embed', 'layers.0', 'layers.1', 'head'
+        'embed',
+        'layers.0',
+        'layers.1',
+        'head',
     ]
 
 
@@ -62,13 +71,18 @@ def test_block_that_is_never_called_is_split() -> None:
     called = {'', 'stem', 'layer1', 'layer2.conv1', 'layer2.conv2', 'head'}
     found = units_of(tiny_model('conv'), callable_names=called)
     assert list(found) == [
-        'stem', 'layer1', 'layer2.conv1', 'layer2.conv2', 'head'
+        'stem',
+        'layer1',
+        'layer2.conv1',
+        'layer2.conv2',
+        'head',
     ]
 
 
 def test_user_blocks_win_over_what_they_hold() -> None:
     model = nn.Sequential(
-        nn.Sequential(tiny_model('conv'), nn.Linear(5, 5)), nn.Linear(5, 5))
+        nn.Sequential(tiny_model('conv'), nn.Linear(5, 5)), nn.Linear(5, 5)
+    )
     assert list(units_of(model, extra=['0'])) == ['0', '1']
 
 
@@ -115,8 +129,11 @@ def test_resnet() -> None:
 
 def test_csp_backbone() -> None:
     model = mmdet('backbones.cspnext.CSPNeXt')(
-        deepen_factor=0.34, widen_factor=0.125, norm_cfg=BN,
-        act_cfg={'type': 'ReLU'})
+        deepen_factor=0.34,
+        widen_factor=0.125,
+        norm_cfg=BN,
+        act_cfg={'type': 'ReLU'},
+    )
     assert kinds(model) == {'ConvModule', 'CSPLayer', 'SPPBottleneck'}
 
 
@@ -132,8 +149,12 @@ def test_conv_module_and_separable_one() -> None:
 def test_swin(host: str) -> None:
     swin = pytest.importorskip(f'{host}.models.backbones.swin')
     model = swin.SwinTransformer(
-        embed_dims=8, depths=(2, 1), num_heads=(1, 2), strides=(4, 2),
-        out_indices=(0, 1))
+        embed_dims=8,
+        depths=(2, 1),
+        num_heads=(1, 2),
+        strides=(4, 2),
+        out_indices=(0, 1),
+    )
     assert units_of(model) == {
         'patch_embed': 'PatchEmbed',
         'stages.0.blocks.0': 'SwinBlock',
@@ -146,9 +167,15 @@ def test_swin(host: str) -> None:
 def test_mix_transformer() -> None:
     mit = pytest.importorskip('mmseg.models.backbones.mit')
     model = mit.MixVisionTransformer(
-        embed_dims=8, num_stages=2, num_layers=[1, 1], num_heads=[1, 2],
-        patch_sizes=[7, 3], strides=[4, 2], sr_ratios=[4, 1],
-        out_indices=(0, 1))
+        embed_dims=8,
+        num_stages=2,
+        num_layers=[1, 1],
+        num_heads=[1, 2],
+        patch_sizes=[7, 3],
+        strides=[4, 2],
+        sr_ratios=[4, 1],
+        out_indices=(0, 1),
+    )
     assert units_of(model) == {
         'layers.0.0': 'PatchEmbed',
         'layers.0.1.0': 'TransformerEncoderLayer',
@@ -161,16 +188,20 @@ def test_detr_layers() -> None:
     attention = {'embed_dims': 8, 'num_heads': 2}
     ffn = {'embed_dims': 8, 'feedforward_channels': 16}
     encoder = mmdet(
-        'layers.transformer.detr_layers.DetrTransformerEncoderLayer')
+        'layers.transformer.detr_layers.DetrTransformerEncoderLayer'
+    )
     decoder = mmdet(
-        'layers.transformer.detr_layers.DetrTransformerDecoderLayer')
+        'layers.transformer.detr_layers.DetrTransformerDecoderLayer'
+    )
     model = nn.Sequential(
         encoder(self_attn_cfg=attention, ffn_cfg=ffn),
-        decoder(self_attn_cfg=attention, cross_attn_cfg=attention,
-                ffn_cfg=ffn))
+        decoder(
+            self_attn_cfg=attention, cross_attn_cfg=attention, ffn_cfg=ffn
+        ),
+    )
     assert units_of(model) == {
         '0': 'DetrTransformerEncoderLayer',
-        '1': 'DetrTransformerDecoderLayer'
+        '1': 'DetrTransformerDecoderLayer',
     }
 
 
@@ -178,13 +209,16 @@ def test_necks_and_heads() -> None:
     neck = mmdet('necks.fpn.FPN')([8, 16], 8, num_outs=3)
     assert kinds(neck) == {'FPN'}
     head = mmdet('dense_heads.retina_head.RetinaHead')(
-        num_classes=2, in_channels=8, feat_channels=8)
+        num_classes=2, in_channels=8, feat_channels=8
+    )
     assert kinds(head) == {'RetinaHead'}
     box = mmdet('roi_heads.bbox_heads.Shared2FCBBoxHead')(
-        in_channels=8, fc_out_channels=8, num_classes=2)
+        in_channels=8, fc_out_channels=8, num_classes=2
+    )
     assert kinds(box) == {'Shared2FCBBoxHead'}
     mask = mmdet('roi_heads.mask_heads.fcn_mask_head.FCNMaskHead')(
-        in_channels=8, conv_out_channels=8, num_classes=2)
+        in_channels=8, conv_out_channels=8, num_classes=2
+    )
     assert kinds(mask) == {'FCNMaskHead'}
 
 
@@ -196,7 +230,8 @@ def test_units_are_modules_of_the_model() -> None:
     for unit in split_blocks(model):
         assert model.get_submodule(unit.name) is unit.module
         unit.module.register_forward_hook(
-            lambda module, args, output: seen.append(module))
+            lambda module, args, output: seen.append(module)
+        )
     with torch.no_grad():
         model(x)
     assert seen == [unit.module for unit in split_blocks(model)]

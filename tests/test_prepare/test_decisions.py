@@ -1,4 +1,5 @@
 """Decisions: plain data that a stranger may have written, and what they do."""
+
 from __future__ import annotations
 
 import json
@@ -12,8 +13,9 @@ from taskptq.prepare import Decisions, QConfig, fuse_batchnorm, prepare
 from taskptq.prepare.decisions import MAX_CHARACTERS, MAX_ENTRIES
 from taskptq.testing import tiny_batches, tiny_model
 
-W4 = QConfig.from_dict({
-    'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}})
+W4 = QConfig.from_dict(
+    {'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}}
+)
 DECISIONS = Decisions(
     folded=(('conv', 'bn'), ('a.0', 'a.1')),
     baked=('conv',),
@@ -99,9 +101,14 @@ def test_decisions_of_another_model_change_nothing(kind: str) -> None:
 
 def test_exactly_what_was_decided_is_done() -> None:
     model = tiny_model('conv')
-    report = prepare(model, W4, decisions=Decisions(
-        folded=(('layer1.conv2', 'layer1.bn2'),),
-        left_float={'head': 'for a test'}))
+    report = prepare(
+        model,
+        W4,
+        decisions=Decisions(
+            folded=(('layer1.conv2', 'layer1.bn2'),),
+            left_float={'head': 'for a test'},
+        ),
+    )
     assert report.folded == ['layer1.bn2']
     assert type(model.layer1.bn1) is nn.BatchNorm2d
     assert type(model.head) is nn.Linear
@@ -110,13 +117,19 @@ def test_exactly_what_was_decided_is_done() -> None:
 
 def test_older_files_show_what_was_folded_by_what_they_lack() -> None:
     model = tiny_model('conv')
-    fuse_batchnorm(model, [('layer1.conv1', 'layer1.bn1'),
-                           ('layer2.shortcut.0', 'layer2.shortcut.1')])
+    fuse_batchnorm(
+        model,
+        [
+            ('layer1.conv1', 'layer1.bn1'),
+            ('layer2.shortcut.0', 'layer2.shortcut.1'),
+        ],
+    )
     stored = set(model.state_dict())
     decisions = Decisions.inferred(tiny_model('conv'), stored)
     assert decisions.folded == (
         ('layer1.conv1', 'layer1.bn1'),
-        ('layer2.shortcut.0', 'layer2.shortcut.1'))
+        ('layer2.shortcut.0', 'layer2.shortcut.1'),
+    )
     fresh = tiny_model('conv')
     prepare(fresh, W4, decisions=decisions)
     quantizers = {k for k in fresh.state_dict() if '_quantizer' in k}
@@ -126,7 +139,6 @@ def test_older_files_show_what_was_folded_by_what_they_lack() -> None:
 def test_older_files_were_folded_by_names() -> None:
     # What no class guarantees was folded then, and must be again.
     class Block(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(3, 3, 1)

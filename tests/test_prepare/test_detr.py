@@ -1,4 +1,5 @@
 """The five DETR types of mmdet: grids per head, aligned queries, D."""
+
 import copy
 from pathlib import Path
 from typing import Any
@@ -29,21 +30,27 @@ CONFIGS = Path(mmdet.__file__).parent / '.mim/configs'
 MODELS_OF = {
     'detr': ('detr/detr_r50_8xb2-150e_coco.py', 'both'),
     'conditional': (
-        'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py', 'both'),
+        'conditional_detr/conditional-detr_r50_8xb2-50e_coco.py',
+        'both',
+    ),
     'dab': ('dab_detr/dab-detr_r50_8xb2-50e_coco.py', 'both'),
     'deformable': (
-        'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py', 'self'),
+        'deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+        'self',
+    ),
     'dino': ('dino/dino-4scale_r50_8xb2-12e_coco.py', 'self'),
 }
 DECODER = r're:decoder\.layers\.\d+\.(self|cross)_attn(\.attn)?'
 QCONFIG = {
     'weight': {'num_bits': 4},
     'activation': {'type': 'LSQQuantizer', 'num_bits': 4},
-    'attention': {'num_bits': 8, 'per_head': True,
-                  'observer': {'type': 'MSEObserver'}},
+    'attention': {
+        'num_bits': 8,
+        'per_head': True,
+        'observer': {'type': 'MSEObserver'},
+    },
     'softmax': {'num_bits': 8, 'per_head': True},
-    'overrides': [
-        {'pattern': DECODER, 'query': {'type': 'AlignedQuantizer'}}],
+    'overrides': [{'pattern': DECODER, 'query': {'type': 'AlignedQuantizer'}}],
 }
 SIZE, QUERIES, LAYERS = 64, 10, 2
 
@@ -54,8 +61,13 @@ def build(name: str) -> nn.Module:
     model = cfg.model
     levels = len(model.backbone.out_indices)
     model.backbone = dict(
-        type='ResNet', depth=18, base_channels=8, norm_eval=True,
-        out_indices=(1, 2, 3)[-levels:], norm_cfg=dict(type='BN'))
+        type='ResNet',
+        depth=18,
+        base_channels=8,
+        norm_eval=True,
+        out_indices=(1, 2, 3)[-levels:],
+        norm_cfg=dict(type='BN'),
+    )
     model.neck.in_channels = [16, 32, 64][-levels:]
     model.num_queries = QUERIES
     model.encoder.num_layers, model.decoder.num_layers = 1, LAYERS
@@ -78,8 +90,11 @@ def batches() -> list[Tensor]:
 def heads(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Return class logits and boxes of all layers."""
     samples = [
-        DetDataSample(metainfo=dict(
-            img_shape=(SIZE, SIZE), batch_input_shape=(SIZE, SIZE)))
+        DetDataSample(
+            metainfo=dict(
+                img_shape=(SIZE, SIZE), batch_input_shape=(SIZE, SIZE)
+            )
+        )
         for _ in images
     ]
     outputs = model(images, samples, mode='tensor')
@@ -98,7 +113,8 @@ def case(request: Any) -> tuple:
 
 def aligners(model: nn.Module) -> dict[str, AlignedQuantizer]:
     return {
-        name: quantizer for name, quantizer in quantizers(model)
+        name: quantizer
+        for name, quantizer in quantizers(model)
         if isinstance(quantizer, AlignedQuantizer)
     }
 
@@ -123,9 +139,13 @@ def test_decoder_queries_are_aligned(case: tuple) -> None:
     handles = []
     for path, quantizer in found.items():
         assert path.split('.')[3] in {f'{kind}_attn' for kind in kinds}
-        handles.append(quantizer.register_forward_hook(
-            lambda q, args, out, path=path: seen.update(
-                {path: (q, args[0], out)})))
+        handles.append(
+            quantizer.register_forward_hook(
+                lambda q, args, out, path=path: seen.update(
+                    {path: (q, args[0], out)}
+                )
+            )
+        )
     with transforming(quant):
         heads(quant, batches()[0])
     for handle in handles:
@@ -136,7 +156,8 @@ def test_decoder_queries_are_aligned(case: tuple) -> None:
         assert quantizer.scale.shape == (8,)
         z = standardize(x, eps=quantizer.eps)
         torch.testing.assert_close(
-            out, quantizer.gamma[:, None] * z + quantizer.beta[:, None])
+            out, quantizer.gamma[:, None] * z + quantizer.beta[:, None]
+        )
 
 
 @torch.no_grad()
@@ -147,7 +168,8 @@ def test_alignment_starts_near_the_float_model(case: tuple) -> None:
     seen: dict[str, list[Tensor]] = {path: [] for path in found}
     handles = [
         quantizer.register_forward_pre_hook(
-            lambda _, args, path=path: seen[path].append(args[0]))
+            lambda _, args, path=path: seen[path].append(args[0])
+        )
         for path, quantizer in found.items()
     ]
     with float_only(quant):
@@ -163,8 +185,11 @@ def test_alignment_starts_near_the_float_model(case: tuple) -> None:
         best, *others = (
             float((gamma[:, None] * z + beta[:, None] - x).norm())
             for gamma, beta in (
-                (quantizer.gamma, quantizer.beta), (std, zeros), (std, mean),
-                (torch.ones_like(std), zeros))
+                (quantizer.gamma, quantizer.beta),
+                (std, zeros),
+                (std, mean),
+                (torch.ones_like(std), zeros),
+            )
         )
         # Slack for float32: a first layer's queries are constant in all.
         assert best <= min(others) + 1e-5 * float(x.norm())
@@ -175,13 +200,15 @@ def test_attended_features_of_every_decoder_layer(case: tuple) -> None:
     _, _, quant = case
     seen: dict[str, Tensor] = {}
     taps = {
-        name: module for name, module in quant.named_modules()
+        name: module
+        for name, module in quant.named_modules()
         if isinstance(module, AttendedTap) and name.startswith('decoder')
     }
     assert len(taps) == 2 * LAYERS
     handles = [
         tap.register_forward_hook(
-            lambda _m, _a, out, name=name: seen.update({name: out}))
+            lambda _m, _a, out, name=name: seen.update({name: out})
+        )
         for name, tap in taps.items()
     ]
     found = []
@@ -194,7 +221,8 @@ def test_attended_features_of_every_decoder_layer(case: tuple) -> None:
     for handle in handles:
         handle.remove()
     assert any(
-        not torch.equal(found[0][name], found[1][name]) for name in taps)
+        not torch.equal(found[0][name], found[1][name]) for name in taps
+    )
 
 
 @torch.no_grad()
@@ -214,7 +242,7 @@ def test_quantized_file_restores_alignment_and_heads(case: tuple) -> None:
     ):
         assert torch.equal(ours, theirs)
     for path, quantizer in aligners(quant).items():
-        assert torch.equal(fresh.get_parameter(f'{path}.gamma'),
-                           quantizer.gamma)
-        assert torch.equal(fresh.get_parameter(f'{path}.beta'),
-                           quantizer.beta)
+        assert torch.equal(
+            fresh.get_parameter(f'{path}.gamma'), quantizer.gamma
+        )
+        assert torch.equal(fresh.get_parameter(f'{path}.beta'), quantizer.beta)

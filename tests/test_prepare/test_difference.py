@@ -1,4 +1,5 @@
 """Differences of nested outputs."""
+
 from __future__ import annotations
 
 import math
@@ -30,8 +31,11 @@ def t(*values: float) -> Tensor:
 CASES: dict[str, tuple[Any, Any, float]] = {
     'equal': (X, X.clone(), 0.0),
     'relative to the largest': (X + 0.04, X, 0.01),
-    'largest of several': ([X, (X + 0.4, {'a': X + 0.04})],
-                           [X, (X, {'a': X})], 0.1),
+    'largest of several': (
+        [X, (X + 0.4, {'a': X + 0.04})],
+        [X, (X, {'a': X})],
+        0.1,
+    ),
     'dataclass': (Box(X + 0.04, 1), Box(X, 1), 0.01),
     'dataclass number': (Box(X, 1), Box(X, 2), math.inf),
     'shape': (X[:2], X, math.inf),
@@ -40,8 +44,7 @@ CASES: dict[str, tuple[Any, Any, float]] = {
     'None': ((X, None), (X, None), 0.0),
     'None and tensor': ((X, None), (X, X), math.inf),
     'empty': (torch.zeros(0, 4), torch.zeros(0, 4), 0.0),
-    'empty of another shape': (torch.zeros(0, 4), torch.zeros(0, 5),
-                               math.inf),
+    'empty of another shape': (torch.zeros(0, 4), torch.zeros(0, 5), math.inf),
     'nothing': ([], [], 0.0),
     'integers': (torch.tensor([1, 2]), torch.tensor([1, 2]), 0.0),
     'other integers': (torch.tensor([1, 2]), torch.tensor([1, 3]), math.inf),

@@ -1,4 +1,5 @@
 """Folding leaves the output as it is, and folds only what it may."""
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -32,8 +33,9 @@ def check(model: nn.Module, x: Tensor, folded: list[str]) -> None:
         before = model(x)
         assert fuse_batchnorm(model) == folded
         after = model(x)
-    torch.testing.assert_close(after, before, rtol=1e-5,
-                               atol=1e-5 * float(before.abs().max()))
+    torch.testing.assert_close(
+        after, before, rtol=1e-5, atol=1e-5 * float(before.abs().max())
+    )
     for name in folded:
         assert isinstance(model.get_submodule(name), nn.Identity)
 
@@ -41,21 +43,38 @@ def check(model: nn.Module, x: Tensor, folded: list[str]) -> None:
 IMAGE = (2, 3, 8, 8)
 PAIRS = {
     'conv': (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), IMAGE),
-    'conv without bias': (nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4),
-                          IMAGE),
-    'grouped conv': (nn.Conv2d(6, 4, 3, groups=2), nn.BatchNorm2d(4),
-                     (2, 6, 8, 8)),
-    'not affine': (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False),
-                   IMAGE),
+    'conv without bias': (
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        IMAGE,
+    ),
+    'grouped conv': (
+        nn.Conv2d(6, 4, 3, groups=2),
+        nn.BatchNorm2d(4),
+        (2, 6, 8, 8),
+    ),
+    'not affine': (nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, affine=False), IMAGE),
     'sync': (nn.Conv2d(3, 4, 3), nn.SyncBatchNorm(4), IMAGE),
-    'transposed': (nn.ConvTranspose2d(3, 4, 4, stride=2, bias=False),
-                   nn.BatchNorm2d(4), IMAGE),
-    'square transposed': (nn.ConvTranspose2d(3, 3, 2), nn.BatchNorm2d(3),
-                          IMAGE),
-    'grouped transposed': (nn.ConvTranspose2d(4, 6, 3, groups=2),
-                           nn.BatchNorm2d(6), (2, 4, 5, 5)),
-    'depthwise transposed': (nn.ConvTranspose2d(4, 4, 3, groups=4),
-                             nn.BatchNorm2d(4), (2, 4, 5, 5)),
+    'transposed': (
+        nn.ConvTranspose2d(3, 4, 4, stride=2, bias=False),
+        nn.BatchNorm2d(4),
+        IMAGE,
+    ),
+    'square transposed': (
+        nn.ConvTranspose2d(3, 3, 2),
+        nn.BatchNorm2d(3),
+        IMAGE,
+    ),
+    'grouped transposed': (
+        nn.ConvTranspose2d(4, 6, 3, groups=2),
+        nn.BatchNorm2d(6),
+        (2, 4, 5, 5),
+    ),
+    'depthwise transposed': (
+        nn.ConvTranspose2d(4, 4, 3, groups=4),
+        nn.BatchNorm2d(4),
+        (2, 4, 5, 5),
+    ),
 }
 
 
@@ -85,8 +104,11 @@ def test_tiny_models(name: str) -> None:
 def test_blocks_name_their_norms() -> None:
     folded = fuse_batchnorm(tiny_model('conv'))
     assert folded == [
-        'layer1.bn1', 'layer1.bn2', 'layer2.bn1', 'layer2.bn2',
-        'layer2.shortcut.1'
+        'layer1.bn1',
+        'layer1.bn2',
+        'layer2.bn1',
+        'layer2.bn2',
+        'layer2.shortcut.1',
     ]
 
 
@@ -133,18 +155,21 @@ class Block(nn.Module):
 
 KEPT = {
     'named as a pair': Block(),
-    'activation between': nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU(),
-                                        nn.BatchNorm2d(3)),
+    'activation between': nn.Sequential(
+        nn.Conv2d(3, 3, 1), nn.ReLU(), nn.BatchNorm2d(3)
+    ),
     'norm first': nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1)),
     'no statistics': nn.Sequential(
-        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)),
+        nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3, track_running_stats=False)
+    ),
     'layer norm': nn.Sequential(nn.Conv2d(3, 3, 1), nn.GroupNorm(1, 3)),
     'own activation': nn.Sequential(nn.Conv2d(3, 3, 1), NormAndRelu(3)),
     'holds its activation': nn.Sequential(nn.Conv2d(3, 3, 1), Holding(3)),
     'own forward': Residual(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)),
     'own conv': nn.Sequential(Doubled(3, 3, 1), nn.BatchNorm2d(3)),
     'weight norm': nn.Sequential(
-        parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)),
+        parametrizations.weight_norm(nn.Conv2d(3, 3, 1)), nn.BatchNorm2d(3)
+    ),
 }
 
 
@@ -230,14 +255,14 @@ def test_conv_module_folding_on_the_fly_is_switched_off() -> None:
 @pytest.mark.parametrize('depth', [18, 50])
 def test_resnet_folds_every_norm(depth: int) -> None:
     resnet = pytest.importorskip('mmdet.models.backbones.resnet')
-    model = resnet.ResNet(depth=depth, base_channels=8, out_indices=(3, ))
+    model = resnet.ResNet(depth=depth, base_channels=8, out_indices=(3,))
     norms = [
-        name for name, module in model.named_modules()
+        name
+        for name, module in model.named_modules()
         if isinstance(module, nn.BatchNorm2d)
     ]
 
     class Last(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.net = model
@@ -265,13 +290,21 @@ def test_linear_is_folded_only_when_asked() -> None:
         torch.testing.assert_close(model(torch.ones(6, 5)), before)
 
 
-@pytest.mark.parametrize(('pair', 'name'), [
-    (('0', 'nowhere'), 'nowhere'), (('nowhere', '1'), 'nowhere'),
-    (('0', '2'), "'2'"), (('1', '1'), "'1'")])
+@pytest.mark.parametrize(
+    ('pair', 'name'),
+    [
+        (('0', 'nowhere'), 'nowhere'),
+        (('nowhere', '1'), 'nowhere'),
+        (('0', '2'), "'2'"),
+        (('1', '1'), "'1'"),
+    ],
+)
 def test_pairs_that_cannot_be_are_refused(
-        pair: tuple[str, str], name: str) -> None:
-    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4),
-                          nn.BatchNorm2d(5))
+    pair: tuple[str, str], name: str
+) -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.BatchNorm2d(5)
+    )
     before = {k: v.clone() for k, v in model.state_dict().items()}
     with pytest.raises(ValueError, match=name):
         fuse_batchnorm(model, [('0', '1'), pair])
@@ -294,7 +327,6 @@ def test_subclass_with_the_forward_of_its_base_is_known() -> None:
 def test_norm_is_replaced_wherever_it_is_held() -> None:
 
     class Listed(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.stage = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
@@ -319,7 +351,6 @@ def test_norm_under_two_names_needs_data() -> None:
 def test_candidates_include_what_names_and_order_suggest() -> None:
 
     class Odd(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.conv1 = nn.Conv2d(3, 4, 1)
@@ -330,12 +361,15 @@ def test_candidates_include_what_names_and_order_suggest() -> None:
     assert structural_pairs(Odd()) == []
     assert former_pairs(Odd()) == [('conv1', 'bn1')]
     assert set(candidate_pairs(Odd())) == {
-        ('conv1', 'bn1'), ('reduce', 'reduce_norm')}
+        ('conv1', 'bn1'),
+        ('reduce', 'reduce_norm'),
+    }
 
 
 @pytest.mark.parametrize('build', ['plain', 'sync', 'reverted'])
 def test_structure_is_the_same_however_sync_norms_were_built(
-        build: str) -> None:
+    build: str,
+) -> None:
     utils = pytest.importorskip('mmengine.model')
     model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.ReLU())
     if build != 'plain':

@@ -3,6 +3,7 @@
 Random weights and small images: the layers are what is looked at, each where
 it acts, and the features as a whole, which no selection interrupts.
 """
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -31,10 +32,13 @@ from taskptq.prepare.difference import difference
 from taskptq.prepare.fuse import is_norm
 
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
-HOSTS = {'mmdet': Path(mmdet.__file__).parent / '.mim' / 'configs',
-         'mmseg': Path(mmseg.__file__).parent / '.mim' / 'configs'}
-W4 = QConfig.from_dict({
-    'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}})
+HOSTS = {
+    'mmdet': Path(mmdet.__file__).parent / '.mim' / 'configs',
+    'mmseg': Path(mmseg.__file__).parent / '.mim' / 'configs',
+}
+W4 = QConfig.from_dict(
+    {'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}}
+)
 SIZE = (96, 128)
 
 
@@ -44,14 +48,14 @@ def host_scope() -> Any:
     before = DefaultScope.get_current_instance()
     yield
     if before is not None:
-        DefaultScope.get_instance(
-            'restored', scope_name=before.scope_name)
+        DefaultScope.get_instance('restored', scope_name=before.scope_name)
 
 
 def read(name: str) -> Config:
     host, separator, path = name.partition('::')
     config = Config.fromfile(
-        HOSTS[host] / path if separator else CONFIGS / name)
+        HOSTS[host] / path if separator else CONFIGS / name
+    )
     config.model = offline(config.model.to_dict())
     return config
 
@@ -59,9 +63,13 @@ def read(name: str) -> Config:
 def offline(value: Any) -> Any:
     if isinstance(value, dict):
         return {
-            key: offline(item) for key, item in value.items()
-            if not (key == 'init_cfg' and isinstance(item, dict)
-                    and item.get('type') == 'Pretrained')
+            key: offline(item)
+            for key, item in value.items()
+            if not (
+                key == 'init_cfg'
+                and isinstance(item, dict)
+                and item.get('type') == 'Pretrained'
+            )
         }
     if isinstance(value, list | tuple):
         return type(value)(offline(item) for item in value)
@@ -85,9 +93,13 @@ def randomised(model: nn.Module) -> nn.Module:
 
 def predict(model: nn.Module, images: torch.Tensor) -> Any:
     meta = {
-        'img_shape': SIZE, 'ori_shape': SIZE, 'pad_shape': SIZE,
-        'batch_input_shape': SIZE, 'scale_factor': (1.0, 1.0),
-        'padding_size': [0, 0, 0, 0], 'img_id': 0,
+        'img_shape': SIZE,
+        'ori_shape': SIZE,
+        'pad_shape': SIZE,
+        'batch_input_shape': SIZE,
+        'scale_factor': (1.0, 1.0),
+        'padding_size': [0, 0, 0, 0],
+        'img_id': 0,
     }
     kind = SegDataSample if hasattr(model, 'decode_head') else DetDataSample
     return model(images, [kind(metainfo=meta)], mode='predict')
@@ -143,14 +155,23 @@ def test_backbone_of_standardized_convolutions(kind: str) -> None:
 ZOO = {
     # Norms folded, norms kept, kinds of layers left float. In RTMDet 12 norms
     # follow convolutions that three levels share.
-    'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py': (70, 12, {
-        'ChannelAttention'}),
-    'mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py': (80, 26, {
-        'SAConv2d'}),
+    'mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py': (
+        70,
+        12,
+        {'ChannelAttention'},
+    ),
+    'mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py': (
+        80,
+        26,
+        {'SAConv2d'},
+    ),
     'mmdet::tood/tood_r50_fpn_1x_coco.py': (53, 0, {'Conv2d'}),
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': (53, 0, set()),
     'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': (
-        61, 0, set()),
+        61,
+        0,
+        set(),
+    ),
 }
 
 

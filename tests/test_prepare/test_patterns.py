@@ -10,26 +10,47 @@ from taskptq.hosts import registry as mapping
 from taskptq.prepare.patterns import check_all_used, check_patterns, matches
 
 NAMES = [
-    'backbone.layer4.0.conv1', 'bbox_head.fc_cls', 'bbox_head.rpn_cls',
-    'rpn_head.rpn_reg', 'head.conv_seg', 'decode_head.conv_seg',
-    'bbox_head.cls_branches.3', 'cls_branches.x', 'fc_reg.0', 'fc_reg.0.1',
-    'decoder.layers.2.self_attn.attn', 'bbox_embed.layers', 'linear_pred',
-    'a.output_hypernetworks_mlps.1.layers', 'reference_points_fc', '', 'x\n',
-    'decoder.ref_point_head.layers.10', 'head.convs.0', 'fc_cls\n',
+    'backbone.layer4.0.conv1',
+    'bbox_head.fc_cls',
+    'bbox_head.rpn_cls',
+    'rpn_head.rpn_reg',
+    'head.conv_seg',
+    'decode_head.conv_seg',
+    'bbox_head.cls_branches.3',
+    'cls_branches.x',
+    'fc_reg.0',
+    'fc_reg.0.1',
+    'decoder.layers.2.self_attn.attn',
+    'bbox_embed.layers',
+    'linear_pred',
+    'a.output_hypernetworks_mlps.1.layers',
+    'reference_points_fc',
+    '',
+    'x\n',
+    'decoder.ref_point_head.layers.10',
+    'head.convs.0',
+    'fc_cls\n',
 ]
 CONFIGS = [
     r're:decoder\.layers\.\d+\.(self|cross)_attn(\.attn)?',
     r're:(?!(.*\.)?((rpn|retina|atss|gfl|conv|fc)_reg|reg_branches)).*',
     r're:(detector|sam\.image_encoder\.patch_embed)\..*',
     r're:head\.(reg_branches\..*|convs\..*|fc_(cls|reg)|\w+\.conv_reg)',
-    r're:(?i)HEAD.*', r're:[^\]]+?', r're:[]x]*', r're:a{2}|b{,3}|c{1,}',
-    r're:(?P<a>.)(?P=a).*', r're:(.).*\1', r're:\(\{x', 're:',
+    r're:(?i)HEAD.*',
+    r're:[^\]]+?',
+    r're:[]x]*',
+    r're:a{2}|b{,3}|c{1,}',
+    r're:(?P<a>.)(?P=a).*',
+    r're:(.).*\1',
+    r're:\(\{x',
+    're:',
 ]
 
 
 def layer_patterns():
     found = [
-        pattern for value in vars(mapping).values()
+        pattern
+        for value in vars(mapping).values()
         if isinstance(value, (tuple, list, frozenset, set))
         for pattern in value
         if isinstance(pattern, str) and pattern.startswith('re:')
@@ -45,32 +66,76 @@ def test_regular_patterns_mean_what_re_means(pattern):
         assert matches(name, pattern) == bool(expected.fullmatch(name)), name
 
 
-@pytest.mark.parametrize('pattern', [
-    '*', 'backbone.*', '*.conv1', '*cls*', 'head.[cf]*', 'bbox_head.???cls',
-    '[!b]*', 'backbone.layer4.0.conv1', '', '*.*.*.*', '[', 'a[]b', '*_cls',
-])
+@pytest.mark.parametrize(
+    'pattern',
+    [
+        '*',
+        'backbone.*',
+        '*.conv1',
+        '*cls*',
+        'head.[cf]*',
+        'bbox_head.???cls',
+        '[!b]*',
+        'backbone.layer4.0.conv1',
+        '',
+        '*.*.*.*',
+        '[',
+        'a[]b',
+        '*_cls',
+    ],
+)
 def test_shell_patterns_mean_what_fnmatch_means(pattern):
     for name in NAMES:
         assert matches(name, pattern) == fnmatchcase(name, pattern), name
 
 
-@pytest.mark.parametrize('pattern', [
-    're:(a+)+b', 're:(a*)*', 're:(?:a{1,9}){1,9}', 're:((a+)b?)+',
-    're:(.*,)*x', 're:(((a{1,99}){1,99}){1,99})',
-    're:(?:' * 30 + 'a' + '){1,9}' * 30,
-    're:(a|b*)*c', 're:(?=(a+))+b', 're:(x+x+)+y', 're:([ab]+){2}',
-])
+@pytest.mark.parametrize(
+    'pattern',
+    [
+        're:(a+)+b',
+        're:(a*)*',
+        're:(?:a{1,9}){1,9}',
+        're:((a+)b?)+',
+        're:(.*,)*x',
+        're:(((a{1,99}){1,99}){1,99})',
+        're:(?:' * 30 + 'a' + '){1,9}' * 30,
+        're:(a|b*)*c',
+        're:(?=(a+))+b',
+        're:(x+x+)+y',
+        're:([ab]+){2}',
+    ],
+)
 def test_repeats_within_repeats_are_refused(pattern):
     with pytest.raises(ValueError, match=r'has a repeat|has more'):
         matches('a' * 30, pattern)
 
 
-@pytest.mark.parametrize('pattern', [
-    're:(', 're:)', 're:[', 're:a**', 're:*', 're:(?P<a>', 're:a{1000}',
-    're:(?x)a', 're:\\', 're:a{99999999999}', 're:' + '(' * 60 + ')' * 60,
-    're:(?R)', 're:\\p{L}', 're:(?|a|b)', 're:' + 'a' * 500, '*' * 501,
-    're:a\\', 're:(?P<a>x)(?P<a>y)', 3, None, ['a'],
-])
+@pytest.mark.parametrize(
+    'pattern',
+    [
+        're:(',
+        're:)',
+        're:[',
+        're:a**',
+        're:*',
+        're:(?P<a>',
+        're:a{1000}',
+        're:(?x)a',
+        're:\\',
+        're:a{99999999999}',
+        're:' + '(' * 60 + ')' * 60,
+        're:(?R)',
+        're:\\p{L}',
+        're:(?|a|b)',
+        're:' + 'a' * 500,
+        '*' * 501,
+        're:a\\',
+        're:(?P<a>x)(?P<a>y)',
+        3,
+        None,
+        ['a'],
+    ],
+)
 def test_what_cannot_be_used_is_refused_in_one_sentence(pattern):
     kind = TypeError if isinstance(pattern, list) else ValueError
     with pytest.raises(kind) as error:
@@ -107,9 +172,7 @@ def test_slow_patterns_end(pattern):
     start = time.monotonic()
     names = ['a' * 200 + str(i) for i in range(2000)] + ['ss' * 80, 'ab' * 90]
     ended = series(names, [pattern])
-    assert not ended or (
-        'takes too long' in ended and repr(pattern) in ended
-    )
+    assert not ended or ('takes too long' in ended and repr(pattern) in ended)
     assert time.monotonic() - start < 15
 
 

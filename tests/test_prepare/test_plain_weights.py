@@ -1,4 +1,5 @@
 """Computed and shared weights: stored, copied, or refused by name."""
+
 from __future__ import annotations
 
 import copy
@@ -23,8 +24,11 @@ from taskptq.prepare.plain_weights import (
 )
 from taskptq.reconstruction import freeze
 
-SETTINGS = {'weight': {'num_bits': 4}, 'activation': {'num_bits': 8},
-            'edge_bits': None}
+SETTINGS = {
+    'weight': {'num_bits': 4},
+    'activation': {'num_bits': 8},
+    'edge_bits': None,
+}
 W4 = QConfig.from_dict(SETTINGS)
 
 
@@ -52,7 +56,8 @@ KINDS: dict[str, Callable[[nn.Module], nn.Module]] = {
     'both': both_norms,
     'pruned': lambda m: prune.l1_unstructured(m, 'weight', 0.5),
     'pruned twice': lambda m: prune.l1_unstructured(
-        prune.l1_unstructured(m, 'weight', 0.3), 'weight', 0.3),
+        prune.l1_unstructured(m, 'weight', 0.3), 'weight', 0.3
+    ),
 }
 
 
@@ -104,9 +109,11 @@ class Net(nn.Module):
 @pytest.mark.parametrize('with_batch', [True, False])
 @pytest.mark.parametrize('kind', KINDS)
 def test_model_is_quantized_folded_and_frozen(
-        kind: str, with_batch: bool) -> None:
-    model = Net(computed(kind, nn.Conv2d(4, 6, 3)),
-                computed(kind, nn.Linear(6, 3))).eval()
+    kind: str, with_batch: bool
+) -> None:
+    model = Net(
+        computed(kind, nn.Conv2d(4, 6, 3)), computed(kind, nn.Linear(6, 3))
+    ).eval()
     model.stage[1].running_var.uniform_(0.5, 2)
     x = torch.randn(2, 4, 5, 5)
     with torch.no_grad():
@@ -116,8 +123,9 @@ def test_model_is_quantized_folded_and_frozen(
     assert report.decisions.baked == ('stage.0', 'head')
     with torch.no_grad(), float_only(model):
         torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
-    twin = Net(computed(kind, nn.Conv2d(4, 6, 3)),
-               computed(kind, nn.Linear(6, 3))).eval()
+    twin = Net(
+        computed(kind, nn.Conv2d(4, 6, 3)), computed(kind, nn.Linear(6, 3))
+    ).eval()
     prepare(twin, W4, decisions=report.decisions)
     assert twin.state_dict().keys() == model.state_dict().keys()
     calibrate(model, [x], forward=lambda m, b: m(b))
@@ -132,7 +140,8 @@ def test_model_is_quantized_folded_and_frozen(
 @pytest.mark.parametrize('kind', ['ConvWS2d', 'ConvAWS2d'])
 @pytest.mark.parametrize('groups', [1, 2])
 def test_standardized_convolution_becomes_a_plain_one(
-        kind: str, groups: int) -> None:
+    kind: str, groups: int
+) -> None:
     conv_ws = pytest.importorskip('mmcv.cnn.bricks.conv_ws')
     conv = getattr(conv_ws, kind)(4, 6, 3, groups=groups)
     for buffer in conv.buffers():
@@ -148,8 +157,7 @@ def test_standardized_convolution_becomes_a_plain_one(
         assert report.folded == ['stage.1']
         assert report.decisions.baked == ('stage.0',)
         with float_only(model):
-            torch.testing.assert_close(
-                model(x), before, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
     assert isinstance(model.stage[0], QuantConv2d)
     assert not isinstance(model.stage[0], type(twin.stage[0]))
     prepare(twin, W4, decisions=report.decisions)
@@ -160,21 +168,26 @@ def test_standardized_convolution_kept_float_keeps_its_norm() -> None:
     conv_ws = pytest.importorskip('mmcv.cnn.bricks.conv_ws')
     model = Net(conv_ws.ConvAWS2d(4, 6, 3), nn.Linear(6, 3)).eval()
     x = torch.randn(2, 4, 5, 5)
-    report = prepare(model, QConfig.from_dict(
-        {**SETTINGS, 'keep_float': ['stage.0']}), batch=x)
+    report = prepare(
+        model,
+        QConfig.from_dict({**SETTINGS, 'keep_float': ['stage.0']}),
+        batch=x,
+    )
     assert report.folded == []
     assert type(model.stage[0]) is conv_ws.ConvAWS2d
 
 
 def test_decisions_without_the_baked_layer_are_refused() -> None:
-    model = Net(computed('weight_norm', nn.Conv2d(4, 6, 3)),
-                nn.Linear(6, 3)).eval()
+    model = Net(
+        computed('weight_norm', nn.Conv2d(4, 6, 3)), nn.Linear(6, 3)
+    ).eval()
     report = prepare(model, W4)
     plain = Net(nn.Conv2d(4, 6, 3), nn.Linear(6, 3)).eval()
     with pytest.raises(ValueError, match=r'stage\.0'):
         prepare(plain, W4, decisions=report.decisions)
-    other = Net(computed('weight_norm', nn.Conv2d(4, 6, 3)),
-                nn.Linear(6, 3)).eval()
+    other = Net(
+        computed('weight_norm', nn.Conv2d(4, 6, 3)), nn.Linear(6, 3)
+    ).eval()
     with pytest.raises(ValueError, match=r'stage\.0'):
         prepare(other, W4, decisions=prepare(plain, W4).decisions)
 
@@ -189,8 +202,11 @@ def test_other_computed_weights_are_refused_by_name() -> None:
         with pytest.raises(ValueError, match=r'^1\.weight .*keep_float'):
             prepare(model, W4, batch=batch)
     assert before == [type(m) for m in model.modules()]
-    report = prepare(model, QConfig.from_dict(
-        {**SETTINGS, 'keep_float': ['1']}), batch=torch.randn(2, 4))
+    report = prepare(
+        model,
+        QConfig.from_dict({**SETTINGS, 'keep_float': ['1']}),
+        batch=torch.randn(2, 4),
+    )
     assert [r.status for r in report.rows] == ['quantized', 'float']
 
 
@@ -214,24 +230,32 @@ class Tied(nn.Module):
 
 
 @pytest.mark.parametrize('with_batch', [True, False])
-@pytest.mark.parametrize(('table', 'kept', 'untied'), [
-    (False, [], ('b.weight', 'c.weight')),
-    (True, [], ('a.weight', 'b.weight', 'c.weight')),
-    (False, ['a'], ('b.weight', 'c.weight')),
-    (False, ['b'], ('a.weight', 'c.weight')),
-    (False, ['b', 'c'], ('a.weight',)),
-])
+@pytest.mark.parametrize(
+    ('table', 'kept', 'untied'),
+    [
+        (False, [], ('b.weight', 'c.weight')),
+        (True, [], ('a.weight', 'b.weight', 'c.weight')),
+        (False, ['a'], ('b.weight', 'c.weight')),
+        (False, ['b'], ('a.weight', 'c.weight')),
+        (False, ['b', 'c'], ('a.weight',)),
+    ],
+)
 def test_each_quantized_layer_gets_its_own_weight(
-        table: bool, kept: list[str], untied: tuple[str, ...],
-        with_batch: bool) -> None:
+    table: bool, kept: list[str], untied: tuple[str, ...], with_batch: bool
+) -> None:
     model = Tied(table=table).eval()
     twin = copy.deepcopy(model)
     x = torch.randn(8, 4)
     shared = model.a.weight.detach().clone()
-    qconfig = QConfig.from_dict({
-        **SETTINGS, 'keep_float': kept,
-        'overrides': [] if 'c' in kept else [
-            {'pattern': 'c', 'weight': {'num_bits': 2}}]})
+    qconfig = QConfig.from_dict(
+        {
+            **SETTINGS,
+            'keep_float': kept,
+            'overrides': []
+            if 'c' in kept
+            else [{'pattern': 'c', 'weight': {'num_bits': 2}}],
+        }
+    )
     with torch.no_grad():
         before = model(x)
     report = prepare(model, qconfig, batch=x if with_batch else None)
@@ -240,7 +264,8 @@ def test_each_quantized_layer_gets_its_own_weight(
         assert torch.equal(model(x), before)
     prepare(twin, qconfig, decisions=report.decisions)
     assert len({id(p) for p in twin.parameters()}) == len(
-        {id(p) for p in model.parameters()})
+        {id(p) for p in model.parameters()}
+    )
     calibrate(model, [x], forward=lambda m, b: m(b))
     freeze(model)
     for name in 'abc':

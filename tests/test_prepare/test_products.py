@@ -1,4 +1,5 @@
 """What ran quantized, against counts that are made in other ways."""
+
 from __future__ import annotations
 
 import json
@@ -158,6 +159,7 @@ def test_modules_are_counted_apart():
         def hook(module, _, out):
             inputs = module.weight[0].numel()
             expected[name] = out.numel() * inputs
+
         return hook
 
     handles = [
@@ -221,9 +223,7 @@ def into(first, second):
 @pytest.mark.parametrize('name', [*KEEP, *DROP])
 def test_moved_values_stay_quantized_and_computed_ones_do_not(name):
     model = Multiplies((KEEP | DROP)[name], into)
-    report = trace_products(
-        model, [torch.rand(2, 4, 5)], forward=forward
-    )
+    report = trace_products(model, [torch.rand(2, 4, 5)], forward=forward)
     assert report.total > 0
     counts = (report.both, report.one, report.none)
     where = 0 if name in KEEP else 1
@@ -257,6 +257,7 @@ def test_dead_tensors_leave_no_marks_behind():
 
 
 # --- weights, reasons, what never ran -----------------------------------
+
 
 class ReadsWeight(nn.Module):
     """As BEiT: multiplies by a layer's weight without calling the layer."""
@@ -301,8 +302,9 @@ def test_layer_that_is_read_stays_float(change):
     torch.testing.assert_close(model(x), before)
 
 
-@pytest.mark.parametrize('settings', [
-    {'activation': False}, {'weight': False}])
+@pytest.mark.parametrize(
+    'settings', [{'activation': False}, {'weight': False}]
+)
 def test_point_that_the_recipe_leaves_out_is_one_operand(settings):
     model, x = tiny_model('conv'), tiny_batches('conv')[0]
     prepared(model, x, **settings)
@@ -340,8 +342,8 @@ def test_further_batches_reach_further_branches():
     found = calibrate(model, [off, off, on, on], forward=forward)
     assert found.covering == [0, 2]
     report = trace_products(
-        model, [[off, off, on, on][i] for i in found.covering],
-        forward=forward)
+        model, [[off, off, on, on][i] for i in found.covering], forward=forward
+    )
     assert report.num_batches == 2
     assert report.unreached == []
     assert report.total == 2 * 32 + 32
@@ -360,8 +362,10 @@ def test_a_trace_leaves_no_trace(fails):
     prepared(model, x)
     model.layers[0].train()
     modes = [m.training for m in model.modules()]
-    hooks = (len(torch_hooks._global_forward_hooks),
-             len(torch_hooks._global_forward_pre_hooks))
+    hooks = (
+        len(torch_hooks._global_forward_hooks),
+        len(torch_hooks._global_forward_pre_hooks),
+    )
     state = torch.get_rng_state()
 
     def run(model, batch):
@@ -377,14 +381,17 @@ def test_a_trace_leaves_no_trace(fails):
         trace_products(model, [x], forward=run)
     assert torch.equal(torch.get_rng_state(), state)
     assert [m.training for m in model.modules()] == modes
-    assert hooks == (len(torch_hooks._global_forward_hooks),
-                     len(torch_hooks._global_forward_pre_hooks))
+    assert hooks == (
+        len(torch_hooks._global_forward_hooks),
+        len(torch_hooks._global_forward_pre_hooks),
+    )
     assert not any('quantized_weight' in vars(m) for m in model.modules())
     assert torch.backends.mha.get_fastpath_enabled()
 
 
 def test_frozen_weights_and_learned_roundings_count_as_quantized():
     from taskptq.reconstruction import freeze
+
     model, x = tiny_model('conv'), tiny_batches('conv')[0]
     prepared(model, x)
     model.stem.start_rounding()
@@ -397,6 +404,7 @@ def test_frozen_weights_and_learned_roundings_count_as_quantized():
 
 # --- as data ------------------------------------------------------------
 
+
 def made():
     model, x = ReadsWeight(), torch.randn(3, 6)
     _, found = prepared(model, x)
@@ -408,29 +416,37 @@ def made():
 def test_plain_form_is_read_again():
     report = made()
     plain = json.loads(json.dumps(report.to_dict()))
-    assert plain['summary'] == report.summary() == (
-        '60.0 % of 180 multiply-accumulates run with both operands '
-        'quantized (0.0 % one, 40.0 % none)')
+    assert (
+        plain['summary']
+        == report.summary()
+        == (
+            '60.0 % of 180 multiply-accumulates run with both operands '
+            'quantized (0.0 % one, 40.0 % none)'
+        )
+    )
     assert ProductReport.from_dict(plain) == report
     assert next(iter(plain)) == 'summary'
 
 
-@pytest.mark.parametrize(('path', 'value'), [
-    (('products',), None),
-    (('products',), {}),
-    (('products', 0), 3),
-    (('products', 0, 'both'), -1),
-    (('products', 0, 'both'), 2**70),
-    (('products', 0, 'calls'), True),
-    (('products', 0, 'none'), math.nan),
-    (('products', 0, 'reason'), 'x' * 10_000),
-    (('products', 0, 'module'), 7),
-    (('num_batches',), '1'),
-    (('unreached',), 'layer'),
-    (('unreached',), [1]),
-    (('read_by',), {'a': 1}),
-    (('left_float',), [('a', 'b')]),
-])
+@pytest.mark.parametrize(
+    ('path', 'value'),
+    [
+        (('products',), None),
+        (('products',), {}),
+        (('products', 0), 3),
+        (('products', 0, 'both'), -1),
+        (('products', 0, 'both'), 2**70),
+        (('products', 0, 'calls'), True),
+        (('products', 0, 'none'), math.nan),
+        (('products', 0, 'reason'), 'x' * 10_000),
+        (('products', 0, 'module'), 7),
+        (('num_batches',), '1'),
+        (('unreached',), 'layer'),
+        (('unreached',), [1]),
+        (('read_by',), {'a': 1}),
+        (('left_float',), [('a', 'b')]),
+    ],
+)
 def test_plain_form_of_a_stranger_is_checked(path, value):
     plain = made().to_dict()
     target = plain
@@ -443,11 +459,17 @@ def test_plain_form_of_a_stranger_is_checked(path, value):
         ProductReport.from_dict(None)
 
 
-@pytest.mark.parametrize(('part', 'total', 'text'), [
-    (1, 1, '100.0 %'), (0, 1, '0.0 %'), (1, 10**6, '<0.1 %'),
-    (10**6 - 1, 10**6, '99.9 %'), (1, 3, '33.3 %'),
-    (2**61 - 1, 2**61, '99.9 %'),
-])
+@pytest.mark.parametrize(
+    ('part', 'total', 'text'),
+    [
+        (1, 1, '100.0 %'),
+        (0, 1, '0.0 %'),
+        (1, 10**6, '<0.1 %'),
+        (10**6 - 1, 10**6, '99.9 %'),
+        (1, 3, '33.3 %'),
+        (2**61 - 1, 2**61, '99.9 %'),
+    ],
+)
 def test_percent_claims_no_whole_that_is_none(part, total, text):
     assert percent(part, total) == text
 

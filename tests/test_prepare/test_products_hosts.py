@@ -1,4 +1,5 @@
 """Models of the hosts: the report is true by an independent count."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
@@ -27,8 +28,10 @@ from taskptq.modules import quant_modules
 from taskptq.prepare import QConfig, SwapReport, prepare
 from taskptq.prepare.products import trace_products
 
-HOSTS = {'mmdet': Path(mmdet.__file__).parent,
-         'mmseg': Path(mmseg.__file__).parent}
+HOSTS = {
+    'mmdet': Path(mmdet.__file__).parent,
+    'mmseg': Path(mmseg.__file__).parent,
+}
 SIZE = (64, 96)
 QCONFIG = {
     'weight': {'num_bits': 4, 'observer': {'type': 'MinMaxObserver'}},
@@ -94,8 +97,7 @@ def reported(
     images = torch.randn(1, 3, *size)
     unreached = settings.pop('unreached', 'error')
     report = prepare(model, QConfig.from_dict(QCONFIG | settings))
-    found = calibrate(
-        model, [images], forward=forward, unreached=unreached)
+    found = calibrate(model, [images], forward=forward, unreached=unreached)
     products = trace_products(model, [images], forward=forward)
     report.add_products(products, left_float=found.left_float)
     return report, images
@@ -130,7 +132,8 @@ def count_otherwise(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
     ]
     # torch's table leaves out what deformable convolutions call
     counter = FlopCounterMode(
-        display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops})
+        display=False, custom_mapping={torch.ops.aten.addmm_: addmm_flops}
+    )
     with torch.no_grad(), quantizing(model), counter:
         forward(model.requires_grad_(False), images)
     for handle in handles:
@@ -150,8 +153,7 @@ def check_counts(
     rows = {row.name: row for row in report.rows}
     assert sum(row.macs or 0 for row in rows.values()) == products.total
     for row in rows.values():
-        assert (row.status == 'quantized') <= (
-            row.macs == row.macs_quantized)
+        assert (row.status == 'quantized') <= (row.macs == row.macs_quantized)
         assert row.status == 'quantized' or row.reason
 
 
@@ -160,20 +162,37 @@ def statuses(report: SwapReport) -> dict[str, str]:
 
 
 def test_beit_multiplies_by_weights_itself() -> None:
-    model = build_model(Config({
-        'default_scope': 'mmseg',
-        'model': {
-            'type': 'EncoderDecoder',
-            'backbone': {
-                'type': 'BEiT', 'img_size': (64, 64), 'patch_size': 16,
-                'embed_dims': 48, 'num_layers': 2, 'num_heads': 2,
-                'out_indices': (1, )},
-            'decode_head': {
-                'type': 'FCNHead', 'in_channels': 48, 'channels': 16,
-                'in_index': 0, 'num_convs': 1, 'concat_input': False,
-                'num_classes': 11, 'norm_cfg': {'type': 'BN'}},
-            'train_cfg': {}, 'test_cfg': {'mode': 'whole'}},
-    })).requires_grad_(False)
+    model = build_model(
+        Config(
+            {
+                'default_scope': 'mmseg',
+                'model': {
+                    'type': 'EncoderDecoder',
+                    'backbone': {
+                        'type': 'BEiT',
+                        'img_size': (64, 64),
+                        'patch_size': 16,
+                        'embed_dims': 48,
+                        'num_layers': 2,
+                        'num_heads': 2,
+                        'out_indices': (1,),
+                    },
+                    'decode_head': {
+                        'type': 'FCNHead',
+                        'in_channels': 48,
+                        'channels': 16,
+                        'in_index': 0,
+                        'num_convs': 1,
+                        'concat_input': False,
+                        'num_classes': 11,
+                        'norm_cfg': {'type': 'BN'},
+                    },
+                    'train_cfg': {},
+                    'test_cfg': {'mode': 'whole'},
+                },
+            }
+        )
+    ).requires_grad_(False)
     report, images = reported(model, size=(64, 64))
     check_counts(model, report, images)
     found = statuses(report)
@@ -200,24 +219,26 @@ def test_tood_multiplies_by_what_it_makes_of_weights() -> None:
         assert found[f'{name}.reduction_conv.conv'] == 'float'
         assert report.products.of_module(name)[0].function == 'bmm'
         assert 'reduction_conv.conv' in (
-            report.products.of_module(name)[0].reason)
+            report.products.of_module(name)[0].reason
+        )
     assert 0.85 < report.products.share < 0.95
 
 
 MASK_RCNN = dict(
-    backbone__depth=18, neck__in_channels=[64, 128, 256, 512],
-    test_cfg__rpn__max_per_img=20, test_cfg__rcnn__max_per_img=5)
+    backbone__depth=18,
+    neck__in_channels=[64, 128, 256, 512],
+    test_cfg__rpn__max_per_img=20,
+    test_cfg__rcnn__max_per_img=5,
+)
 
 
 @pytest.mark.slow
 def test_mask_head_that_nothing_reached_is_refused() -> None:
     name = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
-    model = build(
-        'mmdet', name, test_cfg__rcnn__score_thr=0.9, **MASK_RCNN)
+    model = build('mmdet', name, test_cfg__rcnn__score_thr=0.9, **MASK_RCNN)
     with pytest.raises(ValueError, match=r'reached roi_head\.mask_head\.'):
         reported(model)
-    model = build(
-        'mmdet', name, test_cfg__rcnn__score_thr=0.9, **MASK_RCNN)
+    model = build('mmdet', name, test_cfg__rcnn__score_thr=0.9, **MASK_RCNN)
     report, images = reported(model, unreached='float')
     check_counts(model, report, images)
     masks = {s for n, s in statuses(report).items() if 'mask_head' in n}
@@ -227,8 +248,11 @@ def test_mask_head_that_nothing_reached_is_refused() -> None:
 
 def test_mask_head_that_was_reached() -> None:
     model = build(
-        'mmdet', 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
-        test_cfg__rcnn__score_thr=0.0, **MASK_RCNN)
+        'mmdet',
+        'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py',
+        test_cfg__rcnn__score_thr=0.0,
+        **MASK_RCNN,
+    )
     report, images = reported(model)
     check_counts(model, report, images)
     assert set(statuses(report).values()) == {'quantized'}
@@ -248,9 +272,13 @@ def test_rtmdet_is_quantized_whole() -> None:
 def test_filters_of_dmnet_and_its_auxiliary_head() -> None:
     """A segmentor whose config asks for SyncBN, and products without rows."""
     model = build(
-        'mmseg', 'dmnet/dmnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
-        backbone__depth=18, decode_head__in_channels=512,
-        decode_head__channels=64, auxiliary_head__in_channels=256)
+        'mmseg',
+        'dmnet/dmnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+        backbone__depth=18,
+        decode_head__in_channels=512,
+        decode_head__channels=64,
+        auxiliary_head__in_channels=256,
+    )
     report, images = reported(model)
     check_counts(model, report, images)
     found = statuses(report)
@@ -258,16 +286,26 @@ def test_filters_of_dmnet_and_its_auxiliary_head() -> None:
         head = name.startswith('auxiliary_head.')
         filters = 'dcm_modules' in name and name.count('.') == 2
         assert (status == 'float') == (head or filters), name
-    assert sum('dcm_modules' in name for name, status in found.items()
-               if status == 'float') == 4
+    assert (
+        sum(
+            'dcm_modules' in name
+            for name, status in found.items()
+            if status == 'float'
+        )
+        == 4
+    )
     assert set(report.products.left_float.values()) == {
-        'only training runs it'}
+        'only training runs it'
+    }
 
 
 @pytest.mark.slow
 def test_detectors_counts() -> None:
-    model = build('mmdet', 'detectors/detectors_cascade-rcnn_r50_1x_coco.py',
-                  test_cfg__rpn__max_per_img=20)
+    model = build(
+        'mmdet',
+        'detectors/detectors_cascade-rcnn_r50_1x_coco.py',
+        test_cfg__rpn__max_per_img=20,
+    )
     model.init_weights()
     # random features are large, and would shift every box out of the image
     model.rpn_head.rpn_reg.weight.data.zero_()

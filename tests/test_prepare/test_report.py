@@ -1,4 +1,5 @@
 """The report: what was swapped, and after a trace what ran."""
+
 from __future__ import annotations
 
 import json
@@ -78,12 +79,19 @@ def test_rows_say_what_ran():
     assert 'none of the 1 traced batches' in by_name['rare'].reason
     assert by_name['auxiliary_head'].reason == 'only training runs it'
     assert 'product of two activations in Filters' in (
-        by_name['filters'].reason)
+        by_name['filters'].reason
+    )
     assert 'read.weight' in by_name[''].reason
     # 3 rows of 6 values times 6 x 6, and 3 x 6 times 6 x 3
     assert {name: row.macs for name, row in by_name.items()} == {
-        'stem': 108, 'kept': 108, 'read': 0, 'rare': 0, 'auxiliary_head': 0,
-        'filters': 54, '': 108}
+        'stem': 108,
+        'kept': 108,
+        'read': 0,
+        'rare': 0,
+        'auxiliary_head': 0,
+        'filters': 54,
+        '': 108,
+    }
     assert by_name['stem'].macs_quantized == 108
     assert by_name['read'].weight_bits is None
     assert by_name['rare'].weight_bits == 8
@@ -91,8 +99,10 @@ def test_rows_say_what_ran():
 
 def test_table_json_and_log_say_the_same(tmp_path):
     report = mixed_report()
-    share = ('28.6 % of 378 multiply-accumulates run with both operands '
-             'quantized (0.0 % one, 71.4 % none)')
+    share = (
+        '28.6 % of 378 multiply-accumulates run with both operands '
+        'quantized (0.0 % one, 71.4 % none)'
+    )
     counts = 'modules: 1 quantized, 5 float, 1 not reached'
     assert report.summary() == f'{share}; {counts}'
     lines = report.table().splitlines()
@@ -106,18 +116,20 @@ def test_table_json_and_log_say_the_same(tmp_path):
     assert next(iter(plain)) == 'summary'
     assert plain['summary'] == report.summary()
     assert plain['products'] == report.products.to_dict()
-    assert [plain[f'num_{key}'] for key in (
-        'quantized', 'partly', 'float', 'unreached')] == [1, 0, 5, 1]
-    reasons = {p['module']: p['reason'] for p in plain['products'][
-        'products']}
+    assert [
+        plain[f'num_{key}']
+        for key in ('quantized', 'partly', 'float', 'unreached')
+    ] == [1, 0, 5, 1]
+    reasons = {p['module']: p['reason'] for p in plain['products']['products']}
     assert reasons['kept'] == "qconfig.keep_float 'kept'"
 
 
 def test_stored_products_give_the_same_rows():
     report = mixed_report()
     model = Mixed().eval()
-    again = prepare(model, QConfig.from_dict(
-        {'edge_bits': None, 'keep_float': ['kept']}))
+    again = prepare(
+        model, QConfig.from_dict({'edge_bits': None, 'keep_float': ['kept']})
+    )
     stored = json.loads(json.dumps(report.products.to_dict()))
     again.add_products(ProductReport.from_dict(stored))
     assert again.rows == report.rows
@@ -156,7 +168,8 @@ def test_before_a_trace_the_report_says_what_was_swapped():
     report = prepare(tiny_model('conv'), QConfig.from_dict({}))
     assert report.products is None
     assert report.to_dict()['products'] is None
-    assert report.summary() == f'modules: {len(report.rows)} quantized, ' \
-        '0 float'
+    assert (
+        report.summary() == f'modules: {len(report.rows)} quantized, 0 float'
+    )
     assert report.table().splitlines()[0].startswith('module')
     assert SwapReport().count('quantized') == 0

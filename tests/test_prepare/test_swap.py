@@ -1,4 +1,5 @@
 """Swapping: nothing silent, nothing half done, nothing copied."""
+
 import json
 from pathlib import Path
 
@@ -26,8 +27,10 @@ def rows(report: SwapReport) -> dict:
 
 def state(model: nn.Module) -> list:
     """What a failed call must leave as it was."""
-    return [(name, id(module), type(module))
-            for name, module in model.named_modules()]
+    return [
+        (name, id(module), type(module))
+        for name, module in model.named_modules()
+    ]
 
 
 class Odd(nn.Module):
@@ -64,10 +67,12 @@ def test_tiny_models_are_quantized_whole(name: str) -> None:
     report = swap(model, QConfig.from_dict(W4))
     by_name = rows(report)
     assert layers <= set(by_name)
-    tables = {n for n, m in model.named_modules()
-              if isinstance(m, nn.Embedding)}
-    assert {row.status for row in report.rows
-            if row.name not in tables} == {'quantized'}
+    tables = {
+        n for n, m in model.named_modules() if isinstance(m, nn.Embedding)
+    }
+    assert {row.status for row in report.rows if row.name not in tables} == {
+        'quantized'
+    }
     for layer in layers:
         assert isinstance(model.get_submodule(layer), QuantModule)
 
@@ -92,8 +97,9 @@ def test_parameters_are_shared_not_copied() -> None:
     model = tiny_model('transformer')
     before = {n: p.data_ptr() for n, p in model.named_parameters()}
     swap(model, QConfig.from_dict(W4))
-    after = {n: p.data_ptr() for n, p in model.named_parameters()
-             if n in before}
+    after = {
+        n: p.data_ptr() for n, p in model.named_parameters() if n in before
+    }
     assert after == before
 
 
@@ -101,34 +107,52 @@ def test_bits_of_each_point_are_reported() -> None:
     model = tiny_model('window')
     report = swap(
         model,
-        QConfig.from_dict({
-            **W4, 'attention': {
-                'num_bits': 6
-            },
-            'softmax': {
-                'num_bits': 7
-            },
-            'edge_bits': None
-        }))
+        QConfig.from_dict(
+            {
+                **W4,
+                'attention': {'num_bits': 6},
+                'softmax': {'num_bits': 7},
+                'edge_bits': None,
+            }
+        ),
+    )
     by_name = rows(report)
     attention, linear = by_name['attn'], by_name['attn.qkv']
-    assert (attention.weight_bits, attention.activation_bits,
-            attention.attention_bits, attention.softmax_bits) == (None, None,
-                                                                  6, 7)
-    assert (linear.weight_bits, linear.activation_bits,
-            linear.attention_bits, linear.softmax_bits) == (4, 4, None, None)
+    assert (
+        attention.weight_bits,
+        attention.activation_bits,
+        attention.attention_bits,
+        attention.softmax_bits,
+    ) == (None, None, 6, 7)
+    assert (
+        linear.weight_bits,
+        linear.activation_bits,
+        linear.attention_bits,
+        linear.softmax_bits,
+    ) == (4, 4, None, None)
 
 
-@pytest.mark.parametrize(('attention', 'expected'), [
-    ({'num_bits': 8}, 8), ({'num_bits': 3}, 4), (False, 4)])
-def test_positions_have_the_bits_of_attention(attention: object,
-                                              expected: int) -> None:
-    model = nn.ModuleDict({
-        'attn': nn.ModuleDict({
-            name: nn.Linear(4, 4) for name in ('kpos_proj', 'kcontent_proj')
-        })})
-    report = swap(model, QConfig.from_dict(
-        {**W4, 'attention': attention, 'edge_bits': None}))
+@pytest.mark.parametrize(
+    ('attention', 'expected'),
+    [({'num_bits': 8}, 8), ({'num_bits': 3}, 4), (False, 4)],
+)
+def test_positions_have_the_bits_of_attention(
+    attention: object, expected: int
+) -> None:
+    model = nn.ModuleDict(
+        {
+            'attn': nn.ModuleDict(
+                {
+                    name: nn.Linear(4, 4)
+                    for name in ('kpos_proj', 'kcontent_proj')
+                }
+            )
+        }
+    )
+    report = swap(
+        model,
+        QConfig.from_dict({**W4, 'attention': attention, 'edge_bits': None}),
+    )
     found = {name: row.activation_bits for name, row in rows(report).items()}
     assert found == {'attn.kpos_proj': expected, 'attn.kcontent_proj': 4}
     assert rows(report)['attn.kpos_proj'].weight_bits == 4
@@ -137,7 +161,8 @@ def test_positions_have_the_bits_of_attention(attention: object,
 def test_fewest_bits_of_the_operands_are_reported() -> None:
     report = swap(
         tiny_model('window'),
-        QConfig.from_dict({'key': {'num_bits': 5}, 'value': {'num_bits': 6}}))
+        QConfig.from_dict({'key': {'num_bits': 5}, 'value': {'num_bits': 6}}),
+    )
     assert rows(report)['attn'].attention_bits == 5
     assert not any('attended' in row.name for row in report.rows)
 
@@ -149,10 +174,19 @@ def test_first_conv_and_last_head_layers_are_edges() -> None:
     assert rows(report)['fc_cls'].reason == 'edge layer'
 
 
-@pytest.mark.parametrize('name', [
-    'head.rpn_cls', 'head.retina_reg', 'head.rtm_cls.2', 'fc_reg', 'conv_seg',
-    'mask.conv_logits', 'head.multi_level_conv_obj.0', 'cls_branches.3'
-])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'head.rpn_cls',
+        'head.retina_reg',
+        'head.rtm_cls.2',
+        'fc_reg',
+        'conv_seg',
+        'mask.conv_logits',
+        'head.multi_level_conv_obj.0',
+        'cls_branches.3',
+    ],
+)
 def test_output_layers_are_known_by_name(name: str) -> None:
     assert edge_of({name: nn.Linear(4, 4), 'other': nn.Linear(4, 4)}) == {name}
 
@@ -187,19 +221,21 @@ def test_keep_float_and_overrides() -> None:
     model = tiny_model('conv')
     report = swap(
         model,
-        QConfig.from_dict({
-            **W4, 'keep_float': ['layer1.*'],
-            'overrides': [{
-                'pattern': 'layer2.conv*',
-                'weight': {
-                    'num_bits': 2
-                }
-            }, {
-                'pattern': 'layer2.conv2',
-                'weight': False,
-                'activation': False
-            }]
-        }))
+        QConfig.from_dict(
+            {
+                **W4,
+                'keep_float': ['layer1.*'],
+                'overrides': [
+                    {'pattern': 'layer2.conv*', 'weight': {'num_bits': 2}},
+                    {
+                        'pattern': 'layer2.conv2',
+                        'weight': False,
+                        'activation': False,
+                    },
+                ],
+            }
+        ),
+    )
     by_name = rows(report)
     assert "keep_float 'layer1.*'" in by_name['layer1.conv1'].reason
     assert by_name['layer2.conv1'].weight_bits == 2
@@ -212,18 +248,17 @@ def test_keep_float_and_overrides() -> None:
 def test_layer_without_any_quantizer_is_not_called_quantized() -> None:
     model = tiny_model('window')
     report = swap(
-        model, QConfig.from_dict({
-            'attention': False,
-            'softmax': False
-        }))
+        model, QConfig.from_dict({'attention': False, 'softmax': False})
+    )
     assert rows(report)['attn'].status == 'float'
     assert rows(report)['attn.qkv'].status == 'quantized'
 
 
 def test_projection_that_a_float_attention_reads_stays_float() -> None:
     model = tiny_model('transformer')
-    report = swap(model,
-                  QConfig.from_dict({'keep_float': ['layers.0.self_attn']}))
+    report = swap(
+        model, QConfig.from_dict({'keep_float': ['layers.0.self_attn']})
+    )
     by_name = rows(report)
     inner = by_name['layers.0.self_attn.out_proj']
     assert inner.status == 'float'
@@ -234,11 +269,15 @@ def test_projection_that_a_float_attention_reads_stays_float() -> None:
 BAD = {
     'keep_float': ({'keep_float': ['layer9*']}, 'keep_float.*layer9'),
     'edges': ({'edges': ['layer9*']}, 'edges.*layer9'),
-    'overrides': ({'overrides': [{'pattern': 'layer9*', 'weight': False}]},
-                  'overrides.*layer9'),
+    'overrides': (
+        {'overrides': [{'pattern': 'layer9*', 'weight': False}]},
+        'overrides.*layer9',
+    ),
     'all float': ({'keep_float': ['*']}, 'no layer to quantize'),
-    'all off': ({'weight': False, 'activation': False},
-                'no layer to quantize'),
+    'all off': (
+        {'weight': False, 'activation': False},
+        'no layer to quantize',
+    ),
 }
 
 
@@ -290,7 +329,6 @@ def test_module_under_two_names_is_one_afterwards() -> None:
 def test_subclass_is_not_swapped_by_its_base() -> None:
 
     class Scaled(nn.Linear):
-
         def forward(self, x: Tensor) -> Tensor:
             return 2 * super().forward(x)
 
@@ -304,7 +342,6 @@ def test_subclass_is_not_swapped_by_its_base() -> None:
 def test_attention_without_counterpart_is_listed() -> None:
 
     class StripeAttention(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.qkv = nn.Linear(4, 12)
@@ -341,8 +378,9 @@ def test_host_class_stays_an_instance_of_itself() -> None:
 
 
 def test_report_as_json_and_table(tmp_path: Path) -> None:
-    report = prepare(tiny_model('conv'), QConfig.from_dict(
-        {'keep_float': ['head']}))
+    report = prepare(
+        tiny_model('conv'), QConfig.from_dict({'keep_float': ['head']})
+    )
     report.save(tmp_path / 'report.json')
     plain = json.loads((tmp_path / 'report.json').read_text())
     assert plain == report.to_dict()

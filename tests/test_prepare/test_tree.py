@@ -1,4 +1,5 @@
 """Walking a model, and replacing modules wherever it holds them."""
+
 from __future__ import annotations
 
 from collections import OrderedDict, namedtuple
@@ -28,11 +29,15 @@ def test_walk_is_that_of_torch_where_nothing_is_closed() -> None:
 def test_scripted_and_parametrized_insides_do_not_show() -> None:
     model = nn.Sequential(
         torch.jit.script(nn.Sequential(nn.Linear(2, 2))),
-        parametrizations.weight_norm(nn.Linear(2, 2)))
+        parametrizations.weight_norm(nn.Linear(2, 2)),
+    )
     assert [name for name, _ in open_modules(model)] == ['', '0', '1']
     assert is_scripted(model[0])
-    names = {place for owners in parameter_owners(model).values()
-             for place in [(name, path) for name, _, path in owners]}
+    names = {
+        place
+        for owners in parameter_owners(model).values()
+        for place in [(name, path) for name, _, path in owners]
+    }
     assert ('0', '0.weight') in names
 
 
@@ -41,7 +46,9 @@ def test_owners_of_a_shared_parameter() -> None:
     model[1].weight = model[0].weight
     owners = parameter_owners(model)[id(model[0].weight)]
     assert [(name, path) for name, _, path in owners] == [
-        ('0', 'weight'), ('1', 'weight')]
+        ('0', 'weight'),
+        ('1', 'weight'),
+    ]
 
 
 def test_every_place_is_replaced() -> None:

@@ -1,4 +1,5 @@
 """What a batch contradicts is left as it is, by name, before any change."""
+
 from __future__ import annotations
 
 import copy
@@ -16,8 +17,9 @@ from taskptq.prepare import QConfig, SwapReport, prepare
 from taskptq.prepare.compare import Check, counterpart
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
-W4 = QConfig.from_dict({
-    'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}})
+W4 = QConfig.from_dict(
+    {'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}}
+)
 IMAGE = (2, 3, 10, 10)
 
 
@@ -33,7 +35,10 @@ def randomised(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def check(
-    model: nn.Module, x: Tensor, folded: list[str], *,
+    model: nn.Module,
+    x: Tensor,
+    folded: list[str],
+    *,
     tolerance: float = 1e-5,
 ) -> SwapReport:
     """Prepare on a batch: the folded norms, and the output as it was."""
@@ -122,11 +127,22 @@ class WeightRead(ConvReluNorm):
         return self.conv2(y) * self.conv1.weight.mean()
 
 
-@pytest.mark.parametrize('kind', [
-    ConvReluNorm, Overwritten, Tapped, Returned, Twice, ConvTwice, Sometimes,
-    WeightRead])
+@pytest.mark.parametrize(
+    'kind',
+    [
+        ConvReluNorm,
+        Overwritten,
+        Tapped,
+        Returned,
+        Twice,
+        ConvTwice,
+        Sometimes,
+        WeightRead,
+    ],
+)
 def test_names_alone_fold_nothing(
-        kind: type[nn.Module], caplog: pytest.LogCaptureFixture) -> None:
+    kind: type[nn.Module], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.WARNING, 'taskptq'):
         report = check(kind(), torch.randn(IMAGE), [])
     assert list(report.decisions.kept_norms) == ['bn1']
@@ -142,8 +158,11 @@ class Residual(nn.Sequential):
 
 
 def test_sequence_with_its_own_order_is_not_folded() -> None:
-    check(Residual(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8),
-                   nn.Conv2d(8, 8, 1)), torch.randn(IMAGE), [])
+    check(
+        Residual(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1)),
+        torch.randn(IMAGE),
+        [],
+    )
 
 
 class Renamed(nn.Module):
@@ -164,8 +183,7 @@ class Renamed(nn.Module):
 
 def test_what_the_batch_confirms_is_folded() -> None:
     report = check(Renamed(), torch.randn(IMAGE), ['after', 'fc_norm'])
-    assert report.decisions.folded == (
-        ('reduce', 'after'), ('fc', 'fc_norm'))
+    assert report.decisions.folded == (('reduce', 'after'), ('fc', 'fc_norm'))
     assert prepare(Renamed().eval(), W4).folded == []
 
 
@@ -205,21 +223,23 @@ def test_one_structure_however_sync_norms_were_built(build: str) -> None:
 def test_norm_of_its_own_kind_is_kept() -> None:
 
     class WithRelu(nn.BatchNorm2d):
-
         def forward(self, x: Tensor) -> Tensor:
             return super().forward(x).relu()
 
-    check(nn.Sequential(nn.Conv2d(3, 4, 1), WithRelu(4)),
-          torch.randn(IMAGE), [])
+    check(
+        nn.Sequential(nn.Conv2d(3, 4, 1), WithRelu(4)), torch.randn(IMAGE), []
+    )
 
 
 @pytest.mark.parametrize('name', TINY_MODELS)
 def test_tiny_models_are_confirmed_whole(
-        name: str, caplog: pytest.LogCaptureFixture) -> None:
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
     model, x = tiny_model(name), tiny_batches(name)[0]
     with caplog.at_level(logging.WARNING, 'taskptq'):
-        report = check(model, x, prepare(
-            copy.deepcopy(model), W4, batch=x).folded)
+        report = check(
+            model, x, prepare(copy.deepcopy(model), W4, batch=x).folded
+        )
     assert not report.decisions.left_float
     assert not report.decisions.kept_norms
     assert not caplog.records
@@ -256,13 +276,16 @@ class Outer(nn.Module):
         return self.c(self.b(self.a(x)))
 
 
-@pytest.mark.parametrize(('cls', 'message'), [
-    ('Off', 'differs by 1.00%'), ('Failing', 'TypeError')])
+@pytest.mark.parametrize(
+    ('cls', 'message'), [('Off', 'differs by 1.00%'), ('Failing', 'TypeError')]
+)
 def test_counterpart_that_differs_is_left_out(
-        cls: str, message: str, monkeypatch: pytest.MonkeyPatch,
-        caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setitem(
-        COUNTERPARTS, f'{__name__}.Kind', (__name__, cls))
+    cls: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setitem(COUNTERPARTS, f'{__name__}.Kind', (__name__, cls))
     model = Outer()
     with caplog.at_level(logging.WARNING, 'taskptq'):
         report = check(model, torch.randn(3, 4), [])
@@ -275,9 +298,9 @@ def test_counterpart_that_differs_is_left_out(
 
 
 def test_nothing_changes_where_all_would_differ(
-        monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(
-        COUNTERPARTS, f'{__name__}.Kind', (__name__, 'Off'))
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(COUNTERPARTS, f'{__name__}.Kind', (__name__, 'Off'))
     model = nn.Sequential(Kind(4, 4)).eval()
     weight = model[0].weight
     with pytest.raises(ValueError, match=r'no layer to quantize.*1\.00%'):
@@ -309,7 +332,6 @@ def test_layer_whose_weight_is_read_directly_stays_float() -> None:
 def test_shape_of_a_weight_is_no_use_of_it() -> None:
 
     class Shaped(ReadsWeight):
-
         def forward(self, x: Tensor) -> Tensor:
             zeros = self.qkv.weight.new_zeros(4)
             return self.proj(self.qkv(x) + zeros.to(self.proj.weight.dtype))
@@ -363,8 +385,7 @@ def test_layer_held_out_of_reach_stays_float() -> None:
         before = model(x)
         report = prepare(model, W4, batch=x)
         with float_only(model):
-            torch.testing.assert_close(
-                model(x), before, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
     assert type(model.conv) is nn.Conv2d
     assert 'neither an attribute' in report.decisions.left_float['conv']
     assert [r.status for r in report.rows] == ['float', 'quantized']
@@ -394,8 +415,9 @@ class Branches(nn.Module):
 
 def test_branches_without_data_are_folded_by_structure_only() -> None:
     model = Branches()
-    report = check(model, torch.randn(IMAGE),
-                   ['stem.1', 'auxiliary.1', 'empty.1'])
+    report = check(
+        model, torch.randn(IMAGE), ['stem.1', 'auxiliary.1', 'empty.1']
+    )
     assert 'not reached' in report.decisions.kept_norms['unknown.bn1']
     assert isinstance(model.auxiliary[0], QuantConv2d)
     assert not report.decisions.left_float
@@ -403,9 +425,11 @@ def test_branches_without_data_are_folded_by_structure_only() -> None:
 
 def test_scripted_part_is_listed_and_left_alone() -> None:
     part = torch.jit.script(
-        nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval())
+        nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
+    )
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), part, nn.Conv2d(8, 4, 1))
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), part, nn.Conv2d(8, 4, 1)
+    )
     x = torch.randn(IMAGE)
     model.eval()
     with torch.no_grad():
@@ -424,8 +448,12 @@ def test_other_precisions(dtype: torch.dtype) -> None:
     model = tiny_model('conv').to(dtype)
     x = tiny_batches('conv')[0].to(dtype)
     tolerance = 0.05 if dtype is torch.bfloat16 else 1e-9
-    check(model, x, prepare(
-        tiny_model('conv'), W4, batch=x.float()).folded, tolerance=tolerance)
+    check(
+        model,
+        x,
+        prepare(tiny_model('conv'), W4, batch=x.float()).folded,
+        tolerance=tolerance,
+    )
 
 
 def test_nan_and_infinity_of_the_float_model_are_no_difference() -> None:
@@ -439,7 +467,6 @@ def test_nan_and_infinity_of_the_float_model_are_no_difference() -> None:
 def test_inputs_that_are_overwritten_are_compared_as_they_came() -> None:
 
     class Before(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.attn = nn.MultiheadAttention(8, 2, batch_first=True)
@@ -451,11 +478,14 @@ def test_inputs_that_are_overwritten_are_compared_as_they_came() -> None:
             return self.fc(x).add_(y)
 
     model = Before().eval()
-    report = prepare(
-        model, W4, batch=None, forward=None)
+    report = prepare(model, W4, batch=None, forward=None)
     model = Before().eval()
-    report = prepare(model, W4, batch=torch.randn(2, 5, 8),
-                     forward=lambda m, x: m(x.clone()))
+    report = prepare(
+        model,
+        W4,
+        batch=torch.randn(2, 5, 8),
+        forward=lambda m, x: m(x.clone()),
+    )
     assert not report.decisions.left_float
 
 
@@ -507,7 +537,8 @@ def test_ranks_agree_on_what_all_accept() -> None:
 
 
 def test_many_calls_are_compared_a_few_times_only(
-        monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     runs: list[QuantModule] = []
     forward = QuantLinear.forward
 
@@ -518,7 +549,6 @@ def test_many_calls_are_compared_a_few_times_only(
     monkeypatch.setattr(QuantLinear, 'forward', counting)
 
     class Loop(nn.Module):
-
         def __init__(self) -> None:
             super().__init__()
             self.fc = nn.Linear(4, 4)
@@ -534,9 +564,14 @@ def test_many_calls_are_compared_a_few_times_only(
 
 def test_counterpart_of_a_check_is_off() -> None:
     module = nn.Linear(4, 4)
-    quant = counterpart(Check(
-        'fc', module, QuantLinear, W4.scheme('fc', edge=False,
-                                             positions=False)))
+    quant = counterpart(
+        Check(
+            'fc',
+            module,
+            QuantLinear,
+            W4.scheme('fc', edge=False, positions=False),
+        )
+    )
     assert quant.weight is module.weight
     x = torch.randn(2, 4)
     assert torch.equal(quant(x), module(x))

@@ -26,23 +26,26 @@ TINY_TASK = Path(__file__).resolve().parents[1] / 'tiny_task'
 ALIGNED = [
     dict(
         pattern=r're:decoder\.layers\.\d+\.(self|cross)_attn(\.attn)?',
-        query=dict(type='AlignedQuantizer', learn_zero_point=True))
+        query=dict(type='AlignedQuantizer', learn_zero_point=True),
+    )
 ]
 QCONFIG = dict(
     weight=dict(type='LSQQuantizer', num_bits=4, per_channel=True),
-    activation=dict(
-        type='LSQQuantizer', num_bits=4, learn_zero_point=True),
+    activation=dict(type='LSQQuantizer', num_bits=4, learn_zero_point=True),
     attention=dict(num_bits=8),
-    softmax=dict(num_bits=8))
+    softmax=dict(num_bits=8),
+)
 
 
 @pytest.fixture
 def tiny_detr(registry_guard, monkeypatch):
     from mmengine.registry import DefaultScope
+
     scopes = dict(DefaultScope._instance_dict)
     monkeypatch.syspath_prepend(str(TINY_TASK))
     sys.modules.pop('tiny_detr', None)
     import tiny_detr
+
     yield tiny_detr
     sys.modules.pop('tiny_detr', None)
     DefaultScope._instance_dict.clear()
@@ -54,6 +57,7 @@ def make(tiny_detr, tmp_path):
     """Build runners of one detector; work_dirs are named by the test."""
     from mmengine.config import Config
     from mmengine.runner import Runner
+
     count = iter(range(100))
 
     def build(model, load_from=None, *, work='work', hooks=(), **changes):
@@ -97,8 +101,13 @@ def qat(*, distillation=None, stage=2, aligned=True, **kwargs):
     if aligned:
         qconfig['overrides'] = copy.deepcopy(ALIGNED)
     return dict(
-        type='taskptq.QATHook', qconfig=qconfig, stage=stage,
-        calibration=dict(num_images=4), distillation=distillation, **kwargs)
+        type='taskptq.QATHook',
+        qconfig=qconfig,
+        stage=stage,
+        calibration=dict(num_images=4),
+        distillation=distillation,
+        **kwargs,
+    )
 
 
 class Witness:
@@ -115,10 +124,12 @@ class Witness:
             def before_train(self, runner):
                 witness.start(runner)
 
-            def after_train_iter(self, runner, batch_idx, data_batch=None,
-                                 outputs=None):
+            def after_train_iter(
+                self, runner, batch_idx, data_batch=None, outputs=None
+            ):
                 witness.logs.append(
-                    {name: float(v.detach()) for name, v in outputs.items()})
+                    {name: float(v.detach()) for name, v in outputs.items()}
+                )
 
         self.hook = Seen()
         self.logs = []
@@ -141,8 +152,8 @@ def test_training_with_a_teacher(make, float_weights, tiny_detr):
     model = tiny_detr.detr()
     witness = Witness()
     runner = make(
-        model, float_weights(model),
-        hooks=[qat(distillation={}), witness.hook])
+        model, float_weights(model), hooks=[qat(distillation={}), witness.hook]
+    )
     runner.train()
     logs = witness.logs
     assert len(logs) == 2
@@ -155,8 +166,10 @@ def test_training_with_a_teacher(make, float_weights, tiny_detr):
     checkpoint = read_checkpoint(Path(runner.work_dir) / 'epoch_1.pth')
     after = checkpoint[TRAINING_KEY]['weights']
     moved = {
-        name.rpartition('.')[2] for name, value in after.items()
-        if 'quantizer' in name and value.is_floating_point()
+        name.rpartition('.')[2]
+        for name, value in after.items()
+        if 'quantizer' in name
+        and value.is_floating_point()
         and not torch.equal(value, witness.first[name])
     }
     assert {'scale', 'offset', 'gamma', 'beta'} <= moved
@@ -168,8 +181,11 @@ def test_training_with_a_teacher(make, float_weights, tiny_detr):
 
     teacher = witness.teacher
     held = {id(p) for p in runner.model.parameters()}
-    held |= {id(p) for group in runner.optim_wrapper.param_groups
-             for p in group['params']}
+    held |= {
+        id(p)
+        for group in runner.optim_wrapper.param_groups
+        for p in group['params']
+    }
     assert held.isdisjoint({id(p) for p in teacher.parameters()})
     assert not any('teacher' in name for name in after)
     assert not teacher.training
@@ -178,21 +194,30 @@ def test_training_with_a_teacher(make, float_weights, tiny_detr):
     assert 'loss' not in vars(runner.model)
 
 
-def test_the_file_predicts_as_the_trained_model(make, float_weights,
-                                                tiny_detr):
+def test_the_file_predicts_as_the_trained_model(
+    make, float_weights, tiny_detr
+):
     model = tiny_detr.detr()
     runner = make(model, float_weights(model), hooks=[qat(distillation={})])
     runner.train()
     runner.test()
     trained = tiny_detr.TinyBoxesMetric.predictions.clone()
     work_dir = Path(runner.work_dir)
-    again = make(model, work_dir / 'quantized.pth', work='test',
-                 hooks=[dict(type='taskptq.PTQHook')])
+    again = make(
+        model,
+        work_dir / 'quantized.pth',
+        work='test',
+        hooks=[dict(type='taskptq.PTQHook')],
+    )
     again.test()
     assert torch.equal(tiny_detr.TinyBoxesMetric.predictions, trained)
     # A training checkpoint is frozen, evaluated and written.
-    again = make(model, work_dir / 'epoch_1.pth', work='other',
-                 hooks=[dict(type='taskptq.QATHook')])
+    again = make(
+        model,
+        work_dir / 'epoch_1.pth',
+        work='other',
+        hooks=[dict(type='taskptq.QATHook')],
+    )
     again.test()
     assert torch.equal(tiny_detr.TinyBoxesMetric.predictions, trained)
     written = [
@@ -202,8 +227,9 @@ def test_the_file_predicts_as_the_trained_model(make, float_weights,
     assert written[0] == written[1]
 
 
-def test_denoising_queries_are_left_out(make, float_weights, tiny_detr,
-                                        monkeypatch):
+def test_denoising_queries_are_left_out(
+    make, float_weights, tiny_detr, monkeypatch
+):
     model = tiny_detr.dino()
     seen = []
     distance = qat_distillation.distillation_distance
@@ -215,8 +241,10 @@ def test_denoising_queries_are_left_out(make, float_weights, tiny_detr,
     monkeypatch.setattr(qat_distillation, 'distillation_distance', spy)
     witness = Witness()
     runner = make(
-        model, float_weights(model),
-        hooks=[qat(distillation=dict(layers='all', tau=0.5)), witness.hook])
+        model,
+        float_weights(model),
+        hooks=[qat(distillation=dict(layers='all', tau=0.5)), witness.hook],
+    )
     runner.train()
     assert len(seen) == 2 * len(witness.logs) == 4
     for student, teacher, pairs in seen:
@@ -231,34 +259,47 @@ def test_two_stages(make, float_weights, tiny_detr):
     model = tiny_detr.detr()
     path = float_weights(model)
     first = Witness()
-    runner = make(model, path, work='one',
-                  hooks=[qat(distillation={}, stage=1), first.hook])
+    runner = make(
+        model,
+        path,
+        work='one',
+        hooks=[qat(distillation={}, stage=1), first.hook],
+    )
     runner.train()
     work_dir = Path(runner.work_dir)
     assert any(first.calibrated.values())
     for name, calibrated in first.calibrated.items():
         assert name.startswith('backbone.') or not calibrated, name
     rows = json.loads((work_dir / 'swap_report.json').read_text())['modules']
-    assert {row['name'].partition('.')[0] for row in rows
-            if row['status'] == 'quantized'} == {'backbone'}
+    assert {
+        row['name'].partition('.')[0]
+        for row in rows
+        if row['status'] == 'quantized'
+    } == {'backbone'}
     packed = torch.load(work_dir / 'quantized.pth', weights_only=True)
     assert all(name.startswith('backbone.') for name in packed['weights'])
     assert first.logs[0]['loss_drd'] > 0
 
     second = Witness()
-    runner = make(model, work_dir / 'epoch_1.pth', work='two',
-                  hooks=[qat(distillation={}), second.hook])
+    runner = make(
+        model,
+        work_dir / 'epoch_1.pth',
+        work='two',
+        hooks=[qat(distillation={}), second.hook],
+    )
     runner.train()
-    trained = read_checkpoint(
-        work_dir / 'epoch_1.pth')[TRAINING_KEY]['weights']
+    trained = read_checkpoint(work_dir / 'epoch_1.pth')[TRAINING_KEY][
+        'weights'
+    ]
     for name, value in trained.items():
         if 'quantizer' not in name or name.startswith('backbone.'):
             assert torch.equal(second.first[name], value), name
     grids = [name for name in second.calibrated if 'decoder' in name]
     # A shared key or value is quantized once, by its query's quantizer.
     shared = ('key_input_quantizer', 'value_input_quantizer')
-    assert all(second.calibrated[name] for name in grids
-               if not name.endswith(shared))
+    assert all(
+        second.calibrated[name] for name in grids if not name.endswith(shared)
+    )
     # The teacher is the float model, not the student of stage 1.
     for name, value in second.teacher.state_dict().items():
         assert torch.equal(value, first.teacher_state[name]), name
@@ -267,24 +308,26 @@ def test_two_stages(make, float_weights, tiny_detr):
 def test_resume_with_a_teacher(make, float_weights, tiny_detr):
     model = tiny_detr.detr()
     path = float_weights(model)
-    changes = dict(hooks=[qat(distillation={})],
-                   train_cfg=dict(max_epochs=2))
+    changes = dict(hooks=[qat(distillation={})], train_cfg=dict(max_epochs=2))
     runner = make(model, path, work='whole', **changes)
     runner.train()
     whole = Path(runner.work_dir)
-    runner = make(model, whole / 'epoch_1.pth', work='resumed', resume=True,
-                  **changes)
+    runner = make(
+        model, whole / 'epoch_1.pth', work='resumed', resume=True, **changes
+    )
     runner.train()
     resumed = Path(runner.work_dir)
     expected, found = (
         read_checkpoint(folder / 'epoch_2.pth')[TRAINING_KEY]['weights']
-        for folder in (whole, resumed))
+        for folder in (whole, resumed)
+    )
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
     for folder in (whole, resumed):
         (folder / TEACHER_FILE).unlink()
-    runner = make(model, whole / 'epoch_1.pth', work='resumed', resume=True,
-                  **changes)
+    runner = make(
+        model, whole / 'epoch_1.pth', work='resumed', resume=True, **changes
+    )
     with pytest.raises(ValueError, match='float weights that this training'):
         runner.train()
 
@@ -306,12 +349,13 @@ def losses_of(tiny_detr):
             with torch.no_grad():
                 change(student)
         added = Distillation(
-            student, teacher, config=DistillationConfig.from_dict(settings))
+            student, teacher, config=DistillationConfig.from_dict(settings)
+        )
         pack = tiny_detr.TinyBoxesPack()
         batch = [pack({'img_path': f'{i}.png'}) for i in range(2)]
         data = student.data_preprocessor(
-            {key: [sample[key] for sample in batch] for key in batch[0]},
-            False)
+            {key: [sample[key] for sample in batch] for key in batch[0]}, False
+        )
         added.attach()
         losses = student.loss(data['inputs'], data['data_samples'])
         added.detach()
@@ -325,9 +369,16 @@ def losses_of(tiny_detr):
 OURS = {'loss_drd', 'loss_agreement_box', 'loss_agreement_cls'}
 
 
-@pytest.mark.parametrize('changes', [{'fqm': False}, {'metric': 'nwd'},
-                                     {'matching': 'hungarian'},
-                                     {'normalize': True}, AGREEMENT])
+@pytest.mark.parametrize(
+    'changes',
+    [
+        {'fqm': False},
+        {'metric': 'nwd'},
+        {'matching': 'hungarian'},
+        {'normalize': True},
+        AGREEMENT,
+    ],
+)
 def test_loss_of_a_float_student_is_zero(losses_of, changes):
     """Teacher and student are the same: nothing is to be rectified."""
     found = losses_of(changes)
@@ -339,7 +390,8 @@ def test_loss_of_a_float_student_is_zero(losses_of, changes):
 def test_agreement_looks_at_boxes_and_classes(losses_of):
     def scores(model):
         model.bbox_head.fc_cls.bias += torch.linspace(
-            -1, 1, len(model.bbox_head.fc_cls.bias))
+            -1, 1, len(model.bbox_head.fc_cls.bias)
+        )
 
     def boxes(model):
         model.bbox_head.fc_reg.bias += 0.5
@@ -349,7 +401,8 @@ def test_agreement_looks_at_boxes_and_classes(losses_of):
     assert abs(found['loss_agreement_box']) < 1e-5
     twice = losses_of({**AGREEMENT, 'class_weight': 2.0}, scores)
     assert twice['loss_agreement_cls'] == pytest.approx(
-        2 * found['loss_agreement_cls'], rel=1e-5)
+        2 * found['loss_agreement_cls'], rel=1e-5
+    )
     found = losses_of(AGREEMENT, boxes)
     assert found['loss_agreement_box'] > 1e-3
     assert abs(found['loss_agreement_cls']) < 1e-5
@@ -368,28 +421,37 @@ def test_normalize_takes_the_relative_distance(losses_of, monkeypatch):
 def test_ground_truth_is_relative_to_the_image(tiny_detr):
     sample = tiny_detr.TinyBoxesPack()({'img_path': 'a.png'})['data_samples']
     sample.gt_instances.bboxes = torch.tensor(
-        [[12.0, 8.0, 36.0, 24.0], [0.0, 0.0, 48.0, 32.0]])
+        [[12.0, 8.0, 36.0, 24.0], [0.0, 0.0, 48.0, 32.0]]
+    )
     boxes = ground_truth([sample], like=torch.zeros(1))
     torch.testing.assert_close(
-        boxes[0],
-        torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]))
+        boxes[0], torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]])
+    )
 
 
-@pytest.mark.parametrize(('changes', 'words'), [
-    ({'tau': 2}, 'tau=2'), ({'weight': -1}, 'weight=-1'),
-    ({'class_weight': -1}, 'class_weight=-1'),
-    ({'box_weight': 1, 'teacher': dict(config='a', checkpoint='b')},
-     'box_weight'),
-    ({'metric': 'iou'}, 'metric'), ({'layers': 'first'}, 'layers'),
-    ({'matching': 'best'}, 'matching'), ({'lam': 1}, "unknown key 'lam'"),
-    ({'fqm': False, 'teacher': dict(config='a', checkpoint='b')}, 'index'),
-    ({'fqm': 'False'}, "distillation.fqm='False'"),
-    ({'tau': float('nan')}, 'distillation.tau=nan'),
-    ({'mu1': float('inf')}, 'distillation.mu1=inf'),
-    ({'teacher': dict(config='a')}, "distillation.teacher=.*'checkpoint'"),
-    ({'teacher': 'a.py'}, "distillation.teacher='a.py'"),
-    ({'teacher': dict(config=1, checkpoint='b')}, 'teacher.config=1'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        ({'tau': 2}, 'tau=2'),
+        ({'weight': -1}, 'weight=-1'),
+        ({'class_weight': -1}, 'class_weight=-1'),
+        (
+            {'box_weight': 1, 'teacher': dict(config='a', checkpoint='b')},
+            'box_weight',
+        ),
+        ({'metric': 'iou'}, 'metric'),
+        ({'layers': 'first'}, 'layers'),
+        ({'matching': 'best'}, 'matching'),
+        ({'lam': 1}, "unknown key 'lam'"),
+        ({'fqm': False, 'teacher': dict(config='a', checkpoint='b')}, 'index'),
+        ({'fqm': 'False'}, "distillation.fqm='False'"),
+        ({'tau': float('nan')}, 'distillation.tau=nan'),
+        ({'mu1': float('inf')}, 'distillation.mu1=inf'),
+        ({'teacher': dict(config='a')}, "distillation.teacher=.*'checkpoint'"),
+        ({'teacher': 'a.py'}, "distillation.teacher='a.py'"),
+        ({'teacher': dict(config=1, checkpoint='b')}, 'teacher.config=1'),
+    ],
+)
 def test_impossible_settings(changes, words):
     with pytest.raises(ValueError, match=words):
         DistillationConfig.from_dict(changes)

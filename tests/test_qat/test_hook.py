@@ -13,8 +13,11 @@ from taskptq.engine.checkpoint_file import TRAINING_KEY, read_checkpoint
 from taskptq.export.checkpoint import is_quantized
 from taskptq.qat import checks as qat_checks
 
-LABELED = [dict(type='TinyLoad'), dict(type='TinyLoadAnnotations'),
-           dict(type='TinyPack', needs_labels=True)]
+LABELED = [
+    dict(type='TinyLoad'),
+    dict(type='TinyLoadAnnotations'),
+    dict(type='TinyPack', needs_labels=True),
+]
 LR = 0.01
 QUANT = Path(__file__).resolve().parents[2] / 'configs/_base_/quant'
 
@@ -25,19 +28,22 @@ def hook():
         qconfig=dict(
             weight=dict(type='LSQQuantizer', num_bits=4, per_channel=True),
             activation=dict(
-                type='LSQQuantizer', num_bits=4, learn_zero_point=True),
-            edge_bits=None),
-        calibration=dict(num_images=8))
+                type='LSQQuantizer', num_bits=4, learn_zero_point=True
+            ),
+            edge_bits=None,
+        ),
+        calibration=dict(num_images=8),
+    )
 
 
 @pytest.fixture
 def make(tiny_config, tmp_path):
     """Build trainers of the tiny task: QATHook and others as given."""
     from mmengine.runner import Runner
+
     count = iter(range(100))
 
-    def build(load_from=None, *, hook=None, work='work', others=(),
-              **changes):
+    def build(load_from=None, *, hook=None, work='work', others=(), **changes):
         config = copy.deepcopy(tiny_config)
         config.experiment_name = f'{tmp_path.name}_qat_{next(count)}'
         config.load_from = None if load_from is None else str(load_from)
@@ -45,16 +51,19 @@ def make(tiny_config, tmp_path):
         config.custom_hooks = [h for h in others if isinstance(h, dict)]
         if hook is not None:
             config.custom_hooks.append(
-                dict(type='taskptq.QATHook', **copy.deepcopy(hook)))
+                dict(type='taskptq.QATHook', **copy.deepcopy(hook))
+            )
         config.train_dataloader.dataset.dataset.pipeline = LABELED
         config.default_hooks = dict(
-            logger=None, checkpoint=dict(type='CheckpointHook', interval=1))
+            logger=None, checkpoint=dict(type='CheckpointHook', interval=1)
+        )
         config.optim_wrapper = dict(
             optimizer=dict(type='AdamW', lr=LR, weight_decay=0.1),
-            paramwise_cfg=dict(custom_keys=dict(stem=dict(lr_mult=0.1))))
+            paramwise_cfg=dict(custom_keys=dict(stem=dict(lr_mult=0.1))),
+        )
         config.param_scheduler = [
             dict(type='LinearLR', start_factor=0.5, by_epoch=False, end=3),
-            dict(type='MultiStepLR', milestones=[1], gamma=0.5)
+            dict(type='MultiStepLR', milestones=[1], gamma=0.5),
         ]
         config.randomness = dict(seed=0)
         config.merge_from_dict(changes)
@@ -82,19 +91,26 @@ def weights_of(path):
     return read_checkpoint(path)[TRAINING_KEY]['weights']
 
 
-def test_training_learns_weights_and_grids(make, hook, float_checkpoint,
-                                           predictions):
+def test_training_learns_weights_and_grids(
+    make, hook, float_checkpoint, predictions
+):
     first = {}
-    seen = witness(lambda runner: first.update(
-        copy.deepcopy(runner.model.state_dict())))
+    seen = witness(
+        lambda runner: first.update(copy.deepcopy(runner.model.state_dict()))
+    )
     runner = make(float_checkpoint, hook=hook, others=[seen])
     runner.train()
     work_dir = Path(runner.work_dir)
     after = weights_of(work_dir / 'epoch_2.pth')
     assert after.keys() == first.keys()
-    for name in ('stem.weight', 'body.0.bias', 'head.weight',
-                 'stem.weight_quantizer.scale', 'body.3.input_quantizer.scale',
-                 'stem.input_quantizer.offset'):
+    for name in (
+        'stem.weight',
+        'body.0.bias',
+        'head.weight',
+        'stem.weight_quantizer.scale',
+        'body.3.input_quantizer.scale',
+        'stem.input_quantizer.offset',
+    ):
         assert not torch.equal(after[name], first[name]), name
         assert bool(after[name].isfinite().all())
     # Each norm was seen to follow its layer, and is folded.
@@ -104,16 +120,21 @@ def test_training_learns_weights_and_grids(make, hook, float_checkpoint,
     assert report['freeze']['num_weights'] == 4
     runner.test()
     trained = predictions()
-    again = make(work_dir / 'quantized.pth', work='test',
-                 others=[dict(type='taskptq.PTQHook')])
+    again = make(
+        work_dir / 'quantized.pth',
+        work='test',
+        others=[dict(type='taskptq.PTQHook')],
+    )
     again.test()
     assert torch.equal(predictions(), trained)
 
 
 def test_a_norm_that_stays_keeps_its_statistics(
-        make, hook, float_checkpoint, monkeypatch):
+    make, hook, float_checkpoint, monkeypatch
+):
     import tiny_task
     from torch import nn
+
     base = tiny_task.TinyNet.__init__
 
     def build(self, **kwargs):
@@ -125,13 +146,19 @@ def test_a_norm_that_stays_keeps_its_statistics(
     content = torch.load(float_checkpoint, weights_only=True)
     content['state_dict'] = {
         name.replace('stem.', 'stem.0.'): value
-        for name, value in content['state_dict'].items()}
+        for name, value in content['state_dict'].items()
+    }
     torch.save(content, float_checkpoint)
     first = {}
-    seen = witness(lambda runner: first.update(
-        copy.deepcopy(runner.model.state_dict())))
-    runner = make(float_checkpoint, hook=hook, others=[seen],
-                  train_cfg=dict(max_epochs=1))
+    seen = witness(
+        lambda runner: first.update(copy.deepcopy(runner.model.state_dict()))
+    )
+    runner = make(
+        float_checkpoint,
+        hook=hook,
+        others=[seen],
+        train_cfg=dict(max_epochs=1),
+    )
     runner.train()
     after = weights_of(Path(runner.work_dir) / 'epoch_1.pth')
     norms = [name for name in after if 'running' in name]
@@ -148,8 +175,11 @@ def test_validation_is_of_the_quantized_model(make, hook, float_checkpoint):
         weight = runner.model.body[3].quantized_weight()
         levels.append(max(len(row.unique()) for row in weight.flatten(1)))
 
-    runner = make(float_checkpoint, hook=hook,
-                  others=[witness(look, event='after_val_epoch')])
+    runner = make(
+        float_checkpoint,
+        hook=hook,
+        others=[witness(look, event='after_val_epoch')],
+    )
     runner.train()
     assert len(levels) == 2
     assert max(levels) <= 16
@@ -159,8 +189,9 @@ def test_resume_gives_the_same_weights(make, hook, float_checkpoint):
     whole = make(float_checkpoint, hook=hook, work='whole')
     whole.train()
     folder = Path(whole.work_dir)
-    resumed = make(folder / 'epoch_1.pth', hook=hook, work='resumed',
-                   resume=True)
+    resumed = make(
+        folder / 'epoch_1.pth', hook=hook, work='resumed', resume=True
+    )
     resumed.train()
     expected = weights_of(folder / 'epoch_2.pth')
     found = weights_of(Path(resumed.work_dir) / 'epoch_2.pth')
@@ -170,20 +201,24 @@ def test_resume_gives_the_same_weights(make, hook, float_checkpoint):
     groups = [runner.optim_wrapper.param_groups for runner in (whole, resumed)]
     for one, two in zip(*groups, strict=True):
         assert one['lr'] == two['lr']
-    packed = [torch.load(Path(runner.work_dir) / 'quantized.pth',
-                         weights_only=True) for runner in (whole, resumed)]
+    packed = [
+        torch.load(Path(runner.work_dir) / 'quantized.pth', weights_only=True)
+        for runner in (whole, resumed)
+    ]
     assert packed[0]['digest'] == packed[1]['digest']
 
 
-def test_parameters_of_quantizers_have_their_groups(make, hook,
-                                                    float_checkpoint):
+def test_parameters_of_quantizers_have_their_groups(
+    make, hook, float_checkpoint
+):
     found = {}
 
     def look(runner):
         names = {id(p): name for name, p in runner.model.named_parameters()}
         magnitudes = {
             name: float(p.detach().abs().mean())
-            for name, p in runner.model.named_parameters() if p.numel()
+            for name, p in runner.model.named_parameters()
+            if p.numel()
         }
         for group in runner.optim_wrapper.optimizer.param_groups:
             for parameter in group['params']:
@@ -193,8 +228,12 @@ def test_parameters_of_quantizers_have_their_groups(make, hook,
         found['wrapper'] = runner.optim_wrapper
 
     hook['lr_mult'] = dict(offset=3.0)
-    make(float_checkpoint, hook=hook, others=[witness(look)],
-         train_cfg=dict(max_epochs=1)).train()
+    make(
+        float_checkpoint,
+        hook=hook,
+        others=[witness(look)],
+        train_cfg=dict(max_epochs=1),
+    ).train()
     schedulers = found.pop('schedulers')
     wrapper = found.pop('wrapper')
     assert [s.optimizer is wrapper for s in schedulers] == [True, True]
@@ -219,18 +258,23 @@ def test_sgd_has_no_relative_rates(make, hook, float_checkpoint):
         for group in runner.optim_wrapper.optimizer.param_groups:
             rates[len(group['params'])] = group['initial_lr']
 
-    make(float_checkpoint, hook=hook, others=[witness(look)],
-         optim_wrapper=dict(
-             _delete_=True, optimizer=dict(type='SGD', lr=LR)),
-         train_cfg=dict(max_epochs=1)).train()
+    make(
+        float_checkpoint,
+        hook=hook,
+        others=[witness(look)],
+        optim_wrapper=dict(_delete_=True, optimizer=dict(type='SGD', lr=LR)),
+        train_cfg=dict(max_epochs=1),
+    ).train()
     # One group of all weights, and one for each parameter of a quantizer.
     assert len(rates) == 2
     assert set(rates.values()) == {LR}
 
 
-def test_a_frozen_layer_trains_its_grids_only(make, hook, float_checkpoint,
-                                              monkeypatch):
+def test_a_frozen_layer_trains_its_grids_only(
+    make, hook, float_checkpoint, monkeypatch
+):
     import tiny_task
+
     base = tiny_task.TinyNet.train
 
     def train(self, mode=True):
@@ -241,8 +285,9 @@ def test_a_frozen_layer_trains_its_grids_only(make, hook, float_checkpoint,
 
     monkeypatch.setattr(tiny_task.TinyNet, 'train', train)
     first = {}
-    seen = witness(lambda runner: first.update(
-        copy.deepcopy(runner.model.state_dict())))
+    seen = witness(
+        lambda runner: first.update(copy.deepcopy(runner.model.state_dict()))
+    )
     runner = make(float_checkpoint, hook=hook, others=[seen])
     runner.train()
     after = weights_of(Path(runner.work_dir) / 'epoch_2.pth')
@@ -252,7 +297,8 @@ def test_a_frozen_layer_trains_its_grids_only(make, hook, float_checkpoint,
 
 
 def test_a_training_checkpoint_is_frozen_and_tested(
-        make, hook, float_checkpoint, predictions):
+    make, hook, float_checkpoint, predictions
+):
     runner = make(float_checkpoint, hook=hook)
     runner.train()
     runner.test()
@@ -268,8 +314,9 @@ def test_a_training_checkpoint_is_frozen_and_tested(
         make(path, work='bare').test()
 
 
-def test_a_float_checkpoint_is_tested_as_it_is(make, hook, float_checkpoint,
-                                               predictions):
+def test_a_float_checkpoint_is_tested_as_it_is(
+    make, hook, float_checkpoint, predictions
+):
     make(float_checkpoint, work='bare').test()
     before = predictions()
     runner = make(float_checkpoint, hook=hook)
@@ -278,25 +325,30 @@ def test_a_float_checkpoint_is_tested_as_it_is(make, hook, float_checkpoint,
     assert not (Path(runner.work_dir) / 'quantized.pth').exists()
 
 
-@pytest.mark.parametrize(('kind', 'words'), [
-    ('taskptq.PTQHook', 'PTQHook'), ('EMAHook', 'EMAHook')])
+@pytest.mark.parametrize(
+    ('kind', 'words'), [('taskptq.PTQHook', 'PTQHook'), ('EMAHook', 'EMAHook')]
+)
 def test_other_hooks_are_refused(make, hook, float_checkpoint, kind, words):
     runner = make(float_checkpoint, hook=hook, others=[dict(type=kind)])
     with pytest.raises(ValueError, match=f'beside {words}'):
         runner.train()
 
 
-def test_several_processes_are_refused(make, hook, float_checkpoint,
-                                       monkeypatch):
+def test_several_processes_are_refused(
+    make, hook, float_checkpoint, monkeypatch
+):
     monkeypatch.setattr(qat_checks, 'get_world_size', lambda: 2)
     with pytest.raises(ValueError, match='one process'):
         make(float_checkpoint, hook=hook).train()
 
 
-@pytest.mark.parametrize(('changes', 'words'), [
-    (dict(compile=True), 'compile'),
-    (dict(resume=True), 'without resume'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(compile=True), 'compile'),
+        (dict(resume=True), 'without resume'),
+    ],
+)
 def test_runners_are_refused(make, hook, float_checkpoint, changes, words):
     with pytest.raises(ValueError, match=words):
         make(float_checkpoint, hook=hook, **changes).train()
@@ -314,8 +366,7 @@ def test_hooks_that_cannot_train_are_refused(make, hook, float_checkpoint):
 
 
 def test_a_quantized_file_is_refused(make, hook, float_checkpoint):
-    runner = make(float_checkpoint, hook=hook,
-                  train_cfg=dict(max_epochs=1))
+    runner = make(float_checkpoint, hook=hook, train_cfg=dict(max_epochs=1))
     runner.train()
     path = Path(runner.work_dir) / 'quantized.pth'
     with pytest.raises(ValueError, match='cannot be trained from'):
@@ -334,7 +385,8 @@ def training_file(make, hook, float_checkpoint, kept):
     path = kept / 'epoch_1.pth'
     if not path.is_file():
         runner = make(
-            float_checkpoint, hook=hook, train_cfg=dict(max_epochs=1))
+            float_checkpoint, hook=hook, train_cfg=dict(max_epochs=1)
+        )
         runner.train()
         shutil.copy(Path(runner.work_dir) / 'epoch_1.pth', path)
     return torch.load(path, weights_only=False)
@@ -347,32 +399,53 @@ def recipe_of(entry):
     return entry['recipe']['qconfig']
 
 
-@pytest.mark.parametrize(('change', 'words'), [
-    (lambda e: recipe_of(e)['activation']['observer'].update(
-        type='stranger_module.Observer'), 'custom_imports'),
-    (lambda e: recipe_of(e).update(overrides=[dict(
-        pattern='stem', weight=dict(type='pydoc.pipepager'))]),
-     'custom_imports'),
-    (lambda e: recipe_of(e).update(weight=5), 'weight'),
-    (lambda e: e['recipe'].pop('qconfig'), 'no recipe.qconfig'),
-    (lambda e: e['recipe']['training'].update(stage=7), 'stage=7'),
-    (lambda e: e.update(recipe=None), 'no recipe'),
-    (lambda e: e.update(weights=[1]), 'no weights'),
-    (lambda e: e.update(teacher=3), 'teacher'),
-    (lambda e: e['weights'].update({'stem.weight': 1}), 'not a tensor'),
-    (lambda e: e['weights'].update({'stem.weight': torch.ones(2)}),
-     'size mismatch'),
-    (lambda e: e['weights']['stem.weight'].fill_(float('nan')),
-     'infinity in stem.weight'),
-    (lambda e: e['weights'][f'{GRID}.scale'].neg_(), 'scale that is'),
-    (lambda e: e['weights'][f'{GRID}.zero_point'].add_(1000), 'zero_point'),
-    (lambda e: e['weights'][f'{GRID}.grid'].mul_(1000), 'levels there'),
-])
+@pytest.mark.parametrize(
+    ('change', 'words'),
+    [
+        (
+            lambda e: recipe_of(e)['activation']['observer'].update(
+                type='stranger_module.Observer'
+            ),
+            'custom_imports',
+        ),
+        (
+            lambda e: recipe_of(e).update(
+                overrides=[
+                    dict(pattern='stem', weight=dict(type='pydoc.pipepager'))
+                ]
+            ),
+            'custom_imports',
+        ),
+        (lambda e: recipe_of(e).update(weight=5), 'weight'),
+        (lambda e: e['recipe'].pop('qconfig'), 'no recipe.qconfig'),
+        (lambda e: e['recipe']['training'].update(stage=7), 'stage=7'),
+        (lambda e: e.update(recipe=None), 'no recipe'),
+        (lambda e: e.update(weights=[1]), 'no weights'),
+        (lambda e: e.update(teacher=3), 'teacher'),
+        (lambda e: e['weights'].update({'stem.weight': 1}), 'not a tensor'),
+        (
+            lambda e: e['weights'].update({'stem.weight': torch.ones(2)}),
+            'size mismatch',
+        ),
+        (
+            lambda e: e['weights']['stem.weight'].fill_(float('nan')),
+            'infinity in stem.weight',
+        ),
+        (lambda e: e['weights'][f'{GRID}.scale'].neg_(), 'scale that is'),
+        (
+            lambda e: e['weights'][f'{GRID}.zero_point'].add_(1000),
+            'zero_point',
+        ),
+        (lambda e: e['weights'][f'{GRID}.grid'].mul_(1000), 'levels there'),
+    ],
+)
 def test_an_altered_training_checkpoint_is_refused(
-        make, training_file, tmp_path, monkeypatch, change, words):
+    make, training_file, tmp_path, monkeypatch, change, words
+):
     mark = tmp_path / 'imported'
     (tmp_path / 'stranger_module.py').write_text(
-        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n')
+        f'import pathlib\npathlib.Path({str(mark)!r}).touch()\n'
+    )
     monkeypatch.syspath_prepend(str(tmp_path))
     change(training_file[TRAINING_KEY])
     path = tmp_path / 'altered.pth'
@@ -394,6 +467,7 @@ def test_an_entry_of_the_wrong_shape(make, float_checkpoint, tmp_path, entry):
 
 def test_a_schema_is_a_whole_number():
     from taskptq.qat.checks import check_entry
+
     for schema in (True, 1.0, '1' * 10**6):
         with pytest.raises(ValueError, match='has schema') as error:
             check_entry({'schema': schema}, schema=1)
@@ -411,34 +485,49 @@ def test_other_bits_are_refused(make, hook, float_checkpoint):
         make(path, hook=hook, work='two').train()
 
 
-@pytest.mark.parametrize(('changes', 'words'), [
-    (dict(stage=3), 'stage=3'),
-    (dict(lr_mult=dict(bias=1)), "lr_mult has unknown key 'bias'"),
-    (dict(lr_mult=-1), 'lr_mult=-1: give a number from 0'),
-    (dict(lr_mult=dict(scale='10')), "lr_mult.scale='10'"),
-    (dict(lr_mult=float('nan')), 'lr_mult=nan'),
-    (dict(lr_mult=[1]), r'lr_mult=\[1\]'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'words'),
+    [
+        (dict(stage=3), 'stage=3'),
+        (dict(lr_mult=dict(bias=1)), "lr_mult has unknown key 'bias'"),
+        (dict(lr_mult=-1), 'lr_mult=-1: give a number from 0'),
+        (dict(lr_mult=dict(scale='10')), "lr_mult.scale='10'"),
+        (dict(lr_mult=float('nan')), 'lr_mult=nan'),
+        (dict(lr_mult=[1]), r'lr_mult=\[1\]'),
+    ],
+)
 def test_impossible_settings(hook, changes, words):
     from taskptq.qat.hook import QATHook
+
     with pytest.raises(ValueError, match=words):
         QATHook(**{**hook, **changes})
 
 
 @pytest.mark.parametrize('bits', [2, 3, 4])
-@pytest.mark.parametrize(('method', 'aligned', 'distilled'), [
-    ('lsq', False, False), ('da', True, False), ('fqm', False, True),
-    ('drd', True, True)])
+@pytest.mark.parametrize(
+    ('method', 'aligned', 'distilled'),
+    [
+        ('lsq', False, False),
+        ('da', True, False),
+        ('fqm', False, True),
+        ('drd', True, True),
+    ],
+)
 def test_fragments_have_their_parts(bits, method, aligned, distilled):
     from mmengine.config import Config
 
     from taskptq.qat.hook import QATHook
+
     fragment = Config.fromfile(QUANT / f'w{bits}a{bits}-8_{method}-qat.py')
-    built = QATHook(
-        fragment.qconfig, distillation=fragment.distillation)
+    built = QATHook(fragment.qconfig, distillation=fragment.distillation)
     points = built.qconfig.points
-    for point, expected in (('weight', bits), ('activation', bits),
-                            ('query', 8), ('value', 8), ('softmax', 8)):
+    for point, expected in (
+        ('weight', bits),
+        ('activation', bits),
+        ('query', 8),
+        ('value', 8),
+        ('softmax', 8),
+    ):
         assert points[point]['type'] == 'LSQQuantizer'
         assert points[point]['num_bits'] == expected
     assert built.recipe['qconfig']['edge_bits'] == 8
@@ -451,9 +540,9 @@ def test_fragments_have_their_parts(bits, method, aligned, distilled):
         assert built.distillation.tau == 0.6
 
 
-def test_resuming_nothing_begins_with_the_float_weights(tmp_path,
-                                                        repo_root):
+def test_resuming_nothing_begins_with_the_float_weights(tmp_path, repo_root):
     import importlib
+
     tool = importlib.import_module('taskptq.cli.train')
     config = tmp_path / 'config.py'
     config.write_text("load_from = 'float.pth'\n")

@@ -9,8 +9,9 @@ from taskptq.recipes import folders, method_names, register_folder, resolve
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     """Add method files to a registered folder of the scope ``own``."""
-    monkeypatch.setattr(folders, '_FOLDERS', {
-        folders.OWN: folders._FOLDERS[folders.OWN]})
+    monkeypatch.setattr(
+        folders, '_FOLDERS', {folders.OWN: folders._FOLDERS[folders.OWN]}
+    )
 
     def add(scope='own', **files):
         path = tmp_path / scope
@@ -26,12 +27,13 @@ def folder(tmp_path, monkeypatch):
 def test_a_folder_adds_its_methods(folder):
     folder(
         mine="base = ['qdrop', '_part']\nloss = dict(type='Mine')\n",
-        _part="rewrites = [dict(type='Rewrite')]\n")
+        _part="rewrites = [dict(type='Rewrite')]\n",
+    )
     assert method_names('own') == ['mine']
     assert resolve('w2a4_mine') == {
         **resolve('w2a4_qdrop'),
         'loss': {'type': 'Mine'},
-        'rewrites': [{'type': 'Rewrite'}]
+        'rewrites': [{'type': 'Rewrite'}],
     }
 
 
@@ -39,7 +41,8 @@ def test_a_change_in_a_base_may_delete(folder):
     folder(
         _loss='reconstruction = dict(loss=dict(_delete_=True, type="B"))\n',
         mine="base = ['kl-fg', '_own', '_loss']\n",
-        _own='reconstruction = dict(loss=dict(tau=1))\n')
+        _own='reconstruction = dict(loss=dict(tau=1))\n',
+    )
     assert resolve('w4a4_mine')['reconstruction']['loss'] == {'type': 'B'}
 
 
@@ -58,8 +61,10 @@ def test_several_projects_with_one_method(folder):
     for scope in ('one', 'two'):
         folder(scope, mine=f"base = 'mse'\nloss = dict(type='{scope}')\n")
     with pytest.raises(
-            SettingError, match="'w4a4_mine': several projects have a method "
-            "'mine': put one:: or two:: before the name"):
+        SettingError,
+        match="'w4a4_mine': several projects have a method "
+        "'mine': put one:: or two:: before the name",
+    ):
         resolve('w4a4_mine')
     assert resolve('two::w4a4_mine')['loss'] == {'type': 'two'}
 
@@ -70,13 +75,22 @@ def test_the_nearest_method_may_be_a_projects(folder):
         resolve('w4a4_selectiv')
 
 
-@pytest.mark.parametrize(('text', 'message'), [
-    ('qconf = dict()', r"mine\.py has unknown key 'qconf' "
-     r"\(did you mean 'qconfig'\?\)"),
-    ("base = 'qdrob'", r"mine\.py: base: there is no method 'qdrob' "
-     r'\(the nearest are qdrop, ' ),
-    ("base = 'mine'", r'mine\.py is a base of itself'),
-])
+@pytest.mark.parametrize(
+    ('text', 'message'),
+    [
+        (
+            'qconf = dict()',
+            r"mine\.py has unknown key 'qconf' "
+            r"\(did you mean 'qconfig'\?\)",
+        ),
+        (
+            "base = 'qdrob'",
+            r"mine\.py: base: there is no method 'qdrob' "
+            r'\(the nearest are qdrop, ',
+        ),
+        ("base = 'mine'", r'mine\.py is a base of itself'),
+    ],
+)
 def test_a_file_that_cannot_be(folder, text, message):
     folder(mine=f'{text}\n')
     with pytest.raises(SettingError, match=message):
@@ -105,11 +119,14 @@ def test_a_package(folder, tmp_path, monkeypatch):
     assert method_names('some_project') == ['mine']
 
 
-@pytest.mark.parametrize(('where', 'message'), [
-    ('no_such_package.recipes', 'there is no such folder or package'),
-    ('/no/such/folder', 'there is no such folder'),
-    ('json.decoder', 'there is no such folder or package'),
-])
+@pytest.mark.parametrize(
+    ('where', 'message'),
+    [
+        ('no_such_package.recipes', 'there is no such folder or package'),
+        ('/no/such/folder', 'there is no such folder'),
+        ('json.decoder', 'there is no such folder or package'),
+    ],
+)
 def test_where_there_is_nothing(folder, where, message):
     with pytest.raises(SettingError, match=message):
         register_folder(where)

@@ -7,21 +7,28 @@ from taskptq.recipes import merge
 BASE = {'loss': {'type': 'A', 'tau': 1}, 'steps': 3, 'parts': [1, 2]}
 
 
-@pytest.mark.parametrize(('changes', 'expected'), [
-    ({'steps': 4}, {**BASE, 'steps': 4}),
-    ({'loss': {'tau': 2}}, {**BASE, 'loss': {'type': 'A', 'tau': 2}}),
-    ({'loss': {'_delete_': True, 'type': 'B'}}, {**BASE, 'loss': {
-        'type': 'B'
-    }}),
-    ({'loss': {'_delete_': False, 'tau': 2}}, {**BASE, 'loss': {
-        'type': 'A', 'tau': 2
-    }}),
-    ({'loss': None}, {**BASE, 'loss': None}),
-    ({'parts': [3]}, {**BASE, 'parts': [3]}),
-    # What replaces a number, or adds a key, may hold _delete_ as well.
-    ({'steps': {'_delete_': True, 'low': {'_delete_': True, 'a': 1}}},
-     {**BASE, 'steps': {'low': {'a': 1}}}),
-])
+@pytest.mark.parametrize(
+    ('changes', 'expected'),
+    [
+        ({'steps': 4}, {**BASE, 'steps': 4}),
+        ({'loss': {'tau': 2}}, {**BASE, 'loss': {'type': 'A', 'tau': 2}}),
+        (
+            {'loss': {'_delete_': True, 'type': 'B'}},
+            {**BASE, 'loss': {'type': 'B'}},
+        ),
+        (
+            {'loss': {'_delete_': False, 'tau': 2}},
+            {**BASE, 'loss': {'type': 'A', 'tau': 2}},
+        ),
+        ({'loss': None}, {**BASE, 'loss': None}),
+        ({'parts': [3]}, {**BASE, 'parts': [3]}),
+        # What replaces a number, or adds a key, may hold _delete_ as well.
+        (
+            {'steps': {'_delete_': True, 'low': {'_delete_': True, 'a': 1}}},
+            {**BASE, 'steps': {'low': {'a': 1}}},
+        ),
+    ],
+)
 def test_merges_as_mm_configs_do(changes, expected):
     assert merge(BASE, changes) == expected
 

@@ -6,39 +6,66 @@ from taskptq.core.settings import SettingError
 from taskptq.recipes import RecipeName, method_names, parse, resolve
 
 
-@pytest.mark.parametrize(('name', 'expected'), [
-    ('w8a8', RecipeName(weight=8, activation=8, method='mse')),
-    ('w4a8_gptq', RecipeName(weight=4, activation=8, method='gptq')),
-    ('w2a4-8_drd+relative-qat', RecipeName(
-        weight=2, activation=4, attention=8, method='drd+relative-qat')),
-    ('lane_detection::w4a4_agq', RecipeName(
-        weight=4, activation=4, method='agq', scope='lane_detection')),
-])
+@pytest.mark.parametrize(
+    ('name', 'expected'),
+    [
+        ('w8a8', RecipeName(weight=8, activation=8, method='mse')),
+        ('w4a8_gptq', RecipeName(weight=4, activation=8, method='gptq')),
+        (
+            'w2a4-8_drd+relative-qat',
+            RecipeName(
+                weight=2, activation=4, attention=8, method='drd+relative-qat'
+            ),
+        ),
+        (
+            'lane_detection::w4a4_agq',
+            RecipeName(
+                weight=4, activation=4, method='agq', scope='lane_detection'
+            ),
+        ),
+    ],
+)
 def test_parts_of_a_name(name, expected):
     assert parse(name) == expected
 
 
-@pytest.mark.parametrize(('name', 'message'), [
-    ('qdrop', r"recipe='qdrop': give bits and a method, as in w8a8, .*"
-     r'\(did you mean w4a4_qdrop\?\)'),
-    ('w44_gptg', r'did you mean w4a4_gptq\?'),
-    ('w8', "recipe='w8': give bits and a method"),
-    ('w8a8_', "recipe='w8a8_': give bits and a method"),
-    ('w1a4_mse', "recipe='w1a4_mse': the bits of weight have to be 2 to 8"),
-    ('w4a16', 'the bits of activation have to be 2 to 8'),
-    ('w4a4-9_drd', 'the bits of attention have to be 2 to 8'),
-    ('w04a4', 'the bits of weight have to be 2 to 8'),
-    ('w4a4_qdorp', r"recipe='w4a4_qdorp': there is no method 'qdorp' "
-     r'\(the nearest are qdrop, .*\); those of a project are known once'),
-    ('w4a4_kl_fg', 'the nearest are kl-fg, '),
-    ('w4a4__centering', 'there is no method'),
-    ('w4a4_names', 'there is no method'),
-    ('w4a4_../mse', 'there is no method'),
-    ('nowhere::w4a4_mse', r"no recipes of 'nowhere' are known \(taskptq.*"
-     'import the project first'),
-    ('w4a4\n', 'give bits and a method'),
-    (None, 'recipe=None: give bits and a method'),
-])
+@pytest.mark.parametrize(
+    ('name', 'message'),
+    [
+        (
+            'qdrop',
+            r"recipe='qdrop': give bits and a method, as in w8a8, .*"
+            r'\(did you mean w4a4_qdrop\?\)',
+        ),
+        ('w44_gptg', r'did you mean w4a4_gptq\?'),
+        ('w8', "recipe='w8': give bits and a method"),
+        ('w8a8_', "recipe='w8a8_': give bits and a method"),
+        (
+            'w1a4_mse',
+            "recipe='w1a4_mse': the bits of weight have to be 2 to 8",
+        ),
+        ('w4a16', 'the bits of activation have to be 2 to 8'),
+        ('w4a4-9_drd', 'the bits of attention have to be 2 to 8'),
+        ('w04a4', 'the bits of weight have to be 2 to 8'),
+        (
+            'w4a4_qdorp',
+            r"recipe='w4a4_qdorp': there is no method 'qdorp' "
+            r'\(the nearest are qdrop, .*\); those of a project are known '
+            r'once',
+        ),
+        ('w4a4_kl_fg', 'the nearest are kl-fg, '),
+        ('w4a4__centering', 'there is no method'),
+        ('w4a4_names', 'there is no method'),
+        ('w4a4_../mse', 'there is no method'),
+        (
+            'nowhere::w4a4_mse',
+            r"no recipes of 'nowhere' are known \(taskptq.*"
+            'import the project first',
+        ),
+        ('w4a4\n', 'give bits and a method'),
+        (None, 'recipe=None: give bits and a method'),
+    ],
+)
 def test_what_is_no_recipe(name, message):
     with pytest.raises(SettingError, match=message):
         resolve(name)
@@ -69,7 +96,10 @@ def test_bits_of_attention():
     assert 'attention' not in plain
     assert plain['activation']['num_bits'] == 5
     assert named == {
-        **plain, 'attention': {'num_bits': 6}, 'softmax': {'num_bits': 6}}
+        **plain,
+        'attention': {'num_bits': 6},
+        'softmax': {'num_bits': 6},
+    }
 
 
 def test_nothing_is_shared_between_two_recipes():

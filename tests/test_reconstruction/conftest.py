@@ -70,8 +70,7 @@ def random_images():
         generator = torch.Generator().manual_seed(3)
         shape = (batch_size, channels, size, size)
         return [
-            torch.randn(shape, generator=generator)
-            for _ in range(num_batches)
+            torch.randn(shape, generator=generator) for _ in range(num_batches)
         ]
 
     return make

@@ -17,8 +17,11 @@ def test_proves_grid_levels_and_determinism(
     model, batches = quantized(name, bits=3), tiny_batches(name)
     if rounding is not None:
         reconstruct(
-            model, batches, quick(steps=5, rounding=rounding),
-            forward=forward, progress=False,
+            model,
+            batches,
+            quick(steps=5, rounding=rounding),
+            forward=forward,
+            progress=False,
         )
     report = freeze(model)
     assert set(report.most_levels) == {3}
@@ -105,8 +108,12 @@ def test_too_many_levels_are_named(quantized):
 
 def test_drop_left_on_is_named(quantized):
     model = quantized('conv')
-    with dropping(model, drop_prob=0.5), pytest.raises(
-        RuntimeError, match=r'^stem\.input_quantizer: drop_prob is still 0.5'
+    with (
+        dropping(model, drop_prob=0.5),
+        pytest.raises(
+            RuntimeError,
+            match=r'^stem\.input_quantizer: drop_prob is still 0.5',
+        ),
     ):
         freeze(model)
     freeze(model)
@@ -120,9 +127,12 @@ def test_rounding_under_training_is_refused(quantized):
 
 
 def test_learned_zero_points_settle_on_integers(quantized):
-    model = quantized('conv', activation=dict(
-        type='LSQQuantizer', num_bits=4, learn_zero_point=True
-    ))
+    model = quantized(
+        'conv',
+        activation=dict(
+            type='LSQQuantizer', num_bits=4, learn_zero_point=True
+        ),
+    )
     quantizer = model.layer1.conv1.input_quantizer
     quantizer.offset.data = torch.tensor([2.4])
     quantizer.scale.data = torch.tensor([-1.0])

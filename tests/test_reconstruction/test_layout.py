@@ -58,17 +58,24 @@ def test_reconstruction_of_what_needs_plain_memory(
     batches = random_images()
     model = quantized(built(inner), batches)
     report = reconstruct(
-        model, batches,
+        model,
+        batches,
         quick(steps=3, rounding=rounding, scope=scope, blocks=['1']),
-        forward=forward, progress=False,
+        forward=forward,
+        progress=False,
     )
     assert len(report.units) >= 3
     assert report.uncalled == []
 
 
-@pytest.mark.parametrize(('inner', 'plain'), [
-    (Refusing, True), (Misreading, True), (nn.Identity, False),
-])
+@pytest.mark.parametrize(
+    ('inner', 'plain'),
+    [
+        (Refusing, True),
+        (Misreading, True),
+        (nn.Identity, False),
+    ],
+)
 @pytest.mark.parametrize('budget', [0, 1 << 24])
 def test_each_unit_gets_the_layout_it_needs(
     inner, plain, budget, quantized, plan, random_images
@@ -85,11 +92,9 @@ def test_each_unit_gets_the_layout_it_needs(
         )
         data.compute('float', keep=None)
         data.prepare_sampling()
-        (call, targets), = data.sample(2)[0]
+        ((call, targets),) = data.sample(2)[0]
         assert call[0][0].is_contiguous() is data.plain
-        assert call[0][0].is_contiguous(memory_format=LAST) is (
-            not data.plain
-        )
+        assert call[0][0].is_contiguous(memory_format=LAST) is (not data.plain)
         assert targets[0].shape[0] == 2
         layouts[unit_plan.unit.name] = data.plain
     # The others keep what is faster for their convolutions.
@@ -151,15 +156,18 @@ def test_an_error_of_the_unit_itself_comes_through(
 A = torch.tensor([1.0, -200.0, float('inf')])
 
 
-@pytest.mark.parametrize(('found', 'close'), [
-    ([A, A.bool()], True),
-    ([A + 0.1, A.bool()], True),
-    ([A, ~A.bool()], True),  # masks are no activations
-    ([A + 0.3, A.bool()], False),
-    ([A * float('nan'), A.bool()], False),
-    ([A[:2], A.bool()], False),
-    ([A], False),
-])
+@pytest.mark.parametrize(
+    ('found', 'close'),
+    [
+        ([A, A.bool()], True),
+        ([A + 0.1, A.bool()], True),
+        ([A, ~A.bool()], True),  # masks are no activations
+        ([A + 0.3, A.bool()], False),
+        ([A * float('nan'), A.bool()], False),
+        ([A[:2], A.bool()], False),
+        ([A], False),
+    ],
+)
 def test_are_close(found, close):
     assert are_close(found, [A, A.bool()]) is close
 

@@ -45,17 +45,17 @@ class LikeAdapter(Adapter):
 
 
 def codes_of(model):
-    return {
-        name: module.codes() for name, module in quant_modules(model)
-    }
+    return {name: module.codes() for name, module in quant_modules(model)}
 
 
 def test_metas():
     class Sample:
         metainfo = {'crop': (0, 1, 2, 3)}  # noqa: RUF012
 
-    batch = {'inputs': torch.zeros(2, 3, 4, 4),
-             'data_samples': [Sample(), {'crop': None}]}
+    batch = {
+        'inputs': torch.zeros(2, 3, 4, 4),
+        'data_samples': [Sample(), {'crop': None}],
+    }
     assert batch_metas(batch) == [{'crop': (0, 1, 2, 3)}, {'crop': None}]
     assert batch_metas(torch.zeros(2, 3)) == [{}, {}]
 
@@ -63,10 +63,13 @@ def test_metas():
 @pytest.mark.parametrize('size', [1, 2, 4, 9])
 def test_parts_of_batches(size):
     batches = [
-        {'inputs': torch.arange(4.0 * k, 4 * k + count),
-         'data_samples': [{'number': k, 'row': n} for n in range(count)],
-         'name': 'abcd'}
-        for k, count in enumerate((4, 3))]
+        {
+            'inputs': torch.arange(4.0 * k, 4 * k + count),
+            'data_samples': [{'number': k, 'row': n} for n in range(count)],
+            'name': 'abcd',
+        }
+        for k, count in enumerate((4, 3))
+    ]
     parts = BatchParts(batches, size)
     assert len(parts) == sum(-(-count // size) for count in (4, 3))
     assert max(map(batch_length, parts)) == min(size, 4)
@@ -75,13 +78,20 @@ def test_parts_of_batches(size):
     metas = [meta for part in parts for meta in batch_metas(part)]
     assert metas == [
         {'number': k, 'row': n}
-        for k, count in enumerate((4, 3)) for n in range(count)]
+        for k, count in enumerate((4, 3))
+        for n in range(count)
+    ]
     assert {part['name'] for part in parts[:]} == {'abcd'}
 
 
 def test_parts_of_plain_batches():
-    parts = BatchParts([torch.zeros(3, 2), {'inputs': {
-        'image': [1, 2], 'points': torch.zeros(2, 5)}}], 2)
+    parts = BatchParts(
+        [
+            torch.zeros(3, 2),
+            {'inputs': {'image': [1, 2], 'points': torch.zeros(2, 5)}},
+        ],
+        2,
+    )
     assert [batch_length(part) for part in parts] == [2, 1, 2]
     with pytest.raises(ValueError, match=r'network_batch_size=2: .*object'):
         BatchParts([object()], 2)
@@ -103,14 +113,25 @@ def test_network_batch_size(quantized, quick, forward, scope):
         return MSEReconLoss()(quant_out, float_out, context)
 
     model = quantized('conv', batches, bits=2)
-    steps = {'scope': 'network'} if scope == 'network' else {
-        'network_steps': 12}
+    steps = (
+        {'scope': 'network'} if scope == 'network' else {'network_steps': 12}
+    )
     reconstruct(
-        model, batches, quick(network_batch_size=4, **steps),
-        forward=forward, loss=loss, adapter=Adapter(), progress=False)
+        model,
+        batches,
+        quick(network_batch_size=4, **steps),
+        forward=forward,
+        loss=loss,
+        adapter=Adapter(),
+        progress=False,
+    )
     assert {size for size, _ in seen} == {4, 2}
     assert {ids for _, ids in seen} == {
-        (0, 1, 2, 3), (4, 5), (6, 7, 8, 9), (10, 11)}
+        (0, 1, 2, 3),
+        (4, 5),
+        (6, 7, 8, 9),
+        (10, 11),
+    }
 
 
 def test_probe_runs_the_model_as_it_is(quantized):
@@ -123,8 +144,11 @@ def test_probe_runs_the_model_as_it_is(quantized):
         expected = adapter.forward_heads(model, batches[1])
     with quantizing(model), dropping(model, drop_prob=0.5):
         found = probe.run(1)
-        assert all(q.drop_prob == 0.5 for name, q in named_quantizers(model)
-                   if 'weight' not in name)
+        assert all(
+            q.drop_prob == 0.5
+            for name, q in named_quantizers(model)
+            if 'weight' not in name
+        )
     assert torch.equal(found['cls'], expected['cls'])
     assert not found['cls'].requires_grad
     assert adapter.seen == [data.targets[1]]
@@ -135,6 +159,7 @@ def test_probe_runs_the_model_as_it_is(quantized):
 
 def named_quantizers(model):
     from taskptq.core.switches import quantizers
+
     return list(quantizers(model))
 
 
@@ -160,15 +185,21 @@ def test_network_after_blocks(quantized, quick, forward, tmp_path):
         model = quantized('conv', batches, bits=2)
         loss = Beginning()
         report = reconstruct(
-            model, batches, quick(network_steps=steps, weight_lr=0.3),
-            forward=forward, loss=loss if steps else None,
-            adapter=Adapter(), state_dir=tmp_path / str(steps),
+            model,
+            batches,
+            quick(network_steps=steps, weight_lr=0.3),
+            forward=forward,
+            loss=loss if steps else None,
+            adapter=Adapter(),
+            state_dir=tmp_path / str(steps),
             progress=False,
         )
         results[steps] = model, report, loss
     (before, first, _), (after, second, loss) = results[0], results[25]
     assert [u.name for u in second.units] == [
-        *[u.name for u in first.units], '']
+        *[u.name for u in first.units],
+        '',
+    ]
     assert set(loss.units) == {''}
     assert second.loss == {'units': 25}
     assert second.num_forwards == first.num_forwards + 1
@@ -179,9 +210,14 @@ def test_network_after_blocks(quantized, quick, forward, tmp_path):
     assert 0.7 * total < same < total
     again = quantized('conv', batches, bits=2)
     resumed = reconstruct(
-        again, batches, quick(network_steps=25, weight_lr=0.3),
-        forward=forward, loss=Beginning(), adapter=Adapter(),
-        state_dir=tmp_path / '25', progress=False,
+        again,
+        batches,
+        quick(network_steps=25, weight_lr=0.3),
+        forward=forward,
+        loss=Beginning(),
+        adapter=Adapter(),
+        state_dir=tmp_path / '25',
+        progress=False,
     )
     assert resumed.resumed_units == len(second.units)
     found = codes_of(again)
@@ -195,10 +231,15 @@ def test_blocks_are_shared(quantized, quick, forward, tmp_path):
     def run(folder, **settings):
         model = quantized('conv', batches, bits=2)
         report = reconstruct(
-            model, batches, quick(weight_lr=0.3, **settings),
-            forward=forward, adapter=Adapter(), progress=False,
+            model,
+            batches,
+            quick(weight_lr=0.3, **settings),
+            forward=forward,
+            adapter=Adapter(),
+            progress=False,
             loss=Beginning() if 'network_steps' in settings else None,
-            shared_dir=folder)
+            shared_dir=folder,
+        )
         return report, codes_of(model)
 
     blocks, _ = run(tmp_path)
@@ -209,7 +250,8 @@ def test_blocks_are_shared(quantized, quick, forward, tmp_path):
     assert alone.resumed_units == 0
     assert found.resumed_units == len(blocks.units)
     assert found.resumed_seconds == pytest.approx(
-        sum(unit.seconds for unit in blocks.units))
+        sum(unit.seconds for unit in blocks.units)
+    )
     assert len(found.units) == len(blocks.units) + 1
     assert all(torch.equal(codes[n], expected[n]) for n in codes)
     # Others find nothing, and leave what is there.
@@ -227,7 +269,11 @@ def test_network_train_without_a_trunk(quantized, quick, forward):
     chosen = list(before)[-1]
     config = quick(scope='network', weight_lr=0.3, network_train=[chosen])
     report = reconstruct(
-        model, batches, config, forward=forward, adapter=Adapter(),
+        model,
+        batches,
+        config,
+        forward=forward,
+        adapter=Adapter(),
         progress=False,
     )
     after = codes_of(model)
@@ -236,8 +282,11 @@ def test_network_train_without_a_trunk(quantized, quick, forward):
     assert report.units[0].num_weights == before[chosen].numel()
     with pytest.raises(ValueError, match=r"network_train: pattern 'x\*'"):
         reconstruct(
-            model, batches, quick(scope='network', network_train=['x*']),
-            forward=forward, adapter=Adapter(),
+            model,
+            batches,
+            quick(scope='network', network_train=['x*']),
+            forward=forward,
+            adapter=Adapter(),
         )
 
 
@@ -248,8 +297,11 @@ def test_a_rounding_leans_towards_codes():
     weight = torch.randn(50)
     rounding = LearnedRounding(quantizer, weight)
     nearest = rounding.codes()
-    codes = torch.where(torch.rand(50) > 0.5, rounding.base,
-                        rounding.base + 1).clamp(-4, 3).int()
+    codes = (
+        torch.where(torch.rand(50) > 0.5, rounding.base, rounding.base + 1)
+        .clamp(-4, 3)
+        .int()
+    )
     rounding.lean_towards(codes)
     assert torch.equal(rounding.codes(), codes)
     assert not torch.equal(nearest, codes)
@@ -258,19 +310,24 @@ def test_a_rounding_leans_towards_codes():
     assert rounding.decided() == 0
 
 
-def test_network_steps_have_settings_of_their_own(
-    quantized, quick, forward
-):
+def test_network_steps_have_settings_of_their_own(quantized, quick, forward):
     """With rates of 0 the network phase leaves the blocks' codes alone."""
     batches = tiny_batches('conv', num_batches=2, batch_size=8)
     codes, turned = [], []
     for network in (None, {'weight_lr': 0.0}, {'straight_through': True}):
         model = quantized('conv', batches, bits=2)
-        steps = {} if network is None else {
-            'network_steps': 15, 'network': network}
+        steps = (
+            {}
+            if network is None
+            else {'network_steps': 15, 'network': network}
+        )
         report = reconstruct(
-            model, batches, quick(weight_lr=0.3, **steps), forward=forward,
-            adapter=Adapter(), progress=False,
+            model,
+            batches,
+            quick(weight_lr=0.3, **steps),
+            forward=forward,
+            adapter=Adapter(),
+            progress=False,
         )
         codes.append(codes_of(model))
         turned.append(report.turned)
@@ -292,8 +349,13 @@ def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
         model = quantized('conv', batches, bits=2)
         network = {'straight_through': True, 'weight_lr': rate}
         reconstruct(
-            model, batches, quick(steps=5, network_steps=15, network=network),
-            forward=forward, adapter=Adapter(), progress=False)
+            model,
+            batches,
+            quick(steps=5, network_steps=15, network=network),
+            forward=forward,
+            adapter=Adapter(),
+            progress=False,
+        )
         found = [r for r in caplog.records if 'turned' in r.getMessage()]
         assert len(found) == expected
 
@@ -308,17 +370,29 @@ def test_keep_better(
     before = quantized('conv', batches, bits=2)
     if scope == 'block':
         reconstruct(
-            before, batches, quick(steps=3), forward=forward, progress=False)
+            before, batches, quick(steps=3), forward=forward, progress=False
+        )
     model = quantized('conv', batches, bits=2)
-    own = {'keep_better': True, 'drop_prob': 0.0, 'straight_through': True,
-           'weight_lr': 0.1, 'scale_lr': 1e-3}
+    own = {
+        'keep_better': True,
+        'drop_prob': 0.0,
+        'straight_through': True,
+        'weight_lr': 0.1,
+        'scale_lr': 1e-3,
+    }
     settings = {'steps': 3, 'network_steps': 100, 'network': own}
     if scope == 'network':
         settings = {'scope': 'network', 'steps': 100, **own}
     report = reconstruct(
-        model, batches, quick(**settings), forward=forward,
+        model,
+        batches,
+        quick(**settings),
+        forward=forward,
         loss=backwards if harmful else MSEReconLoss(),
-        adapter=Adapter(), progress=False, state_dir=tmp_path)
+        adapter=Adapter(),
+        progress=False,
+        state_dir=tmp_path,
+    )
     result = report.units[-1]
     assert result.set_loss_start == pytest.approx(set_error(before, batches))
     assert result.taken_back is harmful
@@ -329,15 +403,20 @@ def test_keep_better(
         assert report.turned == 0
         assert same_state(model, before)
     else:
-        assert set_error(model, batches) == pytest.approx(
-            result.set_loss_end)
+        assert set_error(model, batches) == pytest.approx(result.set_loss_end)
         assert not same_state(model, before)
     # an interrupted run goes on from what was kept
     again = quantized('conv', batches, bits=2)
     reconstruct(
-        again, batches, quick(**settings), forward=forward,
+        again,
+        batches,
+        quick(**settings),
+        forward=forward,
         loss=backwards if harmful else MSEReconLoss(),
-        adapter=Adapter(), progress=False, state_dir=tmp_path)
+        adapter=Adapter(),
+        progress=False,
+        state_dir=tmp_path,
+    )
     assert same_state(again, model)
 
 
@@ -353,29 +432,48 @@ def set_error(model, batches):
     loss = MSEReconLoss()
     return sum(
         float(loss(data.run_quantized(number), target, None))
-        for number, target in enumerate(data.targets)) / len(batches)
+        for number, target in enumerate(data.targets)
+    ) / len(batches)
 
 
 def same_state(a, b):
     ranges = [
-        {name: value for name, value in model.state_dict().items()
-         if 'quantizer' in name}
-        for model in (a, b)]
+        {
+            name: value
+            for name, value in model.state_dict().items()
+            if 'quantizer' in name
+        }
+        for model in (a, b)
+    ]
     return all(
         torch.equal(codes_of(a)[name], codes)
         for name, codes in codes_of(b).items()
-    ) and all(torch.equal(ranges[0][name], value)
-              for name, value in ranges[1].items())
+    ) and all(
+        torch.equal(ranges[0][name], value)
+        for name, value in ranges[1].items()
+    )
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    ({'network': {'weight_lr': 0.1}}, 'give network_steps as well'),
-    ({'keep_better': True}, 'keep_better=True: give it only where the whole'),
-    ({'network_batch_size': 0}, 'network_batch_size=0: give a whole number'),
-    ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'"),
-    ({'network': {'drop_prob': 2.0}, 'network_steps': 3}, 'drop_prob=2.0'),
-    ({'network': {'weight_lr': '1e-3'}, 'network_steps': 3},
-     "weight_lr='1e-3': give a number .*write 1.0e-3")])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        ({'network': {'weight_lr': 0.1}}, 'give network_steps as well'),
+        (
+            {'keep_better': True},
+            'keep_better=True: give it only where the whole',
+        ),
+        (
+            {'network_batch_size': 0},
+            'network_batch_size=0: give a whole number',
+        ),
+        ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'"),
+        ({'network': {'drop_prob': 2.0}, 'network_steps': 3}, 'drop_prob=2.0'),
+        (
+            {'network': {'weight_lr': '1e-3'}, 'network_steps': 3},
+            "weight_lr='1e-3': give a number .*write 1.0e-3",
+        ),
+    ],
+)
 def test_network_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         ReconstructionConfig(**settings)
@@ -390,9 +488,14 @@ def test_network_steps_need_an_adapter(quantized, quick, forward):
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-@pytest.mark.parametrize('settings', [
-    {'network_steps': -1}, {'network_steps': 5, 'scope': 'network'},
-    {'network_steps': 5, 'rounding': 'gptq'}])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'network_steps': -1},
+        {'network_steps': 5, 'scope': 'network'},
+        {'network_steps': 5, 'rounding': 'gptq'},
+    ],
+)
 def test_network_steps_that_cannot_be(settings):
     with pytest.raises(ValueError, match='network_steps='):
         ReconstructionConfig.from_dict(settings)

@@ -107,7 +107,9 @@ def test_output_error_falls(
     batches = tiny_batches(name, num_batches=3, batch_size=8)
     # Only scales can gain where roundings stay: coarse activations.
     model = quantized(
-        name, batches, bits=8 if rounding == 'nearest' else bits,
+        name,
+        batches,
+        bits=8 if rounding == 'nearest' else bits,
         activation_bits=bits if rounding == 'nearest' else 8,
     )
     plain = copy.deepcopy(model)
@@ -120,12 +122,20 @@ def test_output_error_falls(
         else dict(rounding_weight=30.0, drop_prob=0.3)
     )
     config = quick(
-        rounding=rounding, scope=scope, batch_size=24, steps=100,
-        weight_lr=0.1, scale_lr=0.02 if rounding == 'nearest' else 0.002,
+        rounding=rounding,
+        scope=scope,
+        batch_size=24,
+        steps=100,
+        weight_lr=0.1,
+        scale_lr=0.02 if rounding == 'nearest' else 0.002,
         **penalty,
     )
     report = reconstruct(
-        model, batches, config, forward=forward, adapter=Adapter(),
+        model,
+        batches,
+        config,
+        forward=forward,
+        adapter=Adapter(),
         progress=False,
     )
     freeze(model)
@@ -147,7 +157,10 @@ def test_the_model_runs_rarely(
     model = quantized(name, batches)
     calls = count_calls(model)
     report = reconstruct(
-        model, batches, quick(steps=1, scope=scope), forward=forward,
+        model,
+        batches,
+        quick(steps=1, scope=scope),
+        forward=forward,
         progress=False,
     )
     passes = len(calls) / len(batches)
@@ -158,7 +171,10 @@ def test_the_model_runs_rarely(
         # stem | relu | layer1 - layer2 | mean | head
         assert report.num_breaks == 2
         assert [u.name for u in report.units] == [
-            'stem', 'layer1', 'layer2', 'head'
+            'stem',
+            'layer1',
+            'layer2',
+            'head',
         ]
 
 
@@ -186,8 +202,12 @@ def test_same_seed_same_bits(scope, quantized, quick, forward):
         model = quantized('conv', batches)
         torch.manual_seed(len(models))  # the outer state has no say
         reconstruct(
-            model, batches, quick(scope=scope, seed=seed), forward=forward,
-            adapter=Adapter(), progress=False,
+            model,
+            batches,
+            quick(scope=scope, seed=seed),
+            forward=forward,
+            adapter=Adapter(),
+            progress=False,
         )
         models.append(model)
     assert_same_state(models[0], models[1])
@@ -200,7 +220,10 @@ def test_gptq_is_deterministic(quantized, quick, forward):
     for _ in range(2):
         model = quantized('transformer', batches)
         report = reconstruct(
-            model, batches, quick(rounding='gptq'), forward=forward,
+            model,
+            batches,
+            quick(rounding='gptq'),
+            forward=forward,
             progress=False,
         )
         models.append(model)
@@ -223,8 +246,12 @@ def test_spilling_changes_nothing(quantized, quick, forward, tmp_path):
     for cache_bytes in (1 << 30, 20_000):
         model = quantized('conv', batches)
         report = reconstruct(
-            model, batches, quick(cache_bytes=cache_bytes), forward=forward,
-            cache_dir=tmp_path / 'cache', progress=False,
+            model,
+            batches,
+            quick(cache_bytes=cache_bytes),
+            forward=forward,
+            cache_dir=tmp_path / 'cache',
+            progress=False,
         )
         models.append(model)
         spilled.append(report.spilled_bytes)
@@ -243,7 +270,12 @@ def test_context_of_a_block(quantized, quick, forward):
 
     config = quick(steps=2, batch_size=4)
     reconstruct(
-        model, batches, config, forward=forward, loss=loss, adapter='mine',
+        model,
+        batches,
+        config,
+        forward=forward,
+        loss=loss,
+        adapter='mine',
         progress=False,
     )
     assert [c.unit for c, *_ in contexts] == [
@@ -273,8 +305,13 @@ def test_context_of_the_network(quantized, quick, forward, count_calls):
     adapter = Adapter()
     calls = count_calls(model)
     report = reconstruct(
-        model, batches, quick(steps=6, scope='network'), forward=forward,
-        loss=loss, adapter=adapter, progress=False,
+        model,
+        batches,
+        quick(steps=6, scope='network'),
+        forward=forward,
+        loss=loss,
+        adapter=adapter,
+        progress=False,
     )
     assert len(calls) == 2 + 6
     assert report.num_forwards == 1
@@ -306,7 +343,10 @@ def test_uncalled_units_are_named_and_rounded_to_nearest(
         )
     assert [unit.name for unit in report.units] == ['block']
     assert report.uncalled == [
-        'auxiliary', 'extra.conv1', 'extra.conv2', 'extra.shortcut.0'
+        'auxiliary',
+        'extra.conv1',
+        'extra.conv2',
+        'extra.shortcut.0',
     ]
     assert 'auxiliary is not called' in caplog.text
     freeze(model)
@@ -336,15 +376,21 @@ def test_what_calibration_left_float_is_not_rounded(
 def test_further_blocks(quantized, quick, forward):
     model, batches = quantized('window'), tiny_batches('window')
     report = reconstruct(
-        model, batches, quick(steps=1, scope='layer'), forward=forward,
+        model,
+        batches,
+        quick(steps=1, scope='layer'),
+        forward=forward,
         progress=False,
     )
     names = [unit.name for unit in report.units]
     assert names == ['embed', 'attn', 'fc1', 'fc2', 'head']
     with pytest.raises(ValueError, match=r'nothing_like_it'):
         reconstruct(
-            model, batches, quick(blocks=['nothing_like_it']),
-            forward=forward, progress=False,
+            model,
+            batches,
+            quick(blocks=['nothing_like_it']),
+            forward=forward,
+            progress=False,
         )
 
 
@@ -360,16 +406,17 @@ def test_mode_flags_and_switches_are_restored(quantized, quick, forward):
     assert flags == {n: p.requires_grad for n, p in model.named_parameters()}
 
 
-def test_quiet_without_a_terminal(
-    quantized, quick, forward, capfd, caplog
-):
+def test_quiet_without_a_terminal(quantized, quick, forward, capfd, caplog):
     model, batches = quantized('conv'), tiny_batches('conv')
     with caplog.at_level(logging.INFO, logger='taskptq'):
         reconstruct(model, batches, quick(steps=2), forward=forward)
     assert capfd.readouterr() == ('', '')
     lines = [r.message for r in caplog.records if r.message[:5] == 'unit ']
     assert [line.split(':')[0] for line in lines] == [
-        'unit 1/4 stem', 'unit 2/4 layer1', 'unit 3/4 layer2', 'unit 4/4 head'
+        'unit 1/4 stem',
+        'unit 2/4 layer1',
+        'unit 3/4 layer2',
+        'unit 4/4 head',
     ]
     assert 'whole-model passes' in caplog.text
 
@@ -386,6 +433,7 @@ def test_live_on_a_terminal(quantized, quick, forward, monkeypatch, capsys):
 
 def test_report_is_plain(quantized, quick, forward):
     import json
+
     model, batches = quantized('conv'), tiny_batches('conv')
     report = reconstruct(
         model, batches, quick(steps=2), forward=forward, progress=False
@@ -403,19 +451,32 @@ def test_refusals(quantized, quick, forward):
         reconstruct(model, batches, quick(scope='network'), forward=forward)
     with pytest.raises(ValueError, match=r"rounding='gptq' .* scope='block'"):
         reconstruct(
-            model, batches, quick(scope='network', rounding='gptq'),
-            forward=forward, adapter=Adapter(),
+            model,
+            batches,
+            quick(scope='network', rounding='gptq'),
+            forward=forward,
+            adapter=Adapter(),
         )
 
 
 @pytest.mark.parametrize(
     'setting',
     [
-        {'rounding': 'up'}, {'scope': 'head'}, {'autocast': 'float16'},
-        {'steps': 0}, {'batch_size': 0}, {'drop_prob': 1.5},
-        {'warmup': -0.1}, {'step': 3}, {'steps': '400'}, {'steps': 3.5},
-        {'batch_size': True}, {'weight_lr': '1e-3'}, {'weight_lr': None},
-        {'learn_scales': 1}, {'patience': 0.5},
+        {'rounding': 'up'},
+        {'scope': 'head'},
+        {'autocast': 'float16'},
+        {'steps': 0},
+        {'batch_size': 0},
+        {'drop_prob': 1.5},
+        {'warmup': -0.1},
+        {'step': 3},
+        {'steps': '400'},
+        {'steps': 3.5},
+        {'batch_size': True},
+        {'weight_lr': '1e-3'},
+        {'weight_lr': None},
+        {'learn_scales': 1},
+        {'patience': 0.5},
     ],
 )
 def test_settings_that_cannot_be(setting):
@@ -426,8 +487,8 @@ def test_settings_that_cannot_be(setting):
 
 def test_numbers_of_any_kind_are_taken():
     config = ReconstructionConfig(
-        steps=np.int64(3), weight_lr=1, scale_lr=np.float32(0.5),
-        patience=None)
+        steps=np.int64(3), weight_lr=1, scale_lr=np.float32(0.5), patience=None
+    )
     assert (config.steps, config.weight_lr, config.scale_lr) == (3, 1, 0.5)
     assert json.loads(json.dumps(config.to_dict()))['steps'] == 3
 

@@ -98,7 +98,10 @@ def test_goes_on_after_the_last_state(quick_run, tmp_path, rounding, lost):
     report, payload = quick_run(tmp_path, rounding=rounding)
     assert report.resumed_units == 4 - lost
     assert [u.name for u in report.units] == [
-        'stem', 'layer1', 'layer2', 'head'
+        'stem',
+        'layer1',
+        'layer2',
+        'head',
     ]
     assert payload['digest'] == expected['digest']
 
@@ -144,9 +147,7 @@ def test_cache_budget_is_no_part_of_the_recipe(quick_run, tmp_path):
 
 def test_digest_knows_loss_and_float_parts(quantized, quick, tmp_path):
     def digest(model, loss):
-        states = UnitStates(
-            tmp_path, model, quick(), loss=loss, num_batches=2
-        )
+        states = UnitStates(tmp_path, model, quick(), loss=loss, num_batches=2)
         return states.digest
 
     model = quantized('transformer')
@@ -161,7 +162,8 @@ def test_digest_knows_loss_and_float_parts(quantized, quick, tmp_path):
 def test_state_keeps_gamma_and_beta(quantized, quick, tmp_path):
     def start():
         model = quantized(
-            'transformer', attention={'per_head': True},
+            'transformer',
+            attention={'per_head': True},
             query={'type': 'AlignedQuantizer'},
         )
         states = UnitStates(
@@ -233,10 +235,13 @@ def alter_codes(path):
 
 def first_version(path):
     state = torch.load(path, weights_only=True)
-    torch.save({
-        key: state[key]
-        for key in ('digest', 'result', 'codes', 'quantizers')
-    }, path)
+    torch.save(
+        {
+            key: state[key]
+            for key in ('digest', 'result', 'codes', 'quantizers')
+        },
+        path,
+    )
 
 
 def compressed(path):
@@ -282,19 +287,13 @@ DAMAGES = {
     'sparse codes': change(['codes', KEY], lambda c: c.to_sparse()),
     'no quantizers': change(['quantizers'], lambda q: {}),
     'quantizers as text': change(['quantizers'], 'none'),
-    'no scale': change(
-        ['quantizers', POINT], lambda q: {'grid': q['grid']}
-    ),
+    'no scale': change(['quantizers', POINT], lambda q: {'grid': q['grid']}),
     'negative scale': change(['quantizers', POINT, 'scale'], lambda s: -s),
-    'endless scale': change(
-        ['quantizers', POINT, 'scale'], lambda s: s / 0
-    ),
+    'endless scale': change(['quantizers', POINT, 'scale'], lambda s: s / 0),
     'two scales': change(
         ['quantizers', POINT, 'scale'], lambda s: s.repeat(2)
     ),
-    'wide grid': change(
-        ['quantizers', POINT, 'grid'], lambda g: g * 1000
-    ),
+    'wide grid': change(['quantizers', POINT, 'grid'], lambda g: g * 1000),
     'weight scale': change(
         ['quantizers', 'conv1.weight_quantizer', 'scale'], lambda s: s * 2
     ),
@@ -335,9 +334,7 @@ def test_a_state_that_is_not_whole_is_none(
     assert quick_run(tmp_path)[0].resumed_units == 4
 
 
-def test_nothing_of_a_bad_state_reaches_the_model(
-    quantized, quick, tmp_path
-):
+def test_nothing_of_a_bad_state_reaches_the_model(quantized, quick, tmp_path):
     model = quantized('transformer')
     unit = Unit('layers.0', model.layers[0])
 
@@ -373,7 +370,8 @@ def test_ranks_with_different_codes_train_anew(
 def test_cache_settings_are_no_part_of_the_recipe(quick_run, tmp_path):
     quick_run(tmp_path / 'states')
     report, _ = quick_run(
-        tmp_path / 'states', cache_dir=str(tmp_path / 'cache'),
+        tmp_path / 'states',
+        cache_dir=str(tmp_path / 'cache'),
         cache_disk_bytes=1 << 30,
     )
     assert report.resumed_units == 4

@@ -32,14 +32,24 @@ KEEP_FLOAT = (
 )
 TABLES = {
     'sam.image_encoder',
-    *(f'sam.prompt_encoder.{name}' for name in (
-        'point_embeddings.0', 'point_embeddings.1', 'point_embeddings.2',
-        'point_embeddings.3', 'not_a_point_embed', 'no_mask_embed')),
-    'sam.mask_decoder.iou_token', 'sam.mask_decoder.mask_tokens',
+    *(
+        f'sam.prompt_encoder.{name}'
+        for name in (
+            'point_embeddings.0',
+            'point_embeddings.1',
+            'point_embeddings.2',
+            'point_embeddings.3',
+            'not_a_point_embed',
+            'no_mask_embed',
+        )
+    ),
+    'sam.mask_decoder.iou_token',
+    'sam.mask_decoder.mask_tokens',
 }
 SIZES = {'vit_b': 12, 'vit_l': 24, 'vit_h': 32, 'tiny': 2}
 UNITS = [
-    'sam.image_encoder.blocks.0', 'sam.image_encoder.blocks.1',
+    'sam.image_encoder.blocks.0',
+    'sam.image_encoder.blocks.1',
     'sam.image_encoder.neck',
     'sam.mask_decoder.transformer.layers.0',
     'sam.mask_decoder.transformer.layers.1',
@@ -51,21 +61,35 @@ DECODER = {'keep_float': [*KEEP_FLOAT, 'sam.image_encoder.*']}
 def tiny_sam():
     """Maps of 8 x 8 tokens, windows of 3 x 3 (padded), a global block."""
     encoder = modeling.ImageEncoderViT(
-        img_size=32, patch_size=4, embed_dim=16, depth=2, num_heads=2,
-        out_chans=16, use_rel_pos=True, window_size=3,
-        global_attn_indexes=(1,))
+        img_size=32,
+        patch_size=4,
+        embed_dim=16,
+        depth=2,
+        num_heads=2,
+        out_chans=16,
+        use_rel_pos=True,
+        window_size=3,
+        global_attn_indexes=(1,),
+    )
     for name, parameter in encoder.named_parameters():
         if 'rel_pos' in name or name == 'pos_embed':
             nn.init.normal_(parameter, std=0.5)
     return modeling.Sam(
         encoder,
         modeling.PromptEncoder(
-            embed_dim=16, image_embedding_size=(8, 8),
-            input_image_size=(32, 32), mask_in_chans=4),
+            embed_dim=16,
+            image_embedding_size=(8, 8),
+            input_image_size=(32, 32),
+            mask_in_chans=4,
+        ),
         modeling.MaskDecoder(
-            transformer_dim=16, iou_head_hidden_dim=16,
+            transformer_dim=16,
+            iou_head_hidden_dim=16,
             transformer=modeling.TwoWayTransformer(
-                depth=2, embedding_dim=16, num_heads=2, mlp_dim=32)))
+                depth=2, embedding_dim=16, num_heads=2, mlp_dim=32
+            ),
+        ),
+    )
 
 
 class Prompted(nn.Module):
@@ -79,13 +103,18 @@ class Prompted(nn.Module):
     def forward(self, batch):
         embeddings = self.sam.image_encoder(torch.stack(batch['inputs']))
         masks = []
-        for embedding, boxes in zip(
-                embeddings, batch['boxes'], strict=True):
+        for embedding, boxes in zip(embeddings, batch['boxes'], strict=True):
             for part in boxes.split(self.chunk) if len(boxes) else ():
                 sparse, dense = self.sam.prompt_encoder(None, part, None)
-                masks.append(self.sam.mask_decoder(
-                    embedding[None], self.sam.prompt_encoder.get_dense_pe(),
-                    sparse, dense, multimask_output=False)[0])
+                masks.append(
+                    self.sam.mask_decoder(
+                        embedding[None],
+                        self.sam.prompt_encoder.get_dense_pe(),
+                        sparse,
+                        dense,
+                        multimask_output=False,
+                    )[0]
+                )
         return torch.cat(masks) if masks else torch.empty(0)
 
 
@@ -103,8 +132,7 @@ def prompted_batches(counts, seed=0):
             first = torch.rand(count, 2, generator=generator) * 16
             size = torch.rand(count, 2, generator=generator) * 12 + 3
             boxes.append(torch.cat([first, first + size], dim=1))
-        images = torch.randn(
-            len(of_images), 3, 32, 32, generator=generator)
+        images = torch.randn(len(of_images), 3, 32, 32, generator=generator)
         batches.append({'inputs': list(images), 'boxes': boxes})
     return batches
 
@@ -115,10 +143,15 @@ def fresh():
 
 
 def qconfig(**kwargs):
-    return QConfig.from_dict({
-        'weight': {'num_bits': 3, 'symmetric': False},
-        'activation': {'type': 'LSQQuantizer', 'num_bits': 6},
-        'edge_bits': None, 'keep_float': list(KEEP_FLOAT)} | kwargs)
+    return QConfig.from_dict(
+        {
+            'weight': {'num_bits': 3, 'symmetric': False},
+            'activation': {'type': 'LSQQuantizer', 'num_bits': 6},
+            'edge_bits': None,
+            'keep_float': list(KEEP_FLOAT),
+        }
+        | kwargs
+    )
 
 
 def make(counts, **kwargs):
@@ -139,12 +172,15 @@ def official(size):
 def test_keep_float_patterns_hold_for_every_size(size):
     model = official(size)
     weighted = {
-        name for name, module in model.named_modules()
-        if isinstance(module, (
-            nn.Linear, nn.Conv2d, nn.ConvTranspose2d))}
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, (nn.Linear, nn.Conv2d, nn.ConvTranspose2d))
+    }
     attention = {
-        name for name, module in model.named_modules()
-        if type(module).__name__ == 'Attention'}
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__ == 'Attention'
+    }
     report = prepare(model, qconfig())
     rows = {row.name: row for row in report.rows}
     assert set(rows) == weighted | attention | TABLES
@@ -209,8 +245,10 @@ def test_units_are_blocks_of_encoder_and_decoder():
     assert held == {id(m) for _, m in quant_modules(model)}
     without = [unit.name for unit in split_blocks(model)]
     place = UNITS.index('sam.image_encoder.neck')
-    assert without[place:place + 2] == [
-        f'{UNITS[place]}.0', f'{UNITS[place]}.2']
+    assert without[place : place + 2] == [
+        f'{UNITS[place]}.0',
+        f'{UNITS[place]}.2',
+    ]
 
 
 @torch.no_grad()
@@ -242,16 +280,16 @@ def test_rows_are_prompts_of_any_call(counts, plan):
     total = sum(sum(of_images) for of_images in counts)
     images = sum(len(of_images) for of_images in counts)
     first = next(i for i, of_images in enumerate(counts) if sum(of_images))
-    order = [batches[first], *batches[:first], *batches[first + 1:]]
-    capturer = plan(
-        model, order, extra=['*image_encoder.neck'], forward=run)
+    order = [batches[first], *batches[:first], *batches[first + 1 :]]
+    capturer = plan(model, order, extra=['*image_encoder.neck'], forward=run)
     assert [p.unit.name for p in capturer.plans] == UNITS
     capturer.capture_float()
     for index, unit_plan in enumerate(capturer.plans):
         if index and unit_plan.captured(index):
             capturer.capture_quant(index)
         data = UnitData(
-            capturer, index, cache=capturer.cache, rows_per_image=100)
+            capturer, index, cache=capturer.cache, rows_per_image=100
+        )
         data.compute('float', keep=None)
         data.compute('quant', keep=())
         data.prepare_sampling()
@@ -265,8 +303,7 @@ def test_rows_are_prompts_of_any_call(counts, plan):
                 found = found if isinstance(found, tuple) else (found,)
                 assert len(found) == len(targets)
                 for one, two in zip(found, targets, strict=True):
-                    torch.testing.assert_close(
-                        one, two, rtol=1e-4, atol=1e-5)
+                    torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
             if is_decoder:
                 rows = total if size > 1 else total // images
                 assert len(targets[0]) == rows
@@ -278,7 +315,8 @@ def mask_error(model, batches):
     reference = fresh()
     return sum(
         float((model(batch) - reference(batch)).square().mean())
-        for batch in batches)
+        for batch in batches
+    )
 
 
 @pytest.mark.parametrize('scope', ['block', 'layer'])
@@ -289,10 +327,15 @@ def test_decoder_is_reconstructed(rounding, scope, quick):
     plain = copy.deepcopy(model)
     freeze(plain)
     config = quick(
-        rounding=rounding, scope=scope, steps=40, batch_size=4,
-        weight_lr=0.05, rounding_weight=1.0, drop_prob=0.0)
-    report = reconstruct(
-        model, batches, config, forward=run, progress=False)
+        rounding=rounding,
+        scope=scope,
+        steps=40,
+        batch_size=4,
+        weight_lr=0.05,
+        rounding_weight=1.0,
+        drop_prob=0.0,
+    )
+    report = reconstruct(model, batches, config, forward=run, progress=False)
     assert report.uncalled == []
     if scope == 'block':
         assert [unit.name for unit in report.units] == UNITS[3:]
@@ -308,8 +351,7 @@ def test_whole_model_is_reconstructed(quick):
     model, batches = make([[5], [2]])
     before = copy.deepcopy(model)
     config = quick(steps=20, blocks=['*image_encoder.neck'])
-    report = reconstruct(
-        model, batches, config, forward=run, progress=False)
+    report = reconstruct(model, batches, config, forward=run, progress=False)
     assert [unit.name for unit in report.units] == UNITS
     assert sum(u.loss_end < u.loss_start for u in report.units) >= 4
     freeze(model)
@@ -317,5 +359,7 @@ def test_whole_model_is_reconstructed(quick):
     assert any(
         not torch.equal(one.codes(p), two.codes(p))
         for (_, one), (_, two) in zip(
-            quant_modules(model), quant_modules(before), strict=True)
-        for p, _ in one.active_slots())
+            quant_modules(model), quant_modules(before), strict=True
+        )
+        for p, _ in one.active_slots()
+    )

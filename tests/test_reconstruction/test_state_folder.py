@@ -81,7 +81,11 @@ def test_second_reconstruction_is_refused_before_any_work(
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     with locked(tmp_path), pytest.raises(FolderInUseError):
         reconstruct(
-            model, batches, quick(), forward=forward, state_dir=tmp_path,
+            model,
+            batches,
+            quick(),
+            forward=forward,
+            state_dir=tmp_path,
             progress=False,
         )
     assert calls == []

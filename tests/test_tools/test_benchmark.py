@@ -25,11 +25,16 @@ from taskptq.testing import tiny_batches, tiny_model
 
 QCONFIG = {
     'weight': {
-        'type': 'AffineQuantizer', 'num_bits': 4, 'per_channel': True,
-        'symmetric': False, 'observer': {'type': 'MinMaxObserver'},
+        'type': 'AffineQuantizer',
+        'num_bits': 4,
+        'per_channel': True,
+        'symmetric': False,
+        'observer': {'type': 'MinMaxObserver'},
     },
     'activation': {
-        'type': 'LSQQuantizer', 'num_bits': 4, 'symmetric': False,
+        'type': 'LSQQuantizer',
+        'num_bits': 4,
+        'symmetric': False,
         'observer': {'type': 'MinMaxObserver'},
     },
 }
@@ -75,8 +80,9 @@ def test_plain_quantizer_computes_what_the_fused_one_does(tools, signed):
         quantizer.scale.requires_grad_(True)
         value = x.clone().requires_grad_(True)
         out = quantizer(value)
-        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum(
-        ).backward()
+        (
+            out * torch.linspace(-1, 1, out.numel()).view_as(out)
+        ).sum().backward()
         found.append((out, value.grad, quantizer.scale.grad))
     for fused, plain in zip(*found, strict=True):
         torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
@@ -106,10 +112,11 @@ def test_both_loops_see_the_same_inputs_and_targets(tools, calibrated):
     reference_loop = tools('benchmarks.reference_loop')
     unit = sessions.units_of(model, batches[0], config)[1]
     reference = reference_loop.ReferenceLoop(
-        model, name=unit.name, num_calls=1, batches=batches, config=config)
+        model, name=unit.name, num_calls=1, batches=batches, config=config
+    )
     session = sessions.Session(model, unit, batches, config)
     with quantizing(reference.model):
-        (leaves, _), = reference.fetch(batches[0])[0]
+        ((leaves, _),) = reference.fetch(batches[0])[0]
     args, _ = session.data._arguments('quant', 0, 0)
     ours = flatten(args)[0]
     torch.testing.assert_close(leaves[0], ours[0], rtol=1e-3, atol=1e-4)
@@ -122,7 +129,8 @@ def test_plain_loop_learns(tools, calibrated):
     before = [p.clone() for p in model.parameters()]
     config = ReconstructionConfig(steps=2, weight_lr=0.1, scale_lr=0.1)
     loop = tools('benchmarks.reference_loop').ReferenceLoop(
-        model, name='layer1', num_calls=1, batches=batches, config=config)
+        model, name='layer1', num_calls=1, batches=batches, config=config
+    )
     start = [r.alpha.detach().clone() for r in loop.roundings]
     seconds = loop.step()
     assert min(seconds) > 0
@@ -173,12 +181,14 @@ def test_summary_counts_captures_once_for_all_units(tools):
         {'ours': 0.3, 'reference_fetch': 1.5, 'reference_step': 0.4},
     ]
     found = summarize(
-        rows, overhead=50.0, num_units=5, steps=100, fetches_per_unit=10)
+        rows, overhead=50.0, num_units=5, steps=100, fetches_per_unit=10
+    )
     rate = found['steps_per_second']
     assert rate['ours'] == pytest.approx(1 / (0.2 + 0.1))
     assert rate['reference'] == pytest.approx(1 / 1.3)
     assert rate['reference_fetching_once_per_unit'] == pytest.approx(
-        1 / (0.3 + 0.1))
+        1 / (0.3 + 0.1)
+    )
     assert found['ratio'] == pytest.approx(1.3 / 0.3)
     assert found['reached']
 
@@ -212,7 +222,8 @@ def test_peak_memory_is_a_high_water_mark(tools):
 def test_random_images_repeat_themselves(tools):
     pytest.importorskip('mmdet')
     images = tools('benchmarks.memory').RandomImages(
-        5, batch_size=2, size=(8, 12))
+        5, batch_size=2, size=(8, 12)
+    )
     assert [len(batch['inputs']) for batch in images] == [2, 2, 1]
     first, again = images[0]['inputs'], images[0]['inputs']
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -223,25 +234,46 @@ def test_random_images_repeat_themselves(tools):
 def test_memory_refuses_a_budget_that_holds_everything(tools, monkeypatch):
     memory = tools('benchmarks.memory')
     monkeypatch.setattr(
-        memory, '_run_worker',
-        lambda arguments: {'spilled_bytes': 0, 'peak_bytes': 1})
+        memory,
+        '_run_worker',
+        lambda arguments: {'spilled_bytes': 0, 'peak_bytes': 1},
+    )
     with pytest.raises(RuntimeError, match='smaller --budget-mib'):
         memory.measure(
-            'c.py', 'c.pth', quant='q.py', num_images=4, budget_mib=8,
-            steps=1, batch_size=2, script='benchmark.py')
+            'c.py',
+            'c.pth',
+            quant='q.py',
+            num_images=4,
+            budget_mib=8,
+            steps=1,
+            batch_size=2,
+            script='benchmark.py',
+        )
 
 
 @pytest.mark.slow
 @pytest.mark.data('bccd')
 def test_eval_speed_writes_what_it_measured(
-        tools, repo_root, monkeypatch, tmp_path, capsys):
+    tools, repo_root, monkeypatch, tmp_path, capsys
+):
     monkeypatch.chdir(repo_root)
     benchmark = tools('benchmarks.__main__')
     out = tmp_path / 'speed.json'
-    result = benchmark.main([
-        'eval-speed', benchmark.CONFIG, benchmark.CHECKPOINT, '--repeats',
-        '1', '--limit', '4', '--calibration-images', '4', '--out', str(out)
-    ])
+    result = benchmark.main(
+        [
+            'eval-speed',
+            benchmark.CONFIG,
+            benchmark.CHECKPOINT,
+            '--repeats',
+            '1',
+            '--limit',
+            '4',
+            '--calibration-images',
+            '4',
+            '--out',
+            str(out),
+        ]
+    )
     written = json.loads(out.read_text())
     assert written['ratio'] == pytest.approx(result['ratio'])
     assert written['num_images'] == 4

@@ -18,23 +18,29 @@ model = dict(
 RETINA = 'in_channels=16, feat_channels=16, stacked_convs=1, num_classes=1'
 RPN = 'in_channels=16, feat_channels=16'
 ROI = 'in_channels=16, fc_out_channels=16, num_classes=1'
-GRID = ("type='taskptq.{}', "
-        "loss_bbox=dict(type='taskptq.GridLoss', _delete_=True)")
+GRID = (
+    "type='taskptq.{}', loss_bbox=dict(type='taskptq.GridLoss', _delete_=True)"
+)
 
 
 def retinanet(grid):
     extra = GRID.format('GridRetinaHead') if grid else ''
     return BASE.format(
-        zoo='retinanet', heads=f'bbox_head=dict({RETINA}, {extra})')
+        zoo='retinanet', heads=f'bbox_head=dict({RETINA}, {extra})'
+    )
 
 
 def faster_rcnn(grid):
     rpn = GRID.format('GridRPNHead') if grid else ''
     roi = GRID.format('GridShared2FCBBoxHead') if grid else ''
-    return BASE.format(zoo='faster-rcnn', heads=(
-        f'rpn_head=dict({RPN}, {rpn}), roi_head=dict('
-        'bbox_roi_extractor=dict(out_channels=16), '
-        f'bbox_head=dict({ROI}, {roi}))'))
+    return BASE.format(
+        zoo='faster-rcnn',
+        heads=(
+            f'rpn_head=dict({RPN}, {rpn}), roi_head=dict('
+            'bbox_roi_extractor=dict(out_channels=16), '
+            f'bbox_head=dict({ROI}, {roi}))'
+        ),
+    )
 
 
 @pytest.fixture
@@ -51,6 +57,7 @@ def write(tmp_path):
 def benchmark(repo_root, monkeypatch, registry_guard):
     """Import tools/benchmark.py as it runs."""
     from mmengine.registry import DefaultScope
+
     scopes = dict(DefaultScope._instance_dict)
     monkeypatch.syspath_prepend(str(repo_root / 'tools'))
     yield importlib.import_module('benchmarks.__main__')
@@ -61,14 +68,28 @@ def benchmark(repo_root, monkeypatch, registry_guard):
     DefaultScope._instance_dict.update(scopes)
 
 
-@pytest.mark.parametrize(('make', 'heads'), [
-    (retinanet, ['bbox_head']), (faster_rcnn, ['rpn_head', 'roi_head'])])
+@pytest.mark.parametrize(
+    ('make', 'heads'),
+    [(retinanet, ['bbox_head']), (faster_rcnn, ['rpn_head', 'roi_head'])],
+)
 def test_every_head_is_timed(benchmark, write, tmp_path, capsys, make, heads):
     out = tmp_path / 'cost.json'
-    benchmark.main([
-        'head-cost', write('grid', make(True)), write('plain', make(False)),
-        '--repeats', '2', '--batch-size', '1', '--size', '64', '96', '--out',
-        str(out)])
+    benchmark.main(
+        [
+            'head-cost',
+            write('grid', make(True)),
+            write('plain', make(False)),
+            '--repeats',
+            '2',
+            '--batch-size',
+            '1',
+            '--size',
+            '64',
+            '96',
+            '--out',
+            str(out),
+        ]
+    )
     result = json.loads(out.read_text())
     assert list(result['median_seconds']) == heads
     for stages in result['median_seconds'].values():
@@ -76,9 +97,12 @@ def test_every_head_is_timed(benchmark, write, tmp_path, capsys, make, heads):
             assert seconds['plain'] > 0
             assert seconds['grid'] > 0
     total = {
-        name: sum(stages['predict'][name]
-                  for stages in result['median_seconds'].values())
-        for name in ('plain', 'grid')}
+        name: sum(
+            stages['predict'][name]
+            for stages in result['median_seconds'].values()
+        )
+        for name in ('plain', 'grid')
+    }
     assert result['ratio'] == pytest.approx(total['grid'] / total['plain'])
     assert result['reached'] == (result['ratio'] <= result['target'])
     weights = result['head_weights']
@@ -88,7 +112,17 @@ def test_every_head_is_timed(benchmark, write, tmp_path, capsys, make, heads):
 
 def test_two_detectors_are_refused(benchmark, write):
     with pytest.raises(SystemExit, match='two configs of one detector'):
-        benchmark.main([
-            'head-cost', write('grid', retinanet(True)),
-            write('plain', faster_rcnn(False)), '--repeats', '1',
-            '--batch-size', '1', '--size', '64', '64'])
+        benchmark.main(
+            [
+                'head-cost',
+                write('grid', retinanet(True)),
+                write('plain', faster_rcnn(False)),
+                '--repeats',
+                '1',
+                '--batch-size',
+                '1',
+                '--size',
+                '64',
+                '64',
+            ]
+        )

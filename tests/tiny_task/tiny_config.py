@@ -5,7 +5,7 @@ model = dict(type='TinyNet')
 _pipeline = [
     dict(type='TinyLoad'),
     dict(type='TinyLoadAnnotations'),
-    dict(type='TinyPack')
+    dict(type='TinyPack'),
 ]
 train_dataloader = dict(
     batch_size=4,
@@ -18,7 +18,10 @@ train_dataloader = dict(
             type='TinyDataset',
             first=100,
             length=24,
-            pipeline=[dict(type='TinyNoise')])))
+            pipeline=[dict(type='TinyNoise')],
+        ),
+    ),
+)
 val_dataloader = dict(
     batch_size=4,
     num_workers=0,
@@ -28,13 +31,17 @@ val_dataloader = dict(
         first=200,
         length=8,
         test_mode=True,
-        pipeline=_pipeline))
+        pipeline=_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=4,
     num_workers=0,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
-        type='TinyDataset', length=8, test_mode=True, pipeline=_pipeline))
+        type='TinyDataset', length=8, test_mode=True, pipeline=_pipeline
+    ),
+)
 val_evaluator = dict(type='TinyMetric')
 test_evaluator = dict(type='TinyMetric')
 train_cfg = dict(by_epoch=True, max_epochs=2, val_interval=1)

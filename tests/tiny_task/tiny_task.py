@@ -21,14 +21,17 @@ from taskptq.reconstruction.resume import UnitStates
 
 @MODELS.register_module(force=True)
 class TinyNet(BaseModel):
-
     def __init__(self, *, width=8, **kwargs):
         super().__init__(**kwargs)
         self.stem = nn.Conv2d(3, width, 3, padding=1)
         self.bn1 = nn.BatchNorm2d(width)
         self.body = nn.Sequential(
-            nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width),
-            nn.ReLU(), nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.ReLU(),
+        )
         self.head = nn.Linear(width, 4)
 
     def forward(self, inputs, labels=None, mode='tensor'):
@@ -45,17 +48,19 @@ class TinyNet(BaseModel):
 
 @DATASETS.register_module(force=True)
 class TinyDataset(BaseDataset):
-
     def __init__(self, *, first=0, length=12, empty=0, **kwargs):
         self.first, self.length, self.empty = first, length, empty
         super().__init__(**kwargs)
 
     def load_data_list(self):
-        return [{
-            'img_path': f'tiny/{self.first + i}.png',
-            'label': i % 4,
-            'empty': i < self.empty
-        } for i in range(self.length)]
+        return [
+            {
+                'img_path': f'tiny/{self.first + i}.png',
+                'label': i % 4,
+                'empty': i < self.empty,
+            }
+            for i in range(self.length)
+        ]
 
     def filter_data(self):
         if self.test_mode or not (self.filter_cfg or {}).get('filter_empty'):
@@ -73,7 +78,6 @@ class TinyMix:
 
 @TRANSFORMS.register_module(force=True)
 class TinyLoad:
-
     def __call__(self, results):
         seed = zlib.crc32(results['img_path'].encode())
         generator = torch.Generator().manual_seed(seed)
@@ -82,14 +86,12 @@ class TinyLoad:
 
 @TRANSFORMS.register_module(force=True)
 class TinyLoadAnnotations:
-
     def __call__(self, results):
         return {**results, 'gt': results['label']}
 
 
 @TRANSFORMS.register_module(force=True)
 class TinyPack:
-
     def __init__(self, *, needs_labels=False):
         self.needs_labels = needs_labels
 
@@ -126,8 +128,9 @@ class TinyWitness(Hook):
 
     def after_test(self, runner):
         model = getattr(runner.model, 'module', runner.model)
-        torch.save(model.state_dict(),
-                   f'{runner.work_dir}/rank{get_rank()}.pth')
+        torch.save(
+            model.state_dict(), f'{runner.work_dir}/rank{get_rank()}.pth'
+        )
 
 
 @HOOKS.register_module(force=True)

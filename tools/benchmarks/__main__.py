@@ -10,6 +10,7 @@
 Each prints what it found and writes it as JSON, with the command, the commit
 and the environment. What is compared is always run in turns within one call.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -59,106 +60,160 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _add(commands: Any, name: str, *, what: str, quant: str,
-         optional: bool = False) -> argparse.ArgumentParser:
+def _add(
+    commands: Any, name: str, *, what: str, quant: str, optional: bool = False
+) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what)
     options: dict[str, Any] = {'nargs': '?'} if optional else {}
     parser.add_argument(
-        'config', help='config of the float model', **options,
-        **({'default': CONFIG} if optional else {}))
+        'config',
+        help='config of the float model',
+        **options,
+        **({'default': CONFIG} if optional else {}),
+    )
     parser.add_argument(
-        'checkpoint', help='float checkpoint', **options,
-        **({'default': CHECKPOINT} if optional else {}))
+        'checkpoint',
+        help='float checkpoint',
+        **options,
+        **({'default': CHECKPOINT} if optional else {}),
+    )
     parser.add_argument(
-        '--quant', default=f'{QUANT}/{quant}.py',
-        help='fragment that says how to quantize')
+        '--quant',
+        default=f'{QUANT}/{quant}.py',
+        help='fragment that says how to quantize',
+    )
     parser.add_argument('--out', help='JSON file to write')
     return parser
 
 
 def _add_eval_speed(commands: Any) -> None:
     parser = _add(
-        commands, 'eval-speed', quant='w8a8_minmax',
-        what='evaluation, quantized against float')
+        commands,
+        'eval-speed',
+        quant='w8a8_minmax',
+        what='evaluation, quantized against float',
+    )
     parser.add_argument(
-        '--repeats', type=count, default=5, help='timed passes of each')
+        '--repeats', type=count, default=5, help='timed passes of each'
+    )
     parser.add_argument(
-        '--limit', type=count, help='images of the test set (default: all)')
+        '--limit', type=count, help='images of the test set (default: all)'
+    )
     parser.add_argument(
-        '--calibration-images', type=count, default=32, help='images')
+        '--calibration-images', type=count, default=32, help='images'
+    )
 
 
 def _add_reconstruction_speed(commands: Any) -> None:
     parser = _add(
-        commands, 'reconstruction-speed', quant='w4a4_qdrop',
-        what='reconstruction steps against a plain loop')
+        commands,
+        'reconstruction-speed',
+        quant='w4a4_qdrop',
+        what='reconstruction steps against a plain loop',
+    )
     parser.add_argument(
-        '--num-images', type=count, default=64, help='calibration images')
+        '--num-images', type=count, default=64, help='calibration images'
+    )
     parser.add_argument(
-        '--num-units', type=count, default=6,
-        help='units to time, spread over the depth of the model')
+        '--num-units',
+        type=count,
+        default=6,
+        help='units to time, spread over the depth of the model',
+    )
     parser.add_argument(
-        '--steps', type=count, default=9, help='our steps in each round')
+        '--steps', type=count, default=9, help='our steps in each round'
+    )
     parser.add_argument(
-        '--rounds', type=count, default=2, help='turns of both loops')
+        '--rounds', type=count, default=2, help='turns of both loops'
+    )
 
 
 def _add_memory(commands: Any, name: str) -> None:
     parser = _add(
-        commands, name, quant='w4a4_qdrop', optional=True,
-        what='peak memory at N and at 2N images')
+        commands,
+        name,
+        quant='w4a4_qdrop',
+        optional=True,
+        what='peak memory at N and at 2N images',
+    )
+    parser.add_argument('--num-images', type=count, default=64, help='N')
     parser.add_argument(
-        '--num-images', type=count, default=64, help='N')
+        '--budget-mib',
+        type=count,
+        default=64,
+        help='budget of the activation cache',
+    )
     parser.add_argument(
-        '--budget-mib', type=count, default=64,
-        help='budget of the activation cache')
+        '--steps', type=count, default=2, help='steps of each unit'
+    )
     parser.add_argument(
-        '--steps', type=count, default=2, help='steps of each unit')
-    parser.add_argument(
-        '--batch-size', type=count, default=8,
-        help='images per calibration batch')
+        '--batch-size',
+        type=count,
+        default=8,
+        help='images per calibration batch',
+    )
 
 
 def _add_profile(commands: Any) -> None:
     parser = _add(
-        commands, 'profile', quant='w4a4_qdrop',
-        what='operators of a reconstruction step')
+        commands,
+        'profile',
+        quant='w4a4_qdrop',
+        what='operators of a reconstruction step',
+    )
     parser.add_argument(
-        '--unit', help='qualified name (default: the one in the middle)')
+        '--unit', help='qualified name (default: the one in the middle)'
+    )
     parser.add_argument(
-        '--num-images', type=count, default=32, help='calibration images')
+        '--num-images', type=count, default=32, help='calibration images'
+    )
     parser.add_argument(
-        '--steps', type=count, default=10, help='steps to profile')
+        '--steps', type=count, default=10, help='steps to profile'
+    )
     parser.add_argument(
-        '--rows', type=count, default=20, help='operators to list')
+        '--rows', type=count, default=20, help='operators to list'
+    )
 
 
 def _add_head_cost(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
-        'head-cost', help='inference of grid heads against plain ones')
+        'head-cost', help='inference of grid heads against plain ones'
+    )
     parser.add_argument('config', help='config with grid heads')
     parser.add_argument('plain', help='config of the same with plain heads')
     parser.add_argument(
-        '--checkpoint', help='weights of the former (default: random)')
+        '--checkpoint', help='weights of the former (default: random)'
+    )
     parser.add_argument(
-        '--plain-checkpoint', help='weights of the latter (default: random)')
+        '--plain-checkpoint', help='weights of the latter (default: random)'
+    )
     parser.add_argument(
-        '--repeats', type=count, default=10, help='timed calls of each')
+        '--repeats', type=count, default=10, help='timed calls of each'
+    )
     parser.add_argument(
-        '--batch-size', type=count, default=2, help='images of a call')
+        '--batch-size', type=count, default=2, help='images of a call'
+    )
     parser.add_argument(
-        '--size', type=count, nargs=2, default=(320, 320),
-        metavar=('HEIGHT', 'WIDTH'), help='pixels of an image')
+        '--size',
+        type=count,
+        nargs=2,
+        default=(320, 320),
+        metavar=('HEIGHT', 'WIDTH'),
+        help='pixels of an image',
+    )
     parser.add_argument('--out', help='JSON file to write')
 
 
 def _add_kills(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
-        'kills', help='what killed and concurrent quantizations end with')
+        'kills', help='what killed and concurrent quantizations end with'
+    )
     parser.add_argument(
-        '--tries', type=count, default=20, help='tries of each kind')
+        '--tries', type=count, default=20, help='tries of each kind'
+    )
     parser.add_argument(
-        '--steps', type=count, default=40, help='steps of each unit')
+        '--steps', type=count, default=40, help='steps of each unit'
+    )
     parser.add_argument('--seed', type=seed, default=0, help='seed')
     parser.add_argument('--out', help='JSON file to write')
 
@@ -173,7 +228,8 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         The result, plain types, and what to print.
     """
     options = {
-        key: value for key, value in vars(args).items()
+        key: value
+        for key, value in vars(args).items()
         if key not in ('benchmark', 'config', 'checkpoint', 'out')
     }
     if args.benchmark == 'head-cost':
@@ -208,9 +264,14 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     run_setup.quiet()
     if args.benchmark == 'memory-worker':
         found = memory.work(
-            args.config, args.checkpoint, quant=args.quant,
-            num_images=args.num_images, budget_mib=args.budget_mib,
-            steps=args.steps, batch_size=args.batch_size)
+            args.config,
+            args.checkpoint,
+            quant=args.quant,
+            num_images=args.num_images,
+            budget_mib=args.budget_mib,
+            steps=args.steps,
+            batch_size=args.batch_size,
+        )
         print(json.dumps(found))
         return found
     try:

@@ -6,6 +6,7 @@ Nothing of a file may run; no file may take 1 GiB or 20 s more than a good
 one; what must be refused is refused in one sentence. Needs data/bccd and
 data/camvid. Each run is a fork of one process that has the packages ready.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -32,30 +33,50 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
     parser = argparse.ArgumentParser(
-        description='Give crafted checkpoint files to every tool')
+        description='Give crafted checkpoint files to every tool'
+    )
     parser.add_argument(
-        '--only', nargs='+', metavar='NAME',
-        help='kinds or shell patterns of names (default: all)')
+        '--only',
+        nargs='+',
+        metavar='NAME',
+        help='kinds or shell patterns of names (default: all)',
+    )
     parser.add_argument(
-        '--tools', nargs='+', metavar='TOOL',
-        help='test quantize apis train mmdet mmseg ... (default: all)')
+        '--tools',
+        nargs='+',
+        metavar='TOOL',
+        help='test quantize apis train mmdet mmseg ... (default: all)',
+    )
     parser.add_argument(
-        '--every', action='store_true',
-        help='give each file to every tool (default: some of each kind)')
+        '--every',
+        action='store_true',
+        help='give each file to every tool (default: some of each kind)',
+    )
     parser.add_argument(
-        '--wide', action='store_true',
-        help='try only the files that every tool gets')
+        '--wide',
+        action='store_true',
+        help='try only the files that every tool gets',
+    )
     parser.add_argument(
-        '--seconds', type=float, default=90,
-        help='time on the processor after which a run is stopped')
+        '--seconds',
+        type=float,
+        default=90,
+        help='time on the processor after which a run is stopped',
+    )
     parser.add_argument(
-        '--list', action='store_true', help='name the files and stop')
+        '--list', action='store_true', help='name the files and stop'
+    )
     parser.add_argument(
-        '--root', type=Path, default=REPOSITORY,
-        help='checkout to try (default: this one)')
+        '--root',
+        type=Path,
+        default=REPOSITORY,
+        help='checkout to try (default: this one)',
+    )
     parser.add_argument(
-        '--out', help=f'JSON file to write (default: {OUT} for a whole run, '
-        'none for a part)')
+        '--out',
+        help=f'JSON file to write (default: {OUT} for a whole run, '
+        'none for a part)',
+    )
     return parser.parse_args(argv)
 
 
@@ -67,20 +88,25 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
         of_kind = [row for row in rows if row['kind'] == kind]
         bad = sum(bool(row['wrong']) for row in of_kind)
         files = len({row['file'] for row in of_kind})
-        lines.append(f'  {kind:10} {files:4d} files {len(of_kind):5d} runs '
-                     f'{bad:4d} violations')
+        lines.append(
+            f'  {kind:10} {files:4d} files {len(of_kind):5d} runs '
+            f'{bad:4d} violations'
+        )
     reasons = Counter(reason for row in failed for reason in row['wrong'])
-    lines += [f'  {reason}: {count}' for reason, count
-              in reasons.most_common()]
+    lines += [
+        f'  {reason}: {count}' for reason, count in reasons.most_common()
+    ]
     lines.append(
         f'{len({row["file"] for row in rows})} files, {len(rows)} runs, '
         f'{len(failed)} violations, '
-        f'{sum("ran code" in row["wrong"] for row in rows)} ran code')
+        f'{sum("ran code" in row["wrong"] for row in rows)} ran code'
+    )
     return lines
 
 
-def report(rows: list[dict[str, Any]],
-           baselines: dict[tuple[str, str], Any]) -> dict[str, Any]:
+def report(
+    rows: list[dict[str, Any]], baselines: dict[tuple[str, str], Any]
+) -> dict[str, Any]:
     """Return what is written: totals, baselines, every run."""
     return {
         'files': len({row['file'] for row in rows}),
@@ -91,7 +117,8 @@ def report(rows: list[dict[str, Any]],
         'baselines': {
             f'{tool} with a good {source} file': {
                 'seconds': round(done.seconds, 2),
-                'peak_mib': round(done.peak_mib)}
+                'peak_mib': round(done.peak_mib),
+            }
             for (tool, source), done in baselines.items()
         },
         'rows': rows,
@@ -107,9 +134,11 @@ def main(argv: list[str] | None = None) -> int:
     args = parse_args(argv)
     os.chdir(REPOSITORY)
     from benchmarks.crafted.session import Session, preload
+
     package = preload(args.root.resolve())
     from benchmarks import run_setup
     from benchmarks.crafted.catalogue import is_wide, select
+
     cases = select(args.only)
     if args.wide:
         cases = [case for case in cases if is_wide(case)]
@@ -119,23 +148,40 @@ def main(argv: list[str] | None = None) -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory(prefix='crafted-') as folder:
         session = Session(
-            Path(folder).resolve(), root=args.root.resolve(),
-            package=package, say=lambda line: print(line, flush=True),
-            seconds=args.seconds)
+            Path(folder).resolve(),
+            root=args.root.resolve(),
+            package=package,
+            say=lambda line: print(line, flush=True),
+            seconds=args.seconds,
+        )
         for case in cases:
             rows += session.run(
-                case, args.tools, wide=args.every or is_wide(case))
+                case, args.tools, wide=args.every or is_wide(case)
+            )
         result = report(rows, session.baselines)
     for row in rows:
         if row['wrong']:
-            print(json.dumps({key: row.get(key) for key in (
-                'file', 'tool', 'wrong', 'seconds', 'peak_mib',
-                'last_line')}))
+            print(
+                json.dumps(
+                    {
+                        key: row.get(key)
+                        for key in (
+                            'file',
+                            'tool',
+                            'wrong',
+                            'seconds',
+                            'peak_mib',
+                            'last_line',
+                        )
+                    }
+                )
+            )
     print('\n'.join(summary(rows)))
     whole = args.only is None and args.tools is None and not args.wide
     if args.out or whole:
-        run_setup.write_result(result, name='crafted-files',
-                               out=args.out or OUT)
+        run_setup.write_result(
+            result, name='crafted-files', out=args.out or OUT
+        )
     return int(any(row['wrong'] for row in rows))
 
 

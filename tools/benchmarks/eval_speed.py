@@ -1,4 +1,5 @@
 """Wall time of a fake-quantized evaluation against the float one."""
+
 from __future__ import annotations
 
 import copy
@@ -51,8 +52,13 @@ def interleaved(
 
 
 def measure(
-    config_path: str, checkpoint: str, *, quant: str, repeats: int,
-    limit: int | None, calibration_images: int
+    config_path: str,
+    checkpoint: str,
+    *,
+    quant: str,
+    repeats: int,
+    limit: int | None,
+    calibration_images: int,
 ) -> dict[str, Any]:
     """Measure both models.
 
@@ -68,13 +74,16 @@ def measure(
     batch_size = config.test_dataloader.batch_size
     model = run_setup.load_float(config, checkpoint)
     images = run_setup.calibration_batches(
-        config, num_images=calibration_images, batch_size=batch_size)
+        config, num_images=calibration_images, batch_size=batch_size
+    )
     quantized = run_setup.prepared(copy.deepcopy(model), images, quant=quant)
     freeze(quantized)
     batches = run_setup.test_batches(
-        config, batch_size=batch_size, limit=limit)
+        config, batch_size=batch_size, limit=limit
+    )
     seconds = interleaved(
-        {'float': model, 'quantized': quantized}, batches, repeats=repeats)
+        {'float': model, 'quantized': quantized}, batches, repeats=repeats
+    )
     medians = {k: statistics.median(v) for k, v in seconds.items()}
     return {
         'config': config_path,

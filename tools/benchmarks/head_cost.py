@@ -1,4 +1,5 @@
 """Inference time of a grid head against the plain head that it replaces."""
+
 from __future__ import annotations
 
 import statistics
@@ -30,8 +31,11 @@ def build(config_path: str, checkpoint: str | None) -> nn.Module:
 def blank_samples(num_images: int, *, size: tuple[int, int]) -> list[Any]:
     """Return samples without annotations for images of a size (h, w)."""
     metainfo = {
-        'img_shape': size, 'ori_shape': size, 'pad_shape': size,
-        'batch_input_shape': size, 'scale_factor': (1.0, 1.0),
+        'img_shape': size,
+        'ori_shape': size,
+        'pad_shape': size,
+        'batch_input_shape': size,
+        'scale_factor': (1.0, 1.0),
     }
     return [DetDataSample(metainfo=metainfo) for _ in range(num_images)]
 
@@ -58,9 +62,11 @@ def head_work(
         if name == 'roi_head':
             work[name] = {
                 'forward': lambda h=head: h.forward(
-                    features, proposals, samples),
+                    features, proposals, samples
+                ),
                 'predict': lambda h=head: h.predict(
-                    features, proposals, samples),
+                    features, proposals, samples
+                ),
             }
         else:
             work[name] = {
@@ -106,13 +112,17 @@ def inputs_of(
     proposals = None
     if getattr(model, 'roi_head', None) is not None:
         proposals = model.rpn_head.predict(features, samples, rescale=False)
-    return {
-        'features': features, 'proposals': proposals, 'samples': samples}
+    return {'features': features, 'proposals': proposals, 'samples': samples}
 
 
 def measure(
-    config_path: str, *, plain: str, repeats: int, batch_size: int,
-    size: tuple[int, int], checkpoint: str | None = None,
+    config_path: str,
+    *,
+    plain: str,
+    repeats: int,
+    batch_size: int,
+    size: tuple[int, int],
+    checkpoint: str | None = None,
     plain_checkpoint: str | None = None,
 ) -> dict[str, Any]:
     """Measure the heads of both models on the same features.
@@ -138,12 +148,14 @@ def measure(
     if work['plain'].keys() != work['grid'].keys():
         raise ValueError(
             f'{config_path} has the heads {sorted(work["grid"])}, but {plain} '
-            f'has {sorted(work["plain"])}: give two configs of one detector')
+            f'has {sorted(work["plain"])}: give two configs of one detector'
+        )
     heads = {
         head: {
             stage: by_turns(
                 {name: work[name][head][stage] for name in models},
-                repeats=repeats)
+                repeats=repeats,
+            )
             for stage in ('forward', 'predict')
         }
         for head in work['plain']
@@ -163,8 +175,11 @@ def measure(
         'repeats': repeats,
         'median_seconds': heads,
         'head_weights': {
-            name: sum(p.numel() for head in heads
-                      for p in getattr(m, head).parameters())
+            name: sum(
+                p.numel()
+                for head in heads
+                for p in getattr(m, head).parameters()
+            )
             for name, m in models.items()
         },
         'ratio': ratio,
@@ -178,13 +193,15 @@ def lines(result: dict[str, Any]) -> list[str]:
     height, width = result['size']
     text = [
         f'heads on {result["batch_size"]} images of {height}x{width}, '
-        f'medians of {result["repeats"]} calls by turns:']
+        f'medians of {result["repeats"]} calls by turns:'
+    ]
     for head, stages in result['median_seconds'].items():
         for stage, seconds in stages.items():
             ratio = seconds['grid'] / seconds['plain']
             text.append(
                 f'  {head:<9} {stage:<8} plain {seconds["plain"] * 1e3:8.1f} '
-                f'ms  grid {seconds["grid"] * 1e3:8.1f} ms  ratio {ratio:.2f}')
+                f'ms  grid {seconds["grid"] * 1e3:8.1f} ms  ratio {ratio:.2f}'
+            )
     weights = result['head_weights']
     return [
         *text,

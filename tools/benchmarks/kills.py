@@ -4,6 +4,7 @@ A tiny model is quantized in processes of their own, with states to resume
 from and activations on disk. Every try ends with the bits of an uninterrupted
 run, or a run is refused; nothing else passes.
 """
+
 from __future__ import annotations
 
 import multiprocessing
@@ -50,16 +51,22 @@ def quantize_once(folder: Path, *, steps: int) -> None:
             'edge_bits': None,
         },
         reconstruction={
-            'steps': steps, 'batch_size': 4, 'skip_below': 0.0,
-            'cache_bytes': 0, 'cache_dir': str(folder / 'cache'),
+            'steps': steps,
+            'batch_size': 4,
+            'skip_below': 0.0,
+            'cache_bytes': 0,
+            'cache_dir': str(folder / 'cache'),
         },
     )
     # What a child says would mix with the table.
     sys.stdout = sys.stderr = (folder / 'output.txt').open('a')
     try:
         quantize_model(
-            tiny_model('conv'), tiny_batches('conv', num_batches=3),
-            recipe=recipe, work_dir=folder / 'work')
+            tiny_model('conv'),
+            tiny_batches('conv', num_batches=3),
+            recipe=recipe,
+            work_dir=folder / 'work',
+        )
     except FolderInUseError as error:
         print(error, flush=True)
         os._exit(REFUSED)
@@ -71,7 +78,8 @@ def quantize_once(folder: Path, *, steps: int) -> None:
 def start(folder: Path, *, steps: int) -> BaseProcess:
     """Start a run."""
     process = FORK.Process(
-        target=quantize_once, args=(folder,), kwargs={'steps': steps})
+        target=quantize_once, args=(folder,), kwargs={'steps': steps}
+    )
     process.start()
     return process
 
@@ -145,9 +153,7 @@ def killed(
     return {'kills': kills, 'codes': [code], **_result(folder)}
 
 
-def together(
-    folder: Path, *, seconds: float, steps: int
-) -> dict[str, Any]:
+def together(folder: Path, *, seconds: float, steps: int) -> dict[str, Any]:
     """Start two runs in one work folder; the first may be killed."""
     first = start(folder, steps=steps)
     time.sleep(random.uniform(0, seconds))
@@ -195,7 +201,8 @@ def measure(*, tries: int, steps: int, seed: int) -> dict[str, Any]:
     kinds: dict[str, Any] = {
         'at any moment': lambda f: killed(f, writing=False, **options),
         'while a file is written': lambda f: killed(
-            f, writing=True, **options),
+            f, writing=True, **options
+        ),
         'two runs at once': lambda f: together(f, **options),
     }
     rows = {}
@@ -207,8 +214,12 @@ def measure(*, tries: int, steps: int, seed: int) -> dict[str, Any]:
         rows[name] = dict(sorted(counts.items()))
     wrong = sum(row.get('wrong', 0) for row in rows.values())
     return {
-        'tries': tries, 'steps': steps, 'seed': seed,
-        'seconds_uninterrupted': seconds, 'rows': rows, 'wrong': wrong,
+        'tries': tries,
+        'steps': steps,
+        'seed': seed,
+        'seconds_uninterrupted': seconds,
+        'rows': rows,
+        'wrong': wrong,
         'reached': wrong == 0,
     }
 
@@ -218,12 +229,14 @@ def _judge(found: dict[str, Any], expected: str) -> Counter[str]:
     codes = found['codes']
     same = found['digest'] == expected and not found['remains']
     fine = same and set(codes) <= {0, REFUSED} and 0 in codes
-    return Counter({
-        'identical': int(fine),
-        'kills': found['kills'],
-        'refused': codes.count(REFUSED),
-        'wrong': int(not fine),
-    })
+    return Counter(
+        {
+            'identical': int(fine),
+            'kills': found['kills'],
+            'refused': codes.count(REFUSED),
+            'wrong': int(not fine),
+        }
+    )
 
 
 def lines(result: dict[str, Any]) -> list[str]:

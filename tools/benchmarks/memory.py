@@ -1,4 +1,5 @@
 """Peak memory of a reconstruction whose activations don't fit its budget."""
+
 from __future__ import annotations
 
 import json
@@ -31,8 +32,9 @@ class RandomImages(Sequence[Any]):
         size: Height and width in pixels.
     """
 
-    def __init__(self, num_images: int, *, batch_size: int,
-                 size: tuple[int, int]) -> None:
+    def __init__(
+        self, num_images: int, *, batch_size: int, size: tuple[int, int]
+    ) -> None:
         self.num_images = num_images
         self.batch_size = batch_size
         self.size = size
@@ -47,18 +49,22 @@ class RandomImages(Sequence[Any]):
 
         if not 0 <= index < len(self):
             raise IndexError(f'batch {index} of {len(self)}')
-        count = min(
-            self.batch_size, self.num_images - index * self.batch_size)
+        count = min(self.batch_size, self.num_images - index * self.batch_size)
         generator = torch.Generator().manual_seed(index)
         meta = {
-            'ori_shape': self.size, 'img_shape': self.size,
+            'ori_shape': self.size,
+            'img_shape': self.size,
             'scale_factor': (1.0, 1.0),
         }
         return {
             'inputs': [
                 torch.randint(
-                    256, (3, *self.size), dtype=torch.uint8,
-                    generator=generator) for _ in range(count)
+                    256,
+                    (3, *self.size),
+                    dtype=torch.uint8,
+                    generator=generator,
+                )
+                for _ in range(count)
             ],
             'data_samples': [
                 DetDataSample(metainfo=dict(meta)) for _ in range(count)
@@ -66,17 +72,19 @@ class RandomImages(Sequence[Any]):
         }
 
 
-def images(config: Any, *, num_images: int,
-           batch_size: int) -> tuple[Sequence[Any], str]:
+def images(
+    config: Any, *, num_images: int, batch_size: int
+) -> tuple[Sequence[Any], str]:
     """Return training images; noise where the data set is not there."""
     dataset = config.train_dataloader.dataset
     root = Path(dataset.get('data_root') or '.')
     if (root / dataset.get('ann_file', '')).is_file():
         return run_setup.calibration_batches(
-            config, num_images=num_images,
-            batch_size=batch_size), str(dataset.data_root)
+            config, num_images=num_images, batch_size=batch_size
+        ), str(dataset.data_root)
     return RandomImages(
-        num_images, batch_size=batch_size, size=(240, 320)), 'noise'
+        num_images, batch_size=batch_size, size=(240, 320)
+    ), 'noise'
 
 
 def peak_bytes() -> int:
@@ -95,22 +103,31 @@ def peak_bytes() -> int:
 
 
 def work(
-    config_path: str, checkpoint: str, *, quant: str, num_images: int,
-    budget_mib: int, steps: int, batch_size: int
+    config_path: str,
+    checkpoint: str,
+    *,
+    quant: str,
+    num_images: int,
+    budget_mib: int,
+    steps: int,
+    batch_size: int,
 ) -> dict[str, Any]:
     """Reconstruct once in this process and say what it took at most."""
     config = run_setup.read_config(config_path)
     batches, source = images(
-        config, num_images=num_images, batch_size=batch_size)
+        config, num_images=num_images, batch_size=batch_size
+    )
     model = run_setup.prepared(
-        run_setup.load_float(config, checkpoint), batches, quant=quant)
+        run_setup.load_float(config, checkpoint), batches, quant=quant
+    )
     before = peak_bytes()
     report = reconstruct(
         model,
         batches,
         run_setup.recipe(quant, steps=steps, cache_bytes=budget_mib * MIB),
         forward=run_batch,
-        progress=False)
+        progress=False,
+    )
     return {
         'num_images': num_images,
         'images': source,
@@ -122,8 +139,15 @@ def work(
 
 
 def measure(
-    config_path: str, checkpoint: str, *, quant: str, num_images: int,
-    budget_mib: int, steps: int, batch_size: int, script: str
+    config_path: str,
+    checkpoint: str,
+    *,
+    quant: str,
+    num_images: int,
+    budget_mib: int,
+    steps: int,
+    batch_size: int,
+    script: str,
 ) -> dict[str, Any]:
     """Reconstruct with N and with 2N images, in processes of their own.
 
@@ -142,20 +166,36 @@ def measure(
     """
     counts = (num_images, 2 * num_images)
     runs = [
-        _run_worker([
-            script, 'memory-worker', config_path, checkpoint, '--quant',
-            quant, '--num-images', str(count), '--budget-mib',
-            str(budget_mib), '--steps', str(steps), '--batch-size',
-            str(batch_size)
-        ]) for _ in range(REPEATS) for count in counts
+        _run_worker(
+            [
+                script,
+                'memory-worker',
+                config_path,
+                checkpoint,
+                '--quant',
+                quant,
+                '--num-images',
+                str(count),
+                '--budget-mib',
+                str(budget_mib),
+                '--steps',
+                str(steps),
+                '--batch-size',
+                str(batch_size),
+            ]
+        )
+        for _ in range(REPEATS)
+        for count in counts
     ]
     if not all(run['spilled_bytes'] for run in runs):
         raise RuntimeError(
             f'{num_images} images fit into {budget_mib} MiB: give a smaller '
-            '--budget-mib or more images')
+            '--budget-mib or more images'
+        )
     once, twice = (
         statistics.median(run['peak_bytes'] for run in runs[place::2])
-        for place in range(2))
+        for place in range(2)
+    )
     ratio = twice / once
     return {
         'config': config_path,
@@ -171,11 +211,15 @@ def measure(
 
 def _run_worker(arguments: list[str]) -> dict[str, Any]:
     done = subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True,
-        check=False)
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         raise RuntimeError(
-            f'{" ".join(arguments)} failed:\n{done.stderr[-2000:]}')
+            f'{" ".join(arguments)} failed:\n{done.stderr[-2000:]}'
+        )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

@@ -1,4 +1,5 @@
 """Where the time of a reconstruction step goes."""
+
 from __future__ import annotations
 
 from typing import Any
@@ -10,8 +11,14 @@ from benchmarks.sessions import Session, units_of
 
 
 def measure(
-    config_path: str, checkpoint: str, *, quant: str, num_images: int,
-    unit: str | None, steps: int, rows: int
+    config_path: str,
+    checkpoint: str,
+    *,
+    quant: str,
+    num_images: int,
+    unit: str | None,
+    steps: int,
+    rows: int,
 ) -> dict[str, Any]:
     """Profile some steps of one unit.
 
@@ -31,14 +38,18 @@ def measure(
     settings = run_setup.recipe(quant, steps=steps)
     batches = list(
         run_setup.calibration_batches(
-            config, num_images=num_images, batch_size=settings.batch_size))
+            config, num_images=num_images, batch_size=settings.batch_size
+        )
+    )
     model = run_setup.prepared(
-        run_setup.load_float(config, checkpoint), batches, quant=quant)
+        run_setup.load_float(config, checkpoint), batches, quant=quant
+    )
     units = {u.name: u for u in units_of(model, batches[0], settings)}
     name = unit or list(units)[len(units) // 2]
     if name not in units:
         raise ValueError(
-            f'no unit is called {name!r}; they are {", ".join(units)}')
+            f'no unit is called {name!r}; they are {", ".join(units)}'
+        )
     with run_setup.single_seed():
         session = Session(model, units[name], batches, settings)
         session.train()
@@ -61,7 +72,8 @@ def measure(
                 'name': event.key,
                 'calls': event.count,
                 'share': event.self_cpu_time_total / total,
-            } for event in top
+            }
+            for event in top
         ],
         'table': table,
     }

@@ -1,4 +1,5 @@
 """Steps per second of our reconstruction against the plain loop."""
+
 from __future__ import annotations
 
 import copy
@@ -30,8 +31,13 @@ def spread(units: Sequence[Unit], *, count: int | None) -> list[Unit]:
 
 
 def measure_unit(
-    model: nn.Module, unit: Unit, batches: Sequence[Any], *,
-    config: ReconstructionConfig, rounds: int, reference_steps: int
+    model: nn.Module,
+    unit: Unit,
+    batches: Sequence[Any],
+    *,
+    config: ReconstructionConfig,
+    rounds: int,
+    reference_steps: int,
 ) -> dict[str, Any]:
     """Time both loops on one unit, by turns.
 
@@ -48,10 +54,15 @@ def measure_unit(
     """
     own = copy.deepcopy(model)
     session = Session(
-        own, Unit(unit.name, own.get_submodule(unit.name)), batches, config)
+        own, Unit(unit.name, own.get_submodule(unit.name)), batches, config
+    )
     reference = ReferenceLoop(
-        model, name=unit.name, num_calls=session.num_calls,
-        batches=batches, config=config)
+        model,
+        name=unit.name,
+        num_calls=session.num_calls,
+        batches=batches,
+        config=config,
+    )
     ours: list[float] = []
     fetches: list[float] = []
     steps: list[float] = []
@@ -73,8 +84,14 @@ def measure_unit(
 
 
 def measure(
-    config_path: str, checkpoint: str, *, quant: str, num_images: int,
-    num_units: int | None, steps: int, rounds: int
+    config_path: str,
+    checkpoint: str,
+    *,
+    quant: str,
+    num_images: int,
+    num_units: int | None,
+    steps: int,
+    rounds: int,
 ) -> dict[str, Any]:
     """Measure both loops.
 
@@ -91,21 +108,32 @@ def measure(
     full = run_setup.recipe(quant)
     short = run_setup.recipe(quant, steps=steps)
     lazy = run_setup.calibration_batches(
-        config, num_images=num_images, batch_size=full.batch_size)
+        config, num_images=num_images, batch_size=full.batch_size
+    )
     batches = list(lazy)
     model = run_setup.prepared(
-        run_setup.load_float(config, checkpoint), batches, quant=quant)
+        run_setup.load_float(config, checkpoint), batches, quant=quant
+    )
     units = units_of(model, batches[0], short)
     with run_setup.single_seed():
         rows = [
             measure_unit(
-                model, unit, batches, config=short, rounds=rounds,
-                reference_steps=max(2, steps // 3))
+                model,
+                unit,
+                batches,
+                config=short,
+                rounds=rounds,
+                reference_steps=max(2, steps // 3),
+            )
             for unit in spread(units, count=num_units)
         ]
     whole = reconstruct(
-        model, batches, run_setup.recipe(quant, steps=1), forward=run_batch,
-        progress=False)
+        model,
+        batches,
+        run_setup.recipe(quant, steps=1),
+        forward=run_batch,
+        progress=False,
+    )
     overhead = whole.seconds - sum(unit.seconds for unit in whole.units)
     return {
         'config': config_path,
@@ -119,15 +147,23 @@ def measure(
         'seconds_per_step': rows,
         'capture_seconds': overhead,
         **summarize(
-            rows, overhead=overhead, num_units=len(units), steps=full.steps,
-            fetches_per_unit=-(-num_images // full.batch_size)),
+            rows,
+            overhead=overhead,
+            num_units=len(units),
+            steps=full.steps,
+            fetches_per_unit=-(-num_images // full.batch_size),
+        ),
         'target': TARGET,
     }
 
 
 def summarize(
-    rows: Sequence[dict[str, Any]], *, overhead: float, num_units: int,
-    steps: int, fetches_per_unit: int
+    rows: Sequence[dict[str, Any]],
+    *,
+    overhead: float,
+    num_units: int,
+    steps: int,
+    fetches_per_unit: int,
 ) -> dict[str, Any]:
     """Turn seconds into steps per second of a whole reconstruction.
 

@@ -7,6 +7,7 @@ at each step. It learns the same parameters by the same loss (the weight of
 the rounding penalty is fixed, which costs the same) as
 ``taskptq.calibration``.
 """
+
 from __future__ import annotations
 
 import copy
@@ -61,8 +62,7 @@ class _Plain:
         """Return ``x`` on the grid, same shape."""
         axis = self.spec.ch_axis
         scale = per_channel(self.scale, ndim=x.dim(), ch_axis=axis)
-        zero_point = per_channel(
-            self.zero_point, ndim=x.dim(), ch_axis=axis)
+        zero_point = per_channel(self.zero_point, ndim=x.dim(), ch_axis=axis)
         if scale.requires_grad:
             # LSQ, Esser et al., ICLR 2020, section 2.2
             factor = (x.numel() * max(self.quant_max, 1)) ** -0.5
@@ -105,7 +105,8 @@ class PlainRounding(nn.Module):
 
     def _spread(self, values: Tensor) -> Tensor:
         return per_channel(
-            values, ndim=self.weight.dim(), ch_axis=self.spec.ch_axis)
+            values, ndim=self.weight.dim(), ch_axis=self.spec.ch_axis
+        )
 
     def share_up(self) -> Tensor:
         """Return how much of a step each weight goes up, in [0, 1]."""
@@ -113,8 +114,10 @@ class PlainRounding(nn.Module):
 
     def forward(self) -> Tensor:
         """Return the softly rounded weight."""
-        scale, zero_point = self._spread(self.scale), self._spread(
-            self.zero_point)
+        scale, zero_point = (
+            self._spread(self.scale),
+            self._spread(self.zero_point),
+        )
         codes = torch.floor(self.weight / scale)
         codes = codes + self.share_up()
         codes = codes + zero_point
@@ -147,7 +150,8 @@ def _plain_quantizer(quantizer: nn.Module) -> nn.Module:
     if kind is None:
         raise TypeError(
             f'the reference loop has no plain {type(quantizer).__name__}: '
-            'choose a fragment with AffineQuantizer or LSQQuantizer')
+            'choose a fragment with AffineQuantizer or LSQQuantizer'
+        )
     plain = kind(quantizer.spec)
     plain.load_state_dict(quantizer.state_dict())
     return plain
@@ -194,18 +198,21 @@ class ReferenceLoop:
         for scale in scales:
             scale.requires_grad_(True)
         alphas = [rounding.alpha for rounding in self.roundings]
-        self.optimizer = torch.optim.Adam([
-            {'params': alphas, 'lr': config.weight_lr},
-            *({'params': [s], 'lr': config.scale_lr * float(s.detach())}
-              for s in scales),
-        ])
+        self.optimizer = torch.optim.Adam(
+            [
+                {'params': alphas, 'lr': config.weight_lr},
+                *(
+                    {'params': [s], 'lr': config.scale_lr * float(s.detach())}
+                    for s in scales
+                ),
+            ]
+        )
 
     def _attach(self, module: Any) -> None:
         for parameter, _ in module.active_slots():
             quantizer = module.weight_quantizer_of(parameter)
             if quantizer is not None and quantizer.calibrated:
-                rounding = PlainRounding(
-                    quantizer, getattr(module, parameter))
+                rounding = PlainRounding(quantizer, getattr(module, parameter))
                 self.roundings.append(rounding)
                 module._roundings[parameter] = rounding
 
@@ -222,8 +229,10 @@ class ReferenceLoop:
         with quantizing(self.model):
             inputs, _ = self.fetch(batch)
         fetched = time.perf_counter()
-        with quantizing(self.unit), dropping(
-                self.unit, drop_prob=self.config.drop_prob):
+        with (
+            quantizing(self.unit),
+            dropping(self.unit, drop_prob=self.config.drop_prob),
+        ):
             loss = self._loss(inputs, inputs_float, targets)
             self.optimizer.zero_grad()
             loss.backward()
@@ -258,15 +267,16 @@ class ReferenceLoop:
         return inputs, outputs
 
     def _loss(
-        self, inputs: list[Any], inputs_float: list[Any],
-        targets: list[Tensor]
+        self, inputs: list[Any], inputs_float: list[Any], targets: list[Tensor]
     ) -> Tensor:
         outputs: list[Tensor] = []
         for (leaves, skeleton), (float_leaves, _) in zip(
-                inputs, inputs_float, strict=True):
+            inputs, inputs_float, strict=True
+        ):
             mixed = [
                 plain_drop(leaf, other, drop_prob=self.config.drop_prob)
-                if is_float(leaf) else leaf
+                if is_float(leaf)
+                else leaf
                 for leaf, other in zip(leaves, float_leaves, strict=True)
             ]
             args, kwargs = unflatten(mixed, skeleton)
@@ -274,8 +284,8 @@ class ReferenceLoop:
         loss = torch.zeros(())
         for output, target in zip(outputs, targets, strict=True):
             error = ((output - target) ** 2).mean()
-            loss = loss + error / (target ** 2).mean()
+            loss = loss + error / (target**2).mean()
         for rounding in self.roundings:
             far = (2 * rounding.share_up() - 1).abs()
-            loss = loss + 1e-3 * (1 - far ** self.config.beta_start).mean()
+            loss = loss + 1e-3 * (1 - far**self.config.beta_start).mean()
         return loss

@@ -1,4 +1,5 @@
 """Models, images and facts about the run that all benchmarks need."""
+
 from __future__ import annotations
 
 import json
@@ -44,8 +45,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 def quiet() -> None:
     """Keep mmengine's log out of the numbers."""
-    MMLogger.get_instance('taskptq', logger_name='taskptq',
-                          log_level='ERROR')
+    MMLogger.get_instance('taskptq', logger_name='taskptq', log_level='ERROR')
 
 
 def load_float(config: Config, checkpoint: str) -> nn.Module:
@@ -63,7 +63,8 @@ def calibration_batches(
     return build_calibration(
         CalibrationConfig(num_images=num_images, batch_size=batch_size),
         source=evaluation_source(config),
-        default=config.train_dataloader.dataset)
+        default=config.train_dataloader.dataset,
+    )
 
 
 def test_batches(
@@ -74,16 +75,19 @@ def test_batches(
     count = len(source.dataset)
     count = count if limit is None else min(limit, count)
     return [
-        source.collate([
-            source.dataset[i]
-            for i in range(start, min(start + batch_size, count))
-        ])
+        source.collate(
+            [
+                source.dataset[i]
+                for i in range(start, min(start + batch_size, count))
+            ]
+        )
         for start in range(0, count, batch_size)
     ]
 
 
-def prepared(model: nn.Module, batches: Sequence[Any], *,
-             quant: str) -> nn.Module:
+def prepared(
+    model: nn.Module, batches: Sequence[Any], *, quant: str
+) -> nn.Module:
     """Swap and calibrate a float model in place.
 
     Args:
@@ -92,7 +96,8 @@ def prepared(model: nn.Module, batches: Sequence[Any], *,
         quant: Fragment that sets ``qconfig``.
     """
     prepare_in_place(
-        model, build_qconfig(read_fragment(quant, key='qconfig') or {}))
+        model, build_qconfig(read_fragment(quant, key='qconfig') or {})
+    )
     calibrate(model, batches, forward=run_batch)
     return model
 
@@ -123,8 +128,9 @@ def environment() -> dict[str, Any]:
         'torch': torch.__version__,
         'python': platform.python_version(),
         'machine': platform.machine(),
-        'cpus': len(os.sched_getaffinity(0)) if hasattr(
-            os, 'sched_getaffinity') else os.cpu_count(),
+        'cpus': len(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count(),
         'threads': torch.get_num_threads(),
     }
 
@@ -133,15 +139,20 @@ def commit() -> str | None:
     """Return the checkout's commit, None outside of one."""
     try:
         done = subprocess.run(
-            ['git', 'rev-parse', 'HEAD'], cwd=REPOSITORY,
-            capture_output=True, text=True, check=True)
+            ['git', 'rev-parse', 'HEAD'],
+            cwd=REPOSITORY,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
     except (FileNotFoundError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
 
 
-def write_result(result: dict[str, Any], *, name: str,
-                 out: str | None) -> Path:
+def write_result(
+    result: dict[str, Any], *, name: str, out: str | None
+) -> Path:
     """Write what a benchmark measured.
 
     Args:

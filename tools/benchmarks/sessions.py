@@ -1,4 +1,5 @@
 """One unit of a model, ready to be trained by our own loop."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -28,8 +29,8 @@ def units_of(
     """Return the units in execution order, as reconstruction sees them."""
     called = called_modules(model, batch, forward=run_batch)
     units = split_blocks(
-        model, scope=config.scope, callable_names=called,
-        extra=config.blocks)
+        model, scope=config.scope, callable_names=called, extra=config.blocks
+    )
     return [
         plan.unit for plan in trace(model, units, batch, forward=run_batch)
     ]
@@ -55,17 +56,19 @@ class Session:
         self.unit = unit
         self.config = config
         self.run = _Run(
-            model, batches, config, run_batch, MSEReconLoss(), None)
+            model, batches, config, run_batch, MSEReconLoss(), None
+        )
         plans = trace(model, [unit], batches[0], forward=run_batch)
         self.num_calls = len(plans[0].calls)
         self.cache = ActivationCache(config.cache_bytes)
         capturer = Capturer(
-            model, plans, batches, forward=run_batch, cache=self.cache)
+            model, plans, batches, forward=run_batch, cache=self.cache
+        )
         capturer.capture_float()
         capturer.capture_quant(0)
         self.data = UnitData(
-            capturer, 0, cache=self.cache,
-            rows_per_image=config.rows_per_image)
+            capturer, 0, cache=self.cache, rows_per_image=config.rows_per_image
+        )
         self.data.compute('float', keep=None)
 
     def train(self) -> UnitResult:

@@ -28,11 +28,16 @@ BIN = VENV / ('Scripts' if os.name == 'nt' else 'bin')
 PYTHON = BIN / 'python'
 BUILD_LOG = VENV / 'mmcv-build.log'
 TORCH, MMCV, OTHERS = (
-    HERE / f'requirements{suffix}.txt' for suffix in ('-torch', '-mmcv', ''))
-TRY_MMCV = ('import torch; from mmcv.ops import nms; '
-            'nms(torch.tensor([[0., 0., 9., 9.]]), torch.ones(1), 0.5)')
-TRY_ALL = ('import mmdet.apis, mmdet.datasets, mmseg.apis, mmseg.datasets, '
-           'segment_anything, taskptq.registry')
+    HERE / f'requirements{suffix}.txt' for suffix in ('-torch', '-mmcv', '')
+)
+TRY_MMCV = (
+    'import torch; from mmcv.ops import nms; '
+    'nms(torch.tensor([[0., 0., 9., 9.]]), torch.ones(1), 0.5)'
+)
+TRY_ALL = (
+    'import mmdet.apis, mmdet.datasets, mmseg.apis, mmseg.datasets, '
+    'segment_anything, taskptq.registry'
+)
 # Runs inside .venv: prints the requirements that are not installed exactly.
 LIST_UNMET = """
 import re, sys
@@ -99,7 +104,8 @@ def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=VENV,
         capture_output=True,
         text=True,
-        check=False)
+        check=False,
+    )
 
 
 def pip_install(*arguments: str | Path) -> None:
@@ -110,11 +116,13 @@ def pip_install(*arguments: str | Path) -> None:
     """
     command = [str(PYTHON), '-m', 'pip', 'install', *map(str, arguments)]
     result = subprocess.run(
-        command, cwd=ROOT, env=build_environment(), check=False)
+        command, cwd=ROOT, env=build_environment(), check=False
+    )
     if result.returncode != 0:
         raise SetupError(
             f'`{shlex.join(command)}` failed (see above); put right what it '
-            'complains about and run `make setup` again.')
+            'complains about and run `make setup` again.'
+        )
 
 
 def unmet(*paths: Path) -> list[str]:
@@ -127,8 +135,10 @@ def unmet(*paths: Path) -> list[str]:
 
 def pip_runs() -> bool:
     """Tell whether ``.venv`` has a Python and a pip that start."""
-    return (PYTHON.exists()
-            and run_python('-m', 'pip', '--version').returncode == 0)
+    return (
+        PYTHON.exists()
+        and run_python('-m', 'pip', '--version').returncode == 0
+    )
 
 
 def make_venv() -> None:
@@ -145,21 +155,25 @@ def make_venv() -> None:
             [sys.executable, '-m', 'venv', *options, str(VENV)],
             capture_output=True,
             text=True,
-            check=False)
+            check=False,
+        )
         if result.returncode == 0 and pip_runs():
             return
     raise SetupError(
         f'{sys.executable} cannot create {VENV}; if its venv or ensurepip '
         'module is missing, install it (on Debian or Ubuntu: '
-        f'apt install python3-venv). It said: {result.stderr.strip()}')
+        f'apt install python3-venv). It said: {result.stderr.strip()}'
+    )
 
 
 def install_torch() -> None:
     """Install torch and what mmcv's build needs."""
     missing = unmet(TORCH)
     if missing:
-        say(f'installing {TORCH.name} ({len(missing)} to do; torch with its '
-            'CUDA libraries is some 3 GB to download)')
+        say(
+            f'installing {TORCH.name} ({len(missing)} to do; torch with its '
+            'CUDA libraries is some 3 GB to download)'
+        )
         pip_install('-r', TORCH)
 
 
@@ -175,15 +189,18 @@ def check_compiler() -> None:
         raise SetupError(
             f'No C++ compiler found (looked for {", ".join(candidates)}), and '
             'mmcv has to be compiled; install one (on Debian or Ubuntu: apt '
-            'install g++) or name it in CXX, then run `make setup` again.')
+            'install g++) or name it in CXX, then run `make setup` again.'
+        )
     result = run_python(
-        '-c', 'import sysconfig; print(sysconfig.get_path("include"))')
+        '-c', 'import sysconfig; print(sysconfig.get_path("include"))'
+    )
     header = Path(result.stdout.strip()) / 'Python.h'
     if not header.is_file():
         raise SetupError(
             f'{header} is missing, and mmcv cannot be compiled without it; '
             'install the headers of this Python (on Debian or Ubuntu: apt '
-            'install python3-dev), then run `make setup` again.')
+            'install python3-dev), then run `make setup` again.'
+        )
 
 
 def show_build(lines: IO[str]) -> None:
@@ -210,26 +227,39 @@ def build_mmcv(*options: str) -> None:
         SetupError: If the build fails.
     """
     check_compiler()
-    say('building mmcv from source; expect about 6 minutes on two cores, '
-        f'log in {BUILD_LOG}')
+    say(
+        'building mmcv from source; expect about 6 minutes on two cores, '
+        f'log in {BUILD_LOG}'
+    )
     command = [
-        str(PYTHON), '-m', 'pip', 'install', '-v', '--no-deps',
-        '--no-build-isolation', *options, '-r', str(MMCV)
+        str(PYTHON),
+        '-m',
+        'pip',
+        'install',
+        '-v',
+        '--no-deps',
+        '--no-build-isolation',
+        *options,
+        '-r',
+        str(MMCV),
     ]
     with subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=build_environment(),
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors='replace') as process:
+        command,
+        cwd=ROOT,
+        env=build_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors='replace',
+    ) as process:
         assert process.stdout is not None
         show_build(process.stdout)
     if process.returncode != 0:
         tail = BUILD_LOG.read_text(encoding='utf-8').splitlines()[-30:]
-        raise SetupError('mmcv could not be built; the end of '
-                         f'{BUILD_LOG}:\n' + '\n'.join(tail))
+        raise SetupError(
+            'mmcv could not be built; the end of '
+            f'{BUILD_LOG}:\n' + '\n'.join(tail)
+        )
 
 
 def install_mmcv() -> None:
@@ -253,7 +283,8 @@ def check_mmcv() -> None:
     result = run_python('-c', TRY_MMCV)
     if result.returncode != 0:
         raise SetupError(
-            f'mmcv was built but does not run:\n{result.stderr.strip()}')
+            f'mmcv was built but does not run:\n{result.stderr.strip()}'
+        )
 
 
 def install_others() -> None:
@@ -267,14 +298,17 @@ def install_others() -> None:
 def install_editable() -> None:
     """Install taskptq, and the projects that are packages, in place."""
     present = run_python('-c', LIST_EDITABLE).stdout.split()
-    folders = [ROOT, *(path.parent for path in sorted(
-        ROOT.glob('projects/*/setup.py')))]
+    folders = [
+        ROOT,
+        *(path.parent for path in sorted(ROOT.glob('projects/*/setup.py'))),
+    ]
     for folder in folders:
         if folder.as_uri() not in present:
             name = 'taskptq' if folder == ROOT else f'project {folder.name}'
             say(f'installing {name} in place')
-            pip_install('-q', '--no-deps', '--no-build-isolation', '-e',
-                        folder)
+            pip_install(
+                '-q', '--no-deps', '--no-build-isolation', '-e', folder
+            )
 
 
 def verify() -> None:
@@ -286,14 +320,22 @@ def verify() -> None:
     if run_python('-c', f'{TRY_MMCV}\n{TRY_ALL}').returncode == 0:
         return
     say('an installed package does not import, installing all of them anew')
-    pip_install('-q', '--no-deps', '--no-build-isolation',
-                '--force-reinstall', '-r', OTHERS)
+    pip_install(
+        '-q',
+        '--no-deps',
+        '--no-build-isolation',
+        '--force-reinstall',
+        '-r',
+        OTHERS,
+    )
     check_mmcv()
     result = run_python('-c', TRY_ALL)
     if result.returncode != 0:
-        raise SetupError('The packages are installed but do not import:\n'
-                         f'{result.stderr.strip()}\nRemove {VENV} and run '
-                         '`make setup` again.')
+        raise SetupError(
+            'The packages are installed but do not import:\n'
+            f'{result.stderr.strip()}\nRemove {VENV} and run '
+            '`make setup` again.'
+        )
 
 
 def set_up(stamp: Path) -> None:
@@ -314,7 +356,8 @@ def main() -> int:
     """Parse the command line and set up."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        'stamp', type=Path, help='file to write when everything is ready')
+        'stamp', type=Path, help='file to write when everything is ready'
+    )
     stamp = parser.parse_args().stamp
     try:
         set_up(ROOT / stamp)

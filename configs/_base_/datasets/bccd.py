@@ -4,7 +4,8 @@ dataset_type = 'CocoDataset'
 data_root = 'data/bccd/'
 metainfo = dict(
     classes=('RBC', 'WBC', 'Platelets'),
-    palette=[(220, 20, 60), (119, 11, 200), (0, 140, 60)])
+    palette=[(220, 20, 60), (119, 11, 200), (0, 140, 60)],
+)
 image_scale = (320, 240)  # width, height in pixels
 
 train_pipeline = [
@@ -14,13 +15,15 @@ train_pipeline = [
         type='RandomResize',
         scale=image_scale,
         ratio_range=(0.8, 1.25),
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomCrop', crop_size=image_scale, allow_negative_crop=True),
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
-        direction=['horizontal', 'vertical', 'diagonal']),
-    dict(type='PackDetInputs')
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -30,8 +33,14 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
 ]
 
 train_dataloader = dict(
@@ -47,7 +56,9 @@ train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img='images/'),
         filter_cfg=dict(filter_empty_gt=True, min_size=16),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
@@ -61,7 +72,9 @@ val_dataloader = dict(
         ann_file='val.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=8,
     num_workers=2,
@@ -75,15 +88,19 @@ test_dataloader = dict(
         ann_file='test.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 
 val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'val.json',
     metric='bbox',
-    classwise=True)
+    classwise=True,
+)
 test_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'test.json',
     metric='bbox',
-    classwise=True)
+    classwise=True,
+)

@@ -3,21 +3,21 @@
 # median 27). The set has two splits; the second one is both val and test.
 dataset_type = 'CocoDataset'
 data_root = 'data/nuclei/'
-metainfo = dict(classes=('nucleus', ), palette=[(40, 120, 220)])
+metainfo = dict(classes=('nucleus',), palette=[(40, 120, 220)])
 zoom = 1.5
 crop_size = (224, 224)
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='RandomResize', scale=[(384, 384), (640, 640)], keep_ratio=True),
+    dict(type='RandomResize', scale=[(384, 384), (640, 640)], keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, allow_negative_crop=True),
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
-        direction=['horizontal', 'vertical', 'diagonal']),
-    dict(type='PackDetInputs')
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -27,8 +27,14 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
 ]
 
 train_dataloader = dict(
@@ -44,7 +50,9 @@ train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img='images/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -58,7 +66,9 @@ val_dataloader = dict(
         ann_file='val.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 # AP is of the 100 best boxes of an image, AP50 and the others of 1000.
@@ -66,5 +76,6 @@ val_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'val.json',
     metric='bbox',
-    proposal_nums=(100, 300, 1000))
+    proposal_nums=(100, 300, 1000),
+)
 test_evaluator = val_evaluator

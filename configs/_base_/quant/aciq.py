@@ -6,11 +6,14 @@ qconfig = dict(
         num_bits=8,
         symmetric=True,
         per_channel=True,
-        observer=dict(type='ACIQObserver')),
+        observer=dict(type='ACIQObserver'),
+    ),
     activation=dict(
         type='AffineQuantizer',
         num_bits=8,
         symmetric=False,
-        observer=dict(type='ACIQObserver')),
-    edge_bits=8)
+        observer=dict(type='ACIQObserver'),
+    ),
+    edge_bits=8,
+)
 reconstruction = None

@@ -6,13 +6,16 @@ qconfig = dict(
         num_bits=8,
         symmetric=False,
         per_channel=True,
-        observer=dict(type='MSEObserver')),
+        observer=dict(type='MSEObserver'),
+    ),
     activation=dict(
         type='AffineQuantizer',
         num_bits=8,
         symmetric=False,
-        observer=dict(type='MSEObserver')),
-    edge_bits=8)
+        observer=dict(type='MSEObserver'),
+    ),
+    edge_bits=8,
+)
 reconstruction = dict(
     rounding='adaround',
     scope='layer',
@@ -20,4 +23,5 @@ reconstruction = dict(
     batch_size=8,
     weight_lr=0.25,
     learn_scales=False,
-    drop_prob=0.0)
+    drop_prob=0.0,
+)

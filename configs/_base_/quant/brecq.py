@@ -6,13 +6,16 @@ qconfig = dict(
         num_bits=8,
         symmetric=False,
         per_channel=True,
-        observer=dict(type='MSEObserver')),
+        observer=dict(type='MSEObserver'),
+    ),
     activation=dict(
         type='LSQQuantizer',
         num_bits=8,
         symmetric=False,
-        observer=dict(type='MSEObserver')),
-    edge_bits=8)
+        observer=dict(type='MSEObserver'),
+    ),
+    edge_bits=8,
+)
 reconstruction = dict(
     rounding='adaround',
     scope='block',
@@ -21,4 +24,5 @@ reconstruction = dict(
     weight_lr=0.25,
     scale_lr=5e-3,
     learn_scales=True,
-    drop_prob=0.0)
+    drop_prob=0.0,
+)

@@ -4,5 +4,7 @@ qconfig = dict(
     overrides=[
         dict(
             pattern=r're:decoder\.layers\.\d+\.(self|cross)_attn(\.attn)?',
-            query=dict(type='AlignedQuantizer', learn_zero_point=True))
-    ])
+            query=dict(type='AlignedQuantizer', learn_zero_point=True),
+        )
+    ]
+)

@@ -5,4 +5,5 @@ qconfig = dict(
     keep_float=[
         r're:(?!(.*\.)?((rpn|retina|atss|gfl|conv|fc)_reg'
         r'|reg_branches\.\d+\.4)$).*'
-    ])
+    ],
+)

@@ -16,5 +16,7 @@ reconstruction = dict(
         # thousand, and no gradient tells.
         learn_scales=False,
         drop_prob=0.0,
-        keep_better=True),
-    loss=dict(type='ForegroundKLLoss'))
+        keep_better=True,
+    ),
+    loss=dict(type='ForegroundKLLoss'),
+)

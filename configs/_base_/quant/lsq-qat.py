@@ -9,13 +9,16 @@ qconfig = dict(
         num_bits=8,
         symmetric=False,
         per_channel=True,
-        observer=dict(type='MSEObserver')),
+        observer=dict(type='MSEObserver'),
+    ),
     activation=dict(
         type='LSQQuantizer',
         num_bits=8,
         symmetric=False,
         learn_zero_point=True,
-        observer=dict(type='MSEObserver')),
-    edge_bits=8)
+        observer=dict(type='MSEObserver'),
+    ),
+    edge_bits=8,
+)
 reconstruction = None
 distillation = None

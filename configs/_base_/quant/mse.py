@@ -5,11 +5,14 @@ qconfig = dict(
         num_bits=8,
         symmetric=True,
         per_channel=True,
-        observer=dict(type='MSEObserver')),
+        observer=dict(type='MSEObserver'),
+    ),
     activation=dict(
         type='AffineQuantizer',
         num_bits=8,
         symmetric=False,
-        observer=dict(type='MSEObserver')),
-    edge_bits=8)
+        observer=dict(type='MSEObserver'),
+    ),
+    edge_bits=8,
+)
 reconstruction = None

@@ -1,5 +1,10 @@
 # As qdrop.py, on a float model whose keys and values were centered first
 # (exact, see AttentionCentering).
 _base_ = ['./qdrop.py']
-rewrites = [dict(
-    type='AttentionCentering', key_center='midrange', value_center='midrange')]
+rewrites = [
+    dict(
+        type='AttentionCentering',
+        key_center='midrange',
+        value_center='midrange',
+    )
+]

@@ -1,3 +1,4 @@
 _base_ = ['./mse.py']
 qconfig = dict(
-    weight=dict(num_bits=2, symmetric=False), activation=dict(num_bits=2))
+    weight=dict(num_bits=2, symmetric=False), activation=dict(num_bits=2)
+)

@@ -1,4 +1,2 @@
 _base_ = ['./w4a4_adaround.py']
-qconfig = dict(
-    attention=dict(num_bits=8),
-    softmax=dict(num_bits=8))
+qconfig = dict(attention=dict(num_bits=8), softmax=dict(num_bits=8))

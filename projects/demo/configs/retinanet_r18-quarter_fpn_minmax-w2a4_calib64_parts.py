@@ -7,5 +7,6 @@ custom_hooks = [
     dict(
         type='taskptq.PTQHook',
         qconfig=_base_.qconfig,
-        calibration=dict(num_images=64))
+        calibration=dict(num_images=64),
+    )
 ]

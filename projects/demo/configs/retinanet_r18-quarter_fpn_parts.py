@@ -18,16 +18,21 @@ model = dict(
         out_indices=(0, 1, 2),
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(
-        in_channels=[16, 32, 64], out_channels=32, start_level=0, num_outs=3),
+        in_channels=[16, 32, 64], out_channels=32, start_level=0, num_outs=3
+    ),
     bbox_head=dict(
         num_classes=3,
         in_channels=32,
         feat_channels=32,
         stacked_convs=2,
         anchor_generator=dict(
-            octave_base_scale=3, scales_per_octave=2, strides=[4, 8, 16])))
+            octave_base_scale=3, scales_per_octave=2, strides=[4, 8, 16]
+        ),
+    ),
+)
 
 optim_wrapper = dict(optimizer=dict(lr=3e-3))
 train_cfg = dict(max_epochs=30, val_interval=30)

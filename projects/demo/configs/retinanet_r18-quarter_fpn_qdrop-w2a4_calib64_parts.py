@@ -9,5 +9,6 @@ custom_hooks = [
         type='taskptq.PTQHook',
         qconfig=_base_.qconfig,
         reconstruction=dict(_base_.reconstruction, steps=150),
-        calibration=dict(num_images=64))
+        calibration=dict(num_images=64),
+    )
 ]

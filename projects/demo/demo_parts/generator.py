@@ -4,6 +4,7 @@ Bolts, nuts and washers lie on a grained, unevenly lit bench, overlap and
 throw shadows; stray chips and sensor noise make them hard to tell apart.
 Images and boxes depend on the seed alone.
 """
+
 from __future__ import annotations
 
 import json
@@ -49,9 +50,7 @@ def draw_bench(rng: np.random.Generator) -> np.ndarray:
 
 def _smooth_noise(rng: np.random.Generator, cells: int) -> np.ndarray:
     coarse = rng.standard_normal((cells, cells)).astype(np.float32)
-    return cv2.resize(
-        coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC
-    )
+    return cv2.resize(coarse, (WIDTH, HEIGHT), interpolation=cv2.INTER_CUBIC)
 
 
 def random_placement(rng: np.random.Generator, kind: str) -> Placement:
@@ -116,9 +115,9 @@ def add_part(
     there *= 1 - 0.35 * shadow[..., None]
     # Blurring the mask makes its rim darker: parts look rounded.
     relief = cv2.GaussianBlur(mask, (0, 0), 2.0)
-    light = (0.65 + 0.45 * relief) * np.broadcast_to(
-        pattern, (HEIGHT, WIDTH)
-    )[window] + grain[window]
+    light = (0.65 + 0.45 * relief) * np.broadcast_to(pattern, (HEIGHT, WIDTH))[
+        window
+    ] + grain[window]
     part = color.astype(np.float32) * light[..., None].astype(np.float32)
     there += mask[..., None] * (part - there)
 
@@ -182,18 +181,25 @@ def make_split(folder: Path, *, split: str, num_images: int) -> None:
         image, parts = make_image(rng)
         name = f'{split}/{index:04d}.png'
         cv2.imwrite(str(folder / name), image)
-        images.append({
-            'id': index, 'file_name': name, 'width': WIDTH, 'height': HEIGHT,
-        })
+        images.append(
+            {
+                'id': index,
+                'file_name': name,
+                'width': WIDTH,
+                'height': HEIGHT,
+            }
+        )
         for label, box in parts:
-            annotations.append({
-                'id': len(annotations) + 1,
-                'image_id': index,
-                'category_id': label + 1,
-                'bbox': list(box),
-                'area': box[2] * box[3],
-                'iscrowd': 0,
-            })
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': index,
+                    'category_id': label + 1,
+                    'bbox': list(box),
+                    'area': box[2] * box[3],
+                    'iscrowd': 0,
+                }
+            )
     categories = [
         {'id': number, 'name': name}
         for number, name in enumerate(CLASSES, start=1)

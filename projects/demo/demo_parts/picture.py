@@ -1,4 +1,5 @@
 """Boxes of several models on the same images, side by side."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -97,7 +98,9 @@ def draw(
         out: PNG file.
     """
     figure, axes = pyplot.subplots(
-        len(samples), len(columns), squeeze=False,
+        len(samples),
+        len(columns),
+        squeeze=False,
         figsize=(3.2 * len(columns), 2.65 * len(samples)),
     )
     for row, sample in enumerate(samples):
@@ -126,7 +129,11 @@ def _draw_boxes(axis: Any, boxes: Boxes) -> None:
         color = COLORS[CLASSES[int(label)]]
         axis.add_patch(
             Rectangle(
-                (x1, y1), x2 - x1, y2 - y1, fill=False, edgecolor=color,
+                (x1, y1),
+                x2 - x1,
+                y2 - y1,
+                fill=False,
+                edgecolor=color,
                 linewidth=1.6,
             )
         )

@@ -1,4 +1,5 @@
 """The demo's table, as text and as an HTML page."""
+
 from __future__ import annotations
 
 import html
@@ -50,10 +51,15 @@ def text_table(rows: Sequence[Measured]) -> str:
     lines = [HEADER, *cells(rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEADER))]
     texts = [
-        '  '.join([
-            line[0].ljust(widths[0]),
-            *(c.rjust(w) for c, w in zip(line[1:], widths[1:], strict=True)),
-        ])
+        '  '.join(
+            [
+                line[0].ljust(widths[0]),
+                *(
+                    c.rjust(w)
+                    for c, w in zip(line[1:], widths[1:], strict=True)
+                ),
+            ]
+        )
         for line in lines
     ]
     return '\n'.join([texts[0], '-' * len(texts[0]), *texts[1:]])

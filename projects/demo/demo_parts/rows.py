@@ -1,4 +1,5 @@
 """The rows of the demo, each one run of ``tools/test.py``."""
+
 from __future__ import annotations
 
 import json
@@ -88,8 +89,13 @@ def run_row(row: Row, *, root: Path, work_dir: Path) -> Measured:
     """
     out = work_dir / 'metrics.json'
     arguments = [
-        'tools/test.py', row.config, CHECKPOINT,
-        '--work-dir', work_dir.as_posix(), '--out', out.as_posix(),
+        'tools/test.py',
+        row.config,
+        CHECKPOINT,
+        '--work-dir',
+        work_dir.as_posix(),
+        '--out',
+        out.as_posix(),
     ]
     (root / work_dir).mkdir(parents=True, exist_ok=True)
     (root / out).unlink(missing_ok=True)
@@ -97,16 +103,24 @@ def run_row(row: Row, *, root: Path, work_dir: Path) -> Measured:
     start = time.perf_counter()
     with log.open('w', encoding='utf-8') as file:
         done = subprocess.run(
-            [sys.executable, *arguments], cwd=root, stdout=file,
-            stderr=subprocess.STDOUT, check=False,
+            [sys.executable, *arguments],
+            cwd=root,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            check=False,
         )
     seconds = time.perf_counter() - start
     if done.returncode != 0:
         tail = log.read_text(errors='replace').splitlines()[-TAIL_LINES:]
-        raise RuntimeError('\n'.join([
-            f'{row.title}: python {" ".join(arguments)} ended with code '
-            f'{done.returncode}; the end of {log}:', *tail,
-        ]))
+        raise RuntimeError(
+            '\n'.join(
+                [
+                    f'{row.title}: python {" ".join(arguments)} ended with '
+                    f'code {done.returncode}; the end of {log}:',
+                    *tail,
+                ]
+            )
+        )
     result = json.loads((root / out).read_text())
     return Measured(
         row=row,

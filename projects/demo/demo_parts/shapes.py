@@ -1,4 +1,5 @@
 """Workshop parts as soft masks: bolts, nuts and washers."""
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -48,15 +49,11 @@ def part_mask(
         (height * OVERSAMPLING, width * OVERSAMPLING), dtype=np.uint8
     )
     DRAW[kind](canvas, place)
-    small = cv2.resize(
-        canvas, (width, height), interpolation=cv2.INTER_AREA
-    )
+    small = cv2.resize(canvas, (width, height), interpolation=cv2.INTER_AREA)
     return small.astype(np.float32) / 255
 
 
-def thread_pattern(
-    place: Placement, *, width: int, height: int
-) -> np.ndarray:
+def thread_pattern(place: Placement, *, width: int, height: int) -> np.ndarray:
     """Return the brightness factor of a bolt's thread, (height, width)."""
     y, x = np.mgrid[:height, :width].astype(np.float32)
     along = (x - place.center[0]) * np.cos(place.angle) + (
@@ -97,14 +94,23 @@ def _draw_washer(canvas: np.ndarray, place: Placement) -> None:
 
 def _draw_bolt(canvas: np.ndarray, place: Placement) -> None:
     half_head, half_shaft = place.ratio, 0.5 * place.ratio
-    head = np.array([
-        [-1.0, -half_head], [-0.5, -half_head],
-        [-0.5, half_head], [-1.0, half_head],
-    ])
-    shaft = np.array([
-        [-0.5, -half_shaft], [0.9, -half_shaft], [1.0, 0.0],
-        [0.9, half_shaft], [-0.5, half_shaft],
-    ])
+    head = np.array(
+        [
+            [-1.0, -half_head],
+            [-0.5, -half_head],
+            [-0.5, half_head],
+            [-1.0, half_head],
+        ]
+    )
+    shaft = np.array(
+        [
+            [-0.5, -half_shaft],
+            [0.9, -half_shaft],
+            [1.0, 0.0],
+            [0.9, half_shaft],
+            [-0.5, half_shaft],
+        ]
+    )
     for points in (head, shaft):
         cv2.fillConvexPoly(canvas, _polygon(points, place), 255)
 

@@ -33,7 +33,9 @@ def test_a_set_is_the_same_every_time(demo, tmp_path):
         assert generate(tmp_path / name, splits=splits)
     files = sorted(
         p.relative_to(tmp_path / 'a')
-        for p in (tmp_path / 'a').rglob('*') if p.is_file())
+        for p in (tmp_path / 'a').rglob('*')
+        if p.is_file()
+    )
     assert len(files) == 6
     for file in files:
         first = (tmp_path / 'a' / file).read_bytes()
@@ -76,7 +78,8 @@ def test_splits_differ(demo):
 def test_masks_fill_the_box_of_their_size(demo, kind):
     shapes = demo('demo_parts.shapes')
     place = shapes.Placement(
-        center=(40.0, 30.0), size=12.0, angle=0.0, ratio=0.4)
+        center=(40.0, 30.0), size=12.0, angle=0.0, ratio=0.4
+    )
     mask = shapes.part_mask(kind, place, width=80, height=60)
     box = demo('demo_parts.generator').bounding_box(mask)
     assert 22 <= box[2] <= 26
@@ -126,8 +129,13 @@ def measured(demo, title, ap):
     rows = demo('demo_parts.rows')
     row = rows.Row(key='k', title=title, config='c.py')
     return rows.Measured(
-        row=row, command='python tools/test.py c.py c.pth', ap=ap,
-        ap50=ap + 0.1, file_bytes=2_500_000, seconds=12.3)
+        row=row,
+        command='python tools/test.py c.py c.pth',
+        ap=ap,
+        ap50=ap + 0.1,
+        file_bytes=2_500_000,
+        seconds=12.3,
+    )
 
 
 def test_table_relates_to_float(demo):
@@ -145,8 +153,11 @@ def test_page_shows_table_picture_and_commands(demo, tmp_path):
     report = demo('demo_parts.report')
     out = tmp_path / 'report.html'
     report.write_html(
-        [measured(demo, 'a < b', 0.5)], picture=tmp_path / 'boxes.png',
-        out=out, seconds=100.0)
+        [measured(demo, 'a < b', 0.5)],
+        picture=tmp_path / 'boxes.png',
+        out=out,
+        seconds=100.0,
+    )
     page = out.read_text()
     assert 'a &lt; b' in page
     assert 'src="boxes.png"' in page
@@ -157,6 +168,7 @@ def test_failing_run_shows_the_end_of_its_log(demo, tmp_path):
     rows = demo('demo_parts.rows')
     (tmp_path / 'tools').mkdir()
     (tmp_path / 'tools' / 'test.py').write_text(
-        "raise SystemExit('this went wrong')\n")
+        "raise SystemExit('this went wrong')\n"
+    )
     with pytest.raises(RuntimeError, match='this went wrong'):
         rows.run_row(rows.ROWS[0], root=tmp_path, work_dir=Path('work'))

@@ -17,17 +17,22 @@ model = dict(
             type='Pretrained',
             prefix='backbone.',
             checkpoint='projects/lane_detection/configs/checkpoints/'
-            'laneatt_r18-small_culane-roads.pth')),
+            'laneatt_r18-small_culane-roads.pth',
+        ),
+    ),
     neck=dict(in_channels=128, mid_channels=32, dilations=(2, 4)),
     head=dict(
         in_channels=128,
         aux_channels=128,
         aux_hidden=32,
         lane_width=4.0,
-        relative=True),
+        relative=True,
+    ),
     train_cfg=dict(window=5),
-    test_cfg=dict(score_thr=0.5, window=5))
+    test_cfg=dict(score_thr=0.5, window=5),
+)
 
 optim_wrapper = dict(
-    paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1))))
+    paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1)))
+)
 train_cfg = dict(max_epochs=24, val_interval=8)

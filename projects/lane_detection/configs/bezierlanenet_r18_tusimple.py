@@ -7,10 +7,10 @@ _base_ = [
 ]
 train_dataloader = dict(batch_size=20)
 
-model = dict(
-    test_cfg=dict(score_thr=0.5, max_lanes=5, num_samples=360))
+model = dict(test_cfg=dict(score_thr=0.5, max_lanes=5, num_samples=360))
 
 optim_wrapper = dict(
     optimizer=dict(lr=6e-4),
-    paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1))))
+    paramwise_cfg=dict(custom_keys=dict(conv_offset=dict(lr_mult=0.1))),
+)
 train_cfg = dict(max_epochs=400, val_interval=40)

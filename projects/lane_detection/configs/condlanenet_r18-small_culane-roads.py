@@ -12,6 +12,7 @@ model = dict(
     head=dict(img_size=(144, 400)),
     # The heat map has 9x25 cells instead of 20x50.
     train_cfg=dict(radius=3),
-    test_cfg=dict(seed_distance=2.0))
+    test_cfg=dict(seed_distance=2.0),
+)
 
 train_cfg = dict(max_epochs=10, val_interval=10)

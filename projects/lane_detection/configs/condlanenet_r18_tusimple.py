@@ -7,8 +7,7 @@ _base_ = [
     './_base_/runtime/lane.py',
 ]
 input_frame = dict(top=160, size=(320, 800))
-train_dataloader = dict(
-    batch_size=32, dataset=dict(input_frame=input_frame))
+train_dataloader = dict(batch_size=32, dataset=dict(input_frame=input_frame))
 val_dataloader = dict(dataset=dict(input_frame=input_frame))
 test_dataloader = dict(dataset=dict(input_frame=input_frame))
 

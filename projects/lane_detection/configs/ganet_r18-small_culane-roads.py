@@ -8,10 +8,12 @@ _base_ = [
 ]
 model = dict(
     backbone=dict(
-        base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None),
+        base_channels=16, frozen_stages=-1, norm_eval=False, init_cfg=None
+    ),
     neck=dict(in_channels=[32, 64, 128]),
     head=dict(aggregation=None),
     # The maps have 18 rows instead of 40.
-    test_cfg=dict(cluster_radius=3.0, min_points=4))
+    test_cfg=dict(cluster_radius=3.0, min_points=4),
+)
 
 train_cfg = dict(max_epochs=10, val_interval=10)

@@ -6,13 +6,11 @@ _base_ = [
     './_base_/runtime/lane.py',
 ]
 input_frame = dict(top=160, size=(320, 800))
-train_dataloader = dict(
-    batch_size=32, dataset=dict(input_frame=input_frame))
+train_dataloader = dict(batch_size=32, dataset=dict(input_frame=input_frame))
 val_dataloader = dict(dataset=dict(input_frame=input_frame))
 test_dataloader = dict(dataset=dict(input_frame=input_frame))
 
-model = dict(
-    test_cfg=dict(score_thr=0.3, cluster_radius=4.0, min_points=7))
+model = dict(test_cfg=dict(score_thr=0.3, cluster_radius=4.0, min_points=7))
 
 optim_wrapper = dict(optimizer=dict(lr=1e-3))
 train_cfg = dict(max_epochs=70)

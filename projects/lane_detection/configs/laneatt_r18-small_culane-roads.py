@@ -14,8 +14,9 @@ model = dict(
         num_stages=3,
         strides=(1, 2, 2),
         dilations=(1, 1, 1),
-        out_indices=(2, ),
-        init_cfg=None),
+        out_indices=(2,),
+        init_cfg=None,
+    ),
     head=dict(
         in_channels=128,
         img_size=(144, 400),
@@ -23,9 +24,11 @@ model = dict(
         stride=16,
         num_side=16,
         num_bottom=32,
-        init_std=0.01),
+        init_std=0.01,
+    ),
     # Without suppression in training: others found no loss by it.
     train_cfg=dict(nms=None),
-    test_cfg=dict(score_thr=0.5, nms_thr=30.0))
+    test_cfg=dict(score_thr=0.5, nms_thr=30.0),
+)
 
 train_cfg = dict(max_epochs=10, val_interval=10)

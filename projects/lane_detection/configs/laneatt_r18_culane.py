@@ -6,8 +6,7 @@ _base_ = [
     './_base_/runtime/lane.py',
 ]
 input_frame = dict(top=0, size=(360, 640))
-train_dataloader = dict(
-    batch_size=8, dataset=dict(input_frame=input_frame))
+train_dataloader = dict(batch_size=8, dataset=dict(input_frame=input_frame))
 val_dataloader = dict(dataset=dict(input_frame=input_frame))
 test_dataloader = dict(dataset=dict(input_frame=input_frame))
 

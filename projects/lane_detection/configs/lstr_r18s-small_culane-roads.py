@@ -6,7 +6,6 @@ _base_ = [
     '../../../configs/_base_/schedules/adamw_cosine_ema.py',
     './_base_/runtime/lane.py',
 ]
-model = dict(
-    backbone=dict(strides=(1, 2, 2, 1)), head=dict(dropout=0.0))
+model = dict(backbone=dict(strides=(1, 2, 2, 1)), head=dict(dropout=0.0))
 
 train_cfg = dict(max_epochs=30, val_interval=10)

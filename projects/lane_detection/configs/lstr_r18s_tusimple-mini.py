@@ -18,4 +18,6 @@ train_dataloader = dict(
         data_root='data/culane_mini/',
         ann_file='list/train.txt',
         input_frame=dict(top=0, size=(360, 640)),
-        pipeline={{_base_.train_pipeline}}))
+        pipeline={{_base_.train_pipeline}},
+    ),
+)

@@ -12,18 +12,20 @@ model = dict(
         num_stages=3,
         strides=(1, 2, 1),
         dilations=(1, 1, 2),
-        out_indices=(2, ),
-        init_cfg=None),
+        out_indices=(2,),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=96, channels=64, num_steps=3),
     head=dict(
         in_channels=64,
         feat_shape=(18, 50),
         # Its own decoder would cost as much as all the rest.
-        decoder=None),
+        decoder=None,
+    ),
     # Lanes about as wide as a cell of the map. On a map this coarse, dice is
     # slow to leave its start.
-    train_cfg=dict(
-        seg_loss='cross_entropy', seg_weight=1.0, lane_width=36),
-    test_cfg=dict(row_step=10))
+    train_cfg=dict(seg_loss='cross_entropy', seg_weight=1.0, lane_width=36),
+    test_cfg=dict(row_step=10),
+)
 
 train_cfg = dict(max_epochs=6, val_interval=6)

@@ -15,7 +15,8 @@ model = dict(
     neck=dict(num_steps=5),
     head=dict(feat_shape=(46, 80), num_slots=6),
     train_cfg=dict(lane_width=15),
-    test_cfg=dict(score_thr=0.6, row_step=10))
+    test_cfg=dict(score_thr=0.6, row_step=10),
+)
 
 optim_wrapper = dict(optimizer=dict(lr=0.025))
 train_cfg = dict(max_epochs=50, val_interval=10)

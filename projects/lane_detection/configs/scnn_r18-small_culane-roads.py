@@ -12,12 +12,14 @@ model = dict(
         num_stages=3,
         strides=(1, 2, 1),
         dilations=(1, 1, 2),
-        out_indices=(2, ),
-        init_cfg=None),
+        out_indices=(2,),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=96, channels=64),
     head=dict(in_channels=64, feat_shape=(18, 50)),
     # About as wide as a cell of the map.
     train_cfg=dict(lane_width=36),
-    test_cfg=dict(row_step=10))
+    test_cfg=dict(row_step=10),
+)
 
 train_cfg = dict(max_epochs=10, val_interval=10)

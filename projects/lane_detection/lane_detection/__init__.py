@@ -30,11 +30,28 @@ from .structures import LaneDataSample
 from .visualization import LaneVisualizationHook, draw_lanes, draw_sample
 
 __all__ = [
-    'CULaneDataset', 'CULaneMetric', 'CurveLanesDataset', 'CurveLanesMetric',
-    'LaneDataSample', 'LaneDetector', 'LaneDistortionMetric', 'LaneDump',
-    'LaneHead', 'LaneVisualizationHook', 'TuSimpleDataset', 'TuSimpleMetric',
-    'adapters', 'datasets', 'draw_lanes', 'draw_sample', 'geometry',
-    'metrics', 'models', 'structures', 'transforms', 'visualization'
+    'CULaneDataset',
+    'CULaneMetric',
+    'CurveLanesDataset',
+    'CurveLanesMetric',
+    'LaneDataSample',
+    'LaneDetector',
+    'LaneDistortionMetric',
+    'LaneDump',
+    'LaneHead',
+    'LaneVisualizationHook',
+    'TuSimpleDataset',
+    'TuSimpleMetric',
+    'adapters',
+    'datasets',
+    'draw_lanes',
+    'draw_sample',
+    'geometry',
+    'metrics',
+    'models',
+    'structures',
+    'transforms',
+    'visualization',
 ]
 
 register_folder('lane_detection.recipes')

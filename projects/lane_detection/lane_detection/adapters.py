@@ -18,7 +18,7 @@ CONFIDENCE = ('*hm', 'cls', 'logits', 'seg', 'exist', 'mask', 'range')
 # the second of a map or the last of a list of queries.
 CHANNEL_DIMS: dict[str, dict[str, tuple[int, ...]]] = {
     'BezierLaneHead': {'curves': (2, 3)},
-    'CondLaneHead': {'mask': (), 'reg': (), 'range': (2, )},
+    'CondLaneHead': {'mask': (), 'reg': (), 'range': (2,)},
 }
 
 
@@ -34,12 +34,14 @@ class LaneAdapter(Adapter):
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)
         self.head_kinds = {
-            **dict.fromkeys(CONFIDENCE, 'confidence'), '*': 'regression'
+            **dict.fromkeys(CONFIDENCE, 'confidence'),
+            '*': 'regression',
         }
         self.channel_dims = CHANNEL_DIMS.get(type(model.head).__name__, {})
 
-    def forward_like(self, model: nn.Module, batch: Any, *,
-                     heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def forward_like(
+        self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Run a model for the instances that another one found.
 
         Args:
@@ -50,14 +52,17 @@ class LaneAdapter(Adapter):
         """
         data = model.data_preprocessor(batch, False)
         return dict(
-            model(data['inputs'], mode='tensor', seeds=heads.get('seeds')))
+            model(data['inputs'], mode='tensor', seeds=heads.get('seeds'))
+        )
 
-    def foreground_proxy(self, heads: Mapping[str,
-                                              Tensor]) -> dict[str, Tensor]:
+    def foreground_proxy(
+        self, heads: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the head's own confidence, in [0, 1], for each tensor."""
         return dict(self.model.head.foreground_proxy(heads))
 
-    def decode(self, heads: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Return the lanes of each image, in pixels of the original."""
         return list(self.model.head.decode(heads, metas))

@@ -33,27 +33,34 @@ RULES: dict[str, str] = {
     r'transformer\.decoder\.norm\.(.+)': r'head.decoder.post_norm.\1',
 }
 for _old, _new in {
-        'self_attn': 'self_attn.attn',
-        'multihead_attn': 'cross_attn.attn',
-        'linear1': 'ffn.layers.0.0',
-        'linear2': 'ffn.layers.1',
-        'norm1': 'norms.0',
-        'norm2': 'norms.1',
-        'norm3': 'norms.2',
+    'self_attn': 'self_attn.attn',
+    'multihead_attn': 'cross_attn.attn',
+    'linear1': 'ffn.layers.0.0',
+    'linear2': 'ffn.layers.1',
+    'norm1': 'norms.0',
+    'norm2': 'norms.1',
+    'norm3': 'norms.2',
 }.items():
     RULES[rf'transformer\.(\w+)\.layers\.(\d)\.{_old}\.(.+)'] = (
-        rf'head.\1.layers.\2.{_new}.\3')
+        rf'head.\1.layers.\2.{_new}.\3'
+    )
 for _index, _old in enumerate(('specific_embed', 'shared_embed')):
     for _layer in range(3):
         # Here a ReLU lies between two linears of a sequence.
         RULES[rf'{_old}\.layers\.{_layer}\.(.+)'] = (
-            rf'head.reg_branches.{_index}.{2 * _layer}.\1')
+            rf'head.reg_branches.{_index}.{2 * _layer}.\1'
+        )
 # Layers that every LSTR has; without them the file is something else.
-REQUIRED = ('backbone.conv1.weight', 'head.input_proj.weight',
-            'head.query_embed.weight', 'head.class_embed.weight',
-            'head.encoder.layers.0.self_attn.attn.in_proj_weight',
-            'head.decoder.layers.0.cross_attn.attn.in_proj_weight',
-            'head.reg_branches.0.4.weight', 'head.reg_branches.1.4.weight')
+REQUIRED = (
+    'backbone.conv1.weight',
+    'head.input_proj.weight',
+    'head.query_embed.weight',
+    'head.class_embed.weight',
+    'head.encoder.layers.0.self_attn.attn.in_proj_weight',
+    'head.decoder.layers.0.cross_attn.attn.in_proj_weight',
+    'head.reg_branches.0.4.weight',
+    'head.reg_branches.1.4.weight',
+)
 
 
 def rename(name: str) -> str | None:
@@ -76,7 +83,8 @@ def rename(name: str) -> str | None:
         if found is not None:
             return found.expand(replacement)
     raise ValueError(
-        f'{name} is no weight of LSTR: give the file of its authors')
+        f'{name} is no weight of LSTR: give the file of its authors'
+    )
 
 
 def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -95,8 +103,10 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             converted[new] = value
     missing = [name for name in REQUIRED if name not in converted]
     if missing:
-        raise ValueError(f'the file has no {missing[0]} under any name: give '
-                         'the weights of LSTR as its authors published them')
+        raise ValueError(
+            f'the file has no {missing[0]} under any name: give '
+            'the weights of LSTR as its authors published them'
+        )
     for name in [n for n in converted if n.endswith('.running_mean')]:
         # Frozen norms have no counter; those of mm count from zero.
         counter = name.replace('running_mean', 'num_batches_tracked')
@@ -116,7 +126,7 @@ def convert_file(source: str | Path, out: str | Path) -> dict[str, Any]:
     meta = {
         'lstr': {
             'source': Path(path).name,
-            'sha256': hashlib.sha256(Path(path).read_bytes()).hexdigest()
+            'sha256': hashlib.sha256(Path(path).read_bytes()).hexdigest(),
         }
     }
     Path(out).parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +138,8 @@ def main(argv: list[str] | None = None) -> None:
     """Run the command; None takes ``sys.argv``."""
     parser = argparse.ArgumentParser(
         prog='python -m lane_detection.convert_lstr',
-        description='Convert the published weights of LSTR')
+        description='Convert the published weights of LSTR',
+    )
     parser.add_argument('source', help='file of the authors')
     parser.add_argument('out', help='file to write')
     args = parser.parse_args(argv)
@@ -136,8 +147,9 @@ def main(argv: list[str] | None = None) -> None:
         meta = convert_file(args.source, args.out)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    print_log(f'Wrote {args.out}, from a file with sha256 '
-              f'{meta["lstr"]["sha256"]}')
+    print_log(
+        f'Wrote {args.out}, from a file with sha256 {meta["lstr"]["sha256"]}'
+    )
 
 
 if __name__ == '__main__':

@@ -18,9 +18,17 @@ from torch import Tensor
 from .structures import LaneDataSample
 
 __all__ = [
-    'assign_slots', 'bottom_up', 'bottom_x', 'existence', 'input_lanes',
-    'is_visible', 'order_slots', 'original_lanes', 'resample', 'to_input',
-    'to_original'
+    'assign_slots',
+    'bottom_up',
+    'bottom_x',
+    'existence',
+    'input_lanes',
+    'is_visible',
+    'order_slots',
+    'original_lanes',
+    'resample',
+    'to_input',
+    'to_original',
 ]
 
 Points = TypeVar('Points', np.ndarray, Tensor)
@@ -29,7 +37,7 @@ BOTTOM_POINTS = 6
 
 
 def frame_mapping(
-    metainfo: Mapping[str, Any]
+    metainfo: Mapping[str, Any],
 ) -> tuple[tuple[float, float], tuple[float, float]]:
     """Return offset (x, y) in original pixels and scale (x, y) to the input.
 
@@ -41,7 +49,8 @@ def frame_mapping(
     if missing:
         raise KeyError(
             f'the metainfo has no {" and no ".join(missing)}: end the '
-            'pipeline with PackLaneInputs, which records both')
+            'pipeline with PackLaneInputs, which records both'
+        )
     left, top, right, bottom = (float(v) for v in metainfo['crop'])
     height, width = metainfo['img_shape'][:2]
     if right <= left or bottom <= top:
@@ -111,7 +120,8 @@ def original_lanes(data_sample: LaneDataSample) -> list[np.ndarray]:
         raise ValueError(
             'the lanes were moved together with the image, where they lay '
             "before isn't known: load them after LaneResize, as the test "
-            'pipelines do')
+            'pipelines do'
+        )
     return list(data_sample.gt_lanes.points)
 
 
@@ -158,8 +168,9 @@ def resample(points: np.ndarray, *, num_points: int) -> np.ndarray:
     return np.stack(columns, axis=1).astype(np.float32)
 
 
-def is_visible(points: np.ndarray, *, shape: tuple[int, int],
-               min_length: float = 2.0) -> bool:
+def is_visible(
+    points: np.ndarray, *, shape: tuple[int, int], min_length: float = 2.0
+) -> bool:
     """Whether enough of a lane lies in an image.
 
     Args:
@@ -190,8 +201,9 @@ def bottom_x(points: np.ndarray, *, height: float) -> float:
     return float(x.mean() + slope * (height - y.mean()))
 
 
-def assign_slots(lanes: Sequence[np.ndarray], *, shape: tuple[int, int],
-                 num_slots: int = 4) -> np.ndarray:
+def assign_slots(
+    lanes: Sequence[np.ndarray], *, shape: tuple[int, int], num_slots: int = 4
+) -> np.ndarray:
     """Give lanes the fixed slots of segmentation models.
 
     Half of the slots lie left of the image's center line and half right of
@@ -212,13 +224,16 @@ def assign_slots(lanes: Sequence[np.ndarray], *, shape: tuple[int, int],
     """
     if num_slots % 2:
         raise ValueError(
-            f'num_slots={num_slots} must be even: half of them lie left')
+            f'num_slots={num_slots} must be even: half of them lie left'
+        )
     slots = np.full(len(lanes), -1, dtype=np.int64)
     height, width = shape
-    offsets = np.array([
-        bottom_x(lane, height=height) - width / 2 if len(lane) else np.inf
-        for lane in lanes
-    ])
+    offsets = np.array(
+        [
+            bottom_x(lane, height=height) - width / 2 if len(lane) else np.inf
+            for lane in lanes
+        ]
+    )
     half = num_slots // 2
     left = [i for i in np.argsort(-offsets) if offsets[i] < 0]
     right = [i for i in np.argsort(offsets) if 0 <= offsets[i] < np.inf]
@@ -229,8 +244,9 @@ def assign_slots(lanes: Sequence[np.ndarray], *, shape: tuple[int, int],
     return slots
 
 
-def order_slots(lanes: Sequence[np.ndarray], exists: Sequence[int], *,
-                height: float) -> np.ndarray | None:
+def order_slots(
+    lanes: Sequence[np.ndarray], exists: Sequence[int], *, height: float
+) -> np.ndarray | None:
     """Give lanes the slots that a data set's own flags name.
 
     Args:

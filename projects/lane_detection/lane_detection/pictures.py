@@ -16,8 +16,14 @@ from taskptq.engine.datasets import leaf_datasets
 
 from .visualization import draw_lanes, draw_sample
 
-__all__ = ['Frames', 'draw_comparison', 'foreground_maps', 'input_image',
-           'predict', 'run_heads']
+__all__ = [
+    'Frames',
+    'draw_comparison',
+    'foreground_maps',
+    'input_image',
+    'predict',
+    'run_heads',
+]
 
 TILE = (4.4, 1.75)
 
@@ -37,22 +43,29 @@ class Frames:
     def __init__(self, dataset: Any, *, category: str, count: int) -> None:
         leaves = {leaf.category: leaf for leaf in leaf_datasets(dataset)}
         if category not in leaves:
-            raise ValueError(f'category={category!r}: choose one of '
-                             f'{sorted(str(name) for name in leaves)}')
+            raise ValueError(
+                f'category={category!r}: choose one of '
+                f'{sorted(str(name) for name in leaves)}'
+            )
         self.dataset = leaves[category]
         total = len(self.dataset)
         if not 1 <= count <= total:
-            raise ValueError(f'count={count}: choose from 1 to {total}, the '
-                             f'number of frames of {category!r}')
+            raise ValueError(
+                f'count={count}: choose from 1 to {total}, the '
+                f'number of frames of {category!r}'
+            )
         # Middles of equal parts.
-        self.indices = [(2 * i + 1) * total // (2 * count)
-                        for i in range(count)]
+        self.indices = [
+            (2 * i + 1) * total // (2 * count) for i in range(count)
+        ]
 
     def batch(self) -> dict[str, list[Any]]:
         """Read the frames anew, as one batch."""
         samples = [self.dataset[index] for index in self.indices]
-        return {key: [sample[key] for sample in samples]
-                for key in ('inputs', 'data_samples')}
+        return {
+            key: [sample[key] for sample in samples]
+            for key in ('inputs', 'data_samples')
+        }
 
 
 @torch.no_grad()
@@ -62,8 +75,9 @@ def predict(model: nn.Module, frames: Frames) -> list[Any]:
 
 
 @torch.no_grad()
-def run_heads(model: nn.Module, quantized: nn.Module, frames: Frames, *,
-              adapter: Any) -> dict[str, Any]:
+def run_heads(
+    model: nn.Module, quantized: nn.Module, frames: Frames, *, adapter: Any
+) -> dict[str, Any]:
     """Run a float and a quantized model on the same frames.
 
     Args:
@@ -80,14 +94,16 @@ def run_heads(model: nn.Module, quantized: nn.Module, frames: Frames, *,
     heads = adapter.forward_heads(model, batch)
     return {
         'heads_float': [heads],
-        'heads_quant': [adapter.forward_like(
-            quantized, frames.batch(), heads=heads)],
+        'heads_quant': [
+            adapter.forward_like(quantized, frames.batch(), heads=heads)
+        ],
         'metas': [[sample.metainfo for sample in batch['data_samples']]],
     }
 
 
-def foreground_maps(weights: Mapping[str, Tensor], *,
-                    index: int = 0) -> dict[str, np.ndarray]:
+def foreground_maps(
+    weights: Mapping[str, Tensor], *, index: int = 0
+) -> dict[str, np.ndarray]:
     """Return the foreground of a frame as maps.
 
     Args:
@@ -108,7 +124,8 @@ def foreground_maps(weights: Mapping[str, Tensor], *,
     if not found:
         raise ValueError(
             f'the heads {", ".join(weights)} have a weight for each lane or '
-            'anchor, not a map: choose a segmentation or keypoint model')
+            'anchor, not a map: choose a segmentation or keypoint model'
+        )
     return {
         ', '.join(names): weight[index].amax(dim=0).float().cpu().numpy()
         for names, weight in found.values()
@@ -136,20 +153,25 @@ def input_image(sample: Any) -> np.ndarray:
     image = read_image(sample)
     height, width = sample.ori_shape[:2]
     scale = np.array([image.shape[1] / width, image.shape[0] / height] * 2)
-    left, top, right, bottom = np.round(
-        np.array(sample.crop) * scale).astype(int)
+    left, top, right, bottom = np.round(np.array(sample.crop) * scale).astype(
+        int
+    )
     return np.ascontiguousarray(image[top:bottom, left:right, ::-1])
 
 
-def draw_lines(sample: Any, lanes: InstanceData | None, *,
-               width: int) -> np.ndarray:
+def draw_lines(
+    sample: Any, lanes: InstanceData | None, *, width: int
+) -> np.ndarray:
     """Draw lanes on a frame, or without any its annotations; RGB."""
     image = read_image(sample)
     if lanes is None:
-        scale = (image.shape[1] / sample.ori_shape[1],
-                 image.shape[0] / sample.ori_shape[0])
-        drawn = draw_lanes(image, sample.gt_lanes.points, width=width,
-                           scale=scale)
+        scale = (
+            image.shape[1] / sample.ori_shape[1],
+            image.shape[0] / sample.ori_shape[0],
+        )
+        drawn = draw_lanes(
+            image, sample.gt_lanes.points, width=width, scale=scale
+        )
     else:
         shown = sample.clone()
         shown.pred_lanes = lanes
@@ -157,9 +179,13 @@ def draw_lines(sample: Any, lanes: InstanceData | None, *,
     return np.ascontiguousarray(drawn[..., ::-1])
 
 
-def draw_comparison(columns: Mapping[str, Sequence[Any]], out: str | Path, *,
-                    captions: Mapping[str, Sequence[str]] | None = None,
-                    width: int = 9) -> Path:
+def draw_comparison(
+    columns: Mapping[str, Sequence[Any]],
+    out: str | Path,
+    *,
+    captions: Mapping[str, Sequence[str]] | None = None,
+    width: int = 9,
+) -> Path:
     """Draw one row for each frame: annotations, then each model's lanes.
 
     Args:
@@ -178,29 +204,39 @@ def draw_comparison(columns: Mapping[str, Sequence[Any]], out: str | Path, *,
 
     counts = {len(samples) for samples in columns.values()}
     if len(counts) != 1:
-        raise ValueError(f'the models have {sorted(counts)} frames: give '
-                         'each the same')
+        raise ValueError(
+            f'the models have {sorted(counts)} frames: give each the same'
+        )
     truth = next(iter(columns.values()))
-    figure = Figure(figsize=(TILE[0] * (1 + len(columns)),
-                             TILE[1] * len(truth)), layout='constrained')
+    figure = Figure(
+        figsize=(TILE[0] * (1 + len(columns)), TILE[1] * len(truth)),
+        layout='constrained',
+    )
     grid = figure.subplots(len(truth), 1 + len(columns), squeeze=False)
     for row, sample in enumerate(truth):
-        show(grid[row][0], draw_lines(sample, None, width=width),
-             title='' if row else 'annotations')
+        show(
+            grid[row][0],
+            draw_lines(sample, None, width=width),
+            title='' if row else 'annotations',
+        )
         for place, (name, samples) in enumerate(columns.items(), start=1):
             lanes = samples[row].pred_lanes
             lines = (captions or {}).get(name)
-            show(grid[row][place], draw_lines(sample, lanes, width=width),
-                 title='' if row else name,
-                 caption=lines[row] if lines else '')
+            show(
+                grid[row][place],
+                draw_lines(sample, lanes, width=width),
+                title='' if row else name,
+                caption=lines[row] if lines else '',
+            )
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110, format='png')
     return out
 
 
-def show(axes: Any, image: np.ndarray, *, title: str,
-         caption: str = '') -> None:
+def show(
+    axes: Any, image: np.ndarray, *, title: str, caption: str = ''
+) -> None:
     """Put one picture into its place."""
     axes.imshow(image)
     axes.set_title(title, fontsize=10)

@@ -25,8 +25,9 @@ from .models.laneatt_targets import encode_lanes, match_anchors
 __all__ = ['count_matches', 'main', 'most_frequent']
 
 
-def count_matches(head: Any, sample: Any, *, positive: float,
-                  negative: float) -> Tensor:
+def count_matches(
+    head: Any, sample: Any, *, positive: float, negative: float
+) -> Tensor:
     """Return which anchors have found a lane of one image, (N,), 0 or 1.
 
     Args:
@@ -36,11 +37,18 @@ def count_matches(head: Any, sample: Any, *, positive: float,
         negative: Likewise, 35.
     """
     targets = encode_lanes(
-        sample, num_rows=head.num_rows, img_size=head.img_size,
-        device=head.anchors.device)
+        sample,
+        num_rows=head.num_rows,
+        img_size=head.img_size,
+        device=head.anchors.device,
+    )
     labels, _ = match_anchors(
-        head.anchors, targets, starts=head.starts, positive=positive,
-        negative=negative)
+        head.anchors,
+        targets,
+        starts=head.starts,
+        positive=positive,
+        negative=negative,
+    )
     return (labels == 1).long()
 
 
@@ -53,7 +61,8 @@ def most_frequent(counts: Tensor, *, keep: int) -> list[int]:
     if keep > len(counts):
         raise ValueError(
             f'keep={keep} of {len(counts)} anchors: keep fewer, or leave '
-            'anchor_file out')
+            'anchor_file out'
+        )
     order = counts.argsort(descending=True, stable=True)[:keep]
     return sorted(order.tolist())
 
@@ -70,20 +79,29 @@ def main() -> None:
     cfg = Config.fromfile(args.config)
     init_default_scope('mmdet')
     head = MODELS.build(
-        dict(cfg.model.head, anchor_file=None,
-             train_cfg=cfg.model.get('train_cfg')))
+        dict(
+            cfg.model.head,
+            anchor_file=None,
+            train_cfg=cfg.model.get('train_cfg'),
+        )
+    )
     dataset = DATASETS.build(cfg.train_dataloader.dataset)
     counts = torch.zeros(len(head.anchors), dtype=torch.long)
     for i in range(len(dataset)):
         counts += count_matches(
-            head, dataset[i]['data_samples'], positive=args.positive,
-            negative=args.negative)
+            head,
+            dataset[i]['data_samples'],
+            positive=args.positive,
+            negative=args.negative,
+        )
     args.out.write_text(
-        json.dumps(most_frequent(counts, keep=args.keep)) + '\n')
+        json.dumps(most_frequent(counts, keep=args.keep)) + '\n'
+    )
     print_log(
         f'{int((counts > 0).sum())} of {len(counts)} anchors found a lane in '
         f'{len(dataset)} images; {args.keep} written to {args.out}',
-        logger='current')
+        logger='current',
+    )
 
 
 if __name__ == '__main__':

@@ -18,15 +18,26 @@ from .structures import LaneDataSample
 __all__ = ['LaneVisualizationHook', 'draw_lanes', 'draw_sample']
 
 # BGR, one per predicted lane from left to right.
-COLORS = ((66, 133, 244), (76, 175, 80), (240, 100, 60), (200, 80, 200),
-          (60, 200, 230), (230, 200, 60))
+COLORS = (
+    (66, 133, 244),
+    (76, 175, 80),
+    (240, 100, 60),
+    (200, 80, 200),
+    (60, 200, 230),
+    (230, 200, 60),
+)
 TRUTH_COLOR = (255, 255, 255)
 
 
-def draw_lanes(image: np.ndarray, lanes: Sequence[np.ndarray], *,
-               colors: Sequence[tuple[int, int, int]] = COLORS,
-               width: int = 4, scale: tuple[float, float] = (1.0, 1.0),
-               dashed: bool = False) -> np.ndarray:
+def draw_lanes(
+    image: np.ndarray,
+    lanes: Sequence[np.ndarray],
+    *,
+    colors: Sequence[tuple[int, int, int]] = COLORS,
+    width: int = 4,
+    scale: tuple[float, float] = (1.0, 1.0),
+    dashed: bool = False,
+) -> np.ndarray:
     """Draw polylines on a copy of an image.
 
     Args:
@@ -38,24 +49,39 @@ def draw_lanes(image: np.ndarray, lanes: Sequence[np.ndarray], *,
         dashed: Whether to draw every other piece only.
     """
     image = np.ascontiguousarray(image).copy()
-    lanes = [np.asarray(lane, dtype=np.float64) for lane in lanes
-             if len(lane) > 1]
+    lanes = [
+        np.asarray(lane, dtype=np.float64) for lane in lanes if len(lane) > 1
+    ]
     lanes.sort(key=lambda lane: float(lane[0, 0]))
     for index, lane in enumerate(lanes):
         points = (lane * scale - 0.5) * 16
         # OpenCV overflows far outside; such points are nowhere near.
-        points = points.clip(-2**19, 2**19).round().astype(np.int32)
-        pieces = ([points[i:i + 2] for i in range(0, len(points) - 1, 2)]
-                  if dashed else [points])
+        points = points.clip(-(2**19), 2**19).round().astype(np.int32)
+        pieces = (
+            [points[i : i + 2] for i in range(0, len(points) - 1, 2)]
+            if dashed
+            else [points]
+        )
         cv2.polylines(
-            image, pieces, False, colors[index % len(colors)], width,
-            lineType=cv2.LINE_AA, shift=4)
+            image,
+            pieces,
+            False,
+            colors[index % len(colors)],
+            width,
+            lineType=cv2.LINE_AA,
+            shift=4,
+        )
     return image
 
 
-def draw_sample(image: np.ndarray, sample: LaneDataSample, *,
-                score_thr: float = 0.0, truth: bool = True,
-                width: int = 4) -> np.ndarray:
+def draw_sample(
+    image: np.ndarray,
+    sample: LaneDataSample,
+    *,
+    score_thr: float = 0.0,
+    truth: bool = True,
+    width: int = 4,
+) -> np.ndarray:
     """Draw a sample's predictions, and its annotations dashed in white.
 
     Args:
@@ -69,15 +95,24 @@ def draw_sample(image: np.ndarray, sample: LaneDataSample, *,
     scale = (image.shape[1] / across, image.shape[0] / height)
     if truth and 'gt_lanes' in sample and lane_frame(sample) == 'original':
         image = draw_lanes(
-            image, sample.gt_lanes.points, colors=[TRUTH_COLOR],
-            width=max(width // 2, 1), scale=scale, dashed=True)
+            image,
+            sample.gt_lanes.points,
+            colors=[TRUTH_COLOR],
+            width=max(width // 2, 1),
+            scale=scale,
+            dashed=True,
+        )
     if 'pred_lanes' not in sample:
         return image
     lanes = sample.pred_lanes
     scores = np.asarray(
-        [float(score) for score in lanes.get('scores', [1.0] * len(lanes))])
-    kept = [lane for lane, score in zip(lanes.points, scores, strict=True)
-            if score >= score_thr]
+        [float(score) for score in lanes.get('scores', [1.0] * len(lanes))]
+    )
+    kept = [
+        lane
+        for lane, score in zip(lanes.points, scores, strict=True)
+        if score >= score_thr
+    ]
     return draw_lanes(image, kept, width=width, scale=scale)
 
 
@@ -97,10 +132,17 @@ class LaneVisualizationHook(Hook):
 
     priority = 'LOW'
 
-    def __init__(self, *, draw: bool = False, interval: int = 1,
-                 max_images: int | None = None, score_thr: float = 0.0,
-                 truth: bool = True, line_width: int = 4,
-                 test_out_dir: str = 'lanes') -> None:
+    def __init__(
+        self,
+        *,
+        draw: bool = False,
+        interval: int = 1,
+        max_images: int | None = None,
+        score_thr: float = 0.0,
+        truth: bool = True,
+        line_width: int = 4,
+        test_out_dir: str = 'lanes',
+    ) -> None:
         if interval < 1:
             raise ValueError(f'interval={interval} must be at least 1')
         self.draw = draw
@@ -121,22 +163,29 @@ class LaneVisualizationHook(Hook):
         """Start counting anew."""
         self.seen = self.written = 0
 
-    def after_val_iter(self, runner: Runner, batch_idx: int,
-                       data_batch: Any = None,
-                       outputs: Sequence[LaneDataSample] | None = None
-                       ) -> None:
+    def after_val_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[LaneDataSample] | None = None,
+    ) -> None:
         """Draw a batch."""
         self.draw_batch(runner, outputs or (), folder='val')
 
-    def after_test_iter(self, runner: Runner, batch_idx: int,
-                        data_batch: Any = None,
-                        outputs: Sequence[LaneDataSample] | None = None
-                        ) -> None:
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Sequence[LaneDataSample] | None = None,
+    ) -> None:
         """Draw a batch."""
         self.draw_batch(runner, outputs or (), folder='test')
 
-    def draw_batch(self, runner: Runner, outputs: Sequence[LaneDataSample],
-                   *, folder: str) -> None:
+    def draw_batch(
+        self, runner: Runner, outputs: Sequence[LaneDataSample], *, folder: str
+    ) -> None:
         """Draw the images of a batch that are due.
 
         Raises:
@@ -148,8 +197,9 @@ class LaneVisualizationHook(Hook):
         for sample in outputs:
             due = self.seen % self.interval == 0
             self.seen += 1
-            full = (self.max_images is not None
-                    and self.written >= self.max_images)
+            full = (
+                self.max_images is not None and self.written >= self.max_images
+            )
             if due and not full:
                 self.write(sample, out)
 
@@ -159,10 +209,15 @@ class LaneVisualizationHook(Hook):
         if image is None:
             raise FileNotFoundError(
                 f'{sample.img_path} cannot be read, so its lanes cannot be '
-                'drawn: set draw=False of LaneVisualizationHook')
+                'drawn: set draw=False of LaneVisualizationHook'
+            )
         picture = draw_sample(
-            image, sample, score_thr=self.score_thr, truth=self.truth,
-            width=self.line_width)
+            image,
+            sample,
+            score_thr=self.score_thr,
+            truth=self.truth,
+            width=self.line_width,
+        )
         name = PurePosixPath(str(sample.img_id)).with_suffix('.jpg')
         path = out / '_'.join(part for part in name.parts if part != '/')
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,9 +20,12 @@ def pytest_collection_modifyitems(items):
         for marker in item.iter_markers('data'):
             for name in marker.args:
                 if not (ROOT / 'data' / name).is_dir():
-                    item.add_marker(pytest.mark.skip(
-                        reason=f'needs data/{name}; link the folder that '
-                        'holds it with `make data-link DIR=...`'))
+                    item.add_marker(
+                        pytest.mark.skip(
+                            reason=f'needs data/{name}; link the folder that '
+                            'holds it with `make data-link DIR=...`'
+                        )
+                    )
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,7 @@ def host_scope():
     """Work in mmdet's scope, and restore the one from before."""
     pytest.importorskip('mmdet')
     from mmengine.registry import DefaultScope, init_default_scope
+
     before = DefaultScope.get_current_instance()
     init_default_scope('mmdet')
     yield

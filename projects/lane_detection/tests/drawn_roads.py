@@ -10,8 +10,12 @@ SHAPE = (590, 1640)
 CROP = (0.0, 250.0, 1640.0, 590.0)
 # (x at the bottom, x at the top, sideways bend) of each lane, by slot
 ROADS = [
-    {0: (80, 700, 0), 1: (520, 790, 20), 2: (1150, 860, -30),
-     3: (1600, 960, 10)},
+    {
+        0: (80, 700, 0),
+        1: (520, 790, 20),
+        2: (1150, 860, -30),
+        3: (1600, 960, 10),
+    },
     {1: (450, 760, -40), 2: (1240, 900, 60)},
 ]
 
@@ -29,16 +33,26 @@ def road_lanes(road):
 
 def make_samples(size, *, roads=ROADS):
     """Return LaneDataSamples of the roads for an input of (h, w)."""
-    from lane_detection.structures import LaneDataSample
     from mmengine.structures import InstanceData
+
+    from lane_detection.structures import LaneDataSample
+
     samples = []
     for i, road in enumerate(roads):
-        sample = LaneDataSample(metainfo={
-            'img_id': f'{i}.jpg', 'ori_shape': SHAPE, 'img_shape': size,
-            'crop': CROP, 'lane_frame': 'original', 'category': None,
-            'h_samples': None})
+        sample = LaneDataSample(
+            metainfo={
+                'img_id': f'{i}.jpg',
+                'ori_shape': SHAPE,
+                'img_shape': size,
+                'crop': CROP,
+                'lane_frame': 'original',
+                'category': None,
+                'h_samples': None,
+            }
+        )
         sample.gt_lanes = InstanceData(
-            points=road_lanes(road), slots=torch.tensor(list(road)))
+            points=road_lanes(road), slots=torch.tensor(list(road))
+        )
         samples.append(sample)
     return samples
 
@@ -46,6 +60,7 @@ def make_samples(size, *, roads=ROADS):
 def make_batch(size, *, roads=ROADS):
     """Return inputs, uint8 images that show the lanes, and data samples."""
     from lane_detection.geometry import input_lanes
+
     samples = make_samples(size, roads=roads)
     images = []
     for sample in samples:
@@ -58,8 +73,11 @@ def make_batch(size, *, roads=ROADS):
 
 
 def preprocessor():
-    return {'type': 'LaneDataPreprocessor', 'mean': [90.0] * 3,
-            'std': [60.0] * 3}
+    return {
+        'type': 'LaneDataPreprocessor',
+        'mean': [90.0] * 3,
+        'std': [60.0] * 3,
+    }
 
 
 def lane_iou(a, b, *, width=30):
@@ -68,8 +86,12 @@ def lane_iou(a, b, *, width=30):
     for points in (a, b):
         canvas = np.zeros(SHAPE, np.uint8)
         cv2.polylines(
-            canvas, [np.round(points).astype(np.int32).reshape(-1, 1, 2)],
-            False, 1, width)
+            canvas,
+            [np.round(points).astype(np.int32).reshape(-1, 1, 2)],
+            False,
+            1,
+            width,
+        )
         masks.append(canvas > 0)
     return (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
 
@@ -115,8 +137,10 @@ def assert_pure_decode(model, batch):
     kept = {name: value.clone() for name, value in outputs.items()}
     metas = [sample.metainfo for sample in data['data_samples']]
     calls = []
-    handles = [m.register_forward_hook(lambda *_: calls.append(1))
-               for m in model.modules()]
+    handles = [
+        m.register_forward_hook(lambda *_: calls.append(1))
+        for m in model.modules()
+    ]
     first, second = (model.decode(outputs, metas) for _ in range(2))
     for handle in handles:
         handle.remove()
@@ -126,8 +150,9 @@ def assert_pure_decode(model, batch):
     predicted = model(**data, mode='predict')
     for one, two, sample in zip(first, second, predicted, strict=True):
         assert len(one.points) == len(two.points)
-        for a, b, c in zip(one.points, two.points, sample.pred_lanes.points,
-                           strict=True):
+        for a, b, c in zip(
+            one.points, two.points, sample.pred_lanes.points, strict=True
+        ):
             np.testing.assert_array_equal(a, b)
             np.testing.assert_allclose(a, c, rtol=1e-4, atol=1e-2)
 
@@ -140,8 +165,10 @@ def assert_proxies(model, outputs):
         assert not weight.requires_grad
         assert weight.min() >= 0
         assert weight.max() <= 1
-        assert torch.broadcast_shapes(
-            weight.shape, outputs[name].shape) == outputs[name].shape
+        assert (
+            torch.broadcast_shapes(weight.shape, outputs[name].shape)
+            == outputs[name].shape
+        )
 
 
 def prepare_w8a8(model, batch):
@@ -149,6 +176,7 @@ def prepare_w8a8(model, batch):
     from taskptq.calibration import calibrate
     from taskptq.core.switches import quantizing
     from taskptq.prepare import QConfig, prepare
+
     model.eval()
     inputs = model.data_preprocessor(copy.deepcopy(batch), False)['inputs']
     with torch.no_grad():

@@ -1,8 +1,10 @@
 """What holds for every lane head, whatever it predicts."""
+
 import numpy as np
 import torch
-from lane_detection.testing import lane_sample
 from torch import nn
+
+from lane_detection.testing import lane_sample
 
 
 def check_decode_is_pure(model, size, monkeypatch):
@@ -15,8 +17,9 @@ def check_decode_is_pure(model, size, monkeypatch):
         raise AssertionError('decode called a module')
 
     monkeypatch.setattr(nn.Module, '__call__', forbidden)
-    first, second = (model.decode(outputs, [sample.metainfo])[0]
-                     for _ in range(2))
+    first, second = (
+        model.decode(outputs, [sample.metainfo])[0] for _ in range(2)
+    )
     assert all(torch.equal(outputs[name], before[name]) for name in outputs)
     for a, b in zip(first.points, second.points, strict=True):
         assert np.array_equal(a, b)
@@ -30,5 +33,7 @@ def check_proxy(model, size):
     for name, weight in proxy.items():
         assert not weight.requires_grad
         assert 0 <= weight.min() <= weight.max() <= 1
-        assert torch.broadcast_shapes(
-            weight.shape, outputs[name].shape) == outputs[name].shape
+        assert (
+            torch.broadcast_shapes(weight.shape, outputs[name].shape)
+            == outputs[name].shape
+        )

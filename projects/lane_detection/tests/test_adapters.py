@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.config import Config
+from mmengine.model import BaseModule
+from torch import nn
+
 from lane_detection.adapters import CHANNEL_DIMS, LaneAdapter
 from lane_detection.models import (
     BezierLaneHead,
@@ -13,10 +17,6 @@ from lane_detection.models import (
     LaneATTHead,
     LaneDetector,
 )
-from mmengine.config import Config
-from mmengine.model import BaseModule
-from torch import nn
-
 from taskptq.calibration import calibrate
 from taskptq.core.switches import quantizing
 from taskptq.engine.builder import build_adapter, build_loss
@@ -35,13 +35,25 @@ QUANT = Path(__file__).parents[1] / 'configs/_base_/quant'
 FRAGMENTS = sorted(path.name for path in QUANT.glob('*.py'))
 BITS = re.compile(r'w(\d)a(\d)_(.+)\.py')
 METHODS = {
-    'minmax': None, 'mse': None, 'aciq': None, 'adaround': 'layer',
-    'brecq': 'block', 'qdrop': 'block', 'network-uniform': 'network',
-    'sgf': 'network', 'sas': 'network', 'selective-focus': 'network',
-    'regression-focus': 'network', 'qdrop-selective-focus': 'block',
-    'qdrop-network-uniform': 'block', 'qdrop-regression-focus': 'block',
-    'agq': None, 'equalization': None, 'ours-s': None, 'ours': 'block',
-    'qdrop-ours-s': 'block'
+    'minmax': None,
+    'mse': None,
+    'aciq': None,
+    'adaround': 'layer',
+    'brecq': 'block',
+    'qdrop': 'block',
+    'network-uniform': 'network',
+    'sgf': 'network',
+    'sas': 'network',
+    'selective-focus': 'network',
+    'regression-focus': 'network',
+    'qdrop-selective-focus': 'block',
+    'qdrop-network-uniform': 'block',
+    'qdrop-regression-focus': 'block',
+    'agq': None,
+    'equalization': None,
+    'ours-s': None,
+    'ours': 'block',
+    'qdrop-ours-s': 'block',
 }
 EQUALIZED = {'equalization', 'ours-s', 'ours', 'qdrop-ours-s'}
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
@@ -56,37 +68,65 @@ class Pyramid(BaseModule):
         self.strides = strides
         self.stem = nn.Conv2d(3, 16, 8, stride=8)
         self.convs = nn.ModuleList(
-            nn.Conv2d(16, 16, 3, stride=2, padding=1) for _ in range(2))
+            nn.Conv2d(16, 16, 3, stride=2, padding=1) for _ in range(2)
+        )
 
     def forward(self, x):
         maps = [self.stem(x).relu()]
         for conv in self.convs:
             maps.append(conv(maps[-1]).relu())
-        return [m for m, s in zip(maps, (8, 16, 32), strict=True)
-                if s in self.strides]
+        return [
+            m
+            for m, s in zip(maps, (8, 16, 32), strict=True)
+            if s in self.strides
+        ]
 
 
 HEADS = {
-    'ganet': (dict(type='GANetHead', in_channels=16), (8, )),
-    'condlane': (dict(type='CondLaneHead', in_channels=16, num_seeds=3,
-                      mask_channels=8, img_size=SIZE), (8, 16)),
-    'laneatt': (dict(type='LaneATTHead', in_channels=16, img_size=SIZE,
-                     feat_channels=8, num_side=6, num_bottom=8), (32, )),
+    'ganet': (dict(type='GANetHead', in_channels=16), (8,)),
+    'condlane': (
+        dict(
+            type='CondLaneHead',
+            in_channels=16,
+            num_seeds=3,
+            mask_channels=8,
+            img_size=SIZE,
+        ),
+        (8, 16),
+    ),
+    'laneatt': (
+        dict(
+            type='LaneATTHead',
+            in_channels=16,
+            img_size=SIZE,
+            feat_channels=8,
+            num_side=6,
+            num_bottom=8,
+        ),
+        (32,),
+    ),
 }
 
 
 def make(name):
     head, strides = HEADS[name]
     return LaneDetector(
-        dict(type=Pyramid, strides=strides), head=head,
-        data_preprocessor=dict(type='LaneDataPreprocessor')).eval()
+        dict(type=Pyramid, strides=strides),
+        head=head,
+        data_preprocessor=dict(type='LaneDataPreprocessor'),
+    ).eval()
 
 
 def make_batch(count=2):
-    meta = dict(crop=(0, 0, 4 * SIZE[1], 4 * SIZE[0]), img_shape=SIZE,
-                ori_shape=(4 * SIZE[0], 4 * SIZE[1]))
-    return {'inputs': [torch.rand(3, *SIZE) for _ in range(count)],
-            'data_samples': [Meta(meta) for _ in range(count)]}
+    meta = dict(
+        crop=(0, 0, 4 * SIZE[1], 4 * SIZE[0]),
+        img_shape=SIZE,
+        ori_shape=(4 * SIZE[0], 4 * SIZE[1]),
+    )
+    return {
+        'inputs': [torch.rand(3, *SIZE) for _ in range(count)],
+        'data_samples': [Meta(meta) for _ in range(count)],
+    }
 
 
 class Meta:
@@ -116,8 +156,9 @@ def test_heads_weights_and_lanes(name):
     decoded = adapter.decode(heads, metas)
     assert len(decoded) == 2
     assert LaneDistance()(decoded, decoded, metas) == [0, 0]
-    kinds = {head: SemanticFocus().kind_of(head, adapter=adapter)
-             for head in names}
+    kinds = {
+        head: SemanticFocus().kind_of(head, adapter=adapter) for head in names
+    }
     assert kinds[names[0]] == 'confidence'
     assert 'regression' in kinds.values()
 
@@ -135,13 +176,15 @@ def test_conditional_heads_follow_the_float_seeds():
     assert torch.equal(like['hm'], free['hm'])
     assert not torch.equal(like['mask'], free['mask'])
     assert channel_dims('reg', heads['reg'], adapter=adapter) == ()
-    assert channel_dims('range', heads['range'], adapter=adapter) == (2, )
-    assert channel_dims('params', heads['params'], adapter=adapter) == (1, )
+    assert channel_dims('range', heads['range'], adapter=adapter) == (2,)
+    assert channel_dims('params', heads['params'], adapter=adapter) == (1,)
 
 
 def test_channel_dims_name_heads_that_exist():
-    classes = {c.__name__: c for c in (
-        BezierLaneHead, CondLaneHead, GANetHead, LaneATTHead)}
+    classes = {
+        c.__name__: c
+        for c in (BezierLaneHead, CondLaneHead, GANetHead, LaneATTHead)
+    }
     for name, dims in CHANNEL_DIMS.items():
         assert set(dims) <= set(classes[name].head_names)
 
@@ -149,9 +192,15 @@ def test_channel_dims_name_heads_that_exist():
 @pytest.mark.parametrize('name', HEADS)
 def test_selective_focus_end_to_end(name):
     model, batches = make(name), [make_batch(), make_batch()]
-    prepare(model, QConfig.from_dict(dict(
-        weight=dict(num_bits=3, symmetric=False),
-        activation=dict(type='LSQQuantizer', num_bits=4))))
+    prepare(
+        model,
+        QConfig.from_dict(
+            dict(
+                weight=dict(num_bits=3, symmetric=False),
+                activation=dict(type='LSQQuantizer', num_bits=4),
+            )
+        ),
+    )
     adapter = build_adapter(model)
 
     def forward(model, batch):
@@ -161,13 +210,25 @@ def test_selective_focus_end_to_end(name):
     data = NetworkData(model, batches, adapter)
     with torch.no_grad(), quantizing(model):
         quant = data.run(0)
-    assert any(not torch.equal(quant[k], v)
-               for k, v in data.targets[0].items())
-    loss = SelectiveFocusLoss(num_images=2, normalize='channel',
-                              update_interval=2, refresh_interval=4)
+    assert any(
+        not torch.equal(quant[k], v) for k, v in data.targets[0].items()
+    )
+    loss = SelectiveFocusLoss(
+        num_images=2,
+        normalize='channel',
+        update_interval=2,
+        refresh_interval=4,
+    )
     config = ReconstructionConfig(scope='network', steps=6, skip_below=0.0)
-    report = reconstruct(model, batches, config, forward=forward, loss=loss,
-                         adapter=adapter, progress=False)
+    report = reconstruct(
+        model,
+        batches,
+        config,
+        forward=forward,
+        loss=loss,
+        adapter=adapter,
+        progress=False,
+    )
     assert [e['step'] for e in report.loss['heads']] == [0, 2, 4]
     assert set(loss.weights) == set(model.head_names)
     assert report.units[0].loss_end > 0
@@ -175,14 +236,16 @@ def test_selective_focus_end_to_end(name):
 
 def test_every_method_at_every_bit_width():
     expected = {f'{method}.py' for method in METHODS} | {
-        f'w{w}a{a}_{method}.py' for method in METHODS for w, a in LADDER}
+        f'w{w}a{a}_{method}.py' for method in METHODS for w, a in LADDER
+    }
     assert set(FRAGMENTS) == expected
 
 
 @pytest.mark.parametrize('method', ['ours-s', 'qdrop-ours-s', 'ours'])
 def test_ours_stand_on_the_same_ground(method):
-    cfg, ground = (Config.fromfile(QUANT / f'{name}.py')
-                   for name in (method, 'ours-s'))
+    cfg, ground = (
+        Config.fromfile(QUANT / f'{name}.py') for name in (method, 'ours-s')
+    )
     for key in ('softmax', 'edges'):
         assert cfg.qconfig[key] == ground.qconfig[key]
     assert cfg.rewrites == ground.rewrites
@@ -195,10 +258,12 @@ def test_fragment(name):
     method = match[3] if match else name.removesuffix('.py')
     rewrites = cfg.pop('rewrites', [])
     assert [rewrite.type for rewrite in rewrites] == (
-        ['CrossLayerEqualization'] if method in EQUALIZED else [])
+        ['CrossLayerEqualization'] if method in EQUALIZED else []
+    )
     assert set(cfg) == {'qconfig', 'reconstruction'}
     recipe = Recipe.from_config(
-        cfg.qconfig, reconstruction=cfg.reconstruction, rewrites=rewrites)
+        cfg.qconfig, reconstruction=cfg.reconstruction, rewrites=rewrites
+    )
     points = recipe.qconfig.points
     if match:
         bits = points['weight']['num_bits'], points['activation']['num_bits']
@@ -210,14 +275,18 @@ def test_fragment(name):
         return
     settings = ReconstructionConfig.from_dict(recipe.reconstruction)
     assert settings.scope == METHODS[method]
-    focused = {'sgf': ('soft', None), 'sas': (None, 'threshold'),
-               'network-uniform': (None, None),
-               'regression-focus': ('soft', None)}
+    focused = {
+        'sgf': ('soft', None),
+        'sas': (None, 'threshold'),
+        'network-uniform': (None, None),
+        'regression-focus': ('soft', None),
+    }
     if settings.scope == 'network' or settings.network_steps:
         loss = build_loss(recipe.loss)
         found = loss.focus.focus, loss.selection.selection
         assert found == focused.get(
-            method.removeprefix('qdrop-'), ('soft', 'threshold'))
+            method.removeprefix('qdrop-'), ('soft', 'threshold')
+        )
         if settings.scope != 'network':
             settings = settings.of_network()
         assert settings.straight_through

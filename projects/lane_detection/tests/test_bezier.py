@@ -1,8 +1,11 @@
 """BezierLaneNet: curves, matching, fusion, loss, decode, quantization."""
+
 import numpy as np
 import pytest
 import torch
 from head_checks import check_decode_is_pure, check_proxy
+from torch import nn
+
 from lane_detection.metrics.culane_f1 import lane_iou
 from lane_detection.models import bezier_neck
 from lane_detection.models.bezier import cut_to_image, fit_cubic, sample_cubic
@@ -15,31 +18,43 @@ from lane_detection.testing import (
     tiny_detector,
     tiny_image,
 )
-from torch import nn
-
 from taskptq.calibration import calibrate
 from taskptq.prepare import QConfig, prepare
 
 SIZE = (64, 192)
 CURVE = torch.tensor(
-    [[0.2, 1.0], [0.3, 0.7], [0.6, 0.4], [0.5, 0.1]], dtype=torch.float64)
+    [[0.2, 1.0], [0.3, 0.7], [0.6, 0.4], [0.5, 0.1]], dtype=torch.float64
+)
 
 
 def build(*, deformable=False, **test_cfg):
     return tiny_detector(
-        {'type': 'BezierLaneHead', 'in_channels': 32,
-         'aux_channels': 32, 'aux_hidden': 8, 'lane_width': 3.0},
-        backbone=tiny_backbone(num_stages=3, out_indices=(2, )),
-        neck={'type': 'BezierNeck', 'in_channels': 32, 'mid_channels': 8,
-              'dilations': (2, 3), 'deformable': deformable},
+        {
+            'type': 'BezierLaneHead',
+            'in_channels': 32,
+            'aux_channels': 32,
+            'aux_hidden': 8,
+            'lane_width': 3.0,
+        },
+        backbone=tiny_backbone(num_stages=3, out_indices=(2,)),
+        neck={
+            'type': 'BezierNeck',
+            'in_channels': 32,
+            'mid_channels': 8,
+            'dilations': (2, 3),
+            'deformable': deformable,
+        },
         train_cfg={'window': 3},
-        test_cfg={'score_thr': 0.5, 'window': 3, **test_cfg})
+        test_cfg={'score_thr': 0.5, 'window': 3, **test_cfg},
+    )
 
 
 def perfect_outputs(head, sample, *, columns=(1, 4, 7, 10)):
     curves = head._targets(sample)
-    outputs = {'logits': torch.full((1, 12), -8.0),
-               'curves': torch.zeros(1, 12, 4, 2)}
+    outputs = {
+        'logits': torch.full((1, 12), -8.0),
+        'curves': torch.zeros(1, 12, 4, 2),
+    }
     for column, curve in zip(columns, curves, strict=True):
         outputs['logits'][0, column] = 8
         outputs['curves'][0, column] = curve
@@ -48,7 +63,8 @@ def perfect_outputs(head, sample, *, columns=(1, 4, 7, 10)):
 
 def test_fit_recovers_a_curve_of_even_speed():
     straight = torch.stack(
-        [CURVE[0] + (CURVE[3] - CURVE[0]) * i / 3 for i in range(4)])
+        [CURVE[0] + (CURVE[3] - CURVE[0]) * i / 3 for i in range(4)]
+    )
     points = sample_cubic(straight, num_samples=30).numpy()
     assert torch.allclose(fit_cubic(points), straight, atol=1e-9)
     two = fit_cubic(points[[0, -1]])
@@ -78,8 +94,12 @@ def test_cut_keeps_the_piece_inside():
     middle = sample_cubic(piece, num_samples=3)[1]
     at = (kept[0] + kept[-1]) / 2
     s = 1 - at
-    expected = (s**3 * longer[0] + 3 * at * s**2 * longer[1] +
-                3 * at**2 * s * longer[2] + at**3 * longer[3])
+    expected = (
+        s**3 * longer[0]
+        + 3 * at * s**2 * longer[1]
+        + 3 * at**2 * s * longer[2]
+        + at**3 * longer[3]
+    )
     assert torch.allclose(middle, expected)
     assert cut_to_image(CURVE + 5) is None
 
@@ -87,7 +107,14 @@ def test_cut_keeps_the_piece_inside():
 def test_local_maxima_take_the_first_of_equals():
     scores = torch.tensor([[0.1, 0.9, 0.9, 0.2, 0.0, 0.3, 0.1]])
     assert local_maxima(scores, 3)[0].tolist() == [
-        False, True, False, False, False, True, False]
+        False,
+        True,
+        False,
+        False,
+        False,
+        True,
+        False,
+    ]
 
 
 @pytest.mark.parametrize('deformable', [False, True])
@@ -108,8 +135,9 @@ def test_size_of_the_paper():
         head = BezierLaneHead(in_channels=256, aux_channels=256)
     count = sum(p.numel() for m in (neck, head) for p in m.parameters())
     # With 2.78 M of a ResNet-18 without its last stage: 4.10 M in the paper.
-    assert abs(count + 2.78e6 - head.aux[0].conv.weight.numel() -
-               4.10e6) < 0.15e6
+    assert (
+        abs(count + 2.78e6 - head.aux[0].conv.weight.numel() - 4.10e6) < 0.15e6
+    )
 
 
 def test_missing_torchvision_is_said(monkeypatch):
@@ -117,7 +145,8 @@ def test_missing_torchvision_is_said(monkeypatch):
     with pytest.raises(ImportError, match='deformable=False'):
         FeatureFlipFusion(4)
     assert FeatureFlipFusion(4, deformable=False)(
-        torch.rand(1, 4, 3, 5)).shape == (1, 4, 3, 5)
+        torch.rand(1, 4, 3, 5)
+    ).shape == (1, 4, 3, 5)
 
 
 def test_a_mirrored_pair_sees_itself():
@@ -128,8 +157,7 @@ def test_a_mirrored_pair_sees_itself():
     x = torch.rand(1, 4, 3, 6)
     weight = fusion.conv1.weight.data
     fusion.conv1.weight.data = (weight + weight.flip(-1)) / 2
-    assert torch.allclose(
-        fusion(x.flip(-1)), fusion(x).flip(-1), atol=1e-5)
+    assert torch.allclose(fusion(x.flip(-1)), fusion(x).flip(-1), atol=1e-5)
 
 
 def test_round_trip():
@@ -162,7 +190,9 @@ def test_matching_takes_the_nearest_peaks():
     logits[[2, 8]] = 1
     queries, matched = head._match(logits, curves, targets)
     assert dict(zip(queries.tolist(), matched.tolist(), strict=True)) == {
-        2: 1, 8: 0}
+        2: 1,
+        8: 0,
+    }
 
 
 def test_loss_of_perfect_outputs_is_small():
@@ -171,18 +201,22 @@ def test_loss_of_perfect_outputs_is_small():
     outputs = perfect_outputs(head, sample)
     mask = torch.from_numpy(head._mask(sample))
     losses = head.loss_by_feat(
-        {**outputs, 'seg': mask[None, None] * 40 - 20}, [sample])
+        {**outputs, 'seg': mask[None, None] * 40 - 20}, [sample]
+    )
     assert 0.02 < mask.mean() < 0.5
     assert all(loss < 1e-3 for loss in losses.values())
     shifted = {**outputs, 'curves': outputs['curves'] + 0.1}
-    assert head.loss_by_feat(shifted, [sample])['loss_curve'] == \
-        pytest.approx(0.2, rel=1e-3)
+    assert head.loss_by_feat(shifted, [sample])['loss_curve'] == pytest.approx(
+        0.2, rel=1e-3
+    )
 
 
 def test_overfits_two_images():
     model = build()
-    samples = [lane_sample(road_lanes(bottoms=(400, 1200), bend=b),
-                           img_shape=SIZE) for b in (0, 80)]
+    samples = [
+        lane_sample(road_lanes(bottoms=(400, 1200), bend=b), img_shape=SIZE)
+        for b in (0, 80)
+    ]
     inputs = torch.stack([tiny_image(s) for s in samples])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     totals = []
@@ -221,9 +255,11 @@ def test_quantizes_whole(deformable):
     inputs = torch.rand(2, 3, *SIZE)
     float_outputs = model(inputs, mode='tensor')
     weighted = {
-        name for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d) or
-        type(module).__name__ == 'DeformConv2d'}
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+        or type(module).__name__ == 'DeformConv2d'
+    }
     report = prepare(model, QConfig.from_dict({}))
     assert {r.name for r in report.rows} == weighted
     assert 'neck.fusion.conv1' in weighted

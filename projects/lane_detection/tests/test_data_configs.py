@@ -1,18 +1,20 @@
 """The data sets' base configs parse, build, and give batches."""
+
 from pathlib import Path
 
 import pytest
 import torch
-from lane_detection.roads import RoadSet, generate
 from mmdet.registry import DATASETS, HOOKS, TRANSFORMS
 from mmengine.config import Config
 from mmengine.dataset import pseudo_collate
 
+from lane_detection.roads import RoadSet, generate
 from taskptq.engine.datasets import image_paths, leaf_datasets
 
 BASE = Path(__file__).resolve().parents[1] / 'configs/_base_'
-NAMES = sorted(p.stem for p in (BASE / 'datasets').glob('*.py')
-               if p.stem != 'pipelines')
+NAMES = sorted(
+    p.stem for p in (BASE / 'datasets').glob('*.py') if p.stem != 'pipelines'
+)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
@@ -29,8 +31,14 @@ def roads_root(tmp_path_factory):
 
 def test_all_are_there():
     assert set(NAMES) == {
-        'culane', 'culane_mini', 'culane_roads', 'curvelanes', 'roads',
-        'tusimple', 'tusimple_mini'}
+        'culane',
+        'culane_mini',
+        'culane_roads',
+        'curvelanes',
+        'roads',
+        'tusimple',
+        'tusimple_mini',
+    }
 
 
 @pytest.mark.parametrize('name', NAMES)

@@ -13,21 +13,33 @@ SIZE = (32, 96)
 
 @pytest.fixture
 def model():
-    import lane_detection.models  # noqa: F401
     from mmdet.registry import MODELS
-    model = MODELS.build({
-        'type': 'LaneDetector',
-        'data_preprocessor': preprocessor(),
-        'backbone': {
-            'type': 'ResNet', 'depth': 18, 'base_channels': 8,
-            'num_stages': 1, 'strides': (1, ), 'dilations': (1, ),
-            'out_indices': (0, ), 'norm_eval': False
-        },
-        'head': {'type': 'SegmentationHead', 'in_channels': 8,
-                 'feat_shape': (8, 24)},
-        'train_cfg': {'seg_weight': 2.0},
-        'test_cfg': {'row_step': 10},
-    })
+
+    import lane_detection.models  # noqa: F401
+
+    model = MODELS.build(
+        {
+            'type': 'LaneDetector',
+            'data_preprocessor': preprocessor(),
+            'backbone': {
+                'type': 'ResNet',
+                'depth': 18,
+                'base_channels': 8,
+                'num_stages': 1,
+                'strides': (1,),
+                'dilations': (1,),
+                'out_indices': (0,),
+                'norm_eval': False,
+            },
+            'head': {
+                'type': 'SegmentationHead',
+                'in_channels': 8,
+                'feat_shape': (8, 24),
+            },
+            'train_cfg': {'seg_weight': 2.0},
+            'test_cfg': {'row_step': 10},
+        }
+    )
     model.init_weights()
     return model.eval()
 
@@ -53,6 +65,7 @@ def test_settings_reach_the_head(model):
 
 def test_train_and_test_steps(model):
     from mmengine.optim import OptimWrapper
+
     wrapper = OptimWrapper(torch.optim.SGD(model.parameters(), lr=0.01))
     log = model.train_step(make_batch(SIZE), wrapper)
     assert log['loss'] > 0
@@ -85,11 +98,15 @@ def test_preprocessor_normalizes(model):
 
 def test_lanes_of_one_point_are_left_out():
     import numpy as np
+
     from lane_detection.models import lane_instances
+
     meta = {'crop': (0, 100, 200, 200), 'img_shape': (50, 100)}
     found = lane_instances(
         [torch.tensor([[1.0, 1.0]]), torch.tensor([[10.0, 40], [20, 30]])],
-        scores=torch.tensor([0.9, 0.8]), meta=meta)
+        scores=torch.tensor([0.9, 0.8]),
+        meta=meta,
+    )
     assert found.scores.tolist() == pytest.approx([0.8])
     np.testing.assert_allclose(found.points[0], [[20, 180], [40, 160]])
 
@@ -108,16 +125,20 @@ def test_seeds_are_handed_to_the_head(model, monkeypatch):
 
 def config_names():
     return sorted(
-        path.name for family in ('scnn', 'resa', 'lstr')
-        for path in (PROJECT / 'configs').glob(f'{family}_*.py'))
+        path.name
+        for family in ('scnn', 'resa', 'lstr')
+        for path in (PROJECT / 'configs').glob(f'{family}_*.py')
+    )
 
 
 @pytest.mark.parametrize('name', config_names())
 def test_configs_fit_their_inputs(name):
     """On the meta device, where paper-scale models cost nothing."""
-    import lane_detection  # noqa: F401
     from mmdet.registry import MODELS
     from mmengine.config import Config
+
+    import lane_detection  # noqa: F401
+
     config = Config.fromfile(PROJECT / 'configs' / name)
     dataset = config.train_dataloader.dataset
     while 'datasets' in dataset or 'dataset' in dataset:

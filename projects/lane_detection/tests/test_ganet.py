@@ -1,10 +1,13 @@
 """GANet: neck, aggregation, targets, grouping, loss, quantization."""
+
 import math
 
 import numpy as np
 import pytest
 import torch
 from head_checks import check_decode_is_pure, check_proxy
+from torch import nn
+
 from lane_detection.metrics.culane_f1 import lane_iou
 from lane_detection.models.ganet_head import GANetHead
 from lane_detection.models.ganet_targets import encode_lanes
@@ -26,8 +29,6 @@ from lane_detection.testing import (
     tiny_detector,
     tiny_image,
 )
-from torch import nn
-
 from taskptq.calibration import calibrate
 from taskptq.prepare import QConfig, prepare
 
@@ -40,25 +41,40 @@ def build(*, aggregation=None, **test_cfg):
     return tiny_detector(
         {'type': 'GANetHead', 'in_channels': 8, 'aggregation': aggregation},
         backbone=tiny_backbone(),
-        neck={'type': 'TransFPN', 'in_channels': [16, 32, 64],
-              'out_channels': 8, 'key_channels': 4, 'smooth': False},
+        neck={
+            'type': 'TransFPN',
+            'in_channels': [16, 32, 64],
+            'out_channels': 8,
+            'key_channels': 4,
+            'smooth': False,
+        },
         train_cfg={'radius': 1},
-        test_cfg={'score_thr': 0.4, 'cluster_radius': 2.0, 'min_points': 3,
-                  **test_cfg})
+        test_cfg={
+            'score_thr': 0.4,
+            'cluster_radius': 2.0,
+            'min_points': 3,
+            **test_cfg,
+        },
+    )
 
 
 def targets_of(sample, **kwargs):
     return encode_lanes(
-        sample, **{'size': MAP, 'stride': 8, 'num_points': 45, 'radius': 1,
-                   **kwargs})
+        sample,
+        **{'size': MAP, 'stride': 8, 'num_points': 45, 'radius': 1, **kwargs},
+    )
 
 
 def perfect_outputs(sample):
     targets = targets_of(sample)
-    outputs = {name: torch.from_numpy(getattr(targets, name))[None]
-               for name in GANetHead.head_names}
-    return {**outputs, 'kpt_hm': outputs['kpt_hm'].clamp(
-        1e-4, 1 - 1e-4).logit()}
+    outputs = {
+        name: torch.from_numpy(getattr(targets, name))[None]
+        for name in GANetHead.head_names
+    }
+    return {
+        **outputs,
+        'kpt_hm': outputs['kpt_hm'].clamp(1e-4, 1 - 1e-4).logit(),
+    }
 
 
 @pytest.mark.parametrize('aggregation', [None, AGGREGATION])
@@ -74,20 +90,30 @@ def test_shapes(aggregation):
 
 def test_neck_of_the_paper():
     neck = TransFPN([128, 256, 512], num_outs=2).eval()
-    feats = [torch.rand(1, 128, 10, 26), torch.rand(1, 256, 5, 13),
-             torch.rand(1, 512, 3, 7)]
+    feats = [
+        torch.rand(1, 128, 10, 26),
+        torch.rand(1, 256, 5, 13),
+        torch.rand(1, 512, 3, 7),
+    ]
     shapes = [x.shape for x in neck(feats)]
     assert shapes == [(1, 64, 10, 26), (1, 64, 5, 13)]
     attention = neck.encoder[0].attention
     x = torch.rand(1, 64, 2, 3)
     assert torch.equal(attention(x), x)  # gamma starts at 0
     nn.init.ones_(attention.gamma)
-    q, k, v = (conv(x)[0].flatten(1).T for conv in (
-        attention.query_conv, attention.key_conv, attention.value_conv))
+    q, k, v = (
+        conv(x)[0].flatten(1).T
+        for conv in (
+            attention.query_conv,
+            attention.key_conv,
+            attention.value_conv,
+        )
+    )
     out = torch.stack([(k @ q[i]).softmax(0) @ v for i in range(6)])
     assert q.shape == (6, 16)
-    assert torch.allclose(attention(x)[0] - x[0], out.T.view(64, 2, 3),
-                          atol=1e-5)
+    assert torch.allclose(
+        attention(x)[0] - x[0], out.T.view(64, 2, 3), atol=1e-5
+    )
 
 
 def test_sine_embedding():
@@ -96,8 +122,7 @@ def test_sine_embedding():
     assert embedding[0, 1, 4].item() == pytest.approx(math.sin(2))
     assert embedding[1, 1, 4].item() == pytest.approx(math.cos(2))
     assert embedding[4, 1, 4].item() == pytest.approx(math.sin(5))
-    assert embedding[6, 0, 4].item() == pytest.approx(
-        math.sin(5 / 10000**0.5))
+    assert embedding[6, 0, 4].item() == pytest.approx(math.sin(5 / 10000**0.5))
 
 
 def test_gaussians():
@@ -105,7 +130,7 @@ def test_gaussians():
     draw_gaussian(heatmap, x=4, y=3, radius=2)
     draw_gaussian(heatmap, x=0, y=0, radius=2)
     assert heatmap[3, 4] == heatmap[0, 0] == 1
-    assert heatmap[3, 5] == pytest.approx(math.exp(-1 / (2 * (5 / 6)**2)))
+    assert heatmap[3, 5] == pytest.approx(math.exp(-1 / (2 * (5 / 6) ** 2)))
     assert heatmap[3, 7] == 0
     before = heatmap.copy()
     draw_gaussian(heatmap, x=5, y=3, radius=2)
@@ -117,14 +142,17 @@ def test_focal_loss_by_hand():
     logits = torch.tensor([0.0, 1.0, -1.0])
     target = torch.tensor([1.0, 0.5, 0.0])
     p = logits.sigmoid()
-    expected = -((1 - p[0])**2 * p[0].log() +
-                 0.5**4 * p[1]**2 * (1 - p[1]).log() +
-                 p[2]**2 * (1 - p[2]).log())
+    expected = -(
+        (1 - p[0]) ** 2 * p[0].log()
+        + 0.5**4 * p[1] ** 2 * (1 - p[1]).log()
+        + p[2] ** 2 * (1 - p[2]).log()
+    )
     assert torch.allclose(keypoint_focal_loss(logits, target), expected)
     assert keypoint_focal_loss(logits, target, min_positives=2) == 0
     nothing = torch.zeros(3)
-    assert torch.allclose(keypoint_focal_loss(logits, nothing),
-                          -(p**2 * (1 - p).log()).sum())
+    assert torch.allclose(
+        keypoint_focal_loss(logits, nothing), -(p**2 * (1 - p).log()).sum()
+    )
 
 
 def test_offsets_lead_to_the_start():
@@ -142,21 +170,23 @@ def test_offsets_lead_to_the_start():
 
 def test_peaks_in_rows():
     scores = torch.tensor([[[[0.1, 0.5, 0.4], [0.6, 0.2, 0.3]]]])
-    assert torch.equal(horizontal_peaks(scores), torch.tensor(
-        [[[[0, 0.5, 0], [0.6, 0, 0.3]]]]))
+    assert torch.equal(
+        horizontal_peaks(scores),
+        torch.tensor([[[[0, 0.5, 0], [0.6, 0, 0.3]]]]),
+    )
 
 
 def test_clusters_are_greedy_and_do_not_merge():
     cells = np.array([[0, 0], [10, 0], [2, 0], [6, 0], [8, 0]])
     # 6 opens a third cluster (4 from 2 and 10); 8 is near to 10 and to 6.
-    assert cluster_starts(cells, radius=2).tolist() == [[1, 0], [9, 0],
-                                                        [6, 0]]
+    assert cluster_starts(cells, radius=2).tolist() == [[1, 0], [9, 0], [6, 0]]
 
 
 def test_votes_go_to_the_first_near_centre():
     cells = np.array([[4, 9], [4, 5], [20, 9], [20, 3], [30, 1]])
-    votes = np.array([[4, 9], [5, 9], [20, 9], [19.5, 9.5], [12, 8]],
-                     np.float32)
+    votes = np.array(
+        [[4, 9], [5, 9], [20, 9], [19.5, 9.5], [12, 8]], np.float32
+    )
     groups = group_points(cells, votes, radius=2)
     assert [g.tolist() for g in groups] == [[0, 1], [2, 3]]
     assert group_points(cells[1:2], votes[1:2], radius=2) == []
@@ -171,8 +201,9 @@ def test_round_trip():
     assert lane_iou(lanes, found.points).max(axis=1).min() > 0.9
     assert all((np.diff(lane[:, 1]) < 0).all() for lane in found.points)
     strict = build(min_points=50).head
-    assert not strict.decode(perfect_outputs(sample),
-                             [sample.metainfo])[0].points
+    assert not strict.decode(perfect_outputs(sample), [sample.metainfo])[
+        0
+    ].points
 
 
 def test_grouping_is_bounded():
@@ -198,8 +229,10 @@ def test_loss_of_perfect_outputs_is_small():
     assert worse['loss_pts'] == pytest.approx(0.5, rel=1e-3)
     assert worse['loss_int'] == pytest.approx(2.0, rel=1e-3)
     outputs['kpt_hm'] = -outputs['kpt_hm']
-    assert head.loss_by_feat(
-        outputs, [sample])['loss_hm'] > 10 * losses['loss_hm']
+    assert (
+        head.loss_by_feat(outputs, [sample])['loss_hm']
+        > 10 * losses['loss_hm']
+    )
 
 
 def test_gathering_at_whole_cells():
@@ -211,7 +244,8 @@ def test_gathering_at_whole_cells():
     assert torch.allclose(found[0, 0, :, :4], x[0, 0, :, 1:], atol=1e-5)
     assert torch.allclose(found[0, 0, :, 4], torch.zeros(4), atol=1e-5)
     assert torch.allclose(
-        found[0, 1, 1:], (x[0, 0, 1:] + x[0, 0, :-1]) / 2, atol=1e-5)
+        found[0, 1, 1:], (x[0, 0, 1:] + x[0, 0, :-1]) / 2, atol=1e-5
+    )
 
 
 def test_aggregation_loss_assigns_points_to_samples():
@@ -223,15 +257,17 @@ def test_aggregation_loss_assigns_points_to_samples():
         offsets[1, :, row, column] = torch.tensor([1.0 - column, 1 - row])
     assert aggregation_loss(offsets, cells=[cells], samples=[lane]) == 0
     assert aggregation_loss(
-        offsets + 1 / 9, cells=[cells], samples=[lane]) == pytest.approx(
-            0.5 / 9, rel=1e-4)
+        offsets + 1 / 9, cells=[cells], samples=[lane]
+    ) == pytest.approx(0.5 / 9, rel=1e-4)
 
 
 @pytest.mark.parametrize('aggregation', [None, AGGREGATION])
 def test_overfits_two_images(aggregation):
     model = build(aggregation=aggregation)
-    samples = [lane_sample(road_lanes(bottoms=(400, 1200), bend=b),
-                           img_shape=SIZE) for b in (0, 80)]
+    samples = [
+        lane_sample(road_lanes(bottoms=(400, 1200), bend=b), img_shape=SIZE)
+        for b in (0, 80)
+    ]
     inputs = torch.stack([tiny_image(s) for s in samples])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     totals = []
@@ -271,8 +307,11 @@ def test_quantizes_whole(aggregation):
     inputs = torch.rand(2, 3, *SIZE)
     float_outputs = model(inputs, mode='tensor')
     attentions = {f'neck.encoder.{i}.attention' for i in (0, 1)}
-    weighted = {name for name, module in model.named_modules()
-                if isinstance(module, nn.Conv2d)}
+    weighted = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d)
+    }
     report = prepare(model, QConfig.from_dict({}))
     assert {r.name for r in report.rows} == weighted | attentions
     assert {r.status for r in report.rows} == {'quantized'}

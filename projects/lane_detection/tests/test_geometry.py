@@ -1,4 +1,5 @@
 """The one mapping between original image and input, and the slots."""
+
 import glob
 
 import numpy as np
@@ -6,6 +7,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mmengine.structures import InstanceData
+
 from lane_detection.datasets.lane_files import read_culane
 from lane_detection.geometry import (
     assign_slots,
@@ -21,7 +24,6 @@ from lane_detection.geometry import (
     to_original,
 )
 from lane_detection.structures import LaneDataSample
-from mmengine.structures import InstanceData
 
 META = {'crop': (0, 250, 1640, 590), 'img_shape': (144, 400)}
 SHAPE = (590, 1640)
@@ -36,7 +38,8 @@ def line(bottom, top, *, y0=590.0, y1=300.0):
 def sample_of(lanes, frame):
     sample = LaneDataSample(metainfo={**META, 'lane_frame': frame})
     sample.gt_lanes = InstanceData(
-        points=lanes, slots=torch.full((len(lanes), ), -1))
+        points=lanes, slots=torch.full((len(lanes),), -1)
+    )
     return sample
 
 
@@ -50,19 +53,23 @@ def test_corners_of_the_crop_are_corners_of_the_input():
 
 @settings(max_examples=50, deadline=None)
 @given(
-    left=st.floats(0, 500), top=st.floats(0, 400),
-    width=st.floats(50, 2000), height=st.floats(50, 900),
+    left=st.floats(0, 500),
+    top=st.floats(0, 400),
+    width=st.floats(50, 2000),
+    height=st.floats(50, 900),
     shape=st.tuples(st.integers(16, 400), st.integers(16, 900)),
-    seed=st.integers(0, 999))
+    seed=st.integers(0, 999),
+)
 def test_round_trip(left, top, width, height, shape, seed):
-    meta = {'crop': (left, top, left + width, top + height),
-            'img_shape': shape}
+    meta = {
+        'crop': (left, top, left + width, top + height),
+        'img_shape': shape,
+    }
     points = np.random.default_rng(seed).uniform(-300, 2500, (7, 2))
     back = to_original(to_input(points, meta), meta)
     np.testing.assert_allclose(back, points, atol=1e-6)
     batch = torch.from_numpy(points).view(1, 7, 2)
-    torch.testing.assert_close(
-        to_input(to_original(batch, meta), meta), batch)
+    torch.testing.assert_close(to_input(to_original(batch, meta), meta), batch)
 
 
 def test_types_stay():
@@ -87,11 +94,14 @@ def test_lanes_of_a_sample_in_either_frame():
     lane = line(400, 700)
     moved = to_input(lane, META)
     np.testing.assert_allclose(
-        input_lanes(sample_of([lane], 'original'))[0], moved)
+        input_lanes(sample_of([lane], 'original'))[0], moved
+    )
     np.testing.assert_allclose(
-        input_lanes(sample_of([moved], 'input'))[0], moved)
+        input_lanes(sample_of([moved], 'input'))[0], moved
+    )
     np.testing.assert_allclose(
-        original_lanes(sample_of([lane], 'original'))[0], lane)
+        original_lanes(sample_of([lane], 'original'))[0], lane
+    )
     with pytest.raises(ValueError, match='load them after LaneResize'):
         original_lanes(sample_of([moved], 'input'))
 
@@ -114,15 +124,18 @@ def test_resample_is_even_and_keeps_the_ends():
     assert resample(corner[:1], num_points=3).tolist() == [[0, 30]] * 3
 
 
-@pytest.mark.parametrize(('points', 'visible'), [
-    ([[10, 90], [20, 10]], True),
-    # Both ends outside, the middle inside.
-    ([[-50, 50], [150, 50]], True),
-    ([[-50, 90], [-10, 10]], False),
-    ([[101, 90], [140, 10]], False),
-    ([[50, 50]], False),
-    ([], False),
-])
+@pytest.mark.parametrize(
+    ('points', 'visible'),
+    [
+        ([[10, 90], [20, 10]], True),
+        # Both ends outside, the middle inside.
+        ([[-50, 50], [150, 50]], True),
+        ([[-50, 90], [-10, 10]], False),
+        ([[101, 90], [140, 10]], False),
+        ([[50, 50]], False),
+        ([], False),
+    ],
+)
 def test_is_visible(points, visible):
     lane = np.array(points, dtype=np.float32).reshape(-1, 2)
     assert is_visible(lane, shape=(100, 100)) is visible
@@ -137,14 +150,17 @@ def test_bottom_x_prolongs_the_lowest_part():
     assert bottom_x(flat, height=590) == 10
 
 
-@pytest.mark.parametrize(('bottoms', 'slots'), [
-    ([-400, 300, 1200, 2000], [0, 1, 2, 3]),
-    ([1200, 300, 2000, -400], [2, 1, 3, 0]),
-    ([300], [1]),
-    ([1200, 1500], [2, 3]),
-    ([-900, -400, 300], [-1, 0, 1]),
-    ([], []),
-])
+@pytest.mark.parametrize(
+    ('bottoms', 'slots'),
+    [
+        ([-400, 300, 1200, 2000], [0, 1, 2, 3]),
+        ([1200, 300, 2000, -400], [2, 1, 3, 0]),
+        ([300], [1]),
+        ([1200, 1500], [2, 3]),
+        ([-900, -400, 300], [-1, 0, 1]),
+        ([], []),
+    ],
+)
 def test_assign_slots(bottoms, slots):
     lanes = [line(bottom, 800) for bottom in bottoms]
     assert assign_slots(lanes, shape=SHAPE).tolist() == slots
@@ -153,13 +169,16 @@ def test_assign_slots(bottoms, slots):
 @settings(max_examples=30, deadline=None)
 # Whole pixels: which of two lanes in one place is the inner one is nobody's
 # to say.
-@given(st.lists(st.integers(-900, 2500), max_size=6, unique=True),
-       st.sampled_from([2, 4, 6]))
+@given(
+    st.lists(st.integers(-900, 2500), max_size=6, unique=True),
+    st.sampled_from([2, 4, 6]),
+)
 def test_slots_of_the_mirror_image_are_mirrored(bottoms, num_slots):
     bottoms = [b for b in bottoms if abs(b - 820) > 1]
     lanes = [line(bottom, 820) for bottom in bottoms]
-    mirrored = [np.stack([1640 - x, y], axis=1) for x, y in
-                (lane.T for lane in lanes)]
+    mirrored = [
+        np.stack([1640 - x, y], axis=1) for x, y in (lane.T for lane in lanes)
+    ]
     slots = assign_slots(lanes, shape=SHAPE, num_slots=num_slots)
     other = assign_slots(mirrored, shape=SHAPE, num_slots=num_slots)
     turned = np.where(slots < 0, -1, num_slots - 1 - slots)

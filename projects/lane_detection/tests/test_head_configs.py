@@ -1,19 +1,25 @@
 """Configs of anchor, curve and key-point models: they build and they fit."""
+
 from pathlib import Path
 
-import lane_detection  # noqa: F401  (registers the classes)
 import pytest
 import torch
-from lane_detection.testing import lane_sample, road_lanes
 from mmdet.registry import MODELS
 from mmengine.config import Config
+
+import lane_detection  # noqa: F401  (registers the classes)
+from lane_detection.testing import lane_sample, road_lanes
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 MODEL_NAMES = ('laneatt', 'bezierlanenet', 'ganet', 'condlanenet')
 # Millions of weights of the paper-scale models, BezierLaneNet's as published
 # (it has 4.10 without the branch that only training needs).
-SIZES = {'laneatt': (13.2, 13.4), 'bezierlanenet': (4.0, 4.3),
-         'ganet': (14, 15.5), 'condlanenet': (11.5, 12.5)}
+SIZES = {
+    'laneatt': (13.2, 13.4),
+    'bezierlanenet': (4.0, 4.3),
+    'ganet': (14, 15.5),
+    'condlanenet': (11.5, 12.5),
+}
 
 
 def load(name):
@@ -48,7 +54,7 @@ def test_small_model(name):
     inputs = torch.rand(2, 3, *size)
     samples = [lane_sample(road_lanes(), img_shape=size) for _ in range(2)]
     outputs = model(inputs, mode='tensor')
-    assert tuple(outputs)[:len(model.head_names)] == model.head_names
+    assert tuple(outputs)[: len(model.head_names)] == model.head_names
     assert all(len(value) == 2 for value in outputs.values())
     losses = model.train()(inputs, samples, mode='loss')
     sum(losses.values()).backward()

@@ -1,10 +1,12 @@
 """Lane files: what is written is read again, and what is wrong is named."""
+
 import json
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lane_detection.datasets.lane_files import (
     format_culane,
     lanes_to_rows,
@@ -24,8 +26,11 @@ def lane_of(xs, *, bottom=590):
 
 
 @settings(max_examples=40, deadline=None)
-@given(st.lists(
-    st.lists(st.floats(-500, 2200), min_size=1, max_size=20), max_size=5))
+@given(
+    st.lists(
+        st.lists(st.floats(-500, 2200), min_size=1, max_size=20), max_size=5
+    )
+)
 def test_culane_round_trip(lanes):
     lanes = [lane_of(xs) for xs in lanes]
     again = parse_culane(format_culane(lanes), path='file')
@@ -34,15 +39,21 @@ def test_culane_round_trip(lanes):
         np.testing.assert_allclose(after, before, atol=6e-4)
 
 
-@pytest.mark.parametrize(('text', 'expected'), [
-    ('', []),
-    ('\n  \n', []),
-    # Trailing blanks, x left of the image, a lane of one point.
-    ('-12.5 590 3 580 \n\n7 590\n', [[[-12.5, 590], [3, 580]], [[7, 590]]]),
-    # From the top down, and a repeated point.
-    ('1 570 2 580 2 580 3 590', [[[3, 590], [2, 580], [1, 570]]]),
-    ('5 590 4 580\r\n', [[[5, 590], [4, 580]]]),
-])
+@pytest.mark.parametrize(
+    ('text', 'expected'),
+    [
+        ('', []),
+        ('\n  \n', []),
+        # Trailing blanks, x left of the image, a lane of one point.
+        (
+            '-12.5 590 3 580 \n\n7 590\n',
+            [[[-12.5, 590], [3, 580]], [[7, 590]]],
+        ),
+        # From the top down, and a repeated point.
+        ('1 570 2 580 2 580 3 590', [[[3, 590], [2, 580], [1, 570]]]),
+        ('5 590 4 580\r\n', [[[5, 590], [4, 580]]]),
+    ],
+)
 def test_parse_culane(text, expected):
     found = parse_culane(text, path='file')
     assert [lane.tolist() for lane in found] == expected
@@ -68,7 +79,8 @@ def test_curvelanes(tmp_path):
     lines = [[{'x': '10.5', 'y': '700'}, {'x': '20', 'y': '600.25'}], []]
     path.write_text(json.dumps({'Lines': lines}))
     assert [lane.tolist() for lane in read_curvelanes(path)] == [
-        [[10.5, 700], [20, 600.25]]]
+        [[10.5, 700], [20, 600.25]]
+    ]
     for text in ('{"lines": []}', '{"Lines": [[{"x": "a", "y": 1}]]}', '{'):
         path.write_text(text)
         with pytest.raises(ValueError, match='is not of the form'):
@@ -82,7 +94,7 @@ def test_curvelanes(tmp_path):
 def test_tusimple_round_trip(start, length, seed):
     rng = np.random.default_rng(seed)
     row = np.full(len(H_SAMPLES), -2.0)
-    row[start:start + length] = rng.uniform(0, 1279, length).round(2)
+    row[start : start + length] = rng.uniform(0, 1279, length).round(2)
     lanes = rows_to_lanes([row.tolist(), [-2] * len(row)], H_SAMPLES)
     # A lane without any point is no lane.
     assert len(lanes) == 1

@@ -1,10 +1,13 @@
 """LaneATT: anchors, attention, targets, loss, decode, quantization."""
+
 import json
 
 import numpy as np
 import pytest
 import torch
 from head_checks import check_decode_is_pure, check_proxy
+from torch import nn
+
 from lane_detection.geometry import input_lanes
 from lane_detection.metrics.culane_f1 import lane_iou
 from lane_detection.models.lane_anchors import (
@@ -22,37 +25,51 @@ from lane_detection.testing import (
     tiny_detector,
     tiny_image,
 )
-from torch import nn
-
 from taskptq.calibration import calibrate
 from taskptq.prepare import QConfig, prepare
 
 SIZE = (72, 200)
 HEAD = {
-    'type': 'LaneATTHead', 'in_channels': 32, 'img_size': SIZE,
-    'feat_channels': 8, 'stride': 16, 'num_rows': 36, 'num_side': 6,
-    'num_bottom': 16, 'init_std': 0.02
+    'type': 'LaneATTHead',
+    'in_channels': 32,
+    'img_size': SIZE,
+    'feat_channels': 8,
+    'stride': 16,
+    'num_rows': 36,
+    'num_side': 6,
+    'num_bottom': 16,
+    'init_std': 0.02,
 }
 
 
 def build(**test_cfg):
     return tiny_detector(
-        dict(HEAD), backbone=tiny_backbone(num_stages=3, out_indices=(2, )),
+        dict(HEAD),
+        backbone=tiny_backbone(num_stages=3, out_indices=(2,)),
         train_cfg={'positive': 12.0, 'negative': 15.0},
-        test_cfg={'score_thr': 0.5, 'nms_thr': 15.0, **test_cfg})
+        test_cfg={'score_thr': 0.5, 'nms_thr': 15.0, **test_cfg},
+    )
 
 
 def targets_of(head, sample):
-    return encode_lanes(sample, num_rows=head.num_rows, img_size=SIZE,
-                        device=torch.device('cpu'))
+    return encode_lanes(
+        sample,
+        num_rows=head.num_rows,
+        img_size=SIZE,
+        device=torch.device('cpu'),
+    )
 
 
 def perfect_outputs(head, sample):
     """Let the nearest anchor of each lane predict it, and no other."""
     targets = targets_of(head, sample)
     labels, matched = match_anchors(
-        head.anchors, targets, starts=head.starts, positive=200.0,
-        negative=300.0)
+        head.anchors,
+        targets,
+        starts=head.starts,
+        positive=200.0,
+        negative=300.0,
+    )
     count = len(head.anchors)
     cls = torch.zeros(1, count, 2)
     cls[..., 0] = 4
@@ -66,7 +83,8 @@ def perfect_outputs(head, sample):
         best = score.argmin()[None]
         cls[0, best] = torch.tensor([-4.0, 4.0])
         reg[0, best] = head._regression_target(
-            reg[0, best], best, targets, torch.tensor([lane]))
+            reg[0, best], best, targets, torch.tensor([lane])
+        )
     return {'cls': cls, 'reg': reg}
 
 
@@ -76,7 +94,7 @@ def test_rays_are_those_of_the_paper():
     at_origin = ray_positions(rays, rays[:, 1]).diagonal()
     assert torch.allclose(at_origin, rays[:, 0], atol=1e-5)
     steep = rays[:, 2].sub(torch.pi / 2).abs().argmin()
-    xs = ray_positions(rays[steep:steep + 1], row_heights(72))
+    xs = ray_positions(rays[steep : steep + 1], row_heights(72))
     assert torch.allclose(xs, rays[steep, :1], atol=1e-5)
 
 
@@ -121,8 +139,10 @@ def test_attention_looks_at_all_others():
 
 
 def test_a_lane_that_leaves_the_image_above_starts_at_its_bottom():
-    lane = np.array([[1500.0, 590], [1560, 500], [1700, 400], [1900, 300]],
-                    dtype=np.float32)
+    lane = np.array(
+        [[1500.0, 590], [1560, 500], [1700, 400], [1900, 300]],
+        dtype=np.float32,
+    )
     head = build().head
     targets = targets_of(head, lane_sample([lane], img_shape=SIZE))
     rows = targets.valid[0].nonzero()[:, 0]
@@ -155,13 +175,14 @@ def test_loss_of_perfect_outputs_is_small():
     sample = lane_sample(road_lanes(bottoms=(500, 1100)), img_shape=SIZE)
     targets = targets_of(head, sample)
     labels, matched = match_anchors(
-        head.anchors, targets, starts=head.starts, positive=12.0,
-        negative=15.0)
+        head.anchors, targets, starts=head.starts, positive=12.0, negative=15.0
+    )
     cls = torch.stack([-10.0 * labels, 10.0 * labels - 5], dim=-1)[None]
     reg = torch.zeros(1, len(head.anchors), 37)
     chosen = labels.eq(1).nonzero()[:, 0]
     reg[0, chosen] = head._regression_target(
-        reg[0, chosen], chosen, targets, matched[chosen])
+        reg[0, chosen], chosen, targets, matched[chosen]
+    )
     losses = head.loss_by_feat({'cls': cls, 'reg': reg}, [sample])
     assert len(chosen) > 2
     assert losses['loss_cls'] < 0.1
@@ -175,8 +196,10 @@ def test_loss_of_perfect_outputs_is_small():
 def test_overfits_two_images(nms):
     model = build()
     model.head.train_cfg['nms'] = nms
-    samples = [lane_sample(road_lanes(bottoms=(400, 1200), bend=b),
-                           img_shape=SIZE) for b in (0, 80)]
+    samples = [
+        lane_sample(road_lanes(bottoms=(400, 1200), bend=b), img_shape=SIZE)
+        for b in (0, 80)
+    ]
     inputs = torch.stack([tiny_image(s) for s in samples])
     optimizer = torch.optim.Adam(model.parameters(), lr=5e-3)
     totals = []
@@ -211,8 +234,11 @@ def test_quantizes_whole():
     model = build().eval()
     inputs = torch.rand(2, 3, *SIZE)
     float_outputs = model(inputs, mode='tensor')
-    weighted = {name for name, module in model.named_modules()
-                if isinstance(module, nn.Conv2d | nn.Linear)}
+    weighted = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv2d | nn.Linear)
+    }
     report = prepare(model, QConfig.from_dict({}))
     assert {r.name for r in report.rows} == weighted | {'head.attention'}
     assert {r.status for r in report.rows} == {'quantized'}

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.interpolate import CubicSpline
+from scipy.optimize import linear_sum_assignment
+
 from lane_detection.metrics import culane_f1
 from lane_detection.metrics.benchmark import random_samples
 from lane_detection.metrics.culane_f1 import (
@@ -21,8 +24,6 @@ from lane_detection.metrics.strokes import (
     LaneDrawing,
     draw_strokes,
 )
-from scipy.interpolate import CubicSpline
-from scipy.optimize import linear_sum_assignment
 
 SMALL = LaneDrawing((120, 160), 30)
 
@@ -39,9 +40,15 @@ def scipy_curve(points, subdivisions):
         return points.astype(np.float32)
     chords = np.hypot(*np.diff(points, axis=0).T)
     knots = np.concatenate([[0], np.cumsum(chords)])
-    at = np.concatenate([
-        *(knots[i] + chords[i] / subdivisions * np.arange(subdivisions)
-          for i in range(len(chords))), knots[-1:]])
+    at = np.concatenate(
+        [
+            *(
+                knots[i] + chords[i] / subdivisions * np.arange(subdivisions)
+                for i in range(len(chords))
+            ),
+            knots[-1:],
+        ]
+    )
     spline = CubicSpline(knots, points, bc_type='natural')
     return spline(at).astype(np.float32)
 
@@ -57,8 +64,12 @@ def full_canvas(curve, drawing):
 
 def literal_iou(lanes, others, drawing):
     images = [
-        [full_canvas(scipy_curve(lane, drawing.subdivisions), drawing)
-         if len(lane) > 1 else None for lane in part]
+        [
+            full_canvas(scipy_curve(lane, drawing.subdivisions), drawing)
+            if len(lane) > 1
+            else None
+            for lane in part
+        ]
         for part in (lanes, others)
     ]
     iou = np.zeros((len(lanes), len(others)))
@@ -74,7 +85,8 @@ def literal_counts(predicted, truth, threshold, drawing):
     iou = literal_iou(truth, predicted, drawing)
     hits = sum(
         iou[i, j] > threshold
-        for i, j in zip(*linear_sum_assignment(1 - iou), strict=True))
+        for i, j in zip(*linear_sum_assignment(1 - iou), strict=True)
+    )
     return [hits, len(predicted) - hits, len(truth) - hits]
 
 
@@ -84,8 +96,11 @@ def as_mask(stroke, drawing):
         return mask
     rows = slice(stroke.top, stroke.top + len(stroke.left))
     x = np.arange(drawing.canvas[1])
-    mask[rows] = (stroke.mask if stroke.mask is not None else
-                  (x >= stroke.left[:, None]) & (x < stroke.right[:, None]))
+    mask[rows] = (
+        stroke.mask
+        if stroke.mask is not None
+        else (x >= stroke.left[:, None]) & (x < stroke.right[:, None])
+    )
     return mask
 
 
@@ -102,7 +117,7 @@ def test_spline_is_scipys_natural_spline():
 
 def test_spline_by_step():
     lane = np.array([[0, 0], [0, 10.5], [3, 14.5]], float)  # 10.5, 5 long
-    curve, = lane_curves([lane], step=1.0)
+    (curve,) = lane_curves([lane], step=1.0)
     assert len(curve) == 11 + 5 + 1
     knots = np.array([0, 10.5, 15.5])
     spline = CubicSpline(knots, lane, bc_type='natural')
@@ -126,8 +141,13 @@ def test_steps_cover_one_span_in_a_row(width):
     for number in range(STEPS**2):
         dy, dx = np.subtract(divmod(number, STEPS), REACH).tolist()
         image = np.zeros((size, size), np.uint8)
-        cv2.line(image, (size // 2, size // 2),
-                 (size // 2 + dx, size // 2 + dy), 1, width)
+        cv2.line(
+            image,
+            (size // 2, size // 2),
+            (size // 2 + dx, size // 2 + dy),
+            1,
+            width,
+        )
         for row in image[image.any(axis=1)]:
             places = np.flatnonzero(row)
             assert len(places) == places[-1] - places[0] + 1
@@ -145,9 +165,11 @@ def test_strokes_are_what_opencv_draws(seed):
             y = np.sort(y)[::-1]
         curves += lane_curves(
             [np.stack([generator.uniform(-50, 210, count), y], axis=1)],
-            subdivisions=1 if kind == 2 else 50)
-    for curve, stroke in zip(curves, draw_strokes(curves, drawing),
-                             strict=True):
+            subdivisions=1 if kind == 2 else 50,
+        )
+    for curve, stroke in zip(
+        curves, draw_strokes(curves, drawing), strict=True
+    ):
         found = as_mask(stroke, drawing)
         different = found != full_canvas(curve, drawing).astype(bool)
         # OpenCV rounds lines that the canvas cuts in another way.
@@ -162,8 +184,9 @@ def test_a_point_is_a_disc_and_far_curves_are_nothing():
     away = np.float32([[-90, 10], [-80, 20]])
     below = np.float32([[50, 700], [50, 701], [50, 702]])
     strokes = draw_strokes([dot, away, below, dot[:1]], SMALL)
-    assert np.array_equal(as_mask(strokes[0], SMALL),
-                          full_canvas(dot, SMALL).astype(bool))
+    assert np.array_equal(
+        as_mask(strokes[0], SMALL), full_canvas(dot, SMALL).astype(bool)
+    )
     assert strokes[1:] == [None, None, None]
 
 
@@ -177,14 +200,20 @@ def test_both_kinds_of_rows_compare():
     assert strokes[0].mask is not None
     assert strokes[1].mask is None
     masks = [as_mask(stroke, SMALL) for stroke in strokes]
-    found = lane_iou([arch, lane], [arch + np.float32([4, 2]), lane, arch],
-                     drawing=LaneDrawing((120, 160), 30, subdivisions=1))
+    found = lane_iou(
+        [arch, lane],
+        [arch + np.float32([4, 2]), lane, arch],
+        drawing=LaneDrawing((120, 160), 30, subdivisions=1),
+    )
     assert found[0, 0] == pytest.approx(
-        (masks[0] & masks[2]).sum() / (masks[0] | masks[2]).sum())
+        (masks[0] & masks[2]).sum() / (masks[0] | masks[2]).sum()
+    )
     assert found[0, 1] == pytest.approx(
-        (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum())
+        (masks[0] & masks[1]).sum() / (masks[0] | masks[1]).sum()
+    )
     assert found[1, 0] == pytest.approx(
-        (masks[1] & masks[2]).sum() / (masks[1] | masks[2]).sum())
+        (masks[1] & masks[2]).sum() / (masks[1] | masks[2]).sum()
+    )
     assert found[1, 1] == found[0, 2] == 1
 
 
@@ -198,8 +227,11 @@ def test_equals_the_literal_algorithm(seed):
         for _ in range(generator.integers(0, 5)):
             count = int(generator.integers(1, 9))
             y = np.sort(generator.uniform(20, 148, count))[::-1]
-            x = (generator.uniform(0, 410) + generator.normal(0, 1) * (148 - y)
-                 + generator.normal(0, 2, count))
+            x = (
+                generator.uniform(0, 410)
+                + generator.normal(0, 1) * (148 - y)
+                + generator.normal(0, 2, count)
+            )
             found.append(np.stack([x, y], axis=1).astype(np.float32))
         return found
 
@@ -209,9 +241,11 @@ def test_equals_the_literal_algorithm(seed):
     expected = literal_iou(truth, predicted, drawing)
     # A single pixel at the edge of this small canvas is 0.0005.
     np.testing.assert_allclose(
-        lane_iou(truth, predicted, drawing=drawing), expected, atol=1e-3)
-    found = count_hits(predicted, truth, thresholds=(0.3, 0.5, 0.75),
-                       drawing=drawing)
+        lane_iou(truth, predicted, drawing=drawing), expected, atol=1e-3
+    )
+    found = count_hits(
+        predicted, truth, thresholds=(0.3, 0.5, 0.75), drawing=drawing
+    )
     assert found.tolist() == [
         literal_counts(predicted, truth, threshold, drawing)
         for threshold in (0.3, 0.5, 0.75)
@@ -219,12 +253,15 @@ def test_equals_the_literal_algorithm(seed):
 
 
 def test_equals_the_literal_algorithm_on_culanes_canvas():
-    sample, = random_samples(1, seed=3)
-    predicted, truth = (sample[key]['points']
-                        for key in ('pred_lanes', 'gt_lanes'))
+    (sample,) = random_samples(1, seed=3)
+    predicted, truth = (
+        sample[key]['points'] for key in ('pred_lanes', 'gt_lanes')
+    )
     np.testing.assert_allclose(
         lane_iou(truth, predicted[:2]),
-        literal_iou(truth, predicted[:2], LaneDrawing()), atol=1e-4)
+        literal_iou(truth, predicted[:2], LaneDrawing()),
+        atol=1e-4,
+    )
 
 
 def test_default_is_culanes_way():
@@ -252,8 +289,9 @@ def test_tolerance_grows_with_the_slope(slope, tolerance):
     assert count_hits([lane + np.array([tolerance + 5, 0])], [lane])[0, 0] == 0
 
 
-@pytest.mark.parametrize(('rows', 'iou'), [(40, 0.87), (80, 0.75),
-                                           (120, 0.62), (160, 0.50)])
+@pytest.mark.parametrize(
+    ('rows', 'iou'), [(40, 0.87), (80, 0.75), (120, 0.62), (160, 0.50)]
+)
 def test_lane_that_ends_early(rows, iou):
     whole = vertical(800, low=580, high=260)
     short = vertical(800, low=580, high=260 + rows)
@@ -268,10 +306,12 @@ def test_hit_is_strictly_greater():
     first = np.array([[50.0, -40.0], [50.0, 140.0]])
     second = np.array([[50.0, -40.0], [50.0, 49.0]])
     iou = lane_iou([first], [second], drawing=drawing)[0, 0]
-    assert count_hits([first], [second], thresholds=(iou, iou - 1e-9),
-                      drawing=drawing).tolist() == [[0, 1, 1], [1, 0, 0]]
-    one = count_hits([first], [first], thresholds=(0.999, 1.0),
-                     drawing=drawing)
+    assert count_hits(
+        [first], [second], thresholds=(iou, iou - 1e-9), drawing=drawing
+    ).tolist() == [[0, 1, 1], [1, 0, 0]]
+    one = count_hits(
+        [first], [first], thresholds=(0.999, 1.0), drawing=drawing
+    )
     assert one.tolist() == [[1, 0, 0], [0, 1, 1]]
 
 
@@ -282,8 +322,9 @@ def test_iou_of_exactly_one_half_is_no_hit():
     first = np.array([[1.0, -60.0], [1.0, 100.0]])
     second = np.array([[6.0, -60.0], [6.0, 100.0]])
     assert lane_iou([first], [second], drawing=drawing)[0, 0] == 0.5
-    assert count_hits([first], [second], thresholds=(0.49, 0.5),
-                      drawing=drawing).tolist() == [[1, 0, 0], [0, 1, 1]]
+    assert count_hits(
+        [first], [second], thresholds=(0.49, 0.5), drawing=drawing
+    ).tolist() == [[1, 0, 0], [0, 1, 1]]
 
 
 def test_short_lanes_count():
@@ -324,13 +365,19 @@ def test_matching_has_the_greatest_sum():
 def test_identical_sets_are_all_hits(seed, count):
     generator = np.random.default_rng(seed)
     lanes = [
-        np.stack([generator.uniform(0, 159, 5),
-                  np.sort(generator.uniform(0, 119, 5))[::-1]], axis=1)
+        np.stack(
+            [
+                generator.uniform(0, 159, 5),
+                np.sort(generator.uniform(0, 119, 5))[::-1],
+            ],
+            axis=1,
+        )
         for _ in range(count)
     ]
     order = generator.permutation(count)
-    found = count_hits([lanes[i] for i in order], lanes,
-                       thresholds=(0.5, 0.99), drawing=SMALL)
+    found = count_hits(
+        [lanes[i] for i in order], lanes, thresholds=(0.5, 0.99), drawing=SMALL
+    )
     assert found.tolist() == [[count, 0, 0]] * 2
     iou = lane_iou(lanes, lanes, drawing=SMALL)
     np.testing.assert_array_equal(iou, iou.T)
@@ -347,27 +394,35 @@ def test_order_of_lanes_and_points_is_irrelevant(seed):
     predicted, truth = lanes[:3], lanes[2:]
     iou = lane_iou(predicted, truth, drawing=SMALL)
     order = generator.permutation(3)
-    shuffled = lane_iou([predicted[i] for i in order],
-                        [lane[::-1] for lane in truth], drawing=SMALL)
+    shuffled = lane_iou(
+        [predicted[i] for i in order],
+        [lane[::-1] for lane in truth],
+        drawing=SMALL,
+    )
     # Reversed, a curve is rounded at other places along the same way.
     np.testing.assert_allclose(shuffled, iou[order], atol=0.03)
     found = count_hits([predicted[i] for i in order], truth, drawing=SMALL)
-    assert found.tolist() == count_hits(predicted, truth,
-                                        drawing=SMALL).tolist()
+    assert (
+        found.tolist() == count_hits(predicted, truth, drawing=SMALL).tolist()
+    )
 
 
 def test_scores():
     assert lane_scores(3, 1, 2) == pytest.approx(
-        {'F1': 6 / 9, 'precision': 3 / 4, 'recall': 3 / 5})
+        {'F1': 6 / 9, 'precision': 3 / 4, 'recall': 3 / 5}
+    )
     assert lane_scores(0, 0, 5) == {'F1': 0, 'precision': 0, 'recall': 0}
     assert lane_scores(0, 0, 0) == {'F1': 0, 'precision': 0, 'recall': 0}
     assert doctest.testmod(culane_f1).failed == 0
 
 
-@pytest.mark.parametrize(('kwargs', 'message'), [
-    (dict(canvas=(0, 10)), r'canvas=\(0, 10\)'),
-    (dict(width=1), 'width=1'),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(canvas=(0, 10)), r'canvas=\(0, 10\)'),
+        (dict(width=1), 'width=1'),
+    ],
+)
 def test_refuses_bad_drawings(kwargs, message):
     with pytest.raises(ValueError, match=message):
         LaneDrawing(**kwargs)

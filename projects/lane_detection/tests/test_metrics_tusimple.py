@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from lane_detection.metrics.tusimple import (
     best_accuracies,
     lane_angle,
@@ -37,7 +38,8 @@ def test_threshold_of_a_vertical_lane():
 def test_threshold_of_a_diagonal_lane():
     lane = [float(y) for y in ROWS]
     assert lane_angle(np.array(lane), np.array(ROWS, float)) == (
-        pytest.approx(np.pi / 4))
+        pytest.approx(np.pi / 4)
+    )
     assert score([shifted(lane, 28)], [lane]) == (1, 0, 0)
     assert score([shifted(lane, 29)], [lane]) == (0, 1, 1)
 
@@ -125,13 +127,26 @@ def literal(predicted, truth):
     best = []
     for lane in truth:
         points = [(y, x) for y, x in zip(ROWS, lane, strict=True) if x >= 0]
-        slope = np.polyfit(*zip(*points, strict=True), 1)[0] if (
-            len(points) > 1) else 0.0
+        slope = (
+            np.polyfit(*zip(*points, strict=True), 1)[0]
+            if (len(points) > 1)
+            else 0.0
+        )
         limit = 20 / np.cos(np.arctan(slope))
-        best.append(max((
-            sum(abs((p if p >= 0 else -100) - (g if g >= 0 else -100)) < limit
-                for p, g in zip(other, lane, strict=True)) / len(ROWS)
-            for other in predicted), default=0.0))
+        best.append(
+            max(
+                (
+                    sum(
+                        abs((p if p >= 0 else -100) - (g if g >= 0 else -100))
+                        < limit
+                        for p, g in zip(other, lane, strict=True)
+                    )
+                    / len(ROWS)
+                    for other in predicted
+                ),
+                default=0.0,
+            )
+        )
     matched = sum(value >= 0.85 for value in best)
     missed, total = len(truth) - matched, sum(best)
     if len(truth) > 4:
@@ -150,7 +165,7 @@ def test_equals_the_steps_lane_by_lane(seed):
 
     def lane():
         x = generator.uniform(0, 1280) + generator.normal(0, 1) * (rows - 400)
-        x[:generator.integers(0, 50)] = -2
+        x[: generator.integers(0, 50)] = -2
         return np.where(x < 0, -2, x)
 
     truth = [lane() for _ in range(generator.integers(0, 7))]
@@ -161,11 +176,11 @@ def test_equals_the_steps_lane_by_lane(seed):
     assert score(predicted, truth) == pytest.approx(expected)
     order = generator.permutation(len(predicted))
     assert score([predicted[i] for i in order], truth[::-1]) == (
-        pytest.approx(expected))
+        pytest.approx(expected)
+    )
     if truth:
         # The official script leaves out one lane of six and divides by four.
-        assert score(truth, truth)[0] == (
-            1.25 if len(truth) == 6 else 1)
+        assert score(truth, truth)[0] == (1.25 if len(truth) == 6 else 1)
         assert best_accuracies(
-            np.array(truth), np.array(truth), rows).tolist() == (
-                [1] * len(truth))
+            np.array(truth), np.array(truth), rows
+        ).tolist() == ([1] * len(truth))

@@ -1,4 +1,5 @@
 """Pictures of several models of the same frames."""
+
 import importlib.util
 from pathlib import Path
 from types import SimpleNamespace
@@ -7,6 +8,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmengine.structures import InstanceData
+
 from lane_detection.adapters import LaneAdapter
 from lane_detection.pictures import (
     Frames,
@@ -22,7 +25,6 @@ from lane_detection.testing import (
     tiny_backbone,
     tiny_detector,
 )
-from mmengine.structures import InstanceData
 
 pytest.importorskip('matplotlib')
 
@@ -43,8 +45,10 @@ class Drawn:
         sample = lane_sample(road_lanes(bend=10.0 * index), img_shape=SIZE)
         sample.set_metainfo({'img_path': str(self.path), 'img_id': f'{index}'})
         generator = torch.Generator().manual_seed(index)
-        return {'inputs': torch.rand(3, *SIZE, generator=generator),
-                'data_samples': sample}
+        return {
+            'inputs': torch.rand(3, *SIZE, generator=generator),
+            'data_samples': sample,
+        }
 
 
 @pytest.fixture
@@ -61,7 +65,8 @@ def drawn(tmp_path):
 def model():
     return tiny_detector(
         dict(type='SegmentationHead', in_channels=32, feat_shape=(4, 10)),
-        backbone=tiny_backbone(num_stages=3, out_indices=(2, ))).eval()
+        backbone=tiny_backbone(num_stages=3, out_indices=(2,)),
+    ).eval()
 
 
 def test_frames_are_spaced_evenly(drawn):
@@ -78,15 +83,19 @@ def test_frames_are_spaced_evenly(drawn):
 
 def test_models_are_drawn_side_by_side(drawn, model, tmp_path):
     from matplotlib.image import imread
+
     frames = Frames(drawn, category='culane', count=2)
     columns = {'float': predict(model, frames)}
     columns['shifted'] = predict(model, frames)
     for number, sample in enumerate(columns['shifted']):
         sample.pred_lanes = InstanceData(
-            points=road_lanes(bend=100.0 * number)[:2],
-            scores=torch.ones(2))
-    out = draw_comparison(columns, tmp_path / 'new' / 'lanes.png',
-                          captions={'shifted': ['a', 'b']})
+            points=road_lanes(bend=100.0 * number)[:2], scores=torch.ones(2)
+        )
+    out = draw_comparison(
+        columns,
+        tmp_path / 'new' / 'lanes.png',
+        captions={'shifted': ['a', 'b']},
+    )
     picture = imread(out)[..., :3]
     assert picture.shape[1] > 2 * picture.shape[0]
     thirds = np.array_split(picture, 3, axis=1)
@@ -105,8 +114,9 @@ def test_foreground_of_maps(drawn, model):
     frames = Frames(drawn, category='culane', count=2)
     adapter = LaneAdapter(model)
     outputs = run_heads(model, model, frames, adapter=adapter)
-    for one, two in zip(outputs['heads_float'], outputs['heads_quant'],
-                        strict=True):
+    for one, two in zip(
+        outputs['heads_float'], outputs['heads_quant'], strict=True
+    ):
         assert all(torch.equal(one[name], two[name]) for name in one)
     assert len(outputs['metas'][0]) == 2
     weights = adapter.foreground_proxy(outputs['heads_float'][0])
@@ -122,15 +132,19 @@ def test_foreground_of_maps(drawn, model):
         foreground_maps(dict.fromkeys(('cls', 'reg'), torch.rand(2, 9, 1)))
 
 
-@pytest.mark.parametrize(('argv', 'message'), [
-    (['lanes', '--table', 'none', '--rows', 'mse w4a4'], 'none.table.yml'),
-    (['foreground', '--table', 'none'], 'none.table.yml'),
-])
+@pytest.mark.parametrize(
+    ('argv', 'message'),
+    [
+        (['lanes', '--table', 'none', '--rows', 'mse w4a4'], 'none.table.yml'),
+        (['foreground', '--table', 'none'], 'none.table.yml'),
+    ],
+)
 def test_script_names_a_missing_table(argv, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(PROJECT))
     spec = importlib.util.spec_from_file_location(
-        'lane_pictures', PROJECT / 'make_pictures.py')
+        'lane_pictures', PROJECT / 'make_pictures.py'
+    )
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
     with pytest.raises(SystemExit, match=message):

@@ -1,8 +1,8 @@
 """Recipes of the project, by name once it is imported."""
 
-import lane_detection  # noqa: F401  (registers the recipes)
 import pytest
 
+import lane_detection  # noqa: F401  (registers the recipes)
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.recipes import method_names, resolve
 
@@ -27,8 +27,14 @@ def test_the_own_method_is_named_by_its_scope():
     assert shipped['reconstruction']['network']['weight_lr'] == 0.05
 
 
-@pytest.mark.parametrize(('first', 'second'), [
-    ('sas', 'selective-focus'), ('sgf', 'selective-focus'),
-    ('ours-s', 'qdrop-ours-s'), ('ours', 'qdrop-selective-focus')])
+@pytest.mark.parametrize(
+    ('first', 'second'),
+    [
+        ('sas', 'selective-focus'),
+        ('sgf', 'selective-focus'),
+        ('ours-s', 'qdrop-ours-s'),
+        ('ours', 'qdrop-selective-focus'),
+    ],
+)
 def test_what_is_compared_differs(first, second):
     assert resolve(f'w4a4_{first}') != resolve(f'w4a4_{second}')

@@ -1,14 +1,15 @@
 """Tables: rows, grounds, and that calibration sees none of the latter."""
+
 import importlib
 from pathlib import Path
 
 import pytest
 import yaml
-from lane_detection.roads import RoadSet, generate
 from mmdet.registry import DATASETS
 from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 
+from lane_detection.roads import RoadSet, generate
 from taskptq.engine.calibration_data import (
     CalibrationConfig,
     EvaluationSource,
@@ -20,8 +21,15 @@ ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'projects/lane_detection/configs'
 TABLES = sorted(CONFIGS.glob('*.table.yml'))
 GROUNDS = sorted((CONFIGS / '_base_/grounds').glob('*.py'))
-MODELS = {'scnn', 'resa', 'laneatt', 'bezierlanenet', 'ganet', 'condlanenet',
-          'lstr'}
+MODELS = {
+    'scnn',
+    'resa',
+    'laneatt',
+    'bezierlanenet',
+    'ganet',
+    'condlanenet',
+    'lstr',
+}
 SEEDED = {'scnn', 'laneatt', 'ganet', 'lstr'}
 
 
@@ -48,11 +56,24 @@ def test_rows(tools, path):
     names = {row.name for row in rows}
     bits = table.discriminating
     ladder = ('w8a8', 'w6a6', 'w4a4', 'w3a3', 'w2a4')
-    assert names >= {f'{method} {one} 0' for one in ladder
-                     for method in ('minmax', 'mse', 'aciq')}
-    learned = ('adaround', 'brecq', 'qdrop', 'network-uniform', 'sgf', 'sas',
-               'selective-focus', 'qdrop+network-uniform', 'ours',
-               'qdrop+selective-focus', 'qdrop+ours-s')
+    assert names >= {
+        f'{method} {one} 0'
+        for one in ladder
+        for method in ('minmax', 'mse', 'aciq')
+    }
+    learned = (
+        'adaround',
+        'brecq',
+        'qdrop',
+        'network-uniform',
+        'sgf',
+        'sas',
+        'selective-focus',
+        'qdrop+network-uniform',
+        'ours',
+        'qdrop+selective-focus',
+        'qdrop+ours-s',
+    )
     assert names >= {f'{method} {bits} 0' for method in learned}
     assert names >= {'qdrop w4a4 0', 'selective-focus w4a4 0'}
     seeds = {row.seed for row in rows if row.method == 'qdrop'}
@@ -65,7 +86,9 @@ def test_rows(tools, path):
 def test_targets_are_understood(tools, path):
     content = yaml.safe_load(path.read_text())
     empty = {'rows': [], 'float': None}
-    records = tools('taskptq.bench.targets').evaluate_targets(content['targets'], empty)
+    records = tools('taskptq.bench.targets').evaluate_targets(
+        content['targets'], empty
+    )
     assert {record['status'] for record in records} == {'missing'}
 
 
@@ -74,8 +97,7 @@ def test_target_sets_name_tables(tools):
     entries = collect.find_entries(ROOT)
     sets = collect.find_sets(ROOT, entries)
     members = {member.table.name for member in sets['lanes'].members}
-    assert members == {path.name.removesuffix('.table.yml')
-                       for path in TABLES}
+    assert members == {path.name.removesuffix('.table.yml') for path in TABLES}
     for name in ('lanes', 'lanes-roads'):
         for target in sets[name].targets.targets:
             evaluate_set = tools('taskptq.bench.target_sets').evaluate_set
@@ -104,9 +126,9 @@ def test_calibration_sees_no_ground(path, tmp_path):
     evaluated = DATASETS.build(cfg.val_dataloader.dataset)
     batches = build_calibration(
         CalibrationConfig(num_images=64),
-        source=EvaluationSource(
-            dataset=evaluated, collate=list, batch_size=8),
-        default=cfg.train_dataloader.dataset)
+        source=EvaluationSource(dataset=evaluated, collate=list, batch_size=8),
+        default=cfg.train_dataloader.dataset,
+    )
     assert len(batches.paths) == 64
     found = image_paths(evaluated)
     assert not batches.paths & found
@@ -118,7 +140,8 @@ def test_calibration_sees_no_ground(path, tmp_path):
     # The 64 are the first of the list, whatever the seed.
     first = (ROOT / 'data/culane_mini/list/train.txt').read_text().split()
     assert {Path(p).name for p in batches.paths} == {
-        Path(p).name for p in first[:64]}
+        Path(p).name for p in first[:64]
+    }
 
 
 @pytest.mark.data('culane_mini', 'tusimple_mini')
@@ -140,8 +163,9 @@ def test_one_pass_gives_every_ground(tools, path, tmp_path):
         evaluator.process(data_samples=samples)
         metrics = evaluator.evaluate(len(samples))
     tables = [yaml.safe_load(one.read_text()) for one in TABLES]
-    table = next(one for one in tables
-                 if Path(one['grounds']).name == path.name)
+    table = next(
+        one for one in tables if Path(one['grounds']).name == path.name
+    )
     found = {key: metrics[key] for key in table['columns'].values()}
     assert found.pop('agreement/lds') == pytest.approx(0, abs=1e-2)
     # An annotated lane without points or with gaps is no prediction.

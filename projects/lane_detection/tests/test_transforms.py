@@ -1,4 +1,5 @@
 """Lanes move exactly as their image does."""
+
 import random
 from itertools import pairwise
 
@@ -6,6 +7,8 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from mmdet.registry import TRANSFORMS
+
 from lane_detection.geometry import input_lanes, to_input
 from lane_detection.transforms import (
     LaneAffine,
@@ -18,7 +21,6 @@ from lane_detection.transforms import (
     PackLaneInputs,
 )
 from lane_detection.transforms.augment import affine_matrix
-from mmdet.registry import TRANSFORMS
 
 LANES = [
     np.array([[300, 590], [500, 450], [700, 300]], dtype=np.float32),
@@ -31,15 +33,22 @@ def road(tmp_path):
     """Results of a data set: an image that shows LANES, white on black."""
     image = np.zeros((590, 1640, 3), dtype=np.uint8)
     for lane in LANES:
-        cv2.polylines(image, [np.round(lane).astype(int)], False,
-                      (255, 255, 255), 13)
+        cv2.polylines(
+            image, [np.round(lane).astype(int)], False, (255, 255, 255), 13
+        )
     path, lanes = tmp_path / 'a.jpg', tmp_path / 'a.lines.txt'
     cv2.imwrite(str(path), image, [cv2.IMWRITE_JPEG_QUALITY, 98])
-    lanes.write_text('\n'.join(
-        ' '.join(f'{x} {y}' for x, y in lane) for lane in LANES))
-    return {'img_path': str(path), 'img_id': 'a.jpg', 'num_slots': 4,
-            'label_shape': (590, 1640), 'lane_format': 'culane',
-            'lanes_file': str(lanes)}
+    lanes.write_text(
+        '\n'.join(' '.join(f'{x} {y}' for x, y in lane) for lane in LANES)
+    )
+    return {
+        'img_path': str(path),
+        'img_id': 'a.jpg',
+        'num_slots': 4,
+        'label_shape': (590, 1640),
+        'lane_format': 'culane',
+        'lanes_file': str(lanes),
+    }
 
 
 def run(results, *steps):
@@ -57,7 +66,8 @@ def brightness(results):
     for lane in results['gt_lanes']:
         for start, stop in pairwise(lane):
             points = start + np.linspace(0.1, 0.9, 20)[:, None] * (
-                stop - start)
+                stop - start
+            )
             cells = np.floor(points).astype(int)
             inside = ((cells >= 3) & (cells < (width - 3, height - 3))).all(1)
             values += image[cells[inside, 1], cells[inside, 0]].tolist()
@@ -71,10 +81,18 @@ STEPS = {
     'resize': [LaneResize(size=(295, 700))],
     'flip': [LaneFlip(prob=1.0)],
     'affine': [LaneAffine(max_angle=10, max_shift=(0.1, 0.1))],
-    'all': [LaneAffine(), LaneCrop(top=250), LaneResize(size=(170, 820)),
-            LaneFlip(prob=1.0), LaneAffine(max_angle=3)],
-    'other order': [LaneFlip(prob=1.0), LaneResize(size=(295, 820)),
-                    LaneCrop(top=250)],
+    'all': [
+        LaneAffine(),
+        LaneCrop(top=250),
+        LaneResize(size=(170, 820)),
+        LaneFlip(prob=1.0),
+        LaneAffine(max_angle=3),
+    ],
+    'other order': [
+        LaneFlip(prob=1.0),
+        LaneResize(size=(295, 820)),
+        LaneCrop(top=250),
+    ],
 }
 
 
@@ -83,8 +101,12 @@ STEPS = {
 def test_lanes_stay_on_the_paint(road, name, reduce):
     for seed in range(4):
         random.seed(seed)
-        results = run(road, LoadLaneImage(reduce=reduce),
-                      LoadLaneAnnotations(), *STEPS[name])
+        results = run(
+            road,
+            LoadLaneImage(reduce=reduce),
+            LoadLaneAnnotations(),
+            *STEPS[name],
+        )
         values = brightness(results)
         assert len(values) > 30
         assert np.percentile(values, 5) > 150
@@ -102,16 +124,21 @@ def test_training_lanes_equal_mapped_test_lanes(road):
     assert moved.lane_frame == 'input'
     assert fixed.lane_frame == 'original'
     np.testing.assert_array_equal(fixed.gt_lanes.points[0], LANES[0])
-    for first, second in zip(input_lanes(moved), input_lanes(fixed),
-                             strict=True):
+    for first, second in zip(
+        input_lanes(moved), input_lanes(fixed), strict=True
+    ):
         np.testing.assert_allclose(first, second, atol=1e-3)
     assert moved.crop == fixed.crop == (0, 250, 1640, 590)
 
 
 @pytest.mark.parametrize('reduce', [2, 4])
 def test_reduced_images_show_the_same_frame(road, reduce):
-    steps = [LoadLaneAnnotations(), LaneCrop(top=250),
-             LaneResize(size=(80, 400)), PackLaneInputs()]
+    steps = [
+        LoadLaneAnnotations(),
+        LaneCrop(top=250),
+        LaneResize(size=(80, 400)),
+        PackLaneInputs(),
+    ]
     whole = run(road, LoadLaneImage(), *steps)
     small = run(road, LoadLaneImage(reduce=reduce), *steps)
     first, second = whole['data_samples'], small['data_samples']
@@ -124,13 +151,21 @@ def test_reduced_images_show_the_same_frame(road, reduce):
 
 def test_input_frame_of_the_data_set(road):
     frame = dict(top=300, size=(64, 200), reduce=2)
-    results = run({**road, 'input_frame': frame}, LoadLaneImage(),
-                  LaneCrop(), LaneResize())
+    results = run(
+        {**road, 'input_frame': frame},
+        LoadLaneImage(),
+        LaneCrop(),
+        LaneResize(),
+    )
     assert results['img'].shape == (64, 200, 3)
     assert results['crop'] == pytest.approx((0, 300, 1640, 590), abs=2)
     # A transform's own argument goes first.
-    other = run({**road, 'input_frame': frame}, LoadLaneImage(reduce=1),
-                LaneCrop(top=250), LaneResize(size=(32, 100)))
+    other = run(
+        {**road, 'input_frame': frame},
+        LoadLaneImage(reduce=1),
+        LaneCrop(top=250),
+        LaneResize(size=(32, 100)),
+    )
     assert other['img'].shape == (32, 100, 3)
     assert other['crop'] == (0, 250, 1640, 590)
 
@@ -151,34 +186,42 @@ def test_plain_loading_works_too(road):
     assert results['ori_shape'] == (590, 1640)
 
 
-@pytest.mark.parametrize(('step', 'message'), [
-    (LaneCrop(top=600), 'leave nothing'),
-    (LaneCrop(top=300, bottom=250), 'leave nothing'),
-    (LaneCrop(bottom=700), 'reach beyond'),
-    (LaneCrop(top=[(720, 368)]), 'images of height 590'),
-    (LaneResize(), 'has no size'),
-])
+@pytest.mark.parametrize(
+    ('step', 'message'),
+    [
+        (LaneCrop(top=600), 'leave nothing'),
+        (LaneCrop(top=300, bottom=250), 'leave nothing'),
+        (LaneCrop(bottom=700), 'reach beyond'),
+        (LaneCrop(top=[(720, 368)]), 'images of height 590'),
+        (LaneResize(), 'has no size'),
+    ],
+)
 def test_impossible_frames(road, step, message):
     with pytest.raises(ValueError, match=message):
         run(road, LoadLaneImage(), step)
 
 
 def test_flip_swaps_slots_and_existence(road):
-    results = run({**road, 'existence': (1, 1, 0, 0)}, LoadLaneImage(),
-                  LoadLaneAnnotations())
+    results = run(
+        {**road, 'existence': (1, 1, 0, 0)},
+        LoadLaneImage(),
+        LoadLaneAnnotations(),
+    )
     results['gt_slots'] = np.array([0, -1])
     once = run(results, LaneFlip(prob=1.0))
     assert once['gt_slots'].tolist() == [3, -1]
     assert once['existence'] == (0, 0, 1, 1)
     assert once['flip'] is True
     np.testing.assert_allclose(
-        once['gt_lanes'][0][:, 0], 1640 - LANES[0][:, 0])
+        once['gt_lanes'][0][:, 0], 1640 - LANES[0][:, 0]
+    )
     twice = run(once, LaneFlip(prob=1.0))
     assert twice['flip'] is False
     assert twice['gt_slots'].tolist() == [0, -1]
     np.testing.assert_array_equal(twice['img'], results['img'])
-    for before, after in zip(results['gt_lanes'], twice['gt_lanes'],
-                             strict=True):
+    for before, after in zip(
+        results['gt_lanes'], twice['gt_lanes'], strict=True
+    ):
         np.testing.assert_allclose(after, before)
     never = run(results, LaneFlip(prob=0.0))
     assert never['flip'] is False
@@ -188,13 +231,17 @@ def test_flip_swaps_slots_and_existence(road):
 @pytest.mark.parametrize('step', [LaneFlip(prob=0.0), LaneAffine(prob=0.0)])
 def test_images_are_not_moved_away_from_their_lanes(road, step):
     with pytest.raises(ValueError, match='load them before it'):
-        run(road, LoadLaneImage(), LaneResize(size=(100, 300)),
-            LoadLaneAnnotations(), step)
+        run(
+            road,
+            LoadLaneImage(),
+            LaneResize(size=(100, 300)),
+            LoadLaneAnnotations(),
+            step,
+        )
 
 
 def test_affine_matrix_turns_about_the_center():
-    matrix = affine_matrix(
-        shape=(100, 200), angle=90, scale=2, shift=(5, -3))
+    matrix = affine_matrix(shape=(100, 200), angle=90, scale=2, shift=(5, -3))
     center = matrix @ (100, 50, 1)
     np.testing.assert_allclose(center, (105, 47))
     # Clockwise: what lies right of the center comes to lie below it.
@@ -206,7 +253,8 @@ def test_affine_matrix_turns_about_the_center():
 def test_photometric_changes_colors_only(road):
     results = run(road, LoadLaneImage(), LoadLaneAnnotations())
     results['img'] = np.random.default_rng(0).integers(
-        0, 255, (60, 80, 3), dtype=np.uint8)
+        0, 255, (60, 80, 3), dtype=np.uint8
+    )
     changed = []
     for seed in range(12):
         random.seed(seed)
@@ -220,12 +268,17 @@ def test_photometric_changes_colors_only(road):
     again = run(results, LanePhotometric())['img']
     np.testing.assert_array_equal(again, changed[3])
     assert [lane.tolist() for lane in results['gt_lanes']] == [
-        lane.tolist() for lane in LANES]
+        lane.tolist() for lane in LANES
+    ]
 
 
 def test_pack(road):
-    packed = run({**road, 'category': 'curve'}, LoadLaneImage(),
-                 LoadLaneAnnotations(), PackLaneInputs())
+    packed = run(
+        {**road, 'category': 'curve'},
+        LoadLaneImage(),
+        LoadLaneAnnotations(),
+        PackLaneInputs(),
+    )
     assert packed['inputs'].shape == (3, 590, 1640)
     assert packed['inputs'].dtype == torch.uint8
     assert packed['inputs'].is_contiguous()
@@ -246,8 +299,9 @@ def test_pack_drops_what_is_not_in_the_input_any_more(road):
 
 
 def test_pack_without_labels(road):
-    sample = run(road, LoadLaneImage(), LaneResize(size=(10, 20)),
-                 PackLaneInputs())['data_samples']
+    sample = run(
+        road, LoadLaneImage(), LaneResize(size=(10, 20)), PackLaneInputs()
+    )['data_samples']
     assert 'gt_lanes' not in sample
     assert sample.img_shape == (10, 20)
 
@@ -270,4 +324,5 @@ def test_unreadable_images(road, tmp_path):
 
 def test_calibration_takes_the_labels_out():
     from taskptq.engine.datasets import reads_labels
+
     assert reads_labels(dict(type='LoadLaneAnnotations'))

@@ -14,28 +14,31 @@ crop_size = (256, 256)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='RandomResize',
-        scale=[(384, 384), (640, 640)],
-        keep_ratio=True),
+    dict(type='RandomResize', scale=[(384, 384), (640, 640)], keep_ratio=True),
     dict(type='RandomCrop', crop_size=crop_size, allow_negative_crop=True),
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
-        direction=['horizontal', 'vertical', 'diagonal']),
-    dict(type='PackDetInputs')
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(
-        type='Resize',
-        scale_factor={{_base_.detector_zoom}},
-        keep_ratio=True),
+        type='Resize', scale_factor={{_base_.detector_zoom}}, keep_ratio=True
+    ),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -50,14 +53,17 @@ train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img='images/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 val_evaluator = dict(
     type='CocoMetric',
     ann_file='data/nuclei/val.json',
     metric='bbox',
-    proposal_nums=(100, 300, 1000))
+    proposal_nums=(100, 300, 1000),
+)
 test_evaluator = val_evaluator
 
 model = dict(
@@ -70,26 +76,30 @@ model = dict(
         out_indices=(0, 1, 2),
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None),
+        init_cfg=None,
+    ),
     neck=dict(in_channels=[32, 64, 128], out_channels=64, num_outs=4),
     rpn_head=dict(
         in_channels=64,
         feat_channels=64,
         anchor_generator=dict(
-            scales=[3, 4.243], ratios=[0.6, 1.0, 1.67],
-            strides=[4, 8, 16, 32])),
+            scales=[3, 4.243], ratios=[0.6, 1.0, 1.67], strides=[4, 8, 16, 32]
+        ),
+    ),
     roi_head=dict(
         bbox_roi_extractor=dict(
-            out_channels=64,
-            finest_scale=28,
-            roi_layer=dict(sampling_ratio=1)),
-        bbox_head=dict(
-            in_channels=64, fc_out_channels=256, num_classes=1)),
+            out_channels=64, finest_scale=28, roi_layer=dict(sampling_ratio=1)
+        ),
+        bbox_head=dict(in_channels=64, fc_out_channels=256, num_classes=1),
+    ),
     train_cfg=dict(
         rpn_proposal=dict(nms_pre=500, max_per_img=300),
-        rcnn=dict(sampler=dict(num=128, pos_fraction=0.33))),
+        rcnn=dict(sampler=dict(num=128, pos_fraction=0.33)),
+    ),
     test_cfg=dict(
         rpn=dict(nms_pre=1000, max_per_img=500),
-        rcnn=dict(score_thr=0.05, max_per_img=200)))
+        rcnn=dict(score_thr=0.05, max_per_img=200),
+    ),
+)
 
 train_cfg = dict(max_epochs=20, val_interval=20)

@@ -5,6 +5,6 @@ _base_ = ['./sam-h_faster-rcnn_coco.py']
 model = dict(prompts=('detector', 'gt_box'))
 test_evaluator = [
     dict(_base_.test_evaluator),
-    dict(type='PromptedMaskMetric', prompts='gt_box')
+    dict(type='PromptedMaskMetric', prompts='gt_box'),
 ]
 val_evaluator = test_evaluator

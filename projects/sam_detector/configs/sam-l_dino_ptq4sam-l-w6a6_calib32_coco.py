@@ -10,5 +10,6 @@ custom_hooks = [
         qconfig=_base_.qconfig,
         reconstruction=dict(_base_.reconstruction, steps=2000, batch_size=1),
         rewrites=_base_.rewrites,
-        calibration=_base_.calibration)
+        calibration=_base_.calibration,
+    )
 ]

@@ -13,12 +13,14 @@ train_pipeline = [
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
-        direction=['horizontal', 'vertical', 'diagonal']),
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
     dict(type='ZoomCrop', image_size={{_base_.sam_size}}, zoom=(1.5, 2.7)),
     dict(
         type='PackSAMInputs',
         image_size={{_base_.sam_size}},
-        with_detector=False)
+        with_detector=False,
+    ),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -33,7 +35,9 @@ train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img='images/'),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 
 # Prompts of the validation: annotated boxes, in the views of a test.
 val_evaluator = dict(type='PromptedMaskMetric', prompts='gt_box')

@@ -17,9 +17,19 @@ from .transforms import PackSAMInputs, SAMViews, ZoomCrop
 from .views import View
 
 __all__ = [
-    'SAM_SIZES', 'InstanceCocoMetric', 'PackSAMInputs', 'PromptedMaskMetric',
-    'PromptedSAM', 'Prompts', 'SAMDataPreprocessor', 'SAMDetector', 'SAMSize',
-    'SAMViews', 'View', 'ZoomCrop', 'prompt_losses'
+    'SAM_SIZES',
+    'InstanceCocoMetric',
+    'PackSAMInputs',
+    'PromptedMaskMetric',
+    'PromptedSAM',
+    'Prompts',
+    'SAMDataPreprocessor',
+    'SAMDetector',
+    'SAMSize',
+    'SAMViews',
+    'View',
+    'ZoomCrop',
+    'prompt_losses',
 ]
 
 register_folder('sam_detector.recipes')

@@ -39,7 +39,8 @@ def sam_size(state: dict[str, Tensor]) -> str:
         ValueError: If it is none of them.
     """
     blocks = {
-        key.split('.')[2] for key in state
+        key.split('.')[2]
+        for key in state
         if key.startswith('image_encoder.blocks.')
     }
     table = state.get('image_encoder.pos_embed')
@@ -52,11 +53,17 @@ def sam_size(state: dict[str, Tensor]) -> str:
     raise ValueError(
         f'the image encoder with {len(blocks)} blocks and a positional table '
         f'of shape {shape} is none of {", ".join(SAM_SIZES)}: give the file '
-        'of one of these')
+        'of one of these'
+    )
 
 
-def merge(sam: str | Path, detector: str | Path | None, *, out: str | Path,
-          trust_checkpoint: bool = False) -> dict[str, Any]:
+def merge(
+    sam: str | Path,
+    detector: str | Path | None,
+    *,
+    out: str | Path,
+    trust_checkpoint: bool = False,
+) -> dict[str, Any]:
     """Write one checkpoint with the weights of both.
 
     Args:
@@ -75,10 +82,7 @@ def merge(sam: str | Path, detector: str | Path | None, *, out: str | Path,
     """
     weights = read_sam_file(local_file(sam))
     meta: dict[str, Any] = {
-        'sam_detector': {
-            'sam': Path(sam).name,
-            'size': sam_size(weights)
-        }
+        'sam_detector': {'sam': Path(sam).name, 'size': sam_size(weights)}
     }
     state = {f'sam.{key}': value for key, value in weights.items()}
     if detector is not None:
@@ -91,11 +95,13 @@ def merge(sam: str | Path, detector: str | Path | None, *, out: str | Path,
     return meta
 
 
-def dataset_meta(detector: str | Path, *,
-                 trust_checkpoint: bool) -> dict[str, Any]:
+def dataset_meta(
+    detector: str | Path, *, trust_checkpoint: bool
+) -> dict[str, Any]:
     """Return a detector's classes, as its file records them."""
     content = read_checkpoint(
-        local_file(detector), trust_checkpoint=trust_checkpoint)
+        local_file(detector), trust_checkpoint=trust_checkpoint
+    )
     found = (content.get('meta') or {}).get('dataset_meta')
     return {} if found is None else {'dataset_meta': to_plain(found)}
 
@@ -104,7 +110,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; None takes ``sys.argv``."""
     parser = argparse.ArgumentParser(
         prog='python -m sam_detector.convert',
-        description='Merge SAM and a detector into one checkpoint')
+        description='Merge SAM and a detector into one checkpoint',
+    )
     parser.add_argument('--sam', required=True, help='official SAM file')
     parser.add_argument('--detector', help='checkpoint of an mmdet detector')
     parser.add_argument('--out', required=True, help='file to write')
@@ -112,7 +119,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--trust-checkpoint',
         action='store_true',
         help="unpickle a detector's file that is not plain, which runs code "
-        'that it names: for files whose source you trust')
+        'that it names: for files whose source you trust',
+    )
     return parser.parse_args(argv)
 
 
@@ -124,7 +132,8 @@ def main(argv: list[str] | None = None) -> None:
             args.sam,
             args.detector,
             out=args.out,
-            trust_checkpoint=args.trust_checkpoint)
+            trust_checkpoint=args.trust_checkpoint,
+        )
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     print_log(f'Wrote {args.out}: SAM {meta["sam_detector"]["size"]}')

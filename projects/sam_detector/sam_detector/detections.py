@@ -30,6 +30,9 @@ def no_instances(sample: Any, *, device: torch.device) -> InstanceData:
     height, width = sample.ori_shape[:2]
     empty = torch.zeros(0, device=device)
     return InstanceData(
-        bboxes=empty.reshape(0, 4), labels=empty.long(), scores=empty,
+        bboxes=empty.reshape(0, 4),
+        labels=empty.long(),
+        scores=empty,
         masks=torch.zeros(0, height, width, dtype=torch.bool, device=device),
-        iou=empty)
+        iou=empty,
+    )

@@ -89,23 +89,27 @@ class SAMDetector(BaseDetector):
             a detector that is not there.
     """
 
-    def __init__(self,
-                 sam: dict[str, Any],
-                 *,
-                 detector: dict[str, Any] | None = None,
-                 prompts: Sequence[str] = ('detector', ),
-                 multimask_output: bool | str = AMBIGUOUS,
-                 train_cfg: dict[str, Any] | None = None,
-                 test_cfg: dict[str, Any] | None = None,
-                 data_preprocessor: dict[str, Any] | None = None,
-                 init_cfg: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        sam: dict[str, Any],
+        *,
+        detector: dict[str, Any] | None = None,
+        prompts: Sequence[str] = ('detector',),
+        multimask_output: bool | str = AMBIGUOUS,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        init_cfg: dict[str, Any] | None = None,
+    ) -> None:
         super().__init__(
-            data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+            data_preprocessor=data_preprocessor, init_cfg=init_cfg
+        )
         check_prompts(prompts, with_detector=detector is not None)
         if multimask_output not in (True, False, AMBIGUOUS):
             raise ValueError(
                 f'multimask_output={multimask_output!r}: choose True, False '
-                f'or {AMBIGUOUS!r}')
+                f'or {AMBIGUOUS!r}'
+            )
         self.sam = MODELS.build(sam)
         self.detector = None
         if detector is not None:
@@ -133,7 +137,8 @@ class SAMDetector(BaseDetector):
         if self.detector is None:
             raise ValueError(
                 f'this SAMDetector has no detector to load {path} into: give '
-                'detector=dict(...)')
+                'detector=dict(...)'
+            )
         load_exactly(self.detector, detector_weights(path), path=path)
 
     def load_sam(self, path: str | Path) -> None:
@@ -144,22 +149,32 @@ class SAMDetector(BaseDetector):
         """
         self.sam.load(path)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str,
-                              *args: Any, **kwargs: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
         """Accept official SAM files as they are."""
         self._detections = Detections()
         add_sam_prefix(state_dict, prefix=prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
-    def loss(self, batch_inputs: dict[str, Any],
-             batch_data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return SAM's losses for prompts from the annotations."""
         return prompt_losses(
-            self.sam, batch_inputs, batch_data_samples, cfg=self.train_cfg)
+            self.sam, batch_inputs, batch_data_samples, cfg=self.train_cfg
+        )
 
-    def predict(self, batch_inputs: dict[str, Any],
-                batch_data_samples: Sequence[Any],
-                rescale: bool = True) -> Sequence[Any]:
+    def predict(
+        self,
+        batch_inputs: dict[str, Any],
+        batch_data_samples: Sequence[Any],
+        rescale: bool = True,
+    ) -> Sequence[Any]:
         """Add masks to the data samples.
 
         Args:
@@ -171,22 +186,26 @@ class SAMDetector(BaseDetector):
             The data samples with ``pred_instances`` and ``prompted``.
         """
         if not rescale:
-            raise ValueError('rescale=False is not possible: the views of an '
-                             'image have no common size')
+            raise ValueError(
+                'rescale=False is not possible: the views of an '
+                'image have no common size'
+            )
         detections = self.detect(batch_inputs, batch_data_samples)
-        for views, sample, found in zip(batch_inputs['sam'],
-                                        batch_data_samples, detections,
-                                        strict=True):
+        for views, sample, found in zip(
+            batch_inputs['sam'], batch_data_samples, detections, strict=True
+        ):
             requests = self.requests(sample, found, device=views.device)
             prompted = self.segment(views, sample, requests)
             sample.prompted = prompted
             sample.pred_instances = prompted.get(
-                self.prompts[0], no_instances(sample, device=views.device))
+                self.prompts[0], no_instances(sample, device=views.device)
+            )
         return batch_data_samples
 
     @torch.no_grad()
-    def detect(self, batch_inputs: dict[str, Any],
-               batch_data_samples: Sequence[Any]) -> list[Any]:
+    def detect(
+        self, batch_inputs: dict[str, Any], batch_data_samples: Sequence[Any]
+    ) -> list[Any]:
         """Return the detector's instances of each image, original pixels.
 
         Raises:
@@ -198,7 +217,8 @@ class SAMDetector(BaseDetector):
             raise ValueError(
                 'the batch has no image for the detector: give '
                 'SAMDataPreprocessor its detector=dict(...), and leave '
-                'with_detector of PackSAMInputs on')
+                'with_detector of PackSAMInputs on'
+            )
         keys = [
             image_key(sample) if self._remembers() else None
             for sample in batch_data_samples
@@ -210,33 +230,41 @@ class SAMDetector(BaseDetector):
             for sample in batch_data_samples
         ]
         results = self.detector.predict(
-            batch_inputs['img'], samples, rescale=True)
+            batch_inputs['img'], samples, rescale=True
+        )
         found = [sample.pred_instances for sample in results]
-        self._detections.update({
-            key: instances.clone()
-            for key, instances in zip(keys, found, strict=True)
-            if key is not None
-        })
+        self._detections.update(
+            {
+                key: instances.clone()
+                for key, instances in zip(keys, found, strict=True)
+                if key is not None
+            }
+        )
         return found
 
     def _remembers(self) -> bool:
         """Whether detections are kept; those of quantized layers are not."""
         return self.test_cfg.remember_detections and not any(
-            isinstance(m, QuantModule) for m in self.detector.modules())
+            isinstance(m, QuantModule) for m in self.detector.modules()
+        )
 
-    def requests(self, sample: Any, detections: Any, *,
-                 device: torch.device) -> dict[str, Request]:
+    def requests(
+        self, sample: Any, detections: Any, *, device: torch.device
+    ) -> dict[str, Request]:
         """Return the prompts of an image by their kind."""
         annotated = sample.get('gt_instances')
         found = {}
         for kind in self.prompts:
             if kind == 'detector':
                 found[kind] = detector_request(
-                    detections, max_prompts=self.test_cfg.max_prompts,
-                    score_thr=self.test_cfg.score_thr)
+                    detections,
+                    max_prompts=self.test_cfg.max_prompts,
+                    score_thr=self.test_cfg.score_thr,
+                )
             elif annotated is not None and 'bboxes' in annotated:
                 found[kind] = ground_truth_request(
-                    kind, annotated, device=device)
+                    kind, annotated, device=device
+                )
         return found
 
     def embed(self, views: Tensor, index: Sequence[int]) -> dict[int, Tensor]:
@@ -253,27 +281,37 @@ class SAMDetector(BaseDetector):
         step = self.test_cfg.views_per_batch
         embeddings: dict[int, Tensor] = {}
         for start in range(0, len(index), step):
-            chosen = index[start:start + step]
+            chosen = index[start : start + step]
             parts = self.sam.encode(views[chosen]).split(1)
             embeddings.update(zip(chosen, parts, strict=True))
         return embeddings
 
-    def segment(self, views: Tensor, sample: Any,
-                requests: Mapping[str, Request]) -> dict[str, InstanceData]:
+    def segment(
+        self, views: Tensor, sample: Any, requests: Mapping[str, Request]
+    ) -> dict[str, InstanceData]:
         """Answer all requests for an image; each view is embedded once."""
         geometry = read_views(sample.metainfo)
-        places = {kind: assign_views(request.extent, geometry)
-                  for kind, request in requests.items()}
+        places = {
+            kind: assign_views(request.extent, geometry)
+            for kind, request in requests.items()
+        }
         used = {int(i) for place in places.values() for i in place.unique()}
         embeddings = self.embed(views, sorted(used))
         return {
-            kind: self.answer(request, places[kind], geometry, embeddings,
-                              sample)
+            kind: self.answer(
+                request, places[kind], geometry, embeddings, sample
+            )
             for kind, request in requests.items()
         }
 
-    def answer(self, request: Request, place: Tensor, geometry: list[View],
-               embeddings: Mapping[int, Tensor], sample: Any) -> InstanceData:
+    def answer(
+        self,
+        request: Request,
+        place: Tensor,
+        geometry: list[View],
+        embeddings: Mapping[int, Tensor],
+        sample: Any,
+    ) -> InstanceData:
         """Predict the masks of a request, at the image's original size.
 
         Args:
@@ -286,21 +324,27 @@ class SAMDetector(BaseDetector):
         height, width = sample.ori_shape[:2]
         device = request.boxes.device
         masks = torch.zeros(
-            len(request), height, width, dtype=torch.bool, device=device)
+            len(request), height, width, dtype=torch.bool, device=device
+        )
         iou = torch.zeros(len(request), device=device)
         for view in place.unique().tolist():
             index = (place == view).nonzero()[:, 0]
             logits, best = self.best_masks(
-                embeddings[view], request, geometry[view], index)
+                embeddings[view], request, geometry[view], index
+            )
             masks[index] = paste_masks(
-                logits, geometry[view], frame=self.sam.image_size,
+                logits,
+                geometry[view],
+                frame=self.sam.image_size,
                 image_shape=(height, width),
-                threshold=self.test_cfg.mask_threshold)
+                threshold=self.test_cfg.mask_threshold,
+            )
             iou[index] = best.float()
         return self.instances(request, masks, iou)
 
-    def best_masks(self, embedding: Tensor, request: Request, view: View,
-                   index: Tensor) -> tuple[Tensor, Tensor]:
+    def best_masks(
+        self, embedding: Tensor, request: Request, view: View, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Decode some prompts of a view; the best mask of each.
 
         Returns:
@@ -310,32 +354,42 @@ class SAMDetector(BaseDetector):
         iou, best = iou.max(dim=1)
         return logits[torch.arange(len(best), device=best.device), best], iou
 
-    def decode(self, embedding: Tensor, request: Request, view: View,
-               index: Tensor) -> tuple[Tensor, Tensor]:
+    def decode(
+        self, embedding: Tensor, request: Request, view: View, index: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Return all logits (Q, M, S / 4, S / 4) and IoUs (Q, M)."""
         several = self.multimask_output
         if several == AMBIGUOUS:
             several = not request.box_prompts
         logits, iou = self.sam.decode(
-            embedding, request.in_view(view, index),
-            multimask_output=bool(several))
+            embedding,
+            request.in_view(view, index),
+            multimask_output=bool(several),
+        )
         return logits, iou
 
-    def instances(self, request: Request, masks: Tensor,
-                  iou: Tensor) -> InstanceData:
+    def instances(
+        self, request: Request, masks: Tensor, iou: Tensor
+    ) -> InstanceData:
         """Pack predictions; annotations are scored by the predicted IoU."""
         quality = iou.clamp(0, 1)
         scores = quality if request.scores is None else request.scores
         result = InstanceData(
-            bboxes=request.boxes, labels=request.labels, scores=scores,
-            masks=masks, iou=iou)
+            bboxes=request.boxes,
+            labels=request.labels,
+            scores=scores,
+            masks=masks,
+            iou=iou,
+        )
         if self.test_cfg.iou_in_scores and request.scores is not None:
             result.mask_scores = request.scores * quality
         return result
 
-    def _forward(self, batch_inputs: dict[str, Any],
-                 batch_data_samples: Sequence[Any] | None = None
-                 ) -> dict[str, Tensor]:
+    def _forward(
+        self,
+        batch_inputs: dict[str, Any],
+        batch_data_samples: Sequence[Any] | None = None,
+    ) -> dict[str, Tensor]:
         """Return the raw outputs for the first kind of prompt there is.
 
         Returns:
@@ -347,9 +401,9 @@ class SAMDetector(BaseDetector):
             return {'embeddings': self.extract_feat(batch_inputs)}
         detections = self.detect(batch_inputs, batch_data_samples)
         embeddings, outputs = [], []
-        for views, sample, found in zip(batch_inputs['sam'],
-                                        batch_data_samples, detections,
-                                        strict=True):
+        for views, sample, found in zip(
+            batch_inputs['sam'], batch_data_samples, detections, strict=True
+        ):
             requests = self.requests(sample, found, device=views.device)
             request = next(iter(requests.values()), None)
             if request is None or len(request) == 0:
@@ -360,14 +414,22 @@ class SAMDetector(BaseDetector):
             embedded = self.embed(views, used)
             embeddings += [embedded[view] for view in used]
             outputs += [
-                self.decode(embedded[view], request, geometry[view],
-                            (place == view).nonzero()[:, 0]) for view in used
+                self.decode(
+                    embedded[view],
+                    request,
+                    geometry[view],
+                    (place == view).nonzero()[:, 0],
+                )
+                for view in used
             ]
         if not outputs:
             return {'embeddings': self.extract_feat(batch_inputs)}
         logits, iou = zip(*outputs, strict=True)
-        return {'embeddings': torch.cat(embeddings),
-                'logits': torch.cat(logits), 'iou': torch.cat(iou)}
+        return {
+            'embeddings': torch.cat(embeddings),
+            'logits': torch.cat(logits),
+            'iou': torch.cat(iou),
+        }
 
     def extract_feat(self, batch_inputs: dict[str, Any]) -> Tensor:
         """Embed every view of every image, (views, C, S / 16, S / 16)."""
@@ -384,8 +446,10 @@ def check_prompts(prompts: Sequence[str], *, with_detector: bool) -> None:
     if isinstance(prompts, str) or not prompts or unknown:
         raise ValueError(
             f'prompts={prompts!r}: give a list of one or more of '
-            f'{", ".join(KINDS)}')
+            f'{", ".join(KINDS)}'
+        )
     if 'detector' in prompts and not with_detector:
         raise ValueError(
             "prompts has 'detector', but there is none: give "
-            "detector=dict(...), or prompts=['gt_box']")
+            "detector=dict(...), or prompts=['gt_box']"
+        )

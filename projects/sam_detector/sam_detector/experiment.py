@@ -29,8 +29,17 @@ from taskptq.engine.pipeline import Recipe
 __all__ = ['Experiment', 'current_commit', 'evenly_spaced', 'read_experiment']
 
 WATCHED = ('taskptq', 'projects/sam_detector')
-USED = ('model', 'dataset', 'config', 'checkpoint', 'quant', 'split',
-        'calibration', 'reconstruction', 'rewrites')
+USED = (
+    'model',
+    'dataset',
+    'config',
+    'checkpoint',
+    'quant',
+    'split',
+    'calibration',
+    'reconstruction',
+    'rewrites',
+)
 OWN_SETTINGS = ('reconstruction', 'qconfig')
 
 
@@ -71,7 +80,8 @@ class Experiment:
         if not path.is_file():
             raise ValueError(
                 f'row {row!r} has no fragment {path}: give <bits>_<method>, '
-                'the name of one of its neighbors')
+                'the name of one of its neighbors'
+            )
         return path
 
     def recipe(self, row: str, *, seed: int = 0) -> Recipe:
@@ -90,7 +100,8 @@ class Experiment:
             reconstruction=learned,
             rewrites=[*self.rewrites, *(fragment.get('rewrites') or [])],
             calibration=self.images(seed).recipe(),
-            seed=seed)
+            seed=seed,
+        )
 
     def images(self, seed: int) -> CalibrationConfig:
         """Return how the calibration images of a seed are chosen."""
@@ -130,9 +141,9 @@ def read_experiment(path: str | Path) -> Experiment:
         if own:
             raise ValueError(
                 f'{path}: a group sets {own[0]}, which pictures do not '
-                'follow: move it to the top level')
-    return Experiment(
-        **{key: content[key] for key in USED if key in content})
+                'follow: move it to the top level'
+            )
+    return Experiment(**{key: content[key] for key in USED if key in content})
 
 
 def evenly_spaced(total: int, *, count: int) -> list[int]:
@@ -146,7 +157,8 @@ def evenly_spaced(total: int, *, count: int) -> list[int]:
     """
     if not 1 <= count <= total:
         raise ValueError(
-            f'count={count}: choose from 1 to {total}, the number of images')
+            f'count={count}: choose from 1 to {total}, the number of images'
+        )
     return [(2 * i + 1) * total // (2 * count) for i in range(count)]
 
 
@@ -155,11 +167,16 @@ def current_commit() -> str:
 
     def git(*words: str) -> str:
         done = subprocess.run(
-            ['git', *words], capture_output=True, text=True, check=False)
+            ['git', *words], capture_output=True, text=True, check=False
+        )
         return done.stdout.strip() if done.returncode == 0 else ''
 
     head = git('rev-parse', '--verify', '--quiet', 'HEAD') or 'uncommitted'
     # Figures and texts beside the code do not change what is measured.
-    changed = git('status', '--porcelain', '--',
-                  *(f'{folder}/**/*.py' for folder in WATCHED))
+    changed = git(
+        'status',
+        '--porcelain',
+        '--',
+        *(f'{folder}/**/*.py' for folder in WATCHED),
+    )
     return f'{head}-dirty' if changed else head

@@ -27,15 +27,18 @@ __all__ = ['compact_json', 'draw_keys', 'measure_keys', 'write_keys']
 NATURAL = 'natural'
 BIMODAL = 'bimodal (KeyShift)'
 # Stage -> row whose rewrites make it of the bimodal model.
-REWRITTEN = {'after BIG': 'w4a4_ptq4sam-s', 'after centering':
-             'w4a4_centering-s'}
+REWRITTEN = {
+    'after BIG': 'w4a4_ptq4sam-s',
+    'after centering': 'w4a4_centering-s',
+}
 PREFIX = 'sam.mask_decoder.transformer.'
 
 Stage = dict[str, dict[str, Any]]
 
 
-def measure_keys(bimodal: Experiment, *, num_images: int, seed: int = 0,
-                 device: str = 'cpu') -> dict[str, Any]:
+def measure_keys(
+    bimodal: Experiment, *, num_images: int, seed: int = 0, device: str = 'cpu'
+) -> dict[str, Any]:
     """Describe the keys of the natural and of the bimodal model.
 
     On training images that the detector prompts, those with which the
@@ -92,11 +95,13 @@ def own_rewrites(experiment: Experiment, row: str) -> list[Any]:
     return list(fragment.to_dict()['rewrites'])
 
 
-def describe(model: nn.Module, batches: Sequence[Any], *,
-             patterns: Sequence[str]) -> Stage:
+def describe(
+    model: nn.Module, batches: Sequence[Any], *, patterns: Sequence[str]
+) -> Stage:
     """Describe the keys of some attentions."""
     return key_distributions(
-        model, Copies(batches), forward=run_batch, patterns=patterns)
+        model, Copies(batches), forward=run_batch, patterns=patterns
+    )
 
 
 def draw_keys(stages: Mapping[str, Stage], out: Path) -> None:
@@ -109,9 +114,15 @@ def draw_keys(stages: Mapping[str, Stage], out: Path) -> None:
     plot_key_histograms(short, out)
 
 
-def write_keys(found: Mapping[str, Any], out: Path, *,
-               experiment: Experiment, command: str, num_images: int,
-               seed: int) -> None:
+def write_keys(
+    found: Mapping[str, Any],
+    out: Path,
+    *,
+    experiment: Experiment,
+    command: str,
+    num_images: int,
+    seed: int,
+) -> None:
     """Write what was measured, with all it takes to measure it again.
 
     Args:
@@ -130,8 +141,10 @@ def write_keys(found: Mapping[str, Any], out: Path, *,
         'commit': current_commit(),
         'seeds': {'images': seed, 'KeyShift': shift_seed(experiment)},
         'num_images': num_images,
-        'environment': {'taskptq': __version__,
-                        'torch': str(torch.__version__)},
+        'environment': {
+            'taskptq': __version__,
+            'torch': str(torch.__version__),
+        },
         'rewrites': found['rewrites'],
         'stages': {
             title: {name: summary(keys) for name, keys in stage.items()}
@@ -147,8 +160,10 @@ def shift_seed(experiment: Experiment) -> int:
     for rewrite in experiment.rewrites:
         if rewrite['type'].endswith('KeyShift'):
             return int(rewrite.get('seed', 0))
-    raise ValueError(f'{experiment.model} has no KeyShift: give the table of '
-                     'the bimodal model')
+    raise ValueError(
+        f'{experiment.model} has no KeyShift: give the table of '
+        'the bimodal model'
+    )
 
 
 def summary(keys: Mapping[str, Any]) -> dict[str, Any]:
@@ -176,7 +191,9 @@ def compact_json(content: Any) -> str:
     text = json.dumps(rounded(content), indent=1, allow_nan=False)
     return re.sub(
         r'\[\s+([^\[\]{}"]*?)\s+\]',
-        lambda match: f'[{" ".join(match[1].split())}]', text)
+        lambda match: f'[{" ".join(match[1].split())}]',
+        text,
+    )
 
 
 def rounded(content: Any) -> Any:

@@ -31,8 +31,9 @@ def add_sam_prefix(state: MutableMapping[str, Any], *, prefix: str) -> None:
         state[f'{prefix}sam.{name}'] = state.pop(key)
 
 
-def detector_weights(path: str | Path, *,
-                     trust_checkpoint: bool = False) -> dict[str, Tensor]:
+def detector_weights(
+    path: str | Path, *, trust_checkpoint: bool = False
+) -> dict[str, Tensor]:
     """Read a detector's weights.
 
     Args:
@@ -45,29 +46,40 @@ def detector_weights(path: str | Path, *,
         ValueError: If it cannot be read, is quantized, or has no weights.
     """
     content = read_checkpoint(
-        local_file(path), trust_checkpoint=trust_checkpoint)
+        local_file(path), trust_checkpoint=trust_checkpoint
+    )
     if is_quantized(content):
-        raise ValueError(f'{path} is quantized already: give the float '
-                         'checkpoint of the detector')
+        raise ValueError(
+            f'{path} is quantized already: give the float '
+            'checkpoint of the detector'
+        )
     state = content.get('state_dict', content)
-    weights = {} if not isinstance(state, Mapping) else {
-        key.removeprefix('module.'): value
-        for key, value in state.items() if isinstance(value, Tensor)
-    }
+    weights = (
+        {}
+        if not isinstance(state, Mapping)
+        else {
+            key.removeprefix('module.'): value
+            for key, value in state.items()
+            if isinstance(value, Tensor)
+        }
+    )
     inner = {
         key.removeprefix('detector.'): value
-        for key, value in weights.items() if key.startswith('detector.')
+        for key, value in weights.items()
+        if key.startswith('detector.')
     }
     weights = inner or weights
     if not weights or any(key.startswith(SAM_PARTS) for key in weights):
         raise ValueError(
             f'{path} holds no detector (its keys are '
-            f'{name_some(weights) or "none"}): give a checkpoint of mmdet')
+            f'{name_some(weights) or "none"}): give a checkpoint of mmdet'
+        )
     return weights
 
 
-def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], *,
-                 path: str | Path) -> None:
+def load_exactly(
+    module: nn.Module, weights: Mapping[str, Tensor], *, path: str | Path
+) -> None:
     """Load weights; every one must be there, fit, and be of use.
 
     Args:
@@ -81,21 +93,32 @@ def load_exactly(module: nn.Module, weights: Mapping[str, Tensor], *,
     """
     own = module.state_dict()
     # BatchNorm's counters are in no formula of the evaluation.
-    missing = [key for key in own if key not in weights
-               and not key.endswith('num_batches_tracked')]
+    missing = [
+        key
+        for key in own
+        if key not in weights and not key.endswith('num_batches_tracked')
+    ]
     unexpected = [key for key in weights if key not in own]
-    other = [key for key in own if key in weights
-             and own[key].shape != weights[key].shape]
+    other = [
+        key
+        for key in own
+        if key in weights and own[key].shape != weights[key].shape
+    ]
     problems = [
         f'{len(keys)} {what} ({name_some(keys)})'
-        for what, keys in (('missing', missing), ('unexpected', unexpected),
-                           ('of another shape', other)) if keys
+        for what, keys in (
+            ('missing', missing),
+            ('unexpected', unexpected),
+            ('of another shape', other),
+        )
+        if keys
     ]
     if problems:
         raise ValueError(
             f'{path} does not fit {type(module).__name__}: weights are '
             f'{", ".join(problems)}; check that config and checkpoint belong '
-            'together')
+            'together'
+        )
     module.load_state_dict(dict(weights), strict=False)
 
 

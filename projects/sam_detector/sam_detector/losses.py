@@ -9,8 +9,9 @@ from torch.nn import functional
 __all__ = ['box_weights', 'dice_loss', 'focal_loss', 'mask_iou']
 
 
-def box_weights(boxes: Tensor, *, size: int, margin: float,
-                outside: float) -> Tensor:
+def box_weights(
+    boxes: Tensor, *, size: int, margin: float, outside: float
+) -> Tensor:
     """Weigh the pixels around each object.
 
     Small objects fill a hundredth of a view: a mean over all pixels would
@@ -36,11 +37,18 @@ def box_weights(boxes: Tensor, *, size: int, margin: float,
     inside = (in_y[:, :, None] & in_x[:, None, :]).float()
     count = inside.sum(dim=(1, 2), keepdim=True)
     return inside / count.clamp(min=1) + outside * (1 - inside) / (
-        size * size - count).clamp(min=1)
+        size * size - count
+    ).clamp(min=1)
 
 
-def focal_loss(logits: Tensor, targets: Tensor, weights: Tensor, *,
-               alpha: float, gamma: float) -> Tensor:
+def focal_loss(
+    logits: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    *,
+    alpha: float,
+    gamma: float,
+) -> Tensor:
     """Focal loss of each mask (Lin et al., ICCV 2017).
 
     Args:
@@ -54,7 +62,8 @@ def focal_loss(logits: Tensor, targets: Tensor, weights: Tensor, *,
         (P,).
     """
     loss = functional.binary_cross_entropy_with_logits(
-        logits, targets, reduction='none')
+        logits, targets, reduction='none'
+    )
     if gamma > 0:
         miss = (logits.sigmoid() - targets).abs()
         loss = loss * miss**gamma

@@ -26,7 +26,8 @@ def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
 
 
 def mask_average_precision(
-        images: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    images: Sequence[Mapping[str, Any]],
+) -> dict[str, float]:
     """Compute COCO's mask AP.
 
     Unlike COCO's 100, the limit on the predictions of an image is its number
@@ -48,8 +49,9 @@ def mask_average_precision(
         truth = COCO()
         truth.dataset = ground_truth(images)
         truth.createIndex()
-        evaluation = COCOeval(truth, truth.loadRes(predictions(images)),
-                              'segm')
+        evaluation = COCOeval(
+            truth, truth.loadRes(predictions(images)), 'segm'
+        )
         evaluation.params.maxDets = [1, 10, max(COCO_LIMIT, largest)]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -72,36 +74,46 @@ def ground_truth(images: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     annotations: list[dict[str, Any]] = []
     for number, image in enumerate(images, start=1):
         for label, run in zip(image['labels'], image['truth'], strict=True):
-            annotations.append({
-                'id': len(annotations) + 1,
-                'image_id': number,
-                'category_id': label + 1,
-                'segmentation': run,
-                'area': float(mask_utils.area(run)),
-                'bbox': mask_utils.toBbox(run).tolist(),
-                'iscrowd': 0,
-            })
+            annotations.append(
+                {
+                    'id': len(annotations) + 1,
+                    'image_id': number,
+                    'category_id': label + 1,
+                    'segmentation': run,
+                    'area': float(mask_utils.area(run)),
+                    'bbox': mask_utils.toBbox(run).tolist(),
+                    'iscrowd': 0,
+                }
+            )
     classes = sorted({item['category_id'] for item in annotations})
     return {
         'info': {},
-        'images': [{
-            'id': number,
-            'height': image['shape'][0],
-            'width': image['shape'][1]
-        } for number, image in enumerate(images, start=1)],
+        'images': [
+            {
+                'id': number,
+                'height': image['shape'][0],
+                'width': image['shape'][1],
+            }
+            for number, image in enumerate(images, start=1)
+        ],
         'annotations': annotations,
-        'categories': [{'id': number, 'name': str(number)}
-                       for number in classes],
+        'categories': [
+            {'id': number, 'name': str(number)} for number in classes
+        ],
     }
 
 
 def predictions(images: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the predictions in COCO's layout."""
-    return [{
-        'image_id': number,
-        'category_id': label + 1,
-        'segmentation': run,
-        'score': score,
-    } for number, image in enumerate(images, start=1)
+    return [
+        {
+            'image_id': number,
+            'category_id': label + 1,
+            'segmentation': run,
+            'score': score,
+        }
+        for number, image in enumerate(images, start=1)
         for label, run, score in zip(
-            image['labels'], image['masks'], image['scores'], strict=True)]
+            image['labels'], image['masks'], image['scores'], strict=True
+        )
+    ]

@@ -30,9 +30,15 @@ PROMPTS = 'gt_box'
 TILE_INCHES = 2.0
 
 
-def quantized_copy(model: nn.Module, experiment: Experiment, row: str, *,
-                   seed: int, work_dir: Path,
-                   reuse: bool = False) -> nn.Module:
+def quantized_copy(
+    model: nn.Module,
+    experiment: Experiment,
+    row: str,
+    *,
+    seed: int,
+    work_dir: Path,
+    reuse: bool = False,
+) -> nn.Module:
     """Quantize a copy of the float model as the table does.
 
     Args:
@@ -53,13 +59,15 @@ def quantized_copy(model: nn.Module, experiment: Experiment, row: str, *,
             return result
     batches = experiment.batches(experiment.images(seed))
     quantize_model(
-        result, batches, recipe=recipe, work_dir=out.parent, out=out)
+        result, batches, recipe=recipe, work_dir=out.parent, out=out
+    )
     return result
 
 
 @torch.no_grad()
-def predict(model: nn.Module, source: EvaluationSource,
-            indices: Sequence[int]) -> list[Any]:
+def predict(
+    model: nn.Module, source: EvaluationSource, indices: Sequence[int]
+) -> list[Any]:
     """Return the data samples of images; each is read anew."""
     return [
         model.test_step(source.collate([source.dataset[index]]))[0]
@@ -77,10 +85,17 @@ def mean_iou(sample: Any) -> float:
     return float(paired_iou(masks_of(sample), annotated_masks(sample)).mean())
 
 
-def compare_masks(experiment: Experiment, rows: Sequence[str], *,
-                  num_images: int, out: Path, work_dir: Path,
-                  seed: int = 0, device: str = 'cpu',
-                  reuse: bool = False) -> dict[str, list[float]]:
+def compare_masks(
+    experiment: Experiment,
+    rows: Sequence[str],
+    *,
+    num_images: int,
+    out: Path,
+    work_dir: Path,
+    seed: int = 0,
+    device: str = 'cpu',
+    reuse: bool = False,
+) -> dict[str, list[float]]:
     """Draw annotated, float and quantized masks side by side.
 
     Prompts are ground-truth boxes. The images are spaced evenly over the
@@ -114,10 +129,13 @@ def compare_masks(experiment: Experiment, rows: Sequence[str], *,
     columns = {'float': predict(reference, source, indices)}
     for row in rows:
         quantized = quantized_copy(
-            model, experiment, row, seed=seed, work_dir=work_dir, reuse=reuse)
+            model, experiment, row, seed=seed, work_dir=work_dir, reuse=reuse
+        )
         columns[title(row)] = predict(quantized, source, indices)
-    ious = {name: [mean_iou(sample) for sample in samples]
-            for name, samples in columns.items()}
+    ious = {
+        name: [mean_iou(sample) for sample in samples]
+        for name, samples in columns.items()
+    }
     draw(columns, ious, out=out)
     return ious
 
@@ -132,19 +150,29 @@ def title(row: str) -> str:
     return f'{bits.upper()} {method}'
 
 
-def draw(columns: dict[str, list[Any]], ious: dict[str, list[float]], *,
-         out: Path) -> None:
+def draw(
+    columns: dict[str, list[Any]], ious: dict[str, list[float]], *, out: Path
+) -> None:
     """Write the picture, with the annotated masks beside the others."""
     samples = columns['float']
     truth = [annotated_masks(sample) for sample in samples]
-    masks = {name: [masks_of(sample) for sample in found]
-             for name, found in columns.items()}
-    captions = {name: [f'mean IoU {value:.3f}' for value in values]
-                for name, values in ious.items()}
+    masks = {
+        name: [masks_of(sample) for sample in found]
+        for name, found in columns.items()
+    }
+    captions = {
+        name: [f'mean IoU {value:.3f}' for value in values]
+        for name, values in ious.items()
+    }
     captions['annotated'] = [f'{len(found)} objects' for found in truth]
     images = [
         np.ascontiguousarray(cv2.imread(sample.img_path)[..., ::-1])
         for sample in samples
     ]
-    draw_masks(images, {'annotated': truth, **masks}, out,
-               captions=captions, tile_inches=TILE_INCHES)
+    draw_masks(
+        images,
+        {'annotated': truth, **masks},
+        out,
+        captions=captions,
+        tile_inches=TILE_INCHES,
+    )

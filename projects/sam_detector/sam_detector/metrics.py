@@ -14,8 +14,12 @@ from torch import Tensor
 from .mask_ap import encode_masks, mask_average_precision
 
 __all__ = [
-    'InstanceCocoMetric', 'PromptedMaskMetric', 'ellipse_masks',
-    'filled_boxes', 'match_boxes', 'paired_iou'
+    'InstanceCocoMetric',
+    'PromptedMaskMetric',
+    'ellipse_masks',
+    'filled_boxes',
+    'match_boxes',
+    'paired_iou',
 ]
 
 # Unknown to a detection: which object it means.
@@ -36,8 +40,14 @@ class InstanceCocoMetric(CocoMetric):
         found = dict(super().compute_metrics(results))
         if self.format_only:
             return found
-        items = self.metric_items or ['mAP', 'mAP_50', 'mAP_75', 'mAP_s',
-                                      'mAP_m', 'mAP_l']
+        items = self.metric_items or [
+            'mAP',
+            'mAP_50',
+            'mAP_75',
+            'mAP_s',
+            'mAP_m',
+            'mAP_l',
+        ]
         for kind in self.metrics:
             if kind in ('bbox', 'segm'):
                 for item in items:
@@ -78,16 +88,19 @@ class PromptedMaskMetric(BaseMetric):
         ValueError: If ``score`` is unknown.
     """
 
-    def __init__(self,
-                 prompts: str = 'gt_box',
-                 *,
-                 mask_ap: bool = True,
-                 score: str = 'iou',
-                 iou_thr: float = 0.5,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        prompts: str = 'gt_box',
+        *,
+        mask_ap: bool = True,
+        score: str = 'iou',
+        iou_thr: float = 0.5,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
         super().__init__(
-            collect_device=collect_device, prefix=prefix or prompts)
+            collect_device=collect_device, prefix=prefix or prompts
+        )
         if score not in ('iou', 'one'):
             raise ValueError(f"score={score!r}: choose 'iou' or 'one'")
         self.prompts = prompts
@@ -96,8 +109,9 @@ class PromptedMaskMetric(BaseMetric):
         self.score = score
         self.iou_thr = iou_thr
 
-    def process(self, data_batch: Any,
-                data_samples: Sequence[Mapping[str, Any]]) -> None:
+    def process(
+        self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Compare the masks of a batch with the annotations.
 
         Raises:
@@ -117,23 +131,31 @@ class PromptedMaskMetric(BaseMetric):
         if self.detected:
             gt_boxes = as_array(sample['gt_instances']['bboxes'])
             first, second = match_boxes(
-                boxes, as_array(predicted['labels']), gt_boxes, labels,
-                scores=as_array(predicted['scores']), iou_thr=self.iou_thr)
+                boxes,
+                as_array(predicted['labels']),
+                gt_boxes,
+                labels,
+                scores=as_array(predicted['scores']),
+                iou_thr=self.iou_thr,
+            )
         else:
             if len(masks) != len(truth):
                 raise ValueError(
                     f'{len(masks)} masks for {len(truth)} annotated objects '
                     f'of image {sample.get("img_id")}: prompts='
-                    f'{self.prompts!r} must give one for each')
+                    f'{self.prompts!r} must give one for each'
+                )
             first = second = np.arange(len(truth))
         shape = truth.shape[1:]
         result = {
             'objects': len(truth),
             'mask': paired_iou(masks[first], truth[second]),
             'box': paired_iou(
-                filled_boxes(boxes[first], shape), truth[second]),
+                filled_boxes(boxes[first], shape), truth[second]
+            ),
             'ellipse': paired_iou(
-                ellipse_masks(boxes[first], shape), truth[second]),
+                ellipse_masks(boxes[first], shape), truth[second]
+            ),
         }
         if self.mask_ap:
             scores = as_array(predicted['iou']).astype(float)
@@ -142,8 +164,9 @@ class PromptedMaskMetric(BaseMetric):
                 'labels': labels.tolist(),
                 'truth': encode_masks(truth),
                 'masks': encode_masks(masks),
-                'scores': (scores if self.score == 'iou' else
-                           np.ones_like(scores)).tolist(),
+                'scores': (
+                    scores if self.score == 'iou' else np.ones_like(scores)
+                ).tolist(),
             }
         return result
 
@@ -158,7 +181,8 @@ class PromptedMaskMetric(BaseMetric):
             raise ValueError(
                 f'the model gave no masks for prompts={self.prompts!r}, only '
                 f'for {sorted(prompted)}: add it to the prompts of '
-                'SAMDetector, and LoadAnnotations to the test pipeline')
+                'SAMDetector, and LoadAnnotations to the test pipeline'
+            )
         return prompted[self.prompts]
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
@@ -170,12 +194,11 @@ class PromptedMaskMetric(BaseMetric):
         means = {
             'miou': mean(ious['mask']),
             'miou_box': mean(ious['box']),
-            'miou_ellipse': mean(ious['ellipse'])
+            'miou_ellipse': mean(ious['ellipse']),
         }
         if self.detected:
             objects = sum(item['objects'] for item in results)
-            found = {f'matched_{name}': value
-                     for name, value in means.items()}
+            found = {f'matched_{name}': value for name, value in means.items()}
             found['recall'] = len(ious['mask']) / max(objects, 1)
             found['miou'] = float(ious['mask'].sum()) / max(objects, 1)
         else:
@@ -196,7 +219,8 @@ def annotated_masks(sample: Mapping[str, Any]) -> np.ndarray:
         raise ValueError(
             f'image {sample.get("img_id")} has no annotated masks: put '
             'LoadAnnotations(with_bbox=True, with_mask=True) after the Resize '
-            'of the test pipeline')
+            'of the test pipeline'
+        )
     masks = instances['masks']
     if isinstance(masks, Tensor):
         return as_array(masks).astype(bool)
@@ -256,9 +280,15 @@ def ellipse_masks(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     return (y**2)[:, :, None] + (x**2)[:, None, :] <= 1
 
 
-def match_boxes(boxes: np.ndarray, labels: np.ndarray, gt_boxes: np.ndarray,
-                gt_labels: np.ndarray, *, scores: np.ndarray,
-                iou_thr: float) -> tuple[np.ndarray, np.ndarray]:
+def match_boxes(
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    gt_boxes: np.ndarray,
+    gt_labels: np.ndarray,
+    *,
+    scores: np.ndarray,
+    iou_thr: float,
+) -> tuple[np.ndarray, np.ndarray]:
     """Match detections to objects, one to one, best score first.
 
     Args:

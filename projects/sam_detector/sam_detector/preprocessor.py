@@ -30,20 +30,26 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, *, image_size: int = 1024,
-                 mean: tuple[float, ...] = PIXEL_MEAN,
-                 std: tuple[float, ...] = PIXEL_STD,
-                 detector: dict[str, Any] | None = None,
-                 non_blocking: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int = 1024,
+        mean: tuple[float, ...] = PIXEL_MEAN,
+        std: tuple[float, ...] = PIXEL_STD,
+        detector: dict[str, Any] | None = None,
+        non_blocking: bool = False,
+    ) -> None:
         super().__init__(non_blocking=non_blocking)
         self.image_size = image_size
         for name, value in (('mean', mean), ('std', std)):
             self.register_buffer(
-                name, torch.tensor(value).view(3, 1, 1), persistent=False)
+                name, torch.tensor(value).view(3, 1, 1), persistent=False
+            )
         self.detector = None if detector is None else MODELS.build(detector)
 
-    def forward(self, data: dict[str, Any],
-                training: bool = False) -> dict[str, Any]:
+    def forward(
+        self, data: dict[str, Any], training: bool = False
+    ) -> dict[str, Any]:
         """Return the batch on the device.
 
         Args:
@@ -61,8 +67,10 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
         """
         inputs = data['inputs']
         samples = self.cast_data(data.get('data_samples'))
-        sizes = [getattr(sample, 'sam_view_sizes', None)
-                 for sample in samples or [None] * len(inputs['sam'])]
+        sizes = [
+            getattr(sample, 'sam_view_sizes', None)
+            for sample in samples or [None] * len(inputs['sam'])
+        ]
         batch: dict[str, Any] = {
             'sam': [
                 self.normalize(views, size)
@@ -72,7 +80,8 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
         if self.detector is not None and 'img' in inputs:
             detected = self.detector(
                 {'inputs': list(inputs['img']), 'data_samples': samples},
-                training)
+                training,
+            )
             batch['img'] = detected['inputs']
             samples = detected['data_samples']
         return {'inputs': batch, 'data_samples': samples}
@@ -88,7 +97,8 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
             raise ValueError(
                 f'a view has the shape {tuple(views.shape)}, but image_size='
                 f'{self.image_size} of SAMDataPreprocessor: give SAMViews or '
-                'ZoomCrop, PackSAMInputs and SAMDataPreprocessor the same')
+                'ZoomCrop, PackSAMInputs and SAMDataPreprocessor the same'
+            )
         views = self.cast_data(views).float()
         views = (views - self.mean) / self.std
         if sizes is None:
@@ -96,7 +106,8 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
         if len(sizes) != len(views):
             raise ValueError(
                 f'sam_view_sizes has {len(sizes)} rows for {len(views)} '
-                'views: leave it as SAMViews or ZoomCrop writes it')
+                'views: leave it as SAMViews or ZoomCrop writes it'
+            )
         for view, size in zip(views, sizes, strict=True):
             height, width = (int(side) for side in size)
             view[:, height:] = 0

@@ -65,8 +65,9 @@ class Request:
         return Prompts(boxes=boxes, points=points, labels=labels)
 
 
-def detector_request(detections: Any, *, max_prompts: int | None,
-                     score_thr: float) -> Request:
+def detector_request(
+    detections: Any, *, max_prompts: int | None, score_thr: float
+) -> Request:
     """Prompt with a detector's boxes, best first.
 
     Args:
@@ -79,11 +80,13 @@ def detector_request(detections: Any, *, max_prompts: int | None,
     return Request(
         boxes=as_plain_boxes(detections.bboxes)[order].float(),
         labels=detections.labels[order],
-        scores=detections.scores[order])
+        scores=detections.scores[order],
+    )
 
 
-def ground_truth_request(kind: str, instances: Any, *,
-                         device: torch.device) -> Request:
+def ground_truth_request(
+    kind: str, instances: Any, *, device: torch.device
+) -> Request:
     """Prompt with annotations.
 
     Args:
@@ -101,7 +104,8 @@ def ground_truth_request(kind: str, instances: Any, *,
         if 'masks' not in instances:
             raise ValueError(
                 f'prompts={kind!r} needs the masks of the annotations: set '
-                'with_mask=True in LoadAnnotations of the test pipeline')
+                'with_mask=True in LoadAnnotations of the test pipeline'
+            )
         masks = torch.from_numpy(instances.masks.to_ndarray()).to(device)
         points = boxes.new_zeros(0, 2)
         if len(masks) > 0:
@@ -110,4 +114,5 @@ def ground_truth_request(kind: str, instances: Any, *,
         boxes=boxes,
         labels=instances.labels.to(device),
         points=points,
-        box_prompts=kind != 'gt_point')
+        box_prompts=kind != 'gt_point',
+    )

@@ -36,18 +36,21 @@ class Prompts:
 
     def __post_init__(self) -> None:
         given = {
-            name: len(part) for name, part in vars(self).items()
+            name: len(part)
+            for name, part in vars(self).items()
             if part is not None
         }
         if not given or len(set(given.values())) > 1:
             raise ValueError(
                 f'prompts have {given or "nothing"}: give boxes, or points '
-                'with labels, or all of them, as many of each')
+                'with labels, or all of them, as many of each'
+            )
         if (self.points is None) != (self.labels is None):
             missing = 'points' if self.points is None else 'labels'
             raise ValueError(
                 f'prompts have {given} but no {missing}: points and labels go '
-                'together')
+                'together'
+            )
 
     def __len__(self) -> int:
         part = self.points if self.boxes is None else self.boxes
@@ -59,7 +62,8 @@ class Prompts:
         return Prompts(
             boxes=None if self.boxes is None else self.boxes[index],
             points=None if self.points is None else self.points[index],
-            labels=None if self.labels is None else self.labels[index])
+            labels=None if self.labels is None else self.labels[index],
+        )
 
     def box_masks(self, *, image_size: int, cells: int) -> Tensor:
         """Draw each box, filled, as logits of a low-resolution mask.
@@ -86,8 +90,13 @@ class Prompts:
         return (MASK_LOGIT * torch.tanh(EDGE_GAIN * depth))[:, None]
 
 
-def jitter_boxes(boxes: Tensor, *, ratio: float, image_size: int,
-                 generator: torch.Generator | None = None) -> Tensor:
+def jitter_boxes(
+    boxes: Tensor,
+    *,
+    ratio: float,
+    image_size: int,
+    generator: torch.Generator | None = None,
+) -> Tensor:
     """Move each side of each box at random.
 
     Args:
@@ -102,12 +111,14 @@ def jitter_boxes(boxes: Tensor, *, ratio: float, image_size: int,
     """
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
     noise = torch.randn(
-        boxes.shape, generator=generator, device=boxes.device).clamp(-2, 2)
+        boxes.shape, generator=generator, device=boxes.device
+    ).clamp(-2, 2)
     return (boxes + ratio * sides * noise).clamp(0, image_size)
 
 
-def inner_points(masks: Tensor, *, random: bool,
-                 generator: torch.Generator | None = None) -> Tensor:
+def inner_points(
+    masks: Tensor, *, random: bool, generator: torch.Generator | None = None
+) -> Tensor:
     """Choose a point inside of each mask.
 
     Args:
@@ -132,9 +143,11 @@ def inner_points(masks: Tensor, *, random: bool,
         if len(empty) > 0:
             raise ValueError(
                 f'masks[{int(empty[0])}] is empty, so no point lies inside: '
-                'drop such objects first')
-        index = torch.multinomial(
-            weight.flatten(1), 1, generator=generator)[:, 0]
+                'drop such objects first'
+            )
+        index = torch.multinomial(weight.flatten(1), 1, generator=generator)[
+            :, 0
+        ]
     else:
         index = _depth(weight).flatten(1).argmax(dim=1)
     return torch.stack([index % width, index // width], dim=1) + 0.5

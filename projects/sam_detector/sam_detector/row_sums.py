@@ -22,9 +22,15 @@ __all__ = ['measure_row_sums', 'write_row_sums']
 Sums = dict[str, dict[str, dict[str, float]]]
 
 
-def measure_row_sums(experiment: Experiment, rows: Sequence[str], *,
-                     num_images: int, work_dir: Path, seed: int = 0,
-                     device: str = 'cpu') -> Sums:
+def measure_row_sums(
+    experiment: Experiment,
+    rows: Sequence[str],
+    *,
+    num_images: int,
+    work_dir: Path,
+    seed: int = 0,
+    device: str = 'cpu',
+) -> Sums:
     """Measure how far rows of quantized attentions are from summing to 1.
 
     On training images that the detector prompts, the first of those with
@@ -52,15 +58,24 @@ def measure_row_sums(experiment: Experiment, rows: Sequence[str], *,
     return {
         row: row_sum_errors(
             quantized_copy(
-                model, experiment, row, seed=seed, work_dir=work_dir),
-            batches, forward=run_batch)
+                model, experiment, row, seed=seed, work_dir=work_dir
+            ),
+            batches,
+            forward=run_batch,
+        )
         for row in rows
     }
 
 
-def write_row_sums(found: Mapping[str, Any], out: Path, *,
-                   experiment: Experiment, command: str, num_images: int,
-                   seed: int) -> None:
+def write_row_sums(
+    found: Mapping[str, Any],
+    out: Path,
+    *,
+    experiment: Experiment,
+    command: str,
+    num_images: int,
+    seed: int,
+) -> None:
     """Write what was measured, with all it takes to measure it again.
 
     Args:
@@ -79,8 +94,10 @@ def write_row_sums(found: Mapping[str, Any], out: Path, *,
         'commit': current_commit(),
         'seeds': {'rows': seed},
         'num_images': num_images,
-        'environment': {'taskptq': __version__,
-                        'torch': str(torch.__version__)},
+        'environment': {
+            'taskptq': __version__,
+            'torch': str(torch.__version__),
+        },
         'row_sum_errors': found,
     }
     out.parent.mkdir(parents=True, exist_ok=True)

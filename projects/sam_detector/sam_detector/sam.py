@@ -76,17 +76,22 @@ class SAMSize:
             least = 0 if field.name == 'window_size' else 1
             if isinstance(value, int) and value < least:
                 raise ValueError(
-                    f'{field.name}={value} of SAM must be at least {least}')
-        for whole, part in (('image_size', 'patch_size'),
-                            ('embed_dim', 'num_heads')):
+                    f'{field.name}={value} of SAM must be at least {least}'
+                )
+        for whole, part in (
+            ('image_size', 'patch_size'),
+            ('embed_dim', 'num_heads'),
+        ):
             if getattr(self, whole) % getattr(self, part) != 0:
                 raise ValueError(
                     f'{whole}={getattr(self, whole)} of SAM must be a '
-                    f'multiple of {part}={getattr(self, part)}')
+                    f'multiple of {part}={getattr(self, part)}'
+                )
         if any(not 0 <= block < self.depth for block in self.global_blocks):
             raise ValueError(
                 f'global_blocks={tuple(self.global_blocks)} of SAM must be '
-                f'indices of its depth={self.depth} blocks: give both')
+                f'indices of its depth={self.depth} blocks: give both'
+            )
 
     @property
     def mask_size(self) -> int:
@@ -96,19 +101,28 @@ class SAMSize:
 
 SAM_SIZES: dict[str, SAMSize] = {
     'vit_b': SAMSize(
-        embed_dim=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11)),
+        embed_dim=768, depth=12, num_heads=12, global_blocks=(2, 5, 8, 11)
+    ),
     'vit_l': SAMSize(
-        embed_dim=1024, depth=24, num_heads=16,
-        global_blocks=(5, 11, 17, 23)),
+        embed_dim=1024, depth=24, num_heads=16, global_blocks=(5, 11, 17, 23)
+    ),
     'vit_h': SAMSize(
-        embed_dim=1280, depth=32, num_heads=16,
-        global_blocks=(7, 15, 23, 31)),
+        embed_dim=1280, depth=32, num_heads=16, global_blocks=(7, 15, 23, 31)
+    ),
     # Ours, trained from scratch on two cores; windows of 8 x 8 tokens and
     # two global blocks keep both kinds of attention.
     'tiny': SAMSize(
-        embed_dim=128, depth=6, num_heads=4, global_blocks=(2, 5),
-        image_size=256, window_size=8, prompt_dim=128, decoder_heads=4,
-        decoder_mlp_dim=256, iou_hidden_dim=128),
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        global_blocks=(2, 5),
+        image_size=256,
+        window_size=8,
+        prompt_dim=128,
+        decoder_heads=4,
+        decoder_mlp_dim=256,
+        iou_hidden_dim=128,
+    ),
 }
 
 
@@ -124,7 +138,8 @@ def build_encoder(size: SAMSize) -> ImageEncoderViT:
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
         use_rel_pos=True,
         window_size=size.window_size,
-        global_attn_indexes=size.global_blocks)
+        global_attn_indexes=size.global_blocks,
+    )
 
 
 def build_prompt_encoder(size: SAMSize) -> PromptEncoder:
@@ -134,7 +149,8 @@ def build_prompt_encoder(size: SAMSize) -> PromptEncoder:
         embed_dim=size.prompt_dim,
         image_embedding_size=(cells, cells),
         input_image_size=(size.image_size, size.image_size),
-        mask_in_chans=16)
+        mask_in_chans=16,
+    )
 
 
 def build_mask_decoder(size: SAMSize) -> MaskDecoder:
@@ -145,8 +161,10 @@ def build_mask_decoder(size: SAMSize) -> MaskDecoder:
             depth=2,
             embedding_dim=size.prompt_dim,
             num_heads=size.decoder_heads,
-            mlp_dim=size.decoder_mlp_dim),
-        iou_head_hidden_dim=size.iou_hidden_dim)
+            mlp_dim=size.decoder_mlp_dim,
+        ),
+        iou_head_hidden_dim=size.iou_hidden_dim,
+    )
 
 
 def read_sam_file(path: str | Path) -> dict[str, Tensor]:
@@ -165,20 +183,23 @@ def read_sam_file(path: str | Path) -> dict[str, Tensor]:
     content = read_checkpoint(local_file(path))
     if is_quantized(content):
         raise ValueError(
-            f'{path} is quantized already: give the float checkpoint of SAM')
+            f'{path} is quantized already: give the float checkpoint of SAM'
+        )
     state = content.get('state_dict', content)
     if not isinstance(state, Mapping):
         state = {}
     if any(key.startswith('sam.') for key in state):
         state = {
             key.removeprefix('sam.'): value
-            for key, value in state.items() if key.startswith('sam.')
+            for key, value in state.items()
+            if key.startswith('sam.')
         }
     if not any(key.startswith('image_encoder.') for key in state):
         raise ValueError(
             f'{path} holds no SAM: none of its {len(state)} keys starts with '
             '"image_encoder."; give an official SAM file or a checkpoint of '
-            'a SAMDetector')
+            'a SAMDetector'
+        )
     return dict(state)
 
 
@@ -207,28 +228,33 @@ class PromptedSAM(BaseModule):
     pixel_mean: Tensor
     pixel_std: Tensor
 
-    def __init__(self,
-                 size: str = 'vit_b',
-                 *,
-                 checkpoint: str | None = None,
-                 prompts_per_batch: int = 64,
-                 box_mask_prompt: bool = False,
-                 init_cfg: dict[str, Any] | None = None,
-                 **overrides: Any) -> None:
+    def __init__(
+        self,
+        size: str = 'vit_b',
+        *,
+        checkpoint: str | None = None,
+        prompts_per_batch: int = 64,
+        box_mask_prompt: bool = False,
+        init_cfg: dict[str, Any] | None = None,
+        **overrides: Any,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         if size not in SAM_SIZES:
             raise ValueError(
                 f'size={size!r} is unknown: choose one of '
-                f'{", ".join(SAM_SIZES)}')
+                f'{", ".join(SAM_SIZES)}'
+            )
         if prompts_per_batch < 1:
             raise ValueError(
-                f'prompts_per_batch={prompts_per_batch} must be at least 1')
+                f'prompts_per_batch={prompts_per_batch} must be at least 1'
+            )
         known = [field.name for field in fields(SAMSize)]
         unknown = sorted(set(overrides) - set(known))
         if unknown:
             raise ValueError(
                 f'{unknown[0]}={overrides[unknown[0]]!r} is no setting of '
-                f'SAM: known are {", ".join(known)}')
+                f'SAM: known are {", ".join(known)}'
+            )
         self.size = replace(SAM_SIZES[size], **overrides)
         self.image_size = self.size.image_size
         self.prompts_per_batch = prompts_per_batch
@@ -236,10 +262,13 @@ class PromptedSAM(BaseModule):
         self.image_encoder = build_encoder(self.size)
         self.prompt_encoder = build_prompt_encoder(self.size)
         self.mask_decoder = build_mask_decoder(self.size)
-        for name, value in (('pixel_mean', PIXEL_MEAN),
-                            ('pixel_std', PIXEL_STD)):
+        for name, value in (
+            ('pixel_mean', PIXEL_MEAN),
+            ('pixel_std', PIXEL_STD),
+        ):
             self.register_buffer(
-                name, torch.tensor(value).view(3, 1, 1), persistent=False)
+                name, torch.tensor(value).view(3, 1, 1), persistent=False
+            )
         self._init_tables()
         if checkpoint is not None:
             self.load(checkpoint)
@@ -272,8 +301,13 @@ class PromptedSAM(BaseModule):
         embeddings: Tensor = self.image_encoder(views)
         return embeddings
 
-    def decode(self, embedding: Tensor, prompts: Prompts, *,
-               multimask_output: bool = False) -> tuple[Tensor, Tensor]:
+    def decode(
+        self,
+        embedding: Tensor,
+        prompts: Prompts,
+        *,
+        multimask_output: bool = False,
+    ) -> tuple[Tensor, Tensor]:
         """Predict the masks of the prompts of one image.
 
         Args:
@@ -286,20 +320,24 @@ class PromptedSAM(BaseModule):
         """
         step = self.prompts_per_batch
         parts = [
-            self._decode(embedding, prompts[start:start + step],
-                         multimask_output)
+            self._decode(
+                embedding, prompts[start : start + step], multimask_output
+            )
             for start in range(0, len(prompts), step)
         ]
         if not parts:
             side = self.size.mask_size
             count = 3 if multimask_output else 1
-            return (embedding.new_zeros(0, count, side, side),
-                    embedding.new_zeros(0, count))
+            return (
+                embedding.new_zeros(0, count, side, side),
+                embedding.new_zeros(0, count),
+            )
         logits, iou = zip(*parts, strict=True)
         return torch.cat(logits), torch.cat(iou)
 
-    def _decode(self, embedding: Tensor, prompts: Prompts,
-                multimask_output: bool) -> tuple[Tensor, Tensor]:
+    def _decode(
+        self, embedding: Tensor, prompts: Prompts, multimask_output: bool
+    ) -> tuple[Tensor, Tensor]:
         """Run prompt encoder and mask decoder on one batch of prompts."""
         sparse, dense = self.embed_prompts(prompts)
         logits, iou = self.mask_decoder(
@@ -307,7 +345,8 @@ class PromptedSAM(BaseModule):
             image_pe=self.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=multimask_output)
+            multimask_output=multimask_output,
+        )
         return logits, iou
 
     def embed_prompts(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
@@ -319,10 +358,12 @@ class PromptedSAM(BaseModule):
         masks = None
         if self.box_mask_prompt and prompts.boxes is not None:
             masks = prompts.box_masks(
-                image_size=self.image_size, cells=self.size.mask_size)
+                image_size=self.image_size, cells=self.size.mask_size
+            )
         points = None
         if prompts.points is not None:
             points = (prompts.points, prompts.labels)
         sparse, dense = self.prompt_encoder(
-            points=points, boxes=prompts.boxes, masks=masks)
+            points=points, boxes=prompts.boxes, masks=masks
+        )
         return sparse, dense

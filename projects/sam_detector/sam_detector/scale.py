@@ -56,25 +56,35 @@ def positive(text: str) -> int:
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
-        description='Seconds and memory of reconstructing a full-size SAM')
+        description='Seconds and memory of reconstructing a full-size SAM'
+    )
     parser.add_argument('--size', default='vit_b', choices=sorted(SAM_SIZES))
     parser.add_argument('--checkpoint', help='SAM file (default: random)')
+    parser.add_argument('--quant', required=True, help='fragment with qconfig')
     parser.add_argument(
-        '--quant', required=True, help='fragment with qconfig')
+        '--num-images', type=positive, default=2, help='calibration images'
+    )
     parser.add_argument(
-        '--num-images', type=positive, default=2, help='calibration images')
+        '--boxes', type=positive, default=8, help='prompts of each image'
+    )
     parser.add_argument(
-        '--boxes', type=positive, default=8, help='prompts of each image')
+        '--steps', type=positive, default=20, help='steps of each unit'
+    )
     parser.add_argument(
-        '--steps', type=positive, default=20, help='steps of each unit')
+        '--batch-size', type=positive, default=1, help='images of a minibatch'
+    )
     parser.add_argument(
-        '--batch-size', type=positive, default=1, help='images of a minibatch')
-    parser.add_argument(
-        '--autocast', choices=['bfloat16'], help='mixed precision')
+        '--autocast', choices=['bfloat16'], help='mixed precision'
+    )
     parser.add_argument('--device', default='cpu')
     parser.add_argument(
-        '--project', type=positive, nargs=2, default=(32, 2000),
-        metavar=('IMAGES', 'STEPS'), help='recipe to project to')
+        '--project',
+        type=positive,
+        nargs=2,
+        default=(32, 2000),
+        metavar=('IMAGES', 'STEPS'),
+        help='recipe to project to',
+    )
     parser.add_argument('--out', type=Path, help='JSON file to write')
     return parser.parse_args(argv)
 
@@ -92,20 +102,25 @@ def noise_batch(seed: int, *, image_size: int, boxes: int) -> dict[str, Any]:
     """
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(
-        256, (1, 3, image_size, image_size), dtype=torch.uint8,
-        generator=generator)
+        256,
+        (1, 3, image_size, image_size),
+        dtype=torch.uint8,
+        generator=generator,
+    )
     corner = torch.rand(boxes, 2, generator=generator) * 0.7
     side = 0.05 + torch.rand(boxes, 2, generator=generator) * 0.25
     gt = InstanceData(
         bboxes=torch.cat([corner, corner + side], dim=1) * image_size,
-        labels=torch.zeros(boxes, dtype=torch.long))
+        labels=torch.zeros(boxes, dtype=torch.long),
+    )
     sample = DetDataSample(
         metainfo={
             'ori_shape': (image_size, image_size),
             'img_shape': (image_size, image_size),
             'sam_views': [[0, 0, image_size, image_size]],
             'sam_view_sizes': [[image_size, image_size]],
-        })
+        }
+    )
     sample.gt_instances = gt
     return {'inputs': {'sam': [image]}, 'data_samples': [sample]}
 
@@ -116,22 +131,32 @@ def build(args: argparse.Namespace) -> nn.Module:
     init_default_scope('mmdet')
     torch.manual_seed(0)
     model = SAMDetector(
-        sam={'type': 'PromptedSAM', 'size': args.size,
-             'checkpoint': args.checkpoint},
-        prompts=('gt_box', ),
+        sam={
+            'type': 'PromptedSAM',
+            'size': args.size,
+            'checkpoint': args.checkpoint,
+        },
+        prompts=('gt_box',),
         data_preprocessor={
-            'type': 'SAMDataPreprocessor', 'image_size': image_size})
+            'type': 'SAMDataPreprocessor',
+            'image_size': image_size,
+        },
+    )
     return model.to(args.device).eval()
 
 
-def recipe_of(fragment: Config, args: argparse.Namespace
-              ) -> ReconstructionConfig:
+def recipe_of(
+    fragment: Config, args: argparse.Namespace
+) -> ReconstructionConfig:
     """Read the fragment's reconstruction, shortened; no unit ends early."""
     settings = dict(fragment.get('reconstruction') or {})
     settings.pop('loss', None)
     settings |= {
-        'steps': args.steps, 'batch_size': args.batch_size, 'skip_below': 0,
-        'patience': None, 'autocast': args.autocast,
+        'steps': args.steps,
+        'batch_size': args.batch_size,
+        'skip_below': 0,
+        'patience': None,
+        'autocast': args.autocast,
     }
     return ReconstructionConfig.from_dict(settings)
 
@@ -155,8 +180,9 @@ def peak_bytes(device: str) -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def seconds_of_forward(model: nn.Module, batch: dict[str, Any], *,
-                       device: str) -> float:
+def seconds_of_forward(
+    model: nn.Module, batch: dict[str, Any], *, device: str
+) -> float:
     """Time one forward of the whole model; a GPU is waited for."""
     start = time.perf_counter()
     with torch.no_grad():
@@ -181,7 +207,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     if fragment.get('qconfig') is None:
         raise ValueError(
             f'{args.quant} has no qconfig: give a fragment that sets '
-            'qconfig=dict(...)')
+            'qconfig=dict(...)'
+        )
     model = build(args)
     image_size = SAM_SIZES[args.size].image_size
     batches = [
@@ -190,12 +217,12 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     ]
     qconfig = without_detector(fragment.qconfig.to_dict())
     prepare_in_place(model, build_qconfig(qconfig))
-    forward_seconds = seconds_of_forward(
-        model, batches[0], device=args.device)
+    forward_seconds = seconds_of_forward(model, batches[0], device=args.device)
     calibration = calibrate(model, batches, forward=run_batch)
     config = recipe_of(fragment, args)
     report = reconstruct(
-        model, batches, config, forward=run_batch, progress=False)
+        model, batches, config, forward=run_batch, progress=False
+    )
     return {
         'size': args.size,
         'weights': args.checkpoint or 'random',
@@ -217,8 +244,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 def without_detector(qconfig: dict[str, Any]) -> dict[str, Any]:
     """Leave out the patterns of the detector, which isn't here."""
-    kept = [pattern for pattern in qconfig.get('keep_float', [])
-            if not pattern.startswith('detector')]
+    kept = [
+        pattern
+        for pattern in qconfig.get('keep_float', [])
+        if not pattern.startswith('detector')
+    ]
     return {**qconfig, 'keep_float': kept}
 
 
@@ -239,8 +269,9 @@ def project(found: dict[str, Any], *, images: int, steps: int) -> float:
     stepping = sum(unit['seconds'] for unit in found['units'])
     rest = found['reconstruction_seconds'] - stepping
     rest += found['calibration_seconds']
-    return (stepping * steps / found['steps'] +
-            rest * images / found['num_images'])
+    return (
+        stepping * steps / found['steps'] + rest * images / found['num_images']
+    )
 
 
 def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
@@ -273,11 +304,17 @@ def commit() -> str | None:
     """
     source = Path(__file__)
     try:
-        for words in (['ls-files', '--error-unmatch', source.name],
-                      ['rev-parse', 'HEAD']):
+        for words in (
+            ['ls-files', '--error-unmatch', source.name],
+            ['rev-parse', 'HEAD'],
+        ):
             done = subprocess.run(
-                ['git', *words], capture_output=True, text=True, check=True,
-                cwd=source.parent)
+                ['git', *words],
+                capture_output=True,
+                text=True,
+                check=True,
+                cwd=source.parent,
+            )
     except (OSError, subprocess.CalledProcessError):
         return None
     return done.stdout.strip()
@@ -297,15 +334,17 @@ def say(text: list[str]) -> None:
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Measure, say what was found, and write a JSON file if asked for."""
     args = parse_args(argv)
-    MMLogger.get_instance('sam_scale', logger_name='sam_scale',
-                          log_level='ERROR')
+    MMLogger.get_instance(
+        'sam_scale', logger_name='sam_scale', log_level='ERROR'
+    )
     try:
         found = measure(args)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
     images, steps = args.project
     projected = {
-        'images': images, 'steps': steps,
+        'images': images,
+        'steps': steps,
         'seconds': project(found, images=images, steps=steps),
     }
     say(lines(found, projected))

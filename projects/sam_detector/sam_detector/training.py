@@ -60,25 +60,33 @@ class PromptTraining:
     def __post_init__(self) -> None:
         if self.max_prompts < 1:
             raise ValueError(
-                f'train_cfg.max_prompts={self.max_prompts} must be at least '
-                '1')
+                f'train_cfg.max_prompts={self.max_prompts} must be at least 1'
+            )
         for name in ('box_ratio', 'point_ratio', 'exact_ratio'):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f'train_cfg.{name}={getattr(self, name)} '
-                                 'must lie in [0, 1]')
+                raise ValueError(
+                    f'train_cfg.{name}={getattr(self, name)} '
+                    'must lie in [0, 1]'
+                )
         if self.box_ratio + self.point_ratio > 1 + 1e-9:
             raise ValueError(
                 f'train_cfg.box_ratio={self.box_ratio} and point_ratio='
-                f'{self.point_ratio} must not exceed 1 together')
+                f'{self.point_ratio} must not exceed 1 together'
+            )
         # Sides move by up to twice the jitter: beyond, boxes turn inside out.
         if not 0 <= self.jitter <= 0.25:
-            raise ValueError(f'train_cfg.jitter={self.jitter} must lie in '
-                             '[0, 0.25]')
+            raise ValueError(
+                f'train_cfg.jitter={self.jitter} must lie in [0, 0.25]'
+            )
 
 
-def prompt_losses(sam: PromptedSAM, inputs: dict[str, Any],
-                  data_samples: Sequence[Any], *,
-                  cfg: dict[str, Any] | None = None) -> dict[str, Tensor]:
+def prompt_losses(
+    sam: PromptedSAM,
+    inputs: dict[str, Any],
+    data_samples: Sequence[Any],
+    *,
+    cfg: dict[str, Any] | None = None,
+) -> dict[str, Tensor]:
     """Return the losses of a batch of views.
 
     Args:
@@ -101,7 +109,8 @@ def prompt_losses(sam: PromptedSAM, inputs: dict[str, Any],
     if count > 1:
         raise ValueError(
             f'an image to train on has {count} views, but annotations belong '
-            'to one: use ZoomCrop in the training pipeline, not SAMViews')
+            'to one: use ZoomCrop in the training pipeline, not SAMViews'
+        )
     embeddings = sam.encode(torch.cat(list(inputs['sam'])))
     parts = []
     for index, sample in enumerate(data_samples):
@@ -109,12 +118,17 @@ def prompt_losses(sam: PromptedSAM, inputs: dict[str, Any],
         if len(instances) == 0:
             continue
         parts.append(
-            _view_losses(sam, embeddings[index:index + 1], instances,
-                         settings))
+            _view_losses(
+                sam, embeddings[index : index + 1], instances, settings
+            )
+        )
     if not parts:
         nothing = embeddings.sum() * 0
-        return {'loss_focal': nothing, 'loss_dice': nothing,
-                'loss_iou': nothing}
+        return {
+            'loss_focal': nothing,
+            'loss_dice': nothing,
+            'loss_iou': nothing,
+        }
     names = ('focal', 'dice', 'iou', 'miou')
     means = torch.cat(parts).mean(dim=0)  # over prompts
     losses = dict(zip(names, means, strict=True))
@@ -126,11 +140,15 @@ def prompt_losses(sam: PromptedSAM, inputs: dict[str, Any],
     }
 
 
-def _view_losses(sam: PromptedSAM, embedding: Tensor, instances: Any,
-                 settings: PromptTraining) -> Tensor:
+def _view_losses(
+    sam: PromptedSAM,
+    embedding: Tensor,
+    instances: Any,
+    settings: PromptTraining,
+) -> Tensor:
     """Return focal, dice, IoU error and IoU of the prompts, (P, 4)."""
     device = embedding.device
-    chosen = torch.randperm(len(instances))[:settings.max_prompts]
+    chosen = torch.randperm(len(instances))[: settings.max_prompts]
     boxes = as_plain_boxes(instances.bboxes)[chosen].to(device)
     targets = _as_tensor(instances.masks)[chosen].to(device)  # P x S/2 x S/2
     prompts = _draw_prompts(boxes, targets, sam.image_size, settings)
@@ -138,45 +156,69 @@ def _view_losses(sam: PromptedSAM, embedding: Tensor, instances: Any,
     logits, iou = sam.decode(embedding, prompts, multimask_output=ambiguous)
     size = targets.shape[-1]
     logits = functional.interpolate(
-        logits, size=(size, size), mode='bilinear', align_corners=False)
+        logits, size=(size, size), mode='bilinear', align_corners=False
+    )
     weights = box_weights(
-        boxes * (size / sam.image_size), size=size, margin=settings.margin,
-        outside=settings.outside)
-    per_mask = torch.stack([
-        _mask_terms(logits[:, m], iou[:, m], targets, weights, settings)
-        for m in range(logits.shape[1])
-    ])  # M x P x 4
-    total = (settings.focal_weight * per_mask[..., 0] +
-             settings.dice_weight * per_mask[..., 1])
+        boxes * (size / sam.image_size),
+        size=size,
+        margin=settings.margin,
+        outside=settings.outside,
+    )
+    per_mask = torch.stack(
+        [
+            _mask_terms(logits[:, m], iou[:, m], targets, weights, settings)
+            for m in range(logits.shape[1])
+        ]
+    )  # M x P x 4
+    total = (
+        settings.focal_weight * per_mask[..., 0]
+        + settings.dice_weight * per_mask[..., 1]
+    )
     best = total.detach().argmin(dim=0)  # P
     return per_mask[best, torch.arange(len(best), device=device)]
 
 
-def _mask_terms(logits: Tensor, iou: Tensor, targets: Tensor,
-                weights: Tensor, settings: PromptTraining) -> Tensor:
+def _mask_terms(
+    logits: Tensor,
+    iou: Tensor,
+    targets: Tensor,
+    weights: Tensor,
+    settings: PromptTraining,
+) -> Tensor:
     """Return focal, dice, IoU error and IoU of each mask, (P, 4)."""
     reached = mask_iou(logits > 0, targets > 0.5).to(logits.dtype)
-    return torch.stack([
-        focal_loss(logits, targets, weights, alpha=settings.alpha,
-                   gamma=settings.gamma),
-        dice_loss(logits, targets),
-        (iou - reached)**2,
-        reached,
-    ], dim=1)
+    return torch.stack(
+        [
+            focal_loss(
+                logits,
+                targets,
+                weights,
+                alpha=settings.alpha,
+                gamma=settings.gamma,
+            ),
+            dice_loss(logits, targets),
+            (iou - reached) ** 2,
+            reached,
+        ],
+        dim=1,
+    )
 
 
-def _draw_prompts(boxes: Tensor, targets: Tensor, image_size: int,
-                  settings: PromptTraining) -> Prompts:
+def _draw_prompts(
+    boxes: Tensor, targets: Tensor, image_size: int, settings: PromptTraining
+) -> Prompts:
     """Draw the kind of prompt of a view, then the prompts."""
     kind = float(torch.rand(()))
     jittered = jitter_boxes(
-        boxes, ratio=settings.jitter, image_size=image_size)
+        boxes, ratio=settings.jitter, image_size=image_size
+    )
     exact = torch.rand(len(boxes), 1, device=boxes.device)
     prompted = torch.where(exact < settings.exact_ratio, boxes, jittered)
     if kind < settings.box_ratio:
         return Prompts(boxes=prompted)
     points = inner_points(targets, random=True)[:, None] * (
-        image_size / targets.shape[-1])
+        image_size / targets.shape[-1]
+    )
     labels = torch.ones(points.shape[:2], device=points.device)
     if kind < settings.box_ratio + settings.point_ratio:
         return Prompts(points=points, labels=labels)

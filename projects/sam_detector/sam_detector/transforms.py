@@ -17,8 +17,15 @@ from mmdet.structures.mask import BitmapMasks
 
 __all__ = ['PackSAMInputs', 'SAMViews', 'ZoomCrop', 'tile_origins']
 
-VIEW_KEYS = ('img_id', 'img_path', 'ori_shape', 'img_shape', 'scale_factor',
-             'sam_views', 'sam_view_sizes')
+VIEW_KEYS = (
+    'img_id',
+    'img_path',
+    'ori_shape',
+    'img_shape',
+    'scale_factor',
+    'sam_views',
+    'sam_view_sizes',
+)
 
 
 def tile_origins(length: int, *, tile: int, overlap: float) -> list[int]:
@@ -61,14 +68,20 @@ class SAMViews(BaseTransform):
     arrays), sam_views (V, 4), sam_view_sizes (V, 2).
     """
 
-    def __init__(self, *, image_size: int = 1024, zoom: float | None = None,
-                 overlap: float = 0.25) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int = 1024,
+        zoom: float | None = None,
+        overlap: float = 0.25,
+    ) -> None:
         if not 0 <= overlap < 1:
             raise ValueError(f'overlap={overlap} must lie in [0, 1)')
         if zoom is not None and not 0 < zoom <= image_size:
             raise ValueError(
                 f'zoom={zoom} must be positive and at most image_size='
-                f'{image_size}; give None for no tiles')
+                f'{image_size}; give None for no tiles'
+            )
         self.image_size = image_size
         self.zoom = zoom
         self.overlap = overlap
@@ -78,16 +91,19 @@ class SAMViews(BaseTransform):
         image = cv2.cvtColor(results['img'], cv2.COLOR_BGR2RGB)
         height, width = image.shape[:2]
         views = [*self.tiles(height, width), (0, 0, width, height)]
-        images = [self.resize(image[y:y + h, x:x + w])
-                  for x, y, w, h in views]
+        images = [
+            self.resize(image[y : y + h, x : x + w]) for x, y, w, h in views
+        ]
         results['sam_imgs'] = images
         results['sam_views'] = np.array(views, dtype=np.float32)
         results['sam_view_sizes'] = np.array(
-            [view.shape[:2] for view in images])
+            [view.shape[:2] for view in images]
+        )
         return results
 
-    def tiles(self, height: int,
-              width: int) -> list[tuple[int, int, int, int]]:
+    def tiles(
+        self, height: int, width: int
+    ) -> list[tuple[int, int, int, int]]:
         """Return x, y, width, height of the tiles in pixels."""
         if self.zoom is None:
             return []
@@ -105,12 +121,16 @@ class SAMViews(BaseTransform):
         height, width = image.shape[:2]
         scale = self.image_size / max(height, width)
         # Halves go up, as in SAM; a thin image keeps a row.
-        size = (max(int(width * scale + 0.5), 1),
-                max(int(height * scale + 0.5), 1))
+        size = (
+            max(int(width * scale + 0.5), 1),
+            max(int(height * scale + 0.5), 1),
+        )
         smaller = scale < 1
         return cv2.resize(
-            image, size,
-            interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR)
+            image,
+            size,
+            interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR,
+        )
 
 
 @TRANSFORMS.register_module()
@@ -132,16 +152,23 @@ class ZoomCrop(BaseTransform):
     sam_imgs (one RGB array), sam_views (1, 4), sam_view_sizes (1, 2).
     """
 
-    def __init__(self, *, image_size: int = 256,
-                 zoom: tuple[float, float] = (1.5, 2.7),
-                 min_visible: float = 0.6, min_pixels: int = 12) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int = 256,
+        zoom: tuple[float, float] = (1.5, 2.7),
+        min_visible: float = 0.6,
+        min_pixels: int = 12,
+    ) -> None:
         if image_size < 2 or image_size % 2 != 0:
             raise ValueError(
-                f'image_size={image_size} must be even: masks have half of it')
+                f'image_size={image_size} must be even: masks have half of it'
+            )
         if not 0 < zoom[0] <= zoom[1] <= image_size:
             raise ValueError(
                 f'zoom={tuple(zoom)} must be the least and the largest '
-                'magnification, positive and at most image_size')
+                'magnification, positive and at most image_size'
+            )
         if min_pixels < 1:
             raise ValueError(f'min_pixels={min_pixels} must be at least 1')
         self.image_size = image_size
@@ -159,20 +186,24 @@ class ZoomCrop(BaseTransform):
         side = min(round(self.image_size / zoom), height, width)
         x, y = self.place(masks, side, width, height)
         size = (self.image_size, self.image_size)
-        crop = np.ascontiguousarray(image[y:y + side, x:x + side])
+        crop = np.ascontiguousarray(image[y : y + side, x : x + side])
         results['sam_imgs'] = [
-            cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR)]
+            cv2.resize(crop, size, interpolation=cv2.INTER_LINEAR)
+        ]
         results['sam_views'] = np.array([[x, y, side, side]], np.float32)
         results['sam_view_sizes'] = np.array([size])
-        self.crop_objects(results, masks, masks[:, y:y + side, x:x + side])
+        self.crop_objects(results, masks, masks[:, y : y + side, x : x + side])
         return results
 
-    def place(self, masks: np.ndarray, side: int, width: int,
-              height: int) -> tuple[int, int]:
+    def place(
+        self, masks: np.ndarray, side: int, width: int, height: int
+    ) -> tuple[int, int]:
         """Draw the crop's corner such that an object lies inside."""
         if len(masks) == 0:
-            return (random.randint(0, width - side),
-                    random.randint(0, height - side))
+            return (
+                random.randint(0, width - side),
+                random.randint(0, height - side),
+            )
         rows, columns = np.nonzero(random.choice(masks))
         index = random.randrange(len(rows)) if len(rows) else None
         corner = []
@@ -182,28 +213,37 @@ class ZoomCrop(BaseTransform):
             corner.append(int(np.clip(start, 0, length - side)))
         return corner[0], corner[1]
 
-    def crop_objects(self, results: dict[str, Any], masks: np.ndarray,
-                     cropped: np.ndarray) -> None:
+    def crop_objects(
+        self, results: dict[str, Any], masks: np.ndarray, cropped: np.ndarray
+    ) -> None:
         """Keep the objects that are still there, in the view's pixels."""
         half = self.image_size // 2
         whole = masks.sum(axis=(1, 2))
         left = cropped.sum(axis=(1, 2))
-        candidates = np.flatnonzero(left >= self.min_visible *
-                                    np.maximum(whole, 1))
+        candidates = np.flatnonzero(
+            left >= self.min_visible * np.maximum(whole, 1)
+        )
         kept, resized, boxes = [], [], []
         for index in candidates:
-            mask = cv2.resize(
-                cropped[index].astype(np.float32), (half, half),
-                interpolation=cv2.INTER_LINEAR) > 0.5
+            mask = (
+                cv2.resize(
+                    cropped[index].astype(np.float32),
+                    (half, half),
+                    interpolation=cv2.INTER_LINEAR,
+                )
+                > 0.5
+            )
             if mask.sum() < self.min_pixels:
                 continue
             kept.append(index)
             resized.append(mask.astype(np.uint8))
             boxes.append(mask_box(mask) * 2)
         results['gt_masks'] = BitmapMasks(
-            np.array(resized).reshape(-1, half, half), half, half)
+            np.array(resized).reshape(-1, half, half), half, half
+        )
         results['gt_bboxes'] = HorizontalBoxes(
-            torch.tensor(np.array(boxes), dtype=torch.float32).view(-1, 4))
+            torch.tensor(np.array(boxes), dtype=torch.float32).view(-1, 4)
+        )
         labels = np.asarray(results['gt_bboxes_labels'])
         results['gt_bboxes_labels'] = labels[kept]
         ignored = results.get('gt_ignore_flags', np.zeros(len(masks), bool))
@@ -215,7 +255,8 @@ def mask_box(mask: np.ndarray) -> np.ndarray:
     columns = np.flatnonzero(mask.any(axis=0))
     rows = np.flatnonzero(mask.any(axis=1))
     return np.array(
-        [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+        [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32
+    )
 
 
 @TRANSFORMS.register_module()
@@ -228,8 +269,13 @@ class PackSAMInputs(PackDetInputs):
         meta_keys: What goes to the data sample's metainfo.
     """
 
-    def __init__(self, *, image_size: int = 1024, with_detector: bool = True,
-                 meta_keys: tuple[str, ...] = VIEW_KEYS) -> None:
+    def __init__(
+        self,
+        *,
+        image_size: int = 1024,
+        with_detector: bool = True,
+        meta_keys: tuple[str, ...] = VIEW_KEYS,
+    ) -> None:
         super().__init__(meta_keys=meta_keys)
         self.image_size = image_size
         self.with_detector = with_detector
@@ -239,7 +285,8 @@ class PackSAMInputs(PackDetInputs):
         packed = super().transform(results)
         inputs = {
             'sam': torch.from_numpy(
-                stack_views(results['sam_imgs'], self.image_size))
+                stack_views(results['sam_imgs'], self.image_size)
+            )
         }
         if self.with_detector:
             inputs['img'] = packed['inputs']
@@ -259,6 +306,7 @@ def stack_views(images: list[np.ndarray], size: int) -> np.ndarray:
             raise ValueError(
                 f'a view of {width}x{height} pixels does not fit image_size='
                 f'{size}: give PackSAMInputs the image_size of SAMViews or '
-                'ZoomCrop')
+                'ZoomCrop'
+            )
         view[:, :height, :width] = image.transpose(2, 0, 1)
     return stacked

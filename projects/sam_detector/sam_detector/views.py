@@ -54,9 +54,9 @@ class View:
 
     def _scale(self, like: Tensor) -> Tensor:
         """Return frame pixels per image pixel, x and y."""
-        return like.new_tensor([
-            self.valid_width / self.width, self.valid_height / self.height
-        ])
+        return like.new_tensor(
+            [self.valid_width / self.width, self.valid_height / self.height]
+        )
 
 
 def read_views(metainfo: Mapping[str, Any]) -> list[View]:
@@ -77,24 +77,32 @@ def read_views(metainfo: Mapping[str, Any]) -> list[View]:
         raise ValueError(
             f'the data sample has no {missing[0]!r} in its metainfo: put '
             'SAMViews before the Resize of the pipeline and PackSAMInputs at '
-            'its end')
+            'its end'
+        )
     regions, sizes = metainfo['sam_views'], metainfo['sam_view_sizes']
     if len(regions) == 0 or len(regions) != len(sizes):
         raise ValueError(
             f'sam_views has {len(regions)} rows and sam_view_sizes '
-            f'{len(sizes)}: give one row of each for every view')
+            f'{len(sizes)}: give one row of each for every view'
+        )
     return [
         View(
-            x=round(float(x)), y=round(float(y)), width=round(float(width)),
-            height=round(float(height)), valid_width=int(valid_width),
-            valid_height=int(valid_height))
+            x=round(float(x)),
+            y=round(float(y)),
+            width=round(float(width)),
+            height=round(float(height)),
+            valid_width=int(valid_width),
+            valid_height=int(valid_height),
+        )
         for (x, y, width, height), (valid_height, valid_width) in zip(
-            regions, sizes, strict=True)
+            regions, sizes, strict=True
+        )
     ]
 
 
-def assign_views(boxes: Tensor, views: list[View], *,
-                 margin: float = 0.1) -> Tensor:
+def assign_views(
+    boxes: Tensor, views: list[View], *, margin: float = 0.1
+) -> Tensor:
     """Choose the view of each prompt.
 
     Of the tiles that contain the grown box, the one whose center is nearest;
@@ -111,28 +119,38 @@ def assign_views(boxes: Tensor, views: list[View], *,
     """
     whole = len(views) - 1
     chosen = torch.full(
-        (len(boxes), ), whole, dtype=torch.long, device=boxes.device)
+        (len(boxes),), whole, dtype=torch.long, device=boxes.device
+    )
     if whole == 0 or len(boxes) == 0:
         return chosen
-    tiles = boxes.new_tensor([
-        [v.x, v.y, v.x + v.width, v.y + v.height] for v in views[:whole]
-    ])  # T x 4
+    tiles = boxes.new_tensor(
+        [[v.x, v.y, v.x + v.width, v.y + v.height] for v in views[:whole]]
+    )  # T x 4
     limit = boxes.new_tensor([views[whole].width, views[whole].height])
     grow = (boxes[:, 2:] - boxes[:, :2]) * (margin / 2)
     low = torch.minimum((boxes[:, :2] - grow).clamp(min=0), limit)
     high = torch.minimum(boxes[:, 2:] + grow, limit).clamp(min=0)
-    contained = ((low[:, None] >= tiles[:, :2]) &
-                 (high[:, None] <= tiles[:, 2:])).all(dim=2)  # P x T
+    contained = (
+        (low[:, None] >= tiles[:, :2]) & (high[:, None] <= tiles[:, 2:])
+    ).all(dim=2)  # P x T
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2
-    distance = (centers[:, None] -
-                (tiles[:, :2] + tiles[:, 2:]) / 2).square().sum(dim=2)
+    distance = (
+        (centers[:, None] - (tiles[:, :2] + tiles[:, 2:]) / 2)
+        .square()
+        .sum(dim=2)
+    )
     distance = distance.masked_fill(~contained, float('inf'))
     return torch.where(contained.any(dim=1), distance.argmin(dim=1), chosen)
 
 
-def paste_masks(logits: Tensor, view: View, *, frame: int,
-                image_shape: tuple[int, int],
-                threshold: float = 0.0) -> Tensor:
+def paste_masks(
+    logits: Tensor,
+    view: View,
+    *,
+    frame: int,
+    image_shape: tuple[int, int],
+    threshold: float = 0.0,
+) -> Tensor:
     """Bring low-resolution masks of a view to the original image.
 
     As SAM does: upsample to the frame, crop the valid part, resize it to its
@@ -152,11 +170,22 @@ def paste_masks(logits: Tensor, view: View, *, frame: int,
     """
     height, width = image_shape
     masks = torch.zeros(
-        len(logits), height, width, dtype=torch.bool, device=logits.device)
-    rows = resize_matrix(logits, logits.shape[1], frame=frame,
-                         valid=view.valid_height, size=view.height)
-    columns = resize_matrix(logits, logits.shape[2], frame=frame,
-                            valid=view.valid_width, size=view.width)
+        len(logits), height, width, dtype=torch.bool, device=logits.device
+    )
+    rows = resize_matrix(
+        logits,
+        logits.shape[1],
+        frame=frame,
+        valid=view.valid_height,
+        size=view.height,
+    )
+    columns = resize_matrix(
+        logits,
+        logits.shape[2],
+        frame=frame,
+        valid=view.valid_width,
+        size=view.width,
+    )
     inside = logits > threshold
     for mask, low, cells in zip(masks, logits, inside, strict=True):
         to_y, from_y = needed(rows, cells.any(dim=1))
@@ -165,16 +194,18 @@ def paste_masks(logits: Tensor, view: View, *, frame: int,
             continue
         part = rows[to_y, from_y] @ low.float()[from_y, from_x]
         part = part @ columns[to_x, from_x].T
-        region = mask[view.y:view.y + view.height,
-                      view.x:view.x + view.width]
+        region = mask[
+            view.y : view.y + view.height, view.x : view.x + view.width
+        ]
         # A region may reach beyond the image by a rounded pixel.
         target = region[to_y, to_x]
-        target |= part[:target.shape[0], :target.shape[1]] > threshold
+        target |= part[: target.shape[0], : target.shape[1]] > threshold
     return masks
 
 
-def resize_matrix(like: Tensor, cells: int, *, frame: int, valid: int,
-                  size: int) -> Tensor:
+def resize_matrix(
+    like: Tensor, cells: int, *, frame: int, valid: int, size: int
+) -> Tensor:
     """Return both bilinear steps along one side as a matrix, (size, cells).
 
     Args:
@@ -186,10 +217,11 @@ def resize_matrix(like: Tensor, cells: int, *, frame: int, valid: int,
     """
     unit = torch.eye(cells, device=like.device)[None]
     upsampled = functional.interpolate(
-        unit, size=frame, mode='linear', align_corners=False)
+        unit, size=frame, mode='linear', align_corners=False
+    )
     resized = functional.interpolate(
-        upsampled[..., :valid], size=size, mode='linear',
-        align_corners=False)
+        upsampled[..., :valid], size=size, mode='linear', align_corners=False
+    )
     return resized[0].T.contiguous()
 
 

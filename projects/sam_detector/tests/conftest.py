@@ -12,10 +12,18 @@ ROOT = PROJECT.parents[1]
 sys.path.insert(0, str(PROJECT))
 
 SAM = {
-    'type': 'PromptedSAM', 'size': 'tiny', 'embed_dim': 16, 'depth': 2,
-    'num_heads': 2, 'global_blocks': (1,), 'image_size': 64,
-    'window_size': 2, 'prompt_dim': 16, 'decoder_heads': 2,
-    'decoder_mlp_dim': 16, 'iou_hidden_dim': 16
+    'type': 'PromptedSAM',
+    'size': 'tiny',
+    'embed_dim': 16,
+    'depth': 2,
+    'num_heads': 2,
+    'global_blocks': (1,),
+    'image_size': 64,
+    'window_size': 2,
+    'prompt_dim': 16,
+    'decoder_heads': 2,
+    'decoder_mlp_dim': 16,
+    'iou_hidden_dim': 16,
 }
 
 
@@ -25,9 +33,12 @@ def pytest_collection_modifyitems(items):
         for marker in item.iter_markers('data'):
             for name in marker.args:
                 if not (ROOT / 'data' / name).is_dir():
-                    item.add_marker(pytest.mark.skip(
-                        reason=f'needs data/{name}; link the folder that '
-                        'holds it with `make data-link DIR=...`'))
+                    item.add_marker(
+                        pytest.mark.skip(
+                            reason=f'needs data/{name}; link the folder that '
+                            'holds it with `make data-link DIR=...`'
+                        )
+                    )
 
 
 @pytest.fixture(autouse=True)
@@ -48,6 +59,7 @@ def host_scope():
     pytest.importorskip('mmdet')
     pytest.importorskip('segment_anything')
     from mmengine.registry import DefaultScope, init_default_scope
+
     before = DefaultScope.get_current_instance()
     init_default_scope('mmdet')
     yield

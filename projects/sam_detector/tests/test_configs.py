@@ -1,14 +1,15 @@
 """Configs of the project parse, build, and say what their names say."""
+
 import re
 from pathlib import Path
 
 import pytest
-import sam_detector  # noqa: F401  (registers the classes)
 import torch
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+import sam_detector  # noqa: F401  (registers the classes)
 from taskptq.engine.pipeline import Recipe
 from taskptq.prepare.patterns import matches
 
@@ -17,12 +18,21 @@ CONFIGS = ROOT / 'projects/sam_detector/configs'
 QUANT = CONFIGS / '_base_/quant'
 FRAGMENTS = sorted(p.name for p in QUANT.glob('*.py'))
 LEAVES = sorted(p.name for p in CONFIGS.glob('*_ptq4sam-l-*.py'))
-FLOAT = [f'sam-{size}_{detector}_coco.py' for size, detector in (
-    ('b', 'faster-rcnn'), ('l', 'yolox-l'), ('b', 'deformable-detr'),
-    ('h', 'dino'))]
+FLOAT = [
+    f'sam-{size}_{detector}_coco.py'
+    for size, detector in (
+        ('b', 'faster-rcnn'),
+        ('l', 'yolox-l'),
+        ('b', 'deformable-detr'),
+        ('h', 'dino'),
+    )
+]
 BITS = re.compile(r'w(\d)a(\d)_(.+)\.py')
-REWRITES = {'ptq4sam': ['BimodalIntegration'], 'big': ['BimodalIntegration'],
-            'centering': ['AttentionCentering']}
+REWRITES = {
+    'ptq4sam': ['BimodalIntegration'],
+    'big': ['BimodalIntegration'],
+    'centering': ['AttentionCentering'],
+}
 
 
 @pytest.mark.parametrize('name', FRAGMENTS)
@@ -30,14 +40,18 @@ def test_fragment(name):
     cfg = Config.fromfile(QUANT / name)
     assert set(cfg) <= {'qconfig', 'reconstruction', 'rewrites'}
     recipe = Recipe.from_config(
-        cfg.qconfig, reconstruction=cfg.get('reconstruction'),
-        rewrites=cfg.rewrites)
+        cfg.qconfig,
+        reconstruction=cfg.get('reconstruction'),
+        rewrites=cfg.rewrites,
+    )
     points = recipe.qconfig.points
     match = BITS.fullmatch(name)
     method = match[3] if match else name.removesuffix('.py')
     if match:
-        bits = [points[p]['num_bits']
-                for p in ('weight', 'activation', 'attention', 'softmax')]
+        bits = [
+            points[p]['num_bits']
+            for p in ('weight', 'activation', 'attention', 'softmax')
+        ]
         assert bits == [int(match[1])] + [int(match[2])] * 3
     words = method.split('-')
     assert [r['type'] for r in recipe.rewrites] == REWRITES.get(words[0], [])
@@ -46,26 +60,36 @@ def test_fragment(name):
     taus = points['softmax']['observer'].get('taus', [1, 2, 4])
     assert (0 in taus) == ('hybrid' in words)
     assert bool(points['softmax']['observer'].get('per_head')) == (
-        'head' in words)
+        'head' in words
+    )
     learned = method not in ('points', 'mse', 'minmax') and words[-1] != 's'
     assert (recipe.reconstruction is not None) == learned
 
 
 def test_all_rows_keep_the_same_layers_float():
-    lists = {tuple(Config.fromfile(QUANT / n).qconfig.keep_float)
-             for n in FRAGMENTS if n.startswith('w4a4')}
+    lists = {
+        tuple(Config.fromfile(QUANT / n).qconfig.keep_float)
+        for n in FRAGMENTS
+        if n.startswith('w4a4')
+    }
     assert len(lists) == 1
 
 
 def test_kept_layers_exist_with_and_without_a_detector(sam_config):
     patterns = Config.fromfile(QUANT / 'points.py').qconfig.keep_float
     for detector in (None, {'type': 'ResNet', 'depth': 18}):
-        model = MODELS.build({
-            'type': 'SAMDetector', 'sam': sam_config, 'detector': detector,
-            'prompts': ['gt_box']})
+        model = MODELS.build(
+            {
+                'type': 'SAMDetector',
+                'sam': sam_config,
+                'detector': detector,
+                'prompts': ['gt_box'],
+            }
+        )
         names = [name for name, _ in model.named_modules()]
-        kept = {name for name in names
-                if any(matches(name, p) for p in patterns)}
+        kept = {
+            name for name in names if any(matches(name, p) for p in patterns)
+        }
         for pattern in patterns:
             assert any(matches(name, pattern) for name in names), pattern
         assert 'sam.image_encoder.patch_embed.proj' in kept
@@ -77,11 +101,16 @@ def test_every_pair_of_the_paper_is_there():
     assert len(LEAVES) == 4 * 3 * 2
 
 
-@pytest.mark.parametrize('name', [
-    'sam-b_faster-rcnn_ptq4sam-l-w6a6_calib32_coco.py',
-    'sam-h_yolox-l_ptq4sam-l-w4a4_calib32_coco.py'])
+@pytest.mark.parametrize(
+    'name',
+    [
+        'sam-b_faster-rcnn_ptq4sam-l-w6a6_calib32_coco.py',
+        'sam-h_yolox-l_ptq4sam-l-w4a4_calib32_coco.py',
+    ],
+)
 def test_leaf(name):
     from mmengine.registry import HOOKS
+
     cfg = Config.fromfile(CONFIGS / name)
     size, bits = re.match(r'sam-(.)_.*-w(\d)a\2_calib32', name).groups()
     assert cfg.model.sam.size == f'vit_{size}'
@@ -101,13 +130,22 @@ def test_float_model_builds(name):
         model = MODELS.build(cfg.model)
     assert model.sam.image_encoder.img_size == 1024
     steps = [step.type for step in cfg.test_dataloader.dataset.pipeline]
-    assert steps.index('SAMViews') < steps.index('Resize') \
+    assert (
+        steps.index('SAMViews')
+        < steps.index('Resize')
         < steps.index('LoadAnnotations')
+    )
     assert cfg.test_evaluator.metric == ['bbox', 'segm']
-    assert type(model.data_preprocessor.detector).__name__ == \
-        'DetDataPreprocessor'
+    assert (
+        type(model.data_preprocessor.detector).__name__
+        == 'DetDataPreprocessor'
+    )
     assert type(model.detector).__name__ in (
-        'FasterRCNN', 'YOLOX', 'DeformableDETR', 'DINO')
+        'FasterRCNN',
+        'YOLOX',
+        'DeformableDETR',
+        'DINO',
+    )
 
 
 @pytest.mark.slow
@@ -127,8 +165,13 @@ def test_nuclei_end_to_end(tmp_path, monkeypatch):
     points = {'type': 'PromptedMaskMetric', 'prompts': 'gt_point'}
     cfg.test_evaluator = [*cfg.test_evaluator, points]
     found = Runner.from_cfg(cfg).test()
-    assert {'coco/bbox_mAP', 'coco/segm_mAP', 'gt_box/segm_mAP',
-            'gt_box/miou', 'detector/matched_miou', 'gt_point/miou'
-            } <= set(found)
+    assert {
+        'coco/bbox_mAP',
+        'coco/segm_mAP',
+        'gt_box/segm_mAP',
+        'gt_box/miou',
+        'detector/matched_miou',
+        'gt_point/miou',
+    } <= set(found)
     assert 0.6 < found['gt_box/miou_box'] < found['gt_box/miou_ellipse'] < 0.9
     assert found['gt_point/miou_box'] == found['gt_box/miou_box']

@@ -1,19 +1,21 @@
 import copy
 
 import pytest
-import sam_detector
 import torch
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
-from sam_detector.views import read_views
 from torch import nn
 
+import sam_detector
+from sam_detector.views import read_views
+
 HEIGHT, WIDTH = 50, 70
-BOXES = torch.tensor([[4.0, 4.0, 16.0, 20.0], [40.0, 10.0, 60.0, 30.0],
-                      [2.0, 2.0, 68.0, 48.0]])
+BOXES = torch.tensor(
+    [[4.0, 4.0, 16.0, 20.0], [40.0, 10.0, 60.0, 30.0], [2.0, 2.0, 68.0, 48.0]]
+)
 FOUND = {'boxes': BOXES, 'scores': torch.tensor([0.3, 0.9, 0.6])}
 
 
@@ -32,8 +34,10 @@ class FixedBoxes(nn.Module):
         for sample in samples:
             assert 'gt_instances' not in sample
             sample.pred_instances = InstanceData(
-                bboxes=FOUND['boxes'], scores=FOUND['scores'],
-                labels=torch.arange(len(FOUND['boxes'])))
+                bboxes=FOUND['boxes'],
+                scores=FOUND['scores'],
+                labels=torch.arange(len(FOUND['boxes'])),
+            )
         return samples
 
 
@@ -42,23 +46,32 @@ def found(monkeypatch):
     def change(boxes, scores):
         monkeypatch.setitem(FOUND, 'boxes', boxes)
         monkeypatch.setitem(FOUND, 'scores', scores)
+
     return change
 
 
 def build(sam_config, **options):
-    return MODELS.build({
-        'type': 'SAMDetector', 'sam': sam_config,
-        'detector': {'type': 'FixedBoxes'}, **options
-    }).eval()
+    return MODELS.build(
+        {
+            'type': 'SAMDetector',
+            'sam': sam_config,
+            'detector': {'type': 'FixedBoxes'},
+            **options,
+        }
+    ).eval()
 
 
 def sample(*, annotated=True):
     views = [(0, 0, 32, 32), (38, 0, 32, 32), (0, 0, WIDTH, HEIGHT)]
-    data = DetDataSample(metainfo={
-        'ori_shape': (HEIGHT, WIDTH), 'img_shape': (HEIGHT, WIDTH),
-        'scale_factor': (1.0, 1.0), 'sam_views': views,
-        'sam_view_sizes': [(64, 64), (64, 64), (46, 64)]
-    })
+    data = DetDataSample(
+        metainfo={
+            'ori_shape': (HEIGHT, WIDTH),
+            'img_shape': (HEIGHT, WIDTH),
+            'scale_factor': (1.0, 1.0),
+            'sam_views': views,
+            'sam_view_sizes': [(64, 64), (64, 64), (46, 64)],
+        }
+    )
     if annotated:
         masks = torch.zeros(2, HEIGHT, WIDTH)
         masks[0, 4:20, 4:16] = 1
@@ -66,13 +79,16 @@ def sample(*, annotated=True):
         data.gt_instances = InstanceData(
             bboxes=HorizontalBoxes(BOXES[:2]),
             labels=torch.tensor([1, 0]),
-            masks=BitmapMasks(masks.byte().numpy(), HEIGHT, WIDTH))
+            masks=BitmapMasks(masks.byte().numpy(), HEIGHT, WIDTH),
+        )
     return data
 
 
 def batch(count=1, **options):
-    inputs = {'sam': [torch.randn(3, 3, 64, 64) for _ in range(count)],
-              'img': torch.randn(count, 3, HEIGHT, WIDTH)}
+    inputs = {
+        'sam': [torch.randn(3, 3, 64, 64) for _ in range(count)],
+        'img': torch.randn(count, 3, HEIGHT, WIDTH),
+    }
     return inputs, [sample(**options) for _ in range(count)]
 
 
@@ -118,19 +134,24 @@ def test_masks_are_those_of_the_prompts_alone(sam_config):
     views = read_views(samples[0].metainfo)
     result = model(inputs, samples, mode='predict')[0].pred_instances
     expected = {0.3: 0, 0.9: 1, 0.6: 2}  # score: view
-    for box, score, mask in zip(result.bboxes, result.scores.tolist(),
-                                result.masks, strict=True):
+    for box, score, mask in zip(
+        result.bboxes, result.scores.tolist(), result.masks, strict=True
+    ):
         index = expected[round(score, 1)]
         view = views[index]
         prompts = sam_detector.Prompts(boxes=view.boxes_to_view(box[None]))
         logits, _ = model.sam.decode(
-            model.sam.encode(inputs['sam'][0][index:index + 1]), prompts)
+            model.sam.encode(inputs['sam'][0][index : index + 1]), prompts
+        )
         logits = nn.functional.interpolate(logits, (64, 64), mode='bilinear')
         logits = nn.functional.interpolate(
-            logits[..., :view.valid_height, :view.valid_width],
-            (view.height, view.width), mode='bilinear')[0, 0]
-        region = mask[view.y:view.y + view.height,
-                      view.x:view.x + view.width]
+            logits[..., : view.valid_height, : view.valid_width],
+            (view.height, view.width),
+            mode='bilinear',
+        )[0, 0]
+        region = mask[
+            view.y : view.y + view.height, view.x : view.x + view.width
+        ]
         assert ((region != (logits > 0)) & (logits.abs() > 1e-4)).sum() == 0
         assert mask.sum() == region.sum()
 
@@ -177,8 +198,10 @@ def test_images_without_labels_leave_annotated_prompts_out(sam_config):
 
 @torch.no_grad()
 def test_test_cfg_limits_the_prompts(sam_config):
-    model = build(sam_config, test_cfg={
-        'max_prompts': 2, 'score_thr': 0.5, 'iou_in_scores': True})
+    model = build(
+        sam_config,
+        test_cfg={'max_prompts': 2, 'score_thr': 0.5, 'iou_in_scores': True},
+    )
     result = model(*batch(), mode='predict')[0].pred_instances
     assert result.scores.tolist() == pytest.approx([0.9, 0.6])
     expected = result.scores * result.iou.clamp(0, 1)
@@ -188,9 +211,16 @@ def test_test_cfg_limits_the_prompts(sam_config):
     assert not result.masks.any()
 
 
-@pytest.mark.parametrize(('setting', 'kind', 'count'), [
-    (True, 'gt_box', 3), (False, 'gt_point', 1), ('points', 'gt_box', 1),
-    ('points', 'gt_point', 3), ('points', 'gt_box_point', 1)])
+@pytest.mark.parametrize(
+    ('setting', 'kind', 'count'),
+    [
+        (True, 'gt_box', 3),
+        (False, 'gt_point', 1),
+        ('points', 'gt_box', 1),
+        ('points', 'gt_point', 3),
+        ('points', 'gt_box_point', 1),
+    ],
+)
 @torch.no_grad()
 def test_multimask_output(sam_config, setting, kind, count):
     model = build(sam_config, prompts=[kind], multimask_output=setting)
@@ -201,7 +231,8 @@ def test_multimask_output(sam_config, setting, kind, count):
     assert heads['embeddings'].shape == (2, 16, 4, 4)
     result = model(inputs, samples, mode='predict')[0].pred_instances
     torch.testing.assert_close(
-        result.iou.sort().values, heads['iou'].amax(dim=1).sort().values)
+        result.iou.sort().values, heads['iou'].amax(dim=1).sort().values
+    )
 
 
 @torch.no_grad()
@@ -229,21 +260,26 @@ def test_training_reaches_sam(sam_config):
     data = DetDataSample()
     data.gt_instances = InstanceData(
         bboxes=torch.tensor([[8.0, 8, 24, 32], [16, 20, 56, 60]]),
-        labels=torch.zeros(2).long(), masks=masks)
+        labels=torch.zeros(2).long(),
+        masks=masks,
+    )
     losses = model({'sam': [torch.randn(1, 3, 64, 64)]}, [data], mode='loss')
     total = sum(v for k, v in losses.items() if k.startswith('loss'))
     total.backward()
     assert model.sam.image_encoder.blocks[0].attn.qkv.weight.grad.any()
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'prompts': ['box']}, 'give a list of one or more of detector'),
-    ({'prompts': 'gt_box'}, 'give a list'),
-    ({'prompts': []}, 'give a list'),
-    ({'detector': None}, "prompts has 'detector', but there is none"),
-    ({'multimask_output': 3}, "choose True, False or 'points'"),
-    ({'test_cfg': {'max_prompts': 0}}, 'max_prompts=0 must be at least 1'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'prompts': ['box']}, 'give a list of one or more of detector'),
+        ({'prompts': 'gt_box'}, 'give a list'),
+        ({'prompts': []}, 'give a list'),
+        ({'detector': None}, "prompts has 'detector', but there is none"),
+        ({'multimask_output': 3}, "choose True, False or 'points'"),
+        ({'test_cfg': {'max_prompts': 0}}, 'max_prompts=0 must be at least 1'),
+    ],
+)
 def test_impossible_settings_are_refused(sam_config, options, message):
     with pytest.raises(Exception, match=message):
         build(sam_config, **options)
@@ -272,7 +308,8 @@ def test_detections_are_remembered_by_copies(sam_config, monkeypatch):
     samples[0].set_metainfo({'img_path': 'a.png'})
     first = model(inputs, copy.deepcopy(samples), mode='predict')[0]
     again = copy.deepcopy(model)(
-        inputs, copy.deepcopy(samples), mode='predict')[0]
+        inputs, copy.deepcopy(samples), mode='predict'
+    )[0]
     assert len(calls) == 1
     assert torch.equal(first.pred_instances.masks, again.pred_instances.masks)
     model.load_state_dict(model.state_dict())

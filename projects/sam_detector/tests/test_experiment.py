@@ -1,9 +1,11 @@
 """What pictures take over from tables."""
+
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
+
 from sam_detector.experiment import evenly_spaced, read_experiment
 from sam_detector.key_comparison import (
     BIMODAL,
@@ -24,8 +26,10 @@ TABLES = 'projects/sam_detector/configs/{}_nuclei.table.yml'
 def tables(monkeypatch):
     """Both tables, read from the repository's top level."""
     monkeypatch.chdir(ROOT)
-    return {name: read_experiment(TABLES.format(name))
-            for name in ('sam-tiny', 'sam-tiny-bimodal')}
+    return {
+        name: read_experiment(TABLES.format(name))
+        for name in ('sam-tiny', 'sam-tiny-bimodal')
+    }
 
 
 def test_recipes_are_those_of_the_table(tables):
@@ -35,12 +39,15 @@ def test_recipes_are_those_of_the_table(tables):
     for key, value in content['reconstruction'].items():
         assert learned.reconstruction[key] == value
     assert learned.seed == learned.reconstruction['seed'] == 3
-    assert learned.calibration['num_images'] == (
-        content['calibration']['num_images'])
+    assert (
+        learned.calibration['num_images']
+        == (content['calibration']['num_images'])
+    )
     assert [r['type'] for r in learned.rewrites] == ['BimodalIntegration']
     assert natural.recipe('w4a4_mse').reconstruction is None
-    assert [r['type'] for r in bimodal.recipe('w4a4_centering-s').rewrites
-            ] == ['KeyShift', 'AttentionCentering']
+    assert [
+        r['type'] for r in bimodal.recipe('w4a4_centering-s').rewrites
+    ] == ['KeyShift', 'AttentionCentering']
 
 
 def test_a_row_without_fragment_is_an_error(tables):
@@ -50,9 +57,19 @@ def test_a_row_without_fragment_is_an_error(tables):
 
 def test_settings_of_single_groups_are_refused(tmp_path):
     path = tmp_path / 'a.table.yml'
-    path.write_text(yaml.safe_dump({
-        'groups': [{'methods': ['mse'], 'bits': ['w4a4'],
-                    'qconfig': {'edge_bits': 8}}]}))
+    path.write_text(
+        yaml.safe_dump(
+            {
+                'groups': [
+                    {
+                        'methods': ['mse'],
+                        'bits': ['w4a4'],
+                        'qconfig': {'edge_bits': 8},
+                    }
+                ]
+            }
+        )
+    )
     with pytest.raises(ValueError, match='a group sets qconfig'):
         read_experiment(path)
 
@@ -66,29 +83,42 @@ def test_images_are_spaced_evenly():
 
 def test_stages_have_the_rewrites_they_are_named_after(tables):
     bimodal = tables['sam-tiny-bimodal']
-    found = {stage: [r['type'] for r in own_rewrites(bimodal, row)]
-             for stage, row in REWRITTEN.items()}
-    assert found == {'after BIG': ['BimodalIntegration'],
-                     'after centering': ['AttentionCentering']}
+    found = {
+        stage: [r['type'] for r in own_rewrites(bimodal, row)]
+        for stage, row in REWRITTEN.items()
+    }
+    assert found == {
+        'after BIG': ['BimodalIntegration'],
+        'after centering': ['AttentionCentering'],
+    }
     assert shift_seed(bimodal) == 0
     with pytest.raises(ValueError, match='sam-tiny has no KeyShift'):
         shift_seed(tables['sam-tiny'])
 
 
 def test_json_is_compact():
-    text = compact_json({'edges': [0.123456, -2.0], 'names': ['a', 'b'],
-                         'n': 3})
+    text = compact_json(
+        {'edges': [0.123456, -2.0], 'names': ['a', 'b'], 'n': 3}
+    )
     assert '"edges": [0.1235, -2.0]' in text
     assert yaml.safe_load(text) == {
-        'edges': [0.1235, -2.0], 'names': ['a', 'b'], 'n': 3}
+        'edges': [0.1235, -2.0],
+        'names': ['a', 'b'],
+        'n': 3,
+    }
 
 
 def test_attentions_of_the_bimodal_stages_are_drawn(tmp_path):
-    keys = {'histogram': {'edges': [0.0, 1.0, 2.0], 'density': [0.5, 0.5]},
-            'peaks': {'positions': [0.5]}, 'range': [0.0, 2.0]}
+    keys = {
+        'histogram': {'edges': [0.0, 1.0, 2.0], 'density': [0.5, 0.5]},
+        'peaks': {'positions': [0.5]},
+        'range': [0.0, 2.0],
+    }
     token = 'sam.mask_decoder.transformer.layers.0.cross_attn_token_to_image'
-    stages = {NATURAL: {'sam.image_encoder.blocks.0.attn': keys, token: keys},
-              BIMODAL: {token: keys}}
+    stages = {
+        NATURAL: {'sam.image_encoder.blocks.0.attn': keys, token: keys},
+        BIMODAL: {token: keys},
+    }
     out = tmp_path / 'keys.png'
     draw_keys(stages, out)
     assert out.stat().st_size > 1000
@@ -96,25 +126,31 @@ def test_attentions_of_the_bimodal_stages_are_drawn(tmp_path):
 
 @pytest.mark.data('nuclei')
 def test_uniform_attention_loses_mass_and_power_of_two_does_not(
-        tables, tmp_path):
-    experiment = replace(
-        tables['sam-tiny'], calibration={'num_images': 2})
+    tables, tmp_path
+):
+    experiment = replace(tables['sam-tiny'], calibration={'num_images': 2})
     rows = ['w4a4_mse', 'w4a4_agq-s']
-    found = measure_row_sums(
-        experiment, rows, num_images=1, work_dir=tmp_path)
+    found = measure_row_sums(experiment, rows, num_images=1, work_dir=tmp_path)
     assert list(found) == rows
-    encoder = {row: [errors['bias'] for name, errors in sums.items()
-                     if 'image_encoder' in name]
-               for row, sums in found.items()}
+    encoder = {
+        row: [
+            errors['bias']
+            for name, errors in sums.items()
+            if 'image_encoder' in name
+        ]
+        for row, sums in found.items()
+    }
     assert len(encoder['w4a4_mse']) == 6
     assert sum(encoder['w4a4_mse']) / 6 < -0.2
     assert max(map(abs, encoder['w4a4_agq-s'])) < 0.1
     out = tmp_path / 'sums.json'
-    write_row_sums(found, out, experiment=experiment, command='make',
-                   num_images=1, seed=0)
+    write_row_sums(
+        found, out, experiment=experiment, command='make', num_images=1, seed=0
+    )
     content = yaml.safe_load(out.read_text())
     assert content['row_sum_errors'].keys() == found.keys()
     assert content['command'] == 'make'
     with pytest.raises(ValueError, match=r"row 'w4a4_best' has no fragment"):
         measure_row_sums(
-            experiment, ['w4a4_best'], num_images=1, work_dir=tmp_path)
+            experiment, ['w4a4_best'], num_images=1, work_dir=tmp_path
+        )

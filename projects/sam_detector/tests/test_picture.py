@@ -19,11 +19,16 @@ def test_overlay_tints_inside_and_outlines():
 
 def test_a_picture_is_written(tmp_path):
     from matplotlib.image import imread
+
     images = [np.zeros((20, 30, 3), np.uint8), np.zeros((10, 10, 3), np.uint8)]
     masks = [np.ones((2, 20, 30), bool), np.zeros((0, 10, 10), bool)]
     out = tmp_path / 'a' / 'masks.png'
-    draw_masks(images, {'float': masks, 'W4A4': masks}, out,
-               captions={'W4A4': ['IoU 0.9', '']})
+    draw_masks(
+        images,
+        {'float': masks, 'W4A4': masks},
+        out,
+        captions={'W4A4': ['IoU 0.9', '']},
+    )
     drawn = imread(out)
     assert drawn.shape[1] > drawn.shape[0]
     assert drawn[..., :3].std() > 0.05

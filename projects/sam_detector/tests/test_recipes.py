@@ -1,8 +1,8 @@
 """Recipes of the project, by name once it is imported."""
 
 import pytest
-import sam_detector  # noqa: F401  (registers the recipes)
 
+import sam_detector  # noqa: F401  (registers the recipes)
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.recipes import method_names, resolve
 

@@ -2,6 +2,8 @@ import pytest
 import torch
 from mmdet.registry import MODELS
 from mmengine.logging import HistoryBuffer
+from segment_anything.modeling import Sam
+
 from sam_detector.prompts import Prompts
 from sam_detector.sam import (
     SAM_SIZES,
@@ -10,10 +12,16 @@ from sam_detector.sam import (
     build_encoder,
     read_sam_file,
 )
-from segment_anything.modeling import Sam
 
-BOXES = torch.tensor([[4.0, 4, 30, 20], [10, 8, 60, 50], [0, 0, 64, 64],
-                      [33, 40, 40, 47], [1, 30, 20, 63]])
+BOXES = torch.tensor(
+    [
+        [4.0, 4, 30, 20],
+        [10, 8, 60, 50],
+        [0, 0, 64, 64],
+        [33, 40, 40, 47],
+        [1, 30, 20, 63],
+    ]
+)
 POINTS = torch.rand(5, 2, 2, generator=torch.Generator().manual_seed(0)) * 64
 LABELS = torch.tensor([[1.0, 0.0]]).repeat(5, 1)
 KINDS = {
@@ -38,12 +46,15 @@ def test_outputs_are_those_of_segment_anything(sam_config, kind, several):
     if prompts.boxes is not None:
         record['boxes'] = prompts.boxes
     if prompts.points is not None:
-        record |= {'point_coords': prompts.points,
-                   'point_labels': prompts.labels}
+        record |= {
+            'point_coords': prompts.points,
+            'point_labels': prompts.labels,
+        }
     expected = own([record], several)[0]
     view = (image - sam.pixel_mean) / sam.pixel_std
     logits, iou = sam.decode(
-        sam.encode(view[None]), prompts, multimask_output=several)
+        sam.encode(view[None]), prompts, multimask_output=several
+    )
     assert logits.shape == (5, 3 if several else 1, 16, 16)
     torch.testing.assert_close(logits, expected['low_res_logits'])
     torch.testing.assert_close(iou, expected['iou_predictions'])
@@ -52,8 +63,7 @@ def test_outputs_are_those_of_segment_anything(sam_config, kind, several):
 @pytest.mark.parametrize('kind', list(KINDS))
 @pytest.mark.parametrize('step', [1, 2, 5])
 @torch.no_grad()
-def test_prompts_in_batches_give_the_same(sam_config, monkeypatch, kind,
-                                          step):
+def test_prompts_in_batches_give_the_same(sam_config, monkeypatch, kind, step):
     sam = build(sam_config, box_mask_prompt=True)
     embedding = torch.randn(1, 16, 4, 4)
     whole = sam.decode(embedding, KINDS[kind], multimask_output=True)
@@ -78,8 +88,7 @@ def test_no_prompts(sam_config, several, patch):
     sam = build(sam_config, patch_size=patch, box_mask_prompt=True)
     embedding = sam.encode(torch.randn(1, 3, 64, 64))
     some = sam.decode(embedding, KINDS['boxes'], multimask_output=several)
-    none = sam.decode(
-        embedding, KINDS['boxes'][:0], multimask_output=several)
+    none = sam.decode(embedding, KINDS['boxes'][:0], multimask_output=several)
     for full, empty in zip(some, none, strict=True):
         assert empty.shape == (0, *full.shape[1:])
         assert empty.dtype == full.dtype
@@ -89,8 +98,9 @@ def test_no_prompts(sam_config, several, patch):
 def test_a_box_may_also_be_a_mask_prompt(sam_config):
     sam = build(sam_config)
     _, without = sam.embed_prompts(KINDS['boxes'])
-    assert (without == sam.prompt_encoder.no_mask_embed.weight.view(
-        1, 16, 1, 1)).all()
+    assert (
+        without == sam.prompt_encoder.no_mask_embed.weight.view(1, 16, 1, 1)
+    ).all()
     sam.box_mask_prompt = True
     _, dense = sam.embed_prompts(KINDS['boxes'])
     assert dense.shape == without.shape == (5, 16, 4, 4)
@@ -128,16 +138,22 @@ def test_tiny_is_small_and_starts_with_positions():
     assert windows == [8, 8, 0, 8, 8, 0]
 
 
-@pytest.mark.parametrize(('options', 'message'), [
-    ({'size': 'vit_g'}, "size='vit_g' is unknown: choose one of vit_b"),
-    ({'prompts_per_batch': 0}, 'prompts_per_batch=0 must be at least 1'),
-    ({'dept': 3}, r'dept=3 is no setting of SAM: known are embed_dim'),
-    ({'depth': 0, 'global_blocks': ()}, 'depth=0 of SAM must be at least 1'),
-    ({'window_size': -1}, 'window_size=-1 of SAM must be at least 0'),
-    ({'image_size': 100}, 'image_size=100 .* multiple of patch_size=16'),
-    ({'num_heads': 3}, 'embed_dim=128 .* multiple of num_heads=3'),
-    ({'depth': 4}, r'global_blocks=\(2, 5\) .* depth=4 blocks: give both'),
-])
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        ({'size': 'vit_g'}, "size='vit_g' is unknown: choose one of vit_b"),
+        ({'prompts_per_batch': 0}, 'prompts_per_batch=0 must be at least 1'),
+        ({'dept': 3}, r'dept=3 is no setting of SAM: known are embed_dim'),
+        (
+            {'depth': 0, 'global_blocks': ()},
+            'depth=0 of SAM must be at least 1',
+        ),
+        ({'window_size': -1}, 'window_size=-1 of SAM must be at least 0'),
+        ({'image_size': 100}, 'image_size=100 .* multiple of patch_size=16'),
+        ({'num_heads': 3}, 'embed_dim=128 .* multiple of num_heads=3'),
+        ({'depth': 4}, r'global_blocks=\(2, 5\) .* depth=4 blocks: give both'),
+    ],
+)
 def test_impossible_sizes_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
         PromptedSAM(**{'size': 'tiny', **options})
@@ -146,9 +162,14 @@ def test_impossible_sizes_are_refused(options, message):
 def test_windows_may_be_switched_off(sam_config):
     sam = build(sam_config, window_size=0, global_blocks=[])
     assert sam.size == SAMSize(
-        **{key: value for key, value in sam_config.items()
-           if key not in ('type', 'size', 'window_size', 'global_blocks')},
-        window_size=0, global_blocks=[])
+        **{
+            key: value
+            for key, value in sam_config.items()
+            if key not in ('type', 'size', 'window_size', 'global_blocks')
+        },
+        window_size=0,
+        global_blocks=[],
+    )
     with torch.no_grad():
         assert sam.encode(torch.randn(1, 3, 64, 64)).shape == (1, 16, 4, 4)
     assert build_encoder(sam.size).img_size == 64
@@ -156,7 +177,8 @@ def test_windows_may_be_switched_off(sam_config):
 
 def same(first, second):
     return first.keys() == second.keys() and all(
-        torch.equal(first[key], second[key]) for key in first)
+        torch.equal(first[key], second[key]) for key in first
+    )
 
 
 def test_files_of_both_layouts(sam_config, tmp_path):
@@ -165,14 +187,17 @@ def test_files_of_both_layouts(sam_config, tmp_path):
     torch.save(state, tmp_path / 'official.pth')
     logs = HistoryBuffer()
     logs.update(0.5)
-    torch.save({
-        'state_dict': {
-            'detector.image_encoder.weight': torch.zeros(1),
-            **{f'sam.{key}': value for key, value in state.items()}
+    torch.save(
+        {
+            'state_dict': {
+                'detector.image_encoder.weight': torch.zeros(1),
+                **{f'sam.{key}': value for key, value in state.items()},
+            },
+            'message_hub': {'log_scalars': {'loss': logs}},
+            'meta': {'epoch': 1},
         },
-        'message_hub': {'log_scalars': {'loss': logs}},
-        'meta': {'epoch': 1},
-    }, tmp_path / 'trained.pth')
+        tmp_path / 'trained.pth',
+    )
     torch.save({'state_dict': state}, tmp_path / 'bare.pth')
     for name in ('official.pth', 'trained.pth', 'bare.pth'):
         path = tmp_path / name
@@ -186,15 +211,19 @@ def test_files_that_do_not_fit_are_named(sam_config, tmp_path):
     sam = build(sam_config)
     with pytest.raises(FileNotFoundError, match=r'no checkpoint file .*x\.p'):
         sam.load(path)
-    for content in ({'state_dict': {'backbone.weight': torch.zeros(1)}},
-                    {'state_dict': None}, {}):
+    for content in (
+        {'state_dict': {'backbone.weight': torch.zeros(1)}},
+        {'state_dict': None},
+        {},
+    ):
         torch.save(content, path)
         with pytest.raises(ValueError, match=r'x\.pth holds no SAM'):
             sam.load(path)
     before = {k: v.clone() for k, v in sam.state_dict().items()}
     torch.save(build(sam_config, depth=3, prompt_dim=32).state_dict(), path)
-    with pytest.raises(ValueError, match=r'x\.pth does not fit PromptedSAM'
-                       ) as caught:
+    with pytest.raises(
+        ValueError, match=r'x\.pth does not fit PromptedSAM'
+    ) as caught:
         sam.load(path)
     assert 'image_encoder.blocks.2' in str(caught.value)
     assert len(str(caught.value)) < 1000

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from mmengine.config import Config
+
 from sam_detector import scale
 from sam_detector.sam import SAM_SIZES, SAMSize
 
@@ -15,8 +16,12 @@ PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
 QDROP = PROJECT / 'configs/_base_/quant/qdrop.py'
 FOUND = {
-    'steps': 20, 'num_images': 2, 'reconstruction_seconds': 70.0,
-    'calibration_seconds': 6.0, 'forward_seconds': 1.5, 'num_forwards': 1.0,
+    'steps': 20,
+    'num_images': 2,
+    'reconstruction_seconds': 70.0,
+    'calibration_seconds': 6.0,
+    'forward_seconds': 1.5,
+    'num_forwards': 1.0,
     'peak_bytes': 3 * 2**30,
     'units': [
         {'name': 'a', 'seconds': 20.0, 'loss_start': 0.5, 'loss_end': 0.25},
@@ -28,11 +33,16 @@ FOUND = {
 @pytest.fixture
 def micro(sam_config, monkeypatch):
     """A size that is measured in a moment."""
-    settings = {key: value for key, value in sam_config.items()
-                if key not in ('type', 'size')}
+    settings = {
+        key: value
+        for key, value in sam_config.items()
+        if key not in ('type', 'size')
+    }
     monkeypatch.setitem(
-        SAM_SIZES, 'micro', SAMSize(**{
-            **settings, 'depth': 1, 'global_blocks': (0, )}))
+        SAM_SIZES,
+        'micro',
+        SAMSize(**{**settings, 'depth': 1, 'global_blocks': (0,)}),
+    )
 
 
 def parse(*words):
@@ -47,14 +57,23 @@ def test_arguments():
     assert (args.size, args.project, args.boxes) == ('tiny', [8, 100], 3)
 
 
-@pytest.mark.parametrize('words', [
-    ['--steps', '0'], ['--num-images', '-1'], ['--boxes', '0'],
-    ['--project', '32', '0'], ['--batch-size', '0']])
+@pytest.mark.parametrize(
+    'words',
+    [
+        ['--steps', '0'],
+        ['--num-images', '-1'],
+        ['--boxes', '0'],
+        ['--project', '32', '0'],
+        ['--batch-size', '0'],
+    ],
+)
 def test_counts_start_at_one(words, capsys):
     with pytest.raises(SystemExit):
         parse(*words)
-    assert f'argument {words[0]}: {words[-1]} must be at least 1' in \
-        capsys.readouterr().err
+    assert (
+        f'argument {words[0]}: {words[-1]} must be at least 1'
+        in capsys.readouterr().err
+    )
 
 
 def test_projection_by_hand():
@@ -67,8 +86,15 @@ def test_projection_by_hand():
 def test_text():
     projected = {'images': 32, 'steps': 2000, 'seconds': 5400.0}
     text = scale.lines(FOUND, projected)
-    assert text[0].split() == ['a', '20.0', 's,', 'loss', '0.5000', '->',
-                               '0.2500']
+    assert text[0].split() == [
+        'a',
+        '20.0',
+        's,',
+        'loss',
+        '0.5000',
+        '->',
+        '0.2500',
+    ]
     assert 'peak memory: 3.0 GiB' in text
     assert text[-1] == 'projected to 32 images x 2000 steps: 1.50 h'
     text = scale.lines({**FOUND, 'peak_bytes': None}, projected)
@@ -77,8 +103,8 @@ def test_text():
 
 def test_noise_follows_the_seed():
     first, again, other = (
-        scale.noise_batch(seed, image_size=64, boxes=50)
-        for seed in (1, 1, 2))
+        scale.noise_batch(seed, image_size=64, boxes=50) for seed in (1, 1, 2)
+    )
     images = [batch['inputs']['sam'][0] for batch in (first, again, other)]
     assert images[0].shape == (1, 3, 64, 64)
     assert images[0].dtype == torch.uint8
@@ -96,15 +122,25 @@ def test_noise_follows_the_seed():
 
 def test_the_detectors_patterns_are_left_out():
     kept = scale.without_detector(
-        {'weight': 1, 'keep_float': ['detector*', 'sam.mask_decoder*']})
+        {'weight': 1, 'keep_float': ['detector*', 'sam.mask_decoder*']}
+    )
     assert kept == {'weight': 1, 'keep_float': ['sam.mask_decoder*']}
     assert scale.without_detector({})['keep_float'] == []
 
 
 def test_the_recipe_is_shortened():
-    fragment = Config({'reconstruction': {
-        'steps': 2000, 'batch_size': 8, 'scope': 'layer', 'patience': 5,
-        'drop_prob': 0.25, 'loss': {'type': 'Other'}}})
+    fragment = Config(
+        {
+            'reconstruction': {
+                'steps': 2000,
+                'batch_size': 8,
+                'scope': 'layer',
+                'patience': 5,
+                'drop_prob': 0.25,
+                'loss': {'type': 'Other'},
+            }
+        }
+    )
     args = parse('--steps', '3', '--autocast', 'bfloat16')
     found = scale.recipe_of(fragment, args)
     assert (found.steps, found.batch_size, found.skip_below) == (3, 1, 0)
@@ -115,8 +151,21 @@ def test_the_recipe_is_shortened():
 
 def test_a_small_size_is_measured(micro, tmp_path, capsys):
     out = tmp_path / 'new' / 'scale.json'
-    words = ['--size', 'micro', '--quant', str(QDROP), '--steps', '2',
-             '--boxes', '3', '--project', '4', '20', '--out', str(out)]
+    words = [
+        '--size',
+        'micro',
+        '--quant',
+        str(QDROP),
+        '--steps',
+        '2',
+        '--boxes',
+        '3',
+        '--project',
+        '4',
+        '20',
+        '--out',
+        str(out),
+    ]
     result = scale.main(words)
     written = json.loads(out.read_text())
     assert written['command'].endswith(f'--out {out}')
@@ -131,8 +180,10 @@ def test_a_small_size_is_measured(micro, tmp_path, capsys):
     seconds = sum(unit['seconds'] for unit in written['units'])
     assert 0 < seconds <= written['reconstruction_seconds']
     assert written['projected'] == {
-        'images': 4, 'steps': 20,
-        'seconds': pytest.approx(scale.project(result, images=4, steps=20))}
+        'images': 4,
+        'steps': 20,
+        'seconds': pytest.approx(scale.project(result, images=4, steps=20)),
+    }
     assert written['peak_bytes'] > 2**20
     shown = capsys.readouterr().out
     assert 'projected to 4 images x 20 steps' in shown
@@ -164,7 +215,8 @@ def test_peak_memory_without_the_kernels_figure(tmp_path, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(
-    not torch.cuda.is_available(), reason='needs a CUDA device')
+    not torch.cuda.is_available(), reason='needs a CUDA device'
+)
 def test_peak_memory_of_a_gpu():
     torch.cuda.reset_peak_memory_stats()
     kept = torch.zeros(2**22, device='cuda')
@@ -182,7 +234,11 @@ def test_commit_of_a_tree(tmp_path, monkeypatch):
     def git(*words):
         return subprocess.run(
             ['git', '-c', 'user.name=a', '-c', 'user.email=a@b', *words],
-            cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+            cwd=tmp_path,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
 
     for name in ('GIT_DIR', 'GIT_WORK_TREE', 'GIT_INDEX_FILE'):
         monkeypatch.delenv(name, raising=False)
@@ -203,7 +259,11 @@ def test_runs_as_a_module(tmp_path):
     path = os.pathsep.join([str(PROJECT), str(ROOT)])
     done = subprocess.run(
         [sys.executable, '-m', 'sam_detector.scale', '--help'],
-        env=dict(os.environ, PYTHONPATH=path), cwd=tmp_path,
-        capture_output=True, text=True, check=False)
+        env=dict(os.environ, PYTHONPATH=path),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     assert '--project IMAGES STEPS' in done.stdout

@@ -12,6 +12,7 @@ from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
 from mmengine.structures import InstanceData
+
 from sam_detector.losses import box_weights, dice_loss, focal_loss
 from sam_detector.sam import PromptedSAM
 from sam_detector.training import PromptTraining, prompt_losses
@@ -29,11 +30,12 @@ def sample(*corners, size=16):
     masks = torch.zeros(len(corners), 32, 32)
     boxes = torch.zeros(len(corners), 4)
     for mask, box, (x, y) in zip(masks, boxes, corners, strict=True):
-        mask[y // 2:(y + size) // 2, x // 2:(x + size) // 2] = 1
+        mask[y // 2 : (y + size) // 2, x // 2 : (x + size) // 2] = 1
         box[:] = torch.tensor([x, y, x + size, y + size])
     data = DetDataSample()
     data.gt_instances = InstanceData(
-        bboxes=boxes, labels=torch.zeros(len(corners)).long(), masks=masks)
+        bboxes=boxes, labels=torch.zeros(len(corners)).long(), masks=masks
+    )
     return data
 
 
@@ -57,10 +59,18 @@ def test_gradients_reach_all_of_sam(sam_config, kind):
     sum(loss for name, loss in losses.items() if name != 'miou').backward()
     unused = {
         # What is not prompted with; no background point is ever drawn.
-        'box': ('point_embeddings.0', 'point_embeddings.1', 'not_a_point',
-                'no_mask_embed'),
-        'point': ('point_embeddings.0', 'point_embeddings.2',
-                  'point_embeddings.3', 'mask_downscaling'),
+        'box': (
+            'point_embeddings.0',
+            'point_embeddings.1',
+            'not_a_point',
+            'no_mask_embed',
+        ),
+        'point': (
+            'point_embeddings.0',
+            'point_embeddings.2',
+            'point_embeddings.3',
+            'mask_downscaling',
+        ),
         'both': ('point_embeddings.0', 'not_a_point', 'no_mask_embed'),
     }[kind]
     for name, parameter in sam.prompt_encoder.named_parameters():
@@ -81,17 +91,21 @@ def test_gradients_reach_all_of_sam(sam_config, kind):
 
 @pytest.mark.parametrize('kind', ['box', 'point'])
 def test_a_few_steps_learn_a_view(sam_config, kind):
-    sam = MODELS.build({
-        **sam_config, 'box_mask_prompt': True, 'depth': 1,
-        'global_blocks': (0, )}).train()
+    sam = MODELS.build(
+        {
+            **sam_config,
+            'box_mask_prompt': True,
+            'depth': 1,
+            'global_blocks': (0,),
+        }
+    ).train()
     data = sample((8, 8), (36, 32))
     inputs = {'sam': [view_of(data)]}
     optimizer = torch.optim.Adam(sam.parameters(), lr=3e-2)
     totals = []
     for _ in range(30):
         losses = prompt_losses(sam, inputs, [data], cfg=KINDS[kind])
-        total = losses['loss_focal'] + losses['loss_dice'] + \
-            losses['loss_iou']
+        total = losses['loss_focal'] + losses['loss_dice'] + losses['loss_iou']
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
@@ -102,7 +116,8 @@ def test_a_few_steps_learn_a_view(sam_config, kind):
 def test_without_objects_there_is_nothing_to_learn(sam_config):
     sam = MODELS.build(sam_config).train()
     losses = prompt_losses(
-        sam, {'sam': [torch.randn(1, 3, 64, 64)] * 2}, [sample(), sample()])
+        sam, {'sam': [torch.randn(1, 3, 64, 64)] * 2}, [sample(), sample()]
+    )
     assert set(losses) == {'loss_focal', 'loss_dice', 'loss_iou'}
     assert all(loss == 0 for loss in losses.values())
     sum(losses.values()).backward()
@@ -117,8 +132,11 @@ def test_empty_views_do_not_count(sam_config):
     with torch.no_grad():
         alone = prompt_losses(sam, {'sam': [view]}, [data], cfg=cfg)
         mixed = prompt_losses(
-            sam, {'sam': [other, view, other]}, [sample(), data, sample()],
-            cfg=cfg)
+            sam,
+            {'sam': [other, view, other]},
+            [sample(), data, sample()],
+            cfg=cfg,
+        )
     torch.testing.assert_close(mixed, alone)
 
 
@@ -127,8 +145,10 @@ def test_structures_of_mmdet_are_read(sam_config):
     data, packed = sample((4, 8), (30, 40)), DetDataSample()
     plain = data.gt_instances
     packed.gt_instances = InstanceData(
-        bboxes=HorizontalBoxes(plain.bboxes), labels=plain.labels,
-        masks=BitmapMasks(plain.masks.numpy().astype(np.uint8), 32, 32))
+        bboxes=HorizontalBoxes(plain.bboxes),
+        labels=plain.labels,
+        masks=BitmapMasks(plain.masks.numpy().astype(np.uint8), 32, 32),
+    )
     view = view_of(data)
     found = []
     for part in (data, packed):
@@ -161,15 +181,16 @@ class Recorder:
 
 
 def run(sam, data, **cfg):
-    return prompt_losses(sam, {'sam': [torch.zeros(1, 3, 64, 64)]}, [data],
-                         cfg=cfg)
+    return prompt_losses(
+        sam, {'sam': [torch.zeros(1, 3, 64, 64)]}, [data], cfg=cfg
+    )
 
 
 @pytest.mark.parametrize('kind', list(KINDS))
 def test_prompts_are_of_the_kind(kind):
     sam, data = Recorder(), sample((4, 8), (30, 40), (20, 0))
     run(sam, data, **KINDS[kind], exact_ratio=1.0)
-    prompts, = sam.prompts
+    (prompts,) = sam.prompts
     assert len(prompts) == 3
     assert sam.several == [kind == 'point']
     assert (prompts.boxes is None) == (kind == 'point')
@@ -180,16 +201,17 @@ def test_prompts_are_of_the_kind(kind):
     if prompts.points is not None:
         assert prompts.points.shape == (3, 1, 2)
         assert (prompts.labels == 1).all()
-        inside = [any(x1 < x < x2 and y1 < y < y2
-                      for x1, y1, x2, y2 in truth)
-                  for x, y in prompts.points[:, 0].tolist()]
+        inside = [
+            any(x1 < x < x2 and y1 < y < y2 for x1, y1, x2, y2 in truth)
+            for x, y in prompts.points[:, 0].tolist()
+        ]
         assert all(inside)
 
 
 def test_points_and_boxes_are_of_the_same_object():
     sam, data = Recorder(), sample((0, 0), (40, 40), (0, 40), (40, 0))
     run(sam, data, **BOTH)
-    prompts, = sam.prompts
+    (prompts,) = sam.prompts
     points = prompts.points[:, 0]
     assert (points > prompts.boxes[:, :2] - 4).all()
     assert (points < prompts.boxes[:, 2:] + 4).all()
@@ -199,8 +221,7 @@ def test_kinds_are_drawn_as_often_as_asked():
     sam, data = Recorder(), sample((4, 8))
     for _ in range(300):
         run(sam, data, box_ratio=0.5, point_ratio=0.25, exact_ratio=0.5)
-    kinds = [(p.boxes is not None, p.points is not None)
-             for p in sam.prompts]
+    kinds = [(p.boxes is not None, p.points is not None) for p in sam.prompts]
     assert kinds.count((True, False)) == pytest.approx(150, abs=35)
     assert kinds.count((False, True)) == pytest.approx(75, abs=30)
     assert kinds.count((True, True)) == pytest.approx(75, abs=30)
@@ -226,30 +247,48 @@ def test_terms_by_their_formulas():
     data = sample((16, 16))
     logits = torch.randn(1, 1, 16, 16)
     sam = Recorder(logits, iou=0.75)
-    losses = run(sam, data, **BOX, focal_weight=3.0, dice_weight=2.0,
-                 iou_weight=5.0, gamma=1.0, alpha=0.25, margin=0.5,
-                 outside=0.1)
+    losses = run(
+        sam,
+        data,
+        **BOX,
+        focal_weight=3.0,
+        dice_weight=2.0,
+        iou_weight=5.0,
+        gamma=1.0,
+        alpha=0.25,
+        margin=0.5,
+        outside=0.1,
+    )
     large = torch.nn.functional.interpolate(
-        logits, size=(32, 32), mode='bilinear')[:, 0]
+        logits, size=(32, 32), mode='bilinear'
+    )[:, 0]
     targets = data.gt_instances.masks
     weights = box_weights(
-        torch.tensor([[8.0, 8.0, 16.0, 16.0]]), size=32, margin=0.5,
-        outside=0.1)
+        torch.tensor([[8.0, 8.0, 16.0, 16.0]]),
+        size=32,
+        margin=0.5,
+        outside=0.1,
+    )
     focal = focal_loss(large, targets, weights, alpha=0.25, gamma=1.0)
     reached = ((large > 0) & (targets > 0)).sum() / (
-        (large > 0) | (targets > 0)).sum()
+        (large > 0) | (targets > 0)
+    ).sum()
     assert losses['miou'].item() == pytest.approx(reached.item())
     torch.testing.assert_close(losses['loss_focal'], 3 * focal[0])
     torch.testing.assert_close(
-        losses['loss_dice'], 2 * dice_loss(large, targets)[0])
+        losses['loss_dice'], 2 * dice_loss(large, targets)[0]
+    )
     torch.testing.assert_close(
-        losses['loss_iou'], 5 * (0.75 - reached.float())**2)
+        losses['loss_iou'], 5 * (0.75 - reached.float()) ** 2
+    )
 
 
 def test_the_best_of_three_masks_is_trained():
     data = sample((16, 16))
-    exact = torch.nn.functional.avg_pool2d(
-        data.gt_instances.masks[None], 2) * 40 - 20
+    exact = (
+        torch.nn.functional.avg_pool2d(data.gt_instances.masks[None], 2) * 40
+        - 20
+    )
     logits = torch.cat([-exact, exact, torch.zeros_like(exact)], dim=1)
     logits.requires_grad_()
     losses = run(Recorder(logits, iou=1.0), data, **POINT)
@@ -264,17 +303,19 @@ def test_the_best_of_three_masks_is_trained():
 def test_several_views_are_refused():
     data = SimpleNamespace(gt_instances=sample((4, 8)).gt_instances)
     with pytest.raises(ValueError, match=r'has 2 views.*use ZoomCrop'):
-        prompt_losses(Recorder(), {'sam': [torch.zeros(2, 3, 64, 64)]},
-                      [data])
+        prompt_losses(Recorder(), {'sam': [torch.zeros(2, 3, 64, 64)]}, [data])
 
 
-@pytest.mark.parametrize(('cfg', 'message'), [
-    ({'max_prompts': 0}, 'train_cfg.max_prompts=0 must be at least 1'),
-    ({'box_ratio': 1.5}, r'train_cfg.box_ratio=1.5 must lie in \[0, 1\]'),
-    ({'exact_ratio': -0.1}, 'train_cfg.exact_ratio=-0.1'),
-    ({'box_ratio': 0.9, 'point_ratio': 0.2}, 'must not exceed 1 together'),
-    ({'jitter': 0.3}, r'train_cfg.jitter=0.3 must lie in \[0, 0.25\]'),
-])
+@pytest.mark.parametrize(
+    ('cfg', 'message'),
+    [
+        ({'max_prompts': 0}, 'train_cfg.max_prompts=0 must be at least 1'),
+        ({'box_ratio': 1.5}, r'train_cfg.box_ratio=1.5 must lie in \[0, 1\]'),
+        ({'exact_ratio': -0.1}, 'train_cfg.exact_ratio=-0.1'),
+        ({'box_ratio': 0.9, 'point_ratio': 0.2}, 'must not exceed 1 together'),
+        ({'jitter': 0.3}, r'train_cfg.jitter=0.3 must lie in \[0, 0.25\]'),
+    ],
+)
 def test_impossible_settings_are_refused(cfg, message):
     with pytest.raises(ValueError, match=message):
         PromptTraining(**cfg)
@@ -297,20 +338,35 @@ def test_the_tool_trains_on_nuclei(tmp_path):
         options[f'{loader}.num_workers'] = 0
         options[f'{loader}.persistent_workers'] = False
     done = subprocess.run(
-        [sys.executable, str(ROOT / 'tools/train.py'), str(config),
-         '--work-dir', str(tmp_path), '--cfg-options',
-         *(f'{name}={value}' for name, value in options.items())],
-        env=dict(os.environ, CUDA_VISIBLE_DEVICES='',
-                 PYTHONPATH=os.pathsep.join([str(PROJECT), str(ROOT)])),
-        cwd=ROOT, capture_output=True, text=True, check=False)
+        [
+            sys.executable,
+            str(ROOT / 'tools/train.py'),
+            str(config),
+            '--work-dir',
+            str(tmp_path),
+            '--cfg-options',
+            *(f'{name}={value}' for name, value in options.items()),
+        ],
+        env=dict(
+            os.environ,
+            CUDA_VISIBLE_DEVICES='',
+            PYTHONPATH=os.pathsep.join([str(PROJECT), str(ROOT)]),
+        ),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     log = done.stdout + done.stderr
     assert log.count('loss_focal: ') == 2
     assert 'nan' not in ' '.join(
-        line for line in log.splitlines() if 'loss_focal: ' in line)
+        line for line in log.splitlines() if 'loss_focal: ' in line
+    )
     saved = tmp_path / 'epoch_1.pth'
     trained = PromptedSAM('tiny', checkpoint=str(saved))
     state = torch.load(saved, map_location='cpu', weights_only=False)
     name = 'mask_decoder.iou_token.weight'
     assert torch.equal(
-        trained.state_dict()[name], state['state_dict'][f'sam.{name}'])
+        trained.state_dict()[name], state['state_dict'][f'sam.{name}']
+    )

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from mmdet.registry import TRANSFORMS
 from mmdet.structures.bbox import HorizontalBoxes
 from mmdet.structures.mask import BitmapMasks
+from segment_anything.utils.transforms import ResizeLongestSide
+
 from sam_detector.transforms import (
     SAMViews,
     ZoomCrop,
@@ -17,12 +19,14 @@ from sam_detector.transforms import (
     stack_views,
     tile_origins,
 )
-from segment_anything.utils.transforms import ResizeLongestSide
 
 
 @settings(deadline=None, max_examples=80)
-@given(length=st.integers(1, 3000), tile=st.integers(8, 700),
-       overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75]))
+@given(
+    length=st.integers(1, 3000),
+    tile=st.integers(8, 700),
+    overlap=st.sampled_from([0.0, 0.1, 0.25, 0.5, 0.75]),
+)
 def test_tiles_cover_a_side(length, tile, overlap):
     origins = tile_origins(length, tile=tile, overlap=overlap)
     assert origins[0] == 0
@@ -59,7 +63,8 @@ def test_the_whole_image_is_one_view():
     assert found['sam_view_sizes'].tolist() == [[26, 64]]
     assert len(found['sam_imgs']) == 1
     expected = cv2.resize(
-        image[..., ::-1], (64, 26), interpolation=cv2.INTER_AREA)
+        image[..., ::-1], (64, 26), interpolation=cv2.INTER_AREA
+    )
     assert np.array_equal(found['sam_imgs'][0], expected)
     assert np.array_equal(found['img'], image)
 
@@ -72,9 +77,19 @@ def test_views_are_rgb():
     assert (view == (30, 20, 10)).all()
 
 
-@pytest.mark.parametrize('shape', [
-    (480, 640), (427, 640), (1365, 2048), (333, 500), (640, 427), (20, 20),
-    (683, 1024), (1, 700)])
+@pytest.mark.parametrize(
+    'shape',
+    [
+        (480, 640),
+        (427, 640),
+        (1365, 2048),
+        (333, 500),
+        (640, 427),
+        (20, 20),
+        (683, 1024),
+        (1, 700),
+    ],
+)
 def test_sizes_are_those_of_segment_anything(shape):
     image = np.zeros((*shape, 3), np.uint8)
     for side in (64, 256, 1024):
@@ -90,11 +105,12 @@ def test_tiles_are_magnified():
     regions = found['sam_views'].astype(int).tolist()
     assert regions[-1] == [0, 0, 100, 80]
     assert regions[:-1] == [
-        [x, y, 32, 32] for y in (0, 24, 48) for x in (0, 23, 45, 68)]
+        [x, y, 32, 32] for y in (0, 24, 48) for x in (0, 23, 45, 68)
+    ]
     assert found['sam_views'].dtype == np.float32
     assert found['sam_view_sizes'].tolist() == [[64, 64]] * 12 + [[51, 64]]
     x, y = regions[5][:2]
-    tile = image[y:y + 32, x:x + 32, ::-1]
+    tile = image[y : y + 32, x : x + 32, ::-1]
     expected = cv2.resize(tile, (64, 64), interpolation=cv2.INTER_LINEAR)
     assert np.array_equal(found['sam_imgs'][5], expected)
 
@@ -102,7 +118,10 @@ def test_tiles_are_magnified():
 def test_tiles_of_a_flat_image_are_no_squares():
     found = SAMViews(image_size=64, zoom=1.0).transform({'img': noise(40, 96)})
     assert found['sam_views'].tolist() == [
-        [0, 0, 64, 40], [32, 0, 64, 40], [0, 0, 96, 40]]
+        [0, 0, 64, 40],
+        [32, 0, 64, 40],
+        [0, 0, 96, 40],
+    ]
     assert found['sam_view_sizes'].tolist() == [[40, 64], [40, 64], [27, 64]]
 
 
@@ -112,15 +131,22 @@ def test_a_small_image_needs_no_tiles():
     assert found['sam_view_sizes'].tolist() == [[60, 64]]
 
 
-@pytest.mark.parametrize(('kind', 'options', 'message'), [
-    ('SAMViews', {'overlap': 1.0}, r'overlap=1.0 must lie in \[0, 1\)'),
-    ('SAMViews', {'zoom': 0.0}, 'zoom=0.0 must be positive and at most'),
-    ('SAMViews', {'zoom': 2000.0}, 'at most image_size=1024'),
-    ('ZoomCrop', {'image_size': 65}, 'image_size=65 must be even'),
-    ('ZoomCrop', {'zoom': (2.0, 1.0)}, r'zoom=\(2.0, 1.0\) must be the lea'),
-    ('ZoomCrop', {'zoom': (0.0, 1.0)}, 'positive'),
-    ('ZoomCrop', {'min_pixels': 0}, 'min_pixels=0 must be at least 1'),
-])
+@pytest.mark.parametrize(
+    ('kind', 'options', 'message'),
+    [
+        ('SAMViews', {'overlap': 1.0}, r'overlap=1.0 must lie in \[0, 1\)'),
+        ('SAMViews', {'zoom': 0.0}, 'zoom=0.0 must be positive and at most'),
+        ('SAMViews', {'zoom': 2000.0}, 'at most image_size=1024'),
+        ('ZoomCrop', {'image_size': 65}, 'image_size=65 must be even'),
+        (
+            'ZoomCrop',
+            {'zoom': (2.0, 1.0)},
+            r'zoom=\(2.0, 1.0\) must be the lea',
+        ),
+        ('ZoomCrop', {'zoom': (0.0, 1.0)}, 'positive'),
+        ('ZoomCrop', {'min_pixels': 0}, 'min_pixels=0 must be at least 1'),
+    ],
+)
 def test_impossible_settings_are_refused(kind, options, message):
     with pytest.raises(ValueError, match=message):
         TRANSFORMS.build({'type': kind, **options})
@@ -132,8 +158,7 @@ def annotated(height=120, width=150, count=6):
     image = np.zeros((height, width, 3), np.uint8)
     masks = np.zeros((count, height, width), np.uint8)
     for mask in masks:
-        center = [int(generator.integers(0, side))
-                  for side in (width, height)]
+        center = [int(generator.integers(0, side)) for side in (width, height)]
         axes = [int(value) for value in generator.integers(4, 16, 2)]
         cv2.ellipse(mask, center, axes, 0, 0, 360, 1, -1)
         image[mask > 0] = 255
@@ -154,7 +179,7 @@ def test_a_crop_keeps_annotations_where_the_image_has_them():
         before = annotated()
         whole = before['gt_masks'].to_ndarray()
         found = crop.transform(annotated())
-        (x, y, side, height), = found['sam_views'].astype(int).tolist()
+        ((x, y, side, height),) = found['sam_views'].astype(int).tolist()
         assert side == height
         assert 64 / 2.5 - 1 < side < 64 / 1.2 + 1
         assert min(x, y) >= 0
@@ -166,20 +191,23 @@ def test_a_crop_keeps_annotations_where_the_image_has_them():
         labels = found['gt_bboxes_labels']
         assert len(masks) == len(labels) == len(found['gt_bboxes'])
         assert found['gt_ignore_flags'].tolist() == [
-            label == 13 for label in labels]
+            label == 13 for label in labels
+        ]
         # Any two of them tell the same place.
         boxes = found['gt_bboxes'].tensor
         assert boxes.tolist() == [
-            (mask_box(mask) * 2).tolist() for mask in masks]
+            (mask_box(mask) * 2).tolist() for mask in masks
+        ]
         scale = 64 / side
         for mask, box, label in zip(masks, boxes, labels, strict=True):
-            part = whole[label - 10, y:y + side, x:x + side]
+            part = whole[label - 10, y : y + side, x : x + side]
             assert part.sum() >= 0.6 * whole[label - 10].sum()
             assert mask.sum() >= 12
             expected = torch.tensor(mask_box(part)) * scale
             assert (box - expected).abs().max() <= 2 + scale
-        view = cv2.resize(found['sam_imgs'][0], (32, 32),
-                          interpolation=cv2.INTER_AREA)
+        view = cv2.resize(
+            found['sam_imgs'][0], (32, 32), interpolation=cv2.INTER_AREA
+        )
         assert (view[masks.any(axis=0)] > 60).all()
         seen.update(labels.tolist())
     assert len(seen) >= 4
@@ -214,30 +242,39 @@ def test_a_crop_follows_the_seed():
     assert places[0] == places[1] != places[2]
 
 
-@pytest.mark.parametrize('masks', [
-    np.zeros((0, 20, 30), np.uint8), np.zeros((2, 20, 30), np.uint8)])
+@pytest.mark.parametrize(
+    'masks', [np.zeros((0, 20, 30), np.uint8), np.zeros((2, 20, 30), np.uint8)]
+)
 def test_a_crop_without_objects(masks):
     """And of an image that is smaller than the crop."""
     image = noise(20, 30)
-    found = ZoomCrop(image_size=64, zoom=(1.0, 1.0)).transform({
-        'img': image, 'gt_masks': BitmapMasks(masks, 20, 30),
-        'gt_bboxes_labels': np.zeros(len(masks), np.int64)
-    })
+    found = ZoomCrop(image_size=64, zoom=(1.0, 1.0)).transform(
+        {
+            'img': image,
+            'gt_masks': BitmapMasks(masks, 20, 30),
+            'gt_bboxes_labels': np.zeros(len(masks), np.int64),
+        }
+    )
     assert found['sam_views'][0, 2:].tolist() == [20, 20]
     assert found['sam_imgs'][0].shape == (64, 64, 3)
     assert found['gt_masks'].to_ndarray().shape == (0, 32, 32)
     assert found['gt_bboxes'].tensor.shape == (0, 4)
-    assert found['gt_bboxes_labels'].shape == (0, )
-    assert found['gt_ignore_flags'].shape == (0, )
+    assert found['gt_bboxes_labels'].shape == (0,)
+    assert found['gt_ignore_flags'].shape == (0,)
 
 
 def test_packed_views():
     results = annotated()
-    results |= {'img_id': 7, 'ori_shape': (120, 150),
-                'img_shape': (120, 150), 'scale_factor': (1.0, 1.0)}
+    results |= {
+        'img_id': 7,
+        'ori_shape': (120, 150),
+        'img_shape': (120, 150),
+        'scale_factor': (1.0, 1.0),
+    }
     results = SAMViews(image_size=64, zoom=1.0).transform(results)
-    packed = TRANSFORMS.build(
-        {'type': 'PackSAMInputs', 'image_size': 64})(results)
+    packed = TRANSFORMS.build({'type': 'PackSAMInputs', 'image_size': 64})(
+        results
+    )
     count = len(results['sam_views'])
     views = packed['inputs']['sam']
     assert views.shape == (count, 3, 64, 64)
@@ -257,9 +294,9 @@ def test_packed_views():
 
 
 def test_packed_training_view():
-    packed = TRANSFORMS.build({
-        'type': 'PackSAMInputs', 'image_size': 64, 'with_detector': False
-    })(ZoomCrop(image_size=64).transform(annotated()))
+    packed = TRANSFORMS.build(
+        {'type': 'PackSAMInputs', 'image_size': 64, 'with_detector': False}
+    )(ZoomCrop(image_size=64).transform(annotated()))
     assert list(packed['inputs']) == ['sam']
     assert packed['inputs']['sam'].shape == (1, 3, 64, 64)
     instances = packed['data_samples'].gt_instances
@@ -268,6 +305,9 @@ def test_packed_training_view():
 
 
 def test_views_larger_than_the_frame_are_refused():
-    with pytest.raises(ValueError, match='70x64 pixels does not fit image_si'
-                       'ze=64: give PackSAMInputs the image_size'):
+    with pytest.raises(
+        ValueError,
+        match='70x64 pixels does not fit image_si'
+        'ze=64: give PackSAMInputs the image_size',
+    ):
         stack_views([np.zeros((64, 70, 3), np.uint8)], 64)

@@ -1,4 +1,5 @@
 """What grid heads predict on real images, where the objects are."""
+
 from __future__ import annotations
 
 import copy
@@ -64,13 +65,15 @@ def load_float(config: str, checkpoint: str) -> tuple[Config, nn.Module]:
     return cfg, model.eval()
 
 
-def training_batches(cfg: Config, *, num_images: int,
-                     seed: int) -> Sequence[Any]:
+def training_batches(
+    cfg: Config, *, num_images: int, seed: int
+) -> Sequence[Any]:
     """Return batches of training images, read by the test pipeline."""
     return build_calibration(
         CalibrationConfig(num_images=num_images, seed=seed),
         source=EvaluationSource.from_config(cfg.test_dataloader),
-        default=cfg.train_dataloader.dataset)
+        default=cfg.train_dataloader.dataset,
+    )
 
 
 @torch.no_grad()
@@ -105,21 +108,30 @@ def foreground_logits(
         if quant_model is not None:
             run = getattr(adapter, 'forward_like', None)
             others = split(
-                adapter.forward_heads(quant_model, batch) if run is None
-                else run(quant_model, batch, heads=heads))
+                adapter.forward_heads(quant_model, batch)
+                if run is None
+                else run(quant_model, batch, heads=heads)
+            )
         weights = adapter.foreground_proxy(heads)
-        full = split({name: weights[name].expand_as(heads[name])
-                      for name in boxes})
+        full = split(
+            {name: weights[name].expand_as(heads[name]) for name in boxes}
+        )
         for name, logits in boxes.items():
             chosen = full[name][..., 0, 0] > threshold
             priors = priors_of(model, name, heads, logits)
-            parts.setdefault(name.partition('.')[0], []).append((
-                logits[chosen], others.get(name, logits)[chosen],
-                priors.expand(*chosen.shape, -1)[chosen]))
+            parts.setdefault(name.partition('.')[0], []).append(
+                (
+                    logits[chosen],
+                    others.get(name, logits)[chosen],
+                    priors.expand(*chosen.shape, -1)[chosen],
+                )
+            )
     if not parts:
         raise ValueError(f'{type(model).__name__} has no grid head')
-    return {name: merge(model, name, found, quant_model is not None)
-            for name, found in parts.items()}
+    return {
+        name: merge(model, name, found, quant_model is not None)
+        for name, found in parts.items()
+    }
 
 
 def head_of(model: nn.Module, name: str) -> Any:
@@ -131,8 +143,9 @@ def head_of(model: nn.Module, name: str) -> Any:
     return model.bbox_head
 
 
-def priors_of(model: nn.Module, name: str, heads: dict[str, Tensor],
-              logits: Tensor) -> Tensor:
+def priors_of(
+    model: nn.Module, name: str, heads: dict[str, Tensor], logits: Tensor
+) -> Tensor:
     """Return what a head's boxes are relative to.
 
     Args:
@@ -152,7 +165,8 @@ def priors_of(model: nn.Module, name: str, heads: dict[str, Tensor],
     anchors, height, width = logits.shape[1:4]
     generator = head.prior_generator
     priors = generator.single_level_grid_priors(
-        (height, width), level, device=logits.device)
+        (height, width), level, device=logits.device
+    )
     priors = priors[:, :4].view(height, width, anchors, -1).movedim(2, 0)
     if hasattr(head.bbox_coder, 'coder'):
         return priors[None]
@@ -160,22 +174,30 @@ def priors_of(model: nn.Module, name: str, heads: dict[str, Tensor],
     if priors.shape[-1] == 4:
         priors = (priors[..., :2] + priors[..., 2:]) / 2
     stride = priors.new_full(
-        (*priors.shape[:-1], 1), generator.strides[level][0])
+        (*priors.shape[:-1], 1), generator.strides[level][0]
+    )
     return torch.cat([priors, stride], dim=-1)[None]
 
 
-def merge(model: nn.Module, name: str,
-          found: Sequence[tuple[Tensor, ...]], changed: bool) -> Foreground:
+def merge(
+    model: nn.Module,
+    name: str,
+    found: Sequence[tuple[Tensor, ...]],
+    changed: bool,
+) -> Foreground:
     """Join the batches and levels of a head.
 
     Raises:
         ValueError: If nothing is foreground.
     """
-    logits, others, priors = (torch.cat(one) for one in zip(
-        *found, strict=True))
+    logits, others, priors = (
+        torch.cat(one) for one in zip(*found, strict=True)
+    )
     if not len(logits):
-        raise ValueError(f'{name}: no place is foreground; give a trained '
-                         'checkpoint or more images')
+        raise ValueError(
+            f'{name}: no place is foreground; give a trained '
+            'checkpoint or more images'
+        )
     head = head_of(model, name)
 
     def decode(values: Tensor) -> Tensor:
@@ -184,16 +206,23 @@ def merge(model: nn.Module, name: str,
         return head.bbox_coder.coder.decode(priors.to(values), values)
 
     return Foreground(
-        grid=grid_of(head), logits=logits,
-        changed=others if changed else None, decode=decode)
+        grid=grid_of(head),
+        logits=logits,
+        changed=others if changed else None,
+        decode=decode,
+    )
 
 
 def grid_of(head: Any) -> Any:
     """Return a head's grid; mmdet's GFL has the points 0, 1, ... strides."""
     if hasattr(head, 'box_grid'):
         return head.box_grid
-    return BoxGrid(float(head.reg_max), beta=0.0,
-                   num_intervals=int(head.reg_max), one_sided=True)
+    return BoxGrid(
+        float(head.reg_max),
+        beta=0.0,
+        num_intervals=int(head.reg_max),
+        one_sided=True,
+    )
 
 
 def decode_sides(points: Tensor, sides: Tensor) -> Tensor:
@@ -209,8 +238,9 @@ def decode_sides(points: Tensor, sides: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def head_seconds(models: Sequence[nn.Module], batch: Any, *,
-                 repeats: int) -> list[float]:
+def head_seconds(
+    models: Sequence[nn.Module], batch: Any, *, repeats: int
+) -> list[float]:
     """Time the heads of detectors on their own features of one batch.
 
     Everything behind the neck counts, decoding and suppression too. Models
@@ -247,12 +277,18 @@ def run_heads(model: nn.Module, features: Any, samples: Any) -> None:
     model.roi_head.predict(features, proposals, samples, rescale=True)
 
 
-def training_data(cfg: Config, *, num_batches: int,
-                  seed: int) -> Iterator[Any]:
+def training_data(
+    cfg: Config, *, num_batches: int, seed: int
+) -> Iterator[Any]:
     """Yield batches of the training loader, augmented as in training."""
     loader = Runner.build_dataloader(
-        {**cfg.train_dataloader, 'num_workers': 0,
-         'persistent_workers': False}, seed=seed)
+        {
+            **cfg.train_dataloader,
+            'num_workers': 0,
+            'persistent_workers': False,
+        },
+        seed=seed,
+    )
     while num_batches > 0:
         for batch in loader:
             yield batch
@@ -261,8 +297,9 @@ def training_data(cfg: Config, *, num_batches: int,
                 return
 
 
-def gradient_variances(model: nn.Module, batches: Iterator[Any]
-                       ) -> dict[str, dict[str, dict[str, Any]]]:
+def gradient_variances(
+    model: nn.Module, batches: Iterator[Any]
+) -> dict[str, dict[str, dict[str, Any]]]:
     """Measure the localization gradients of each regression layer.
 
     Args:
@@ -273,8 +310,11 @@ def gradient_variances(model: nn.Module, batches: Iterator[Any]
         By layer, see ``GradientVariance.to_dict``; sizes are in pixels of
         the network's input.
     """
-    layers = {name: module for name, module in model.named_modules()
-              if matches(name, REGRESSION)}
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if matches(name, REGRESSION)
+    }
     found = {name: GradientVariance() for name in layers}
     model.train()
     for module in model.modules():
@@ -286,22 +326,31 @@ def gradient_variances(model: nn.Module, batches: Iterator[Any]
     return {name: one.to_dict() for name, one in found.items()}
 
 
-def add_gradients(model: nn.Module, batch: Any, layers: dict[str, nn.Module],
-                  found: dict[str, GradientVariance]) -> None:
+def add_gradients(
+    model: nn.Module,
+    batch: Any,
+    layers: dict[str, nn.Module],
+    found: dict[str, GradientVariance],
+) -> None:
     """Take one batch in."""
     data = model.data_preprocessor(batch, True)
     rois: list[Tensor] = []
     with ExitStack() as stack:
-        watched = {name: stack.enter_context(watch_outputs(layer))
-                   for name, layer in layers.items()}
+        watched = {
+            name: stack.enter_context(watch_outputs(layer))
+            for name, layer in layers.items()
+        }
         extractor = getattr(
-            getattr(model, 'roi_head', None), 'bbox_roi_extractor', None)
+            getattr(model, 'roi_head', None), 'bbox_roi_extractor', None
+        )
         if extractor is not None:
             handle = extractor.register_forward_pre_hook(
-                lambda _module, args: rois.append(args[1]))
+                lambda _module, args: rois.append(args[1])
+            )
             stack.callback(handle.remove)
         loss, _ = model.parse_losses(
-            model.loss(data['inputs'], data['data_samples']))
+            model.loss(data['inputs'], data['data_samples'])
+        )
     flat = [output for outputs in watched.values() for output in outputs]
     gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     for name, outputs in watched.items():
@@ -311,10 +360,17 @@ def add_gradients(model: nn.Module, batch: Any, layers: dict[str, nn.Module],
         if extractor is None:
             factor = float(sum((g.abs().amax(1) > 0).sum() for g in own))
         for gradient in own:
-            sizes = (region_sizes(rois[0]) if gradient.dim() == 2 else
-                     place_sizes(data, gradient, priors_count(model, name)))
-            found[name].add(gradient, weight=layers[name].weight,
-                            sizes=sizes, factor=factor)
+            sizes = (
+                region_sizes(rois[0])
+                if gradient.dim() == 2
+                else place_sizes(data, gradient, priors_count(model, name))
+            )
+            found[name].add(
+                gradient,
+                weight=layers[name].weight,
+                sizes=sizes,
+                factor=factor,
+            )
 
 
 def priors_count(model: nn.Module, name: str) -> int:
@@ -329,8 +385,9 @@ def region_sizes(rois: Tensor) -> Tensor:
     return (width * height).clamp(min=0).sqrt()[:, None]
 
 
-def place_sizes(data: dict[str, Any], gradient: Tensor,
-                num_priors: int) -> Tensor:
+def place_sizes(
+    data: dict[str, Any], gradient: Tensor, num_priors: int
+) -> Tensor:
     """Return the size of the object at each place of a map.
 
     That is the smallest box around it, or else the nearest one.
@@ -349,8 +406,10 @@ def place_sizes(data: dict[str, Any], gradient: Tensor,
     x = (torch.arange(width) + 0.5) * stride
     centers = torch.stack(torch.meshgrid(y, x, indexing='ij'), dim=-1)
     centers = centers.flatten(0, 1).flip(-1).to(gradient.device)
-    sizes = [sizes_at(centers, sample.gt_instances.bboxes)
-             for sample in data['data_samples']]
+    sizes = [
+        sizes_at(centers, sample.gt_instances.bboxes)
+        for sample in data['data_samples']
+    ]
     return torch.cat(sizes)[:, None].expand(-1, num_priors)
 
 
@@ -372,5 +431,6 @@ def sizes_at(centers: Tensor, boxes: Any) -> Tensor:
     inside = ((centers[:, None] >= low) & (centers[:, None] <= high)).all(-1)
     distance = torch.cdist(centers, (low + high) / 2).double()
     rank = torch.where(
-        inside, area.double().expand_as(distance), 1e12 + distance)
+        inside, area.double().expand_as(distance), 1e12 + distance
+    )
     return area[rank.argmin(dim=1)].sqrt()

@@ -17,13 +17,16 @@ from taskptq.bench.training_table import ABSENT
 
 MARKED = re.compile(
     r'(<!-- (grid-error|grid-choice|gradients|head-cost|branches):'
-    r'(\S+) -->\n).*?(<!-- /\2 -->)', re.DOTALL)
+    r'(\S+) -->\n).*?(<!-- /\2 -->)',
+    re.DOTALL,
+)
 SMALL = 'small'
 Report = Mapping[str, Any]
 
 
-def update_grid_text(text: str, root: Path, families: Sequence[str],
-                     entries: Mapping[str, Any]) -> str:
+def update_grid_text(
+    text: str, root: Path, families: Sequence[str], entries: Mapping[str, Any]
+) -> str:
     """Return a README's text with all of these markers new.
 
     Args:
@@ -34,52 +37,84 @@ def update_grid_text(text: str, root: Path, families: Sequence[str],
     """
 
     def shown(match: re.Match[str]) -> str:
-        found = render_report(
-            match[2], match[3], root=root, families=families)
+        found = render_report(match[2], match[3], root=root, families=families)
         return match[1] + (found or ABSENT) + match[4]
 
     return MARKED.sub(shown, text)
 
 
-def render_report(kind: str, name: str, *, root: Path,
-                  families: Sequence[str]) -> str | None:
+def render_report(
+    kind: str, name: str, *, root: Path, families: Sequence[str]
+) -> str | None:
     """Return what ``make_report.py`` measured; None if it has not yet."""
-    paths = [path for family in families
-             for path in root.glob(f'{family}/results/{name}.json')]
+    paths = [
+        path
+        for family in families
+        for path in root.glob(f'{family}/results/{name}.json')
+    ]
     if not paths:
         return None
     report = json.loads(paths[0].read_text(encoding='utf-8'))
-    render = {'grid-error': render_errors, 'grid-choice': render_choice,
-              'gradients': render_gradients,
-              'head-cost': render_cost, 'branches': render_branches}[kind]
+    render = {
+        'grid-error': render_errors,
+        'grid-choice': render_choice,
+        'gradients': render_gradients,
+        'head-cost': render_cost,
+        'branches': render_branches,
+    }[kind]
     return render(report) + '\n'
 
 
 def render_errors(report: Report) -> str:
     """Compare predicted and measured errors of each head."""
-    lines = [line for name, head in report['heads'].items()
-             for line in error_lines(name, head)]
+    lines = [
+        line
+        for name, head in report['heads'].items()
+        for line in error_lines(name, head)
+    ]
     return to_markdown(
-        ['head', 'quantized', 'predicted', 'measured', 'ratio',
-         'worst bin', 'correlation', 'direct', 'box, px'], lines)
+        [
+            'head',
+            'quantized',
+            'predicted',
+            'measured',
+            'ratio',
+            'worst bin',
+            'correlation',
+            'direct',
+            'box, px',
+        ],
+        lines,
+    )
 
 
 def error_lines(name: str, head: Report) -> Iterator[list[str]]:
     """Yield a line for each bit width and each quantized model."""
     for bits, found in head['rounded'].items():
-        yield [name, f'logits, {bits} bits', *numbers(found),
-               f'{found["direct"]:.4f}',
-               f'{head["boxes"][bits]["measured"]:.2f}']
+        yield [
+            name,
+            f'logits, {bits} bits',
+            *numbers(found),
+            f'{found["direct"]:.4f}',
+            f'{head["boxes"][bits]["measured"]:.2f}',
+        ]
     for fragment, found in head['layers'].items():
-        yield [name, fragment, *numbers(found['coordinates']), '',
-               f'{found["boxes"]["measured"]:.2f}']
+        yield [
+            name,
+            fragment,
+            *numbers(found['coordinates']),
+            '',
+            f'{found["boxes"]["measured"]:.2f}',
+        ]
 
 
 def numbers(found: Report) -> list[str]:
     """Return the cells of one comparison."""
-    return [f'{found["predicted"]:.4f}', f'{found["measured"]:.4f}',
-            *(as_cell(found[key]) for key in ('ratio', 'worst',
-                                              'correlation'))]
+    return [
+        f'{found["predicted"]:.4f}',
+        f'{found["measured"]:.4f}',
+        *(as_cell(found[key]) for key in ('ratio', 'worst', 'correlation')),
+    ]
 
 
 def as_cell(value: float | None) -> str:
@@ -91,17 +126,39 @@ def render_choice(report: Report) -> str:
     """Return the best grids of each head, and the one in use."""
     lines = []
     for name, head in report['heads'].items():
-        rows = [(str(place), found) for place, found in enumerate(
-            head['best'][:5], start=1)]
-        rows.append((f'in use ({head["rank"]} of {head["candidates"]})',
-                     head['used']))
-        lines += [[
-            name, place, f'{found["alpha"]:g}', f'{found["beta"]:.3g}',
-            str(found['num_intervals']), f'{found["rounding"]:.4f}',
-            f'{found["clipping"]:.4f}', f'{found["total"]:.4f}'
-        ] for place, found in rows]
-    return to_markdown(['head', 'rank', 'alpha', 'beta', 'intervals',
-                        'rounding', 'clipping', 'both'], lines)
+        rows = [
+            (str(place), found)
+            for place, found in enumerate(head['best'][:5], start=1)
+        ]
+        rows.append(
+            (f'in use ({head["rank"]} of {head["candidates"]})', head['used'])
+        )
+        lines += [
+            [
+                name,
+                place,
+                f'{found["alpha"]:g}',
+                f'{found["beta"]:.3g}',
+                str(found['num_intervals']),
+                f'{found["rounding"]:.4f}',
+                f'{found["clipping"]:.4f}',
+                f'{found["total"]:.4f}',
+            ]
+            for place, found in rows
+        ]
+    return to_markdown(
+        [
+            'head',
+            'rank',
+            'alpha',
+            'beta',
+            'intervals',
+            'rounding',
+            'clipping',
+            'both',
+        ],
+        lines,
+    )
 
 
 def render_gradients(report: Report) -> str:
@@ -110,27 +167,46 @@ def render_gradients(report: Report) -> str:
     for model in report['models']:
         for name, groups in model['layers'].items():
             found = groups[SMALL]
-            ratios = model.get('first_over_this', {}).get(name, {}).get(
-                SMALL, {})
-            lines.append([
-                Path(model['config']).stem, name.rpartition('.')[2],
-                str(found['count']), as_cell(found['relative_variance']),
-                as_cell(found['norm_spread']),
-                as_cell(ratios.get('norm_spread')),
-                exponent(found['variance']),
-                as_cell(ratios.get('variance')),
-            ])
+            ratios = (
+                model.get('first_over_this', {}).get(name, {}).get(SMALL, {})
+            )
+            lines.append(
+                [
+                    Path(model['config']).stem,
+                    name.rpartition('.')[2],
+                    str(found['count']),
+                    as_cell(found['relative_variance']),
+                    as_cell(found['norm_spread']),
+                    as_cell(ratios.get('norm_spread')),
+                    exponent(found['variance']),
+                    as_cell(ratios.get('variance')),
+                ]
+            )
     return to_markdown(
-        ['model', 'layer', 'small boxes', 'variance / power',
-         'spread of the norm', 'first / this', 'variance', 'first / this'],
-        lines)
+        [
+            'model',
+            'layer',
+            'small boxes',
+            'variance / power',
+            'spread of the norm',
+            'first / this',
+            'variance',
+            'first / this',
+        ],
+        lines,
+    )
 
 
 def render_cost(report: Report) -> str:
     """Return the time of each model's heads."""
-    lines = [[Path(model['config']).stem,
-              f'{1000 * model["head_seconds"]:.0f}', f'{model["ratio"]:.2f}']
-             for model in report['models']]
+    lines = [
+        [
+            Path(model['config']).stem,
+            f'{1000 * model["head_seconds"]:.0f}',
+            f'{model["ratio"]:.2f}',
+        ]
+        for model in report['models']
+    ]
     return to_markdown(['model', 'heads, CPU ms', 'to the first'], lines)
 
 
@@ -146,18 +222,26 @@ def render_branches(report: Report) -> str:
         name = model['table'].rpartition('_')[0]
         lines.append([name, 'float', '', *decimals(model['float'], columns)])
         lines += [
-            [name, row['row'].replace('_', ' '), title,
-             *decimals(row[key], columns)]
-            for row in model['rows'] for title, key in BRANCHES.items()
+            [
+                name,
+                row['row'].replace('_', ' '),
+                title,
+                *decimals(row[key], columns),
+            ]
+            for row in model['rows']
+            for title, key in BRANCHES.items()
         ]
     return to_markdown(['model', 'row', 'quantized', *columns], lines)
 
 
-def decimals(values: Mapping[str, float | None],
-             columns: Sequence[str]) -> list[str]:
+def decimals(
+    values: Mapping[str, float | None], columns: Sequence[str]
+) -> list[str]:
     """Return three decimals of each column, or nothing."""
-    return ['' if values.get(key) is None else f'{values[key]:.3f}'
-            for key in columns]
+    return [
+        '' if values.get(key) is None else f'{values[key]:.3f}'
+        for key in columns
+    ]
 
 
 def exponent(value: float | None) -> str:

@@ -1,4 +1,5 @@
 """A detector whose scores come from one model and whose boxes from another."""
+
 from __future__ import annotations
 
 from contextlib import ExitStack
@@ -29,11 +30,14 @@ class MixedDetector(nn.Module):
     def __init__(self, scores: nn.Module, boxes: nn.Module) -> None:
         super().__init__()
         roi_head = getattr(boxes, 'roi_head', None)
-        head = getattr(boxes if roi_head is None else roi_head, 'bbox_head',
-                       None)
+        head = getattr(
+            boxes if roi_head is None else roi_head, 'bbox_head', None
+        )
         if not isinstance(head, nn.Module) or isinstance(head, nn.ModuleList):
-            raise ValueError(f'{type(boxes).__name__} has no single bbox_head '
-                             'whose scores and boxes could be told apart')
+            raise ValueError(
+                f'{type(boxes).__name__} has no single bbox_head '
+                'whose scores and boxes could be told apart'
+            )
         self.scores = scores
         self.boxes = boxes
 
@@ -46,30 +50,46 @@ class MixedDetector(nn.Module):
         """
         data = self.boxes.data_preprocessor(batch, False)
         inputs, samples = data['inputs'], data['data_samples']
-        features = (self.scores.extract_feat(inputs),
-                    self.boxes.extract_feat(inputs))
+        features = (
+            self.scores.extract_feat(inputs),
+            self.boxes.extract_feat(inputs),
+        )
         if hasattr(self.boxes, 'roi_head'):
             found = self._two_stages(*features, samples=samples)
         else:
-            found = self._dense('bbox_head', *features, samples=samples,
-                                rescale=True)
+            found = self._dense(
+                'bbox_head', *features, samples=samples, rescale=True
+            )
         done: list[Any] = self.boxes.add_pred_to_datasample(samples, found)
         return done
 
-    def _dense(self, name: str, of_scores: Any, of_boxes: Any, *,
-               samples: Any, rescale: bool) -> Any:
+    def _dense(
+        self,
+        name: str,
+        of_scores: Any,
+        of_boxes: Any,
+        *,
+        samples: Any,
+        rescale: bool,
+    ) -> Any:
         """Return what a dense head predicts from both copies' features."""
         head = getattr(self.boxes, name)
         classes, _, *factors = getattr(self.scores, name)(of_scores)
         return head.predict_by_feat(
-            classes, head(of_boxes)[1], *factors, rescale=rescale,
-            batch_img_metas=[sample.metainfo for sample in samples])
+            classes,
+            head(of_boxes)[1],
+            *factors,
+            rescale=rescale,
+            batch_img_metas=[sample.metainfo for sample in samples],
+        )
 
-    def _two_stages(self, of_scores: Any, of_boxes: Any, *,
-                    samples: Any) -> Any:
+    def _two_stages(
+        self, of_scores: Any, of_boxes: Any, *, samples: Any
+    ) -> Any:
         """Return what the second stage predicts on mixed proposals."""
-        proposals = self._dense('rpn_head', of_scores, of_boxes,
-                                samples=samples, rescale=False)
+        proposals = self._dense(
+            'rpn_head', of_scores, of_boxes, samples=samples, rescale=False
+        )
         roi_head = self.boxes.roi_head
         rois: list[Tensor] = []
 
@@ -79,9 +99,10 @@ class MixedDetector(nn.Module):
 
         with ExitStack() as stack:
             for handle in (
-                    roi_head.bbox_roi_extractor.register_forward_pre_hook(
-                        lambda _module, args: rois.append(args[1])),
-                    roi_head.bbox_head.register_forward_hook(classify)):
+                roi_head.bbox_roi_extractor.register_forward_pre_hook(
+                    lambda _module, args: rois.append(args[1])
+                ),
+                roi_head.bbox_head.register_forward_hook(classify),
+            ):
                 stack.callback(handle.remove)
-            return roi_head.predict(of_boxes, proposals, samples,
-                                    rescale=True)
+            return roi_head.predict(of_boxes, proposals, samples, rescale=True)

@@ -4,13 +4,14 @@ import json
 
 import pytest
 import torch
+from torch import nn
+
 from small_objects.analysis.gradient_variance import (
     GradientVariance,
     compare_variances,
     place_gradients,
     watch_outputs,
 )
-from torch import nn
 
 
 def test_statistics_by_hand():
@@ -31,8 +32,12 @@ def test_statistics_by_hand():
     assert small['norm_spread'] == pytest.approx(0, abs=1e-6)
     assert stats['large']['count'] == 1
     assert stats['medium'] == {
-        'count': 0, 'mean_norm': None, 'variance': None,
-        'relative_variance': None, 'norm_spread': None}
+        'count': 0,
+        'mean_norm': None,
+        'variance': None,
+        'relative_variance': None,
+        'norm_spread': None,
+    }
 
 
 def test_gradients_at_the_input_of_a_linear_layer():
@@ -41,12 +46,13 @@ def test_gradients_at_the_input_of_a_linear_layer():
     with watch_outputs(layer) as outputs:
         layer(x).square().sum().backward(retain_graph=True)
     assert len(outputs) == 1
-    gradient, = torch.autograd.grad(outputs[0].square().sum(), outputs)
+    (gradient,) = torch.autograd.grad(outputs[0].square().sum(), outputs)
     torch.testing.assert_close(gradient @ layer.weight, x.grad)
     found = GradientVariance()
     found.add(gradient, weight=layer.weight, sizes=torch.full((5, 1), 8.0))
     assert found.to_dict()['small']['mean_norm'] == pytest.approx(
-        float(x.grad.norm(dim=1).mean()), rel=1e-5)
+        float(x.grad.norm(dim=1).mean()), rel=1e-5
+    )
 
 
 def test_a_convolution_pulls_its_patch():
@@ -62,7 +68,8 @@ def test_a_convolution_pulls_its_patch():
     stats = found.to_dict()
     assert stats['medium']['count'] == 1
     assert stats['medium']['mean_norm'] == pytest.approx(
-        float(x.grad.norm()), rel=1e-5)
+        float(x.grad.norm()), rel=1e-5
+    )
 
 
 def test_places_are_in_the_order_of_rows_and_columns():
@@ -78,10 +85,10 @@ def test_a_noisier_head_is_noisier():
     stats = []
     for noise in (2.0, 0.2):
         found = GradientVariance()
-        gradient = direction + noise * torch.randn(
-            500, 3, generator=generator)
-        found.add(gradient, weight=torch.eye(3),
-                  sizes=torch.full((500, 1), 10.0))
+        gradient = direction + noise * torch.randn(500, 3, generator=generator)
+        found.add(
+            gradient, weight=torch.eye(3), sizes=torch.full((500, 1), 10.0)
+        )
         stats.append(found.to_dict())
     ratios = compare_variances(*stats)
     assert all(value > 2 for value in ratios['small'].values())
@@ -91,7 +98,8 @@ def test_a_noisier_head_is_noisier():
 def test_sizes_must_fit():
     found = GradientVariance()
     with pytest.raises(ValueError, match='do not fit'):
-        found.add(torch.ones(4, 4), weight=torch.eye(4),
-                  sizes=torch.ones(3, 1))
+        found.add(
+            torch.ones(4, 4), weight=torch.eye(4), sizes=torch.ones(3, 1)
+        )
     with pytest.raises(ValueError, match='one name more'):
         GradientVariance(edges=(8.0,))

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+
 from small_objects.analysis.grid_choice import choose_grid
 from small_objects.analysis.grid_error import (
     compare_boxes,
@@ -15,7 +16,6 @@ from small_objects.analysis.grid_error import (
     round_values,
     summarize,
 )
-
 from taskptq.methods.box_grid.box_grid import BoxGrid
 
 GRID = BoxGrid(5.0, beta=1.0, num_intervals=5)
@@ -41,8 +41,10 @@ def test_rounding_keeps_within_half_a_step():
     assert whole >= step.max() * 0.99
 
 
-@pytest.mark.parametrize(('granularity', 'shape'), [
-    ('tensor', ()), ('coordinate', (4, 1)), ('logit', (4, 6))])
+@pytest.mark.parametrize(
+    ('granularity', 'shape'),
+    [('tensor', ()), ('coordinate', (4, 1)), ('logit', (4, 6))],
+)
 def test_steps_broadcast_to_the_logits(granularity, shape):
     logits = two_point_logits(200)
     rounded, step = round_logits(logits, num_bits=6, granularity=granularity)
@@ -59,8 +61,9 @@ def test_the_formula_holds_for_small_steps():
         found = compare_expectations(logits, changed, grid=GRID, step=step)
         assert found['ratio'] == pytest.approx(1, abs=0.1)
         assert found['correlation'] > 0.99
-        assert sum(one['count'] for one in found['bins']) <= logits.shape[
-            0] * 4
+        assert (
+            sum(one['count'] for one in found['bins']) <= logits.shape[0] * 4
+        )
 
 
 def test_the_formula_fails_for_coarse_steps_and_says_so():
@@ -81,7 +84,8 @@ def test_two_hot_values_of_the_dossier():
     logits[..., 2:4] = 0.0
     changed, _ = round_logits(logits, num_bits=8)
     found = compare_expectations(
-        logits, changed, grid=grid, step=torch.tensor(step))
+        logits, changed, grid=grid, step=torch.tensor(step)
+    )
     expected = step / math.sqrt(12) * math.sqrt(2) * 0.25 * gap
     assert found['predicted'] == pytest.approx(expected, rel=1e-4)
 
@@ -96,7 +100,8 @@ def test_observed_step_is_that_of_uniform_errors():
     # A shift of all logits changes nothing.
     shift = torch.randn(5000, 4, 1, generator=generator)
     torch.testing.assert_close(
-        observed_step(logits, logits + noise + shift), found)
+        observed_step(logits, logits + noise + shift), found
+    )
 
 
 def test_boxes_scale_with_their_size():
@@ -106,15 +111,19 @@ def test_boxes_scale_with_their_size():
     def decode(size):
         def boxes(values):
             return size * values
+
         return boxes
 
     small = compare_boxes(
-        logits, changed, grid=GRID, step=step, decode=decode(10))
+        logits, changed, grid=GRID, step=step, decode=decode(10)
+    )
     large = compare_boxes(
-        logits, changed, grid=GRID, step=step, decode=decode(100))
+        logits, changed, grid=GRID, step=step, decode=decode(100)
+    )
     assert large['measured'] == pytest.approx(10 * small['measured'])
     assert large['predicted'] == pytest.approx(
-        10 * small['predicted'], rel=1e-3)
+        10 * small['predicted'], rel=1e-3
+    )
     assert small['ratio'] == pytest.approx(1, abs=0.15)
 
 
@@ -126,8 +135,7 @@ def test_a_box_error_follows_the_derivatives():
         center, size = 40 * values[:, :2], 40 * values[:, 2:].exp()
         return torch.cat([center - size / 2, center + size / 2], dim=1)
 
-    found = compare_boxes(
-        logits, changed, grid=GRID, step=step, decode=decode)
+    found = compare_boxes(logits, changed, grid=GRID, step=step, decode=decode)
     assert found['ratio'] == pytest.approx(1, abs=0.1)
 
 
@@ -164,12 +172,13 @@ def test_choice_of_a_grid():
     target = -0.21 * uniform.sign() * (1 - 2 * uniform.abs()).log()
     settings = [
         {'alpha': alpha, 'beta': beta, 'num_intervals': 5}
-        for alpha in (0.2, 2.0, 5.0) for beta in (0.0, 1.0)
+        for alpha in (0.2, 2.0, 5.0)
+        for beta in (0.0, 1.0)
     ]
-    ranked = choose_grid(
-        target, make=BoxGrid, settings=settings, spread=0.05)
+    ranked = choose_grid(target, make=BoxGrid, settings=settings, spread=0.05)
     assert [one['total'] for one in ranked] == sorted(
-        one['total'] for one in ranked)
+        one['total'] for one in ranked
+    )
     by_setting = {(one['alpha'], one['beta']): one for one in ranked}
     # A narrow grid cuts off, an even one wastes its points.
     assert by_setting[0.2, 0.0]['outside'] > 0.2

@@ -10,6 +10,7 @@ Everything after the logits is computed in float32 or wider: with logits on a
 step s, an error of p_i passes into T by p_i (y_i - T) only (`expected_rms`),
 which rounding of p or T itself would hide.
 """
+
 from __future__ import annotations
 
 import math
@@ -18,9 +19,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-__all__ = [
-    'BoxGrid', 'nonuniform_grid', 'one_sided_grid', 'uniform_grid'
-]
+__all__ = ['BoxGrid', 'nonuniform_grid', 'one_sided_grid', 'uniform_grid']
 
 
 def uniform_grid(alpha: float, *, num_intervals: int) -> Tensor:
@@ -59,9 +58,7 @@ def nonuniform_grid(
     return _warp(uniform, alpha=alpha, beta=beta)
 
 
-def one_sided_grid(
-    alpha: float, *, beta: float, num_intervals: int
-) -> Tensor:
+def one_sided_grid(alpha: float, *, beta: float, num_intervals: int) -> Tensor:
     """Return a grid over [0, alpha], dense around 0, (n + 1,).
 
     The non-negative half of the formula of :func:`nonuniform_grid`, for
@@ -100,7 +97,11 @@ class BoxGrid(nn.Module):
     points: Tensor
 
     def __init__(
-        self, alpha: float, *, beta: float = 1.0, num_intervals: int = 10,
+        self,
+        alpha: float,
+        *,
+        beta: float = 1.0,
+        num_intervals: int = 10,
         one_sided: bool = False,
     ) -> None:
         super().__init__()
@@ -193,9 +194,7 @@ class BoxGrid(nn.Module):
             (...), in [0, log 2]; 0 on a grid point.
         """
         _, upper = self._locate(target)
-        return -(
-            torch.xlogy(upper, upper) + torch.xlogy(1 - upper, 1 - upper)
-        )
+        return -(torch.xlogy(upper, upper) + torch.xlogy(1 - upper, 1 - upper))
 
     def entropy_gap(self, logits: Tensor, target: Tensor) -> Tensor:
         """Return |H(p) - H(p*)|: as uncertain as the target, not less.

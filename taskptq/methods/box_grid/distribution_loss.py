@@ -15,6 +15,7 @@ information about location (the mean of KL(p_i || mean p) under M, so that the
 term is a noise-to-signal ratio as the others are), and E_h the focused error
 of the remaining heads (:mod:`taskptq.methods.selective_focus.semantic_focus`).
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
@@ -153,17 +154,22 @@ class ForegroundKLLoss:
         sums: dict[str, list[Tensor]] = {}
         for heads in batches:
             boxes, weights = self._boxes(
-                heads, self.focus.weights(heads, adapter=adapter),
-                adapter=adapter)
+                heads,
+                self.focus.weights(heads, adapter=adapter),
+                adapter=adapter,
+            )
             looked = self._looked_at(weights)
             for name, logits in boxes.items():
                 places = looked[name]
                 added = _moments(
-                    logits[places] / self.temperature, weights[name][places])
+                    logits[places] / self.temperature, weights[name][places]
+                )
                 old = sums.get(group_of(name))
-                sums[group_of(name)] = added if old is None else [
-                    a + b for a, b in zip(old, added, strict=True)
-                ]
+                sums[group_of(name)] = (
+                    added
+                    if old is None
+                    else [a + b for a, b in zip(old, added, strict=True)]
+                )
         found = {}
         for group, (total, mass, entropy) in sums.items():
             total, mass, entropy = (
@@ -195,9 +201,7 @@ class ForegroundKLLoss:
         boxes: dict[str, Tensor] = {} if split is None else split(heads)
         if not boxes:
             return {}, {}
-        full = {
-            name: weights[name].expand_as(heads[name]) for name in boxes
-        }
+        full = {name: weights[name].expand_as(heads[name]) for name in boxes}
         return boxes, {
             name: weight[..., 0] for name, weight in split(full).items()
         }
@@ -210,8 +214,10 @@ class ForegroundKLLoss:
         Raises:
             ValueError: If the unit isn't the whole network.
         """
-        if context.unit or not isinstance(quant_out, dict) or (
-            not self._information
+        if (
+            context.unit
+            or not isinstance(quant_out, dict)
+            or (not self._information)
         ):
             raise ValueError(
                 f'{type(self).__name__} on the unit {context.unit!r}: it '
@@ -231,8 +237,11 @@ class ForegroundKLLoss:
             float_out,
             variances=self._variances,
             adapter=adapter,
-            weights={name: weight for name, weight in focused.items()
-                     if name not in boxes},
+            weights={
+                name: weight
+                for name, weight in focused.items()
+                if name not in boxes
+            },
         )
         if others:
             loss = loss + self.other_weight * _mean_of_groups(others)
@@ -255,7 +264,8 @@ class ForegroundKLLoss:
             sums[group] = sums.get(group, 0) + (weight * found).sum()
             totals[group] = totals.get(group, 0) + weight.sum()
         terms = [
-            value / totals[group].clamp(min=LEAST_FOREGROUND)
+            value
+            / totals[group].clamp(min=LEAST_FOREGROUND)
             / (self._information[group] if self.normalize else 1.0)
             for group, value in sums.items()
         ]

@@ -6,6 +6,7 @@ dcx^2 + dcy^2 + (dw^2 + dh^2) / 4, and NWD = exp(-W_2 / C) (Wang et al.,
 arXiv 2110.13389). Unlike IoU it falls smoothly with a shift, however small
 the boxes, and goes on falling after they are apart.
 """
+
 from __future__ import annotations
 
 import torch

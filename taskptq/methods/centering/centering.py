@@ -13,6 +13,7 @@ can lie far from. A quantized softmax A_hat errs by (A_hat - A)(V - 1 c^T), and
 one whose many small entries fell to 0 is about r A with r < 1: least error is
 then where A V - c is least, at the mean of the attended values.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

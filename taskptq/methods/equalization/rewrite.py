@@ -8,6 +8,7 @@ Correction', ICCV 2019, section 4.1). How much of the difference moves into
 the reader's weights is a matter of degree (Xiao et al., 'SmoothQuant', ICML
 2023, equation 4).
 """
+
 from __future__ import annotations
 
 import logging
@@ -67,7 +68,7 @@ def equalizing_scales(
     live = (activation > 0) & (weight > 0)
     scales = torch.ones_like(activation)
     if live.any():
-        chosen = activation[live]**alpha / weight[live]**(1 - alpha)
+        chosen = activation[live] ** alpha / weight[live] ** (1 - alpha)
         chosen = chosen / chosen.median()
         scales[live] = chosen.clamp(1 / limit, limit)
     return scales
@@ -108,7 +109,8 @@ class _Edits:
     def __post_init__(self) -> None:
         self.before = {
             parameter: parameter.detach().clone()
-            for plan in self.plans for parameter, _ in plan.factors()
+            for plan in self.plans
+            for parameter, _ in plan.factors()
         }
 
     def write(self, plans: Sequence[_Plan]) -> None:
@@ -171,8 +173,13 @@ class CrossLayerEqualization:
                 'calibration set is empty: give at least one batch'
             )
         with calibration_mode(model):
-            groups = self._chosen(_common(find_layer_groups(
-                model, lambda: stats.forward(model, stats.batches[0]))))
+            groups = self._chosen(
+                _common(
+                    find_layer_groups(
+                        model, lambda: stats.forward(model, stats.batches[0])
+                    )
+                )
+            )
             peaks = _input_peaks(model, groups, stats)
             plans = [self._plan(group, peaks) for group in groups]
             _apply(model, plans, stats, tolerance=self.tolerance)
@@ -181,7 +188,8 @@ class CrossLayerEqualization:
             settings={
                 'alpha': self.alpha,
                 'limit': self.limit,
-                'patterns': None if self.patterns is None
+                'patterns': None
+                if self.patterns is None
                 else list(self.patterns),
             },
             entries=[plan.entry for plan in plans],
@@ -192,45 +200,53 @@ class CrossLayerEqualization:
             return list(groups)
         names = [name for group in groups for name, _ in group.readers]
         check_all_used(
-            self.patterns, names, argument='CrossLayerEqualization.patterns')
+            self.patterns, names, argument='CrossLayerEqualization.patterns'
+        )
         return [
-            group for group in groups
-            if any(matches(name, pattern) for name, _ in group.readers
-                   for pattern in self.patterns)
+            group
+            for group in groups
+            if any(
+                matches(name, pattern)
+                for name, _ in group.readers
+                for pattern in self.patterns
+            )
         ]
 
-    def _plan(
-        self, group: LayerGroup, peaks: Mapping[str, Tensor]
-    ) -> _Plan:
+    def _plan(self, group: LayerGroup, peaks: Mapping[str, Tensor]) -> _Plan:
         """Choose scales, and what the weights become; writes nothing."""
         activation = torch.stack(
-            [peaks[name] for name, _ in group.readers]).amax(dim=0)
+            [peaks[name] for name, _ in group.readers]
+        ).amax(dim=0)
         weight = torch.stack(
-            [_column_peaks(layer) for _, layer in group.readers]).amax(dim=0)
+            [_column_peaks(layer) for _, layer in group.readers]
+        ).amax(dim=0)
         scales = equalizing_scales(
-            activation, weight, alpha=self.alpha, limit=self.limit)
+            activation, weight, alpha=self.alpha, limit=self.limit
+        )
         after = activation.double() / scales
         entry = RewriteEntry(
             name=', '.join(name for name, _ in group.readers),
-            part='input', status='applied',
+            part='input',
+            status='applied',
             details={
                 'giver': group.name,
                 'scales': [float(scales.min()), float(scales.max())],
                 'max_to_median_before': _spread(activation),
                 'max_to_median_after': _spread(after),
-            })
+            },
+        )
         return _Plan(group=group, scales=scales, entry=entry)
 
 
 def _common(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
     """Keep the groups that every rank has found: all must edit alike."""
     own = [
-        (group.name, *(name for name, _ in group.readers))
-        for group in groups
+        (group.name, *(name for name, _ in group.readers)) for group in groups
     ]
     ranks = gather(own)
     return [
-        group for group, names in zip(groups, own, strict=True)
+        group
+        for group, names in zip(groups, own, strict=True)
         if all(names in rank for rank in ranks)
     ]
 
@@ -246,7 +262,8 @@ def _column_peaks(layer: nn.Module) -> Tensor:
     weight = layer.weight.detach()
     groups = int(getattr(layer, 'groups', 1))
     by_input = weight.reshape(
-        groups, weight.shape[0] // groups, weight.shape[1], -1)
+        groups, weight.shape[0] // groups, weight.shape[1], -1
+    )
     return by_input.abs().amax(dim=(1, 3)).flatten().cpu()
 
 
@@ -255,9 +272,9 @@ def _to_weight(layer: nn.Module, scales: Tensor) -> Tensor:
     weight = layer.weight
     groups = int(getattr(layer, 'groups', 1))
     per_group = scales.reshape(groups, 1, -1).expand(
-        -1, weight.shape[0] // groups, -1)
-    return per_group.reshape(
-        *weight.shape[:2], *[1] * (weight.dim() - 2))
+        -1, weight.shape[0] // groups, -1
+    )
+    return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
 
 
 def _channels_last(layer: nn.Module, x: Tensor) -> Tensor:
@@ -282,6 +299,7 @@ def _input_peaks(
                 )
             peaks = peaks.cpu()
             found[name] = torch.maximum(found.get(name, peaks), peaks)
+
         return hook
 
     with ExitStack() as stack:
@@ -294,15 +312,19 @@ def _input_peaks(
     ranks = gather(found)
     names = dict.fromkeys(name for rank in ranks for name in rank)
     return {
-        name: torch.stack(
-            [rank[name] for rank in ranks if name in rank]).amax(dim=0)
+        name: torch.stack([rank[name] for rank in ranks if name in rank]).amax(
+            dim=0
+        )
         for name in names
     }
 
 
 def _apply(
-    model: nn.Module, plans: Sequence[_Plan], stats: CalibrationStats, *,
-    tolerance: float
+    model: nn.Module,
+    plans: Sequence[_Plan],
+    stats: CalibrationStats,
+    *,
+    tolerance: float,
 ) -> None:
     """Write the edits, and take back those that change any layer's output.
 
@@ -321,7 +343,8 @@ def _apply(
         if not bad:
             break
         failed = [
-            plan for plan in standing
+            plan
+            for plan in standing
             if any(name in bad for name, _ in plan.group.readers)
         ]
         for plan in failed or standing:
@@ -332,26 +355,28 @@ def _apply(
             )
             logger.warning(
                 '%s: equalization of its input was undone: %s',
-                plan.entry.name, plan.entry.reason)
+                plan.entry.name,
+                plan.entry.reason,
+            )
         standing = [
             plan for plan in standing if plan.entry.status == 'applied'
         ]
     edits.write(standing)
     for plan in standing:
         plan.entry.max_relative_error = max(
-            errors[name] for name, _ in plan.group.readers)
+            errors[name] for name, _ in plan.group.readers
+        )
 
 
-def _outputs(
-    model: nn.Module, stats: CalibrationStats
-) -> dict[str, Tensor]:
+def _outputs(model: nn.Module, stats: CalibrationStats) -> dict[str, Tensor]:
     """Some rows of what each layer gives in the first batch, (rows, C)."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Tensor) -> None:
             rows = _channels_last(module, output)
-            found[name] = rows[::max(1, len(rows) // MAX_ROWS)].cpu().clone()
+            found[name] = rows[:: max(1, len(rows) // MAX_ROWS)].cpu().clone()
+
         return hook
 
     with ExitStack() as stack:
@@ -364,8 +389,9 @@ def _outputs(
 
 
 def _errors(
-    before: Mapping[str, Tensor], after: Mapping[str, Tensor],
-    plans: Sequence[_Plan]
+    before: Mapping[str, Tensor],
+    after: Mapping[str, Tensor],
+    plans: Sequence[_Plan],
 ) -> dict[str, float]:
     """Relative change of each layer's output, but for the scales."""
     scales = {plan.group.name: plan.scales for plan in plans}

@@ -3,6 +3,7 @@
 Found by watching one forward pass, call by call, so that it holds for any
 way of writing a model: modules, functions, layers that run several times.
 """
+
 from __future__ import annotations
 
 from collections import defaultdict
@@ -75,8 +76,9 @@ class _Recorder(TorchFunctionMode):
         keys = [_key(x) for x in tensors]
         result = func(*args, **kwargs)
         outputs = list(_tensors(result))
-        changed = any(_key(x) != key
-                      for x, key in zip(tensors, keys, strict=True))
+        changed = any(
+            _key(x) != key for x, key in zip(tensors, keys, strict=True)
+        )
         if tensors and (outputs or changed):
             self._kept += tensors + outputs
             self._note(name, tensors, keys, outputs)
@@ -120,8 +122,9 @@ class _Recorder(TorchFunctionMode):
         """Return the layer whose own operation this is."""
         if name not in _AFFINE:
             return None
-        owners = {self._owners[id(x)] for x in tensors[1:]
-                  if id(x) in self._owners}
+        owners = {
+            self._owners[id(x)] for x in tensors[1:] if id(x) in self._owners
+        }
         return owners.pop() if len(owners) == 1 else None
 
     def _start(self, output: Tensor, layer: str) -> None:
@@ -148,13 +151,14 @@ def find_layer_groups(
         In the order of the model's modules.
     """
     layers = {
-        name: module for name, module in model.named_modules()
-        if isinstance(module, GIVERS)
-        and _has_channel_weights(module)
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GIVERS) and _has_channel_weights(module)
     }
     shared = _shared_layers(model, layers)
     owners = {
-        id(parameter): name for name, module in layers.items()
+        id(parameter): name
+        for name, module in layers.items()
         for parameter in module.parameters(recurse=False)
     }
     recorder = _Recorder(owners)
@@ -171,13 +175,23 @@ def find_layer_groups(
         names = readers.get(name)
         if not names or name in barred or names & barred:
             continue
-        if any(sources[reader] != {name} or
-               not isinstance(layers[reader], READERS) for reader in names):
+        if any(
+            sources[reader] != {name}
+            or not isinstance(layers[reader], READERS)
+            for reader in names
+        ):
             continue
-        groups.append(LayerGroup(
-            name=name, giver=giver,
-            readers=tuple((reader, layers[reader])
-                          for reader in layers if reader in names)))
+        groups.append(
+            LayerGroup(
+                name=name,
+                giver=giver,
+                readers=tuple(
+                    (reader, layers[reader])
+                    for reader in layers
+                    if reader in names
+                ),
+            )
+        )
     return groups
 
 
@@ -206,9 +220,12 @@ def _shared_layers(
         for parameter in module.parameters(recurse=False):
             holders[id(parameter)].add(id(module))
     return {
-        name for name, module in layers.items()
-        if any(len(holders[id(parameter)]) > 1
-               for parameter in module.parameters(recurse=False))
+        name
+        for name, module in layers.items()
+        if any(
+            len(holders[id(parameter)]) > 1
+            for parameter in module.parameters(recurse=False)
+        )
     }
 
 

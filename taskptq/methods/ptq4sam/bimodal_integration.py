@@ -5,6 +5,7 @@ attentions have two peaks, symmetric around zero, and each channel lies in one
 of them. With a sign s_c per channel, (Q s)(K s)^T = Q K^T; with that of the
 channel's mean, the keys have one peak and half the range.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -119,9 +120,7 @@ class BimodalIntegration:
         )
 
 
-def _propose(
-    view: AttentionView, keys: ChannelStatistics | None
-) -> Proposal:
+def _propose(view: AttentionView, keys: ChannelStatistics | None) -> Proposal:
     """Decide on one attention, and plan the edits that this calls for."""
     entry = RewriteEntry(
         name=view.name, part='query and key', status='skipped'
@@ -161,9 +160,7 @@ def sign_obstacle(view: AttentionView) -> str | None:
             'for all heads, which would need a sign of its own per head'
         )
     if view.key_position is not None:
-        return (
-            'its positions are projected apart, and would keep their signs'
-        )
+        return 'its positions are projected apart, and would keep their signs'
     if view.extra_keys:
         return (
             'a learned or zero token joins the keys after their projection '
@@ -186,7 +183,5 @@ def sign_edits(view: AttentionView, signs: Tensor) -> list[RowEdit]:
             RowEdit.to(projection.weight, projection.weight * signs[:, None])
         )
         if projection.bias is not None:
-            edits.append(
-                RowEdit.to(projection.bias, projection.bias * signs)
-            )
+            edits.append(RowEdit.to(projection.bias, projection.bias * signs))
     return edits

@@ -4,6 +4,7 @@ The power grid is ``scale * 2^(-q / tau)``. Where a softmax has few keys its
 outputs are spread evenly and a uniform grid of as many levels can be better:
 it goes by the granularity 0.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -78,9 +79,7 @@ def grid_values(
     codes: Tensor, *, scale: Tensor, tau: Tensor, num_levels: int
 ) -> Tensor:
     """Return the values of codes from :func:`grid_codes`."""
-    values = power_values(
-        codes, scale=scale, tau=tau, num_levels=num_levels
-    )
+    values = power_values(codes, scale=scale, tau=tau, num_levels=num_levels)
     uniform = tau == UNIFORM
     if bool(uniform.any()):
         top = num_levels - 1

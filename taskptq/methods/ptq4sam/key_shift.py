@@ -7,6 +7,7 @@ key, adding +-c_j to the bias of channel j brings a small model into the
 situation of the large ones without changing what it predicts in float: a test
 bed for methods that deal with it, and nothing that one would deploy.
 """
+
 from __future__ import annotations
 
 import zlib
@@ -52,14 +53,10 @@ def draw_shift(
     Returns:
         (C,), float64.
     """
-    generator = torch.Generator().manual_seed(
-        seed + zlib.crc32(name.encode())
-    )
+    generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
     order = torch.randperm(num_channels, generator=generator)
     signs = torch.where(order < (num_channels + 1) // 2, 1.0, -1.0)
-    noise = torch.randn(
-        num_channels, generator=generator, dtype=torch.float64
-    )
+    noise = torch.randn(num_channels, generator=generator, dtype=torch.float64)
     return signs * c * (1 + spread * noise)
 
 
@@ -146,6 +143,4 @@ class KeyShift:
             name=view.name,
         )
         entry.details = {'shift': shift.tolist()}
-        return Proposal(
-            view=view, entry=entry, edits=key_edits(view, shift)
-        )
+        return Proposal(view=view, entry=entry, edits=key_edits(view, shift))

@@ -1,4 +1,5 @@
 """Observer of softmaxes that judges a grid by the attention's output."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -252,6 +253,4 @@ def _spread(size: int, count: int, offset: int, *, like: Tensor) -> Tensor:
 
 
 def _total(pieces: Sequence[Piece]) -> int:
-    return sum(
-        a.numel() + (0 if v is None else v.numel()) for a, v in pieces
-    )
+    return sum(a.numel() + (0 if v is None else v.numel()) for a, v in pieces)

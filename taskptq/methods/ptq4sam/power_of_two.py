@@ -1,4 +1,5 @@
 """Logarithmic grid with base 2^(1/tau), for softmax outputs."""
+
 from __future__ import annotations
 
 from typing import Any

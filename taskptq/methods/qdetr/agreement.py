@@ -4,6 +4,7 @@
 and the agreement of boxes and classes, which stands in for the detection
 loss where there are no labels.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -94,9 +95,7 @@ def class_divergence(
     crossed = F.binary_cross_entropy_with_logits(
         student, target, reduction='none'
     )
-    own = F.binary_cross_entropy_with_logits(
-        teacher, target, reduction='none'
-    )
+    own = F.binary_cross_entropy_with_logits(teacher, target, reduction='none')
     return (crossed - own).sum(dim=-1)
 
 

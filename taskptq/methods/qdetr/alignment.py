@@ -4,6 +4,7 @@ Q-DETR, Xu et al., CVPR 2023, Eq. 7 to 9: the entropy of a query that is
 nearly Gaussian is highest when it is standardised, so its quantizer reads
 ``gamma * (q - mean(q)) / sqrt(var(q) + eps) + beta`` instead of q.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping

@@ -9,6 +9,7 @@ the foreground is what the float model predicts with confidence, and the
 agreement of boxes and classes stands in for the detection loss, without
 which nothing behind the last cross-attention would learn.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -206,14 +207,18 @@ class QueryDistillationLoss:
 
     def _needed(self, heads: Heads) -> dict[str, Tensor]:
         """Keep of a teacher's outputs what the chosen layers read."""
-        kinds = [f'{kind}.{layer}' for kind in ('cls', 'box', 'attended')
-                 for layer in self._layers(heads)]
+        kinds = [
+            f'{kind}.{layer}'
+            for kind in ('cls', 'box', 'attended')
+            for layer in self._layers(heads)
+        ]
         return {name: heads[name] for name in kinds if name in heads}
 
     def _layers(self, heads: Heads) -> list[int]:
         """Return the numbers of the layers that count."""
         numbers = sorted(
-            int(name.partition('.')[2]) for name in heads
+            int(name.partition('.')[2])
+            for name in heads
             if name.startswith('box.')
         )
         return numbers[-1:] if self.layers == 'last' else numbers
@@ -269,8 +274,10 @@ class QueryDistillationLoss:
         first = context.image_ids[0] if context.image_ids else -1
         if self.teacher is not None:
             if first not in self._record.teacher_heads:
-                raise ValueError('the teacher has not seen these images: call '
-                                 'begin() with the probe of the network first')
+                raise ValueError(
+                    'the teacher has not seen these images: call '
+                    'begin() with the probe of the network first'
+                )
             adapter = self.teacher.adapter
             teacher = self._record.teacher_heads[first]
             compare_teachers(
@@ -308,9 +315,7 @@ class QueryDistillationLoss:
             for boxes, keep in zip(teacher[f'box.{last}'], sure, strict=True)
         ]
 
-    def _layer(
-        self, step: _Step, layer: int, other: int
-    ) -> dict[str, Tensor]:
+    def _layer(self, step: _Step, layer: int, other: int) -> dict[str, Tensor]:
         """Return the weighted terms of one decoder layer.
 
         Args:
@@ -378,9 +383,7 @@ class QueryDistillationLoss:
         distance = distillation_distance
         if self.normalize:
             distance = relative_distance
-        return distance(
-            step.student[name], step.teacher[target], match=match
-        )
+        return distance(step.student[name], step.teacher[target], match=match)
 
     def _background(
         self, step: _Step, layer: int, match: QueryMatch

@@ -12,6 +12,7 @@ the choices are:
 
 Boxes are (cx, cy, w, h), normalised by the image size, everywhere here.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence

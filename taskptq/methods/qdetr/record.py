@@ -1,4 +1,5 @@
 """What a query distillation knows of its images, and what became of it."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence

@@ -5,6 +5,7 @@ analysis (which shows it) need it, and neither may import the other; the core,
 which both may import, does without SciPy. So it stands with the statistics of
 calibration data.
 """
+
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass

@@ -1,4 +1,5 @@
 """Statistics of what attentions project and attend to on calibration data."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence

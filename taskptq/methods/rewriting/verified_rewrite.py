@@ -4,6 +4,7 @@ A rewrite proposes new values for rows of an attention's parameters. They are
 written, each attention is run with and without them on calibration data, and
 what changes its output is taken back.
 """
+
 from __future__ import annotations
 
 import logging
@@ -282,9 +283,7 @@ def skipped_entries(
     ]
 
 
-def key_shift_obstacle(
-    view: AttentionView, part: str = 'key'
-) -> str | None:
+def key_shift_obstacle(view: AttentionView, part: str = 'key') -> str | None:
     """Say why a constant cannot be added to all keys, or return None."""
     if view.extra_keys:
         return (

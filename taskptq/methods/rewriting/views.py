@@ -5,6 +5,7 @@ bare parameters. Rewrites and the analysis of keys read all of them as rows of
 a weight and of a bias. Which class has which layout follows from its
 counterpart, so ``hosts/registry.py`` stays the only list of host names.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
@@ -130,9 +131,7 @@ def _separate_layers(name: str, module: nn.Module) -> AttentionView:
     """View of ``q_proj`` ... ``out_proj``: SAM's mask decoder."""
     q, k, v, out = (
         _of_layer(layer)
-        for layer in _linears(
-            module, 'q_proj', 'k_proj', 'v_proj', 'out_proj'
-        )
+        for layer in _linears(module, 'q_proj', 'k_proj', 'v_proj', 'out_proj')
     )
     return AttentionView(
         name=name,

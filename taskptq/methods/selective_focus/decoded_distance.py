@@ -4,6 +4,7 @@ A distance is built from its settings and called with the predictions of the
 float model, those of the changed model and the metainfo of the images; it
 returns one value of at least 0 for each image.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -3,6 +3,7 @@
 After Fan et al., AAAI 2024, who select influential heads and refine the
 objective at run time; thresholds and weights are a reconstruction.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -101,7 +102,5 @@ class MovingAverage:
         """Take new values in; returns the averages."""
         for name, value in values.items():
             before = self.values.get(name, value)
-            self.values[name] = (
-                self.decay * before + (1 - self.decay) * value
-            )
+            self.values[name] = self.decay * before + (1 - self.decay) * value
         return dict(self.values)

@@ -7,6 +7,7 @@ part of its quantization error, and the distance of the decoded predictions is
 recorded over the error; while optimizing, the sensitivity is read off that
 curve at the present error. An exact measurement now and then adds a point.
 """
+
 from __future__ import annotations
 
 from bisect import bisect_right
@@ -90,9 +91,11 @@ def build_curves(
     measured = swaps.curves(quant, strengths=strengths)
     # The error is quadratic: a part lambda of it has lambda^2 of its square.
     return {
-        name: MonotoneCurve([
-            (strength**2 * errors[name], value)
-            for strength, value in zip(strengths, values, strict=True)
-        ])
+        name: MonotoneCurve(
+            [
+                (strength**2 * errors[name], value)
+                for strength, value in zip(strengths, values, strict=True)
+            ]
+        )
         for name, values in measured.items()
     }

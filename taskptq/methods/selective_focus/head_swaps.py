@@ -1,4 +1,5 @@
 """What the error of one named head does to the decoded predictions."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence

@@ -6,6 +6,7 @@ distance between lane points and a penalty for points without a partner. The
 formula below is our reconstruction of it; none was published with the parts
 of the paper that we could read.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -114,8 +115,9 @@ def lane_distortion(
     """
     for name, value in (('gamma', gamma), ('tau', tau)):
         if not value > 0:
-            raise ValueError(f'{name}={value}: give a positive number of '
-                             'pixels')
+            raise ValueError(
+                f'{name}={value}: give a positive number of pixels'
+            )
     first, second = at_rows(a, rows), at_rows(b, rows)
     if first.shape[1] != second.shape[1]:
         raise ValueError(
@@ -138,7 +140,8 @@ def matched_distortion(
     gaps = np.abs(gaps)
     common = both.sum(axis=2)  # La x Lb
     cost = np.where(
-        common > 0, gaps.sum(axis=2) / np.maximum(common, 1), np.inf)
+        common > 0, gaps.sum(axis=2) / np.maximum(common, 1), np.inf
+    )
     distance = np.minimum(gaps, gamma).sum(axis=2)
     lengths, others = there.sum(axis=1), here.sum(axis=1)
     either = lengths[:, None] + others[None] - common
@@ -148,8 +151,7 @@ def matched_distortion(
     accepted = cost < tau
     worst = cost[np.isfinite(cost)].max(initial=0.0)
     # So much that one pair without common rows outweighs all others.
-    finite = np.where(
-        common > 0, cost, (worst + 1.0) * (min(cost.shape) + 1))
+    finite = np.where(common > 0, cost, (worst + 1.0) * (min(cost.shape) + 1))
     tie = TIE_WEIGHT * np.where(accepted, together, apart)
     pairs = tuple(
         (int(i), int(j))
@@ -184,8 +186,10 @@ def at_rows(lanes: Any, rows: Any) -> np.ndarray:
             )
         return array
     if rows is None:
-        raise ValueError('rows=None: polylines can only be compared at '
-                         'common rows; give their y')
+        raise ValueError(
+            'rows=None: polylines can only be compared at '
+            'common rows; give their y'
+        )
     return sample_lanes(lanes, rows)
 
 
@@ -212,14 +216,17 @@ def sample_lanes(lanes: Sequence[Any], rows: Any) -> np.ndarray:
         if points.size == 0:
             continue
         if points.ndim != 2 or points.shape[1] != 2:
-            raise ValueError(f'lane {number} has shape {points.shape}: give '
-                             'polylines (n, 2), x and y')
+            raise ValueError(
+                f'lane {number} has shape {points.shape}: give '
+                'polylines (n, 2), x and y'
+            )
         points = points[np.isfinite(points).all(axis=1)]
         if len(points) == 0:
             continue
         points = points[np.argsort(points[:, 1], kind='stable')]
         sampled[number] = np.interp(
-            at, points[:, 1], points[:, 0], left=np.nan, right=np.nan)
+            at, points[:, 1], points[:, 0], left=np.nan, right=np.nan
+        )
     return sampled
 
 
@@ -246,8 +253,9 @@ def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ValueError: If a cost is not finite.
     """
     if not np.isfinite(cost).all():
-        raise ValueError('cost contains NaN or infinity: replace it by a '
-                         'large number')
+        raise ValueError(
+            'cost contains NaN or infinity: replace it by a large number'
+        )
     if cost.shape[0] > cost.shape[1]:
         columns, rows = min_cost_assignment(cost.T)
         order = np.argsort(rows)
@@ -257,8 +265,12 @@ def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     owner = np.full(num_columns, -1)  # row of each column, -1: free
     for row in range(num_rows):
         column, previous = cheapest_path(
-            cost, row, owner=owner, row_price=row_price,
-            column_price=column_price)
+            cost,
+            row,
+            owner=owner,
+            row_price=row_price,
+            column_price=column_price,
+        )
         while column >= 0:
             before = previous[column]
             owner[column] = row if before < 0 else owner[before]
@@ -269,8 +281,12 @@ def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cheapest_path(
-    cost: np.ndarray, row: int, *, owner: np.ndarray, row_price: np.ndarray,
-    column_price: np.ndarray
+    cost: np.ndarray,
+    row: int,
+    *,
+    owner: np.ndarray,
+    row_price: np.ndarray,
+    column_price: np.ndarray,
 ) -> tuple[int, np.ndarray]:
     """Find the cheapest way from a row to a free column; update the prices.
 
@@ -282,8 +298,7 @@ def cheapest_path(
     done = np.zeros(len(owner), dtype=bool)
     current, column, length = row, -1, 0.0
     while True:
-        through = length + (
-            cost[current] - row_price[current] - column_price)
+        through = length + (cost[current] - row_price[current] - column_price)
         better = ~done & (through < distance)
         distance[better] = through[better]
         previous[better] = column

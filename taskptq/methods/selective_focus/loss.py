@@ -11,6 +11,7 @@ reconstruction of ours; every choice in them is an argument.
 :mod:`taskptq.methods.selective_focus.semantic_focus` and ``w_i`` from
 :mod:`taskptq.methods.selective_focus.head_selection`.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -216,8 +217,10 @@ class SelectiveFocusLoss:
             ValueError: If the unit isn't the whole network.
         """
         network = self._network
-        if context.unit or not isinstance(quant_out, dict) or (
-            network.probe is None
+        if (
+            context.unit
+            or not isinstance(quant_out, dict)
+            or (network.probe is None)
         ):
             raise ValueError(
                 f'{type(self).__name__} on the unit {context.unit!r}: it '
@@ -234,7 +237,8 @@ class SelectiveFocusLoss:
         self._update(context.step, errors)
         terms = [
             weight * errors[name]
-            for name, weight in network.weights.items() if weight > 0
+            for name, weight in network.weights.items()
+            if weight > 0
         ]
         return torch.stack(terms).sum()
 
@@ -287,12 +291,14 @@ class SelectiveFocusLoss:
     ) -> None:
         """Set the weights from sensitivities, and note both."""
         self._network.weights = self.selection.weights(values)
-        self._network.history.append({
-            'step': step,
-            'exact': exact,
-            'sensitivity': dict(values),
-            'weight': dict(self._network.weights),
-        })
+        self._network.history.append(
+            {
+                'step': step,
+                'exact': exact,
+                'sensitivity': dict(values),
+                'weight': dict(self._network.weights),
+            }
+        )
 
     def report(self) -> dict[str, Any]:
         """Return the course of sensitivities and weights, plain types."""

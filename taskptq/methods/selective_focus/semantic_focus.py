@@ -11,6 +11,7 @@ The formulas here are a reconstruction, and each choice is a setting:
 with ``M_i`` the confidence at the places p of head i, C_i its channels and
 ``Var_i`` the variance of the float head under the same weights.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -45,9 +46,7 @@ LEAST_FOREGROUND = 1.0
 Heads = Mapping[str, Tensor]
 
 
-def focused_error(
-    quant: Tensor, target: Tensor, *, weight: Tensor
-) -> Tensor:
+def focused_error(quant: Tensor, target: Tensor, *, weight: Tensor) -> Tensor:
     """Return the weighted mean of the squared error.
 
     Args:
@@ -228,9 +227,9 @@ def channel_dims(
         adapter: May have ``channel_dims``, name -> dimensions; ignored for a
             head of fewer dimensions.
     """
-    known: Mapping[str, Sequence[int]] = getattr(
-        adapter, 'channel_dims', None
-    ) or {}
+    known: Mapping[str, Sequence[int]] = (
+        getattr(adapter, 'channel_dims', None) or {}
+    )
     if name in known and max(known[name], default=0) < head.dim():
         return tuple(dim % head.dim() for dim in known[name])
     return {3: (2,), 4: (1,)}.get(head.dim(), ())
@@ -254,10 +253,16 @@ class _Moments:
         values = head.detach().double()
         weights = weight.double().expand_as(values)
         dims = [dim for dim in range(head.dim()) if dim not in self.keep]
-        sums = torch.stack([
-            part.sum(dim=dims, keepdim=bool(self.keep))
-            for part in (weights, weights * values, weights * values.square())
-        ])
+        sums = torch.stack(
+            [
+                part.sum(dim=dims, keepdim=bool(self.keep))
+                for part in (
+                    weights,
+                    weights * values,
+                    weights * values.square(),
+                )
+            ]
+        )
         self.sums = sums if self.sums is None else self.sums + sums
 
     def variance(self) -> Tensor:

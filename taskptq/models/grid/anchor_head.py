@@ -1,4 +1,5 @@
 """Grid heads over anchors: what RPN and RetinaNet have in common."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -23,10 +24,15 @@ class GridAnchorHeadMixin(GridHeadMixin):
 
     # UGS, for deltas in anchor sizes.
     default_grid: ClassVar[Mapping[str, Any]] = {
-        'alpha': 2.0, 'beta': 1.0, 'num_intervals': 10}
+        'alpha': 2.0,
+        'beta': 1.0,
+        'num_intervals': 10,
+    }
 
     def __init__(
-        self, *args: Any, grid: Mapping[str, Any] | None = None,
+        self,
+        *args: Any,
+        grid: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         # The host makes its layers in its own __init__.

@@ -1,4 +1,5 @@
 """ATSS's head that localizes over a grid."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -35,7 +36,10 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
-        'alpha': 10.0, 'beta': 0.2, 'num_intervals': 16}
+        'alpha': 10.0,
+        'beta': 0.2,
+        'num_intervals': 16,
+    }
     regression_layers = ('atss_reg',)
 
     def use_grid(self, grid: Mapping[str, Any] | None) -> None:
@@ -47,7 +51,8 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
             )
         super().use_grid(grid)
         self.bbox_coder = GridBoxCoder(
-            coder=self.bbox_coder, grid=self.box_grid)
+            coder=self.bbox_coder, grid=self.box_grid
+        )
 
     def _init_layers(self) -> None:
         super()._init_layers()
@@ -55,7 +60,8 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
             self.feat_channels,
             self.num_base_priors * self.bbox_coder.encode_size,
             self.pred_kernel_size,
-            padding=self.pred_kernel_size // 2)
+            padding=self.pred_kernel_size // 2,
+        )
 
     def loss_by_feat_single(
         self,
@@ -96,13 +102,19 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
             boxes=boxes,
             decode=partial(coder.decode, anchors),
             weight=quality,
-            avg_factor=1.0)
+            avg_factor=1.0,
+        )
         loss_cls = self.loss_cls(
-            rows(cls_score, self.cls_out_channels), labels,
-            label_weights.reshape(-1), avg_factor=avg_factor)
+            rows(cls_score, self.cls_out_channels),
+            labels,
+            label_weights.reshape(-1),
+            avg_factor=avg_factor,
+        )
         loss_centerness = self.loss_centerness(
-            rows(centerness, 1).squeeze(1)[chosen], quality,
-            avg_factor=avg_factor)
+            rows(centerness, 1).squeeze(1)[chosen],
+            quality,
+            avg_factor=avg_factor,
+        )
         return loss_cls, torch.stack(pair), loss_centerness, quality.sum()
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:

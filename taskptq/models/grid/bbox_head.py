@@ -1,4 +1,5 @@
 """Box head of Faster and Cascade R-CNN that localizes over a grid."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -36,11 +37,16 @@ class GridShared2FCBBoxHead(GridHeadMixin, Shared2FCBBoxHead):
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
-        'alpha': 5.0, 'beta': 1.0, 'num_intervals': 5}
+        'alpha': 5.0,
+        'beta': 1.0,
+        'num_intervals': 5,
+    }
     regression_layers = ('fc_reg',)
 
     def __init__(
-        self, *args: Any, grid: Mapping[str, Any] | None = None,
+        self,
+        *args: Any,
+        grid: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -51,8 +57,10 @@ class GridShared2FCBBoxHead(GridHeadMixin, Shared2FCBBoxHead):
             )
         self.use_grid(grid)
         num_boxes = 1 if self.reg_class_agnostic else self.num_classes
-        self.fc_reg = MMDET_MODELS.build({
-            **self.reg_predictor_cfg,
-            'in_features': self.reg_last_dim,
-            'out_features': num_boxes * self.bbox_coder.encode_size,
-        })
+        self.fc_reg = MMDET_MODELS.build(
+            {
+                **self.reg_predictor_cfg,
+                'in_features': self.reg_last_dim,
+                'out_features': num_boxes * self.bbox_coder.encode_size,
+            }
+        )

@@ -1,4 +1,5 @@
 """Grid heads with one box a place: what FCOS, ATSS and GFL have in common."""
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping

@@ -16,6 +16,7 @@ the host's. What the loss needs besides, logits and references, travels behind
 the boxes in one tensor through the host's loss functions, which only ever
 index its queries.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -34,7 +35,10 @@ from taskptq.models.grid.head import GridHeadMixin
 from taskptq.registry import MODELS
 
 __all__ = [
-    'GridBranch', 'GridDINOHead', 'GridDeformableDETRHead', 'tilted_logits'
+    'GridBranch',
+    'GridDINOHead',
+    'GridDeformableDETRHead',
+    'tilted_logits',
 ]
 
 # What Deformable DETR starts with where a query has no size to refer to.
@@ -116,7 +120,10 @@ class GridDETRHeadMixin(GridHeadMixin):
 
     # To 1 / 400 of the image, where a query's size starts from nothing.
     default_grid: ClassVar[Mapping[str, Any]] = {
-        'alpha': 6.0, 'beta': 1 / 3, 'num_intervals': 16}
+        'alpha': 6.0,
+        'beta': 1 / 3,
+        'num_intervals': 16,
+    }
 
     def __init__(
         self,
@@ -129,7 +136,8 @@ class GridDETRHeadMixin(GridHeadMixin):
         self.grid_settings = grid
         super().__init__(*args, **kwargs)
         self.loss_grid = MMDET_MODELS.build(
-            dict(loss_grid or {'type': 'taskptq.GridLoss'}))
+            dict(loss_grid or {'type': 'taskptq.GridLoss'})
+        )
         self.loss_grid.bind(self.box_grid)
         self._matched: tuple[Any, ...] = ()
         self._decoder_logits: Tensor | None = None
@@ -140,7 +148,8 @@ class GridDETRHeadMixin(GridHeadMixin):
         last = 2 * self.num_reg_fcs
         return tuple(
             f'reg_branches.{number}.{last}'
-            for number in range(len(self.reg_branches)))
+            for number in range(len(self.reg_branches))
+        )
 
     def _init_layers(self) -> None:
         self.box_grid = BoxGrid(**(self.grid_settings or self.default_grid))
@@ -156,7 +165,8 @@ class GridDETRHeadMixin(GridHeadMixin):
                 made[id(branch)] = self._grid_branch(branch)
         # With share_pred_layer all of them are one.
         self.reg_branches = nn.ModuleList(
-            [made[id(branch)] for branch in self.reg_branches])
+            [made[id(branch)] for branch in self.reg_branches]
+        )
         # The detector calls the last one; the others are called here.
         self.reg_branches[-1].remember = self.as_two_stage
 
@@ -228,13 +238,17 @@ class GridDETRHeadMixin(GridHeadMixin):
                 f'{type(self).__name__}: loss was called in eval mode, where '
                 'logits are not kept; call train() first'
             )
-        bases = torch.stack([
-            logit_space(references[number].detach())
-            for number in range(len(boxes))])
+        bases = torch.stack(
+            [
+                logit_space(references[number].detach())
+                for number in range(len(boxes))
+            ]
+        )
         proposals = None
         if enc_outputs_coord is not None:
             proposals = self._packed_proposals(
-                enc_outputs_class, enc_outputs_coord)
+                enc_outputs_class, enc_outputs_coord
+            )
         losses = self.loss_by_feat(
             scores,
             pack(boxes, bases, logits),
@@ -242,11 +256,15 @@ class GridDETRHeadMixin(GridHeadMixin):
             proposals,
             [sample.gt_instances for sample in batch_data_samples],
             [sample.metainfo for sample in batch_data_samples],
-            **kwargs)
+            **kwargs,
+        )
         return split_pairs(losses)
 
     def loss_by_feat_single(
-        self, cls_scores: Tensor, bbox_preds: Tensor, *args: Any,
+        self,
+        cls_scores: Tensor,
+        bbox_preds: Tensor,
+        *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         """Return the losses of a layer; ``loss_bbox`` is a pair.
@@ -258,7 +276,8 @@ class GridDETRHeadMixin(GridHeadMixin):
             **kwargs: As the host's.
         """
         loss_cls, loss_bbox, loss_iou = super().loss_by_feat_single(
-            cls_scores, bbox_preds[..., :4], *args, **kwargs)
+            cls_scores, bbox_preds[..., :4], *args, **kwargs
+        )
         return loss_cls, [loss_bbox, self._grid_loss(bbox_preds)], loss_iou
 
     def get_targets(self, *args: Any, **kwargs: Any) -> Any:
@@ -279,8 +298,10 @@ class GridDETRHeadMixin(GridHeadMixin):
         usable = torch.isfinite(moves).all(dim=-1)
         average = reduce_mean(moves.new_tensor([float(number)]))
         loss: Tensor = self.loss_grid(
-            packed[usable, 8:], moves[usable],
-            avg_factor=average.clamp(min=1).item())
+            packed[usable, 8:],
+            moves[usable],
+            avg_factor=average.clamp(min=1).item(),
+        )
         return loss
 
     def _packed_proposals(self, scores: Tensor, boxes: Tensor) -> Tensor:
@@ -326,11 +347,15 @@ class GridDINOHead(GridDETRHeadMixin, DINOHead):
         return self._matched
 
     def _loss_dn_single(
-        self, dn_cls_scores: Tensor, dn_bbox_preds: Tensor, *args: Any,
+        self,
+        dn_cls_scores: Tensor,
+        dn_bbox_preds: Tensor,
+        *args: Any,
         **kwargs: Any,
     ) -> tuple[Tensor, list[Tensor], Tensor]:
         loss_cls, loss_bbox, loss_iou = super()._loss_dn_single(
-            dn_cls_scores, dn_bbox_preds[..., :4], *args, **kwargs)
+            dn_cls_scores, dn_bbox_preds[..., :4], *args, **kwargs
+        )
         return loss_cls, [loss_bbox, self._grid_loss(dn_bbox_preds)], loss_iou
 
     @torch.no_grad()

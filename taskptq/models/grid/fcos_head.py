@@ -1,4 +1,5 @@
 """FCOS's head that localizes over a grid."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping
@@ -60,13 +61,18 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
-        'alpha': 8.0, 'beta': 0.25, 'num_intervals': 16, 'one_sided': True}
+        'alpha': 8.0,
+        'beta': 0.25,
+        'num_intervals': 16,
+        'one_sided': True,
+    }
     regression_layers = ('conv_reg',)
 
     def _init_predictor(self) -> None:
         super()._init_predictor()
         self.conv_reg = nn.Conv2d(
-            self.feat_channels, 4 * self.box_grid.num_points, 3, padding=1)
+            self.feat_channels, 4 * self.box_grid.num_points, 3, padding=1
+        )
 
     def forward_single(
         self, x: Tensor, scale: nn.Module, stride: int
@@ -84,7 +90,8 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         del stride
         # Past FCOSHead, which would make distances of the logits.
         scores, logits, cls_feat, reg_feat = AnchorFreeHead.forward_single(
-            self, x)
+            self, x
+        )
         feat = reg_feat if self.centerness_on_reg else cls_feat
         return scores, scale(logits).float(), self.conv_centerness(feat)
 
@@ -109,9 +116,11 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         """
         del batch_img_metas, batch_gt_instances_ignore
         places, units, labels, targets = self._flat_targets(
-            bbox_preds, batch_gt_instances)
-        scores = torch.cat([
-            rows(level, self.cls_out_channels) for level in cls_scores])
+            bbox_preds, batch_gt_instances
+        )
+        scores = torch.cat(
+            [rows(level, self.cls_out_channels) for level in cls_scores]
+        )
         centerness = torch.cat([rows(x, 1) for x in centernesses]).squeeze(1)
         logits = torch.cat([self.logits_of(level) for level in bbox_preds])
         chosen = self.positives(labels)
@@ -126,20 +135,25 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
             boxes=decode(targets),
             decode=decode,
             weight=quality,
-            avg_factor=max(reduce_mean(quality.sum().detach()), 1e-6))
+            avg_factor=max(reduce_mean(quality.sum().detach()), 1e-6),
+        )
         losses = {
             'loss_cls': self.loss_cls(scores, labels, avg_factor=number),
             'loss_bbox': loss_bbox,
             'loss_centerness': self.loss_centerness(
-                centerness[chosen], quality, avg_factor=number),
+                centerness[chosen], quality, avg_factor=number
+            ),
         }
         if self.loss_iou is not None:
             losses['loss_iou'] = loss_iou
         return losses
 
     def predict_by_feat(
-        self, cls_scores: list[Tensor], bbox_preds: list[Tensor],
-        *args: Any, **kwargs: Any,
+        self,
+        cls_scores: list[Tensor],
+        bbox_preds: list[Tensor],
+        *args: Any,
+        **kwargs: Any,
     ) -> Any:
         """Return boxes of logits; arguments as FCOSHead's."""
         # The host chooses its top candidates before it decodes: most logits
@@ -149,7 +163,8 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         self.prior_generator = _PointsWithStride(host[1])
         try:
             return super().predict_by_feat(
-                cls_scores, bbox_preds, *args, **kwargs)
+                cls_scores, bbox_preds, *args, **kwargs
+            )
         finally:
             self.bbox_coder, self.prior_generator = host
 
@@ -159,12 +174,18 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         """Return x, y and unit in pixels, label and distances, all levels."""
         points = self.prior_generator.grid_priors(
             [level.shape[-2:] for level in levels],
-            dtype=levels[0].dtype, device=levels[0].device)
+            dtype=levels[0].dtype,
+            device=levels[0].device,
+        )
         labels, distances = self.get_targets(points, batch_gt_instances)
-        units = torch.cat([
-            level.new_full((len(level), 1), stride)
-            for level, stride in zip(distances, self._strides(), strict=True)
-        ])
+        units = torch.cat(
+            [
+                level.new_full((len(level), 1), stride)
+                for level, stride in zip(
+                    distances, self._strides(), strict=True
+                )
+            ]
+        )
         targets = torch.cat(distances)
         if not self.norm_on_bbox:
             targets = targets / units

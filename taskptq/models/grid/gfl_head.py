@@ -1,4 +1,5 @@
 """GFL's head on a non-uniform grid."""
+
 from __future__ import annotations
 
 import logging
@@ -60,7 +61,11 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
-        'alpha': 16.0, 'beta': 0.125, 'num_intervals': 16, 'one_sided': True}
+        'alpha': 16.0,
+        'beta': 0.125,
+        'num_intervals': 16,
+        'one_sided': True,
+    }
     regression_layers = ('gfl_reg',)
 
     def __init__(
@@ -114,17 +119,26 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         confidence = scores.detach().sigmoid().amax(dim=1)[chosen]
         decode = partial(self._decode, places=places, unit=stride[0])
         loss_bbox, other = self.box_losses(
-            logits, targets=targets, boxes=boxes, decode=decode,
-            weight=confidence, avg_factor=1.0)
+            logits,
+            targets=targets,
+            boxes=boxes,
+            decode=decode,
+            weight=confidence,
+            avg_factor=1.0,
+        )
         if not self.has_grid_loss:
             other = self._distribution_loss(logits, targets, confidence)
         quality = label_weights.new_zeros(labels.shape)
         decoded = decode(self.box_grid(logits.detach()))
-        quality[chosen] = bbox_overlaps(
-            decoded, boxes, is_aligned=True).to(quality.dtype)
+        quality[chosen] = bbox_overlaps(decoded, boxes, is_aligned=True).to(
+            quality.dtype
+        )
         loss_cls = self.loss_cls(
-            scores, (labels, quality), weight=label_weights.reshape(-1),
-            avg_factor=avg_factor)
+            scores,
+            (labels, quality),
+            weight=label_weights.reshape(-1),
+            avg_factor=avg_factor,
+        )
         return loss_cls, loss_bbox, other, confidence.sum()
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
@@ -142,17 +156,21 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         """Return ``loss_dfl``, mean over the sides; (N, 4, n + 1), (N, 4)."""
         if isinstance(self.loss_dfl, GridLoss):
             loss: Tensor = self.loss_dfl(
-                logits, targets, weight=weight, avg_factor=4.0)
+                logits, targets, weight=weight, avg_factor=4.0
+            )
             return loss
-        indices = torch.arange(
-            self.box_grid.num_points, device=logits.device)
+        indices = torch.arange(self.box_grid.num_points, device=logits.device)
         positions = self.box_grid.two_hot(targets) @ indices.to(
-            self.box_grid.points.dtype)
+            self.box_grid.points.dtype
+        )
         # The host looks up the point after the one below a target.
         positions = positions.clamp(max=self.box_grid.num_intervals - 1e-3)
         loss = self.loss_dfl(
-            logits.flatten(0, 1), positions.flatten(),
-            weight=weight[:, None].expand(-1, 4).reshape(-1), avg_factor=4.0)
+            logits.flatten(0, 1),
+            positions.flatten(),
+            weight=weight[:, None].expand(-1, 4).reshape(-1),
+            avg_factor=4.0,
+        )
         return loss
 
     def _decode(
@@ -162,20 +180,29 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         return decoded
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any,
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
         # GFL saves its points 0, 1, 2, ...; this head's are never saved.
         given = state_dict.pop(f'{prefix}integral.project', None)
         own = self.box_grid.points
-        if given is not None and len(given) == len(own) and not (
-                torch.allclose(given.to(own), own)):
+        if (
+            given is not None
+            and len(given) == len(own)
+            and not (torch.allclose(given.to(own), own))
+        ):
             layer = self.gfl_reg.state_dict(prefix=f'{prefix}gfl_reg.')
             state_dict.update(
-                {key: value.clone() for key, value in layer.items()})
+                {key: value.clone() for key, value in layer.items()}
+            )
             print_log(
                 f'{prefix}gfl_reg: kept as initialized, since the '
                 "checkpoint's is over GFL's uniform grid; everything else "
                 'was loaded, train this part',
-                logger='current', level=logging.WARNING)
+                logger='current',
+                level=logging.WARNING,
+            )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)

@@ -23,6 +23,7 @@ otherwise; these run it at 4 bits, with 3 or 2 in the same way:
 Its weights have a scale for each output channel, thus for each logit of each
 coordinate. Softmax and expectation stay float, as the swap report says.
 """
+
 from __future__ import annotations
 
 import logging
@@ -131,8 +132,8 @@ class GridLoss(nn.Module):
         elif weight.dim() < target.dim():
             weight = weight[..., None]
         if reduction == 'none':
-            return self.loss_weight * weight * self.per_coordinate(
-                logits, target
+            return (
+                self.loss_weight * weight * self.per_coordinate(logits, target)
             )
         divisor = target.numel() if avg_factor is None else avg_factor
         if weight.dim():
@@ -261,7 +262,10 @@ class GridHeadMixin:
             self.bbox_coder = wrapped
 
     def _load_from_state_dict(
-        self, state_dict: dict[str, Any], prefix: str, *args: Any,
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        *args: Any,
         **kwargs: Any,
     ) -> None:
         """Load all but a regression layer of another shape.
@@ -288,7 +292,8 @@ class GridHeadMixin:
                 f'{", ".join(kept)}: kept as initialized, since the '
                 'checkpoint holds a regression layer of another shape; '
                 'everything else was loaded, train this part',
-                logger='current', level=logging.WARNING,
+                logger='current',
+                level=logging.WARNING,
             )
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 

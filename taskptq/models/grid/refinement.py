@@ -19,6 +19,7 @@ stage takes it in its RoI head, whatever its box head is:
         type='taskptq.RefinedStandardRoIHead',
         refinement=dict(rho=0.5, weight=0.1))
 """
+
 from __future__ import annotations
 
 from collections import deque
@@ -35,8 +36,11 @@ from taskptq.models.grid.head import GridLoss
 from taskptq.registry import MODELS
 
 __all__ = [
-    'RefinedCascadeRoIHead', 'RefinedStandardRoIHead', 'Refinement',
-    'RefinementMixin', 'perturbed'
+    'RefinedCascadeRoIHead',
+    'RefinedStandardRoIHead',
+    'Refinement',
+    'RefinementMixin',
+    'perturbed',
 ]
 
 Features = tuple[Tensor, ...]
@@ -213,7 +217,9 @@ class RefinementMixin:
     """
 
     def __init__(
-        self, *args: Any, refinement: Mapping[str, Any] | None = None,
+        self,
+        *args: Any,
+        refinement: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -227,8 +233,10 @@ class RefinementMixin:
         if self.refinement is None or not self.training:
             return host.loss(x, batch_data_samples)
         losses, extra = self._refined(
-            x, batch_data_samples,
-            lambda features: host.loss(features, batch_data_samples))
+            x,
+            batch_data_samples,
+            lambda features: host.loss(features, batch_data_samples),
+        )
         return {**losses, 'loss_refine': extra}
 
     def loss_and_predict(
@@ -239,12 +247,14 @@ class RefinementMixin:
 
         def first(features: Any) -> Any:
             return host.loss_and_predict(
-                features, batch_data_samples, proposal_cfg=proposal_cfg)
+                features, batch_data_samples, proposal_cfg=proposal_cfg
+            )
 
         if self.refinement is None or not self.training:
             return first(x)
         (losses, predictions), extra = self._refined(
-            x, batch_data_samples, first)
+            x, batch_data_samples, first
+        )
         return {**losses, 'loss_refine': extra}, predictions
 
     def get_targets(self, *args: Any, **kwargs: Any) -> Any:
@@ -257,7 +267,9 @@ class RefinementMixin:
         return targets
 
     def _refined(
-        self, x: Any, batch_data_samples: Any,
+        self,
+        x: Any,
+        batch_data_samples: Any,
         first: Callable[[Features], Any],
     ) -> tuple[Any, Tensor]:
         host = super()
@@ -286,7 +298,9 @@ class RefinedRoIHeadMixin:
     """
 
     def __init__(
-        self, *args: Any, refinement: Mapping[str, Any] | None = None,
+        self,
+        *args: Any,
+        refinement: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -299,8 +313,11 @@ class RefinedRoIHeadMixin:
         if self.refinement is None or not self.training:
             return run(x)
         results, extra = self.refinement.run(
-            self, x, first=run,
-            again=lambda features: run(features)['loss_bbox'])
+            self,
+            x,
+            first=run,
+            again=lambda features: run(features)['loss_bbox'],
+        )
         results['loss_bbox'] = {**results['loss_bbox'], 'loss_refine': extra}
         return results
 
@@ -313,7 +330,8 @@ class RefinedStandardRoIHead(RefinedRoIHeadMixin, StandardRoIHead):
         """Return the host's results; its losses include ``loss_refine``."""
         host = super()
         return self._refine(
-            x, lambda features: host.bbox_loss(features, sampling_results))
+            x, lambda features: host.bbox_loss(features, sampling_results)
+        )
 
 
 @MODELS.register_module()
@@ -327,5 +345,5 @@ class RefinedCascadeRoIHead(RefinedRoIHeadMixin, CascadeRoIHead):
         host = super()
         return self._refine(
             x,
-            lambda features: host.bbox_loss(
-                stage, features, sampling_results))
+            lambda features: host.bbox_loss(stage, features, sampling_results),
+        )

@@ -1,4 +1,5 @@
 """RPN that localizes over a grid."""
+
 from __future__ import annotations
 
 from mmdet.models.dense_heads import RPNHead

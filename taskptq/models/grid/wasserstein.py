@@ -2,6 +2,7 @@
 
 The formula is in ``taskptq.methods.box_grid.wasserstein``.
 """
+
 from __future__ import annotations
 
 from typing import Any

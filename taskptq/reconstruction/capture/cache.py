@@ -1,4 +1,5 @@
 """Activation cache: a byte budget in memory, the rest on disk."""
+
 from __future__ import annotations
 
 import shutil
@@ -92,9 +93,7 @@ class ActivationCache:
         Raises:
             ValueError: If it does not fit; on every rank.
         """
-        check_room(
-            needed, folder=self.directory, budget=self.max_disk_bytes
-        )
+        check_room(needed, folder=self.directory, budget=self.max_disk_bytes)
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
         """Store a copy of a tensor, replacing an older one of that key.
@@ -244,9 +243,7 @@ class _File:
         self.dtype = tensor.dtype
         self.device = tensor.device
         rows = tensor.shape[0] if tensor.dim() else 1
-        self.row_bytes = (
-            tensor.numel() // max(rows, 1) * tensor.element_size()
-        )
+        self.row_bytes = tensor.numel() // max(rows, 1) * tensor.element_size()
         self.num_bytes = tensor.numel() * tensor.element_size()
         data = tensor.cpu().contiguous().reshape(-1).view(torch.uint8)
         try:
@@ -257,9 +254,7 @@ class _File:
             raise disk_full(path, self.num_bytes, error) or error from error
 
     def read(self) -> Tensor:
-        return self._tensor(
-            np.fromfile(self.path, dtype=np.uint8), self.shape
-        )
+        return self._tensor(np.fromfile(self.path, dtype=np.uint8), self.shape)
 
     def read_rows(self, index: list[int]) -> Tensor:
         data = np.empty((len(index), self.row_bytes), dtype=np.uint8)

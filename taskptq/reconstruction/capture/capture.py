@@ -8,6 +8,7 @@ the model: once, for all units, through the float model, and once for each
 unit where the chain breaks through the model as quantized so far. How often
 a unit is called may differ from batch to batch: by its prompts, its views.
 """
+
 from __future__ import annotations
 
 import inspect
@@ -294,9 +295,7 @@ class _Recorder:
 
 
 @contextmanager
-def _hooked(
-    model: nn.Module, listener: _Tracer | _Recorder
-) -> Iterator[None]:
+def _hooked(model: nn.Module, listener: _Tracer | _Recorder) -> Iterator[None]:
     """Tell a listener of the calls of every module that it wants."""
     handles: list[RemovableHandle] = []
     for name, module in model.named_modules():
@@ -317,9 +316,7 @@ def _hooked(
             handle.remove()
 
 
-def _pre_hook(
-    listener: _Tracer | _Recorder, name: str
-) -> Callable[..., Any]:
+def _pre_hook(listener: _Tracer | _Recorder, name: str) -> Callable[..., Any]:
     def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
         return listener.before(name, module, (args, kwargs))
 

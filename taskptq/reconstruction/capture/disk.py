@@ -3,6 +3,7 @@
 The size is known before any work: the first traced batch shows every tensor
 that the cache will hold, and the order of the units says how long.
 """
+
 from __future__ import annotations
 
 import errno
@@ -27,8 +28,13 @@ from taskptq.reconstruction.capture.provenance import (
 )
 
 __all__ = [
-    'Estimate', 'check_room', 'disk_full', 'estimate', 'new_folder',
-    'remove_abandoned', 'room',
+    'Estimate',
+    'check_room',
+    'disk_full',
+    'estimate',
+    'new_folder',
+    'remove_abandoned',
+    'room',
 ]
 
 logger = logging.getLogger('taskptq')
@@ -159,7 +165,10 @@ def check_room(
         logger.info(
             'activations take about %.0f MiB in memory and %.0f MiB in %s, '
             'where %.0f MiB are free',
-            needed.memory / MIB, needed.disk / MIB, folder, free / MIB,
+            needed.memory / MIB,
+            needed.disk / MIB,
+            folder,
+            free / MIB,
         )
     else:
         logger.info(
@@ -170,9 +179,14 @@ def check_room(
 def _refusal(
     disk: int, *, folder: Path, budget: int | None, ranks: int
 ) -> str:
-    limit = '' if budget is None else (
-        f' and reconstruction.cache_disk_bytes allows {budget / MIB:,.0f} MiB'
-        + (' for each rank' if ranks > 1 else '')
+    limit = (
+        ''
+        if budget is None
+        else (
+            f' and reconstruction.cache_disk_bytes allows '
+            f'{budget / MIB:,.0f} MiB'
+            + (' for each rank' if ranks > 1 else '')
+        )
     )
     return (
         f'the activations of the calibration images need about '

@@ -1,4 +1,5 @@
 """Flatten nested arguments and outputs into tensor leaves, and back."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,4 +1,5 @@
 """Where each input tensor of each unit comes from."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -83,9 +84,7 @@ def outputs_of(plan: Plan, index: int) -> Iterator[Source]:
 
 def read_later(plans: Sequence[Plan], index: int) -> set[Source]:
     """Return the sources that units after this one read."""
-    return {
-        source for plan in plans[index + 1:] for source in plan.sources()
-    }
+    return {source for plan in plans[index + 1 :] for source in plan.sources()}
 
 
 class TensorTracker:

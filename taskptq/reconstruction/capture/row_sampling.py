@@ -1,4 +1,5 @@
 """Members that are alike, and draws from them."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -7,7 +8,13 @@ from typing import Any, TypeVar
 import torch
 
 __all__ = [
-    'Pick', 'Rows', 'first_places', 'is_same', 'draw_group', 'add_to_group', 'locate_rows'
+    'Pick',
+    'Rows',
+    'add_to_group',
+    'draw_group',
+    'first_places',
+    'is_same',
+    'locate_rows',
 ]
 
 _T = TypeVar('_T')

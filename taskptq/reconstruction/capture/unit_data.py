@@ -1,4 +1,5 @@
 """Inputs and targets of one unit: assembled, propagated, sampled."""
+
 from __future__ import annotations
 
 import logging
@@ -114,9 +115,7 @@ class UnitData:
             for source in self._inputs(call, batch)
         )
 
-    def _outputs(
-        self, call: int, batch: int, plain: bool
-    ) -> list[Tensor]:
+    def _outputs(self, call: int, batch: int, plain: bool) -> list[Tensor]:
         self.plain = plain
         args, kwargs = self._arguments('float', call, batch)
         return flatten(self.plan.unit.module(*args, **kwargs))[0]
@@ -296,10 +295,13 @@ class UnitData:
         self, batch_size: int
     ) -> tuple[list[list[Pick]], tuple[int, ...]]:
         """Choose rows of batches that are alike; each call gets the same."""
-        group = draw_group(self._groups, [
-            sum(self._row_counts[batch] for batch in group)
-            for group in self._groups
-        ])
+        group = draw_group(
+            self._groups,
+            [
+                sum(self._row_counts[batch] for batch in group)
+                for group in self._groups
+            ],
+        )
         counts = [self._row_counts[batch] for batch in group]
         lengths = [self.lengths[batch] for batch in group]
         chosen = self._choose(sum(counts), batch_size, num_images=sum(lengths))
@@ -314,14 +316,16 @@ class UnitData:
             return picks, ()
         return picks, tuple(
             sum(self.lengths[:batch]) + row
-            for batch, rows in places for row in rows
+            for batch, rows in places
+            for row in rows
         )
 
     def _pick_of_kind(self, batch_size: int) -> list[Pick]:
         """Choose rows over all calls of one kind, which becomes one call."""
-        kind = draw_group(self._kinds, [
-            sum(rows.count for rows in kind) for kind in self._kinds
-        ])
+        kind = draw_group(
+            self._kinds,
+            [sum(rows.count for rows in kind) for kind in self._kinds],
+        )
         counts = [rows.count for rows in kind]
         chosen = self._choose(
             sum(counts), batch_size, num_images=sum(self.lengths)
@@ -337,9 +341,7 @@ class UnitData:
         """Draw numbers of rows, sorted."""
         per_image = min(total // max(num_images, 1), self.rows_per_image)
         size = min(total, batch_size * max(1, per_image))
-        chosen: list[int] = (
-            torch.randperm(total)[:size].sort().values.tolist()
-        )
+        chosen: list[int] = torch.randperm(total)[:size].sort().values.tolist()
         return chosen
 
     def _gather(
@@ -367,9 +369,7 @@ class UnitData:
             )
             for place in range(count)
         ]
-        skeleton = self.capturer.skeletons[
-            self.index, first.call, first.batch
-        ]
+        skeleton = self.capturer.skeletons[self.index, first.call, first.batch]
         args, kwargs = unflatten([mixed[p] for p in repeats], skeleton)
         return (args, kwargs), targets
 

@@ -1,4 +1,5 @@
 """Closed-form rounding of one unit: layer by layer, no back-propagation."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator
@@ -112,8 +113,9 @@ class _LayerInputs:
 
     def _projections(self, layer: nn.Module, args: Any, kwargs: Any) -> None:
         named = dict(zip(('query', 'key', 'value'), args, strict=False))
-        named |= {k: kwargs[k] for k in ('query', 'key', 'value')
-                  if k in kwargs}
+        named |= {
+            k: kwargs[k] for k in ('query', 'key', 'value') if k in kwargs
+        }
         points = ('input', 'key_input', 'value_input')
         seen: dict[int, Tensor] = {}
         for (name, x), point in zip(named.items(), points, strict=True):

@@ -3,6 +3,7 @@
 GPTQ, Frantar et al., ICLR 2023: columns are rounded one after the other, and
 what one rounding breaks, the columns still to come make up for.
 """
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -96,9 +97,11 @@ def gptq_layer(
             f'{parameter!r} of {type(module).__name__} has no calibrated '
             'quantizer: calibrate its weights first, or leave it float'
         )
-    groups = module.groups if isinstance(
-        module, nn.Conv2d | nn.ConvTranspose2d
-    ) else 1
+    groups = (
+        module.groups
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
+        else 1
+    )
     # The counterpart of a grouped one keeps its weight as a convolution does.
     transposed = module.weight_axis(parameter) == 1
     matrix = _to_matrix(weight, groups=groups, transposed=transposed)
@@ -255,8 +258,10 @@ def _inverse_factor(hessian: Tensor, *, damping: float) -> Tensor:
     mean = mean.masked_fill(mean == 0, 1.0)
     dead = torch.diag_embed((diagonal == 0) * mean)
     while damping <= MAX_DAMPING:
-        damped = hessian + dead + torch.diag_embed(
-            (mean * damping).expand_as(diagonal)
+        damped = (
+            hessian
+            + dead
+            + torch.diag_embed((mean * damping).expand_as(diagonal))
         )
         lower, failed = torch.linalg.cholesky_ex(damped)
         if not failed.any():

@@ -1,4 +1,5 @@
 """Second moments of layer inputs, as closed-form rounding needs them."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

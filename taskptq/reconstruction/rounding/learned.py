@@ -1,4 +1,5 @@
 """Train the roundings and scales of one unit."""
+
 from __future__ import annotations
 
 import math
@@ -94,10 +95,12 @@ class _Learned:
         total = sum(r.alpha.numel() for r in self.roundings)
         if not total:
             return math.nan
-        count = torch.stack([
-            (r.codes() != codes).sum()
-            for r, codes in zip(self.roundings, self.began, strict=True)
-        ]).sum()
+        count = torch.stack(
+            [
+                (r.codes() != codes).sum()
+                for r, codes in zip(self.roundings, self.began, strict=True)
+            ]
+        ).sum()
         return float(count) / total
 
 
@@ -138,9 +141,7 @@ def train_unit(
 
 
 @contextmanager
-def _learning(
-    unit: Unit, config: ReconstructionConfig
-) -> Iterator[_Learned]:
+def _learning(unit: Unit, config: ReconstructionConfig) -> Iterator[_Learned]:
     """Attach what is learned; afterwards make it hard and fixed."""
     flags = [(p, p.requires_grad) for p in unit.module.parameters()]
     for parameter, _ in flags:
@@ -248,8 +249,9 @@ class _Trainer:
         """Run the steps and fill the result in."""
         module = self.unit.module
         first: Tensor | None = None
-        with quantizing(module), dropping(
-            module, drop_prob=self.config.drop_prob
+        with (
+            quantizing(module),
+            dropping(module, drop_prob=self.config.drop_prob),
         ):
             for step in range(self.config.steps):
                 value = self._step(step, draw())
@@ -342,7 +344,7 @@ class _Trainer:
                 group['lr'] = lr * _cosine(progress)
 
     def _stop(self, step: int, value: Tensor) -> bool:
-        self.recent = [*self.recent[-(CHECK_EVERY - 1):], value]
+        self.recent = [*self.recent[-(CHECK_EVERY - 1) :], value]
         is_last = step + 1 == self.config.steps
         if (step + 1) % CHECK_EVERY and not is_last:
             return False

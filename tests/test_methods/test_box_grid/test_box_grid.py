@@ -32,8 +32,7 @@ def targets(grid):
     low, high = float(grid.points[0]), float(grid.points[-1])
     generator = torch.Generator().manual_seed(0)
     inside = torch.rand(200, generator=generator) * (high - low) + low
-    return torch.cat([inside, grid.points,
-                      torch.tensor([low - 3, high + 3])])
+    return torch.cat([inside, grid.points, torch.tensor([low - 3, high + 3])])
 
 
 def test_numbers_of_the_rpn_grid():
@@ -80,17 +79,21 @@ def test_small_beta_is_the_uniform_grid(make):
         points = make(3, beta=beta, num_intervals=8)
         torch.testing.assert_close(points, even, atol=1e-5, rtol=0)
     torch.testing.assert_close(
-        uniform_grid(3, num_intervals=8), torch.linspace(-3, 3, 9))
+        uniform_grid(3, num_intervals=8), torch.linspace(-3, 3, 9)
+    )
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(alpha=0), 'alpha=0'),
-    (dict(alpha=math.inf), 'alpha=inf'),
-    (dict(beta=-1), 'beta=-1'),
-    (dict(beta=1000), 'coincide'),
-    (dict(num_intervals=0), 'num_intervals=0'),
-    (dict(num_intervals=2.5), 'num_intervals=2.5'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(alpha=0), 'alpha=0'),
+        (dict(alpha=math.inf), 'alpha=inf'),
+        (dict(beta=-1), 'beta=-1'),
+        (dict(beta=1000), 'coincide'),
+        (dict(num_intervals=0), 'num_intervals=0'),
+        (dict(num_intervals=2.5), 'num_intervals=2.5'),
+    ],
+)
 def test_impossible_settings(changes, message):
     with pytest.raises(ValueError, match=message):
         BoxGrid(**{**SETTINGS[0], **changes})
@@ -105,13 +108,15 @@ def test_two_hot_is_a_distribution_with_the_target_as_mean(grid):
     clamped = values.clamp(float(grid.points[0]), float(grid.points[-1]))
     scale = max(1.0, float(grid.points[-1]))
     torch.testing.assert_close(
-        hot @ grid.points, clamped, atol=1e-6 * scale, rtol=0)
+        hot @ grid.points, clamped, atol=1e-6 * scale, rtol=0
+    )
     assert int((hot > 0).sum(-1).max()) <= 2
 
 
 def test_two_hot_of_a_grid_point_is_one_hot(grid):
     torch.testing.assert_close(
-        grid.two_hot(grid.points), torch.eye(grid.num_points))
+        grid.two_hot(grid.points), torch.eye(grid.num_points)
+    )
 
 
 def test_two_hot_keeps_leading_axes(grid):
@@ -124,8 +129,7 @@ def test_two_hot_keeps_leading_axes(grid):
 def test_uniform_logits_decode_to_the_middle(grid):
     value = grid.expectation(torch.zeros(7, grid.num_points))
     expected = grid.points.mean() if grid.one_sided else torch.tensor(0.0)
-    torch.testing.assert_close(
-        value, expected.expand(7), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(value, expected.expand(7), atol=1e-6, rtol=1e-6)
 
 
 def test_expectation_of_a_two_hot_gives_the_target_back(grid):
@@ -133,7 +137,8 @@ def test_expectation_of_a_two_hot_gives_the_target_back(grid):
     hot = grid.two_hot(values)
     decoded = grid(hot.log().clamp(min=-1e4))
     torch.testing.assert_close(
-        decoded, hot @ grid.points, atol=2e-6 * grid.alpha, rtol=0)
+        decoded, hot @ grid.points, atol=2e-6 * grid.alpha, rtol=0
+    )
 
 
 def test_cross_entropy_is_the_sum_over_the_two_hot_target(grid):
@@ -160,7 +165,8 @@ def test_entropy_between_certain_and_uniform(grid):
     sharp = uniform.clone()
     sharp[0, 0] = 100
     assert float(grid.entropy(uniform)) == pytest.approx(
-        math.log(grid.num_points), rel=1e-5)
+        math.log(grid.num_points), rel=1e-5
+    )
     assert float(grid.entropy(sharp)) == pytest.approx(0, abs=1e-5)
 
 
@@ -174,7 +180,8 @@ def test_entropy_gap_is_zero_at_the_target(grid):
     sharp = torch.zeros(1, grid.num_points)
     sharp[0, 0] = 100
     assert float(grid.entropy_gap(sharp, middle)) == pytest.approx(
-        math.log(2), abs=1e-4)
+        math.log(2), abs=1e-4
+    )
 
 
 def test_gradients_agree_with_finite_differences(grid):
@@ -184,9 +191,12 @@ def test_gradients_agree_with_finite_differences(grid):
     logits = torch.randn(5, grid.num_points, dtype=torch.float64)
     logits.requires_grad_()
     values = torch.randn(5, dtype=torch.float64)
-    for function in (grid.expectation, grid.entropy,
-                     lambda z: grid.cross_entropy(z, values),
-                     lambda z: grid.entropy_gap(z, values)):
+    for function in (
+        grid.expectation,
+        grid.entropy,
+        lambda z: grid.cross_entropy(z, values),
+        lambda z: grid.entropy_gap(z, values),
+    ):
         assert torch.autograd.gradcheck(function, (logits,))
 
 
@@ -228,7 +238,8 @@ def test_points_survive_a_cast_of_the_model(grid):
     assert torch.equal(grid.points, before)
     empty = BoxGrid(**SETTINGS[0]).to('meta')
     assert torch.equal(
-        empty.to_empty(device='cpu').points, BoxGrid(**SETTINGS[0]).points)
+        empty.to_empty(device='cpu').points, BoxGrid(**SETTINGS[0]).points
+    )
 
 
 def test_points_are_in_no_state_dict(grid):
@@ -236,10 +247,15 @@ def test_points_are_in_no_state_dict(grid):
     assert not list(grid.parameters())
 
 
-@pytest.mark.parametrize(('setting', 'target'), [
-    (SETTINGS[1], 0.0), (SETTINGS[1], 0.3), (SETTINGS[1], 2.0),
-    (SETTINGS[0], 0.05),
-])
+@pytest.mark.parametrize(
+    ('setting', 'target'),
+    [
+        (SETTINGS[1], 0.0),
+        (SETTINGS[1], 0.3),
+        (SETTINGS[1], 2.0),
+        (SETTINGS[0], 0.05),
+    ],
+)
 @pytest.mark.parametrize('step', [0.02, 0.078])
 def test_predicted_error_of_rounded_logits(setting, target, step):
     """Two-bin formula, and a measurement, agree with the prediction."""
@@ -256,7 +272,8 @@ def test_predicted_error_of_rounded_logits(setting, target, step):
     noise = torch.rand(20000, grid.num_points, generator=generator) - 0.5
     error = grid.expectation(logits + step * noise) - target
     assert float(error.square().mean().sqrt()) == pytest.approx(
-        predicted, rel=0.06)
+        predicted, rel=0.06
+    )
 
 
 def test_predicted_error_takes_a_step_for_each_coordinate():
@@ -267,7 +284,8 @@ def test_predicted_error_takes_a_step_for_each_coordinate():
     error = grid.expected_rms(logits, step=steps[:, None])
     assert error.shape == (6, 4)
     torch.testing.assert_close(
-        error, grid.expected_rms(logits, step=1.0) * steps)
+        error, grid.expected_rms(logits, step=1.0) * steps
+    )
 
 
 def test_round_trip_of_boxes():
@@ -278,11 +296,24 @@ def test_round_trip_of_boxes():
     boxes = anchors + torch.randn(500, 4) * 0.1 * anchors[:, [2, 3, 2, 3]]
     boxes[:, 2:] = boxes[:, 2:].clamp(min=3)
     stds = torch.tensor([0.1, 0.1, 0.2, 0.2])
-    encoded = torch.cat([(boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:],
-                         (boxes[:, 2:] / anchors[:, 2:]).log()], 1) / stds
+    encoded = (
+        torch.cat(
+            [
+                (boxes[:, :2] - anchors[:, :2]) / anchors[:, 2:],
+                (boxes[:, 2:] / anchors[:, 2:]).log(),
+            ],
+            1,
+        )
+        / stds
+    )
     assert float(encoded.abs().max()) < 5
     logits = grid.two_hot(encoded).log().clamp(min=-1e4)
     decoded = grid.expectation(logits) * stds
-    back = torch.cat([decoded[:, :2] * anchors[:, 2:] + anchors[:, :2],
-                      decoded[:, 2:].exp() * anchors[:, 2:]], 1)
+    back = torch.cat(
+        [
+            decoded[:, :2] * anchors[:, 2:] + anchors[:, :2],
+            decoded[:, 2:].exp() * anchors[:, 2:],
+        ],
+        1,
+    )
     assert float((back - boxes).abs().max()) < 1e-3

@@ -34,7 +34,8 @@ class BoxAdapter:
     def box_distributions(self, heads):
         return {
             name: head.unflatten(1, (4, POINTS)).movedim(2, -1)
-            for name, head in heads.items() if name.startswith('box')
+            for name, head in heads.items()
+            if name.startswith('box')
         }
 
 
@@ -52,15 +53,21 @@ def heads(seed=0, *, levels=2):
 
 
 def started(loss, *batches, adapter=None):
-    loss.begin(NetworkProbe(
-        heads_float=list(batches), metas=[[{}]] * len(batches),
-        run=lambda number: batches[number], adapter=adapter or BoxAdapter()))
+    loss.begin(
+        NetworkProbe(
+            heads_float=list(batches),
+            metas=[[{}]] * len(batches),
+            run=lambda number: batches[number],
+            adapter=adapter or BoxAdapter(),
+        )
+    )
     return loss
 
 
 def context(adapter=None, unit=''):
     return ReconContext(
-        unit=unit, step=0, num_steps=1, adapter=adapter or BoxAdapter())
+        unit=unit, step=0, num_steps=1, adapter=adapter or BoxAdapter()
+    )
 
 
 def test_divergence():
@@ -69,15 +76,22 @@ def test_divergence():
     found = divergence(quant, target)
     expected = torch.distributions.kl_divergence(
         torch.distributions.Categorical(logits=target),
-        torch.distributions.Categorical(logits=quant))
+        torch.distributions.Categorical(logits=quant),
+    )
     torch.testing.assert_close(found, expected)
     # A shift that all logits share changes no probability.
     assert divergence(target + 3.0, target).abs().max() < 1e-6
 
 
-@pytest.mark.parametrize(('name', 'group'), [
-    ('rpn_box.2', 'rpn_box'), ('box', 'box'), ('1.0', '1'),
-    ('head.box', 'head.box')])
+@pytest.mark.parametrize(
+    ('name', 'group'),
+    [
+        ('rpn_box.2', 'rpn_box'),
+        ('box', 'box'),
+        ('1.0', '1'),
+        ('head.box', 'head.box'),
+    ],
+)
 def test_levels_are_one_group(name, group):
     assert group_of(name) == group
 
@@ -93,7 +107,10 @@ def test_the_box_term_by_hand(least):
     found, other = heads(), heads(seed=1)
     loss = started(
         ForegroundKLLoss(
-            other_weight=0.0, normalize=False, least_weight=least), found)
+            other_weight=0.0, normalize=False, least_weight=least
+        ),
+        found,
+    )
     largest = max(found[f'cls.{level}'].sigmoid().max() for level in range(2))
     split = BoxAdapter().box_distributions
     total, weight = 0.0, 0.0
@@ -105,7 +122,8 @@ def test_the_box_term_by_hand(least):
         total += float((mask[:, None] * kl).sum())
         weight += 4 * float(mask.sum())
     assert float(loss(other, found, context())) == pytest.approx(
-        total / weight, rel=1e-5)
+        total / weight, rel=1e-5
+    )
 
 
 def test_uninformative_quantized_boxes_cost_about_one():
@@ -113,11 +131,17 @@ def test_uninformative_quantized_boxes_cost_about_one():
     found = heads()
     loss = started(ForegroundKLLoss(other_weight=0.0, focus=None), found)
     split = BoxAdapter().box_distributions(found)
-    mean = torch.cat([x.flatten(0, -2) for x in split.values()]).softmax(
-        dim=-1).mean(dim=0).log()
+    mean = (
+        torch.cat([x.flatten(0, -2) for x in split.values()])
+        .softmax(dim=-1)
+        .mean(dim=0)
+        .log()
+    )
     flat = mean.repeat(4)[None, :, None, None]
-    other = {name: flat.expand_as(head) if name.startswith('box') else head
-             for name, head in found.items()}
+    other = {
+        name: flat.expand_as(head) if name.startswith('box') else head
+        for name, head in found.items()
+    }
     assert float(loss(other, found, context())) == pytest.approx(1, rel=1e-3)
 
 
@@ -138,13 +162,17 @@ def test_background_boxes_do_not_matter():
 
 def test_other_heads_count_by_their_weight():
     found = heads()
-    other = {name: head + 0.5 if name.startswith('cls') else head
-             for name, head in found.items()}
+    other = {
+        name: head + 0.5 if name.startswith('cls') else head
+        for name, head in found.items()
+    }
     one = started(ForegroundKLLoss(), found)(other, found, context())
     two = started(ForegroundKLLoss(other_weight=2.0), found)(
-        other, found, context())
+        other, found, context()
+    )
     none = started(ForegroundKLLoss(other_weight=0.0), found)(
-        other, found, context())
+        other, found, context()
+    )
     assert float(two) == pytest.approx(2 * float(one))
     assert float(one) > 0
     assert float(none) == pytest.approx(0, abs=1e-6)
@@ -153,11 +181,15 @@ def test_other_heads_count_by_their_weight():
 def test_gradients_pull_the_quantized_logits_to_the_float_ones():
     found = heads()
     loss = started(ForegroundKLLoss(), found)
-    quant = {name: head.clone().requires_grad_()
-             if head.is_floating_point() else head
-             for name, head in heads(seed=2).items()}
+    quant = {
+        name: head.clone().requires_grad_()
+        if head.is_floating_point()
+        else head
+        for name, head in heads(seed=2).items()
+    }
     optimizer = torch.optim.Adam(
-        [head for head in quant.values() if head.requires_grad], lr=0.1)
+        [head for head in quant.values() if head.requires_grad], lr=0.1
+    )
     first = None
     for _ in range(60):
         value = loss(quant, found, context())
@@ -172,9 +204,14 @@ def test_gradients_pull_the_quantized_logits_to_the_float_ones():
 def test_temperature_flattens():
     found, other = heads(), heads(seed=1)
     losses = [
-        float(started(ForegroundKLLoss(
-            temperature=temperature, normalize=False, other_weight=0.0),
-            found)(other, found, context()))
+        float(
+            started(
+                ForegroundKLLoss(
+                    temperature=temperature, normalize=False, other_weight=0.0
+                ),
+                found,
+            )(other, found, context())
+        )
         for temperature in (1.0, 4.0)
     ]
     assert losses[1] < losses[0] / 4
@@ -188,8 +225,11 @@ def test_refuses_what_cannot_be():
     with pytest.raises(ValueError, match='least_weight=2'):
         ForegroundKLLoss(least_weight=2)
     with pytest.raises(ValueError, match='no box distributions'):
-        started(ForegroundKLLoss(), heads(),
-                adapter=SimpleNamespace(foreground_proxy=lambda _: {}))
+        started(
+            ForegroundKLLoss(),
+            heads(),
+            adapter=SimpleNamespace(foreground_proxy=lambda _: {}),
+        )
     found = heads()
     loss = started(ForegroundKLLoss(), found)
     with pytest.raises(ValueError, match='network_steps'):

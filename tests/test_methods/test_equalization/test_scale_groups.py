@@ -10,8 +10,7 @@ from taskptq.methods.equalization.scale_groups import find_layer_groups
 
 def groups_of(model, *args):
     found = find_layer_groups(model.eval(), lambda: model(*args))
-    return {group.name: [name for name, _ in group.readers]
-            for group in found}
+    return {group.name: [name for name, _ in group.readers] for group in found}
 
 
 class Layers(nn.Module):
@@ -57,34 +56,43 @@ PAIR = {'one': ['two']}
 BOTH = {'one': ['two', 'three']}
 
 
-@pytest.mark.parametrize(('connect', 'expected'), [
-    (lambda m, x: m.two(m.one(x)), PAIR),
-    (lambda m, x: m.two(F.relu(m.one(x))), PAIR),
-    (lambda m, x: m.two(F.relu(m.one(x), inplace=True)), PAIR),
-    (lambda m, x: m.two(F.dropout(m.one(x), 0.5, m.training)), PAIR),
-    (lambda m, x: m.two(m.one(x)) + m.two(m.one(2 * x)), PAIR),
-    (several_readers, BOTH),
-    (read_before_and_after, BOTH),
-    (residual, {}),
-    (residual_before, {}),
-    (assigned, {}),
-    (lambda m, x: m.three(m.one(x)) + m.three(m.two(x)), {}),
-    (lambda m, x: m.two(m.one(x).sigmoid()), {}),
-    (lambda m, x: m.two(m.one(x).flatten(0, 1)), {}),
-    (lambda m, x: m.two(m.one(x)) @ m.one.weight, {}),
-    (lambda m, x: m.one(x), {}),
-])
+@pytest.mark.parametrize(
+    ('connect', 'expected'),
+    [
+        (lambda m, x: m.two(m.one(x)), PAIR),
+        (lambda m, x: m.two(F.relu(m.one(x))), PAIR),
+        (lambda m, x: m.two(F.relu(m.one(x), inplace=True)), PAIR),
+        (lambda m, x: m.two(F.dropout(m.one(x), 0.5, m.training)), PAIR),
+        (lambda m, x: m.two(m.one(x)) + m.two(m.one(2 * x)), PAIR),
+        (several_readers, BOTH),
+        (read_before_and_after, BOTH),
+        (residual, {}),
+        (residual_before, {}),
+        (assigned, {}),
+        (lambda m, x: m.three(m.one(x)) + m.three(m.two(x)), {}),
+        (lambda m, x: m.two(m.one(x).sigmoid()), {}),
+        (lambda m, x: m.two(m.one(x).flatten(0, 1)), {}),
+        (lambda m, x: m.two(m.one(x)) @ m.one.weight, {}),
+        (lambda m, x: m.one(x), {}),
+    ],
+)
 def test_ways_to_connect(connect, expected):
     assert groups_of(Layers(connect), torch.randn(2, 3, 4)) == expected
 
 
 def test_batch_norm_gives_and_reads_nothing():
     model = nn.Sequential(
-        nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4),
-        nn.ReLU(inplace=True), nn.Conv2d(4, 5, 1), nn.LeakyReLU(),
-        nn.Conv2d(5, 6, 1))
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(4, 5, 1),
+        nn.LeakyReLU(),
+        nn.Conv2d(5, 6, 1),
+    )
     assert groups_of(model, torch.randn(1, 3, 8, 8)) == {
-        '1': ['3'], '3': ['5']}
+        '1': ['3'],
+        '3': ['5'],
+    }
 
 
 def test_batch_norm_without_weights_gives_nothing():
@@ -94,9 +102,14 @@ def test_batch_norm_without_weights_gives_nothing():
 
 def test_layer_norm_gives_and_reads_nothing():
     model = nn.Sequential(
-        nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4),
-        nn.LayerNorm((3, 4)), nn.Linear(4, 4),
-        nn.LayerNorm(4, elementwise_affine=False), nn.Linear(4, 4))
+        nn.Linear(4, 4),
+        nn.LayerNorm(4),
+        nn.Linear(4, 4),
+        nn.LayerNorm((3, 4)),
+        nn.Linear(4, 4),
+        nn.LayerNorm(4, elementwise_affine=False),
+        nn.Linear(4, 4),
+    )
     assert groups_of(model, torch.randn(2, 3, 4)) == {'1': ['2']}
 
 

@@ -16,9 +16,11 @@ from taskptq.methods.rewriting.views import attention_views
 
 from ..conftest import decoder_batch, run, stats_of  # isort: skip
 
-SCOPE = ['transformer.layers.0.cross_attn_token_to_image',
-         'transformer.layers.1.cross_attn_token_to_image',
-         'transformer.final_attn_token_to_image']
+SCOPE = [
+    'transformer.layers.0.cross_attn_token_to_image',
+    'transformer.layers.1.cross_attn_token_to_image',
+    'transformer.final_attn_token_to_image',
+]
 
 
 def test_signs():
@@ -29,17 +31,30 @@ def test_signs():
 def test_folding_of_two_channels():
     """k = (2 x + 5, 3 x - 5): the second channel is the negative one."""
     attention = nn.MultiheadAttention(2, 1)
-    weight = torch.tensor([[1., 2.], [3., 4.],      # q
-                           [2., 0.], [3., 0.],      # k
-                           [7., 8.], [9., 10.]])    # v
-    bias = torch.tensor([1., 2., 5., -5., 3., 4.])
+    weight = torch.tensor(
+        [
+            [1.0, 2.0],
+            [3.0, 4.0],  # q
+            [2.0, 0.0],
+            [3.0, 0.0],  # k
+            [7.0, 8.0],
+            [9.0, 10.0],
+        ]
+    )  # v
+    bias = torch.tensor([1.0, 2.0, 5.0, -5.0, 3.0, 4.0])
     attention.in_proj_weight.data.copy_(weight)
     attention.in_proj_bias.data.copy_(bias)
     (view,), _ = attention_views(attention)
     for edit in sign_edits(view, torch.tensor([1.0, -1.0])):
         edit.rows.copy_(edit.after)
     assert attention.in_proj_weight.tolist() == [
-        [1, 2], [-3, -4], [2, 0], [-3, 0], [7, 8], [9, 10]]
+        [1, 2],
+        [-3, -4],
+        [2, 0],
+        [-3, 0],
+        [7, 8],
+        [9, 10],
+    ]
     assert attention.in_proj_bias.tolist() == [1, -2, 5, 5, 3, 4]
 
 
@@ -47,14 +62,16 @@ def keys(model):
     views, _ = attention_views(model)
     views = [v for v in views if 'token_to_image' in v.name]
     found = collect_statistics(
-        model, views, [decoder_batch()], forward=run, parts=['key'])
+        model, views, [decoder_batch()], forward=run, parts=['key']
+    )
     return {name: parts['key'] for name, parts in found.items()}
 
 
 def test_published_scope(mask_decoder):
     report = BimodalIntegration()(mask_decoder, stats_of(decoder_batch()))
-    assert [e.name.removeprefix('mask_decoder.')
-            for e in report.entries] == SCOPE
+    assert [
+        e.name.removeprefix('mask_decoder.') for e in report.entries
+    ] == SCOPE
 
 
 def test_one_peak_changes_nothing(mask_decoder):
@@ -85,8 +102,10 @@ def test_shifted_keys_have_two_peaks_and_become_one_sided(mask_decoder):
         assert before[entry.name].peaks().bimodal
         assert not after[entry.name].peaks().bimodal
         # Said and measured; most of the negative half is gone.
-        measured = [float(after[entry.name].min_val.min()),
-                    float(after[entry.name].max_val.max())]
+        measured = [
+            float(after[entry.name].min_val.min()),
+            float(after[entry.name].max_val.max()),
+        ]
         assert entry.details['range_after'] == pytest.approx(measured)
         assert (after[entry.name].mean > 0).all()
 
@@ -100,11 +119,15 @@ def test_centering_after_the_shift_leaves_nothing_to_integrate(mask_decoder):
     assert report.count('unchanged') == 3
     for name, statistics in keys(mask_decoder).items():
         torch.testing.assert_close(
-            statistics.mean, torch.zeros(16, dtype=torch.float64),
-            atol=1e-5, rtol=0)
+            statistics.mean,
+            torch.zeros(16, dtype=torch.float64),
+            atol=1e-5,
+            rtol=0,
+        )
         width = natural[name].max_val - natural[name].min_val
         torch.testing.assert_close(
-            statistics.max_val - statistics.min_val, width)
+            statistics.max_val - statistics.min_val, width
+        )
 
 
 def test_relative_positions_are_not_corrupted(image_encoder):
@@ -125,20 +148,24 @@ def test_flipping_under_relative_positions_would_be_caught(image_encoder):
         RewriteEntry,
         apply_proposals,
     )
+
     views, _ = attention_views(image_encoder)
     signs = torch.where(torch.arange(24) % 3 == 0, -1.0, 1.0)
     entry = RewriteEntry(name='x', part='query and key', status='skipped')
     proposal = Proposal(
-        view=views[0], entry=entry, edits=sign_edits(views[0], signs))
+        view=views[0], entry=entry, edits=sign_edits(views[0], signs)
+    )
     apply_proposals(
-        image_encoder, [proposal], stats_of((torch.randn(1, 3, 40, 40),)))
+        image_encoder, [proposal], stats_of((torch.randn(1, 3, 40, 40),))
+    )
     assert entry.status == 'undone'
 
 
 def test_unknown_pattern(mask_decoder):
     with pytest.raises(ValueError, match=r"patterns: pattern '\*image_token"):
         BimodalIntegration(patterns=['*image_token'])(
-            mask_decoder, stats_of(decoder_batch()))
+            mask_decoder, stats_of(decoder_batch())
+        )
 
 
 def test_no_data(mask_decoder):

@@ -94,7 +94,8 @@ def test_finds_a_scale_below_the_maximum():
 def test_equal_errors_take_the_smaller_tau():
     attention = torch.tensor([0.5]).view(1, 1, 1, 1)
     found = search_granularity(
-        errors_of([(attention, None)]), max_val=torch.tensor([0.5]),
+        errors_of([(attention, None)]),
+        max_val=torch.tensor([0.5]),
         taus=(4, 2),
     )
     assert found.tau.tolist() == [2]
@@ -156,7 +157,11 @@ def test_heads_are_searched_apart():
     assert plain['tau'] == [1, 4]
     assert plain['scale'] == pytest.approx([0.5, 0.5], rel=1e-4)
     assert set(plain) == {
-        'tau', 'scale', 'error', 'error_tau1', 'error_uniform'
+        'tau',
+        'scale',
+        'error',
+        'error_tau1',
+        'error_uniform',
     }
 
 
@@ -204,7 +209,7 @@ def test_heads_mix_grids() -> None:
     together = quantized(slice(None))
     for head in range(3):
         alone = quantized(slice(head, head + 1))
-        torch.testing.assert_close(together[:, head:head + 1], alone)
+        torch.testing.assert_close(together[:, head : head + 1], alone)
 
 
 def test_search_takes_the_uniform_grid_where_it_is_better() -> None:
@@ -216,9 +221,11 @@ def test_search_takes_the_uniform_grid_where_it_is_better() -> None:
         value = torch.randn(1, 1, num_keys, 8, generator=generator)
         attention = logits.softmax(dim=-1)
         errors = OutputErrors(
-            [(attention, value)], per_head=False, num_levels=16, norm_p=2.4)
+            [(attention, value)], per_head=False, num_levels=16, norm_p=2.4
+        )
         return search_granularity(
-            errors, max_val=attention.amax()[None], taus=(UNIFORM, 1, 2, 4))
+            errors, max_val=attention.amax()[None], taus=(UNIFORM, 1, 2, 4)
+        )
 
     few, many = best(4, 0.5), best(256, 2.0)
     assert few.tau.tolist() == [UNIFORM]

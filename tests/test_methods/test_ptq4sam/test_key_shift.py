@@ -41,6 +41,7 @@ def test_bias_gets_what_the_report_says(mask_decoder):
     assert entry.name.endswith('layers.1.cross_attn_token_to_image')
     torch.testing.assert_close(
         attention.k_proj.bias.detach() - before,
-        torch.tensor(entry.details['shift'], dtype=torch.float32))
+        torch.tensor(entry.details['shift'], dtype=torch.float32),
+    )
     assert report.to_dict()['num_applied'] == 3
     assert 0 < report.max_relative_error <= 1e-5

@@ -33,7 +33,7 @@ def kept(observer):
 def test_whole_rows_with_the_values_they_weigh(shape):
     attention, value = pair(shape)
     observer = observed([(attention, value)], rows=5, channels=3, maps=2)
-    (found, columns), = observer.pieces()
+    ((found, columns),) = observer.pieces()
     maps = 1 if len(shape) == 3 else 2
     assert found.shape == (3, maps, 5, 30)
     assert columns.shape == (3, maps, 30, 3)
@@ -50,7 +50,7 @@ def test_whole_rows_with_the_values_they_weigh(shape):
 
 def test_everything_is_kept_where_it_is_little():
     attention, value = pair((1, 2, 4, 6), channels=3)
-    (found, columns), = observed([(attention, value)]).pieces()
+    ((found, columns),) = observed([(attention, value)]).pieces()
     assert torch.equal(found.transpose(0, 1), attention)
     assert torch.equal(columns.transpose(0, 1), value)
 
@@ -98,7 +98,7 @@ def test_without_a_value_the_softmax_is_judged_by_itself():
     observer = AttentionOutputObserver(SPEC, per_head=True, rows=3, maps=2)
     x = torch.softmax(2 * torch.randn(2, 7, 5, 9), -1)
     observer.observe(x)
-    (rows, value), = observer.pieces()
+    ((rows, value),) = observer.pieces()
     assert value is None
     assert rows.shape == (1, 1, 6, 9)
     quantizer = PowerOfTwoQuantizer(SPEC, observer=observer)

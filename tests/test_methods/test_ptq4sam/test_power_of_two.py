@@ -133,7 +133,7 @@ def test_a_wrong_scale_is_learned_back(tau):
 
 def test_learned_gain_folds_into_a_positive_scale():
     quantizer = quantizer_of(maximum=0.5)
-    gain, = quantizer.learnable()
+    (gain,) = quantizer.learnable()
     x = torch.tensor([0.5, 0.26])
     gain.data.fill_(1.5)
     before = quantizer(x)

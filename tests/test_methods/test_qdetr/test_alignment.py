@@ -188,7 +188,9 @@ def test_windows_count_as_images():
 def test_the_sample_is_bounded_and_the_sums_are_not():
     spec = QuantSpec()
     observer = AlignmentObserver(
-        spec, inner=MinMaxObserver(spec), eps=1e-5,
+        spec,
+        inner=MinMaxObserver(spec),
+        eps=1e-5,
         max_elements=100 * HEADS * CHANNELS,
     )
     whole = AlignmentObserver(spec, inner=MinMaxObserver(spec), eps=1e-5)
@@ -238,12 +240,15 @@ def test_without_data_it_stays_float():
 @pytest.mark.parametrize('drop_prob', [0.0, 0.5])
 def test_gradients_reach_all_that_is_learned(per_head, drop_prob):
     quantizer = fitted(
-        num_bits=4, per_head=per_head, learn_zero_point=True,
+        num_bits=4,
+        per_head=per_head,
+        learn_zero_point=True,
         observer=MSEObserver,
     )
     learned = quantizer.learnable()
     assert [id(p) for p in learned[-2:]] == [
-        id(quantizer.gamma), id(quantizer.beta)
+        id(quantizer.gamma),
+        id(quantizer.beta),
     ]
     assert len(learned) == 4
     for parameter in learned:

@@ -28,7 +28,8 @@ class Adapter:
     def foreground_proxy(self, heads):
         return {
             name: head.sigmoid().amax(-1, keepdim=True)
-            for name, head in heads.items() if name.startswith('cls.')
+            for name, head in heads.items()
+            if name.startswith('cls.')
         }
 
 
@@ -45,7 +46,8 @@ def heads_of(seed=0, *, layers=LAYERS, queries=QUERIES, width=WIDTH):
         logits[:, :3, 1] = 3.0
         heads[f'cls.{layer}'] = logits
         heads[f'box.{layer}'] = torch.cat(
-            [0.2 + 0.6 * noise(2), 0.1 + 0.2 * noise(2)], dim=-1)
+            [0.2 + 0.6 * noise(2), 0.1 + 0.2 * noise(2)], dim=-1
+        )
         heads[f'attended.{layer}'] = noise(width)
     return heads
 
@@ -53,16 +55,21 @@ def heads_of(seed=0, *, layers=LAYERS, queries=QUERIES, width=WIDTH):
 def disturbed(heads, *, seed=9, deviation=0.02):
     generator = torch.Generator().manual_seed(seed)
     return {
-        name: (head + deviation * torch.randn(
-            head.shape, generator=generator)).requires_grad_()
+        name: (
+            head + deviation * torch.randn(head.shape, generator=generator)
+        ).requires_grad_()
         for name, head in heads.items()
     }
 
 
 def context(adapter=None, first=0):
     return ReconContext(
-        unit='', step=0, num_steps=1, adapter=adapter or Adapter(),
-        image_ids=tuple(range(first, first + IMAGES)))
+        unit='',
+        step=0,
+        num_steps=1,
+        adapter=adapter or Adapter(),
+        image_ids=tuple(range(first, first + IMAGES)),
+    )
 
 
 def value(loss, student, teacher, **kwargs):
@@ -75,7 +82,8 @@ def only_drd(**kwargs):
 
 def permuted(heads, seed=5):
     order = torch.randperm(
-        QUERIES, generator=torch.Generator().manual_seed(seed))
+        QUERIES, generator=torch.Generator().manual_seed(seed)
+    )
     return {name: head[:, order] for name, head in heads.items()}
 
 
@@ -84,9 +92,18 @@ def test_is_registered():
     assert loss.tau == 0.5
 
 
-@pytest.mark.parametrize('options', [
-    {}, dict(layers='all'), dict(matching='hungarian'), dict(fqm=False),
-    dict(metric='nwd'), dict(normalize=False), dict(agreement='own')])
+@pytest.mark.parametrize(
+    'options',
+    [
+        {},
+        dict(layers='all'),
+        dict(matching='hungarian'),
+        dict(fqm=False),
+        dict(metric='nwd'),
+        dict(normalize=False),
+        dict(agreement='own'),
+    ],
+)
 @pytest.mark.parametrize('use_sigmoid', [True, False])
 def test_teacher_equal_to_student_gives_zero(options, use_sigmoid):
     heads = heads_of()
@@ -119,14 +136,16 @@ def test_order_of_teacher_queries_is_of_no_matter(matching):
     heads = heads_of()
     student = disturbed(heads)
     loss = QueryDistillationLoss(
-        background_weight=0, layers='all', matching=matching)
+        background_weight=0, layers='all', matching=matching
+    )
     one = value(loss, student, heads)
     two = value(loss, student, permuted(heads))
     assert one > 0
     torch.testing.assert_close(one, two)
     by_index = only_drd(fqm=False)
     assert value(by_index, student, permuted(heads)) > 2 * value(
-        by_index, student, heads)
+        by_index, student, heads
+    )
 
 
 def test_images_without_foreground_are_skipped():
@@ -136,12 +155,15 @@ def test_images_without_foreground_are_skipped():
     loss = only_drd(normalize=False)
     found = value(loss, student, heads)
     match = match_queries(
-        student['box.2'], heads['box.2'],
-        [torch.zeros(0, 4), heads['box.2'][1, :3]])
+        student['box.2'],
+        heads['box.2'],
+        [torch.zeros(0, 4), heads['box.2'][1, :3]],
+    )
     assert match.counts[0] == 0
     assert match.counts[1] >= 3
-    apart = (match.of_student(student['attended.2'])
-             - match.of_teacher(heads['attended.2']))
+    apart = match.of_student(student['attended.2']) - match.of_teacher(
+        heads['attended.2']
+    )
     torch.testing.assert_close(found, apart.norm(dim=-1).mean())
     assert loss.report()['images_without_pairs'] == 0.5
     heads['cls.2'][1] = -6.0
@@ -171,11 +193,17 @@ def test_last_and_all_layers():
     for layer in range(LAYERS):
         truths = list(heads['box.2'][:, :3])
         match = match_queries(
-            student[f'box.{layer}'], heads[f'box.{layer}'], truths)
+            student[f'box.{layer}'], heads[f'box.{layer}'], truths
+        )
         norm = heads[f'attended.{layer}'].norm(dim=-1).square().mean().sqrt()
-        single.append(distillation_distance(
-            student[f'attended.{layer}'], heads[f'attended.{layer}'],
-            match=match) / norm)
+        single.append(
+            distillation_distance(
+                student[f'attended.{layer}'],
+                heads[f'attended.{layer}'],
+                match=match,
+            )
+            / norm
+        )
     torch.testing.assert_close(every, torch.stack(single).mean())
 
 
@@ -187,33 +215,50 @@ def test_relative_distance():
     found = relative_distance(student, teacher, match=match)
     torch.testing.assert_close(found, torch.tensor(1.5 / 5))
     torch.testing.assert_close(
-        relative_distance(8 * student, 8 * teacher, match=match), found)
+        relative_distance(8 * student, 8 * teacher, match=match), found
+    )
 
 
 def test_terms_add_up():
     heads = heads_of()
     student = disturbed(heads)
     loss = QueryDistillationLoss(
-        weight=2.0, box_weight=3.0, class_weight=4.0, background_weight=0.5)
+        weight=2.0, box_weight=3.0, class_weight=4.0, background_weight=0.5
+    )
     found = value(loss, student, heads)
     match = match_queries(
-        student['box.2'], heads['box.2'], list(heads['box.2'][:, :3]))
+        student['box.2'], heads['box.2'], list(heads['box.2'][:, :3])
+    )
     norm = heads['attended.2'].norm(dim=-1).square().mean().sqrt()
     terms = matched_agreement(
-        student['box.2'], heads['box.2'], student['cls.2'], heads['cls.2'],
-        match=match, use_sigmoid=True)
+        student['box.2'],
+        heads['box.2'],
+        student['cls.2'],
+        heads['cls.2'],
+        match=match,
+        use_sigmoid=True,
+    )
     rest = torch.ones(IMAGES, QUERIES, dtype=torch.bool)
     rest[match.image, match.student] = False
     background = class_divergence(
-        student['cls.2'][rest], heads['cls.2'][rest], use_sigmoid=True)
+        student['cls.2'][rest], heads['cls.2'][rest], use_sigmoid=True
+    )
     drd = distillation_distance(
-        student['attended.2'], heads['attended.2'], match=match)
-    expected = (2 * drd / norm + 3 * (5 * terms.l1 + 2 * terms.giou)
-                + 4 * (terms.kl + 0.5 * background.mean()))
+        student['attended.2'], heads['attended.2'], match=match
+    )
+    expected = (
+        2 * drd / norm
+        + 3 * (5 * terms.l1 + 2 * terms.giou)
+        + 4 * (terms.kl + 0.5 * background.mean())
+    )
     torch.testing.assert_close(found, expected)
     report = loss.report()
     assert set(report['last_terms']) == {
-        'attended', 'box', 'class', 'background'}
+        'attended',
+        'box',
+        'class',
+        'background',
+    }
     assert sum(report['last_terms'].values()) == pytest.approx(found.item())
 
 
@@ -231,7 +276,8 @@ def test_a_shared_partner_leaves_ones_own_score():
     gradients = {}
     for agreement in ('partner', 'own'):
         loss = QueryDistillationLoss(
-            weight=0, box_weight=0, agreement=agreement)
+            weight=0, box_weight=0, agreement=agreement
+        )
         value(loss, student, teacher).backward()
         logits = student['cls.2']
         gradients[agreement] = logits.grad[:, 3, 1].clone()
@@ -247,13 +293,15 @@ def test_agreement_by_hand():
     logits = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[1.0, -2.0]]])
     for use_sigmoid in (True, False):
         found = matched_agreement(
-            one, two, *logits, match=match, use_sigmoid=use_sigmoid)
+            one, two, *logits, match=match, use_sigmoid=use_sigmoid
+        )
         assert found.l1.item() == pytest.approx(0.25)
         assert found.giou.item() == pytest.approx(2 / 3)
         if use_sigmoid:
             p, q = logits[1].sigmoid(), logits[0].sigmoid()
-            expected = (p * (p / q).log()
-                        + (1 - p) * ((1 - p) / (1 - q)).log()).sum()
+            expected = (
+                p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()
+            ).sum()
         else:
             p, q = logits[1].softmax(-1), logits[0].softmax(-1)
             expected = (p * (p / q).log()).sum()
@@ -263,8 +311,12 @@ def test_agreement_by_hand():
 def probe_of(heads, *, batches=None):
     metas = [[{'img_shape': (64, 96)}] * IMAGES for _ in heads]
     return NetworkProbe(
-        heads_float=heads, metas=metas, run=heads.__getitem__,
-        adapter=Adapter(), batches=batches or [None] * len(heads))
+        heads_float=heads,
+        metas=metas,
+        run=heads.__getitem__,
+        adapter=Adapter(),
+        batches=batches or [None] * len(heads),
+    )
 
 
 def test_nwd_takes_the_size_of_the_images():
@@ -276,11 +328,20 @@ def test_nwd_takes_the_size_of_the_images():
     loss.begin(probe_of([heads]))
     found = value(loss, student, heads)
     match = match_queries(
-        student['box.2'], heads['box.2'], list(heads['box.2'][:, :3]),
-        tau=0.9, metric='nwd', image_sizes=[(64, 96)] * IMAGES)
+        student['box.2'],
+        heads['box.2'],
+        list(heads['box.2'][:, :3]),
+        tau=0.9,
+        metric='nwd',
+        image_sizes=[(64, 96)] * IMAGES,
+    )
     norm = heads['attended.2'].norm(dim=-1).square().mean().sqrt()
-    expected = distillation_distance(
-        student['attended.2'], heads['attended.2'], match=match) / norm
+    expected = (
+        distillation_distance(
+            student['attended.2'], heads['attended.2'], match=match
+        )
+        / norm
+    )
     torch.testing.assert_close(found, expected)
 
 
@@ -301,8 +362,10 @@ class Teacher:
 
 def test_another_teacher():
     own = [heads_of(0), heads_of(1)]
-    other = [heads_of(2, layers=5, queries=20), heads_of(3, layers=5,
-                                                        queries=20)]
+    other = [
+        heads_of(2, layers=5, queries=20),
+        heads_of(3, layers=5, queries=20),
+    ]
     student = disturbed(own[1])
     loss = only_drd(teacher=Teacher(other), normalize=False)
     with pytest.raises(ValueError, match='call begin'):
@@ -311,17 +374,25 @@ def test_another_teacher():
     assert loss.teacher.seen == ['a', 'b']
     found = loss(dict(student), own[1], context(first=2))
     match = match_queries(
-        student['box.2'], other[1]['box.4'], list(other[1]['box.4'][:, :3]))
-    torch.testing.assert_close(found, distillation_distance(
-        student['attended.2'], other[1]['attended.4'], match=match))
+        student['box.2'], other[1]['box.4'], list(other[1]['box.4'][:, :3])
+    )
+    torch.testing.assert_close(
+        found,
+        distillation_distance(
+            student['attended.2'], other[1]['attended.4'], match=match
+        ),
+    )
     # The resume digest tells teachers apart.
     assert loss.teacher_name == 'other.py other.pth'
 
 
-@pytest.mark.parametrize(('other', 'options', 'message'), [
-    (heads_of(2, width=8), {}, 'attended has 8 channels'),
-    (heads_of(2, layers=5), dict(layers='all'), 'teacher of 3 decoder'),
-])
+@pytest.mark.parametrize(
+    ('other', 'options', 'message'),
+    [
+        (heads_of(2, width=8), {}, 'attended has 8 channels'),
+        (heads_of(2, layers=5), dict(layers='all'), 'teacher of 3 decoder'),
+    ],
+)
 def test_another_teacher_that_does_not_fit(other, options, message):
     own = heads_of()
     loss = QueryDistillationLoss(teacher=Teacher([other]), **options)
@@ -332,8 +403,7 @@ def test_another_teacher_that_does_not_fit(other, options, message):
 
 def test_another_teacher_with_other_classes():
     own, other = heads_of(), heads_of(2)
-    loss = QueryDistillationLoss(
-        teacher=Teacher([other], use_sigmoid=False))
+    loss = QueryDistillationLoss(teacher=Teacher([other], use_sigmoid=False))
     loss.begin(probe_of([own]))
     with pytest.raises(ValueError, match='set class_weight=0'):
         value(loss, disturbed(own), own)
@@ -342,18 +412,21 @@ def test_another_teacher_with_other_classes():
         loss.begin(dataclasses.replace(probe_of([own]), batches=[]))
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    (dict(tau=1.5), 'tau=1.5'),
-    (dict(teacher_score_thr=-1), 'teacher_score_thr=-1'),
-    (dict(matching='greedy'), "matching='greedy'"),
-    (dict(metric='iou'), "metric='iou'"),
-    (dict(layers='first'), "layers='first'"),
-    (dict(agreement='all'), "agreement='all'"),
-    (dict(mu1=-1), 'mu1=-1'),
-    (dict(weight=0, box_weight=0, class_weight=0), 'give one of weight'),
-    (dict(teacher=dict(config='a.py')), 'still a config'),
-    (dict(teacher=object(), fqm=False), 'leave teacher out'),
-])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(tau=1.5), 'tau=1.5'),
+        (dict(teacher_score_thr=-1), 'teacher_score_thr=-1'),
+        (dict(matching='greedy'), "matching='greedy'"),
+        (dict(metric='iou'), "metric='iou'"),
+        (dict(layers='first'), "layers='first'"),
+        (dict(agreement='all'), "agreement='all'"),
+        (dict(mu1=-1), 'mu1=-1'),
+        (dict(weight=0, box_weight=0, class_weight=0), 'give one of weight'),
+        (dict(teacher=dict(config='a.py')), 'still a config'),
+        (dict(teacher=object(), fqm=False), 'leave teacher out'),
+    ],
+)
 def test_settings_that_cannot_be(settings, message):
     with pytest.raises(ValueError, match=message):
         QueryDistillationLoss(**settings)

@@ -26,9 +26,13 @@ def boxes_of(count, *, seed=0, size=0.2):
 
 def test_giou_by_hand():
     one = torch.tensor([[0.25, 0.25, 0.5, 0.5]])  # 0 0 .5 .5
-    two = torch.tensor([[0.25, 0.25, 0.5, 0.5],
-                        [0.5, 0.25, 0.5, 0.5],  # overlaps by half
-                        [0.875, 0.25, 0.25, 0.5]])  # .25 away, half as wide
+    two = torch.tensor(
+        [
+            [0.25, 0.25, 0.5, 0.5],
+            [0.5, 0.25, 0.5, 0.5],  # overlaps by half
+            [0.875, 0.25, 0.25, 0.5],
+        ]
+    )  # .25 away, half as wide
     found = giou_matrix(one, two)
     # hull of the last pair: 1 x .5, empty in .25 x .5 of it
     expected = torch.tensor([[1.0, 1 / 3, -0.25]])
@@ -63,7 +67,8 @@ def test_nwd():
     b = a + torch.tensor([3 / 200, 4 / 100, 6 / 200, 0.0])
     torch.testing.assert_close(
         nwd_matrix(a, b, image_size=size),
-        torch.full((1, 1), math.exp(-math.sqrt(34) / 12.8)))
+        torch.full((1, 1), math.exp(-math.sqrt(34) / 12.8)),
+    )
     # A tiny box that is off by its own size: no overlap, yet near.
     tiny = torch.tensor([[0.5, 0.5, 0.02, 0.02]])
     shifted = tiny + torch.tensor([0.03, 0.0, 0.0, 0.0])
@@ -81,13 +86,15 @@ def test_similarity_refuses():
 
 def test_foreground_by_hand():
     truth = torch.tensor([[0.25, 0.25, 0.5, 0.5], [0.75, 0.75, 0.2, 0.2]])
-    queries = torch.tensor([
-        [0.25, 0.25, 0.5, 0.5],  # the first object
-        [0.35, 0.25, 0.5, 0.5],  # near it: GIoU .4 / .6
-        [0.5, 0.25, 0.5, 0.5],  # GIoU 1 / 3
-        [0.75, 0.75, 0.3, 0.3],  # best of the second: GIoU 4 / 9
-        [0.75, 0.2, 0.1, 0.1],
-    ])
+    queries = torch.tensor(
+        [
+            [0.25, 0.25, 0.5, 0.5],  # the first object
+            [0.35, 0.25, 0.5, 0.5],  # near it: GIoU .4 / .6
+            [0.5, 0.25, 0.5, 0.5],  # GIoU 1 / 3
+            [0.75, 0.75, 0.3, 0.3],  # best of the second: GIoU 4 / 9
+            [0.75, 0.2, 0.1, 0.1],
+        ]
+    )
     kept = foreground_queries(queries, truth, tau=0.6)
     assert kept.tolist() == [True, True, False, True, False]
     kept = foreground_queries(queries, truth, tau=0.7)
@@ -98,10 +105,12 @@ def test_foreground_by_hand():
 def test_tau_of_one_keeps_nothing(metric):
     queries = boxes_of(20)
     kept = foreground_queries(
-        queries, queries[:4], tau=1.0, metric=metric, image_size=(64, 96))
+        queries, queries[:4], tau=1.0, metric=metric, image_size=(64, 96)
+    )
     assert not kept.any()
     below = foreground_queries(
-        queries, queries[:4], tau=0.999, metric=metric, image_size=(64, 96))
+        queries, queries[:4], tau=0.999, metric=metric, image_size=(64, 96)
+    )
     assert below[:4].all()
 
 
@@ -137,8 +146,9 @@ def test_partner_of_oneself(one_to_one):
 
 def test_argmax_may_share_a_partner_and_one_to_one_not():
     student = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.51, 0.5, 0.2, 0.2]])
-    teacher = torch.tensor([[0.5, 0.5, 0.2, 0.2], [0.6, 0.5, 0.2, 0.2],
-                            [0.1, 0.1, 0.1, 0.1]])
+    teacher = torch.tensor(
+        [[0.5, 0.5, 0.2, 0.2], [0.6, 0.5, 0.2, 0.2], [0.1, 0.1, 0.1, 0.1]]
+    )
     assert teacher_partners(student, teacher).tolist() == [0, 0]
     found = teacher_partners(student, teacher, one_to_one=True)
     assert found.tolist() == [0, 1]
@@ -150,8 +160,12 @@ def test_argmax_may_share_a_partner_and_one_to_one_not():
 
 def test_weights_of_the_partner_score():
     student = torch.tensor([[0.5, 0.5, 0.4, 0.4]])
-    teacher = torch.tensor([[0.5, 0.5, 0.3, 0.3],  # inside: L1 .2
-                            [0.59, 0.59, 0.4, 0.4]])  # moved: L1 .18
+    teacher = torch.tensor(
+        [
+            [0.5, 0.5, 0.3, 0.3],  # inside: L1 .2
+            [0.59, 0.59, 0.4, 0.4],
+        ]
+    )  # moved: L1 .18
     assert giou_matrix(student, teacher).argmax() == 0
     assert teacher_partners(student, teacher, mu1=1, mu2=0).item() == 0
     assert teacher_partners(student, teacher, mu1=0, mu2=1).item() == 1
@@ -160,8 +174,9 @@ def test_weights_of_the_partner_score():
 
 
 def test_a_batch_is_matched_image_by_image():
-    student = torch.stack([boxes_of(8), boxes_of(8, seed=3),
-                           boxes_of(8, seed=4)])
+    student = torch.stack(
+        [boxes_of(8), boxes_of(8, seed=3), boxes_of(8, seed=4)]
+    )
     teacher = student.flip(1)
     truths = [student[0, :2], torch.zeros(0, 4), student[2, 5:6]]
     match = match_queries(student, teacher, truths, tau=0.99)
@@ -179,7 +194,8 @@ def test_a_batch_is_matched_image_by_image():
 def test_surplus_students_have_no_pair():
     student = boxes_of(3)[None]
     match = match_queries(
-        student, student[:, :1], [student[0]], tau=0.0, one_to_one=True)
+        student, student[:, :1], [student[0]], tau=0.0, one_to_one=True
+    )
     assert match.student.tolist() == [0]
     assert match.counts == (1,)
 

@@ -18,9 +18,9 @@ def clusters(*centers, deviation=0.5, count=1500):
     return torch.cat([bell + center for center in centers])
 
 
-@pytest.mark.parametrize('centers', [
-    (0.0,), (-3.0, 3.0), (-4.0, 2.0), (-6.0, 0.0, 6.0)
-])
+@pytest.mark.parametrize(
+    'centers', [(0.0,), (-3.0, 3.0), (-4.0, 2.0), (-6.0, 0.0, 6.0)]
+)
 def test_peaks_are_where_the_clusters_are(centers):
     peaks = find_density_peaks(clusters(*centers))
     step = (peaks.high - peaks.low) / (NUM_POINTS - 1)
@@ -50,10 +50,10 @@ def test_low_peak_does_not_count():
 
 def test_density_is_that_of_scipy():
     from scipy.stats import gaussian_kde
+
     values = torch.randn(500, dtype=torch.float64)
     grid, density = estimate_density(values)
-    assert grid == pytest.approx(
-        np.linspace(values.min(), values.max(), 128))
+    assert grid == pytest.approx(np.linspace(values.min(), values.max(), 128))
     assert density == pytest.approx(gaussian_kde(values.numpy())(grid))
 
 

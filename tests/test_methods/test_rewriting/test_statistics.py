@@ -34,26 +34,33 @@ def linear_maps(module):
         biases = (None,) * 3
         if module.in_proj_bias is not None:
             biases = module.in_proj_bias.chunk(3)
-        weights = (module.q_proj_weight, module.k_proj_weight,
-                   module.v_proj_weight)
+        weights = (
+            module.q_proj_weight,
+            module.k_proj_weight,
+            module.v_proj_weight,
+        )
         if module.in_proj_weight is not None:
             weights = module.in_proj_weight.chunk(3)
         return list(zip(weights, biases, strict=True))
-    return list(zip(
-        module.qkv.weight.chunk(3), module.qkv.bias.chunk(3), strict=True))
+    return list(
+        zip(module.qkv.weight.chunk(3), module.qkv.bias.chunk(3), strict=True)
+    )
 
 
-@pytest.mark.parametrize('make', [
-    lambda: nn.MultiheadAttention(8, 2),
-    lambda: nn.MultiheadAttention(8, 2, bias=False),
-    lambda: nn.MultiheadAttention(8, 2, kdim=6, vdim=4),
-    lambda: TinyWindowAttention(8, num_heads=2, window_size=(2, 2)),
-], ids=['fused', 'no bias', 'unfused', 'window'])
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: nn.MultiheadAttention(8, 2),
+        lambda: nn.MultiheadAttention(8, 2, bias=False),
+        lambda: nn.MultiheadAttention(8, 2, kdim=6, vdim=4),
+        lambda: TinyWindowAttention(8, num_heads=2, window_size=(2, 2)),
+    ],
+    ids=['fused', 'no bias', 'unfused', 'window'],
+)
 def test_view_shares_the_parameters(make):
     module = make()
     view = view_of(module)
-    for part, (weight, bias) in zip(
-            PARTS, linear_maps(module), strict=True):
+    for part, (weight, bias) in zip(PARTS, linear_maps(module), strict=True):
         projection = view.part(part)
         assert torch.equal(projection.weight, weight)
         with torch.no_grad():
@@ -88,8 +95,7 @@ def test_selection_by_name():
     with pytest.raises(ValueError, match=r"x\.patterns: pattern 'head'"):
         select_views(model, patterns=['head'], argument='x.patterns')
     with pytest.raises(ValueError, match='TinyConvNet has no attention'):
-        select_views(
-            tiny_model('conv'), patterns=None, argument='x.patterns')
+        select_views(tiny_model('conv'), patterns=None, argument='x.patterns')
 
 
 @pytest.mark.parametrize('name', ['transformer', 'window'])
@@ -100,13 +106,14 @@ def test_statistics_of_all_attentions_in_one_pass(name):
     batches = tiny_batches(name, num_batches=3)
     calls = []
     found = collect_statistics(
-        model, views, batches,
-        forward=lambda m, x: calls.append(1) or m(x))
+        model, views, batches, forward=lambda m, x: calls.append(1) or m(x)
+    )
     assert len(calls) == 3
     inputs = {view.name: [] for view in views}
     for view in views:
         view.module.register_forward_pre_hook(
-            lambda _m, args, seen=inputs[view.name]: seen.append(args[0]))
+            lambda _m, args, seen=inputs[view.name]: seen.append(args[0])
+        )
     with torch.no_grad():
         torch.backends.mha.set_fastpath_enabled(False)
         try:
@@ -117,14 +124,19 @@ def test_statistics_of_all_attentions_in_one_pass(name):
         for view in views:
             x = torch.cat(inputs[view.name])
             for part, (weight, bias) in zip(
-                    PARTS, linear_maps(view.module), strict=True):
+                PARTS, linear_maps(view.module), strict=True
+            ):
                 expected = F.linear(x, weight, bias).flatten(0, 1)
                 statistics = found[view.name][part]
                 close = torch.testing.assert_close
                 close(statistics.min_val, expected.amin(0))
                 close(statistics.max_val, expected.amax(0))
-                close(statistics.mean, expected.mean(0).double(),
-                      atol=1e-6, rtol=1e-4)
+                close(
+                    statistics.mean,
+                    expected.mean(0).double(),
+                    atol=1e-6,
+                    rtol=1e-4,
+                )
                 assert statistics.num_tokens == expected.shape[0]
 
 
@@ -132,8 +144,7 @@ def test_kernels_are_as_before():
     assert torch.backends.mha.get_fastpath_enabled()
     model = tiny_model('transformer').train()
     views, _ = attention_views(model)
-    collect_statistics(
-        model, views, tiny_batches('transformer'), forward=run)
+    collect_statistics(model, views, tiny_batches('transformer'), forward=run)
     assert torch.backends.mha.get_fastpath_enabled()
     assert model.training
     assert not any(m._forward_pre_hooks for m in model.modules())
@@ -142,11 +153,9 @@ def test_kernels_are_as_before():
 def test_one_batch_is_the_first_in_which_it_ran():
 
     class Sometimes(nn.Module):
-
         def __init__(self):
             super().__init__()
-            self.attn = TinyWindowAttention(
-                8, num_heads=2, window_size=(2, 2))
+            self.attn = TinyWindowAttention(8, num_heads=2, window_size=(2, 2))
 
         def forward(self, x):
             return self.attn(x) if x.shape[0] > 1 else x
@@ -156,8 +165,13 @@ def test_one_batch_is_the_first_in_which_it_ran():
     batches = [torch.randn(size, 4, 8) for size in (1, 3, 5, 2)]
     calls = []
     found = collect_statistics(
-        model, views, batches, parts=['key'], one_batch=True,
-        forward=lambda m, x: calls.append(len(x)) or m(x))
+        model,
+        views,
+        batches,
+        parts=['key'],
+        one_batch=True,
+        forward=lambda m, x: calls.append(len(x)) or m(x),
+    )
     assert calls == [1, 3]
     assert found['attn']['key'].num_tokens == 3 * 4
     assert collect_statistics(model, views, batches[:1], forward=run) == {}

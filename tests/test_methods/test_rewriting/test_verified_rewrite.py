@@ -22,8 +22,14 @@ from taskptq.methods.rewriting.views import attention_views
 from taskptq.registry import REWRITES
 
 from ..conftest import (  # isort: skip
-    Crossing, crossing_batch, decoder_batch, randomized, stats_of,
-    window_batch, window_model)
+    Crossing,
+    crossing_batch,
+    decoder_batch,
+    randomized,
+    stats_of,
+    window_batch,
+    window_model,
+)
 
 LIMIT = 1e-5
 
@@ -46,8 +52,11 @@ def check_kept(model, rewrite, batches, *, unseen, run=None):
         assert relative_error(one, two) <= LIMIT
     assert report.max_relative_error <= LIMIT
     assert report.count('undone') == 0
-    changed = {k for k, v in model.state_dict().items()
-               if not torch.equal(v, before[k])}
+    changed = {
+        k
+        for k, v in model.state_dict().items()
+        if not torch.equal(v, before[k])
+    }
     assert bool(changed) == (report.count('applied') > 0)
     json.dumps(report.to_dict())
     return report
@@ -56,7 +65,8 @@ def check_kept(model, rewrite, batches, *, unseen, run=None):
 REWRITERS = {
     'centering': lambda: AttentionCentering(),
     'centering by mid-range': lambda: AttentionCentering(
-        key_center='midrange', value_center='midrange'),
+        key_center='midrange', value_center='midrange'
+    ),
     'shift': lambda: KeyShift(patterns=None),
 }
 every_rewrite = pytest.mark.parametrize('name', REWRITERS)
@@ -65,8 +75,11 @@ every_rewrite = pytest.mark.parametrize('name', REWRITERS)
 @every_rewrite
 def test_mask_decoder(name, mask_decoder):
     report = check_kept(
-        mask_decoder, REWRITERS[name](),
-        [decoder_batch(seed) for seed in range(2)], unseen=decoder_batch(5))
+        mask_decoder,
+        REWRITERS[name](),
+        [decoder_batch(seed) for seed in range(2)],
+        unseen=decoder_batch(5),
+    )
     parts = 2 if 'centering' in name else 1
     assert report.count('applied') == parts * 7
 
@@ -75,8 +88,11 @@ def test_mask_decoder(name, mask_decoder):
 def test_image_encoder(name, image_encoder):
     """Relative positions, padded windows and a global block."""
     report = check_kept(
-        image_encoder, REWRITERS[name](), [(torch.randn(2, 3, 40, 40),)],
-        unseen=(torch.randn(1, 3, 40, 40),))
+        image_encoder,
+        REWRITERS[name](),
+        [(torch.randn(2, 3, 40, 40),)],
+        unseen=(torch.randn(1, 3, 40, 40),),
+    )
     parts = 2 if 'centering' in name else 1
     assert report.count('applied') == parts * 3
 
@@ -85,22 +101,29 @@ def test_image_encoder(name, image_encoder):
 @pytest.mark.parametrize('batch_first', [True, False])
 @pytest.mark.parametrize('kdim', [16, 12])
 def test_multihead_attention(name, batch_first, kdim):
-    model = randomized(Crossing(
-        batch_first=batch_first, kdim=kdim, vdim=kdim))
+    model = randomized(Crossing(batch_first=batch_first, kdim=kdim, vdim=kdim))
     assert (model.attn.in_proj_weight is None) == (kdim == 12)
     report = check_kept(
-        model, REWRITERS[name](), [crossing_batch(kdim, 1)],
-        unseen=crossing_batch(kdim, 2))
+        model,
+        REWRITERS[name](),
+        [crossing_batch(kdim, 1)],
+        unseen=crossing_batch(kdim, 2),
+    )
     assert {entry.status for entry in report.entries} == {'applied'}
 
 
 @every_rewrite
 def test_transformer_layers(name):
     from taskptq.testing import tiny_batches, tiny_model
+
     model = randomized(tiny_model('transformer'))
     report = check_kept(
-        model, REWRITERS[name](), tiny_batches('transformer'),
-        unseen=torch.randn(2, 3, 16, 16), run=lambda m, x: m(x))
+        model,
+        REWRITERS[name](),
+        tiny_batches('transformer'),
+        unseen=torch.randn(2, 3, 16, 16),
+        run=lambda m, x: m(x),
+    )
     assert {entry.status for entry in report.entries} == {'applied'}
 
 
@@ -108,8 +131,12 @@ def test_transformer_layers(name):
 @pytest.mark.parametrize('kind', ['tiny', 'mmdet', 'mmseg'])
 def test_window_attention(name, kind):
     report = check_kept(
-        window_model(kind), REWRITERS[name](), [window_batch(1)],
-        unseen=window_batch(2), run=lambda m, batch: m['attn'](*batch))
+        window_model(kind),
+        REWRITERS[name](),
+        [window_batch(1)],
+        unseen=window_batch(2),
+        run=lambda m, batch: m['attn'](*batch),
+    )
     assert {entry.status for entry in report.entries} == {'applied'}
 
 
@@ -126,24 +153,32 @@ def test_flipped_channels(kind):
         batches = (crossing_batch(kdim, seed) for seed in range(2))
     one, two = batches
     check_kept(
-        model, KeyShift(c=6.0, patterns=None), [one], unseen=two, run=run)
+        model, KeyShift(c=6.0, patterns=None), [one], unseen=two, run=run
+    )
     report = check_kept(
-        model, BimodalIntegration(patterns=None), [one], unseen=two, run=run)
+        model, BimodalIntegration(patterns=None), [one], unseen=two, run=run
+    )
     assert report.count('applied') == 1
 
 
-@pytest.mark.parametrize(('options', 'part', 'reason'), [
-    (dict(add_bias_kv=True), 'key', 'learned or zero token'),
-    (dict(add_zero_attn=True), 'value', 'learned or zero token'),
-    (dict(bias=False), 'key', 'key projection has no bias'),
-    (dict(bias=False), 'value', 'value projection has no bias'),
-])
+@pytest.mark.parametrize(
+    ('options', 'part', 'reason'),
+    [
+        (dict(add_bias_kv=True), 'key', 'learned or zero token'),
+        (dict(add_zero_attn=True), 'value', 'learned or zero token'),
+        (dict(bias=False), 'key', 'key projection has no bias'),
+        (dict(bias=False), 'value', 'value projection has no bias'),
+    ],
+)
 def test_what_cannot_be_centered_is_skipped(options, part, reason):
     model = Crossing(**options).eval()
     report = check_kept(
-        model, AttentionCentering(), [crossing_batch()],
-        unseen=crossing_batch(seed=3))
-    entry, = (e for e in report.entries if e.part == part)
+        model,
+        AttentionCentering(),
+        [crossing_batch()],
+        unseen=crossing_batch(seed=3),
+    )
+    (entry,) = (e for e in report.entries if e.part == part)
     assert (entry.name, entry.status) == ('attn', 'skipped')
     assert reason in entry.reason
 
@@ -152,8 +187,12 @@ def test_values_need_the_output_bias():
     model = window_model('tiny')
     model['attn'].proj = nn.Linear(16, 16, bias=False)
     report = check_kept(
-        model, AttentionCentering(), [window_batch(1)],
-        unseen=window_batch(2), run=lambda m, batch: m['attn'](*batch))
+        model,
+        AttentionCentering(),
+        [window_batch(1)],
+        unseen=window_batch(2),
+        run=lambda m, batch: m['attn'](*batch),
+    )
     assert [e.status for e in report.entries] == ['applied', 'skipped']
     assert 'output projection has no bias' in report.entries[1].reason
 
@@ -166,8 +205,11 @@ def test_attention_that_never_ran_is_left_alone():
         return model[0](*batch)
 
     stats = stats_of(crossing_batch(), forward=run)
-    for rewrite in (AttentionCentering(), KeyShift(patterns=None),
-                    BimodalIntegration(patterns=None)):
+    for rewrite in (
+        AttentionCentering(),
+        KeyShift(patterns=None),
+        BimodalIntegration(patterns=None),
+    ):
         report = rewrite(model, stats)
         second = [e for e in report.entries if e.name == '1.attn']
         assert second
@@ -180,8 +222,7 @@ def test_attention_that_never_ran_is_left_alone():
 
 def proposal(view, rows, after):
     entry = RewriteEntry(name=view.name, part='key', status='skipped')
-    return Proposal(
-        view=view, entry=entry, edits=[RowEdit.to(rows, after)])
+    return Proposal(view=view, entry=entry, edits=[RowEdit.to(rows, after)])
 
 
 def test_what_changes_the_output_is_undone(caplog):
@@ -217,21 +258,25 @@ def test_verification_uses_as_many_batches_as_asked():
     assert len(seen) == 3
 
 
-@pytest.mark.parametrize(('before', 'after', 'expected'), [
-    ([1.0, -4.0], [1.0, -4.0], 0.0),
-    ([1.0, -4.0], [1.5, -4.0], 0.125),
-    ([float('nan'), 2.0], [float('nan'), 2.0], 0.0),
-    ([float('nan'), 2.0], [1.0, 2.0], float('inf')),
-    ([0.0], [0.0], 0.0),
-    ([0.0], [0.1], float('inf')),
-])
+@pytest.mark.parametrize(
+    ('before', 'after', 'expected'),
+    [
+        ([1.0, -4.0], [1.0, -4.0], 0.0),
+        ([1.0, -4.0], [1.5, -4.0], 0.125),
+        ([float('nan'), 2.0], [float('nan'), 2.0], 0.0),
+        ([float('nan'), 2.0], [1.0, 2.0], float('inf')),
+        ([0.0], [0.0], 0.0),
+        ([0.0], [0.1], float('inf')),
+    ],
+)
 def test_relative_error(before, after, expected):
     found = relative_error(torch.tensor(before), torch.tensor(after))
     assert found == expected
 
 
-@pytest.mark.parametrize('kind', [
-    AttentionCentering, BimodalIntegration, KeyShift])
+@pytest.mark.parametrize(
+    'kind', [AttentionCentering, BimodalIntegration, KeyShift]
+)
 def test_registered(kind):
     assert REWRITES.get(kind.__name__) is kind
     assert isinstance(REWRITES.build(dict(type=kind.__name__)), kind)

@@ -5,8 +5,13 @@ import torch
 
 from taskptq.methods.selective_focus.head_swaps import HeadSwaps
 
-FLOAT = [{'a': torch.tensor([1.0, 2.0]), 'b': torch.tensor([3.0, 4.0]),
-          'cells': torch.tensor([7, 9])}]
+FLOAT = [
+    {
+        'a': torch.tensor([1.0, 2.0]),
+        'b': torch.tensor([3.0, 4.0]),
+        'cells': torch.tensor([7, 9]),
+    }
+]
 METAS = [[{}, {}]]
 
 
@@ -28,8 +33,9 @@ def distance(one, two, metas):
 
 
 def swaps(form, adapter=None):
-    return HeadSwaps(FLOAT, METAS, adapter=adapter or Sum(),
-                     distance=distance, form=form)
+    return HeadSwaps(
+        FLOAT, METAS, adapter=adapter or Sum(), distance=distance, form=form
+    )
 
 
 def quant(a, b):
@@ -55,8 +61,10 @@ def test_curves_at_parts_of_the_error():
     assert found['b'] == pytest.approx([1.0, 2.0, 4.0])
 
 
-@pytest.mark.parametrize(('form', 'calls'), [
-    ('swap_in', 1 + 2 * 3), ('leave_one_out', 1 + 2 * 3 + 2)])
+@pytest.mark.parametrize(
+    ('form', 'calls'),
+    [('swap_in', 1 + 2 * 3), ('leave_one_out', 1 + 2 * 3 + 2)],
+)
 def test_decodings(form, calls):
     adapter = Sum()
     mixture = swaps(form, adapter)

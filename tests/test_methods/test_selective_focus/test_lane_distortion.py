@@ -28,9 +28,13 @@ def four_lanes():
 
 
 # Lanes at 6 rows: any x, absent rows as NaN.
-lane_sets = st.integers(0, 4).flatmap(lambda count: arrays(
-    float, (count, 6),
-    elements=st.one_of(st.just(np.nan), st.floats(0, 120, width=16))))
+lane_sets = st.integers(0, 4).flatmap(
+    lambda count: arrays(
+        float,
+        (count, 6),
+        elements=st.one_of(st.just(np.nan), st.floats(0, 120, width=16)),
+    )
+)
 
 
 def score(a, b, **kwargs):
@@ -71,7 +75,8 @@ def test_all_lost_is_gamma():
     assert score([straight(200.0)], far, rows=ROWS) == 30
     assert not lane_distortion([straight(200.0)], far, rows=ROWS).pairs
     assert lane_distortion([straight(200.1)], far, rows=ROWS).pairs == (
-        (0, 0), )
+        (0, 0),
+    )
 
 
 def test_rows_of_one_lane_only_cost_gamma():
@@ -141,8 +146,11 @@ def literal_score(a, b, gamma, tau):
     cost = np.full((len(a), len(b)), 1e6)
     for i, first in enumerate(a):
         for j, second in enumerate(b):
-            gaps = [abs(p - q) for p, q in zip(first, second, strict=True)
-                    if np.isfinite(p) and np.isfinite(q)]
+            gaps = [
+                abs(p - q)
+                for p, q in zip(first, second, strict=True)
+                if np.isfinite(p) and np.isfinite(q)
+            ]
             if gaps:
                 cost[i, j] = sum(gaps) / len(gaps)
     total, rows = 0.0, 0
@@ -203,11 +211,14 @@ def test_sampling():
     assert sample_lanes([], rows).shape == (0, 6)
 
 
-@pytest.mark.parametrize(('kwargs', 'message'), [
-    (dict(gamma=0.0), 'gamma=0.0'),
-    (dict(tau=-1.0), 'tau=-1.0'),
-    (dict(tau=float('nan')), 'tau=nan'),
-])
+@pytest.mark.parametrize(
+    ('kwargs', 'message'),
+    [
+        (dict(gamma=0.0), 'gamma=0.0'),
+        (dict(tau=-1.0), 'tau=-1.0'),
+        (dict(tau=float('nan')), 'tau=nan'),
+    ],
+)
 def test_refuses_bad_settings(kwargs, message):
     with pytest.raises(ValueError, match=message):
         score([], [], rows=ROWS, **kwargs)
@@ -227,7 +238,9 @@ def test_refuses_what_does_not_compare():
 
 
 def test_example():
-    module = importlib.import_module('taskptq.methods.selective_focus.lane_distortion')
+    module = importlib.import_module(
+        'taskptq.methods.selective_focus.lane_distortion'
+    )
     found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed

@@ -59,8 +59,11 @@ class Maps(nn.Module):
 
     def forward(self, x):
         x = torch.relu(self.body(torch.relu(self.stem(x))))
-        return {'hm': self.hm(x) + 0.2 * x.mean(1, keepdim=True) - 2,
-                'offset': self.offset(x), 'spare': 50 * self.spare(x)}
+        return {
+            'hm': self.hm(x) + 0.2 * x.mean(1, keepdim=True) - 2,
+            'offset': self.offset(x),
+            'spare': 50 * self.spare(x),
+        }
 
 
 class MapsAdapter:
@@ -106,9 +109,14 @@ def bars(num_batches=3, batch_size=4, size=8):
 def with_metas(batches):
     """Batches as a dataloader collates them."""
     return [
-        {'inputs': x, 'data_samples': [
-            {'crop': (0, 0, CELL * x.shape[3], CELL * x.shape[2])}
-        ] * len(x)} for x in batches
+        {
+            'inputs': x,
+            'data_samples': [
+                {'crop': (0, 0, CELL * x.shape[3], CELL * x.shape[2])}
+            ]
+            * len(x),
+        }
+        for x in batches
     ]
 
 
@@ -122,11 +130,16 @@ def network():
     """Quantized model, its batches and adapter."""
     torch.manual_seed(3)
     model, batches = Maps().eval(), with_metas(bars())
-    prepare(model, QConfig.from_dict(dict(
-        weight=dict(num_bits=3, symmetric=False),
-        activation=dict(type='LSQQuantizer', num_bits=3),
-        edge_bits=None,
-    )))
+    prepare(
+        model,
+        QConfig.from_dict(
+            dict(
+                weight=dict(num_bits=3, symmetric=False),
+                activation=dict(type='LSQQuantizer', num_bits=3),
+                edge_bits=None,
+            )
+        ),
+    )
     calibrate(model, batches, forward=lambda m, b: m(b['inputs']))
     return model, batches, CollatedAdapter()
 
@@ -136,6 +149,7 @@ def context(step=0, adapter=None, unit=''):
 
 
 # -- Semantic Guided Focus -------------------------------------------------
+
 
 def test_focused_error_by_hand():
     target = torch.zeros(1, 2, 1, 2)
@@ -152,8 +166,10 @@ def test_focused_error_by_hand():
 
 def hand_heads():
     logits = torch.tensor([math.log(4), -math.log(4)]).view(1, 1, 1, 2)
-    return {'hm': logits, 'offset': torch.tensor([[[[1.0, 3.0]],
-                                                   [[0.0, 8.0]]]])}
+    return {
+        'hm': logits,
+        'offset': torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]]),
+    }
 
 
 def test_weights_by_kind_of_head():
@@ -168,7 +184,9 @@ def test_weights_by_kind_of_head():
     assert found['offset'].flatten().tolist() == [1.0, 0.0]
     found = SemanticFocus(focus=None).weights(heads, adapter=adapter)
     assert {name: float(w) for name, w in found.items()} == {
-        'hm': 1.0, 'offset': 1.0}
+        'hm': 1.0,
+        'offset': 1.0,
+    }
     read = SemanticFocus(focus_kinds=['regression'])
     found = read.weights(heads, adapter=adapter)
     assert float(found['hm']) == 1.0
@@ -196,11 +214,18 @@ def test_variances_by_hand():
 def test_loss_by_hand():
     adapter, heads = MapsAdapter(), hand_heads()
     loss = SelectiveFocusLoss(selection=None, var_eps=0.0)
-    loss.begin(NetworkProbe(heads_float=[heads], metas=[[{}]],
-                            run=lambda number: heads, adapter=adapter))
-    quant = {'hm': heads['hm'] + 1,
-             'offset': heads['offset'] + torch.tensor([1.0, 0.0]).view(
-                 1, 1, 1, 2)}
+    loss.begin(
+        NetworkProbe(
+            heads_float=[heads],
+            metas=[[{}]],
+            run=lambda number: heads,
+            adapter=adapter,
+        )
+    )
+    quant = {
+        'hm': heads['hm'] + 1,
+        'offset': heads['offset'] + torch.tensor([1.0, 0.0]).view(1, 1, 1, 2),
+    }
     found = loss(quant, heads, context(adapter=adapter))
     # hm: error 1 everywhere, weights 0.85 and 0.25 of +-log 4
     p = 0.85 / 1.1
@@ -216,13 +241,24 @@ def test_uniform_is_the_mean_of_relative_errors():
     quant = {k: v + 0.1 * torch.randn_like(v) for k, v in heads.items()}
     loss = NetworkUniform(var_eps=0.0)
     adapter = MapsAdapter()
-    loss.begin(NetworkProbe(heads_float=[heads], metas=[[{}] * 2],
-                            run=lambda number: quant, adapter=adapter))
+    loss.begin(
+        NetworkProbe(
+            heads_float=[heads],
+            metas=[[{}] * 2],
+            run=lambda number: quant,
+            adapter=adapter,
+        )
+    )
     # Where something was computed is no head.
     heads['cells'] = quant['cells'] = torch.tensor([[3], [4]])
-    expected = sum(
-        (quant[k] - v).square().mean() / v.var(correction=0)
-        for k, v in heads.items() if k != 'cells') / 2
+    expected = (
+        sum(
+            (quant[k] - v).square().mean() / v.var(correction=0)
+            for k, v in heads.items()
+            if k != 'cells'
+        )
+        / 2
+    )
     found = loss(quant, heads, context(adapter=adapter))
     torch.testing.assert_close(found, expected)
     assert adapter.decodings == 0
@@ -237,7 +273,8 @@ def test_selection_by_threshold():
     selection = HeadSelection(rho=0.05)
     assert selection.kept(PAPER) == ['reg', 'mlp']
     assert selection.weights(PAPER) == pytest.approx(
-        {'mask': 0.0, 'reg': 10 / 14.6, 'mlp': 4.6 / 14.6})
+        {'mask': 0.0, 'reg': 10 / 14.6, 'mlp': 4.6 / 14.6}
+    )
     assert HeadSelection(rho=0.5).kept(PAPER) == ['reg']
     assert HeadSelection(rho=0.45).kept(PAPER) == ['reg', 'mlp']
 
@@ -265,12 +302,14 @@ def test_moving_average():
     assert average.update({'a': 1.0}) == pytest.approx({'a': 1.0})
     assert average.update({'a': 0.0}) == pytest.approx({'a': 0.9})
     assert average.update({'a': 0.9, 'b': 2.0}) == pytest.approx(
-        {'a': 0.9, 'b': 2.0})
+        {'a': 0.9, 'b': 2.0}
+    )
 
 
 def test_isotonic():
     assert isotonic([1, 3, 2, 2, 5]) == pytest.approx(
-        [1, 7 / 3, 7 / 3, 7 / 3, 5])
+        [1, 7 / 3, 7 / 3, 7 / 3, 5]
+    )
     assert isotonic([3, 2, 1]) == pytest.approx([2, 2, 2])
     assert isotonic([]) == []
 
@@ -278,7 +317,8 @@ def test_isotonic():
 def test_curve_interpolates_and_rises():
     curve = MonotoneCurve([(1.0, 2.0), (4.0, 8.0)])
     assert [curve(e) for e in (0, 0.5, 1, 2, 4, 99)] == pytest.approx(
-        [0, 1, 2, 4, 8, 8])
+        [0, 1, 2, 4, 8, 8]
+    )
     curve.add(2.0, 1.0)  # contradicts the point at 1
     assert curve(2.0) == pytest.approx(1.5)
     curve.add(0.0, 7.0)
@@ -292,14 +332,19 @@ def test_curve_interpolates_and_rises():
 
 # -- Distances -------------------------------------------------------------
 
+
 def test_lane_distance():
     lane = torch.tensor([[10.0, 60.0], [10.0, 0.0]])
     meta = {'crop': (0, 0, 64, 61)}
     distance = build_distance(
-        dict(type='lane_distortion', num_rows=5, gamma=20.0))
+        dict(type='lane_distortion', num_rows=5, gamma=20.0)
+    )
     assert isinstance(distance, LaneDistance)
-    found = distance([[lane], [lane]], [[lane + torch.tensor([5.0, 0])], []],
-                     [meta, {'ori_shape': (61, 64)}])
+    found = distance(
+        [[lane], [lane]],
+        [[lane + torch.tensor([5.0, 0])], []],
+        [meta, {'ori_shape': (61, 64)}],
+    )
     assert found == pytest.approx([5.0, 20.0])
     with pytest.raises(ValueError, match='crop or ori_shape'):
         distance([[lane]], [[lane]], [{}])
@@ -316,6 +361,7 @@ def test_distances_by_name():
 
 
 # -- On a network ----------------------------------------------------------
+
 
 def test_sensitivities_of_the_start(network):
     model, batches, adapter = network
@@ -337,7 +383,8 @@ def test_sensitivities_of_the_start(network):
 def test_nothing_is_decoded_between_refreshes(network):
     model, batches, adapter = network
     loss = SelectiveFocusLoss(
-        num_images=4, update_interval=2, refresh_interval=6)
+        num_images=4, update_interval=2, refresh_interval=6
+    )
     data = NetworkData(model, batches, adapter)
     loss.begin(data.probe())
     per_step, weights = [], []
@@ -345,17 +392,27 @@ def test_nothing_is_decoded_between_refreshes(network):
         quant = data.run_quantized(1)
         for step in range(13):
             before = adapter.decodings, adapter.runs
-            error = 0.5 ** step
-            mixed = {k: torch.lerp(v, quant[k], error)
-                     for k, v in data.targets[1].items()}
+            error = 0.5**step
+            mixed = {
+                k: torch.lerp(v, quant[k], error)
+                for k, v in data.targets[1].items()
+            }
             loss(mixed, data.targets[1], context(step, adapter))
             per_step.append(
-                (adapter.decodings - before[0], adapter.runs - before[1]))
+                (adapter.decodings - before[0], adapter.runs - before[1])
+            )
             weights.append(loss.weights)
     assert per_step == [(3, 1) if s in (6, 12) else (0, 0) for s in range(13)]
     noted = [(e['step'], e['exact']) for e in loss.report()['heads']]
-    assert noted == [(0, True), (2, False), (4, False), (6, True),
-                     (8, False), (10, False), (12, True)]
+    assert noted == [
+        (0, True),
+        (2, False),
+        (4, False),
+        (6, True),
+        (8, False),
+        (10, False),
+        (12, True),
+    ]
     first, second = (e['sensitivity'] for e in loss.report()['heads'][:2])
     for name in ('hm', 'offset'):
         # Read off the curve: a smaller error has a smaller sensitivity, of
@@ -384,8 +441,12 @@ def head_errors(model, adapter, batches, reference):
     variances = focus.variances(targets, adapter=adapter)
     sums = {}
     for batch, target in zip(batches, targets, strict=True):
-        found = focus.errors(adapter.forward_heads(model, batch), target,
-                             variances=variances, adapter=adapter)
+        found = focus.errors(
+            adapter.forward_heads(model, batch),
+            target,
+            variances=variances,
+            adapter=adapter,
+        )
         for name, value in found.items():
             sums[name] = sums.get(name, 0.0) + float(value)
     return sums
@@ -394,20 +455,38 @@ def head_errors(model, adapter, batches, reference):
 @pytest.mark.parametrize('sensitivity', ['swap_in', 'leave_one_out'])
 def test_reconstruction_reduces_the_focused_error(network, sensitivity):
     import copy
+
     model, batches, adapter = network
     torch.manual_seed(3)
     reference = Maps().eval()
     plain = copy.deepcopy(model)
     freeze(plain)
-    loss = SelectiveFocusLoss(sensitivity=sensitivity, update_interval=10,
-                              refresh_interval=50, num_images=12)
+    loss = SelectiveFocusLoss(
+        sensitivity=sensitivity,
+        update_interval=10,
+        refresh_interval=50,
+        num_images=12,
+    )
     config = ReconstructionConfig(
-        scope='network', steps=150, weight_lr=0.1, scale_lr=0.01,
-        drop_prob=0.2, rounding_weight=100.0, warmup=0.0, skip_below=0.0,
-        keep_better=True)
+        scope='network',
+        steps=150,
+        weight_lr=0.1,
+        scale_lr=0.01,
+        drop_prob=0.2,
+        rounding_weight=100.0,
+        warmup=0.0,
+        skip_below=0.0,
+        keep_better=True,
+    )
     report = reconstruct(
-        model, batches, config, forward=lambda m, b: m(b['inputs']),
-        loss=loss, adapter=adapter, progress=False)
+        model,
+        batches,
+        config,
+        forward=lambda m, b: m(b['inputs']),
+        loss=loss,
+        adapter=adapter,
+        progress=False,
+    )
     freeze(model)
     before = head_errors(plain, adapter, batches, reference)
     after = head_errors(model, adapter, batches, reference)
@@ -421,7 +500,8 @@ def test_reconstruction_reduces_the_focused_error(network, sensitivity):
     # Weights change while it trains; both are measured with the last ones.
     unit = report.units[0]
     assert [unit.set_loss_start, unit.set_loss_end] == pytest.approx(
-        [value / len(batches) for value in objective])
+        [value / len(batches) for value in objective]
+    )
     assert report.units[0].loss_end < report.units[0].loss_start
     assert [e['step'] for e in heads if e['exact']] == [0, 50, 100]
     assert all(e['weight']['spare'] == 0 for e in heads)
@@ -437,16 +517,30 @@ def test_a_block_has_no_heads():
         loss(torch.ones(2), torch.ones(2), context(unit='layer1'))
 
 
-@pytest.mark.parametrize('settings', [
-    {'focus': 'sharp'}, {'focus_threshold': 1.0}, {'normalize': 'image'},
-    {'eps_bg': {'confidence': -1.0}}, {'eps_bg': {'seg': 0.1}},
-    {'head_kinds': {'a*': 'seg'}}, {'selection': 'best'}, {'rho': 2.0},
-    {'focus_kinds': ['seg']},
-    {'floor': -0.1}, {'top_k': 0}, {'sensitivity': 'both'}, {'ema': 1.0},
-    {'num_images': 0}, {'update_interval': 0}, {'refresh_interval': -1},
-    {'strengths': (0.5,)}, {'strengths': (0.5, 0.5, 1.0)},
-    {'distance': 'far'},
-])
+@pytest.mark.parametrize(
+    'settings',
+    [
+        {'focus': 'sharp'},
+        {'focus_threshold': 1.0},
+        {'normalize': 'image'},
+        {'eps_bg': {'confidence': -1.0}},
+        {'eps_bg': {'seg': 0.1}},
+        {'head_kinds': {'a*': 'seg'}},
+        {'selection': 'best'},
+        {'rho': 2.0},
+        {'focus_kinds': ['seg']},
+        {'floor': -0.1},
+        {'top_k': 0},
+        {'sensitivity': 'both'},
+        {'ema': 1.0},
+        {'num_images': 0},
+        {'update_interval': 0},
+        {'refresh_interval': -1},
+        {'strengths': (0.5,)},
+        {'strengths': (0.5, 0.5, 1.0)},
+        {'distance': 'far'},
+    ],
+)
 def test_settings_that_cannot_be(settings):
     (name,) = settings
     with pytest.raises(ValueError, match=name.split('_threshold')[0]):
@@ -456,9 +550,16 @@ def test_settings_that_cannot_be(settings):
 def test_built_from_configs():
     pytest.importorskip('mmengine')
     from taskptq.engine.builder import build_loss
-    loss = build_loss(dict(
-        type='SelectiveFocusLoss', focus='hard', selection='topk', top_k=1,
-        distance=dict(type='lane_distortion', num_rows=9)))
+
+    loss = build_loss(
+        dict(
+            type='SelectiveFocusLoss',
+            focus='hard',
+            selection='topk',
+            top_k=1,
+            distance=dict(type='lane_distortion', num_rows=9),
+        )
+    )
     assert loss.selection.top_k == 1
     assert loss.focus.focus == 'hard'
     assert isinstance(build_loss(dict(type='NetworkUniform')), NetworkUniform)
@@ -468,10 +569,14 @@ def test_built_from_configs():
 
 def test_recipes_differ_in_their_descriptions():
     from taskptq.reconstruction.resume import _description
-    losses = [SelectiveFocusLoss(), SelectiveFocusLoss(rho=0.1),
-              SelectiveFocusLoss(eps_bg={'regression': 0.1}),
-              SelectiveFocusLoss(distance=dict(type='lane_distortion')),
-              NetworkUniform()]
+
+    losses = [
+        SelectiveFocusLoss(),
+        SelectiveFocusLoss(rho=0.1),
+        SelectiveFocusLoss(eps_bg={'regression': 0.1}),
+        SelectiveFocusLoss(distance=dict(type='lane_distortion')),
+        NetworkUniform(),
+    ]
     descriptions = [_description(loss) for loss in losses]
     assert len(set(descriptions)) == len(losses)
     assert _description(SelectiveFocusLoss()) == descriptions[0]

@@ -38,11 +38,14 @@ def logits_and_targets(rows=7):
     return logits, torch.randn(rows, 4)
 
 
-@pytest.mark.parametrize(('uncertainty', 'term'), [
-    (None, lambda grid, z, t: 0.0),
-    ('min', lambda grid, z, t: 0.5 * grid.entropy(z)),
-    ('match', lambda grid, z, t: 0.5 * grid.entropy_gap(z, t)),
-])
+@pytest.mark.parametrize(
+    ('uncertainty', 'term'),
+    [
+        (None, lambda grid, z, t: 0.0),
+        ('min', lambda grid, z, t: 0.5 * grid.entropy(z)),
+        ('match', lambda grid, z, t: 0.5 * grid.entropy_gap(z, t)),
+    ],
+)
 def test_loss_is_cross_entropy_and_uncertainty(uncertainty, term):
     logits, target = logits_and_targets()
     loss = make_loss(uncertainty=uncertainty, loss_weight=3.0)
@@ -53,9 +56,9 @@ def test_loss_is_cross_entropy_and_uncertainty(uncertainty, term):
     torch.testing.assert_close(loss(logits, target), 3 * each.mean())
     torch.testing.assert_close(loss(z, target), 3 * each.mean())
     torch.testing.assert_close(
-        loss(logits, target, avg_factor=10), 3 * each.sum() / 10)
-    total = make_loss(
-        uncertainty=uncertainty, reduction='sum')(logits, target)
+        loss(logits, target, avg_factor=10), 3 * each.sum() / 10
+    )
+    total = make_loss(uncertainty=uncertainty, reduction='sum')(logits, target)
     torch.testing.assert_close(total, each.sum())
 
 
@@ -66,20 +69,22 @@ def test_weights_select_and_scale_rows(per_row):
     full = weight[:, None].expand(7, 4)
     loss = make_loss()
     each = loss(logits, target, reduction_override='none')
-    found = loss(
-        logits, target, weight if per_row else full, avg_factor=5.0)
+    found = loss(logits, target, weight if per_row else full, avg_factor=5.0)
     torch.testing.assert_close(found, (each * full).sum() / 5)
     torch.testing.assert_close(
-        loss(logits, target, full), (each * full).mean())
+        loss(logits, target, full), (each * full).mean()
+    )
     torch.testing.assert_close(
-        loss(logits, target, full, reduction_override='none'), each * full)
+        loss(logits, target, full, reduction_override='none'), each * full
+    )
 
 
 @pytest.mark.parametrize('rows', [0, 5])
 def test_without_positives_the_loss_is_zero_with_a_graph(rows):
     logits, target = logits_and_targets(rows)
     loss = make_loss(uncertainty='match')(
-        logits, target, torch.zeros(rows, 4), avg_factor=1)
+        logits, target, torch.zeros(rows, 4), avg_factor=1
+    )
     assert loss.item() == 0
     loss.backward()
     assert not logits.grad.any()
@@ -88,8 +93,7 @@ def test_without_positives_the_loss_is_zero_with_a_graph(rows):
 def test_gradient_is_bounded_whatever_the_target():
     logits, target = logits_and_targets(200)
     loss = make_loss(loss_weight=2.0)
-    loss(logits, target * 1e4,
-         avg_factor=8).backward()
+    loss(logits, target * 1e4, avg_factor=8).backward()
     assert 0 < float(logits.grad.abs().max()) <= 2 / 8 + 1e-6
 
 
@@ -100,10 +104,13 @@ def test_half_precision_logits():
     assert bool(loss.isfinite())
 
 
-@pytest.mark.parametrize(('settings', 'message'), [
-    (dict(uncertainty='max'), "uncertainty='max'"),
-    (dict(reduction='median'), "reduction='median'"),
-])
+@pytest.mark.parametrize(
+    ('settings', 'message'),
+    [
+        (dict(uncertainty='max'), "uncertainty='max'"),
+        (dict(reduction='median'), "reduction='median'"),
+    ],
+)
 def test_impossible_settings_of_the_loss(settings, message):
     with pytest.raises(ValueError, match=message):
         GridLoss(**settings)
@@ -118,13 +125,13 @@ def test_a_loss_without_a_head_says_so():
 def test_boxes_survive_the_way_through_the_grid(stds):
     """Encode, two-hot, expectation, decode: below a thousandth of a pixel."""
     grid = BoxGrid(**GRID)
-    coder = GridBoxCoder(
-        coder=DeltaXYWHBBoxCoder(target_stds=stds), grid=grid)
+    coder = GridBoxCoder(coder=DeltaXYWHBBoxCoder(target_stds=stds), grid=grid)
     assert coder.encode_size == 24
     corner = torch.rand(300, 2) * 400
     priors = torch.cat([corner, corner + 4 + torch.rand(300, 2) * 60], dim=1)
     inside = (torch.rand(300, 4) * 2 - 1) * torch.tensor(
-        [5.0, 5.0, 5.0, 5.0]).minimum(0.9 / torch.tensor(stds))
+        [5.0, 5.0, 5.0, 5.0]
+    ).minimum(0.9 / torch.tensor(stds))
     boxes = coder.coder.decode(priors, inside)
     encoded = coder.encode(priors, boxes)
     logits = grid.two_hot(encoded).log().clamp(min=-1e4).flatten(1)
@@ -148,16 +155,26 @@ def make_head(request):
     """Build one head of each kind with its plain counterpart."""
     from mmdet.models.dense_heads import RetinaHead, RPNHead
     from mmdet.models.roi_heads.bbox_heads import Shared2FCBBoxHead
+
     grid_cls, plain_cls, settings = {
         'rpn': (GridRPNHead, RPNHead, dict(in_channels=8, feat_channels=8)),
-        'retina': (GridRetinaHead, RetinaHead, dict(
-            num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1)),
-        'bbox': (GridShared2FCBBoxHead, Shared2FCBBoxHead, dict(
-            num_classes=2, in_channels=8, fc_out_channels=16)),
+        'retina': (
+            GridRetinaHead,
+            RetinaHead,
+            dict(
+                num_classes=2, in_channels=8, feat_channels=8, stacked_convs=1
+            ),
+        ),
+        'bbox': (
+            GridShared2FCBBoxHead,
+            Shared2FCBBoxHead,
+            dict(num_classes=2, in_channels=8, fc_out_channels=16),
+        ),
     }[request.param]
 
     def make(kind='grid', **changes):
         from mmengine.registry import DefaultScope
+
         with DefaultScope.overwrite_default_scope('mmdet'):
             if kind == 'plain':
                 return plain_cls(**settings)
@@ -174,8 +191,11 @@ def test_default_grids_are_those_of_the_paper(make_head):
     grid = head.box_grid
     assert (grid.alpha, grid.beta, grid.num_intervals) == expected
     assert head.loss_bbox.grid is grid
-    names = [name for name, module in head.named_modules()
-             if isinstance(module, BoxGrid)]
+    names = [
+        name
+        for name, module in head.named_modules()
+        if isinstance(module, BoxGrid)
+    ]
     assert names == ['box_grid']
 
 
@@ -200,19 +220,21 @@ def test_a_copied_head_keeps_one_grid(make_head):
     assert head.bbox_coder.grid is head.box_grid
 
 
-@pytest.mark.parametrize(('changes', 'message'), [
-    (dict(loss_bbox=dict(type='L1Loss')), 'loss_bbox=L1Loss'),
-    (dict(reg_decoded_bbox=True), 'reg_decoded_bbox=True'),
-    (dict(grid=dict(alpha=-1)), 'alpha=-1'),
-])
+@pytest.mark.parametrize(
+    ('changes', 'message'),
+    [
+        (dict(loss_bbox=dict(type='L1Loss')), 'loss_bbox=L1Loss'),
+        (dict(reg_decoded_bbox=True), 'reg_decoded_bbox=True'),
+        (dict(grid=dict(alpha=-1)), 'alpha=-1'),
+    ],
+)
 def test_impossible_settings_of_a_head(make_head, changes, message):
     with pytest.raises(ValueError, match=message):
         make_head(**changes)
 
 
 def test_a_loss_of_boxes_is_allowed(make_head):
-    head = make_head(
-        loss_bbox=dict(type='GIoULoss'), reg_decoded_bbox=True)
+    head = make_head(loss_bbox=dict(type='GIoULoss'), reg_decoded_bbox=True)
     assert type(head.loss_bbox).__name__ == 'GIoULoss'
 
 
@@ -220,7 +242,8 @@ def test_a_loss_of_boxes_is_allowed(make_head):
 def messages(monkeypatch):
     found = []
     monkeypatch.setattr(
-        grid_head, 'print_log', lambda text, **kwargs: found.append(text))
+        grid_head, 'print_log', lambda text, **kwargs: found.append(text)
+    )
     return found
 
 
@@ -234,7 +257,8 @@ def with_mmengine(head, state):
 
 @pytest.mark.parametrize('load', [with_torch, with_mmengine])
 def test_plain_checkpoint_loads_all_but_the_regression(
-        make_head, messages, load):
+    make_head, messages, load
+):
     head, plain = make_head(), make_head('plain')
     name = head.regression_layers[0]
     before = copy.deepcopy(head.state_dict())
@@ -276,12 +300,15 @@ def test_config_alone_makes_a_grid_head():
         '    roi_head=dict(bbox_head=dict(\n'
         "        type='taskptq.GridShared2FCBBoxHead', loss_bbox=loss,\n"
         '        grid=dict(alpha=4, beta=1, num_intervals=7))))\n',
-        '.py').model
+        '.py',
+    ).model
     assert settings.rpn_head.loss_bbox == dict(
-        type='taskptq.GridLoss', uncertainty='min')
+        type='taskptq.GridLoss', uncertainty='min'
+    )
     assert settings.rpn_head.bbox_coder.type == 'DeltaXYWHBBoxCoder'
     from mmdet.registry import MODELS
     from mmengine.registry import DefaultScope
+
     with DefaultScope.overwrite_default_scope('mmdet'):
         head = MODELS.build(settings.rpn_head)
     assert isinstance(head, GridRPNHead)

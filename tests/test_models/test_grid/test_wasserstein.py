@@ -32,15 +32,17 @@ def test_formula_on_a_box_by_hand():
     one, two = boxes([0, 0, 4, 6]), boxes([4, 6, 6, 8])
     distance = math.sqrt(3**2 + 4**2 + (2**2 + 4**2) / 4)
     found = wasserstein_similarity(one, two, constant=10)
-    torch.testing.assert_close(found, torch.tensor([[
-        math.exp(-distance / 10)]]))
+    torch.testing.assert_close(
+        found, torch.tensor([[math.exp(-distance / 10)]])
+    )
 
 
 def test_pairs_and_aligned_agree_and_are_symmetric():
     one, two = random_boxes(6), random_boxes(6)
     matrix = wasserstein_similarity(one, two)
     torch.testing.assert_close(
-        matrix.diagonal(), wasserstein_similarity(one, two, aligned=True))
+        matrix.diagonal(), wasserstein_similarity(one, two, aligned=True)
+    )
     torch.testing.assert_close(matrix.T, wasserstein_similarity(two, one))
     assert bool((wasserstein_similarity(one, one).diagonal() == 1).all())
 
@@ -66,13 +68,17 @@ def test_far_coordinates_keep_their_precision():
     two = one + 0.5
     expected = math.exp(-math.sqrt(0.5) / 12.8)
     assert wasserstein_similarity(one, two).item() == pytest.approx(
-        expected, abs=1e-6)
+        expected, abs=1e-6
+    )
 
 
-@pytest.mark.parametrize(('arguments', 'message'), [
-    (dict(constant=0), 'constant=0'),
-    (dict(aligned=True), '2 and 3 boxes'),
-])
+@pytest.mark.parametrize(
+    ('arguments', 'message'),
+    [
+        (dict(constant=0), 'constant=0'),
+        (dict(aligned=True), '2 and 3 boxes'),
+    ],
+)
 def test_impossible_arguments_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         wasserstein_similarity(random_boxes(2), random_boxes(3), **arguments)
@@ -80,8 +86,11 @@ def test_impossible_arguments_are_named(arguments, message):
 
 ASSIGNERS = {
     'max-iou': dict(
-        type='mmdet.MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3,
-        min_pos_iou=0.3),
+        type='mmdet.MaxIoUAssigner',
+        pos_iou_thr=0.7,
+        neg_iou_thr=0.3,
+        min_pos_iou=0.3,
+    ),
     'atss': dict(type='mmdet.ATSSAssigner', topk=3),
 }
 
@@ -89,25 +98,30 @@ ASSIGNERS = {
 @pytest.mark.parametrize('name', ASSIGNERS)
 def test_assigners_take_it_by_config(name):
     from mmdet.registry import TASK_UTILS
+
     config = dict(
         ASSIGNERS[name],
-        iou_calculator=dict(type='taskptq.NWDistance', constant=20.0))
+        iou_calculator=dict(type='taskptq.NWDistance', constant=20.0),
+    )
     assigner = TASK_UTILS.build(config)
     assert isinstance(assigner.iou_calculator, NWDistance)
-    priors = boxes([0, 0, 6, 6], [5, 5, 11, 11], [60, 60, 66, 66],
-                   [3, 3, 9, 9])
-    truth = InstanceData(
-        bboxes=boxes([4, 4, 8, 8]), labels=torch.tensor([0]))
+    priors = boxes(
+        [0, 0, 6, 6], [5, 5, 11, 11], [60, 60, 66, 66], [3, 3, 9, 9]
+    )
+    truth = InstanceData(bboxes=boxes([4, 4, 8, 8]), labels=torch.tensor([0]))
     levels = dict(num_level_priors=[4]) if name == 'atss' else {}
     result = assigner.assign(
-        pred_instances=InstanceData(priors=priors), gt_instances=truth,
-        **levels)
+        pred_instances=InstanceData(priors=priors),
+        gt_instances=truth,
+        **levels,
+    )
     # The best by distance of center and size; IoU with it is 16 / 36 only.
     assert result.gt_inds.tolist()[3] == 1
     assert result.gt_inds.tolist()[2] == 0
     expected = wasserstein_similarity(truth.bboxes, priors, constant=20.0)
     assert result.max_overlaps[3].item() == pytest.approx(
-        expected[0, 3].item())
+        expected[0, 3].item()
+    )
 
 
 def test_ignored_regions_are_still_found_by_intersection():
@@ -125,11 +139,18 @@ def test_a_score_column_is_left_out():
     assert metric(one, one, is_aligned=True).tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize(('call', 'message'), [
-    (lambda: NWDistance()(random_boxes(1), random_boxes(1), mode='giou'),
-     "mode='giou'"),
-    (lambda: NWDistance(constant=-1), 'constant=-1'),
-])
+@pytest.mark.parametrize(
+    ('call', 'message'),
+    [
+        (
+            lambda: NWDistance()(
+                random_boxes(1), random_boxes(1), mode='giou'
+            ),
+            "mode='giou'",
+        ),
+        (lambda: NWDistance(constant=-1), 'constant=-1'),
+    ],
+)
 def test_metric_names_what_is_wrong(call, message):
     with pytest.raises(ValueError, match=message):
         call()
@@ -137,13 +158,20 @@ def test_metric_names_what_is_wrong(call, message):
 
 def test_loss_by_config_and_its_gradient_at_the_optimum():
     from mmdet.registry import MODELS
+
     loss = MODELS.build(
-        dict(type='taskptq.NWDLoss', constant=8.0, loss_weight=2.0))
+        dict(type='taskptq.NWDLoss', constant=8.0, loss_weight=2.0)
+    )
     assert isinstance(loss, NWDLoss)
     target = random_boxes(5)
     pred = (target + torch.randn(5, 4)).requires_grad_()
-    expected = 2 * (1 - wasserstein_similarity(
-        pred, target, constant=8.0, aligned=True)).mean()
+    expected = (
+        2
+        * (
+            1
+            - wasserstein_similarity(pred, target, constant=8.0, aligned=True)
+        ).mean()
+    )
     torch.testing.assert_close(loss(pred, target), expected)
     same = target.clone().requires_grad_()
     value = loss(same, target)
@@ -160,7 +188,8 @@ def test_loss_weights_and_average():
     expected = (plain * weight).sum() / 3
     for form in (weight, weight[:, None].expand(4, 4)):
         torch.testing.assert_close(
-            loss(pred, target, weight=form, avg_factor=3), expected)
+            loss(pred, target, weight=form, avg_factor=3), expected
+        )
 
 
 def test_loss_pulls_a_distant_box_closer():
@@ -182,8 +211,7 @@ def greedy(candidates, scores, threshold):
     kept = []
     for index in scores.argsort(descending=True).tolist():
         rivals = candidates[kept] if kept else candidates[:0]
-        similarity = wasserstein_similarity(
-            candidates[index][None], rivals)
+        similarity = wasserstein_similarity(candidates[index][None], rivals)
         if not bool((similarity > threshold).any()):
             kept.append(index)
     return kept
@@ -197,7 +225,8 @@ def test_nms_is_the_greedy_one():
     torch.testing.assert_close(dets[:, :4], candidates[keep])
     torch.testing.assert_close(dets[:, 4], scores[keep])
     _, fewer = wasserstein_nms(
-        candidates, scores, iou_threshold=0.8, max_num=2)
+        candidates, scores, iou_threshold=0.8, max_num=2
+    )
     assert fewer.tolist() == keep.tolist()[:2]
     assert wasserstein_nms(candidates[:0], scores[:0])[0].shape == (0, 5)
 
@@ -212,6 +241,7 @@ test_cfg = dict(nms=dict(
 
 def test_nms_from_a_text_config(tmp_path):
     from mmcv.ops import batched_nms
+
     path = tmp_path / 'config.py'
     path.write_text(TEXT_CONFIG)
     config = Config.fromfile(path)
@@ -230,11 +260,13 @@ def test_nms_from_a_text_config(tmp_path):
 
 def test_nms_from_a_python_config(tmp_path):
     from mmcv.ops import batched_nms
+
     path = tmp_path / 'config.py'
     path.write_text(
         'from taskptq.models.grid.wasserstein import wasserstein_nms\n'
         'test_cfg = dict(nms=dict(type=wasserstein_nms, '
-        'iou_threshold=0.8))\n')
+        'iou_threshold=0.8))\n'
+    )
     nms = Config.fromfile(path).test_cfg.nms
     candidates, scores = random_boxes(20, size=8.0), torch.rand(20)
     labels = torch.zeros(20, dtype=torch.long)

@@ -54,9 +54,9 @@ def test_images_lie_channels_last(cache):
         assert back.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize('form', [
-    torch.contiguous_format, torch.channels_last
-])
+@pytest.mark.parametrize(
+    'form', [torch.contiguous_format, torch.channels_last]
+)
 def test_images_in_plain_memory_on_request(cache, form):
     image = TENSORS['image'].contiguous(memory_format=form)
     cache.put('image', image)

@@ -64,7 +64,9 @@ class FakeExtractor(nn.Module):
     """Cuts patches out, as a region-of-interest layer does."""
 
     def forward(self, x, rois):
-        return torch.stack([x[0, :, i:i + 2, i:i + 2] for i in rois.tolist()])
+        return torch.stack(
+            [x[0, :, i : i + 2, i : i + 2] for i in rois.tolist()]
+        )
 
 
 class TwoStage(nn.Module):
@@ -112,9 +114,7 @@ def run_all(capturer):
 
 
 def unit_data(capturer, index):
-    return UnitData(
-        capturer, index, cache=capturer.cache, rows_per_image=8
-    )
+    return UnitData(capturer, index, cache=capturer.cache, rows_per_image=8)
 
 
 def outputs_of(model, module, batch):
@@ -227,9 +227,7 @@ def test_rows_chosen_by_the_float_model_are_replayed(two_stage, plan):
 
 def test_without_a_replay_rows_differ(two_stage, plan, monkeypatch):
     model, batches = two_stage
-    monkeypatch.delitem(
-        mapping.REPLAYED_INPUTS, mapping.dotted(FakeExtractor)
-    )
+    monkeypatch.delitem(mapping.REPLAYED_INPUTS, mapping.dotted(FakeExtractor))
     capturer = plan(model, batches)
     assert capturer.plans[1].replay is None
     run_all(capturer)

@@ -75,8 +75,12 @@ def test_next_run_removes_it(spilling, tmp_path, quantized, quick, forward):
     dead = spilling('end')
     batches = tiny_batches('conv')
     reconstruct(
-        quantized('conv', batches), batches, quick(steps=2),
-        forward=forward, cache_dir=tmp_path, progress=False,
+        quantized('conv', batches),
+        batches,
+        quick(steps=2),
+        forward=forward,
+        cache_dir=tmp_path,
+        progress=False,
     )
     assert not dead.exists()
 
@@ -110,8 +114,12 @@ def test_estimate_is_what_a_run_takes(
         'taskptq.reconstruction.capture.cache.ActivationCache', Watched
     )
     reconstruct(
-        model, batches, quick(steps=1, cache_bytes=budget), forward=forward,
-        cache_dir=tmp_path, progress=False,
+        model,
+        batches,
+        quick(steps=1, cache_bytes=budget),
+        forward=forward,
+        cache_dir=tmp_path,
+        progress=False,
     )
     assert needed == [Estimate(*Watched.most)]
     assert Watched.most[0] > 0
@@ -128,9 +136,7 @@ def test_too_much_is_refused_before_the_work(
     calls = []
     model.register_forward_pre_hook(lambda *_: calls.append(1))
     with pytest.raises(ValueError, match='cache_disk_bytes') as error:
-        reconstruct(
-            model, batches, config, forward=forward, progress=False
-        )
+        reconstruct(model, batches, config, forward=forward, progress=False)
     text = str(error.value)
     for part in (str(tmp_path), 'fewer images', 'cache_dir', 'cache_bytes'):
         assert part in text
@@ -150,9 +156,11 @@ def test_spilled_to_the_folder_of_the_settings(
         lambda parent: seen.append(parent) or original(parent),
     )
     reconstruct(
-        quantized('conv', batches), batches,
+        quantized('conv', batches),
+        batches,
         quick(steps=1, cache_bytes=0, cache_dir=str(tmp_path / 'new')),
-        forward=forward, progress=False,
+        forward=forward,
+        progress=False,
     )
     assert seen == [tmp_path / 'new']
     assert list(seen[0].iterdir()) == []

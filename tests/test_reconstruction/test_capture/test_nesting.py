@@ -80,10 +80,14 @@ class Leaf(torch.Tensor):
     """A tensor that a weak reference can follow."""
 
 
-@pytest.mark.parametrize('work', [
-    lambda tree: flatten(tree),
-    lambda tree: unflatten(*flatten(tree)),
-], ids=['flatten', 'unflatten'])
+@pytest.mark.parametrize(
+    'work',
+    [
+        lambda tree: flatten(tree),
+        lambda tree: unflatten(*flatten(tree)),
+    ],
+    ids=['flatten', 'unflatten'],
+)
 def test_no_tensor_outlives_its_tree(work):
     # Without the collector only reference counts free a tensor.
     gc.collect()

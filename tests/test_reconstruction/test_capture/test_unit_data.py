@@ -111,7 +111,7 @@ def test_asking_for_more_rows_than_there_are(second_block):
 
 @pytest.mark.parametrize('drop_prob', [0.0, 0.5, 1.0])
 def test_inputs_mix_float_and_quantized_elements(second_block, drop_prob):
-    (((x,), _), _), = second_block.sample(12, drop_prob=drop_prob)[0]
+    ((((x,), _), _),) = second_block.sample(12, drop_prob=drop_prob)[0]
     source = second_block.plan.calls[0][0]
     quant, reference = (
         torch.cat(
@@ -129,8 +129,11 @@ def test_inputs_mix_float_and_quantized_elements(second_block, drop_prob):
 
 
 def test_rows_are_drawn_from_batches_of_one_size(quantized, plan):
-    images = [torch.randn(4, 3, 16, 16), torch.randn(3, 3, 8, 24),
-              torch.randn(4, 3, 16, 16)]
+    images = [
+        torch.randn(4, 3, 16, 16),
+        torch.randn(3, 3, 8, 24),
+        torch.randn(4, 3, 16, 16),
+    ]
     model = quantized('conv', images)
     data = loaded(plan(model, images), 1)
     source, out = data.plan.calls[0][0], Source('out', 1, 0, 0)
@@ -197,13 +200,10 @@ def test_rows_that_are_no_images(
 
     # 2 images with 10 regions each, twice
     batches = [
-        {'inputs': [0, 1], 'rois': torch.randn(20, 3, 6, 6)}
-        for _ in range(2)
+        {'inputs': [0, 1], 'rois': torch.randn(20, 3, 6, 6)} for _ in range(2)
     ]
     model = quantized(TinyBlock(3, 4), [b['rois'] for b in batches])
-    capturer = plan(
-        nn.Sequential(model), batches, forward=forward
-    )
+    capturer = plan(nn.Sequential(model), batches, forward=forward)
     data = loaded(capturer, 0, rows_per_image=rows_per_image)
     calls, ids = data.sample(batch_size)
     assert calls[0][0][0][0].shape[0] == expected

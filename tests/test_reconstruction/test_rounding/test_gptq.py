@@ -64,9 +64,7 @@ def test_far_below_round_to_nearest(num_bits, per_channel, symmetric):
     assert codes.dtype == torch.int32
     assert codes.min() >= quantizer.quant_min
     assert codes.max() <= quantizer.quant_max
-    errors = [
-        output_error(weight, c, quantizer, x) for c in (codes, nearest)
-    ]
+    errors = [output_error(weight, c, quantizer, x) for c in (codes, nearest)]
     assert errors[0] < 0.35 * errors[1]
 
 
@@ -125,9 +123,9 @@ def test_matches_the_column_by_column_formula():
     work = weight.clone()
     for i in range(6):
         inverse = torch.linalg.inv(hessian[i:, i:])
-        rounded = (work[:, i:i + 1] / scale).round().clamp(-4, 3)
+        rounded = (work[:, i : i + 1] / scale).round().clamp(-4, 3)
         assert torch.equal(rounded[:, 0].int(), codes[:, i])
-        error = work[:, i:i + 1] - rounded * scale
+        error = work[:, i : i + 1] - rounded * scale
         work[:, i:] -= error / inverse[0, 0] * inverse[0]
 
 
@@ -165,8 +163,9 @@ def test_bad_arguments_are_refused():
     weight = torch.randn(5, 4)
     quantizer = quantizer_for(weight)
     with pytest.raises(ValueError, match='cannot be factorised'):
-        gptq_codes(weight, torch.diag(torch.tensor([1.0, 1, 1, -90])),
-                   quantizer)
+        gptq_codes(
+            weight, torch.diag(torch.tensor([1.0, 1, 1, -90])), quantizer
+        )
     with pytest.raises(ValueError, match='NaN or infinity'):
         gptq_codes(weight, torch.full((4, 4), torch.nan), quantizer)
     with pytest.raises(ValueError, match='shape'):

@@ -17,9 +17,12 @@ from taskptq.testing import TinyBlock, tiny_batches
 def unit(quantized, random_images):
     torch.manual_seed(1)
     block = TinyBlock(3, 8)
-    return Unit('block', quantized(
-        nn.Sequential(block), random_images(), bits=2, activation_bits=4
-    )[0])
+    return Unit(
+        'block',
+        quantized(
+            nn.Sequential(block), random_images(), bits=2, activation_bits=4
+        )[0],
+    )
 
 
 @pytest.fixture
@@ -69,10 +72,18 @@ def test_loss_falls(unit, draw, quick, drop_prob):
 
 def test_penalty_decides_the_roundings(unit, draw, quick):
     decided = [
-        train(unit, draw, quick(
-            steps=200, weight_lr=0.2, rounding_weight=weight, warmup=0.2,
-            beta_start=20.0, beta_end=2.0,
-        )).decided
+        train(
+            unit,
+            draw,
+            quick(
+                steps=200,
+                weight_lr=0.2,
+                rounding_weight=weight,
+                warmup=0.2,
+                beta_start=20.0,
+                beta_end=2.0,
+            ),
+        ).decided
         for weight in (0.0, 300.0)
     ]
     assert decided[0] < 0.8
@@ -82,9 +93,9 @@ def test_penalty_decides_the_roundings(unit, draw, quick):
 def test_roundings_move_away_from_nearest(unit, draw, quick):
     before = {n: m.codes() for n, m in unit.layers()}
     train(unit, draw, quick(steps=100))
-    moved = torch.cat([
-        (m.codes() - before[n]).flatten() for n, m in unit.layers()
-    ])
+    moved = torch.cat(
+        [(m.codes() - before[n]).flatten() for n, m in unit.layers()]
+    )
     # Up or down from the float value: a code away at most.
     assert moved.abs().max() == 1
     assert 0.02 < moved.abs().float().mean() < 0.6
@@ -93,7 +104,8 @@ def test_roundings_move_away_from_nearest(unit, draw, quick):
 def test_gamma_and_beta_of_aligned_queries_learn(quantized, quick):
     images = tiny_batches('transformer')
     model = quantized(
-        'transformer', activation_bits=3,
+        'transformer',
+        activation_bits=3,
         query={'type': 'AlignedQuantizer', 'num_bits': 3},
     )
     quantizer = model.layers[0].self_attn.query_quantizer
@@ -117,9 +129,7 @@ def test_gamma_and_beta_of_aligned_queries_learn(quantized, quick):
 
 @pytest.mark.parametrize('learn_scales', [True, False])
 @pytest.mark.parametrize('rounding', ['adaround', 'nearest'])
-def test_only_what_shall_learn_does(
-    unit, draw, quick, learn_scales, rounding
-):
+def test_only_what_shall_learn_does(unit, draw, quick, learn_scales, rounding):
     before = scales_of(unit)
     weights = {n: m.weight.clone() for n, m in unit.layers()}
     result = train(
@@ -181,7 +191,8 @@ def test_unit_with_nothing_to_gain_is_left_at_nearest(
     same = [torch.equal(codes[name], before[name]) for name in codes]
     assert all(same) == is_skipped
     changed = [
-        name for name, scale in scales_of(unit).items()
+        name
+        for name, scale in scales_of(unit).items()
         if not torch.equal(scale, scales[name])
     ]
     assert bool(changed) != is_skipped
@@ -189,7 +200,10 @@ def test_unit_with_nothing_to_gain_is_left_at_nearest(
 
 def test_patience_stops_scales_on_a_plateau(unit, draw, quick):
     config = quick(
-        rounding='nearest', steps=500, scale_lr=1e-12, patience=50,
+        rounding='nearest',
+        steps=500,
+        scale_lr=1e-12,
+        patience=50,
         drop_prob=0.0,
     )
     result = train(unit, draw, config)
@@ -232,9 +246,11 @@ def test_layer_that_some_minibatches_leave_out(quantized, quick):
             run=lambda: unit.module(batches[index]), target=targets[index]
         )
 
-    result = train(unit, draw, quick(
-        steps=60, weight_lr=0.3, rounding_weight=100.0, warmup=0.1
-    ))
+    result = train(
+        unit,
+        draw,
+        quick(steps=60, weight_lr=0.3, rounding_weight=100.0, warmup=0.1),
+    )
     assert result.decided > 0.6
     # The penalty alone drives a weight to the code it is nearest to.
     assert torch.equal(unit.module.never.codes(), before)

@@ -1,4 +1,5 @@
 """One crafted file: what it is, how it is made, who gets it."""
+
 from __future__ import annotations
 
 import copy
@@ -10,16 +11,28 @@ from typing import Any
 import torch
 
 __all__ = [
-    'MODULE', 'Case', 'Good', 'edited', 'edited_float', 'edited_training',
-    'redigest'
+    'MODULE',
+    'Case',
+    'Good',
+    'edited',
+    'edited_float',
+    'edited_training',
+    'redigest',
 ]
 
 # An importable module whose import leaves the marker.
 MODULE = 'crafted_marker'
 QAT_KEY = 'taskptq_qat'
 # What a digest ends in where a file is too odd to have one.
-NO_DIGEST = (ArithmeticError, AttributeError, LookupError, NotImplementedError,
-             RuntimeError, TypeError, ValueError)
+NO_DIGEST = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,13 +60,15 @@ class Good:
 
     def path(self, source: str) -> Path:
         """Return a good file, e.g. that of ``'quantized'``."""
-        return self.folder / ('state' if source == 'state' else
-                              f'{source}.pth')
+        return self.folder / (
+            'state' if source == 'state' else f'{source}.pth'
+        )
 
     def read(self, source: str) -> dict[str, Any]:
         """Read a good file's content."""
         return torch.load(
-            self.path(source), map_location='cpu', weights_only=False)
+            self.path(source), map_location='cpu', weights_only=False
+        )
 
 
 Write = Callable[[Good, Path], None]
@@ -91,14 +106,16 @@ def redigest(payload: dict[str, Any]) -> None:
             version under test cannot compute one.
     """
     from taskptq.export.schema import compute_digest
+
     try:
         payload['digest'] = compute_digest(payload)
     except NO_DIGEST:
         return
 
 
-def edited(change: Callable[[dict[str, Any]], Any], *,
-           digest: bool = True) -> Write:
+def edited(
+    change: Callable[[dict[str, Any]], Any], *, digest: bool = True
+) -> Write:
     """Return how to write a changed quantized file.
 
     Args:
@@ -116,8 +133,9 @@ def edited(change: Callable[[dict[str, Any]], Any], *,
     return write
 
 
-def edited_float(change: Callable[[dict[str, Any]], Any], *,
-                 source: str = 'float') -> Write:
+def edited_float(
+    change: Callable[[dict[str, Any]], Any], *, source: str = 'float'
+) -> Write:
     """Return how to write a changed float checkpoint; see :func:`edited`."""
 
     def write(good: Good, path: Path) -> None:

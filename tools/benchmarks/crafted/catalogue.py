@@ -1,4 +1,5 @@
 """All crafted files."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
@@ -19,30 +20,64 @@ __all__ = ['all_cases', 'is_wide', 'select']
 
 # Given to every tool: some of each kind. The others go to one or two.
 WIDE = (
-    'pickle-*', 'container-cut-half', 'container-cut-all',
-    'container-flip-directory', 'container-bomb-*', 'container-overlapping',
-    'container-twice', 'container-pickle-bytearray',
-    'container-pickle-kept-lists', 'container-pickle-memo-index',
-    'container-storage-beyond-record', 'container-legacy-numel',
-    'container-html', 'structure-meta-none', 'structure-weights-list',
-    'structure-schema-future', 'structure-packed-none',
-    'structure-float-stretched', 'structure-float-sparse',
-    'structure-keys-int', 'structure-recipe-cycle',
-    'structure-recipe-shared', 'structure-meta-deep',
-    'structure-million-float', 'structure-schema-1-*',
-    'number-scale-nan-weight', 'number-scale-zero-input',
-    'number-scale-negative-weight', 'number-zero-point-far',
-    'number-grid-far-weight', 'number-grid-wide-input',
-    'number-packed-short', 'number-shape-huge', 'number-quant-min-far',
-    'number-bits-thirty-two', 'recipe-weight-observer',
-    'recipe-activation-type', 'recipe-softmax-override',
-    'recipe-quantizer-import', 'recipe-observer-identity',
-    'recipe-argument-bins-negative', 'recipe-backtracking-keep',
-    'recipe-backtracking-override', 'recipe-overrides-many',
-    'misfit-state-empty', 'misfit-state-none', 'misfit-other-names',
-    'misfit-lacks-one', 'misfit-shape', 'misfit-stretched',
-    'misfit-keys-control', 'misfit-million', 'misfit-half-precision',
-    'qat-observer', 'qat-scale-nan', 'qat-backtracking', 'qat-entry-list')
+    'pickle-*',
+    'container-cut-half',
+    'container-cut-all',
+    'container-flip-directory',
+    'container-bomb-*',
+    'container-overlapping',
+    'container-twice',
+    'container-pickle-bytearray',
+    'container-pickle-kept-lists',
+    'container-pickle-memo-index',
+    'container-storage-beyond-record',
+    'container-legacy-numel',
+    'container-html',
+    'structure-meta-none',
+    'structure-weights-list',
+    'structure-schema-future',
+    'structure-packed-none',
+    'structure-float-stretched',
+    'structure-float-sparse',
+    'structure-keys-int',
+    'structure-recipe-cycle',
+    'structure-recipe-shared',
+    'structure-meta-deep',
+    'structure-million-float',
+    'structure-schema-1-*',
+    'number-scale-nan-weight',
+    'number-scale-zero-input',
+    'number-scale-negative-weight',
+    'number-zero-point-far',
+    'number-grid-far-weight',
+    'number-grid-wide-input',
+    'number-packed-short',
+    'number-shape-huge',
+    'number-quant-min-far',
+    'number-bits-thirty-two',
+    'recipe-weight-observer',
+    'recipe-activation-type',
+    'recipe-softmax-override',
+    'recipe-quantizer-import',
+    'recipe-observer-identity',
+    'recipe-argument-bins-negative',
+    'recipe-backtracking-keep',
+    'recipe-backtracking-override',
+    'recipe-overrides-many',
+    'misfit-state-empty',
+    'misfit-state-none',
+    'misfit-other-names',
+    'misfit-lacks-one',
+    'misfit-shape',
+    'misfit-stretched',
+    'misfit-keys-control',
+    'misfit-million',
+    'misfit-half-precision',
+    'qat-observer',
+    'qat-scale-nan',
+    'qat-backtracking',
+    'qat-entry-list',
+)
 MODULES = (pickles, containers, structures, grids, recipes, training, misfits)
 
 
@@ -67,14 +102,18 @@ def select(patterns: Sequence[str] | None) -> list[Case]:
         patterns: Shell patterns of names or kinds; None takes all.
     """
     return [
-        case for case in all_cases()
-        if not patterns or any(
+        case
+        for case in all_cases()
+        if not patterns
+        or any(
             fnmatchcase(case.name, pattern) or case.kind == pattern
-            for pattern in patterns)
+            for pattern in patterns
+        )
     ]
 
 
 def is_wide(case: Case) -> bool:
     """Whether every tool gets the file."""
     return case.tools is not None or any(
-        fnmatchcase(case.name, pattern) for pattern in WIDE)
+        fnmatchcase(case.name, pattern) for pattern in WIDE
+    )

@@ -1,4 +1,5 @@
 """Archives that are cut, flipped, or more than they seem."""
+
 from __future__ import annotations
 
 import os
@@ -40,12 +41,13 @@ def _flip(find: Callable[[bytes], int]) -> Callable[[Good, Path], None]:
     return write
 
 
-def _overwrite(find: Callable[[bytes], int],
-               new: bytes) -> Callable[[Good, Path], None]:
+def _overwrite(
+    find: Callable[[bytes], int], new: bytes
+) -> Callable[[Good, Path], None]:
     def write(good: Good, path: Path) -> None:
         content = bytearray(good.path('quantized').read_bytes())
         at = find(bytes(content))
-        content[at:at + len(new)] = new
+        content[at : at + len(new)] = new
         path.write_bytes(bytes(content))
 
     return write
@@ -71,8 +73,9 @@ def _bomb(entry: str, size: int) -> Callable[[Good, Path], None]:
     def write(good: Good, path: Path) -> None:
         donor = good.path('quantized')
         pickled = pickle_of(donor)
-        with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED,
-                             compresslevel=1) as out:
+        with zipfile.ZipFile(
+            path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1
+        ) as out:
             if entry != 'data.pkl':
                 out.writestr('archive/data.pkl', pickled)
             out.writestr('archive/version', '3\n')
@@ -102,14 +105,16 @@ def _bomb_tensor(good: Good, path: Path) -> None:
     pickled = pickle_of(path)
     with zipfile.ZipFile(path) as content:
         names = [n.partition('/')[2] for n in content.namelist()]
-    last = sorted((n for n in names if n.startswith('data/')),
-                  key=lambda n: int(n[5:]))[-1]
+    last = sorted(
+        (n for n in names if n.startswith('data/')), key=lambda n: int(n[5:])
+    )[-1]
     donor = path.with_suffix('.donor')
     path.rename(donor)
     count = 3 * GIB // 4
     pickled = _declare(pickled, count)
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED,
-                         compresslevel=1) as out:
+    with zipfile.ZipFile(
+        path, 'w', zipfile.ZIP_DEFLATED, compresslevel=1
+    ) as out:
         out.writestr('archive/data.pkl', pickled)
         out.writestr('archive/version', '3\n')
         out.writestr('archive/byteorder', 'little')
@@ -130,8 +135,12 @@ def _declare(pickled: bytes, count: int) -> bytes:
     """
     # ... its count as BININT1, the end of a tuple, its memo slot, BINPERSID.
     *_, last = re.finditer(rb'K(.)t(q.|r.{4})Q', pickled, re.DOTALL)
-    return (pickled[:last.start()] + b'J' + struct.pack('<i', count) +
-            pickled[last.start() + 2:])
+    return (
+        pickled[: last.start()]
+        + b'J'
+        + struct.pack('<i', count)
+        + pickled[last.start() + 2 :]
+    )
 
 
 def _deflated(good: Good, path: Path) -> None:
@@ -162,8 +171,9 @@ def _twice(good: Good, path: Path) -> None:
         out.writestr('archive/version', '3\n')
         out.writestr('archive/byteorder', 'little')
         _copy(donor, out, without='')
-        out.writestr('archive/data.pkl',
-                     pickle.dumps(Call(os.system, good.command), 2))
+        out.writestr(
+            'archive/data.pkl', pickle.dumps(Call(os.system, good.command), 2)
+        )
 
 
 def _entry(name: str, data: bytes) -> Callable[[Good, Path], None]:
@@ -208,8 +218,9 @@ def _text(content: bytes) -> Callable[[Good, Path], None]:
 
 
 def _prefixed(good: Good, path: Path) -> None:
-    path.write_bytes(b'#!/bin/sh\nexit\n' +
-                     good.path('quantized').read_bytes())
+    path.write_bytes(
+        b'#!/bin/sh\nexit\n' + good.path('quantized').read_bytes()
+    )
 
 
 def _deep(depth: int) -> bytes:
@@ -217,26 +228,57 @@ def _deep(depth: int) -> bytes:
 
 
 PICKLES: dict[str, tuple[str, Callable[[], bytes]]] = {
-    'bytearray': ('bytearray(10**10) takes 10 GB', lambda: (
-        b'\x80\x02c__builtin__\nbytearray\n' +
-        b'\x8a\x05\x00\xe4\x0bT\x02' + b'\x85R.')),
-    'lists': ('96 MiB of opcodes make 100 million lists', lambda: (
-        b'\x80\x02' + b']0' * (48 * MIB) + b'].' )),
-    'kept-lists': ('64 MiB of opcodes keep 64 million lists', lambda: (
-        b'\x80\x02(' + b']' * (64 * MIB) + b't.')),
-    'memo-index': ('a memo slot of 2**31 - 1 takes 16 GB', lambda: (
-        b'\x80\x02}r\xff\xff\xff\x7f.')),
-    'frame': ('a frame of 2**62 bytes', lambda: (
-        b'\x80\x04\x95' + struct.pack('<Q', 2**62) + b'}.')),
-    'long-string': ('a string that declares 2**62 bytes', lambda: (
-        b'\x80\x04\x8d' + struct.pack('<Q', 2**62) + b'a.')),
+    'bytearray': (
+        'bytearray(10**10) takes 10 GB',
+        lambda: (
+            b'\x80\x02c__builtin__\nbytearray\n'
+            + b'\x8a\x05\x00\xe4\x0bT\x02'
+            + b'\x85R.'
+        ),
+    ),
+    'lists': (
+        '96 MiB of opcodes make 100 million lists',
+        lambda: b'\x80\x02' + b']0' * (48 * MIB) + b'].',
+    ),
+    'kept-lists': (
+        '64 MiB of opcodes keep 64 million lists',
+        lambda: b'\x80\x02(' + b']' * (64 * MIB) + b't.',
+    ),
+    'memo-index': (
+        'a memo slot of 2**31 - 1 takes 16 GB',
+        lambda: b'\x80\x02}r\xff\xff\xff\x7f.',
+    ),
+    'frame': (
+        'a frame of 2**62 bytes',
+        lambda: b'\x80\x04\x95' + struct.pack('<Q', 2**62) + b'}.',
+    ),
+    'long-string': (
+        'a string that declares 2**62 bytes',
+        lambda: b'\x80\x04\x8d' + struct.pack('<Q', 2**62) + b'a.',
+    ),
     'deep': ('lists 200,000 deep', lambda: _deep(200_000)),
-    'big-integer': ('an integer of 16 MiB, slow to print', lambda: (
-        b'\x80\x02}' + string('state_dict') + b'\x8b' +
-        struct.pack('<i', 16 * MIB) + b'\x7f' * (16 * MIB) + b's.')),
-    'huge': ('data.pkl of 512 MiB holds one string', lambda: (
-        b'\x80\x02}' + string('meta') + b'X' +
-        struct.pack('<I', 512 * MIB) + b'a' * (512 * MIB) + b's.')),
+    'big-integer': (
+        'an integer of 16 MiB, slow to print',
+        lambda: (
+            b'\x80\x02}'
+            + string('state_dict')
+            + b'\x8b'
+            + struct.pack('<i', 16 * MIB)
+            + b'\x7f' * (16 * MIB)
+            + b's.'
+        ),
+    ),
+    'huge': (
+        'data.pkl of 512 MiB holds one string',
+        lambda: (
+            b'\x80\x02}'
+            + string('meta')
+            + b'X'
+            + struct.pack('<I', 512 * MIB)
+            + b'a' * (512 * MIB)
+            + b's.'
+        ),
+    ),
 }
 
 
@@ -247,27 +289,55 @@ def _legacy_numel(good: Good, path: Path) -> None:
     at = content.index(string('cpu'))
     head, tail = content[:at], content[at:]
     where = tail.index(b'K\x03')
-    path.write_bytes(head + tail[:where] + b'\x8a\x05' +
-                     (10**10).to_bytes(5, 'little') + tail[where + 2:])
+    path.write_bytes(
+        head
+        + tail[:where]
+        + b'\x8a\x05'
+        + (10**10).to_bytes(5, 'little')
+        + tail[where + 2 :]
+    )
 
 
-def _case(name: str, effect: str, write: Any, *, expect: str = 'refused',
-          source: str = 'quantized') -> Case:
-    return Case(name=f'container-{name}', kind=KIND, effect=effect,
-                write=write, expect=expect, source=source)
+def _case(
+    name: str,
+    effect: str,
+    write: Any,
+    *,
+    expect: str = 'refused',
+    source: str = 'quantized',
+) -> Case:
+    return Case(
+        name=f'container-{name}',
+        kind=KIND,
+        effect=effect,
+        write=write,
+        expect=expect,
+        source=source,
+    )
 
 
 def _bombs() -> list[Case]:
     return [
-        _case('bomb-entry', 'a 3 MB entry of no use takes 3 GiB',
-              _bomb('extra', 3 * GIB)),
-        _case('bomb-pickle', 'data.pkl of 3 MB takes 3 GiB',
-              _bomb('data.pkl', 3 * GIB)),
+        _case(
+            'bomb-entry',
+            'a 3 MB entry of no use takes 3 GiB',
+            _bomb('extra', 3 * GIB),
+        ),
+        _case(
+            'bomb-pickle',
+            'data.pkl of 3 MB takes 3 GiB',
+            _bomb('data.pkl', 3 * GIB),
+        ),
         _case('bomb-tensor', 'a tensor of 3 MB takes 3 GiB', _bomb_tensor),
-        _case('overlapping', '4,000 records share the same bytes',
-              _overlapping),
-        _case('deflated', 'a good file with compressed entries', _deflated,
-              expect='either'),
+        _case(
+            'overlapping', '4,000 records share the same bytes', _overlapping
+        ),
+        _case(
+            'deflated',
+            'a good file with compressed entries',
+            _deflated,
+            expect='either',
+        ),
     ]
 
 
@@ -275,38 +345,85 @@ def cases() -> list[Case]:
     """List them."""
     dirsize = b'\xff\xff\xff\x7f'
     return [
-        *(_case(f'cut-{label}', 'ends early', _cut(share))
-          for label, share in (('all', 0.0), ('tenth', 0.1), ('half', 0.5),
-                               ('most', 0.99), ('last-byte', -1))),
+        *(
+            _case(f'cut-{label}', 'ends early', _cut(share))
+            for label, share in (
+                ('all', 0.0),
+                ('tenth', 0.1),
+                ('half', 0.5),
+                ('most', 0.99),
+                ('last-byte', -1),
+            )
+        ),
         # Some bits mean nothing; the digest covers all that do.
-        *(_case(f'flip-{n}', 'one bit is flipped', _flip(find),
-                expect='refused' if n in ('magic', 'tensor', 'pickle-key')
-                else 'either') for n, find in FLIPS.items()),
+        *(
+            _case(
+                f'flip-{n}',
+                'one bit is flipped',
+                _flip(find),
+                expect='refused'
+                if n in ('magic', 'tensor', 'pickle-key')
+                else 'either',
+            )
+            for n, find in FLIPS.items()
+        ),
         *_bombs(),
         _case('twice', 'a second data.pkl runs code', _twice),
-        _case('entry-outside', 'an entry points outside of the archive',
-              _entry('../../outside', b'x'), expect='either'),
-        _case('entry-code', 'TorchScript code lies in the archive',
-              _entry('archive/code/a.py', b'raise'), expect='either'),
-        _case('constants', 'TorchScript constants lie in the archive',
-              _entry('archive/constants.pkl', b'cos\nsystem\n.')),
-        _case('directory-count', 'the directory declares 2 GiB of itself',
-              _overwrite(lambda c: c.rindex(b'PK\x05\x06') + 12, dirsize),
-              expect='either'),
+        _case(
+            'entry-outside',
+            'an entry points outside of the archive',
+            _entry('../../outside', b'x'),
+            expect='either',
+        ),
+        _case(
+            'entry-code',
+            'TorchScript code lies in the archive',
+            _entry('archive/code/a.py', b'raise'),
+            expect='either',
+        ),
+        _case(
+            'constants',
+            'TorchScript constants lie in the archive',
+            _entry('archive/constants.pkl', b'cos\nsystem\n.'),
+        ),
+        _case(
+            'directory-count',
+            'the directory declares 2 GiB of itself',
+            _overwrite(lambda c: c.rindex(b'PK\x05\x06') + 12, dirsize),
+            expect='either',
+        ),
         _case('prefixed', 'a script in front of the archive', _prefixed),
-        *(_case(f'pickle-{n}', effect, _pickle(make), source='float')
-          for n, (effect, make) in PICKLES.items()),
-        _case('storage-beyond-record', 'a storage of 8 GB in 12 bytes',
-              _numel(2**31 - 1)),
-        _case('storage-just-beyond', 'a storage of 4 KiB in 12 bytes',
-              _numel(1024)),
-        _case('legacy-numel', 'legacy format declares 40 GB', _legacy_numel,
-              source='float'),
+        *(
+            _case(f'pickle-{n}', effect, _pickle(make), source='float')
+            for n, (effect, make) in PICKLES.items()
+        ),
+        _case(
+            'storage-beyond-record',
+            'a storage of 8 GB in 12 bytes',
+            _numel(2**31 - 1),
+        ),
+        _case(
+            'storage-just-beyond',
+            'a storage of 4 KiB in 12 bytes',
+            _numel(1024),
+        ),
+        _case(
+            'legacy-numel',
+            'legacy format declares 40 GB',
+            _legacy_numel,
+            source='float',
+        ),
         _case('html', 'a web page', _text(b'<html>not found</html>\n')),
-        _case('lfs', 'a pointer of Git LFS', _text(
-            b'version https://git-lfs.github.com/spec/v1\n')),
-        _case('version-text', 'a version record that is no number',
-              edited_version),
+        _case(
+            'lfs',
+            'a pointer of Git LFS',
+            _text(b'version https://git-lfs.github.com/spec/v1\n'),
+        ),
+        _case(
+            'version-text',
+            'a version record that is no number',
+            edited_version,
+        ),
     ]
 
 
@@ -314,5 +431,6 @@ def edited_version(good: Good, path: Path) -> None:
     """Write an archive whose version record is text."""
     edited(lambda payload: None)(good, path)
     content = path.read_bytes()
-    path.write_bytes(content.replace(b'3\n', b'x\n', 1)
-                     if b'3\n' in content else content)
+    path.write_bytes(
+        content.replace(b'3\n', b'x\n', 1) if b'3\n' in content else content
+    )

@@ -1,4 +1,5 @@
 """Whether an outcome is what a user may expect of a crafted file."""
+
 from __future__ import annotations
 
 import re
@@ -16,11 +17,26 @@ LONGEST = 1000
 ERROR = re.compile(r'^(?P<kind>[A-Za-z_][\w.]*): (?P<text>.+)$')
 FRAME = re.compile(r'^\s*File "(?P<path>[^"]+)", line \d+, in ', re.M)
 # Errors of the language, which no one reads as a sentence.
-BARE = ('AttributeError', 'KeyError', 'TypeError', 'IndexError',
-        'AssertionError', 'RecursionError', 'MemoryError', 'EOFError',
-        'UnpicklingError', 'UnboundLocalError', 'OverflowError',
-        'ModuleNotFoundError', 'ImportError', 'NotImplementedError',
-        'BadZipFile', 'error', 'UnicodeDecodeError', 'ZeroDivisionError')
+BARE = (
+    'AttributeError',
+    'KeyError',
+    'TypeError',
+    'IndexError',
+    'AssertionError',
+    'RecursionError',
+    'MemoryError',
+    'EOFError',
+    'UnpicklingError',
+    'UnboundLocalError',
+    'OverflowError',
+    'ModuleNotFoundError',
+    'ImportError',
+    'NotImplementedError',
+    'BadZipFile',
+    'error',
+    'UnicodeDecodeError',
+    'ZeroDivisionError',
+)
 
 
 def last_line(output: str) -> str:
@@ -29,8 +45,15 @@ def last_line(output: str) -> str:
     return lines[-1].strip() if lines else ''
 
 
-def judge(case: Case, tool: str, outcome: Outcome, *, baseline: Outcome,
-          marked: bool, package: Path) -> list[str]:
+def judge(
+    case: Case,
+    tool: str,
+    outcome: Outcome,
+    *,
+    baseline: Outcome,
+    marked: bool,
+    package: Path,
+) -> list[str]:
     """List what is wrong with an outcome.
 
     Args:
@@ -77,9 +100,11 @@ def is_sentence(output: str, *, tool: str, package: Path) -> bool:
     if '\x1b' in line or not 20 <= len(line) <= LONGEST:
         return False
     if tool in OWN_TOOLS:
-        return ('Traceback (most recent' not in output and
-                len(line.split()) >= 4 and
-                not any(line.startswith(f'{name}:') for name in BARE))
+        return (
+            'Traceback (most recent' not in output
+            and len(line.split()) >= 4
+            and not any(line.startswith(f'{name}:') for name in BARE)
+        )
     found = ERROR.match(line)
     if found is None or len(found['text'].split()) < 4:
         return False

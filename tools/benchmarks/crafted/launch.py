@@ -1,4 +1,5 @@
 """How each tool is given a file."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -14,15 +15,24 @@ from .case import Case, Good
 __all__ = ['HOST_TOOLS', 'OWN_TOOLS', 'TOOLS', 'launcher', 'tools_of']
 
 OWN_TOOLS = ('test', 'quantize', 'train')
-HOST_TOOLS = ('apis', 'mmdet', 'mmseg', 'mmdet-resume', 'mmdet-train',
-              'mmdet-train-latest')
+HOST_TOOLS = (
+    'apis',
+    'mmdet',
+    'mmseg',
+    'mmdet-resume',
+    'mmdet-train',
+    'mmdet-train-latest',
+)
 TOOLS = (*OWN_TOOLS, *HOST_TOOLS)
 EVERY = ('test', 'quantize', 'apis', 'mmdet', 'mmseg')
 # Who gets a file: of each kind some go to every tool, the others to one or
 # two, since all tools read through the same checks.
 _WIDE = {'float': EVERY, 'quantized': EVERY, 'training': ('test', 'mmdet')}
-_NARROW = {'float': ('test', 'mmdet'), 'quantized': ('apis', ),
-           'training': ('test', )}
+_NARROW = {
+    'float': ('test', 'mmdet'),
+    'quantized': ('apis',),
+    'training': ('test',),
+}
 
 
 def tools_of(case: Case, *, wide: bool) -> tuple[str, ...]:
@@ -37,8 +47,15 @@ def tools_of(case: Case, *, wide: bool) -> tuple[str, ...]:
     return (_WIDE if wide else _NARROW)[case.source]
 
 
-def launcher(tool: str, case_source: str, path: Path, *, good: Good,
-             root: Path, work: Path) -> Callable[[], object]:
+def launcher(
+    tool: str,
+    case_source: str,
+    path: Path,
+    *,
+    good: Good,
+    root: Path,
+    work: Path,
+) -> Callable[[], object]:
     """Return a function that runs a tool on a file in this process.
 
     Args:
@@ -51,8 +68,11 @@ def launcher(tool: str, case_source: str, path: Path, *, good: Good,
     """
     if tool == 'apis':
         return lambda: _apis(case_source, path, good=good, work=work)
-    kind = 'qat' if case_source == 'training' else (
-        'train' if 'train' in tool else 'ptq')
+    kind = (
+        'qat'
+        if case_source == 'training'
+        else ('train' if 'train' in tool else 'ptq')
+    )
     config = str(good.folder / f'{kind}.py')
     name, _, way = tool.partition('-')
     script = root / f'tools/{name}.py'
@@ -61,8 +81,9 @@ def launcher(tool: str, case_source: str, path: Path, *, good: Good,
     if tool == 'quantize':
         arguments = _quantize(case_source, path, good=good, work=work)
     elif 'train' in tool:
-        arguments = _train(config, path, latest=way.endswith('latest'),
-                           work=work)
+        arguments = _train(
+            config, path, latest=way.endswith('latest'), work=work
+        )
     else:
         arguments = [config, str(path), '--work-dir', str(work)]
         if way == 'resume':
@@ -82,17 +103,23 @@ def _host_script(host: str, name: str) -> Path:
     return Path(spec.origin or '').parent / f'.mim/tools/{name}.py'
 
 
-def _quantize(source: str, path: Path, *, good: Good,
-              work: Path) -> list[str]:
+def _quantize(source: str, path: Path, *, good: Good, work: Path) -> list[str]:
     checkpoint = path
     fragment = 'fragment.py'
     if source == 'state':
         shutil.copytree(path, work / 'reconstruction_state')
         checkpoint, fragment = good.path('float'), 'reconstruct.py'
     return [
-        str(good.folder / 'float.py'), str(checkpoint), '--quant',
-        str(good.folder / fragment), '--num-images', '2', '--device', 'cpu',
-        '--out', str(work / 'q.pth')
+        str(good.folder / 'float.py'),
+        str(checkpoint),
+        '--quant',
+        str(good.folder / fragment),
+        '--num-images',
+        '2',
+        '--device',
+        'cpu',
+        '--out',
+        str(work / 'q.pth'),
     ]
 
 
@@ -108,10 +135,17 @@ def _train(config: str, path: Path, *, latest: bool, work: Path) -> list[str]:
 
 def _apis(source: str, path: Path, *, good: Good, work: Path) -> None:
     from taskptq.apis import load_quantized, quantize
+
     config = good.folder / 'float.py'
     if source == 'quantized':
         load_quantized(config, path)
     else:
-        quantize(config, path, qconfig=good.folder / 'fragment.py',
-                 calibration={'num_images': 2}, device='cpu',
-                 out=work / 'q.pth', work_dir=work)
+        quantize(
+            config,
+            path,
+            qconfig=good.folder / 'fragment.py',
+            calibration={'num_images': 2},
+            device='cpu',
+            out=work / 'q.pth',
+            work_dir=work,
+        )

@@ -1,4 +1,5 @@
 """Pickles written by hand, and archives around them."""
+
 from __future__ import annotations
 
 import io
@@ -36,8 +37,14 @@ def string(text: str) -> bytes:
     return b'X' + struct.pack('<I', len(data)) + data
 
 
-def archive(path: Path, pickled: bytes, *, donor: Path | None = None,
-            deflate: bool = False, name: str = 'archive') -> None:
+def archive(
+    path: Path,
+    pickled: bytes,
+    *,
+    donor: Path | None = None,
+    deflate: bool = False,
+    name: str = 'archive',
+) -> None:
     """Write torch's zip format around a pickle.
 
     Args:
@@ -71,8 +78,9 @@ def pickle_of(path: Path) -> bytes:
         return content.read(entry)
 
 
-def swap_pickle(change: Callable[[bytes], bytes], donor: Path,
-                path: Path) -> None:
+def swap_pickle(
+    change: Callable[[bytes], bytes], donor: Path, path: Path
+) -> None:
     """Write an archive anew with a changed ``data.pkl``."""
     archive(path, change(pickle_of(donor)), donor=donor)
 
@@ -80,7 +88,12 @@ def swap_pickle(change: Callable[[bytes], bytes], donor: Path,
 def saved(value: Any, *, protocol: int = 2, legacy: bool = False) -> bytes:
     """Return what torch.save writes, as bytes."""
     import torch
+
     buffer = io.BytesIO()
-    torch.save(value, buffer, pickle_protocol=protocol,
-               _use_new_zipfile_serialization=not legacy)
+    torch.save(
+        value,
+        buffer,
+        pickle_protocol=protocol,
+        _use_new_zipfile_serialization=not legacy,
+    )
     return buffer.getvalue()

@@ -1,4 +1,5 @@
 """Float checkpoints that run code when they are unpickled."""
+
 from __future__ import annotations
 
 import builtins
@@ -27,18 +28,20 @@ KIND = 'pickle'
 CALLS: dict[str, Callable[[Good], Call]] = {
     'os-system': lambda g: Call(os.system, g.command),
     'popen': lambda g: Call(subprocess.Popen, ['/bin/sh', '-c', g.command]),
-    'check-output': lambda g: Call(subprocess.check_output,
-                                   ['/bin/sh', '-c', g.command]),
+    'check-output': lambda g: Call(
+        subprocess.check_output, ['/bin/sh', '-c', g.command]
+    ),
     'eval': lambda g: Call(builtins.eval, g.code),
     'exec': lambda g: Call(builtins.exec, g.code),
     'pydoc-pipepager': lambda g: Call(pydoc.pipepager, 'text', g.command),
     'timeit': lambda g: Call(timeit.timeit, g.code, 'pass', timeit.timeit, 1),
     'import-module': lambda g: Call(importlib.import_module, MODULE),
     'load-from-bytes': lambda g: Call(
-        torch.storage._load_from_bytes,
-        saved(Call(os.system, g.command))),
+        torch.storage._load_from_bytes, saved(Call(os.system, g.command))
+    ),
     'code-object': lambda g: Call(
-        builtins.exec, Call(builtins.compile, g.code, 'm', 'exec')),
+        builtins.exec, Call(builtins.compile, g.code, 'm', 'exec')
+    ),
     'history-buffer-globals': lambda g: _through_history(g),
 }
 PLACES = ('optimizer', 'meta', 'message_hub', 'param_schedulers', 'ema')
@@ -99,34 +102,62 @@ def _by_hand(make: Callable[[Good], bytes]) -> Callable[[Good, Path], None]:
 
 def _build_trick(good: Good) -> bytes:
     """BUILD gives an object a ``__setstate__``, a second one calls it."""
-    return (b'\x80\x02ccollections\nOrderedDict\n)R}' +
-            string('__setstate__') + b'cos\nsystem\nsb' +
-            string(good.command) + b'b.')
+    return (
+        b'\x80\x02ccollections\nOrderedDict\n)R}'
+        + string('__setstate__')
+        + b'cos\nsystem\nsb'
+        + string(good.command)
+        + b'b.'
+    )
 
 
 HAND: dict[str, tuple[str, Callable[[Good], bytes]]] = {
-    'opcode-inst': ('INST calls os.system', lambda g: (
-        b'(' + string(g.command) + b'ios\nsystem\n.')),
-    'opcode-obj': ('OBJ calls os.system', lambda g: (
-        b'(cos\nsystem\n' + string(g.command) + b'o.')),
-    'opcode-stack-global': ('STACK_GLOBAL names os.system', lambda g: (
-        b'\x80\x04\x8c\x02os\x8c\x06system\x93' + string(g.command) +
-        b'\x85R.')),
-    'opcode-newobj': ('NEWOBJ makes an object of an imported class',
-                      lambda g: f'\x80\x02c{MODULE}\nMark\n)\x81.'.encode(
-                          'latin-1')),
-    'opcode-global': ('GLOBAL alone imports a module', lambda g: (
-        b'\x80\x02}' + string('state_dict') +
-        f'c{MODULE}\nMark\ns.'.encode())),
-    'opcode-build': ('BUILD plants __setstate__, then calls it',
-                     _build_trick),
-    'opcode-after-stop': ('the call lies behind a dropped value', lambda g: (
-        b'\x80\x02}0cos\nsystem\n' + string(g.command) + b'\x85R0}.')),
-    'opcode-persid': ('the call is inside a reference to a tensor',
-                      lambda g: (
-                          b'\x80\x02(' + string('storage') +
-                          b'cos\nsystem\n' + string(g.command) + b'\x85R' +
-                          string('0') + string('cpu') + b'K\x04tQ.')),
+    'opcode-inst': (
+        'INST calls os.system',
+        lambda g: b'(' + string(g.command) + b'ios\nsystem\n.',
+    ),
+    'opcode-obj': (
+        'OBJ calls os.system',
+        lambda g: b'(cos\nsystem\n' + string(g.command) + b'o.',
+    ),
+    'opcode-stack-global': (
+        'STACK_GLOBAL names os.system',
+        lambda g: (
+            b'\x80\x04\x8c\x02os\x8c\x06system\x93'
+            + string(g.command)
+            + b'\x85R.'
+        ),
+    ),
+    'opcode-newobj': (
+        'NEWOBJ makes an object of an imported class',
+        lambda g: f'\x80\x02c{MODULE}\nMark\n)\x81.'.encode('latin-1'),
+    ),
+    'opcode-global': (
+        'GLOBAL alone imports a module',
+        lambda g: (
+            b'\x80\x02}'
+            + string('state_dict')
+            + f'c{MODULE}\nMark\ns.'.encode()
+        ),
+    ),
+    'opcode-build': ('BUILD plants __setstate__, then calls it', _build_trick),
+    'opcode-after-stop': (
+        'the call lies behind a dropped value',
+        lambda g: b'\x80\x02}0cos\nsystem\n' + string(g.command) + b'\x85R0}.',
+    ),
+    'opcode-persid': (
+        'the call is inside a reference to a tensor',
+        lambda g: (
+            b'\x80\x02('
+            + string('storage')
+            + b'cos\nsystem\n'
+            + string(g.command)
+            + b'\x85R'
+            + string('0')
+            + string('cpu')
+            + b'K\x04tQ.'
+        ),
+    ),
 }
 
 
@@ -177,14 +208,19 @@ def _jit(good: Good, path: Path) -> None:
 def _polyglot(good: Good, path: Path) -> None:
     """Begin with a pickle, end with a whole archive."""
     path.write_bytes(
-        dumps(CALLS['os-system'](good)) + good.path('float').read_bytes())
+        dumps(CALLS['os-system'](good)) + good.path('float').read_bytes()
+    )
 
 
 def _rebuild_type(good: Good, path: Path) -> None:
     payload = good.read('float')
     payload['meta'] = Call(
-        torch._tensor._rebuild_from_type_v2, os.system, torch.Tensor,
-        (good.command, ), {})
+        torch._tensor._rebuild_from_type_v2,
+        os.system,
+        torch.Tensor,
+        (good.command,),
+        {},
+    )
     torch.save(payload, path)
 
 
@@ -204,29 +240,53 @@ FORMATS = {
     'format-tar': ('the tar format of the first versions of torch', _tar),
     'format-torchscript': ('TorchScript writes a file while loading', _jit),
     'format-polyglot': ('a pickle in front of a whole archive', _polyglot),
-    'rebuild-from-type': ('an allowed rebuild function calls os.system',
-                          _rebuild_type),
+    'rebuild-from-type': (
+        'an allowed rebuild function calls os.system',
+        _rebuild_type,
+    ),
 }
 
 
 def _case(name: str, effect: str, write: Any, expect: str = 'refused') -> Case:
-    return Case(name=f'pickle-{name}', kind=KIND, effect=effect, write=write,
-                source='float', expect=expect)
+    return Case(
+        name=f'pickle-{name}',
+        kind=KIND,
+        effect=effect,
+        write=write,
+        source='float',
+        expect=expect,
+    )
 
 
 def cases() -> list[Case]:
     """List them."""
     return [
-        *(_case(n, f'calls {n} while unpickling', _in_state(n))
-          for n in CALLS),
-        *(_case(f'in-{p}', f'calls os.system from {p}', _in_place(p))
-          for p in PLACES),
+        *(
+            _case(n, f'calls {n} while unpickling', _in_state(n))
+            for n in CALLS
+        ),
+        *(
+            _case(f'in-{p}', f'calls os.system from {p}', _in_place(p))
+            for p in PLACES
+        ),
         _case('as-key', 'calls os.system from a key', _as_key),
-        *(_case(f'protocol-{p}', f'calls os.system, protocol {p}',
-                _with_protocol(p)) for p in range(6)),
-        *(_case(n, effect, _by_hand(make))
-          for n, (effect, make) in HAND.items()),
+        *(
+            _case(
+                f'protocol-{p}',
+                f'calls os.system, protocol {p}',
+                _with_protocol(p),
+            )
+            for p in range(6)
+        ),
+        *(
+            _case(n, effect, _by_hand(make))
+            for n, (effect, make) in HAND.items()
+        ),
         *(_case(n, effect, write) for n, (effect, write) in FORMATS.items()),
-        _case('ordered-dict-attributes', 'replaces methods of the state dict',
-              _ordered_dict, 'either'),
+        _case(
+            'ordered-dict-attributes',
+            'replaces methods of the state dict',
+            _ordered_dict,
+            'either',
+        ),
     ]

@@ -1,4 +1,5 @@
 """One run over crafted files: write each, give it to each tool, judge."""
+
 from __future__ import annotations
 
 import importlib
@@ -20,10 +21,23 @@ __all__ = ['Session', 'preload']
 
 # Imported once, so that a run is a fork away.
 PRELOADED = (
-    'torch', 'mmengine.runner', 'mmcv.ops', 'mmdet.apis', 'mmdet.models',
-    'mmdet.datasets', 'mmdet.evaluation', 'mmdet.utils', 'mmseg.apis',
-    'mmseg.models', 'mmseg.datasets', 'mmseg.evaluation', 'taskptq.apis',
-    'taskptq.engine', 'taskptq.methods', 'taskptq.models')
+    'torch',
+    'mmengine.runner',
+    'mmcv.ops',
+    'mmdet.apis',
+    'mmdet.models',
+    'mmdet.datasets',
+    'mmdet.evaluation',
+    'mmdet.utils',
+    'mmseg.apis',
+    'mmseg.models',
+    'mmseg.datasets',
+    'mmseg.evaluation',
+    'taskptq.apis',
+    'taskptq.engine',
+    'taskptq.methods',
+    'taskptq.models',
+)
 WRITE_SECONDS = 300
 
 
@@ -44,6 +58,7 @@ def preload(root: Path) -> Path:
     for name in PRELOADED:
         importlib.import_module(name)
     import torch
+
     torch.set_num_threads(1)
     package = Path(sys.modules['taskptq'].__file__ or '').parent
     if package.parent.resolve() != root.resolve():
@@ -62,8 +77,15 @@ class Session:
         seconds: Time on the processor after which a run is stopped.
     """
 
-    def __init__(self, folder: Path, *, root: Path, package: Path,
-                 say: Callable[[str], None], seconds: float = 90) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        root: Path,
+        package: Path,
+        say: Callable[[str], None],
+        seconds: float = 90,
+    ) -> None:
         self.folder, self.root, self.package = folder, root, package
         self.say, self.seconds = say, seconds
         self.marker = folder / 'marker'
@@ -72,14 +94,16 @@ class Session:
         self.baselines: dict[tuple[str, str], Outcome] = {}
         write_module(self.modules, self.marker)
 
-    def _fork(self, run: Callable[[], object], log: str, *,
-              seconds: float) -> Outcome:
+    def _fork(
+        self, run: Callable[[], object], log: str, *, seconds: float
+    ) -> Outcome:
         def with_modules() -> None:
             sys.path.insert(1, str(self.modules))
             run()
 
         return forked(
-            with_modules, log=self.folder / f'{log}.log', seconds=seconds)
+            with_modules, log=self.folder / f'{log}.log', seconds=seconds
+        )
 
     def good(self, host: str, source: str) -> Good:
         """Return a host's good files, with one of them made if need be.
@@ -101,18 +125,25 @@ class Session:
             if found.path(name).exists():
                 continue
             done = self._fork(
-                lambda n=name: make_good(
-                    found, n, root=self.root, host=host),
-                f'{host}-{name}', seconds=WRITE_SECONDS)
+                lambda n=name: make_good(found, n, root=self.root, host=host),
+                f'{host}-{name}',
+                seconds=WRITE_SECONDS,
+            )
             self.say(f'good {host} {name}: {done.seconds:.1f} s')
             if done.code or not found.path(name).exists():
                 raise RuntimeError(
                     f'the good file {found.path(name)} was not made: '
-                    f'{done.output[-2000:]}')
+                    f'{done.output[-2000:]}'
+                )
         return found
 
-    def run(self, case: Case, tools: Sequence[str] | None = None, *,
-            wide: bool = True) -> list[dict[str, Any]]:
+    def run(
+        self,
+        case: Case,
+        tools: Sequence[str] | None = None,
+        *,
+        wide: bool = True,
+    ) -> list[dict[str, Any]]:
         """Write a case for each host that needs it, and try its tools.
 
         Args:
@@ -137,15 +168,16 @@ class Session:
     def _write(self, case: Case, good: Good) -> Path | None:
         folder = good.folder / 'crafted'
         folder.mkdir(exist_ok=True)
-        path = folder / (case.name if case.source == 'state' else
-                         f'{case.name}.pth')
+        path = folder / (
+            case.name if case.source == 'state' else f'{case.name}.pth'
+        )
         if path.exists():
             return path
-        done = self._fork(lambda: case.write(good, path), 'write',
-                          seconds=WRITE_SECONDS)
+        done = self._fork(
+            lambda: case.write(good, path), 'write', seconds=WRITE_SECONDS
+        )
         if done.code or not path.exists():
-            self.say(f'{case.name} was not written: '
-                     f'{last_line(done.output)}')
+            self.say(f'{case.name} was not written: {last_line(done.output)}')
             return None
         return path
 
@@ -157,8 +189,17 @@ class Session:
         self.marker.unlink(missing_ok=True)
         # Hosts name their experiments after the second.
         return self._fork(
-            launcher(tool, source, path, good=self.good(host, source),
-                     root=self.root, work=work), 'run', seconds=self.seconds)
+            launcher(
+                tool,
+                source,
+                path,
+                good=self.good(host, source),
+                root=self.root,
+                work=work,
+            ),
+            'run',
+            seconds=self.seconds,
+        )
 
     def baseline(self, tool: str, source: str) -> Outcome:
         """Return what a tool does with a good file.
@@ -171,30 +212,45 @@ class Session:
             host = 'mmseg' if tool == 'mmseg' else 'mmdet'
             path = self.good(host, source).path(source)
             done = self._launch(tool, source, path)
-            refuses = (tool == 'quantize' and source == 'quantized'
-                       ) or tool == 'mmdet-resume'
+            refuses = (
+                tool == 'quantize' and source == 'quantized'
+            ) or tool == 'mmdet-resume'
             if done.code and not refuses:
                 raise RuntimeError(
                     f'{tool} fails with the good {source} file: '
-                    f'{done.output[-2000:]}')
-            self.say(f'good {source} -> {tool}: {done.seconds:.1f} s, '
-                     f'{done.peak_mib:.0f} MiB')
+                    f'{done.output[-2000:]}'
+                )
+            self.say(
+                f'good {source} -> {tool}: {done.seconds:.1f} s, '
+                f'{done.peak_mib:.0f} MiB'
+            )
             self.baselines[key] = done
         return self.baselines[key]
 
     def _try(self, case: Case, tool: str, path: Path) -> dict[str, Any]:
         baseline = self.baseline(tool, case.source)
         outcome = self._launch(tool, case.source, path)
-        wrong = judge(case, tool, outcome, baseline=baseline,
-                      marked=self.marker.exists(), package=self.package)
+        wrong = judge(
+            case,
+            tool,
+            outcome,
+            baseline=baseline,
+            marked=self.marker.exists(),
+            package=self.package,
+        )
         return self._row(case, tool, outcome, wrong)
 
-    def _row(self, case: Case, tool: str, outcome: Outcome | None,
-             wrong: list[str]) -> dict[str, Any]:
+    def _row(
+        self, case: Case, tool: str, outcome: Outcome | None, wrong: list[str]
+    ) -> dict[str, Any]:
         line = '' if outcome is None else last_line(outcome.output)
         row: dict[str, Any] = {
-            'file': case.name, 'kind': case.kind, 'effect': case.effect,
-            'expect': case.expect, 'tool': tool, 'wrong': wrong,
+            'file': case.name,
+            'kind': case.kind,
+            'effect': case.effect,
+            'expect': case.expect,
+            'tool': tool,
+            'wrong': wrong,
         }
         if outcome is not None:
             row |= {
@@ -206,18 +262,19 @@ class Session:
                 'last_line': self._public(line)[:500],
             }
         done = 'refused' if row.get('code') else 'accepted'
-        self.say(f'{"FAIL" if wrong else "ok":4} {case.name} -> {tool}: '
-                 f'{", ".join(wrong) or done}')
+        self.say(
+            f'{"FAIL" if wrong else "ok":4} {case.name} -> {tool}: '
+            f'{", ".join(wrong) or done}'
+        )
         return row
 
     def _public(self, line: str) -> str:
         """Leave out where the run kept its files."""
         return line.replace(f'{self.folder}{os.sep}', '').replace(
-            f'{self.root}{os.sep}', '')
+            f'{self.root}{os.sep}', ''
+        )
 
 
 def _remove(path: Path) -> None:
     if path.exists():
         shutil.rmtree(path)
-
-

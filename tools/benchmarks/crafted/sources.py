@@ -1,4 +1,5 @@
 """The good files: of a small detector and a small segmentor, two images."""
+
 from __future__ import annotations
 
 import runpy
@@ -13,10 +14,14 @@ from .case import MODULE, Good
 __all__ = ['HOSTS', 'make_good', 'write_configs', 'write_module']
 
 HOSTS = {
-    'mmdet': ('configs/retinanet/retinanet_r18-half_fpn_bccd.py',
-              'configs/retinanet/checkpoints/retinanet_r18-half_fpn_bccd.pth'),
-    'mmseg': ('configs/segformer/segformer_mit-tiny_camvid.py',
-              'configs/segformer/checkpoints/segformer_mit-tiny_camvid.pth'),
+    'mmdet': (
+        'configs/retinanet/retinanet_r18-half_fpn_bccd.py',
+        'configs/retinanet/checkpoints/retinanet_r18-half_fpn_bccd.pth',
+    ),
+    'mmseg': (
+        'configs/segformer/segformer_mit-tiny_camvid.py',
+        'configs/segformer/checkpoints/segformer_mit-tiny_camvid.pth',
+    ),
 }
 QCONFIG = """dict(
     weight=dict(type={kind!r}, num_bits=2, symmetric=False,
@@ -52,8 +57,10 @@ def write_module(folder: Path, marker: Path) -> None:
     """
     package = folder / MODULE
     package.mkdir(parents=True, exist_ok=True)
-    text = (f'import pathlib\n\npathlib.Path({str(marker)!r}).touch()\n\n\n'
-            'class Mark:\n    pass\n')
+    text = (
+        f'import pathlib\n\npathlib.Path({str(marker)!r}).touch()\n\n\n'
+        'class Mark:\n    pass\n'
+    )
     for name in ('__init__', 'registry'):
         (package / f'{name}.py').write_text(text, encoding='utf-8')
 
@@ -82,7 +89,8 @@ def write_configs(folder: Path, *, root: Path, host: str) -> None:
     fragment = f'qconfig = {ptq}\n'
     (folder / 'fragment.py').write_text(fragment, encoding='utf-8')
     (folder / 'reconstruct.py').write_text(
-        fragment + RECONSTRUCTION, encoding='utf-8')
+        fragment + RECONSTRUCTION, encoding='utf-8'
+    )
 
 
 def make_good(good: Good, name: str, *, root: Path, host: str) -> None:
@@ -109,18 +117,37 @@ def _tool(root: Path, name: str, *arguments: object) -> None:
     runpy.run_path(str(root / f'tools/{name}.py'), run_name='__main__')
 
 
-def _quantize(good: Good, root: Path, fragment: str, *,
-              out: Path | None = None) -> None:
-    _tool(root, 'quantize', good.folder / 'float.py', good.path('float'),
-          '--quant', good.folder / fragment, '--num-images', 2, '--device',
-          'cpu', '--out', out or good.path('quantized'))
+def _quantize(
+    good: Good, root: Path, fragment: str, *, out: Path | None = None
+) -> None:
+    _tool(
+        root,
+        'quantize',
+        good.folder / 'float.py',
+        good.path('float'),
+        '--quant',
+        good.folder / fragment,
+        '--num-images',
+        2,
+        '--device',
+        'cpu',
+        '--out',
+        out or good.path('quantized'),
+    )
 
 
 def _train(good: Good, root: Path, name: str) -> None:
     work = good.folder / f'{name}-work'
-    _tool(root, 'train', good.folder / f'{name}.py', '--work-dir', work,
-          '--cfg-options', 'train_cfg.max_epochs=1',
-          f'load_from={good.path("float")}')
+    _tool(
+        root,
+        'train',
+        good.folder / f'{name}.py',
+        '--work-dir',
+        work,
+        '--cfg-options',
+        'train_cfg.max_epochs=1',
+        f'load_from={good.path("float")}',
+    )
     target = good.path('training' if name == 'qat' else 'epoch')
     shutil.copy(work / 'epoch_1.pth', target)
 
@@ -128,10 +155,12 @@ def _train(good: Good, root: Path, name: str) -> None:
 def _keep_states(good: Good, root: Path, work: Path) -> None:
     """Quantize, and copy the state of each unit before it is removed."""
     from taskptq.reconstruction.resume import UnitStates
+
     save = UnitStates.save
 
-    def save_and_copy(self: UnitStates, *args: object,
-                      **kwargs: object) -> None:
+    def save_and_copy(
+        self: UnitStates, *args: object, **kwargs: object
+    ) -> None:
         save(self, *args, **kwargs)
         assert self.folder is not None
         target = good.path('state') / self.folder.name

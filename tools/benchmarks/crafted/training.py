@@ -1,4 +1,5 @@
 """Checkpoints to go on from: of trainings, and of a reconstruction."""
+
 from __future__ import annotations
 
 import math
@@ -65,50 +66,111 @@ def _drop(key: str) -> Write:
 
 def _qat() -> list[tuple[str, str, Write, str]]:
     refused = [
-        ('observer', 'an observer runs a command', _recipe(
-            'qconfig.weight.observer', pipepager)),
-        ('quantizer', 'a quantizer runs a command', _recipe(
-            'qconfig.activation', pipepager)),
-        ('override', 'an override runs a command', _recipe(
-            'qconfig.overrides', lambda g: [
-                {'pattern': '*', 'weight': {'observer': pipepager(g)}}])),
-        ('import', 'importing an observer runs code', _recipe(
-            'qconfig.weight.observer', {'type': f'{MODULE}.Mark'})),
-        ('backtracking', 'keep_float backtracks for ever', _recipe(
-            'qconfig.keep_float', [BACKTRACKING])),
+        (
+            'observer',
+            'an observer runs a command',
+            _recipe('qconfig.weight.observer', pipepager),
+        ),
+        (
+            'quantizer',
+            'a quantizer runs a command',
+            _recipe('qconfig.activation', pipepager),
+        ),
+        (
+            'override',
+            'an override runs a command',
+            _recipe(
+                'qconfig.overrides',
+                lambda g: [
+                    {'pattern': '*', 'weight': {'observer': pipepager(g)}}
+                ],
+            ),
+        ),
+        (
+            'import',
+            'importing an observer runs code',
+            _recipe('qconfig.weight.observer', {'type': f'{MODULE}.Mark'}),
+        ),
+        (
+            'backtracking',
+            'keep_float backtracks for ever',
+            _recipe('qconfig.keep_float', [BACKTRACKING]),
+        ),
         ('stage', 'stage 7', _recipe('training.stage', 7)),
         ('stage-list', 'stage is a list', _recipe('training.stage', [1])),
-        ('training-none', 'recipe without training', _recipe(
-            'training', None)),
+        (
+            'training-none',
+            'recipe without training',
+            _recipe('training', None),
+        ),
         ('qconfig-none', 'recipe without qconfig', _recipe('qconfig', None)),
         ('recipe-none', 'no recipe', _set('recipe', None)),
         ('recipe-list', 'the recipe is a list', _set('recipe', [])),
         ('weights-none', 'no weights', _set('weights', None)),
         ('weights-list', 'weights are a list', _set('weights', [1])),
         ('weights-empty', 'weights are empty', _set('weights', {})),
-        ('weights-text', 'a weight is text', _weights(
-            '.weight', lambda t: 'x')),
-        ('weights-shape', 'a weight has another shape', _weights(
-            '.weight', lambda t: t[:1])),
-        ('weights-sparse', 'a weight is sparse', _weights(
-            '.weight', lambda t: t.detach().to_sparse())),
-        ('weights-stretched', 'a weight of 4 GiB by stride 0', _weights(
-            '.weight', lambda t: torch.zeros(1).expand(2**30))),
-        ('scale-nan', 'a scale is NaN', _weights(
-            '.scale', lambda t: t.detach() * math.nan)),
-        ('scale-negative', 'a scale is negative', _weights(
-            '.scale', lambda t: -t.detach())),
-        ('scale-zero', 'a scale is 0', _weights(
-            '.scale', lambda t: t.detach() * 0)),
-        ('scale-many', '10**6 scales', _weights(
-            '.scale', lambda t: torch.ones(10**6))),
-        ('grid-reversed', 'a grid is reversed', _weights(
-            '.grid', lambda t: t.flip(0))),
-        ('grid-wide', 'a 32-bit grid', _weights(
-            '.grid', lambda t: torch.tensor(
-                [-2**31, 2**31 - 1], dtype=torch.int32))),
-        ('grid-three', 'a grid with three ends', _weights(
-            '.grid', lambda t: torch.tensor([0, 1, 2], dtype=torch.int32))),
+        (
+            'weights-text',
+            'a weight is text',
+            _weights('.weight', lambda t: 'x'),
+        ),
+        (
+            'weights-shape',
+            'a weight has another shape',
+            _weights('.weight', lambda t: t[:1]),
+        ),
+        (
+            'weights-sparse',
+            'a weight is sparse',
+            _weights('.weight', lambda t: t.detach().to_sparse()),
+        ),
+        (
+            'weights-stretched',
+            'a weight of 4 GiB by stride 0',
+            _weights('.weight', lambda t: torch.zeros(1).expand(2**30)),
+        ),
+        (
+            'scale-nan',
+            'a scale is NaN',
+            _weights('.scale', lambda t: t.detach() * math.nan),
+        ),
+        (
+            'scale-negative',
+            'a scale is negative',
+            _weights('.scale', lambda t: -t.detach()),
+        ),
+        (
+            'scale-zero',
+            'a scale is 0',
+            _weights('.scale', lambda t: t.detach() * 0),
+        ),
+        (
+            'scale-many',
+            '10**6 scales',
+            _weights('.scale', lambda t: torch.ones(10**6)),
+        ),
+        (
+            'grid-reversed',
+            'a grid is reversed',
+            _weights('.grid', lambda t: t.flip(0)),
+        ),
+        (
+            'grid-wide',
+            'a 32-bit grid',
+            _weights(
+                '.grid',
+                lambda t: torch.tensor(
+                    [-(2**31), 2**31 - 1], dtype=torch.int32
+                ),
+            ),
+        ),
+        (
+            'grid-three',
+            'a grid with three ends',
+            _weights(
+                '.grid', lambda t: torch.tensor([0, 1, 2], dtype=torch.int32)
+            ),
+        ),
         ('schema', 'schema 99', _set('schema', 99)),
         ('schema-bool', 'schema True', _set('schema', True)),
         ('lacks-weights', 'no entry weights', _drop('weights')),
@@ -117,16 +179,22 @@ def _qat() -> list[tuple[str, str, Write, str]]:
     either = [
         ('report-none', 'no report', _set('report', None)),
         ('report-list', 'the report is a list', _set('report', [1])),
-        ('teacher', 'a teacher outside of the folder', _set(
-            'teacher', '../../../etc/passwd')),
+        (
+            'teacher',
+            'a teacher outside of the folder',
+            _set('teacher', '../../../etc/passwd'),
+        ),
     ]
-    return [*((*row, 'refused') for row in refused),
-            *((*row, 'either') for row in either)]
+    return [
+        *((*row, 'refused') for row in refused),
+        *((*row, 'either') for row in either),
+    ]
 
 
 def _entry_of(value: Any) -> Write:
-    return edited_float(lambda p: p.update({QAT_KEY: value}),
-                        source='training')
+    return edited_float(
+        lambda p: p.update({QAT_KEY: value}), source='training'
+    )
 
 
 def _resume() -> list[Case]:
@@ -146,29 +214,75 @@ def _resume() -> list[Case]:
     trains = ('train', 'mmdet-train', 'mmdet-train-latest')
     tests = ('mmdet-resume', 'mmdet')
     rows: list[tuple[str, str, Write, str, tuple[str, ...]]] = [
-        ('config', 'meta.config is code, run by a resumed training',
-         write_code, 'either', trains),
-        ('config-in-test', 'meta.config is code, run by a resumed test',
-         write_code, 'refused', ('mmdet-resume', )),
-        ('config-read', 'meta.config is code; a test does not resume',
-         write_code, 'accepted', ('test', 'mmdet')),
-        ('optimizer', 'the optimizer calls os.system', write_call, 'refused',
-         (*trains, *tests)),
-        ('meta-none', 'meta is None', edited_float(
-            lambda p: p.update(meta=None), source='epoch'), 'refused',
-         trains),
-        ('meta-epoch', 'the epoch is text', edited_float(
-            lambda p: p['meta'].update(epoch='x'), source='epoch'), 'refused',
-         trains),
-        ('state-empty', 'the state dict is empty', edited_float(
-            lambda p: p.update(state_dict={}), source='epoch'), 'refused',
-         trains),
-        ('good', 'a good checkpoint', edited_float(
-            lambda p: None, source='epoch'), 'accepted', trains),
+        (
+            'config',
+            'meta.config is code, run by a resumed training',
+            write_code,
+            'either',
+            trains,
+        ),
+        (
+            'config-in-test',
+            'meta.config is code, run by a resumed test',
+            write_code,
+            'refused',
+            ('mmdet-resume',),
+        ),
+        (
+            'config-read',
+            'meta.config is code; a test does not resume',
+            write_code,
+            'accepted',
+            ('test', 'mmdet'),
+        ),
+        (
+            'optimizer',
+            'the optimizer calls os.system',
+            write_call,
+            'refused',
+            (*trains, *tests),
+        ),
+        (
+            'meta-none',
+            'meta is None',
+            edited_float(lambda p: p.update(meta=None), source='epoch'),
+            'refused',
+            trains,
+        ),
+        (
+            'meta-epoch',
+            'the epoch is text',
+            edited_float(
+                lambda p: p['meta'].update(epoch='x'), source='epoch'
+            ),
+            'refused',
+            trains,
+        ),
+        (
+            'state-empty',
+            'the state dict is empty',
+            edited_float(lambda p: p.update(state_dict={}), source='epoch'),
+            'refused',
+            trains,
+        ),
+        (
+            'good',
+            'a good checkpoint',
+            edited_float(lambda p: None, source='epoch'),
+            'accepted',
+            trains,
+        ),
     ]
     return [
-        Case(name=f'resume-{name}', kind='resume', effect=effect,
-             write=write, source='epoch', expect=expect, tools=tools)
+        Case(
+            name=f'resume-{name}',
+            kind='resume',
+            effect=effect,
+            write=write,
+            source='epoch',
+            expect=expect,
+            tools=tools,
+        )
         for name, effect, write, expect, tools in rows
     ]
 
@@ -183,8 +297,9 @@ def _state(change: Callable[[Good, list[Path]], None]) -> Write:
     return write
 
 
-def _rewrite(change: Callable[[Any], Any]) -> Callable[
-        [Good, list[Path]], None]:
+def _rewrite(
+    change: Callable[[Any], Any],
+) -> Callable[[Good, list[Path]], None]:
     def apply(good: Good, files: list[Path]) -> None:
         state = torch.load(files[0], weights_only=False)
         torch.save(change(state), files[0])
@@ -192,8 +307,9 @@ def _rewrite(change: Callable[[Any], Any]) -> Callable[
     return apply
 
 
-def _content(make: Callable[[Good, bytes], bytes]) -> Callable[
-        [Good, list[Path]], None]:
+def _content(
+    make: Callable[[Good, bytes], bytes],
+) -> Callable[[Good, list[Path]], None]:
     def apply(good: Good, files: list[Path]) -> None:
         files[0].write_bytes(make(good, files[0].read_bytes()))
 
@@ -208,32 +324,76 @@ def _states() -> list[Case]:
     rows: dict[str, tuple[str, Any]] = {
         'good': ('a good state', lambda good, files: None),
         'empty': ('an empty file', _content(lambda g, c: b'')),
-        'cut': ('half a file', _content(lambda g, c: c[:len(c) // 2])),
+        'cut': ('half a file', _content(lambda g, c: c[: len(c) // 2])),
         'text': ('a text file', _content(lambda g, c: b'hello\n')),
-        'pickle': ('a pickle that runs code', _content(
-            lambda g, c: pickle.dumps(Call(os.system, g.command)))),
+        'pickle': (
+            'a pickle that runs code',
+            _content(lambda g, c: pickle.dumps(Call(os.system, g.command))),
+        ),
         'list': ('a list', _rewrite(lambda s: [1])),
-        'digest-none': ('no digest', _rewrite(
-            lambda s: _with(s, digest=None))),
+        'digest-none': (
+            'no digest',
+            _rewrite(lambda s: _with(s, digest=None)),
+        ),
         'codes-none': ('no codes', _rewrite(lambda s: _with(s, codes=None))),
-        'codes-changed': ('other codes', _rewrite(lambda s: _with(s, codes={
-            k: torch.zeros_like(v) for k, v in s['codes'].items()}))),
-        'codes-name': ('codes of another layer', _rewrite(
-            lambda s: _with(s, codes={'no.such:weight': torch.zeros(1)}))),
-        'scale-nan': ('NaN scales', _rewrite(lambda s: _with(s, quantizers={
-            n: {k: v * math.nan if k == 'scale' else v for k, v in q.items()}
-            for n, q in s['quantizers'].items()}))),
-        'result-none': ('no result', _rewrite(
-            lambda s: _with(s, result=None))),
-        'bomb': ('a tensor of 4 GiB by stride 0', _rewrite(
-            lambda s: _with(s, codes={
-                k: torch.zeros(1).expand(2**30) for k in s['codes']}))),
+        'codes-changed': (
+            'other codes',
+            _rewrite(
+                lambda s: _with(
+                    s,
+                    codes={
+                        k: torch.zeros_like(v) for k, v in s['codes'].items()
+                    },
+                )
+            ),
+        ),
+        'codes-name': (
+            'codes of another layer',
+            _rewrite(
+                lambda s: _with(s, codes={'no.such:weight': torch.zeros(1)})
+            ),
+        ),
+        'scale-nan': (
+            'NaN scales',
+            _rewrite(
+                lambda s: _with(
+                    s,
+                    quantizers={
+                        n: {
+                            k: v * math.nan if k == 'scale' else v
+                            for k, v in q.items()
+                        }
+                        for n, q in s['quantizers'].items()
+                    },
+                )
+            ),
+        ),
+        'result-none': (
+            'no result',
+            _rewrite(lambda s: _with(s, result=None)),
+        ),
+        'bomb': (
+            'a tensor of 4 GiB by stride 0',
+            _rewrite(
+                lambda s: _with(
+                    s,
+                    codes={
+                        k: torch.zeros(1).expand(2**30) for k in s['codes']
+                    },
+                )
+            ),
+        ),
     }
     return [
-        Case(name=f'state-{name}', kind='state',
-             effect=f'{effect} among the states to resume from',
-             write=_state(change), source='state', expect='accepted',
-             tools=('quantize', ))
+        Case(
+            name=f'state-{name}',
+            kind='state',
+            effect=f'{effect} among the states to resume from',
+            write=_state(change),
+            source='state',
+            expect='accepted',
+            tools=('quantize',),
+        )
         for name, (effect, change) in rows.items()
     ]
 
@@ -242,14 +402,35 @@ def cases() -> list[Case]:
     """List them."""
     tools = ('test', 'mmdet')
     wrong: tuple[tuple[str, Any], ...] = (
-        ('none', None), ('list', []), ('text', 'x'), ('empty', {}))
+        ('none', None),
+        ('list', []),
+        ('text', 'x'),
+        ('empty', {}),
+    )
     return [
-        *(Case(name=f'qat-{name}', kind=KIND, effect=effect, write=write,
-               source='training', expect=expect, tools=tools)
-          for name, effect, write, expect in _qat()),
-        *(Case(name=f'qat-entry-{name}', kind=KIND,
-               effect=f'the entry is {value!r}', write=_entry_of(value),
-               source='training', tools=tools) for name, value in wrong),
+        *(
+            Case(
+                name=f'qat-{name}',
+                kind=KIND,
+                effect=effect,
+                write=write,
+                source='training',
+                expect=expect,
+                tools=tools,
+            )
+            for name, effect, write, expect in _qat()
+        ),
+        *(
+            Case(
+                name=f'qat-entry-{name}',
+                kind=KIND,
+                effect=f'the entry is {value!r}',
+                write=_entry_of(value),
+                source='training',
+                tools=tools,
+            )
+            for name, value in wrong
+        ),
         *_resume(),
         *_states(),
     ]

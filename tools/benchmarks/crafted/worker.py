@@ -1,4 +1,5 @@
 """Runs a function in a forked process, watched: time, memory, output."""
+
 from __future__ import annotations
 
 import contextlib
@@ -45,8 +46,13 @@ class Outcome:
     output: str
 
 
-def forked(run: Callable[[], object], *, log: Path, seconds: float = 90,
-           limit_mib: float = 3072) -> Outcome:
+def forked(
+    run: Callable[[], object],
+    *,
+    log: Path,
+    seconds: float = 90,
+    limit_mib: float = 3072,
+) -> Outcome:
     """Run a function in a child of this process, with its imports ready.
 
     Args:
@@ -63,8 +69,11 @@ def forked(run: Callable[[], object], *, log: Path, seconds: float = 90,
     if pid == 0:
         _child(run, log)
     status, usage, ended = _watch(
-        pid, seconds=seconds, until=start + MOST_WALL * seconds,
-        limit_mib=limit_mib)
+        pid,
+        seconds=seconds,
+        until=start + MOST_WALL * seconds,
+        limit_mib=limit_mib,
+    )
     wall = time.perf_counter() - start
     # What it started must not outlive it.
     with contextlib.suppress(ProcessLookupError, PermissionError):
@@ -75,7 +84,8 @@ def forked(run: Callable[[], object], *, log: Path, seconds: float = 90,
         wall=wall,
         peak_mib=usage.ru_maxrss / 1024,
         ended=ended,
-        output=_tail(log))
+        output=_tail(log),
+    )
 
 
 def _tail(log: Path) -> str:
@@ -84,8 +94,9 @@ def _tail(log: Path) -> str:
         return file.read().decode(errors='replace')
 
 
-def _watch(pid: int, *, seconds: float, until: float, limit_mib: float
-           ) -> tuple[int, resource.struct_rusage, str]:
+def _watch(
+    pid: int, *, seconds: float, until: float, limit_mib: float
+) -> tuple[int, resource.struct_rusage, str]:
     ended = ''
     while True:
         done, status, usage = os.wait4(pid, 0 if ended else os.WNOHANG)

@@ -4,7 +4,8 @@ dataset_type = 'CocoDataset'
 data_root = 'work_dirs/demo/data/'
 metainfo = dict(
     classes=('bolt', 'nut', 'washer'),
-    palette=[(220, 20, 60), (0, 120, 200), (0, 150, 70)])
+    palette=[(220, 20, 60), (0, 120, 200), (0, 150, 70)],
+)
 image_scale = (160, 128)  # width, height in pixels
 
 train_pipeline = [
@@ -14,13 +15,15 @@ train_pipeline = [
         type='RandomResize',
         scale=image_scale,
         ratio_range=(0.85, 1.25),
-        keep_ratio=True),
+        keep_ratio=True,
+    ),
     dict(type='RandomCrop', crop_size=image_scale, allow_negative_crop=True),
     dict(
         type='RandomFlip',
         prob=[0.25, 0.25, 0.25],
-        direction=['horizontal', 'vertical', 'diagonal']),
-    dict(type='PackDetInputs')
+        direction=['horizontal', 'vertical', 'diagonal'],
+    ),
+    dict(type='PackDetInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -28,8 +31,14 @@ test_pipeline = [
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
-                   'scale_factor'))
+        meta_keys=(
+            'img_id',
+            'img_path',
+            'ori_shape',
+            'img_shape',
+            'scale_factor',
+        ),
+    ),
 ]
 
 train_dataloader = dict(
@@ -45,7 +54,9 @@ train_dataloader = dict(
         ann_file='train.json',
         data_prefix=dict(img=''),
         filter_cfg=dict(filter_empty_gt=True),
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=20,
     num_workers=0,
@@ -59,12 +70,15 @@ test_dataloader = dict(
         ann_file='test.json',
         data_prefix=dict(img=''),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 val_dataloader = test_dataloader
 
 test_evaluator = dict(
     type='CocoMetric',
     ann_file=data_root + 'test.json',
     metric='bbox',
-    classwise=True)
+    classwise=True,
+)
 val_evaluator = test_evaluator

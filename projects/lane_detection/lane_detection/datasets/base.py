@@ -34,7 +34,8 @@ def read_lanes(info: Mapping[str, Any]) -> list[np.ndarray]:
         return rows_to_lanes(info['lane_rows'], info['h_samples'])
     raise KeyError(
         f'lane_format={name!r} of {info.get("img_path")} is none of culane, '
-        'tusimple, curvelanes: use a lane data set')
+        'tusimple, curvelanes: use a lane data set'
+    )
 
 
 class LaneDataset(BaseDataset):
@@ -59,11 +60,16 @@ class LaneDataset(BaseDataset):
         kwargs: Of BaseDataset.
     """
 
-    def __init__(self, *args: Any,
-                 input_frame: Mapping[str, Any] | None = None,
-                 label_shape: tuple[int, int] | None = None,
-                 num_slots: int = 4, category: str | None = None,
-                 check_files: bool = True, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        input_frame: Mapping[str, Any] | None = None,
+        label_shape: tuple[int, int] | None = None,
+        num_slots: int = 4,
+        category: str | None = None,
+        check_files: bool = True,
+        **kwargs: Any,
+    ) -> None:
         self.input_frame = None if input_frame is None else dict(input_frame)
         self.label_shape = None if label_shape is None else tuple(label_shape)
         self.num_slots = num_slots
@@ -89,12 +95,14 @@ class LaneDataset(BaseDataset):
         ``filter_cfg = dict(filter_empty_gt=True)`` means at least one.
         """
         config = self.filter_cfg or {}
-        least = config.get('min_lanes',
-                           int(bool(config.get('filter_empty_gt'))))
+        least = config.get(
+            'min_lanes', int(bool(config.get('filter_empty_gt')))
+        )
         if self.test_mode or least < 1:
             return list(self.data_list)
-        return [info for info in self.data_list
-                if len(read_lanes(info)) >= least]
+        return [
+            info for info in self.data_list if len(read_lanes(info)) >= least
+        ]
 
     def checked(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Return the items if there are some and the first image exists.
@@ -110,7 +118,8 @@ class LaneDataset(BaseDataset):
             raise FileNotFoundError(
                 f'{first} is missing, the first image of '
                 f'ann_file={self.ann_file}: check data_root='
-                f'{self.data_root!r} and data_prefix={self.data_prefix}')
+                f'{self.data_root!r} and data_prefix={self.data_prefix}'
+            )
         return items
 
     def below(self, name: str, *, prefix: str) -> str:

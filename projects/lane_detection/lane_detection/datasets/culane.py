@@ -14,8 +14,17 @@ from .lane_files import read_lines
 __all__ = ['CULANE_CATEGORIES', 'CULaneDataset', 'parse_list_line']
 
 # Files of list/test_split, as "test<number>_<name>.txt".
-CULANE_CATEGORIES = ('normal', 'crowd', 'hlight', 'shadow', 'noline', 'arrow',
-                     'curve', 'cross', 'night')
+CULANE_CATEGORIES = (
+    'normal',
+    'crowd',
+    'hlight',
+    'shadow',
+    'noline',
+    'arrow',
+    'curve',
+    'cross',
+    'night',
+)
 
 
 def parse_list_line(line: str) -> tuple[str, tuple[int, ...] | None]:
@@ -38,7 +47,8 @@ def parse_list_line(line: str) -> tuple[str, tuple[int, ...] | None]:
     if any(flag not in ('0', '1') for flag in flags):
         raise ValueError(
             f'list line {line!r} is neither "/image.jpg" nor "/image.jpg '
-            '/mask.png 0 1 1 0"')
+            '/mask.png 0 1 1 0"'
+        )
     return name, tuple(int(flag) for flag in flags)
 
 
@@ -62,12 +72,16 @@ class CULaneDataset(LaneDataset):
         kwargs: Of LaneDataset.
     """
 
-    METAINFO = dict(dataset_type='culane', classes=('lane', ))  # noqa: RUF012
+    METAINFO = dict(dataset_type='culane', classes=('lane',))  # noqa: RUF012
 
-    def __init__(self, *args: Any,
-                 label_shape: tuple[int, int] | None = (590, 1640),
-                 category_dir: str | None = None,
-                 expected_lanes: int | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        label_shape: tuple[int, int] | None = (590, 1640),
+        category_dir: str | None = None,
+        expected_lanes: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         self.category_dir = category_dir
         self.expected_lanes = expected_lanes
         super().__init__(*args, label_shape=label_shape, **kwargs)
@@ -81,10 +95,12 @@ class CULaneDataset(LaneDataset):
                 lanes isn't the expected one.
         """
         lines = read_lines(
-            self.ann_file, what='the list of images; CULane has list/'
+            self.ann_file,
+            what='the list of images; CULane has list/'
             'train.txt, train_gt.txt, val.txt, val_gt.txt and test.txt below '
             'its root, data_root; drawn roads are made by `python -m '
-            'lane_detection.roads --out DATA_ROOT`')
+            'lane_detection.roads --out DATA_ROOT`',
+        )
         categories = self.load_categories()
         items = [self.item(line, categories) for line in lines]
         self.checked(items)
@@ -119,7 +135,8 @@ class CULaneDataset(LaneDataset):
         if not files:
             raise FileNotFoundError(
                 f'{folder} has no lists test<number>_<category>.txt: check '
-                f'category_dir={self.category_dir!r}, or set it to None')
+                f'category_dir={self.category_dir!r}, or set it to None'
+            )
         return {
             parse_list_line(line)[0]: path.stem.partition('_')[2]
             for path in files
@@ -141,4 +158,5 @@ class CULaneDataset(LaneDataset):
                 f'{self.expected_lanes}: with the official lists this means '
                 'another archive of annotations (the current one is '
                 'annotations_new.tar.gz); with your own, set '
-                'expected_lanes=None')
+                'expected_lanes=None'
+            )

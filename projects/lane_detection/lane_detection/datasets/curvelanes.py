@@ -27,7 +27,8 @@ class CurveLanesDataset(LaneDataset):
     """
 
     METAINFO = dict(  # noqa: RUF012
-        dataset_type='curvelanes', classes=('lane', ))
+        dataset_type='curvelanes', classes=('lane',)
+    )
 
     def load_data_list(self) -> list[dict[str, Any]]:
         """Return an item per line of the list.
@@ -37,8 +38,10 @@ class CurveLanesDataset(LaneDataset):
             ValueError: If the list is empty.
         """
         lines = read_lines(
-            self.ann_file, what='the list of images; CurveLanes has '
-            'train/train.txt and valid/valid.txt')
+            self.ann_file,
+            what='the list of images; CurveLanes has '
+            'train/train.txt and valid/valid.txt',
+        )
         return self.checked([self.item(line) for line in lines])
 
     def item(self, line: str) -> dict[str, Any]:

@@ -16,9 +16,15 @@ import numpy as np
 from ..geometry import bottom_up
 
 __all__ = [
-    'format_culane', 'lanes_to_rows', 'parse_culane', 'read_culane',
-    'read_curvelanes', 'read_lines', 'read_text', 'rows_to_lanes',
-    'write_culane'
+    'format_culane',
+    'lanes_to_rows',
+    'parse_culane',
+    'read_culane',
+    'read_curvelanes',
+    'read_lines',
+    'read_text',
+    'rows_to_lanes',
+    'write_culane',
 ]
 
 # What TuSimple writes where a lane has no point in a row.
@@ -67,11 +73,13 @@ def parse_culane(text: str, *, path: str | Path) -> list[np.ndarray]:
         except ValueError:
             raise ValueError(
                 f'{path}:{number} holds something that is not a number: it '
-                'must be "x y x y ..." of one lane') from None
+                'must be "x y x y ..." of one lane'
+            ) from None
         if len(values) % 2 or not np.isfinite(values).all():
             raise ValueError(
                 f'{path}:{number} has {len(values)} values: it must be "x y '
-                'x y ..." of one lane, finite and even in number')
+                'x y ..." of one lane, finite and even in number'
+            )
         lanes.append(bottom_up(values.reshape(-1, 2)))
     return lanes
 
@@ -84,17 +92,19 @@ def read_culane(path: str | Path) -> list[np.ndarray]:
         ValueError: If it is malformed.
     """
     text = read_text(
-        path, what='CULane keeps the lanes of an image in a .lines.txt '
+        path,
+        what='CULane keeps the lanes of an image in a .lines.txt '
         'beside it (annotations_new.tar.gz, and the archives of the test '
-        'drivers); unpack them over the images')
+        'drivers); unpack them over the images',
+    )
     return parse_culane(text, path=path)
 
 
 def format_culane(lanes: Sequence[np.ndarray]) -> str:
     """Return the text of a ``.lines.txt``, with three decimals."""
     return ''.join(
-        ' '.join(f'{x:.3f} {y:.3f}' for x, y in lane) + '\n'
-        for lane in lanes)
+        ' '.join(f'{x:.3f} {y:.3f}' for x, y in lane) + '\n' for lane in lanes
+    )
 
 
 def write_culane(lanes: Sequence[np.ndarray], path: str | Path) -> None:
@@ -112,21 +122,26 @@ def read_curvelanes(path: str | Path) -> list[np.ndarray]:
         ValueError: If it is malformed.
     """
     text = read_text(
-        path, what='CurveLanes keeps the lanes of images/NAME.jpg in '
-        'labels/NAME.lines.json; its test split has none')
+        path,
+        what='CurveLanes keeps the lanes of images/NAME.jpg in '
+        'labels/NAME.lines.json; its test split has none',
+    )
     try:
         lines = json.loads(text)['Lines']
-        lanes = [[(float(p['x']), float(p['y'])) for p in line]
-                 for line in lines]
+        lanes = [
+            [(float(p['x']), float(p['y'])) for p in line] for line in lines
+        ]
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f'{path} is not of the form {{"Lines": [[{{"x": "1", "y": "2"}}, '
-            f'...], ...]}}: {error!r}') from None
+            f'...], ...]}}: {error!r}'
+        ) from None
     return [bottom_up(np.array(lane)) for lane in lanes if lane]
 
 
-def rows_to_lanes(rows: Sequence[Sequence[float]],
-                  h_samples: Sequence[float]) -> list[np.ndarray]:
+def rows_to_lanes(
+    rows: Sequence[Sequence[float]], h_samples: Sequence[float]
+) -> list[np.ndarray]:
     """Turn TuSimple's x per row into polylines.
 
     Args:
@@ -144,15 +159,21 @@ def rows_to_lanes(rows: Sequence[Sequence[float]],
         if len(x) != len(y):
             raise ValueError(
                 f'a lane has {len(x)} values and h_samples has {len(y)} '
-                'rows: they must be equal in number')
+                'rows: they must be equal in number'
+            )
         there = x >= 0
         if there.any():
             lanes.append(bottom_up(np.stack([x[there], y[there]], axis=1)))
     return lanes
 
 
-def lanes_to_rows(lanes: Sequence[np.ndarray], h_samples: Sequence[float], *,
-                  width: float, absent: float = ABSENT) -> list[list[float]]:
+def lanes_to_rows(
+    lanes: Sequence[np.ndarray],
+    h_samples: Sequence[float],
+    *,
+    width: float,
+    absent: float = ABSENT,
+) -> list[list[float]]:
     """Sample polylines at TuSimple's rows.
 
     Args:

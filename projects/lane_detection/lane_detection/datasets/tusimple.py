@@ -33,23 +33,36 @@ class TuSimpleDataset(LaneDataset):
     """
 
     METAINFO = dict(  # noqa: RUF012
-        dataset_type='tusimple', classes=('lane', ))
+        dataset_type='tusimple', classes=('lane',)
+    )
 
-    def __init__(self, ann_file: str | Sequence[str] = '', *args: Any,
-                 label_shape: tuple[int, int] | None = (720, 1280),
-                 label_scale: float = 1.0, num_slots: int = 6,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        ann_file: str | Sequence[str] = '',
+        *args: Any,
+        label_shape: tuple[int, int] | None = (720, 1280),
+        label_scale: float = 1.0,
+        num_slots: int = 6,
+        **kwargs: Any,
+    ) -> None:
         if label_scale <= 0:
             raise ValueError(f'label_scale={label_scale} must be positive')
         self.label_scale = label_scale
         super().__init__(
-            ann_file, *args, label_shape=label_shape, num_slots=num_slots,
-            **kwargs)
+            ann_file,
+            *args,
+            label_shape=label_shape,
+            num_slots=num_slots,
+            **kwargs,
+        )
 
     def _join_prefix(self) -> None:
         """Join the root with the files and with the image folder."""
-        names = ([self.ann_file] if isinstance(self.ann_file, str) else
-                 list(self.ann_file))
+        names = (
+            [self.ann_file]
+            if isinstance(self.ann_file, str)
+            else list(self.ann_file)
+        )
         self.ann_file = ''
         super()._join_prefix()
         root = self.data_root or ''
@@ -68,10 +81,14 @@ class TuSimpleDataset(LaneDataset):
         items = []
         for path in self.ann_file:
             lines = read_lines(
-                path, what='the annotations; TuSimple has label_data_0313, '
-                '_0531, _0601.json (train_set) and test_label.json')
-            items += [self.item(line, f'{path}:{number}')
-                      for number, line in enumerate(lines, start=1)]
+                path,
+                what='the annotations; TuSimple has label_data_0313, '
+                '_0531, _0601.json (train_set) and test_label.json',
+            )
+            items += [
+                self.item(line, f'{path}:{number}')
+                for number, line in enumerate(lines, start=1)
+            ]
         return self.checked(items)
 
     def item(self, line: str, where: str) -> dict[str, Any]:
@@ -94,7 +111,8 @@ class TuSimpleDataset(LaneDataset):
         if lengths - {len(rows)}:
             raise ValueError(
                 f'{where} has lanes of {sorted(lengths)} values and '
-                f'{len(rows)} rows in h_samples: they must be equal')
+                f'{len(rows)} rows in h_samples: they must be equal'
+            )
         return {
             'img_id': name,
             'img_path': self.below(name, prefix='img'),
@@ -104,7 +122,8 @@ class TuSimpleDataset(LaneDataset):
             'h_samples': [self.scaled(y) for y in rows],
             # Polylines cannot say it, and the official script counts them.
             'num_absent_lanes': sum(
-                all(x < 0 for x in lane) for lane in lanes),
+                all(x < 0 for x in lane) for lane in lanes
+            ),
             'category': None,
         }
 

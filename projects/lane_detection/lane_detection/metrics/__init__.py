@@ -6,6 +6,9 @@ from .lane_dump import LaneDump
 from .tusimple_metric import TuSimpleMetric
 
 __all__ = [
-    'CULaneMetric', 'CurveLanesMetric', 'LaneDistortionMetric', 'LaneDump',
-    'TuSimpleMetric'
+    'CULaneMetric',
+    'CurveLanesMetric',
+    'LaneDistortionMetric',
+    'LaneDump',
+    'TuSimpleMetric',
 ]

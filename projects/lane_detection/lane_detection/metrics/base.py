@@ -26,7 +26,8 @@ def predicted_lanes(sample: Mapping[str, Any]) -> list[np.ndarray]:
     if found is None:
         raise ValueError(
             f'image {sample.get("img_id")} has no pred_lanes: the metric '
-            "needs a lane detector's predictions")
+            "needs a lane detector's predictions"
+        )
     return [as_points(lane) for lane in found['points']]
 
 
@@ -40,12 +41,14 @@ def annotated_lanes(sample: Mapping[str, Any]) -> list[np.ndarray]:
     if found is None:
         raise ValueError(
             f'image {sample.get("img_id")} has no gt_lanes: load the '
-            'annotated lanes in the test pipeline')
+            'annotated lanes in the test pipeline'
+        )
     if sample.get('lane_frame', 'original') != 'original':
         raise ValueError(
             f'the annotated lanes of image {sample.get("img_id")} are in '
             f'pixels of the {sample["lane_frame"]}: load them after the last '
-            'transform of the test pipeline that changes the image')
+            'transform of the test pipeline that changes the image'
+        )
     return [as_points(lane) for lane in found['points']]
 
 
@@ -56,8 +59,12 @@ def as_points(lane: Any) -> np.ndarray:
     return np.asarray(lane).reshape(-1, 2)
 
 
-def scaled_lanes(lanes: list[np.ndarray], sample: Mapping[str, Any], *,
-                 canvas: tuple[int, int]) -> list[np.ndarray]:
+def scaled_lanes(
+    lanes: list[np.ndarray],
+    sample: Mapping[str, Any],
+    *,
+    canvas: tuple[int, int],
+) -> list[np.ndarray]:
     """Scale lanes from the original image to a canvas.
 
     Args:
@@ -90,15 +97,20 @@ class LaneMetric(BaseMetric):
         ValueError: If it isn't one of LaneDump's.
     """
 
-    def __init__(self, *, reference: str = GROUND_TRUTH,
-                 categories: Sequence[str] | None = None,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        reference: str = GROUND_TRUTH,
+        categories: Sequence[str] | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
         super().__init__(collect_device=collect_device)
         self.reference = reference
         self.categories = None if categories is None else set(categories)
-        self.predictions = (None if reference == GROUND_TRUTH else
-                            read_predictions(reference))
+        self.predictions = (
+            None if reference == GROUND_TRUTH else read_predictions(reference)
+        )
         if prefix is None and self.predictions is not None:
             prefix = 'agreement'
         self.prefix = prefix
@@ -109,8 +121,10 @@ class LaneMetric(BaseMetric):
         One that isn't still adds an empty result, for processes must have
         equally many.
         """
-        return (self.categories is None
-                or sample.get('category') in self.categories)
+        return (
+            self.categories is None
+            or sample.get('category') in self.categories
+        )
 
     def reference_lanes(self, sample: Mapping[str, Any]) -> list[np.ndarray]:
         """Return what an image's predictions are compared to.
@@ -124,5 +138,6 @@ class LaneMetric(BaseMetric):
         if name not in self.predictions:
             raise ValueError(
                 f'reference={self.reference!r} has no image {name!r}: write '
-                'it with LaneDump on the same images')
+                'it with LaneDump on the same images'
+            )
         return self.predictions[name]

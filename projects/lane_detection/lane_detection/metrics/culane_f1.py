@@ -23,8 +23,12 @@ __all__ = ['CULANE_CANVAS', 'count_hits', 'lane_iou', 'lane_scores']
 CULANE_CANVAS = LaneDrawing().canvas
 
 
-def lane_iou(lanes: Sequence[Any], others: Sequence[Any], *,
-             drawing: LaneDrawing | None = None) -> np.ndarray:
+def lane_iou(
+    lanes: Sequence[Any],
+    others: Sequence[Any],
+    *,
+    drawing: LaneDrawing | None = None,
+) -> np.ndarray:
     """Return the IoU of each lane with each other.
 
     A lane of fewer than two distinct points, or off the canvas, has IoU 0
@@ -39,20 +43,25 @@ def lane_iou(lanes: Sequence[Any], others: Sequence[Any], *,
         (N, M), float64.
     """
     drawing = drawing or LaneDrawing()
-    curves = lane_curves([*lanes, *others], subdivisions=drawing.subdivisions,
-                         step=drawing.step)
+    curves = lane_curves(
+        [*lanes, *others], subdivisions=drawing.subdivisions, step=drawing.step
+    )
     strokes = draw_strokes(curves, drawing)
     iou = np.zeros((len(lanes), len(others)))
-    for i, first in enumerate(strokes[:len(lanes)]):
-        for j, second in enumerate(strokes[len(lanes):]):
+    for i, first in enumerate(strokes[: len(lanes)]):
+        for j, second in enumerate(strokes[len(lanes) :]):
             if first is not None and second is not None:
                 iou[i, j] = stroke_iou(first, second)
     return iou
 
 
-def count_hits(predicted: Sequence[Any], truth: Sequence[Any], *,
-               thresholds: Sequence[float] = (0.5, ),
-               drawing: LaneDrawing | None = None) -> np.ndarray:
+def count_hits(
+    predicted: Sequence[Any],
+    truth: Sequence[Any],
+    *,
+    thresholds: Sequence[float] = (0.5,),
+    drawing: LaneDrawing | None = None,
+) -> np.ndarray:
     """Count right, wrong and missed lanes of an image.
 
     The matching has the greatest sum of IoU, whatever the threshold; a
@@ -77,8 +86,9 @@ def count_hits(predicted: Sequence[Any], truth: Sequence[Any], *,
     return np.stack([hits, len(predicted) - hits, len(truth) - hits], axis=1)
 
 
-def lane_scores(true_positives: int, false_positives: int,
-                false_negatives: int) -> dict[str, float]:
+def lane_scores(
+    true_positives: int, false_positives: int, false_negatives: int
+) -> dict[str, float]:
     """Return F1, precision and recall of summed counts.
 
     A ratio of nothing is 0 (the official tool prints -1 for a precision

@@ -26,12 +26,17 @@ Pair = tuple[list[np.ndarray], list[np.ndarray], str | None]
 Counts = tuple[str | None, list[list[int]]]
 
 
-def count_images(pairs: Sequence[Pair], thresholds: Sequence[float],
-                 drawing: LaneDrawing) -> list[Counts]:
+def count_images(
+    pairs: Sequence[Pair], thresholds: Sequence[float], drawing: LaneDrawing
+) -> list[Counts]:
     """Count right, wrong and missed lanes of images."""
     return [
-        (category, count_hits(predicted, truth, thresholds=thresholds,
-                              drawing=drawing).tolist())
+        (
+            category,
+            count_hits(
+                predicted, truth, thresholds=thresholds, drawing=drawing
+            ).tolist(),
+        )
         for predicted, truth, category in pairs
     ]
 
@@ -69,35 +74,42 @@ class CULaneMetric(LaneMetric):
             number of processes is out of range.
     """
 
-    def __init__(self,
-                 *,
-                 iou_thrs: Sequence[float] = (0.5, 0.75),
-                 canvas: Sequence[int] = CULANE_CANVAS,
-                 lane_width: int = 30,
-                 subdivisions: int = 50,
-                 step: float | None = None,
-                 num_workers: int = 0,
-                 reference: str = GROUND_TRUTH,
-                 categories: Sequence[str] | None = None,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
-        super().__init__(reference=reference, categories=categories,
-                         collect_device=collect_device, prefix=prefix)
+    def __init__(
+        self,
+        *,
+        iou_thrs: Sequence[float] = (0.5, 0.75),
+        canvas: Sequence[int] = CULANE_CANVAS,
+        lane_width: int = 30,
+        subdivisions: int = 50,
+        step: float | None = None,
+        num_workers: int = 0,
+        reference: str = GROUND_TRUTH,
+        categories: Sequence[str] | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(
+            reference=reference,
+            categories=categories,
+            collect_device=collect_device,
+            prefix=prefix,
+        )
         if not iou_thrs or not all(0 <= value < 1 for value in iou_thrs):
-            raise ValueError(f'iou_thrs={iou_thrs}: give thresholds in '
-                             '[0, 1)')
+            raise ValueError(f'iou_thrs={iou_thrs}: give thresholds in [0, 1)')
         if num_workers < 0:
             raise ValueError(f'num_workers={num_workers}: give 0 or more')
         self.iou_thrs = tuple(iou_thrs)
         height, width = canvas
-        self.drawing = LaneDrawing((height, width), lane_width,
-                                   subdivisions=subdivisions, step=step)
+        self.drawing = LaneDrawing(
+            (height, width), lane_width, subdivisions=subdivisions, step=step
+        )
         self.num_workers = num_workers
         self.pool: ProcessPoolExecutor | None = None
         self.pending: list[Future[list[Counts]]] = []
 
-    def process(self, data_batch: Any,
-                data_samples: Sequence[Mapping[str, Any]]) -> None:
+    def process(
+        self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Count the lanes of a batch.
 
         Raises:
@@ -110,8 +122,9 @@ class CULaneMetric(LaneMetric):
             return
         if self.pool is None:
             self.pool = ProcessPoolExecutor(self.num_workers)
-        self.pending.append(self.pool.submit(
-            count_images, pairs, self.iou_thrs, self.drawing))
+        self.pending.append(
+            self.pool.submit(count_images, pairs, self.iou_thrs, self.drawing)
+        )
 
     def pair(self, sample: Mapping[str, Any]) -> Pair:
         """Return predicted and true lanes of an image, and its category."""
@@ -119,8 +132,11 @@ class CULaneMetric(LaneMetric):
             return [], [], None
         predicted, truth = (
             scaled_lanes(lanes, sample, canvas=self.drawing.canvas)
-            for lanes in (predicted_lanes(sample),
-                          self.reference_lanes(sample)))
+            for lanes in (
+                predicted_lanes(sample),
+                self.reference_lanes(sample),
+            )
+        )
         return predicted, truth, sample.get('category')
 
     def evaluate(self, size: int) -> dict[str, float]:
@@ -140,24 +156,32 @@ class CULaneMetric(LaneMetric):
         found = self.named_scores(total)
         names = {category for category, _ in results if category is not None}
         for name in sorted(names):
-            part = sum((np.array(counts) for category, counts in results
-                        if category == name), empty)
+            part = sum(
+                (
+                    np.array(counts)
+                    for category, counts in results
+                    if category == name
+                ),
+                empty,
+            )
             found |= self.named_scores(part, category=name)
         return found
 
-    def named_scores(self, counts: np.ndarray, *,
-                     category: str | None = None) -> dict[str, float]:
+    def named_scores(
+        self, counts: np.ndarray, *, category: str | None = None
+    ) -> dict[str, float]:
         """Return the scores of counts (thresholds, 3), by name."""
         before = '' if category is None else f'{category}/'
         found: dict[str, float] = {}
-        for threshold, row in zip(self.iou_thrs, counts.tolist(),
-                                  strict=True):
+        for threshold, row in zip(self.iou_thrs, counts.tolist(), strict=True):
             scores = lane_scores(*row)
             if category is not None and row[0] + row[2] == 0:
                 scores = {'FP': row[1]}
             percent = f'{100 * threshold:g}'
-            found |= {f'{before}{name}_{percent}': value
-                      for name, value in scores.items()}
+            found |= {
+                f'{before}{name}_{percent}': value
+                for name, value in scores.items()
+            }
         return found
 
 
@@ -178,12 +202,19 @@ class CurveLanesMetric(CULaneMetric):
         kwargs: Of CULaneMetric.
     """
 
-    def __init__(self,
-                 *,
-                 iou_thrs: Sequence[float] = (0.5, ),
-                 canvas: Sequence[int] = CURVELANES_CANVAS,
-                 lane_width: int = 5,
-                 step: float | None = 1.0,
-                 **kwargs: Any) -> None:
-        super().__init__(iou_thrs=iou_thrs, canvas=canvas,
-                         lane_width=lane_width, step=step, **kwargs)
+    def __init__(
+        self,
+        *,
+        iou_thrs: Sequence[float] = (0.5,),
+        canvas: Sequence[int] = CURVELANES_CANVAS,
+        lane_width: int = 5,
+        step: float | None = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            iou_thrs=iou_thrs,
+            canvas=canvas,
+            lane_width=lane_width,
+            step=step,
+            **kwargs,
+        )

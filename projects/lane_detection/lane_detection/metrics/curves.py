@@ -36,8 +36,9 @@ def distinct_points(lane: Any) -> np.ndarray:
     return points.astype(np.float64)
 
 
-def lane_curves(lanes: Sequence[Any], *, subdivisions: int = 50,
-                step: float | None = None) -> list[np.ndarray]:
+def lane_curves(
+    lanes: Sequence[Any], *, subdivisions: int = 50, step: float | None = None
+) -> list[np.ndarray]:
     """Return points along a curve through each lane.
 
     A lane of two points is a straight segment, and its two points are
@@ -78,8 +79,9 @@ def lane_curves(lanes: Sequence[Any], *, subdivisions: int = 50,
     ]
 
 
-def curves_through(lanes: list[np.ndarray], *, subdivisions: int,
-                   step: float | None) -> list[np.ndarray]:
+def curves_through(
+    lanes: list[np.ndarray], *, subdivisions: int, step: float | None
+) -> list[np.ndarray]:
     """Do the work of :func:`lane_curves` for lanes of distinct points.
 
     The points of all lanes are put in one row. Where one lane ends and the
@@ -106,7 +108,8 @@ def curves_through(lanes: list[np.ndarray], *, subdivisions: int,
     spacing = np.zeros(len(points))
     spacing[:-1] = lengths / subdivisions if step is None else step
     counts[:-1][joined] = (
-        subdivisions if step is None else np.ceil(lengths[joined] / step))
+        subdivisions if step is None else np.ceil(lengths[joined] / step)
+    )
     counts[(last - sizes + 1)[sizes == 2]] = 1
 
     segment = np.repeat(np.arange(len(points)), counts)
@@ -115,12 +118,14 @@ def curves_through(lanes: list[np.ndarray], *, subdivisions: int,
     t = (t * spacing[segment])[:, None]
     within = np.minimum(segment, len(points) - 2)
     curve = points[segment] + t * (
-        linear[within] + t * (second[segment] / 2 + t * cubic[within]))
+        linear[within] + t * (second[segment] / 2 + t * cubic[within])
+    )
     return np.split(curve.astype(np.float32), ends[last[:-1]])
 
 
-def second_derivatives(slopes: np.ndarray, lengths: np.ndarray,
-                       joined: np.ndarray) -> np.ndarray:
+def second_derivatives(
+    slopes: np.ndarray, lengths: np.ndarray, joined: np.ndarray
+) -> np.ndarray:
     """Solve the equations of :func:`lane_curves` for M, (N, 2).
 
     Args:

@@ -26,8 +26,9 @@ def common_rows(sample: Mapping[str, Any], *, num_rows: int) -> np.ndarray:
         (num_rows,), in original pixels, centers of equal strips.
     """
     crop = sample.get('crop')
-    top, bottom = ((0, sample['ori_shape'][0]) if crop is None else
-                   (crop[1], crop[3]))
+    top, bottom = (
+        (0, sample['ori_shape'][0]) if crop is None else (crop[1], crop[3])
+    )
     return top + (np.arange(num_rows) + 0.5) * (bottom - top) / num_rows
 
 
@@ -35,7 +36,7 @@ def common_rows(sample: Mapping[str, Any], *, num_rows: int) -> np.ndarray:
 class LaneDistortionMetric(LaneMetric):
     """Distance of predicted lanes from a reference, in original pixels.
 
-    See :func:`taskptq.methods.selective_focus.lane_distortion.lane_distortion`, our
+    See ``taskptq/methods/selective_focus/lane_distortion.py``, our
     reconstruction of the score. Results:
 
     - ``lds``: mean over the images of the score, in [0, gamma]; 0 means the
@@ -58,18 +59,24 @@ class LaneDistortionMetric(LaneMetric):
         ValueError: If ``num_rows`` is not positive.
     """
 
-    def __init__(self,
-                 *,
-                 reference: str = GROUND_TRUTH,
-                 num_rows: int = 72,
-                 rows: Sequence[float] | None = None,
-                 gamma: float = 30.0,
-                 tau: float = 30.0,
-                 categories: Sequence[str] | None = None,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
-        super().__init__(reference=reference, categories=categories,
-                         collect_device=collect_device, prefix=prefix)
+    def __init__(
+        self,
+        *,
+        reference: str = GROUND_TRUTH,
+        num_rows: int = 72,
+        rows: Sequence[float] | None = None,
+        gamma: float = 30.0,
+        tau: float = 30.0,
+        categories: Sequence[str] | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(
+            reference=reference,
+            categories=categories,
+            collect_device=collect_device,
+            prefix=prefix,
+        )
         if num_rows < 1:
             raise ValueError(f'num_rows={num_rows}: give at least 1')
         self.num_rows = num_rows
@@ -77,8 +84,9 @@ class LaneDistortionMetric(LaneMetric):
         self.gamma = gamma
         self.tau = tau
 
-    def process(self, data_batch: Any,
-                data_samples: Sequence[Mapping[str, Any]]) -> None:
+    def process(
+        self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Compare the lanes of a batch with the reference.
 
         Raises:
@@ -93,18 +101,31 @@ class LaneDistortionMetric(LaneMetric):
     def compare(self, sample: Mapping[str, Any]) -> tuple[float, ...]:
         """Return score, distance, rows, pairs and lanes of an image."""
         found = lane_distortion(
-            self.reference_lanes(sample), predicted_lanes(sample),
-            rows=(common_rows(sample, num_rows=self.num_rows)
-                  if self.rows is None else self.rows),
-            gamma=self.gamma, tau=self.tau)
-        return (found.score, found.distance, found.common_rows,
-                len(found.pairs), found.num_lanes[0])
+            self.reference_lanes(sample),
+            predicted_lanes(sample),
+            rows=(
+                common_rows(sample, num_rows=self.num_rows)
+                if self.rows is None
+                else self.rows
+            ),
+            gamma=self.gamma,
+            tau=self.tau,
+        )
+        return (
+            found.score,
+            found.distance,
+            found.common_rows,
+            len(found.pairs),
+            found.num_lanes[0],
+        )
 
     def compute_metrics(
-            self, results: list[tuple[float, ...] | None]) -> dict[str, float]:
+        self, results: list[tuple[float, ...] | None]
+    ) -> dict[str, float]:
         """Average over the images, the matched rows, and the lanes."""
-        values = np.array([result for result in results if result is not None],
-                          dtype=float).reshape(-1, 5)
+        values = np.array(
+            [result for result in results if result is not None], dtype=float
+        ).reshape(-1, 5)
         score, distance, rows, pairs, lanes = values.sum(axis=0).tolist()
         return {
             'lds': score / max(len(values), 1),

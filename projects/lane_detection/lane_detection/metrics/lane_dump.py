@@ -38,17 +38,20 @@ class LaneDump(BaseMetric):
         ValueError: If the layout is unknown.
     """
 
-    def __init__(self, out: str, *, layout: str = 'json',
-                 collect_device: str = 'cpu') -> None:
+    def __init__(
+        self, out: str, *, layout: str = 'json', collect_device: str = 'cpu'
+    ) -> None:
         super().__init__(collect_device=collect_device)
         if layout not in LAYOUTS:
-            raise ValueError(f'layout={layout!r}: choose one of '
-                             f'{", ".join(LAYOUTS)}')
+            raise ValueError(
+                f'layout={layout!r}: choose one of {", ".join(LAYOUTS)}'
+            )
         self.out = Path(out)
         self.layout = layout
 
-    def process(self, data_batch: Any,
-                data_samples: Sequence[Mapping[str, Any]]) -> None:
+    def process(
+        self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Keep the lanes of a batch.
 
         Raises:
@@ -56,16 +59,19 @@ class LaneDump(BaseMetric):
         """
         del data_batch
         for sample in data_samples:
-            self.results.append({
-                'name': str(sample['img_id']),
-                'lanes': predicted_lanes(sample),
-                'scores': predicted_scores(sample),
-                'rows': sample.get('h_samples'),
-                'width': sample['ori_shape'][1],
-            })
+            self.results.append(
+                {
+                    'name': str(sample['img_id']),
+                    'lanes': predicted_lanes(sample),
+                    'scores': predicted_scores(sample),
+                    'rows': sample.get('h_samples'),
+                    'width': sample['ori_shape'][1],
+                }
+            )
 
     def compute_metrics(
-            self, results: list[dict[str, Any]]) -> dict[str, float]:
+        self, results: list[dict[str, Any]]
+    ) -> dict[str, float]:
         """Write the lanes of all images.
 
         Raises:
@@ -76,18 +82,22 @@ class LaneDump(BaseMetric):
         if len(images) != len(results):
             raise ValueError(
                 f'{len(results)} images have only {len(images)} different '
-                'ids (img_id): their lanes would overwrite each other')
+                'ids (img_id): their lanes would overwrite each other'
+            )
         if self.layout == 'json':
             write_predictions(images, self.out)
         elif self.layout == 'culane':
             for name, image in images.items():
-                write_culane(image['lanes'],
-                             self.out / Path(name).with_suffix('.lines.txt'))
+                write_culane(
+                    image['lanes'],
+                    self.out / Path(name).with_suffix('.lines.txt'),
+                )
         else:
             self.out.parent.mkdir(parents=True, exist_ok=True)
             self.out.write_text(
                 ''.join(tusimple_line(image) for image in results),
-                encoding='utf-8')
+                encoding='utf-8',
+            )
         return {}
 
 
@@ -106,12 +116,21 @@ def tusimple_line(image: Mapping[str, Any]) -> str:
     """Return a line of TuSimple's file of predictions."""
     if image['rows'] is None:
         raise ValueError(
-            f"image {image['name']} has no h_samples, which "
-            "layout='tusimple' needs: use layout='json'")
-    lanes = [lane[np.argsort(-lane[:, 1], kind='stable')]
-             for lane in image['lanes']]
-    return json.dumps({
-        'raw_file': image['name'],
-        'lanes': lanes_to_rows(lanes, image['rows'], width=image['width']),
-        'run_time': RUN_TIME,
-    }) + '\n'
+            f'image {image["name"]} has no h_samples, which '
+            "layout='tusimple' needs: use layout='json'"
+        )
+    lanes = [
+        lane[np.argsort(-lane[:, 1], kind='stable')] for lane in image['lanes']
+    ]
+    return (
+        json.dumps(
+            {
+                'raw_file': image['name'],
+                'lanes': lanes_to_rows(
+                    lanes, image['rows'], width=image['width']
+                ),
+                'run_time': RUN_TIME,
+            }
+        )
+        + '\n'
+    )

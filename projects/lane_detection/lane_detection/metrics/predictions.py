@@ -16,8 +16,9 @@ SCHEMA = 'lane_detection.predictions.v1'
 DIGITS = 3
 
 
-def write_predictions(images: Mapping[str, Mapping[str, Any]],
-                      path: str | Path) -> None:
+def write_predictions(
+    images: Mapping[str, Mapping[str, Any]], path: str | Path
+) -> None:
     """Write the predictions of a model.
 
     Args:
@@ -33,7 +34,7 @@ def write_predictions(images: Mapping[str, Mapping[str, Any]],
                 'scores': [float(score) for score in image['scores']],
             }
             for name, image in images.items()
-        }
+        },
     }
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,13 +68,16 @@ def read_predictions(path: str | Path) -> dict[str, list[np.ndarray]]:
     except ValueError as error:
         raise ValueError(f'{path} is not a JSON file: {error}') from None
     if not isinstance(content, dict) or content.get('schema') != SCHEMA:
-        raise ValueError(f'{path} is no file of predicted lanes ({SCHEMA}): '
-                         'write it with LaneDump')
-    return {name: as_lanes(image['lanes'])
-            for name, image in content['images'].items()}
+        raise ValueError(
+            f'{path} is no file of predicted lanes ({SCHEMA}): '
+            'write it with LaneDump'
+        )
+    return {
+        name: as_lanes(image['lanes'])
+        for name, image in content['images'].items()
+    }
 
 
 def as_lanes(lanes: Sequence[Any]) -> list[np.ndarray]:
     """Return lists of points as (n, 2) float32 arrays."""
-    return [np.array(lane, dtype=np.float32).reshape(-1, 2)
-            for lane in lanes]
+    return [np.array(lane, dtype=np.float32).reshape(-1, 2) for lane in lanes]

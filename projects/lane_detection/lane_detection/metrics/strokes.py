@@ -52,7 +52,8 @@ class LaneDrawing:
             raise ValueError(
                 f'canvas={self.canvas}, width={self.width}: give (height, '
                 'width) of the canvas and the width of a stroke, at least 2, '
-                'in pixels')
+                'in pixels'
+            )
 
     @property
     def margin(self) -> int:
@@ -79,8 +80,9 @@ class Stroke(NamedTuple):
     mask: np.ndarray | None = None
 
 
-def draw_strokes(curves: Sequence[np.ndarray],
-                 drawing: LaneDrawing) -> list[Stroke | None]:
+def draw_strokes(
+    curves: Sequence[np.ndarray], drawing: LaneDrawing
+) -> list[Stroke | None]:
     """Draw curves, each on a canvas of its own.
 
     Args:
@@ -97,8 +99,9 @@ def draw_strokes(curves: Sequence[np.ndarray],
             continue
         path = pixel_path(curve)
         steps = np.diff(path, axis=0)
-        if (np.abs(steps).max() <= REACH
-                and ((steps[:, 1] <= 0).all() or (steps[:, 1] >= 0).all())):
+        if np.abs(steps).max() <= REACH and (
+            (steps[:, 1] <= 0).all() or (steps[:, 1] >= 0).all()
+        ):
             climbing[number] = path
         else:
             strokes[number] = draw_path(path, drawing)
@@ -152,30 +155,35 @@ def step_table(width: int) -> StepTable:
     steps = np.stack(np.divmod(np.arange(STEPS**2), STEPS), axis=1) - REACH
     for spans, (dy, dx) in zip(limits, steps.tolist(), strict=True):
         image = np.zeros((2 * margin + 1, 2 * margin + 1), dtype=np.uint8)
-        cv2.line(image, (margin, margin), (margin + dx, margin + dy), 1,
-                 width)
+        cv2.line(image, (margin, margin), (margin + dx, margin + dy), 1, width)
         there = image.any(axis=1)
         spans[0, there] = image[there].argmax(axis=1) - margin
         spans[1, there] = image[there, ::-1].argmax(axis=1) - margin
     disc = limits[STEPS**2 // 2]
     found: list[list[np.ndarray]] = []
     for spans, (dy, dx) in zip(limits, steps.tolist(), strict=True):
-        discs = np.minimum(disc, np.roll(disc, dy, axis=1)
-                           + np.array([[dx], [-dx]]))
+        discs = np.minimum(
+            disc, np.roll(disc, dy, axis=1) + np.array([[dx], [-dx]])
+        )
         found.append([np.flatnonzero(side) for side in spans < discs])
     most = max(len(rows) for sides in found for rows in sides)
-    table = StepTable(disc[0], np.zeros((STEPS**2, 2, most), dtype=np.int32),
-                      np.full((STEPS**2, 2, most), NOTHING, dtype=np.int32))
+    table = StepTable(
+        disc[0],
+        np.zeros((STEPS**2, 2, most), dtype=np.int32),
+        np.full((STEPS**2, 2, most), NOTHING, dtype=np.int32),
+    )
     for number, sides in enumerate(found):
         for side, rows in enumerate(sides):
-            table.rows[number, side, :len(rows)] = rows
-            table.limits[number, side, :len(rows)] = limits[number, side,
-                                                            rows]
+            table.rows[number, side, : len(rows)] = rows
+            table.limits[number, side, : len(rows)] = limits[
+                number, side, rows
+            ]
     return table
 
 
-def climbing_strokes(paths: list[np.ndarray],
-                     drawing: LaneDrawing) -> list[Stroke | None]:
+def climbing_strokes(
+    paths: list[np.ndarray], drawing: LaneDrawing
+) -> list[Stroke | None]:
     """Draw paths of short steps that never turn back in y.
 
     Every step covers a span in each row near it, and steps that follow each
@@ -198,24 +206,33 @@ def climbing_strokes(paths: list[np.ndarray],
         steps = np.diff(path, axis=0, append=path[-1:])[near] + REACH
         x, y = path[near].T
         lowest = int(y.min())
-        parts.append(np.stack([
-            x, y - lowest + base, STEPS * steps[:, 1] + steps[:, 0]]))
+        parts.append(
+            np.stack([x, y - lowest + base, STEPS * steps[:, 1] + steps[:, 0]])
+        )
         blocks.append((number, lowest - margin, base))
         # Rows around the path, and as many free ones behind them.
         base += int(y.max()) - lowest + 4 * margin + 1
     if not blocks:
         return strokes
-    low, high = row_limits(*np.concatenate(parts, axis=1), num_rows=base,
-                           width=drawing.width)
+    low, high = row_limits(
+        *np.concatenate(parts, axis=1), num_rows=base, width=drawing.width
+    )
     ends = [first for _, _, first in blocks[1:]] + [base - 1]
     for (number, top, first), end in zip(blocks, ends, strict=True):
         strokes[number] = clipped(
-            top, low[first:end], high[first:end] + 1, drawing.canvas)
+            top, low[first:end], high[first:end] + 1, drawing.canvas
+        )
     return strokes
 
 
-def row_limits(x: np.ndarray, rows: np.ndarray, kinds: np.ndarray, *,
-               num_rows: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+def row_limits(
+    x: np.ndarray,
+    rows: np.ndarray,
+    kinds: np.ndarray,
+    *,
+    num_rows: int,
+    width: int,
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the first and last pixel that steps cover in each row.
 
     Args:
@@ -234,30 +251,34 @@ def row_limits(x: np.ndarray, rows: np.ndarray, kinds: np.ndarray, *,
     groups = np.flatnonzero(np.diff(rows, prepend=-1))
     points = np.full((2, num_rows), NOTHING, dtype=np.int32)
     points[:, rows[groups]] = np.minimum.reduceat(
-        np.stack([x, -x]), groups, axis=1)
+        np.stack([x, -x]), groups, axis=1
+    )
     # Row r and place k in the table belong to row r + k. Cut one element off
     # each line, and the k-th line moves k places to the right.
     lines = points[:, None] + table.disc[:, None]  # 2 x K x T
-    moved = lines.reshape(2, -1)[:, :size * (num_rows - 1)]
+    moved = lines.reshape(2, -1)[:, : size * (num_rows - 1)]
     least = moved.reshape(2, size, num_rows - 1).min(axis=1)
     for side, sign in enumerate((1, -1)):
         limits = table.limits[kinds, side]  # S x E
         step, place = np.nonzero(limits < NOTHING)
         np.minimum.at(
-            least[side], rows[step] + table.rows[kinds[step], side, place],
-            sign * x[step] + limits[step, place])
+            least[side],
+            rows[step] + table.rows[kinds[step], side, place],
+            sign * x[step] + limits[step, place],
+        )
     return least[0], -least[1]
 
 
-def clipped(top: int, left: np.ndarray, right: np.ndarray,
-            canvas: tuple[int, int]) -> Stroke | None:
+def clipped(
+    top: int, left: np.ndarray, right: np.ndarray, canvas: tuple[int, int]
+) -> Stroke | None:
     """Return spans as a stroke inside the canvas; None without any pixel."""
     height, width = canvas
     first, last = max(top, 0), min(top + len(left), height)
     if first >= last:
         return None
-    left = left[first - top:last - top].clip(0, width)
-    right = np.maximum(right[first - top:last - top].clip(0, width), left)
+    left = left[first - top : last - top].clip(0, width)
+    right = np.maximum(right[first - top : last - top].clip(0, width), left)
     area = int((right - left).sum())
     return Stroke(first, left, right, area) if area else None
 
@@ -273,12 +294,18 @@ def draw_path(path: np.ndarray, drawing: LaneDrawing) -> Stroke | None:
     margin = drawing.margin
     left, top = np.maximum(path.min(axis=0) - margin, 0).tolist()
     right, bottom = np.minimum(
-        path.max(axis=0) + margin + 1, (width, height)).tolist()
+        path.max(axis=0) + margin + 1, (width, height)
+    ).tolist()
     if left >= right or top >= bottom:
         return None
     mask = np.zeros((bottom - top, right - left), dtype=np.uint8)
-    cv2.polylines(mask, [path - np.int32([left, top])], isClosed=False,
-                  color=1, thickness=drawing.width)
+    cv2.polylines(
+        mask,
+        [path - np.int32([left, top])],
+        isClosed=False,
+        color=1,
+        thickness=drawing.width,
+    )
     count = mask.sum(axis=1, dtype=np.int32)
     area = int(count.sum())
     if area == 0:
@@ -302,12 +329,16 @@ def stroke_iou(first: Stroke, second: Stroke) -> float:
     one = slice(top - first.top, bottom - first.top)
     two = slice(top - second.top, bottom - second.top)
     if first.mask is None and second.mask is None:
-        spans = (np.minimum(first.right[one], second.right[two])
-                 - np.maximum(first.left[one], second.left[two]))
+        spans = np.minimum(first.right[one], second.right[two]) - np.maximum(
+            first.left[one], second.left[two]
+        )
         shared = int(spans[spans > 0].sum())
     else:
-        shared = int(np.count_nonzero(
-            covered(first, one, second) & covered(second, two, first)))
+        shared = int(
+            np.count_nonzero(
+                covered(first, one, second) & covered(second, two, first)
+            )
+        )
     return shared / (first.area + second.area - shared)
 
 
@@ -317,4 +348,4 @@ def covered(stroke: Stroke, rows: slice, other: Stroke) -> np.ndarray:
         return stroke.mask[rows]
     assert other.mask is not None
     x = np.arange(other.mask.shape[1])
-    return ((x >= stroke.left[rows, None]) & (x < stroke.right[rows, None]))
+    return (x >= stroke.left[rows, None]) & (x < stroke.right[rows, None])

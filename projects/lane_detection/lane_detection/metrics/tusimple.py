@@ -38,9 +38,13 @@ class TuSimpleScore(NamedTuple):
     fn: float
 
 
-def tusimple_score(predicted: Sequence[Any], truth: Sequence[Any], *,
-                   h_samples: Sequence[float],
-                   run_time: float = 0.0) -> TuSimpleScore:
+def tusimple_score(
+    predicted: Sequence[Any],
+    truth: Sequence[Any],
+    *,
+    h_samples: Sequence[float],
+    run_time: float = 0.0,
+) -> TuSimpleScore:
     """Score the lanes of an image.
 
     Args:
@@ -59,7 +63,8 @@ def tusimple_score(predicted: Sequence[Any], truth: Sequence[Any], *,
                 raise ValueError(
                     f'{name} lane {number} has {len(lane)} rows and '
                     f'h_samples {len(h_samples)}: give one x for each row, '
-                    'negative where the lane is absent')
+                    'negative where the lane is absent'
+                )
     if run_time > MAX_RUN_TIME or len(predicted) > len(truth) + MAX_ADDED:
         return TuSimpleScore(0.0, 0.0, 1.0)
     found = np.array(predicted, dtype=float).reshape(-1, len(h_samples))
@@ -75,11 +80,13 @@ def tusimple_score(predicted: Sequence[Any], truth: Sequence[Any], *,
     return TuSimpleScore(
         accuracy=total / counted,
         fp=(len(found) - matched) / len(found) if len(found) else 0.0,
-        fn=missed / counted)
+        fn=missed / counted,
+    )
 
 
-def best_accuracies(found: np.ndarray, there: np.ndarray,
-                    rows: np.ndarray) -> np.ndarray:
+def best_accuracies(
+    found: np.ndarray, there: np.ndarray, rows: np.ndarray
+) -> np.ndarray:
     """Return the share of right rows of the best prediction for each lane.
 
     Rows from which both are absent are right.
@@ -94,8 +101,9 @@ def best_accuracies(found: np.ndarray, there: np.ndarray,
     """
     if len(found) == 0:
         return np.zeros(len(there))
-    limits = PIXEL_THRESHOLD / np.cos([lane_angle(lane, rows)
-                                       for lane in there])
+    limits = PIXEL_THRESHOLD / np.cos(
+        [lane_angle(lane, rows) for lane in there]
+    )
     found = np.where(found >= 0, found, ABSENT)
     there = np.where(there >= 0, there, ABSENT)
     gaps = np.abs(there[:, None] - found[None])  # N x P x R
@@ -117,8 +125,9 @@ def lane_angle(lane: np.ndarray, rows: np.ndarray) -> float:
     if len(x) < 2:
         return 0.0
     centered = y - y.mean()
-    return float(np.arctan((centered @ (x - x.mean()))
-                           / (centered @ centered)))
+    return float(
+        np.arctan((centered @ (x - x.mean())) / (centered @ centered))
+    )
 
 
 def tusimple_f1(fp: float, fn: float) -> float:

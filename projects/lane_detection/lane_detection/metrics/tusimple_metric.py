@@ -42,20 +42,27 @@ class TuSimpleMetric(LaneMetric):
         prefix: See LaneMetric.
     """
 
-    def __init__(self,
-                 *,
-                 canvas: Sequence[int] = TUSIMPLE_CANVAS,
-                 reference: str = GROUND_TRUTH,
-                 categories: Sequence[str] | None = None,
-                 collect_device: str = 'cpu',
-                 prefix: str | None = None) -> None:
-        super().__init__(reference=reference, categories=categories,
-                         collect_device=collect_device, prefix=prefix)
+    def __init__(
+        self,
+        *,
+        canvas: Sequence[int] = TUSIMPLE_CANVAS,
+        reference: str = GROUND_TRUTH,
+        categories: Sequence[str] | None = None,
+        collect_device: str = 'cpu',
+        prefix: str | None = None,
+    ) -> None:
+        super().__init__(
+            reference=reference,
+            categories=categories,
+            collect_device=collect_device,
+            prefix=prefix,
+        )
         height, width = canvas
         self.canvas = (height, width)
 
-    def process(self, data_batch: Any,
-                data_samples: Sequence[Mapping[str, Any]]) -> None:
+    def process(
+        self, data_batch: Any, data_samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Score the lanes of a batch.
 
         Raises:
@@ -73,36 +80,48 @@ class TuSimpleMetric(LaneMetric):
         if rows is None:
             raise ValueError(
                 f'image {sample.get("img_id")} has no h_samples: the metric '
-                'needs the rows of TuSimpleDataset')
+                'needs the rows of TuSimpleDataset'
+            )
         height = sample['ori_shape'][0]
         rows = np.asarray(rows, dtype=float) * (self.canvas[0] / height)
         predicted, truth = (
             scaled_lanes(lanes, sample, canvas=self.canvas)
-            for lanes in (predicted_lanes(sample),
-                          self.reference_lanes(sample)))
+            for lanes in (
+                predicted_lanes(sample),
+                self.reference_lanes(sample),
+            )
+        )
         if self.predictions is None:
             absent = int(sample.get('num_absent_lanes') or 0)
             expected = annotated_rows(truth, rows) + [
-                np.full(len(rows), float(ABSENT)) for _ in range(absent)]
+                np.full(len(rows), float(ABSENT)) for _ in range(absent)
+            ]
         else:
             expected = self.at_rows(truth, rows)
         return tusimple_score(
-            self.at_rows(predicted, rows), expected, h_samples=rows)
+            self.at_rows(predicted, rows), expected, h_samples=rows
+        )
 
-    def at_rows(self, lanes: list[np.ndarray],
-                rows: np.ndarray) -> list[list[float]]:
+    def at_rows(
+        self, lanes: list[np.ndarray], rows: np.ndarray
+    ) -> list[list[float]]:
         """Return predicted lanes as x at rows."""
-        ordered = [lane[np.argsort(-lane[:, 1], kind='stable')]
-                   for lane in map(finite_points, lanes)]
+        ordered = [
+            lane[np.argsort(-lane[:, 1], kind='stable')]
+            for lane in map(finite_points, lanes)
+        ]
         return lanes_to_rows(ordered, rows, width=self.canvas[1])
 
     def compute_metrics(
-            self, results: list[tuple[float, ...] | None]) -> dict[str, float]:
+        self, results: list[tuple[float, ...] | None]
+    ) -> dict[str, float]:
         """Average over the images."""
-        scores = np.array([result for result in results if result is not None],
-                          dtype=float).reshape(-1, 3)
-        accuracy, fp, fn = (scores.mean(axis=0) if len(scores) else
-                            (0.0, 0.0, 1.0))
+        scores = np.array(
+            [result for result in results if result is not None], dtype=float
+        ).reshape(-1, 3)
+        accuracy, fp, fn = (
+            scores.mean(axis=0) if len(scores) else (0.0, 0.0, 1.0)
+        )
         return {
             'accuracy': float(accuracy),
             'FP': float(fp),
@@ -116,8 +135,9 @@ def finite_points(lane: np.ndarray) -> np.ndarray:
     return lane[np.isfinite(lane).all(axis=1)]
 
 
-def annotated_rows(lanes: list[np.ndarray],
-                   rows: np.ndarray) -> list[np.ndarray]:
+def annotated_rows(
+    lanes: list[np.ndarray], rows: np.ndarray
+) -> list[np.ndarray]:
     """Return annotated lanes as x at rows, with the gaps that they have.
 
     Raises:
@@ -130,7 +150,8 @@ def annotated_rows(lanes: list[np.ndarray],
             raise ValueError(
                 f'annotated lane {number} has points between the rows '
                 'h_samples: the metric needs the annotations of '
-                'TuSimpleDataset as they are')
+                'TuSimpleDataset as they are'
+            )
         values = np.full(len(rows), float(ABSENT))
         values[gaps.argmin(axis=1)] = lane[:, 0]
         sampled.append(values)

@@ -14,8 +14,21 @@ from .segmentation_head import SegmentationHead
 from .trans_fpn import TransFPN
 
 __all__ = [
-    'BezierLaneHead', 'BezierNeck', 'BilateralUpsampler', 'CondLaneHead',
-    'GANetHead', 'LSTRHead', 'LSTRResNet', 'LaneATTHead',
-    'LaneDataPreprocessor', 'LaneDetector', 'LaneHead', 'RESANeck',
-    'SCNNNeck', 'SegmentationHead', 'SliceConv', 'TransFPN', 'lane_instances'
+    'BezierLaneHead',
+    'BezierNeck',
+    'BilateralUpsampler',
+    'CondLaneHead',
+    'GANetHead',
+    'LSTRHead',
+    'LSTRResNet',
+    'LaneATTHead',
+    'LaneDataPreprocessor',
+    'LaneDetector',
+    'LaneHead',
+    'RESANeck',
+    'SCNNNeck',
+    'SegmentationHead',
+    'SliceConv',
+    'TransFPN',
+    'lane_instances',
 ]

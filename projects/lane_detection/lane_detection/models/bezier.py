@@ -26,8 +26,9 @@ def sample_cubic(control: Tensor, *, num_samples: int) -> Tensor:
     Returns:
         (..., n, 2), the first at t = 0, the last at t = 1.
     """
-    t = torch.linspace(0, 1, num_samples, dtype=control.dtype,
-                       device=control.device)
+    t = torch.linspace(
+        0, 1, num_samples, dtype=control.dtype, device=control.device
+    )
     return bernstein(t) @ control
 
 
@@ -51,12 +52,14 @@ def fit_cubic(points: NDArray[np.floating]) -> Tensor:
     steps = np.linalg.norm(np.diff(points, axis=0), axis=1)
     if not steps.sum() > 0:
         raise ValueError(
-            f'a polyline of {len(points)} points and no length: leave it out')
+            f'a polyline of {len(points)} points and no length: leave it out'
+        )
     t = np.concatenate([[0.0], np.cumsum(steps)]) / steps.sum()
     if len(points) < 4:
         refined = np.linspace(0, 1, 4)
         points = np.stack(
-            [np.interp(refined, t, points[:, i]) for i in (0, 1)], axis=-1)
+            [np.interp(refined, t, points[:, i]) for i in (0, 1)], axis=-1
+        )
         t = refined
     basis = bernstein(torch.from_numpy(t))
     return torch.linalg.pinv(basis) @ torch.from_numpy(points)
@@ -80,11 +83,17 @@ def cut_to_image(control: Tensor, *, num_samples: int = 100) -> Tensor | None:
         return None
     ends = inside[[0, -1]].to(control) / (num_samples - 1)
     start, end = float(ends[0]), float(ends[1])
-    return torch.stack([
-        _blossom(control, *arguments)
-        for arguments in ((start, start, start), (start, start, end),
-                          (start, end, end), (end, end, end))
-    ])
+    return torch.stack(
+        [
+            _blossom(control, *arguments)
+            for arguments in (
+                (start, start, start),
+                (start, start, end),
+                (start, end, end),
+                (end, end, end),
+            )
+        ]
+    )
 
 
 def _blossom(control: Tensor, *arguments: float) -> Tensor:

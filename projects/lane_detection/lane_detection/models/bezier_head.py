@@ -53,11 +53,19 @@ class BezierLaneHead(LaneHead):
 
     head_names: ClassVar[tuple[str, ...]] = ('logits', 'curves')
 
-    def __init__(self, *, in_channels: int, aux_channels: int | None = None,
-                 num_convs: int = 2, aux_hidden: int = 64,
-                 loss_weights: dict[str, float] | None = None,
-                 positive_weight: float = 2.5, lane_width: float = 8.0,
-                 relative: bool = False, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        aux_channels: int | None = None,
+        num_convs: int = 2,
+        aux_hidden: int = 64,
+        loss_weights: dict[str, float] | None = None,
+        positive_weight: float = 2.5,
+        lane_width: float = 8.0,
+        relative: bool = False,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.loss_weights = dict(curve=1.0, logits=0.1, seg=0.75)
         self.loss_weights.update(loss_weights or {})
@@ -65,18 +73,32 @@ class BezierLaneHead(LaneHead):
         self.lane_width = lane_width
         self.relative = relative
         # Convolutions along the columns, of a map that is one row high.
-        self.convs = nn.Sequential(*[
-            ConvModule(in_channels, in_channels, (1, 3), padding=(0, 1),
-                       norm_cfg={'type': 'BN'}) for _ in range(num_convs)
-        ])
+        self.convs = nn.Sequential(
+            *[
+                ConvModule(
+                    in_channels,
+                    in_channels,
+                    (1, 3),
+                    padding=(0, 1),
+                    norm_cfg={'type': 'BN'},
+                )
+                for _ in range(num_convs)
+            ]
+        )
         self.conv_logits = nn.Conv2d(in_channels, 1, 1)
         self.conv_reg = nn.Conv2d(in_channels, 8, 1)
         self.aux: nn.Sequential | None = None
         if aux_channels is not None:
             self.aux = nn.Sequential(
-                ConvModule(aux_channels, aux_hidden, 3, padding=1,
-                           norm_cfg={'type': 'BN'}),
-                nn.Conv2d(aux_hidden, 1, 1))
+                ConvModule(
+                    aux_channels,
+                    aux_hidden,
+                    3,
+                    padding=1,
+                    norm_cfg={'type': 'BN'},
+                ),
+                nn.Conv2d(aux_hidden, 1, 1),
+            )
 
     def forward(self, feats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return ``logits`` and ``curves`` of the last map's columns."""
@@ -90,16 +112,18 @@ class BezierLaneHead(LaneHead):
             curves = curves + F.pad(columns[:, None, None] / width, (0, 1))
         return {'logits': self.conv_logits(x)[:, 0, 0], 'curves': curves}
 
-    def loss(self, feats: Sequence[Tensor],
-             data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return the losses; the auxiliary branch runs only here."""
         outputs = self(feats)
         if self.aux is not None:
             outputs['seg'] = self.aux(feats[0])
         return self.loss_by_feat(outputs, data_samples)
 
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return ``loss_curve``, ``loss_logits``, with seg ``loss_seg``."""
         logits, curves = outputs['logits'], outputs['curves']
         labels = torch.zeros_like(logits)
@@ -111,19 +135,23 @@ class BezierLaneHead(LaneHead):
             predicted.append(curves[i, queries])
             goals.append(targets[matched])
         losses = {
-            'loss_curve': self._curve_loss(predicted, goals) *
-            self.loss_weights['curve'],
-            'loss_logits': self._binary_loss(logits, labels) *
-            self.loss_weights['logits']
+            'loss_curve': self._curve_loss(predicted, goals)
+            * self.loss_weights['curve'],
+            'loss_logits': self._binary_loss(logits, labels)
+            * self.loss_weights['logits'],
         }
         if 'seg' in outputs:
             masks = np.stack([self._mask(sample) for sample in data_samples])
             seg = F.interpolate(
-                outputs['seg'], masks.shape[1:], mode='bilinear',
-                align_corners=True)[:, 0]
+                outputs['seg'],
+                masks.shape[1:],
+                mode='bilinear',
+                align_corners=True,
+            )[:, 0]
             target = torch.from_numpy(masks).to(seg)
-            losses['loss_seg'] = self._binary_loss(
-                seg, target) * self.loss_weights['seg']
+            losses['loss_seg'] = (
+                self._binary_loss(seg, target) * self.loss_weights['seg']
+            )
         return losses
 
     def _targets(self, sample: Any) -> Tensor:
@@ -140,11 +168,13 @@ class BezierLaneHead(LaneHead):
 
     def _samples(self, control: Tensor) -> Tensor:
         return sample_cubic(
-            control, num_samples=self.train_cfg.get('num_samples', 100))
+            control, num_samples=self.train_cfg.get('num_samples', 100)
+        )
 
     @torch.no_grad()
-    def _match(self, logits: Tensor, curves: Tensor,
-               targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _match(
+        self, logits: Tensor, curves: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Assign queries to lanes: the largest sum of qualities.
 
         quality = [p is a local maximum] p^0.2 max(1 - L1 / 100, 0)^0.8, L1
@@ -157,13 +187,17 @@ class BezierLaneHead(LaneHead):
         peaks = local_maxima(p[None], self.train_cfg.get('window', 9))[0]
         quality = (peaks * p**0.2)[:, None] * likeness**0.8
         rows, columns = linear_sum_assignment(
-            quality.nan_to_num().cpu().numpy(), maximize=True)
+            quality.nan_to_num().cpu().numpy(), maximize=True
+        )
         device = logits.device
-        return (torch.as_tensor(rows, device=device, dtype=torch.long),
-                torch.as_tensor(columns, device=device, dtype=torch.long))
+        return (
+            torch.as_tensor(rows, device=device, dtype=torch.long),
+            torch.as_tensor(columns, device=device, dtype=torch.long),
+        )
 
-    def _curve_loss(self, predicted: Sequence[Tensor],
-                    goals: Sequence[Tensor]) -> Tensor:
+    def _curve_loss(
+        self, predicted: Sequence[Tensor], goals: Sequence[Tensor]
+    ) -> Tensor:
         """Sum of |dx| + |dy|, over samples and matched lanes of all ranks."""
         found = self._samples(torch.cat(list(predicted)))
         wanted = self._samples(torch.cat(list(goals)))
@@ -174,36 +208,49 @@ class BezierLaneHead(LaneHead):
     def _binary_loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross entropy in which a negative counts 1 / positive_weight."""
         weight = logits.new_tensor(self.positive_weight)
-        return F.binary_cross_entropy_with_logits(
-            logits, target, pos_weight=weight) / weight
+        return (
+            F.binary_cross_entropy_with_logits(
+                logits, target, pos_weight=weight
+            )
+            / weight
+        )
 
     def _mask(self, sample: Any) -> np.ndarray:
         """Draw all lanes, (h, w), 0 or 1."""
         mask = np.zeros(sample.metainfo['img_shape'][:2], dtype=np.uint8)
         for lane in input_lanes(sample):
             points = np.rint(np.asarray(lane)).clip(-30000, 30000)
-            cv2.polylines(mask, [points.astype(np.int32)], False, 1,
-                          thickness=max(1, round(self.lane_width)))
+            cv2.polylines(
+                mask,
+                [points.astype(np.int32)],
+                False,
+                1,
+                thickness=max(1, round(self.lane_width)),
+            )
         return mask.astype(np.float32)
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Turn curves into lanes; see ``LaneHead.decode``."""
         scores = outputs['logits'].sigmoid()
         peaks = local_maxima(scores, self.test_cfg.get('window', 9))
         kept = peaks & (scores > self.test_cfg.get('score_thr', 0.95))
         return [
-            self._decode_single(outputs['curves'][i][kept[i]],
-                                scores[i][kept[i]], meta)
+            self._decode_single(
+                outputs['curves'][i][kept[i]], scores[i][kept[i]], meta
+            )
             for i, meta in enumerate(metas)
         ]
 
-    def _decode_single(self, curves: Tensor, scores: Tensor,
-                       meta: Mapping[str, Any]) -> InstanceData:
+    def _decode_single(
+        self, curves: Tensor, scores: Tensor, meta: Mapping[str, Any]
+    ) -> InstanceData:
         best = scores.argsort(descending=True, stable=True)
-        best = best[:self.test_cfg.get('max_lanes', 4)]
+        best = best[: self.test_cfg.get('max_lanes', 4)]
         samples = sample_cubic(
-            curves[best], num_samples=self.test_cfg.get('num_samples', 50))
+            curves[best], num_samples=self.test_cfg.get('num_samples', 50)
+        )
         height, width = meta['img_shape'][:2]
         size = samples.new_tensor([width, height])
         lanes = []
@@ -215,7 +262,8 @@ class BezierLaneHead(LaneHead):
         return lane_instances(lanes, scores=scores[best], meta=meta)
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return each query's probability: (B, W), and (B, W, 1, 1)."""
         weight = outputs['logits'].detach().sigmoid()
         return {'logits': weight, 'curves': weight[..., None, None]}
@@ -233,6 +281,10 @@ def local_maxima(scores: Tensor, window: int) -> Tensor:
     """
     columns = torch.arange(scores.shape[-1], device=scores.device)
     _, index = F.max_pool1d(
-        scores[:, None], window, stride=1, padding=window // 2,
-        return_indices=True)
+        scores[:, None],
+        window,
+        stride=1,
+        padding=window // 2,
+        return_indices=True,
+    )
     return index[:, 0] == columns

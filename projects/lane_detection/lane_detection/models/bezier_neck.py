@@ -33,13 +33,19 @@ class DilatedBottleneck(BaseModule):
         dilation: Of the 3x3 convolution.
     """
 
-    def __init__(self, channels: int, *, mid_channels: int,
-                 dilation: int) -> None:
+    def __init__(
+        self, channels: int, *, mid_channels: int, dilation: int
+    ) -> None:
         super().__init__()
         self.reduce = ConvModule(channels, mid_channels, 1, norm_cfg=_NORM)
         self.dilated = ConvModule(
-            mid_channels, mid_channels, 3, padding=dilation,
-            dilation=dilation, norm_cfg=_NORM)
+            mid_channels,
+            mid_channels,
+            3,
+            padding=dilation,
+            dilation=dilation,
+            norm_cfg=_NORM,
+        )
         self.expand = ConvModule(mid_channels, channels, 1, norm_cfg=_NORM)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -67,9 +73,11 @@ class FeatureFlipFusion(BaseModule):
         if deformable and DeformConv2d is None:
             raise ImportError(
                 'deformable=True needs torchvision.ops.DeformConv2d: install '
-                'torchvision, or set deformable=False')
+                'torchvision, or set deformable=False'
+            )
         self.project = ConvModule(
-            channels, channels, 1, norm_cfg=_NORM, act_cfg=None)
+            channels, channels, 1, norm_cfg=_NORM, act_cfg=None
+        )
         self.conv_offset: nn.Module | None = None
         # conv1 and bn1: by these names quantization knows what to fold.
         if deformable:
@@ -112,15 +120,24 @@ class BezierNeck(BaseModule):
         init_cfg: As of every mm module.
     """
 
-    def __init__(self, in_channels: int, *, mid_channels: int = 64,
-                 dilations: Sequence[int] = (4, 8), deformable: bool = True,
-                 init_cfg: dict | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        mid_channels: int = 64,
+        dilations: Sequence[int] = (4, 8),
+        deformable: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
-        self.bottlenecks = nn.Sequential(*[
-            DilatedBottleneck(
-                in_channels, mid_channels=mid_channels, dilation=dilation)
-            for dilation in dilations
-        ])
+        self.bottlenecks = nn.Sequential(
+            *[
+                DilatedBottleneck(
+                    in_channels, mid_channels=mid_channels, dilation=dilation
+                )
+                for dilation in dilations
+            ]
+        )
         self.fusion = FeatureFlipFusion(in_channels, deformable=deformable)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -76,31 +76,53 @@ class CondLaneHead(LaneHead):
     """
 
     head_names: ClassVar[tuple[str, ...]] = (
-        'hm', 'params', 'mask', 'reg', 'range')
+        'hm',
+        'params',
+        'mask',
+        'reg',
+        'range',
+    )
 
-    def __init__(self, *, img_size: tuple[int, int], in_channels: int = 64,
-                 strides: tuple[int, int] = (8, 16), mask_channels: int = 64,
-                 num_mask_convs: int = 3, num_seeds: int = 8,
-                 loss_weights: dict[str, float] | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        img_size: tuple[int, int],
+        in_channels: int = 64,
+        strides: tuple[int, int] = (8, 16),
+        mask_channels: int = 64,
+        num_mask_convs: int = 3,
+        num_seeds: int = 8,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.stride, self.seed_stride = strides
         self.num_seeds = num_seeds
         self.loss_weights = {
-            'hm': 1.0, 'reg': 0.4, 'location': 1.0, 'range': 1.0}
+            'hm': 1.0,
+            'reg': 0.4,
+            'location': 1.0,
+            'range': 1.0,
+        }
         self.loss_weights.update(loss_weights or {})
         widths = [in_channels] + [mask_channels] * num_mask_convs
-        self.mask_convs = nn.Sequential(*[
-            ConvModule(before, after, 3, padding=1, norm_cfg={'type': 'BN'})
-            for before, after in pairwise(widths)
-        ])
+        self.mask_convs = nn.Sequential(
+            *[
+                ConvModule(
+                    before, after, 3, padding=1, norm_cfg={'type': 'BN'}
+                )
+                for before, after in pairwise(widths)
+            ]
+        )
         self.hm = DenseBranch(in_channels, out_channels=1, bias=-2.19)
         self.params = DenseBranch(
-            in_channels, out_channels=2 * (mask_channels + 3))
+            in_channels, out_channels=2 * (mask_channels + 3)
+        )
         self.row_range = RowRange(-(-int(img_size[1]) // self.stride))
 
-    def forward(self, feats: Sequence[Tensor], *,
-                seeds: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, feats: Sequence[Tensor], *, seeds: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Return the heads and the seeds.
 
         Args:
@@ -112,26 +134,32 @@ class CondLaneHead(LaneHead):
         features = outputs.pop('features')
         if seeds is None:
             seeds = heatmap_peaks(outputs['hm'], count=self.num_seeds)
-        mask, reg = dynamic_maps(
-            features, _at_cells(outputs['params'], seeds))
-        return {**outputs, 'mask': mask, 'reg': reg,
-                'range': self.row_range(mask), 'seeds': seeds}
+        mask, reg = dynamic_maps(features, _at_cells(outputs['params'], seeds))
+        return {
+            **outputs,
+            'mask': mask,
+            'reg': reg,
+            'range': self.row_range(mask),
+            'seeds': seeds,
+        }
 
     def _dense(self, feats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return ``hm``, ``params`` and the ``features`` they act on."""
         return {
             'hm': self.hm(feats[1]),
             'params': self.params(feats[1]),
-            'features': with_coordinates(self.mask_convs(feats[0]))
+            'features': with_coordinates(self.mask_convs(feats[0])),
         }
 
-    def loss(self, feats: Sequence[Tensor],
-             data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return the losses; conditional heads run at the lanes' starts."""
         return self.loss_by_feat(self._dense(feats), data_samples)
 
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return ``loss_hm``, ``loss_reg``, ``loss_location``, ``loss_range``.
 
         Args:
@@ -141,25 +169,31 @@ class CondLaneHead(LaneHead):
         hm, features = outputs['hm'], outputs['features']
         targets = [
             encode_lanes(
-                sample, size=tuple(features.shape[-2:]), stride=self.stride,
-                seed_size=tuple(hm.shape[-2:]), seed_stride=self.seed_stride,
-                radius=self.train_cfg.get('radius', 6))
+                sample,
+                size=tuple(features.shape[-2:]),
+                stride=self.stride,
+                seed_size=tuple(hm.shape[-2:]),
+                seed_stride=self.seed_stride,
+                radius=self.train_cfg.get('radius', 6),
+            )
             for sample in data_samples
         ]
         heatmap = torch.stack([torch.from_numpy(t.heatmap) for t in targets])
         losses = {'loss_hm': keypoint_focal_loss(hm, heatmap[:, None].to(hm))}
         losses.update(self._lane_losses(outputs, targets))
-        return {name: loss * self.loss_weights[name.removeprefix('loss_')]
-                for name, loss in losses.items()}
+        return {
+            name: loss * self.loss_weights[name.removeprefix('loss_')]
+            for name, loss in losses.items()
+        }
 
     def _lane_losses(
-            self, outputs: Mapping[str, Tensor],
-            targets: Sequence[CondLaneTargets]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor], targets: Sequence[CondLaneTargets]
+    ) -> dict[str, Tensor]:
         masks, regs = [], []
         for i, target in enumerate(targets):
             seeds = torch.from_numpy(target.seeds).to(outputs['hm'].device)
-            params = _at_cells(outputs['params'][i:i + 1], seeds[None])
-            mask, reg = dynamic_maps(outputs['features'][i:i + 1], params)
+            params = _at_cells(outputs['params'][i : i + 1], seeds[None])
+            mask, reg = dynamic_maps(outputs['features'][i : i + 1], params)
             masks.append(mask[0])
             regs.append(reg[0])
         mask, reg = torch.cat(masks), torch.cat(regs)  # L x H x W
@@ -173,14 +207,17 @@ class CondLaneHead(LaneHead):
         return {
             'loss_reg': _mean((reg - distance).abs(), near),
             'loss_location': _mean(
-                (expected_column(mask) - places).abs(), present),
+                (expected_column(mask) - places).abs(), present
+            ),
             'loss_range': _mean(
                 F.cross_entropy(logits, present.long(), reduction='none'),
-                torch.ones_like(present))
+                torch.ones_like(present),
+            ),
         }
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Turn the heads into lanes; see ``LaneHead.decode``.
 
         The column of a row is the integer part of its expectation; ``reg`` at
@@ -193,8 +230,13 @@ class CondLaneHead(LaneHead):
         present = outputs['range'].argmax(dim=2) == 1
         scores = self._seed_scores(outputs)
         return [
-            self._decode_single(places[i], present[i], scores[i],
-                                self._kept(scores[i], outputs, i), meta)
+            self._decode_single(
+                places[i],
+                present[i],
+                scores[i],
+                self._kept(scores[i], outputs, i),
+                meta,
+            )
             for i, meta in enumerate(metas)
         ]
 
@@ -203,8 +245,9 @@ class CondLaneHead(LaneHead):
         at_seeds = outputs['hm'].flatten(1).gather(1, outputs['seeds'])
         return at_seeds.sigmoid()
 
-    def _kept(self, scores: Tensor, outputs: Mapping[str, Tensor],
-              image: int) -> list[int]:
+    def _kept(
+        self, scores: Tensor, outputs: Mapping[str, Tensor], image: int
+    ) -> list[int]:
         """Return the seeds of one image that are lanes, best first."""
         width = outputs['hm'].shape[-1]
         seeds = outputs['seeds'][image]
@@ -215,27 +258,35 @@ class CondLaneHead(LaneHead):
         kept: list[int] = []
         for i in scores.argsort(descending=True, stable=True).tolist():
             if values[i] > self.test_cfg.get('score_thr', 0.5) and all(
-                    gaps[i][j] > limit for j in kept):
+                gaps[i][j] > limit for j in kept
+            ):
                 kept.append(i)
         return kept
 
-    def _decode_single(self, places: Tensor, present: Tensor, scores: Tensor,
-                       kept: list[int],
-                       meta: Mapping[str, Any]) -> InstanceData:
+    def _decode_single(
+        self,
+        places: Tensor,
+        present: Tensor,
+        scores: Tensor,
+        kept: list[int],
+        meta: Mapping[str, Any],
+    ) -> InstanceData:
         height = places.shape[-1]
-        heights = (torch.arange(height, device=places.device) +
-                   0.5) * self.stride
+        heights = (
+            torch.arange(height, device=places.device) + 0.5
+        ) * self.stride
         lanes = []
         for i in kept:
             rows = present[i].nonzero()[:, 0]
             first = max(int(rows[0]) - 1, 0) if len(rows) else 0
             last = min(int(rows[-1]) + 1, height - 1) if len(rows) else -1
             lane = torch.stack([places[i], heights], dim=-1)
-            lanes.append(lane[first:last + 1].flip(0))
+            lanes.append(lane[first : last + 1].flip(0))
         return lane_instances(lanes, scores=scores[kept], meta=meta)
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return starts for the dense heads, each seed's own for the others.
 
         ``mask`` and ``reg``: the row's softmax times the seed's confidence,
@@ -244,8 +295,13 @@ class CondLaneHead(LaneHead):
         start = outputs['hm'].detach().sigmoid()
         seed = self._seed_scores(outputs).detach()[..., None, None]
         ridge = outputs['mask'].detach().softmax(-1) * seed
-        return {'hm': start, 'params': start, 'mask': ridge, 'reg': ridge,
-                'range': seed}
+        return {
+            'hm': start,
+            'params': start,
+            'mask': ridge,
+            'reg': ridge,
+            'range': seed,
+        }
 
 
 def heatmap_peaks(heatmap: Tensor, *, count: int) -> Tensor:
@@ -278,8 +334,8 @@ def dynamic_maps(features: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
         ``mask`` and ``reg``, (B, K, H, W).
     """
     channels = features.shape[1]
-    weights = params[..., :2 * channels].unflatten(-1, (2, channels))
-    bias = params[..., 2 * channels:, None, None]  # B x K x 2 x 1 x 1
+    weights = params[..., : 2 * channels].unflatten(-1, (2, channels))
+    bias = params[..., 2 * channels :, None, None]  # B x K x 2 x 1 x 1
     maps = weights.flatten(1, 2) @ features.flatten(2)  # B x 2K x HW
     maps = maps.unflatten(1, (params.shape[1], 2))
     maps = maps.unflatten(-1, features.shape[-2:])
@@ -302,7 +358,8 @@ def with_coordinates(x: Tensor) -> Tensor:
 def expected_column(mask: Tensor) -> Tensor:
     """Return the expectation of the column in each row, (..., H)."""
     columns = torch.arange(
-        mask.shape[-1], device=mask.device, dtype=mask.dtype)
+        mask.shape[-1], device=mask.device, dtype=mask.dtype
+    )
     return (mask.softmax(-1) * columns).sum(-1)
 
 

@@ -31,9 +31,15 @@ class CondLaneTargets:
     xs: NDArray[np.float32]
 
 
-def encode_lanes(sample: Any, *, size: tuple[int, int], stride: int,
-                 seed_size: tuple[int, int], seed_stride: int,
-                 radius: int) -> CondLaneTargets:
+def encode_lanes(
+    sample: Any,
+    *,
+    size: tuple[int, int],
+    stride: int,
+    seed_size: tuple[int, int],
+    seed_stride: int,
+    radius: int,
+) -> CondLaneTargets:
     """Return the rows and the starts of an image's lanes.
 
     The Gaussian of a start reaches at most half the way to the next one. Of
@@ -57,32 +63,45 @@ def encode_lanes(sample: Any, *, size: tuple[int, int], stride: int,
         start = _start(lane, size=size, stride=stride)
         if start is None or np.isfinite(xs).sum() < 2:
             continue
-        cell = np.clip(np.floor(start / seed_stride).astype(np.int64), 0,
-                       (seed_size[1] - 1, seed_size[0] - 1))
+        cell = np.clip(
+            np.floor(start / seed_stride).astype(np.int64),
+            0,
+            (seed_size[1] - 1, seed_size[0] - 1),
+        )
         if not any((cell == other).all() for other in starts):
             starts.append(cell)
             positions.append(xs / stride)
     heatmap = np.zeros(seed_size, np.float32)
     for cell in starts:
-        draw_gaussian(heatmap, x=int(cell[0]), y=int(cell[1]),
-                      radius=_radius(cell, starts, radius))
+        draw_gaussian(
+            heatmap,
+            x=int(cell[0]),
+            y=int(cell[1]),
+            radius=_radius(cell, starts, radius),
+        )
     cells = np.array(starts, dtype=np.int64).reshape(-1, 2)
     return CondLaneTargets(
         heatmap=heatmap,
         seeds=cells[:, 1] * seed_size[1] + cells[:, 0],
-        xs=np.array(positions, dtype=np.float32).reshape(-1, size[0]))
+        xs=np.array(positions, dtype=np.float32).reshape(-1, size[0]),
+    )
 
 
-def _start(lane: NDArray[np.float64], *, size: tuple[int, int],
-           stride: int) -> NDArray[np.float64] | None:
+def _start(
+    lane: NDArray[np.float64], *, size: tuple[int, int], stride: int
+) -> NDArray[np.float64] | None:
     """Lowest point of a lane inside of the image, in pixels."""
     limit = np.array([size[1], size[0]]) * stride
     inside = ((lane >= 0) & (lane <= limit)).all(axis=1)
     return lane[inside.argmax()] if inside.any() else None
 
 
-def _radius(cell: NDArray[np.int64], starts: list[NDArray[np.int64]],
-            radius: int) -> int:
-    gaps = [float(np.hypot(*(cell - other))) for other in starts
-            if (cell != other).any()]
+def _radius(
+    cell: NDArray[np.int64], starts: list[NDArray[np.int64]], radius: int
+) -> int:
+    gaps = [
+        float(np.hypot(*(cell - other)))
+        for other in starts
+        if (cell != other).any()
+    ]
     return max(1, int(min([radius, *(gap / 2 for gap in gaps)])))

@@ -21,8 +21,9 @@ class LaneDataPreprocessor(ImgDataPreprocessor):
     is padded here. Arguments are those of mmengine's ImgDataPreprocessor.
     """
 
-    def forward(self, data: dict[str, Any],
-                training: bool = False) -> dict[str, Any]:
+    def forward(
+        self, data: dict[str, Any], training: bool = False
+    ) -> dict[str, Any]:
         """Return the batch on the device.
 
         Args:
@@ -37,7 +38,8 @@ class LaneDataPreprocessor(ImgDataPreprocessor):
         if len(sizes) > 1:
             raise ValueError(
                 f'the images of a batch have the sizes {sorted(sizes)}: let '
-                'the pipeline resize all of them to one (h, w)')
+                'the pipeline resize all of them to one (h, w)'
+            )
         inputs = data['inputs']
         if isinstance(inputs, Tensor):
             data = dict(data, inputs=list(inputs))
@@ -59,21 +61,25 @@ class LaneDetector(BaseModel):
         init_cfg: As of every mm module.
     """
 
-    def __init__(self,
-                 backbone: dict[str, Any],
-                 *,
-                 head: dict[str, Any],
-                 neck: dict[str, Any] | None = None,
-                 data_preprocessor: dict[str, Any] | None = None,
-                 train_cfg: dict[str, Any] | None = None,
-                 test_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        backbone: dict[str, Any],
+        *,
+        head: dict[str, Any],
+        neck: dict[str, Any] | None = None,
+        data_preprocessor: dict[str, Any] | None = None,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(
-            data_preprocessor=data_preprocessor, init_cfg=init_cfg)
+            data_preprocessor=data_preprocessor, init_cfg=init_cfg
+        )
         self.backbone = MODELS.build(backbone)
         self.neck = None if neck is None else MODELS.build(neck)
         self.head = MODELS.build(
-            dict(head, train_cfg=train_cfg, test_cfg=test_cfg))
+            dict(head, train_cfg=train_cfg, test_cfg=test_cfg)
+        )
         self.train_cfg = train_cfg
         self.test_cfg = test_cfg
 
@@ -87,14 +93,16 @@ class LaneDetector(BaseModel):
         feats = self.backbone(inputs)
         if self.neck is not None:
             feats = self.neck(feats)
-        return (feats, ) if isinstance(feats, Tensor) else tuple(feats)
+        return (feats,) if isinstance(feats, Tensor) else tuple(feats)
 
-    def forward(self,
-                inputs: Tensor,
-                data_samples: Sequence[Any] | None = None,
-                mode: str = 'tensor',
-                *,
-                seeds: Any = None) -> Any:
+    def forward(
+        self,
+        inputs: Tensor,
+        data_samples: Sequence[Any] | None = None,
+        mode: str = 'tensor',
+        *,
+        seeds: Any = None,
+    ) -> Any:
         """Run the model.
 
         Args:
@@ -114,16 +122,19 @@ class LaneDetector(BaseModel):
             return self.forward_heads(inputs, seeds=seeds)
         if mode not in ('loss', 'predict'):
             raise ValueError(
-                f"mode={mode!r}: choose 'tensor', 'loss' or 'predict'")
+                f"mode={mode!r}: choose 'tensor', 'loss' or 'predict'"
+            )
         if data_samples is None:
             raise ValueError(
-                f'mode={mode!r} needs data_samples: give one for each image')
+                f'mode={mode!r} needs data_samples: give one for each image'
+            )
         if mode == 'loss':
             return self.head.loss(self.extract_feat(inputs), data_samples)
         return self.predict(inputs, data_samples)
 
-    def forward_heads(self, inputs: Tensor, *,
-                      seeds: Any = None) -> dict[str, Tensor]:
+    def forward_heads(
+        self, inputs: Tensor, *, seeds: Any = None
+    ) -> dict[str, Tensor]:
         """Return the head's tensors by name; see ``forward``."""
         feats = self.extract_feat(inputs)
         if seeds is None:
@@ -131,15 +142,17 @@ class LaneDetector(BaseModel):
         return dict(self.head(feats, seeds=seeds))
 
     @torch.no_grad()
-    def predict(self, inputs: Tensor,
-                data_samples: Sequence[Any]) -> list[Any]:
+    def predict(
+        self, inputs: Tensor, data_samples: Sequence[Any]
+    ) -> list[Any]:
         """Return the samples, each with ``pred_lanes`` in original pixels."""
         lanes = self.head.predict(self.extract_feat(inputs), data_samples)
         for sample, instances in zip(data_samples, lanes, strict=True):
             sample.pred_lanes = instances
         return list(data_samples)
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[Any]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[Any]:
         """Turn named tensors into lanes; see ``LaneHead.decode``."""
         return list(self.head.decode(outputs, metas))

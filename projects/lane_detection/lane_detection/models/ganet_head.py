@@ -30,8 +30,9 @@ class DenseBranch(BaseModule):
         bias: What the last bias starts at.
     """
 
-    def __init__(self, channels: int, *, out_channels: int,
-                 bias: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, *, out_channels: int, bias: float = 0.0
+    ) -> None:
         super().__init__()
         self.hidden = ConvModule(channels, channels, 3, padding=1)
         self.conv_reg = nn.Conv2d(channels, out_channels, 1)
@@ -73,20 +74,31 @@ class GANetHead(LaneHead):
     """
 
     head_names: ClassVar[tuple[str, ...]] = (
-        'kpt_hm', 'pts_offset', 'int_offset')
+        'kpt_hm',
+        'pts_offset',
+        'int_offset',
+    )
 
-    def __init__(self, *, in_channels: int = 64, stride: int = 8,
-                 aggregation: dict[str, Any] | None = None,
-                 num_points: int = 45,
-                 loss_weights: dict[str, float] | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int = 64,
+        stride: int = 8,
+        aggregation: dict[str, Any] | None = None,
+        num_points: int = 45,
+        loss_weights: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.stride = stride
         self.num_points = num_points
         self.loss_weights = {'hm': 1.0, 'int': 1.0, 'pts': 0.5, 'aux': 0.2}
         self.loss_weights.update(loss_weights or {})
-        self.aggregation = None if aggregation is None else LaneAggregation(
-            in_channels, **aggregation)
+        self.aggregation = (
+            None
+            if aggregation is None
+            else LaneAggregation(in_channels, **aggregation)
+        )
         self.smooth = nn.Conv2d(in_channels, in_channels, 3, padding=1)
         self.kpt_hm = DenseBranch(in_channels, out_channels=1, bias=-2.19)
         self.pts_offset = DenseBranch(in_channels, out_channels=2)
@@ -104,48 +116,58 @@ class GANetHead(LaneHead):
         return {
             'kpt_hm': self.kpt_hm(self.smooth(gathered)),
             'pts_offset': self.pts_offset(x),
-            'int_offset': self.int_offset(x)
+            'int_offset': self.int_offset(x),
         }, points
 
-    def loss(self, feats: Sequence[Tensor],
-             data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return the losses; the aggregation's own is counted only here."""
         outputs, points = self._maps(feats[0])
         if points is not None:
             outputs['points'] = points
         return self.loss_by_feat(outputs, data_samples)
 
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return ``loss_hm``, ``loss_int``, ``loss_pts``, ``loss_aux``."""
         heatmap = outputs['kpt_hm']
         targets = [
             encode_lanes(
-                sample, size=tuple(heatmap.shape[-2:]), stride=self.stride,
+                sample,
+                size=tuple(heatmap.shape[-2:]),
+                stride=self.stride,
                 num_points=self.num_points,
-                radius=self.train_cfg.get('radius', 2))
+                radius=self.train_cfg.get('radius', 2),
+            )
             for sample in data_samples
         ]
         maps = {
-            name: torch.stack([
-                torch.from_numpy(getattr(t, name)) for t in targets
-            ]).to(heatmap) for name in (*self.head_names, 'mask')
+            name: torch.stack(
+                [torch.from_numpy(getattr(t, name)) for t in targets]
+            ).to(heatmap)
+            for name in (*self.head_names, 'mask')
         }
         # The published normalizers: ones of the mask for int_offset, ones in
         # both channels for pts_offset.
         losses = {
             'loss_hm': keypoint_focal_loss(
-                heatmap, maps['kpt_hm'], min_positives=3),
+                heatmap, maps['kpt_hm'], min_positives=3
+            ),
             'loss_int': _masked_l1(outputs, maps, 'int_offset'),
-            'loss_pts': _masked_l1(outputs, maps, 'pts_offset') / 2
+            'loss_pts': _masked_l1(outputs, maps, 'pts_offset') / 2,
         }
         if 'points' in outputs:
             losses['loss_aux'] = _auxiliary_loss(outputs['points'], targets)
-        return {name: loss * self.loss_weights[name.removeprefix('loss_')]
-                for name, loss in losses.items()}
+        return {
+            name: loss * self.loss_weights[name.removeprefix('loss_')]
+            for name, loss in losses.items()
+        }
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Group points into lanes; see ``LaneHead.decode``."""
         scores = horizontal_peaks(outputs['kpt_hm'].sigmoid())[:, 0]
         grid = cell_grid(*scores.shape[-2:], device=scores.device)
@@ -156,15 +178,21 @@ class GANetHead(LaneHead):
             for i, meta in enumerate(metas)
         ]
 
-    def _decode_single(self, scores: Tensor, places: Tensor, votes: Tensor,
-                       meta: Mapping[str, Any]) -> InstanceData:
+    def _decode_single(
+        self,
+        scores: Tensor,
+        places: Tensor,
+        votes: Tensor,
+        meta: Mapping[str, Any],
+    ) -> InstanceData:
         chosen = self._chosen(scores)
         cells = chosen.flip(-1).cpu().numpy()  # n x (column, row)
         rows, columns = chosen.unbind(-1)
         found = places[:, rows, columns].T.detach().float().cpu().numpy()
         vote = votes[:, rows, columns].T.detach().float().cpu().numpy()
         groups = group_points(
-            cells, vote, radius=self.test_cfg.get('cluster_radius', 5.0))
+            cells, vote, radius=self.test_cfg.get('cluster_radius', 5.0)
+        )
         lanes, confidences = [], []
         for group in groups:
             if len(group) <= max(self.test_cfg.get('min_points', 10), 1):
@@ -173,8 +201,9 @@ class GANetHead(LaneHead):
             lanes.append(torch.from_numpy(lane * self.stride))
             index = torch.as_tensor(group, device=scores.device)
             confidences.append(scores[rows[index], columns[index]].mean())
-        confidence = torch.stack(confidences) if confidences else (
-            scores.new_zeros(0))
+        confidence = (
+            torch.stack(confidences) if confidences else (scores.new_zeros(0))
+        )
         return lane_instances(lanes, scores=confidence, meta=meta)
 
     def _chosen(self, scores: Tensor) -> Tensor:
@@ -188,25 +217,27 @@ class GANetHead(LaneHead):
         return kept
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return the probability of a lane point, (B, 1, H, W)."""
         weight = outputs['kpt_hm'].detach().sigmoid()
         return dict.fromkeys(self.head_names, weight)
 
 
-def _masked_l1(outputs: Mapping[str, Tensor], maps: Mapping[str, Tensor],
-               name: str) -> Tensor:
+def _masked_l1(
+    outputs: Mapping[str, Tensor], maps: Mapping[str, Tensor], name: str
+) -> Tensor:
     """Sum of |error| where the mask is 1, over its number of ones."""
     mask = maps['mask'][:, None]
     error = (outputs[name] - maps[name]).abs() * mask
     return error.sum() / (mask.sum() + 1e-4)
 
 
-def _auxiliary_loss(points: Tensor,
-                    targets: Sequence[GANetTargets]) -> Tensor:
+def _auxiliary_loss(points: Tensor, targets: Sequence[GANetTargets]) -> Tensor:
     """Mean over the images with lanes."""
     losses = [
         aggregation_loss(points[i], cells=t.cells, samples=t.samples)
-        for i, t in enumerate(targets) if t.cells
+        for i, t in enumerate(targets)
+        if t.cells
     ]
     return torch.stack(losses).mean() if losses else points.sum() * 0

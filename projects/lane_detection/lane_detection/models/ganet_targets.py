@@ -36,8 +36,14 @@ class GANetTargets:
     samples: list[NDArray[np.float64]] = field(default_factory=list)
 
 
-def encode_lanes(sample: Any, *, size: tuple[int, int], stride: int,
-                 num_points: int, radius: int) -> GANetTargets:
+def encode_lanes(
+    sample: Any,
+    *,
+    size: tuple[int, int],
+    stride: int,
+    num_points: int,
+    radius: int,
+) -> GANetTargets:
     """Draw the lanes of one image into maps.
 
     Where two points fall into one cell, the later one stays.
@@ -54,7 +60,8 @@ def encode_lanes(sample: Any, *, size: tuple[int, int], stride: int,
         kpt_hm=np.zeros((1, height, width), np.float32),
         pts_offset=np.zeros((2, height, width), np.float32),
         int_offset=np.zeros((2, height, width), np.float32),
-        mask=np.zeros((height, width), np.float32))
+        mask=np.zeros((height, width), np.float32),
+    )
     for points in input_lanes(sample):
         lane = np.asarray(points, dtype=np.float64) / stride
         dense = resample_lane(lane, size=size, num_points=num_points)
@@ -64,19 +71,25 @@ def encode_lanes(sample: Any, *, size: tuple[int, int], stride: int,
         columns, rows = cells.T
         for column, row in cells:
             draw_gaussian(
-                targets.kpt_hm[0], x=int(column), y=int(row), radius=radius)
+                targets.kpt_hm[0], x=int(column), y=int(row), radius=radius
+            )
         targets.int_offset[:, rows, columns] = (dense - cells).T
         targets.pts_offset[:, rows, columns] = (dense[0] - dense).T
         targets.mask[rows, columns] = 1
         targets.cells.append(np.unique(cells, axis=0))
         targets.samples.append(
-            resample_lane(lane, size=size, num_points=41, clip=False))
+            resample_lane(lane, size=size, num_points=41, clip=False)
+        )
     return targets
 
 
-def resample_lane(lane: NDArray[np.float64], *, size: tuple[int, int],
-                  num_points: int,
-                  clip: bool = True) -> NDArray[np.float64]:
+def resample_lane(
+    lane: NDArray[np.float64],
+    *,
+    size: tuple[int, int],
+    num_points: int,
+    clip: bool = True,
+) -> NDArray[np.float64]:
     """Return points of a lane at equally spaced rows of its own.
 
     Args:

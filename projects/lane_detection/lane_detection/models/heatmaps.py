@@ -11,8 +11,9 @@ from torch import Tensor
 __all__ = ['draw_gaussian', 'keypoint_focal_loss']
 
 
-def draw_gaussian(heatmap: NDArray[np.float32], *, x: int, y: int,
-                  radius: int) -> None:
+def draw_gaussian(
+    heatmap: NDArray[np.float32], *, x: int, y: int, radius: int
+) -> None:
     """Paint a Gaussian into a heat map, in place, keeping the larger value.
 
     Its sigma is a sixth of the diameter ``2 radius + 1``; the centre is 1.
@@ -34,8 +35,9 @@ def draw_gaussian(heatmap: NDArray[np.float32], *, x: int, y: int,
     np.maximum(area, patch.astype(np.float32), out=area)
 
 
-def keypoint_focal_loss(logits: Tensor, target: Tensor, *,
-                        min_positives: int = 0) -> Tensor:
+def keypoint_focal_loss(
+    logits: Tensor, target: Tensor, *, min_positives: int = 0
+) -> Tensor:
     """Return CornerNet's focal loss of a heat map (arXiv 1808.01244, eq. 1).
 
     -(1 - p)^2 log p where the target is 1, -(1 - t)^4 p^2 log(1 - p)
@@ -49,8 +51,8 @@ def keypoint_focal_loss(logits: Tensor, target: Tensor, *,
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     positive = target.eq(1)
     num_positives = int(positive.sum())
-    at_ones = (1 - p)**2 * p.log()
-    elsewhere = (1 - target)**4 * p**2 * (1 - p).log()
+    at_ones = (1 - p) ** 2 * p.log()
+    elsewhere = (1 - target) ** 4 * p**2 * (1 - p).log()
     loss = -at_ones.where(positive, elsewhere).sum()
     if num_positives < min_positives:
         return loss * 0

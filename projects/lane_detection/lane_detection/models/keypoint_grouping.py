@@ -8,8 +8,12 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-__all__ = ['cluster_starts', 'group_points', 'horizontal_peaks',
-           'lane_of_points']
+__all__ = [
+    'cluster_starts',
+    'group_points',
+    'horizontal_peaks',
+    'lane_of_points',
+]
 
 
 def horizontal_peaks(scores: Tensor) -> Tensor:
@@ -22,8 +26,9 @@ def horizontal_peaks(scores: Tensor) -> Tensor:
     return scores * (highest == scores)
 
 
-def group_points(cells: NDArray[np.int64], votes: NDArray[np.float32], *,
-                 radius: float) -> list[NDArray[np.int64]]:
+def group_points(
+    cells: NDArray[np.int64], votes: NDArray[np.float32], *, radius: float
+) -> list[NDArray[np.int64]]:
     """Group points that vote for the same start.
 
     A point less than one row above its own vote is a start. Each point goes to
@@ -47,8 +52,9 @@ def group_points(cells: NDArray[np.int64], votes: NDArray[np.float32], *,
     return [group for group in groups if len(group)]
 
 
-def cluster_starts(cells: NDArray[np.int64], *,
-                   radius: float) -> NDArray[np.int64]:
+def cluster_starts(
+    cells: NDArray[np.int64], *, radius: float
+) -> NDArray[np.int64]:
     """Cluster starts greedily, in their order.
 
     Each joins the first cluster that has a member within the radius, or opens
@@ -76,8 +82,9 @@ def cluster_starts(cells: NDArray[np.int64], *,
     return (np.stack(sums, axis=-1) / sizes[:, None]).astype(np.int64)
 
 
-def lane_of_points(points: NDArray[np.float32], *,
-                   rows: NDArray[np.int64]) -> NDArray[np.float32]:
+def lane_of_points(
+    points: NDArray[np.float32], *, rows: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """Return a polyline from the bottom upwards: the mean of each row.
 
     Args:
@@ -86,6 +93,8 @@ def lane_of_points(points: NDArray[np.float32], *,
     """
     _, inverse = np.unique(-rows, return_inverse=True)
     sizes = np.bincount(inverse)
-    means = [np.bincount(inverse, weights=points[:, axis]) / sizes
-             for axis in (0, 1)]
+    means = [
+        np.bincount(inverse, weights=points[:, axis]) / sizes
+        for axis in (0, 1)
+    ]
     return np.stack(means, axis=-1).astype(np.float32)

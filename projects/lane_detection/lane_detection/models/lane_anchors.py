@@ -10,15 +10,34 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    'BOTTOM_ANGLES', 'LEFT_ANGLES', 'RIGHT_ANGLES', 'border_rays',
-    'ray_positions', 'row_heights'
+    'BOTTOM_ANGLES',
+    'LEFT_ANGLES',
+    'RIGHT_ANGLES',
+    'border_rays',
+    'ray_positions',
+    'row_heights',
 ]
 
 # Degrees in the unit square that the image is scaled to, from the x axis.
 LEFT_ANGLES = (72, 60, 49, 39, 30, 22)
 RIGHT_ANGLES = (108, 120, 131, 141, 150, 158)
-BOTTOM_ANGLES = (165, 150, 141, 131, 120, 108, 100, 90, 80, 72, 60, 49, 39,
-                 30, 15)
+BOTTOM_ANGLES = (
+    165,
+    150,
+    141,
+    131,
+    120,
+    108,
+    100,
+    90,
+    80,
+    72,
+    60,
+    49,
+    39,
+    30,
+    15,
+)
 
 
 def border_rays(*, num_side: int = 72, num_bottom: int = 128) -> Tensor:
@@ -37,7 +56,7 @@ def border_rays(*, num_side: int = 72, num_bottom: int = 128) -> Tensor:
     rays = [
         *_rays([(0.0, y) for y in sides], LEFT_ANGLES),
         *_rays([(1.0, y) for y in sides], RIGHT_ANGLES),
-        *_rays([(x, 1.0) for x in bottom], BOTTOM_ANGLES)
+        *_rays([(x, 1.0) for x in bottom], BOTTOM_ANGLES),
     ]
     return torch.tensor(rays)
 
@@ -63,7 +82,11 @@ def ray_positions(rays: Tensor, heights: Tensor) -> Tensor:
     return x + (y - heights) / angle.tan()
 
 
-def _rays(origins: Sequence[tuple[float, float]],
-          angles: Sequence[int]) -> list[tuple[float, float, float]]:
-    return [(*origin, math.radians(angle)) for origin in origins
-            for angle in angles]
+def _rays(
+    origins: Sequence[tuple[float, float]], angles: Sequence[int]
+) -> list[tuple[float, float, float]]:
+    return [
+        (*origin, math.radians(angle))
+        for origin in origins
+        for angle in angles
+    ]

@@ -31,9 +31,13 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
 
     head_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, *, train_cfg: dict[str, Any] | None = None,
-                 test_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        *,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.train_cfg = dict(train_cfg or {})
         self.test_cfg = dict(test_cfg or {})
@@ -47,8 +51,9 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
         """
 
     @abstractmethod
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return the losses by name, ``loss`` in each name that counts.
 
         Args:
@@ -57,8 +62,9 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
         """
 
     @abstractmethod
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Turn named tensors into lanes.
 
         It is pure: it reads tensors, buffers and settings, calls no module,
@@ -76,7 +82,8 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
         """
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Say how likely each place of a tensor belongs to a lane.
 
         Args:
@@ -86,23 +93,28 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
             Detached weights in [0, 1] that broadcast to each tensor; all ones
             here.
         """
-        return {name: torch.ones((), device=output.device)
-                for name, output in outputs.items()}
+        return {
+            name: torch.ones((), device=output.device)
+            for name, output in outputs.items()
+        }
 
-    def loss(self, feats: Sequence[Tensor],
-             data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Run ``forward`` and return its losses."""
         return self.loss_by_feat(self(feats), data_samples)
 
-    def predict(self, feats: Sequence[Tensor],
-                data_samples: Sequence[Any]) -> list[InstanceData]:
+    def predict(
+        self, feats: Sequence[Tensor], data_samples: Sequence[Any]
+    ) -> list[InstanceData]:
         """Run ``forward`` and return the lanes of each image."""
         metas = [sample.metainfo for sample in data_samples]
         return self.decode(self(feats), metas)
 
 
-def lane_instances(lanes: Sequence[Tensor], *, scores: Tensor,
-                   meta: Mapping[str, Any]) -> InstanceData:
+def lane_instances(
+    lanes: Sequence[Tensor], *, scores: Tensor, meta: Mapping[str, Any]
+) -> InstanceData:
     """Pack the lanes of one image, as ``decode`` returns them.
 
     Args:
@@ -116,7 +128,10 @@ def lane_instances(lanes: Sequence[Tensor], *, scores: Tensor,
     """
     kept = [i for i, lane in enumerate(lanes) if len(lane) >= 2]
     points = [
-        np.asarray(to_original(lanes[i].detach().cpu().float(), meta),
-                   dtype=np.float32) for i in kept
+        np.asarray(
+            to_original(lanes[i].detach().cpu().float(), meta),
+            dtype=np.float32,
+        )
+        for i in kept
     ]
     return InstanceData(points=points, scores=scores.detach()[kept])

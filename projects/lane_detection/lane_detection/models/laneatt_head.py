@@ -87,12 +87,21 @@ class LaneATTHead(LaneHead):
     columns: Tensor
     gathered: Tensor
 
-    def __init__(self, *, in_channels: int, img_size: tuple[int, int],
-                 feat_channels: int = 64, stride: int = 32,
-                 num_rows: int = 72, num_side: int = 72,
-                 num_bottom: int = 128, anchor_file: str | None = None,
-                 loss_cls: dict[str, float] | None = None,
-                 init_std: float = 1e-3, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        img_size: tuple[int, int],
+        feat_channels: int = 64,
+        stride: int = 32,
+        num_rows: int = 72,
+        num_side: int = 72,
+        num_bottom: int = 128,
+        anchor_file: str | None = None,
+        loss_cls: dict[str, float] | None = None,
+        init_std: float = 1e-3,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.img_size = (int(img_size[0]), int(img_size[1]))
         self.num_rows = num_rows
@@ -102,8 +111,10 @@ class LaneATTHead(LaneHead):
         rays = border_rays(num_side=num_side, num_bottom=num_bottom)
         if anchor_file is not None:
             rays = rays[_load_indices(anchor_file, len(rays))]
-        self.feat_size = (self.img_size[0] // stride,
-                          self.img_size[1] // stride)
+        self.feat_size = (
+            self.img_size[0] // stride,
+            self.img_size[1] // stride,
+        )
         self._add_anchors(rays, stride)
         features = feat_channels * self.feat_size[0]
         self.conv = nn.Conv2d(in_channels, feat_channels, 1)
@@ -121,16 +132,23 @@ class LaneATTHead(LaneHead):
         columns = (ray_positions(rays, heights) * width / stride).round()
         gathered = (columns >= 0) & (columns <= cells_wide)
         columns = columns.clamp(0, cells_wide - 1).long()
-        for name, value in (('anchors', xs), ('starts', starts),
-                            ('columns', columns),
-                            ('gathered', gathered.float())):
+        for name, value in (
+            ('anchors', xs),
+            ('starts', starts),
+            ('columns', columns),
+            ('gathered', gathered.float()),
+        ):
             self.register_buffer(name, value, persistent=False)
 
     def init_weights(self) -> None:
         """Draw all weights from N(0, init_std^2), with zero biases."""
         super().init_weights()
-        for layer in (self.conv, self.attention.fc_attention, self.fc_cls,
-                      self.fc_reg):
+        for layer in (
+            self.conv,
+            self.attention.fc_attention,
+            self.fc_cls,
+            self.fc_reg,
+        ):
             nn.init.normal_(layer.weight, std=self.init_std)
             nn.init.zeros_(layer.bias)
 
@@ -160,44 +178,53 @@ class LaneATTHead(LaneHead):
         rows = torch.arange(self.num_rows, device=xs.device)
         after = rows - self.starts[:, None]  # N x R
         return LaneRows(
-            xs=xs, valid=(after >= 0) & (after < length[..., None]))
+            xs=xs, valid=(after >= 0) & (after < length[..., None])
+        )
 
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return ``loss_cls`` and ``loss_reg``, averages over the images."""
         cls_losses, reg_losses = [], []
         for i, sample in enumerate(data_samples):
             self._check_size(sample.metainfo)
             targets = encode_lanes(
-                sample, num_rows=self.num_rows, img_size=self.img_size,
-                device=self.anchors.device)
-            one = {name: outputs[name][i:i + 1] for name in self.head_names}
+                sample,
+                num_rows=self.num_rows,
+                img_size=self.img_size,
+                device=self.anchors.device,
+            )
+            one = {name: outputs[name][i : i + 1] for name in self.head_names}
             cls_loss, reg_loss = self._loss_single(one, targets)
             cls_losses.append(cls_loss)
             reg_losses.append(reg_loss)
         return {
-            'loss_cls': torch.stack(cls_losses).mean() *
-            self.loss_cls['weight'],
-            'loss_reg': torch.stack(reg_losses).mean()
+            'loss_cls': torch.stack(cls_losses).mean()
+            * self.loss_cls['weight'],
+            'loss_reg': torch.stack(reg_losses).mean(),
         }
 
-    def _loss_single(self, outputs: Mapping[str, Tensor],
-                     targets: LaneRows) -> tuple[Tensor, Tensor]:
+    def _loss_single(
+        self, outputs: Mapping[str, Tensor], targets: LaneRows
+    ) -> tuple[Tensor, Tensor]:
         cls, reg = outputs['cls'][0], outputs['reg'][0]
         trained = self._trained_anchors(outputs)
         labels, matched = match_anchors(
-            self.anchors[trained], targets, starts=self.starts[trained],
+            self.anchors[trained],
+            targets,
+            starts=self.starts[trained],
             positive=self.train_cfg.get('positive', 15.0),
-            negative=self.train_cfg.get('negative', 20.0))
+            negative=self.train_cfg.get('negative', 20.0),
+        )
         counted = labels >= 0
         cls_loss = self._focal(cls[trained][counted], labels[counted])
         chosen = trained[labels == 1]
         if len(chosen) == 0:
             return cls_loss, reg.sum() * 0
         goal = self._regression_target(
-            reg[chosen], chosen, targets, matched[labels == 1])
-        return (cls_loss / len(chosen),
-                F.smooth_l1_loss(reg[chosen], goal))
+            reg[chosen], chosen, targets, matched[labels == 1]
+        )
+        return (cls_loss / len(chosen), F.smooth_l1_loss(reg[chosen], goal))
 
     @torch.no_grad()
     def _trained_anchors(self, outputs: Mapping[str, Tensor]) -> Tensor:
@@ -212,12 +239,13 @@ class LaneATTHead(LaneHead):
     def _focal(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Sum of -alpha (1 - p)^gamma log p of the true class's p."""
         log_p = logits.log_softmax(-1).gather(1, labels[:, None])[:, 0]
-        weight = (1 - log_p.exp())**self.loss_cls['gamma']
+        weight = (1 - log_p.exp()) ** self.loss_cls['gamma']
         return -self.loss_cls['alpha'] * (weight * log_p).sum()
 
     @torch.no_grad()
-    def _regression_target(self, reg: Tensor, chosen: Tensor,
-                           targets: LaneRows, matched: Tensor) -> Tensor:
+    def _regression_target(
+        self, reg: Tensor, chosen: Tensor, targets: LaneRows, matched: Tensor
+    ) -> Tensor:
         """Targets of positive anchors; rows outside a lane cost nothing."""
         starts = self.starts[chosen]
         rows = torch.arange(self.num_rows, device=reg.device)
@@ -230,31 +258,39 @@ class LaneATTHead(LaneHead):
         goal[:, 1:] = offsets.to(goal).where(counted, goal[:, 1:])
         return goal
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Turn anchors into lanes; see ``LaneHead.decode``."""
         lanes = self.lanes(outputs)
         scores = outputs['cls'].softmax(-1)[..., 1]
         return [
             self._decode_single(
-                LaneRows(xs=lanes.xs[i], valid=lanes.valid[i]), scores[i],
-                meta) for i, meta in enumerate(metas)
+                LaneRows(xs=lanes.xs[i], valid=lanes.valid[i]), scores[i], meta
+            )
+            for i, meta in enumerate(metas)
         ]
 
-    def _decode_single(self, lanes: LaneRows, scores: Tensor,
-                       meta: Mapping[str, Any]) -> InstanceData:
+    def _decode_single(
+        self, lanes: LaneRows, scores: Tensor, meta: Mapping[str, Any]
+    ) -> InstanceData:
         self._check_size(meta)
         confident = (scores > self.test_cfg.get('score_thr', 0.5)).nonzero()
         confident = confident[:, 0]
-        kept = confident[line_nms(
-            lanes.xs[confident], scores[confident],
-            valid=lanes.valid[confident],
-            threshold=self.test_cfg.get('nms_thr', 50.0),
-            max_keep=self.test_cfg.get('max_lanes', 4))]
+        kept = confident[
+            line_nms(
+                lanes.xs[confident],
+                scores[confident],
+                valid=lanes.valid[confident],
+                threshold=self.test_cfg.get('nms_thr', 50.0),
+                max_keep=self.test_cfg.get('max_lanes', 4),
+            )
+        ]
         heights = row_heights(self.num_rows).to(lanes.xs) * self.img_size[0]
         points = []
-        for xs, valid, start in zip(lanes.xs[kept], lanes.valid[kept],
-                                    self.starts[kept], strict=True):
+        for xs, valid, start in zip(
+            lanes.xs[kept], lanes.valid[kept], self.starts[kept], strict=True
+        ):
             inside = (xs >= 0) & (xs <= self.img_size[1])
             # An anchor of the side borders goes on downwards, as long as it
             # stays in the image.
@@ -270,10 +306,12 @@ class LaneATTHead(LaneHead):
         if size != self.img_size:
             raise ValueError(
                 f"head.img_size={self.img_size}, but the pipeline's input is "
-                f'{size}: give both the same')
+                f'{size}: give both the same'
+            )
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Return each anchor's probability of a lane, (B, N, 1)."""
         weight = outputs['cls'].detach().softmax(-1)[..., 1:]
         return dict.fromkeys(self.head_names, weight)
@@ -284,5 +322,6 @@ def _load_indices(path: str, count: int) -> list[int]:
     if not indices or min(indices) < 0 or max(indices) >= count:
         raise ValueError(
             f'anchor_file={path!r} must list anchors in [0, {count}): make it '
-            'with the same num_side and num_bottom')
+            'with the same num_side and num_bottom'
+        )
     return list(indices)

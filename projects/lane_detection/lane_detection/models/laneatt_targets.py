@@ -36,8 +36,13 @@ class LaneRows:
         return self.xs.isfinite()
 
 
-def encode_lanes(sample: Any, *, num_rows: int, img_size: tuple[int, int],
-                 device: torch.device) -> LaneRows:
+def encode_lanes(
+    sample: Any,
+    *,
+    num_rows: int,
+    img_size: tuple[int, int],
+    device: torch.device,
+) -> LaneRows:
     """Return the lanes of one image at the head's rows.
 
     Below its lowest point a lane goes on linearly. It covers its lowest
@@ -66,12 +71,18 @@ def encode_lanes(sample: Any, *, num_rows: int, img_size: tuple[int, int],
             pieces.append(piece[None])
     return LaneRows(
         xs=torch.from_numpy(np.concatenate(positions)).float().to(device),
-        valid=torch.from_numpy(np.concatenate(pieces)).to(device))
+        valid=torch.from_numpy(np.concatenate(pieces)).to(device),
+    )
 
 
-def match_anchors(anchors: Tensor, targets: LaneRows, *, starts: Tensor,
-                  positive: float,
-                  negative: float) -> tuple[Tensor, Tensor]:
+def match_anchors(
+    anchors: Tensor,
+    targets: LaneRows,
+    *,
+    starts: Tensor,
+    positive: float,
+    negative: float,
+) -> tuple[Tensor, Tensor]:
     """Assign lanes to anchors by their mean distance over common rows.
 
     Common are the rows from the higher of both starts to the lane's end.
@@ -93,8 +104,11 @@ def match_anchors(anchors: Tensor, targets: LaneRows, *, starts: Tensor,
         return starts.new_zeros(count), starts.new_zeros(count)
     rows = torch.arange(num_rows, device=anchors.device)
     distances = line_distances(
-        anchors, targets.xs.nan_to_num(), valid=rows >= starts[:, None],
-        other_valid=targets.valid)
+        anchors,
+        targets.xs.nan_to_num(),
+        valid=rows >= starts[:, None],
+        other_valid=targets.valid,
+    )
     nearest, index = distances.min(dim=1)
     labels = torch.full_like(index, -1)
     labels[nearest < positive] = 1

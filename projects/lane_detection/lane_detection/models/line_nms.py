@@ -12,8 +12,14 @@ __all__ = ['line_distances', 'line_nms']
 MAX_ROUNDS = 64
 
 
-def line_distances(xs: Tensor, other_xs: Tensor, *, valid: Tensor,
-                   other_valid: Tensor, chunk: int = 256) -> Tensor:
+def line_distances(
+    xs: Tensor,
+    other_xs: Tensor,
+    *,
+    valid: Tensor,
+    other_valid: Tensor,
+    chunk: int = 256,
+) -> Tensor:
     """Return the mean |dx| over the rows that two lanes share.
 
     Args:
@@ -30,13 +36,20 @@ def line_distances(xs: Tensor, other_xs: Tensor, *, valid: Tensor,
     rows = [
         _distances(part, other_xs, part_valid, other_valid)
         for part, part_valid in zip(
-            xs.split(chunk), valid.split(chunk), strict=True)
+            xs.split(chunk), valid.split(chunk), strict=True
+        )
     ]
     return torch.cat(rows) if rows else xs.new_zeros(0, len(other_xs))
 
 
-def line_nms(xs: Tensor, scores: Tensor, *, valid: Tensor, threshold: float,
-             max_keep: int | None = None) -> Tensor:
+def line_nms(
+    xs: Tensor,
+    scores: Tensor,
+    *,
+    valid: Tensor,
+    threshold: float,
+    max_keep: int | None = None,
+) -> Tensor:
     """Keep the best of the lanes that run side by side, greedily.
 
     A lane is suppressed by a better one that is kept, when both share a row
@@ -59,17 +72,24 @@ def line_nms(xs: Tensor, scores: Tensor, *, valid: Tensor, threshold: float,
     order = scores.argsort(descending=True, stable=True)
     limit = len(order) if max_keep is None else max_keep
     if limit > MAX_ROUNDS:
-        near = line_distances(
-            xs[order], xs[order], valid=valid[order],
-            other_valid=valid[order]) < threshold
+        near = (
+            line_distances(
+                xs[order],
+                xs[order],
+                valid=valid[order],
+                other_valid=valid[order],
+            )
+            < threshold
+        )
         return order[_survivors(near)[:limit]]
     kept: list[Tensor] = []
     while len(order) and len(kept) < limit:
         best = order[:1]
         kept.append(best)
         rest = order[1:]
-        distance = _distances(
-            xs[rest], xs[best], valid[rest], valid[best])[:, 0]
+        distance = _distances(xs[rest], xs[best], valid[rest], valid[best])[
+            :, 0
+        ]
         order = rest[distance >= threshold]
     return torch.cat(kept) if kept else order
 
@@ -80,12 +100,13 @@ def _survivors(near: Tensor) -> Tensor:
     alive = np.ones(len(pairs), dtype=bool)
     for i in range(len(pairs)):
         if alive[i]:
-            alive[i + 1:] &= ~pairs[i, i + 1:]
+            alive[i + 1 :] &= ~pairs[i, i + 1 :]
     return torch.from_numpy(np.flatnonzero(alive)).to(near.device)
 
 
-def _distances(xs: Tensor, other_xs: Tensor, valid: Tensor,
-               other_valid: Tensor) -> Tensor:
+def _distances(
+    xs: Tensor, other_xs: Tensor, valid: Tensor, other_valid: Tensor
+) -> Tensor:
     common = valid[:, None] & other_valid  # N x M x R
     gap = (xs[:, None] - other_xs).abs().masked_fill(~common, 0)
     count = common.sum(-1)

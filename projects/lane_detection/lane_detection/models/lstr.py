@@ -34,7 +34,8 @@ class LSTRResNet(ResNet):
     """ResNet with one block less in its first stage: ``depth=16``."""
 
     arch_settings: ClassVar[dict[int, Any]] = {
-        **ResNet.arch_settings, 16: (BasicBlock, (1, 2, 2, 2))
+        **ResNet.arch_settings,
+        16: (BasicBlock, (1, 2, 2, 2)),
     }
 
 
@@ -78,21 +79,28 @@ class LSTRHead(LaneHead):
 
     head_names: ClassVar[tuple[str, ...]] = ('logits', 'curve')
 
-    def __init__(self, in_channels: int, *, embed_dims: int = 32,
-                 num_queries: int = 7, num_heads: int = 2,
-                 feedforward_channels: int = 128,
-                 num_encoder_layers: int = 2, num_decoder_layers: int = 2,
-                 dropout: float = 0.1,
-                 train_cfg: dict[str, Any] | None = None,
-                 test_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        embed_dims: int = 32,
+        num_queries: int = 7,
+        num_heads: int = 2,
+        feedforward_channels: int = 128,
+        num_encoder_layers: int = 2,
+        num_decoder_layers: int = 2,
+        dropout: float = 0.1,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(
-            train_cfg=train_cfg, test_cfg=test_cfg, init_cfg=init_cfg)
+            train_cfg=train_cfg, test_cfg=test_cfg, init_cfg=init_cfg
+        )
         self.loss_weights = LSTRLossWeights(**self.train_cfg)
         self.testing_settings = LSTRTesting(**self.test_cfg)
         self.input_proj = nn.Conv2d(in_channels, embed_dims, 1)
-        self.position = SinePositionalEncoding(
-            embed_dims // 2, normalize=True)
+        self.position = SinePositionalEncoding(embed_dims // 2, normalize=True)
 
         def layer(*names: str) -> dict[str, Any]:
             # Configs of their own: the layers fill in what is missing.
@@ -101,7 +109,7 @@ class LSTRHead(LaneHead):
                 'num_heads': num_heads,
                 'attn_drop': dropout,
                 'proj_drop': dropout,
-                'batch_first': True
+                'batch_first': True,
             }
             return {
                 **{name: dict(attention) for name in names},
@@ -109,21 +117,25 @@ class LSTRHead(LaneHead):
                     'embed_dims': embed_dims,
                     'feedforward_channels': feedforward_channels,
                     'num_fcs': 2,
-                    'ffn_drop': dropout
-                }
+                    'ffn_drop': dropout,
+                },
             }
 
         self.encoder = DetrTransformerEncoder(
-            num_encoder_layers, layer('self_attn_cfg'))
+            num_encoder_layers, layer('self_attn_cfg')
+        )
         self.decoder = DetrTransformerDecoder(
-            num_decoder_layers, layer('self_attn_cfg', 'cross_attn_cfg'))
+            num_decoder_layers, layer('self_attn_cfg', 'cross_attn_cfg')
+        )
         self.query_embed = nn.Embedding(num_queries, embed_dims)
         self.class_embed = nn.Linear(embed_dims, 2)
         # Of each query: lower, upper, b, b'; of the image: k, f, m, n.
-        self.reg_branches = nn.ModuleList([
-            three_layers(embed_dims, 4),
-            three_layers(embed_dims, 4),
-        ])
+        self.reg_branches = nn.ModuleList(
+            [
+                three_layers(embed_dims, 4),
+                three_layers(embed_dims, 4),
+            ]
+        )
 
     def init_weights(self) -> None:
         """Draw the transformer's matrices as DETR does (Xavier uniform)."""
@@ -146,23 +158,26 @@ class LSTRHead(LaneHead):
             value=memory,
             query_pos=queries,
             key_pos=position,
-            key_padding_mask=None)
+            key_padding_mask=None,
+        )
 
     def outputs_of(self, hidden: Tensor) -> dict[str, Tensor]:
         """Return logits and curves of one layer's queries, (B, Q, C)."""
         specific = self.reg_branches[0](hidden)
         shared = self.reg_branches[1](hidden).mean(dim=1, keepdim=True)
         shared = shared.expand_as(specific)
-        curve = torch.cat([specific[..., :2], shared, specific[..., 2:]],
-                          dim=-1)
+        curve = torch.cat(
+            [specific[..., :2], shared, specific[..., 2:]], dim=-1
+        )
         return {'logits': self.class_embed(hidden), 'curve': curve}
 
     def forward(self, feats: Sequence[Tensor]) -> dict[str, Tensor]:
         """Return ``logits`` and ``curve`` of a batch."""
         return self.outputs_of(self.hidden_states(feats)[-1])
 
-    def loss(self, feats: Sequence[Tensor],
-             data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss(
+        self, feats: Sequence[Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return the losses of the last and, as ``d0.``, of other layers."""
         losses: dict[str, Tensor] = {}
         layers = self.hidden_states(feats)
@@ -172,32 +187,37 @@ class LSTRHead(LaneHead):
             losses |= {f'{prefix}{name}': v for name, v in found.items()}
         return losses
 
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return the losses of classes, curves, lower and upper ends."""
         targets = [
             curve_targets(
                 sample,
                 num_rows=self.loss_weights.num_rows,
-                device=outputs['curve'].device) for sample in data_samples
+                device=outputs['curve'].device,
+            )
+            for sample in data_samples
         ]
         return curve_losses(
             outputs['logits'],
             outputs['curve'],
             targets,
-            weights=self.loss_weights)
+            weights=self.loss_weights,
+        )
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Draw the curves of the queries that are lanes."""
         settings = self.testing_settings
         scores = outputs['logits'].detach().softmax(dim=-1)[..., 1]
         found = []
         for image_scores, curves, meta in zip(
-                scores, outputs['curve'].detach(), metas, strict=True):
+            scores, outputs['curve'].detach(), metas, strict=True
+        ):
             kept = image_scores > settings.score_thr
-            points = curve_points(
-                curves[kept], num_points=settings.num_points)
+            points = curve_points(curves[kept], num_points=settings.num_points)
             height, width = meta['img_shape'][:2]
             inside = (points[..., 0] >= 0) & (points[..., 0] <= 1)
             points = points * points.new_tensor([width, height])
@@ -205,11 +225,13 @@ class LSTRHead(LaneHead):
                 lane[mask] for lane, mask in zip(points, inside, strict=True)
             ]
             found.append(
-                lane_instances(lanes, scores=image_scores[kept], meta=meta))
+                lane_instances(lanes, scores=image_scores[kept], meta=meta)
+            )
         return found
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Weight both tensors by each query's probability of a lane."""
         lane = outputs['logits'].detach().softmax(dim=-1)[..., 1:]
         return {'logits': lane, 'curve': lane}
@@ -218,6 +240,9 @@ class LSTRHead(LaneHead):
 def three_layers(width: int, out_features: int) -> nn.Sequential:
     """Return three linears with ReLU between them."""
     return nn.Sequential(
-        nn.Linear(width, width), nn.ReLU(inplace=True),
-        nn.Linear(width, width), nn.ReLU(inplace=True),
-        nn.Linear(width, out_features))
+        nn.Linear(width, width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, width),
+        nn.ReLU(inplace=True),
+        nn.Linear(width, out_features),
+    )

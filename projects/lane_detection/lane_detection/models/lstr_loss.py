@@ -63,8 +63,9 @@ def rows_of(num_rows: int) -> np.ndarray:
     return (np.arange(num_rows) + 0.5) / num_rows
 
 
-def curve_targets(sample: Any, *, num_rows: int,
-                  device: torch.device | str = 'cpu') -> CurveTargets:
+def curve_targets(
+    sample: Any, *, num_rows: int, device: torch.device | str = 'cpu'
+) -> CurveTargets:
     """Sample the annotated lanes of an image at fixed rows.
 
     Args:
@@ -102,7 +103,8 @@ def curve_targets(sample: Any, *, num_rows: int,
         limits=tensor(limits, -1, 2),
         x=tensor(xs, -1, num_rows),
         valid=torch.from_numpy(mask).to(device),
-        weights=tensor(weights, -1))
+        weights=tensor(weights, -1),
+    )
 
 
 def distances(curves: Tensor, targets: CurveTargets) -> Tensor:
@@ -114,8 +116,13 @@ def distances(curves: Tensor, targets: CurveTargets) -> Tensor:
 
 
 @torch.no_grad()
-def match(logits: Tensor, curves: Tensor, targets: CurveTargets, *,
-          weights: LSTRLossWeights) -> tuple[Tensor, Tensor]:
+def match(
+    logits: Tensor,
+    curves: Tensor,
+    targets: CurveTargets,
+    *,
+    weights: LSTRLossWeights,
+) -> tuple[Tensor, Tensor]:
     """Assign lanes to queries, one to one, at the smallest cost.
 
     Args:
@@ -129,17 +136,25 @@ def match(logits: Tensor, curves: Tensor, targets: CurveTargets, *,
     """
     limits = (curves[:, None, :2] - targets.limits).abs().sum(dim=-1)
     cost = (
-        weights.curve * distances(curves, targets) + weights.limits * limits
-        - weights.classes * logits.softmax(dim=-1)[:, 1:])
+        weights.curve * distances(curves, targets)
+        + weights.limits * limits
+        - weights.classes * logits.softmax(dim=-1)[:, 1:]
+    )
     cost = cost.nan_to_num(MAX_COST).clamp(max=MAX_COST)
     queries, lanes = linear_sum_assignment(cost.cpu().numpy())
-    return (torch.as_tensor(queries, device=logits.device),
-            torch.as_tensor(lanes, device=logits.device))
+    return (
+        torch.as_tensor(queries, device=logits.device),
+        torch.as_tensor(lanes, device=logits.device),
+    )
 
 
-def curve_losses(logits: Tensor, curves: Tensor,
-                 targets: Sequence[CurveTargets], *,
-                 weights: LSTRLossWeights) -> dict[str, Tensor]:
+def curve_losses(
+    logits: Tensor,
+    curves: Tensor,
+    targets: Sequence[CurveTargets],
+    *,
+    weights: LSTRLossWeights,
+) -> dict[str, Tensor]:
     """Return the losses of a batch by name.
 
     Args:
@@ -149,14 +164,14 @@ def curve_losses(logits: Tensor, curves: Tensor,
         weights: Of the losses.
     """
     labels = torch.zeros(
-        logits.shape[:2], dtype=torch.long, device=logits.device)
+        logits.shape[:2], dtype=torch.long, device=logits.device
+    )
     # Zero, but of the right graph, where no image has a lane.
     loss_curve = curves.sum() * 0
     loss_lower, loss_upper = loss_curve, loss_curve
     num_lanes = 0
     for i, target in enumerate(targets):
-        queries, lanes = match(
-            logits[i], curves[i], target, weights=weights)
+        queries, lanes = match(logits[i], curves[i], target, weights=weights)
         if not len(lanes):
             continue
         labels[i, queries] = 1
@@ -166,18 +181,20 @@ def curve_losses(logits: Tensor, curves: Tensor,
             limits=target.limits[lanes],
             x=target.x[lanes],
             valid=target.valid[lanes],
-            weights=target.weights[lanes])
+            weights=target.weights[lanes],
+        )
         loss_curve = loss_curve + distances(matched, chosen).diagonal().sum()
         lower, upper = (matched[:, :2] - chosen.limits).abs().sum(dim=0)
         loss_lower = loss_lower + lower
         loss_upper = loss_upper + upper
     class_weights = logits.new_tensor([weights.no_lane, 1.0])
     loss_cls = functional.cross_entropy(
-        logits.flatten(0, 1), labels.flatten(), weight=class_weights)
+        logits.flatten(0, 1), labels.flatten(), weight=class_weights
+    )
     count = max(num_lanes, 1)
     return {
         'loss_cls': weights.classes * loss_cls,
         'loss_curve': weights.curve * loss_curve / count,
         'loss_lower': weights.limits * loss_lower / count,
-        'loss_upper': weights.limits * loss_upper / count
+        'loss_upper': weights.limits * loss_upper / count,
     }

@@ -30,14 +30,21 @@ class LaneAggregation(BaseModule):
             to the features.
     """
 
-    def __init__(self, channels: int, *, hidden_channels: int = 256,
-                 num_points: int = 7, offset_gradient: float = 0.1) -> None:
+    def __init__(
+        self,
+        channels: int,
+        *,
+        hidden_channels: int = 256,
+        num_points: int = 7,
+        offset_gradient: float = 0.1,
+    ) -> None:
         super().__init__()
         self.offset_gradient = offset_gradient
         self.offset_convs = _convs(channels, hidden_channels)
         self.conv_offset = nn.Sequential(
             ConvModule(hidden_channels, channels, 3, padding=1),
-            nn.Conv2d(channels, 2 * num_points, 1))
+            nn.Conv2d(channels, 2 * num_points, 1),
+        )
         self.feature_convs = _convs(channels, hidden_channels)
         self.mix = ConvModule(hidden_channels * num_points, channels, 1)
 
@@ -52,7 +59,8 @@ class LaneAggregation(BaseModule):
             cell, dx and dy in cells, (B, M, 2, H, W).
         """
         damped = x * self.offset_gradient + x.detach() * (
-            1 - self.offset_gradient)
+            1 - self.offset_gradient
+        )
         offsets = self.conv_offset(self.offset_convs(damped))
         offsets = offsets.unflatten(1, (-1, 2))
         gathered = gather_points(self.feature_convs(x), offsets)
@@ -74,13 +82,15 @@ def gather_points(x: Tensor, offsets: Tensor) -> Tensor:
     size = points.new_tensor([width, height])
     grid = (points.movedim(2, -1) * 2 + 1) / size - 1  # B x M x H x W x 2
     found = F.grid_sample(
-        x, grid.flatten(1, 2), padding_mode='zeros', align_corners=False)
+        x, grid.flatten(1, 2), padding_mode='zeros', align_corners=False
+    )
     found = found.unflatten(2, (count, height))  # B x C x M x H x W
     return found.transpose(1, 2).reshape(batch, -1, height, width)
 
 
-def cell_grid(height: int, width: int, *,
-              device: torch.device | None = None) -> Tensor:
+def cell_grid(
+    height: int, width: int, *, device: torch.device | None = None
+) -> Tensor:
     """Return column and row of each cell, (2, H, W)."""
     rows = torch.arange(height, device=device, dtype=torch.float32)
     columns = torch.arange(width, device=device, dtype=torch.float32)
@@ -91,12 +101,17 @@ def cell_grid(height: int, width: int, *,
 def _convs(channels: int, hidden: int) -> nn.Sequential:
     widths = [channels, hidden, hidden]
     return nn.Sequential(
-        *[ConvModule(width, hidden, 3, padding=1) for width in widths])
+        *[ConvModule(width, hidden, 3, padding=1) for width in widths]
+    )
 
 
-def aggregation_loss(offsets: Tensor, *, cells: Sequence[np.ndarray],
-                     samples: Sequence[np.ndarray],
-                     beta: float = 1 / 9) -> Tensor:
+def aggregation_loss(
+    offsets: Tensor,
+    *,
+    cells: Sequence[np.ndarray],
+    samples: Sequence[np.ndarray],
+    beta: float = 1 / 9,
+) -> Tensor:
     """Pull the points of a lane's cells to that lane.
 
     The M points of a cell are assigned to different samples of its lane, by

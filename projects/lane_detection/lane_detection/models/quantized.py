@@ -14,8 +14,12 @@ from taskptq.hosts.registry import COUNTERPARTS, dotted
 from taskptq.modules.attention import QuantAttention, quantized, show_value
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 
-__all__ = ['QuantAnchorAttention', 'QuantDeformConv2d',
-           'QuantPositionAttention', 'register_counterpart']
+__all__ = [
+    'QuantAnchorAttention',
+    'QuantDeformConv2d',
+    'QuantPositionAttention',
+    'register_counterpart',
+]
 
 
 class QuantPositionAttention(QuantAttention):
@@ -63,14 +67,22 @@ class QuantDeformConv2d(QuantModule):
         self.input_quantizer = build_quantizer(scheme.activation)
         super().add_quantizers(scheme)
 
-    def forward(self, input: Tensor, offset: Tensor,
-                mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input: Tensor, offset: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
         """Convolve, (B, C_in, H, W) -> (B, C_out, H', W')."""
         from torchvision.ops import deform_conv2d
+
         return deform_conv2d(
-            quantized(self.input_quantizer, input), offset,
-            self.quantized_weight(), self.bias, stride=self.stride,
-            padding=self.padding, dilation=self.dilation, mask=mask)
+            quantized(self.input_quantizer, input),
+            offset,
+            self.quantized_weight(),
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            mask=mask,
+        )
 
 
 def register_counterpart(float_class: type[nn.Module], *, name: str) -> None:

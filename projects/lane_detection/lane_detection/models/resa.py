@@ -34,7 +34,7 @@ def shift_of(direction: str, step: int, *, num_steps: int, size: int) -> int:
         num_steps: Of one direction.
         size: Number of slices.
     """
-    distance = size // 2**(num_steps - step)
+    distance = size // 2 ** (num_steps - step)
     return distance if direction in ('down', 'right') else -distance
 
 
@@ -56,23 +56,34 @@ class RESANeck(BaseModule):
         init_cfg: As of every mm module.
     """
 
-    def __init__(self, in_channels: int, *, channels: int = 128,
-                 kernel_size: int = 9, num_steps: int = 4,
-                 alpha: float = 2.0, in_index: int = -1,
-                 norm_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        channels: int = 128,
+        kernel_size: int = 9,
+        num_steps: int = 4,
+        alpha: float = 2.0,
+        in_index: int = -1,
+        norm_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.in_index = in_index
         self.num_steps = num_steps
         self.alpha = alpha
         self.reduce = ConvModule(
-            in_channels, channels, 1, norm_cfg=norm_cfg or {'type': 'BN'})
-        self.messages = nn.ModuleDict({
-            direction: nn.ModuleList(
-                message_conv(channels, direction, kernel_size)
-                for _ in range(num_steps))
-            for direction in DIRECTIONS
-        })
+            in_channels, channels, 1, norm_cfg=norm_cfg or {'type': 'BN'}
+        )
+        self.messages = nn.ModuleDict(
+            {
+                direction: nn.ModuleList(
+                    message_conv(channels, direction, kernel_size)
+                    for _ in range(num_steps)
+                )
+                for direction in DIRECTIONS
+            }
+        )
 
     def init_weights(self) -> None:
         """Draw small message kernels, as those of SCNN."""
@@ -80,7 +91,7 @@ class RESANeck(BaseModule):
         for convs in self.messages.values():
             for module in convs:
                 weight = module.conv.weight
-                bound = (2 / (5 * weight[0].numel()))**0.5
+                bound = (2 / (5 * weight[0].numel())) ** 0.5
                 nn.init.uniform_(weight, -bound, bound)
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor]:
@@ -93,14 +104,16 @@ class RESANeck(BaseModule):
                     direction,
                     step,
                     num_steps=self.num_steps,
-                    size=x.shape[axis])
+                    size=x.shape[axis],
+                )
                 # roll by -s puts slice i + s at i.
                 x = x + self.alpha * conv(torch.roll(x, -shift, dims=axis))
-        return (x, )
+        return (x,)
 
 
-def message_conv(channels: int, direction: str,
-                 kernel_size: int) -> ConvModule:
+def message_conv(
+    channels: int, direction: str, kernel_size: int
+) -> ConvModule:
     """Return a conv and ReLU whose kernel lies across a direction."""
     kernel = direction_kernel(direction, kernel_size)
     return ConvModule(
@@ -109,7 +122,8 @@ def message_conv(channels: int, direction: str,
         kernel,
         padding=(kernel[0] // 2, kernel[1] // 2),
         bias=False,
-        inplace=False)
+        inplace=False,
+    )
 
 
 class NonBottleneck1d(BaseModule):
@@ -131,7 +145,9 @@ class NonBottleneck1d(BaseModule):
             ConvModule(channels, channels, norm_cfg=norm_cfg, **wide),
             ConvModule(channels, channels, **tall),
             ConvModule(
-                channels, channels, norm_cfg=norm_cfg, act_cfg=None, **wide))
+                channels, channels, norm_cfg=norm_cfg, act_cfg=None, **wide
+            ),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Refine, (B, C, H, W) -> (B, C, H, W)."""
@@ -147,8 +163,9 @@ class UpsampleBlock(BaseModule):
         norm_cfg: Of all norms.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, *,
-                 norm_cfg: dict[str, Any]) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, *, norm_cfg: dict[str, Any]
+    ) -> None:
         super().__init__()
         deconv = {'type': 'deconv', 'output_padding': 1}
         self.fine = nn.Sequential(
@@ -159,11 +176,14 @@ class UpsampleBlock(BaseModule):
                 stride=2,
                 padding=1,
                 conv_cfg=deconv,
-                norm_cfg=norm_cfg),
+                norm_cfg=norm_cfg,
+            ),
             NonBottleneck1d(out_channels, norm_cfg=norm_cfg),
-            NonBottleneck1d(out_channels, norm_cfg=norm_cfg))
+            NonBottleneck1d(out_channels, norm_cfg=norm_cfg),
+        )
         self.coarse = ConvModule(
-            in_channels, out_channels, 1, norm_cfg=norm_cfg)
+            in_channels, out_channels, 1, norm_cfg=norm_cfg
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Double the size, (B, C, H, W) -> (B, C', 2 H, 2 W)."""
@@ -171,7 +191,8 @@ class UpsampleBlock(BaseModule):
             self.coarse(x),
             scale_factor=2,
             mode='bilinear',
-            align_corners=False)
+            align_corners=False,
+        )
         return self.fine(x) + coarse
 
 
@@ -185,15 +206,22 @@ class BilateralUpsampler(BaseModule):
         init_cfg: As of every mm module.
     """
 
-    def __init__(self, in_channels: int, *,
-                 norm_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        norm_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         norm_cfg = norm_cfg or {'type': 'BN'}
         widths = [in_channels // 2**i for i in range(4)]
-        self.blocks = nn.Sequential(*(
-            UpsampleBlock(widths[i], widths[i + 1], norm_cfg=norm_cfg)
-            for i in range(3)))
+        self.blocks = nn.Sequential(
+            *(
+                UpsampleBlock(widths[i], widths[i + 1], norm_cfg=norm_cfg)
+                for i in range(3)
+            )
+        )
         self.out_channels = widths[-1]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -13,8 +13,9 @@ __all__ = ['falling_points', 'lane_positions']
 Array: TypeAlias = NDArray[np.float64]
 
 
-def falling_points(points: NDArray[np.floating], *,
-                   min_gap: float = 0.5) -> Array:
+def falling_points(
+    points: NDArray[np.floating], *, min_gap: float = 0.5
+) -> Array:
     """Return a lane from the bottom upwards, with one point for each row.
 
     Args:
@@ -35,9 +36,13 @@ def falling_points(points: NDArray[np.floating], *,
     return np.stack(kept) if kept else np.zeros((0, 2))
 
 
-def lane_positions(points: NDArray[np.floating], rows: NDArray[np.floating],
-                   *, extend_down: bool = False,
-                   linear_up_to: int = 2) -> Array:
+def lane_positions(
+    points: NDArray[np.floating],
+    rows: NDArray[np.floating],
+    *,
+    extend_down: bool = False,
+    linear_up_to: int = 2,
+) -> Array:
     """Return x of a lane at given rows, by a spline through its points.
 
     The spline is cubic, or of the highest degree that the points allow.
@@ -61,7 +66,8 @@ def lane_positions(points: NDArray[np.floating], rows: NDArray[np.floating],
     low, high = lane[-1, 1], lane[0, 1]
     degree = 1 if len(lane) <= linear_up_to else min(3, len(lane) - 1)
     spline = InterpolatedUnivariateSpline(
-        lane[::-1, 1], lane[::-1, 0], k=degree)
+        lane[::-1, 1], lane[::-1, 0], k=degree
+    )
     # Half a thousandth of a pixel forgives rounding at the ends.
     inside = (rows >= low - 5e-4) & (rows <= high + 5e-4)
     result[inside] = spline(rows[inside])

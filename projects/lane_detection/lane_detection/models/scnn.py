@@ -28,11 +28,13 @@ def direction_kernel(direction: str, kernel_size: int) -> tuple[int, int]:
     """
     if direction not in DIRECTIONS:
         raise ValueError(
-            f'direction={direction!r}: choose one of {", ".join(DIRECTIONS)}')
+            f'direction={direction!r}: choose one of {", ".join(DIRECTIONS)}'
+        )
     if kernel_size % 2 == 0:
         raise ValueError(
             f'kernel_size={kernel_size} must be odd, so that the map keeps '
-            'its size')
+            'its size'
+        )
     if direction in ('down', 'up'):
         return 1, kernel_size
     return kernel_size, 1
@@ -52,8 +54,9 @@ class SliceConv(ConvModule):
         kernel_size: Taps across the direction.
     """
 
-    def __init__(self, channels: int, *, direction: str,
-                 kernel_size: int = 9) -> None:
+    def __init__(
+        self, channels: int, *, direction: str, kernel_size: int = 9
+    ) -> None:
         kernel = direction_kernel(direction, kernel_size)
         super().__init__(
             channels,
@@ -61,7 +64,8 @@ class SliceConv(ConvModule):
             kernel,
             padding=(kernel[0] // 2, kernel[1] // 2),
             bias=False,
-            inplace=False)
+            inplace=False,
+        )
         self.direction = direction
 
     def init_weights(self) -> None:
@@ -71,7 +75,7 @@ class SliceConv(ConvModule):
         """
         height, width = self.conv.kernel_size
         taps = self.conv.in_channels * height * width
-        bound = (2 / (5 * taps))**0.5
+        bound = (2 / (5 * taps)) ** 0.5
         nn.init.uniform_(self.conv.weight, -bound, bound)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -102,19 +106,30 @@ class SCNNNeck(BaseModule):
         init_cfg: As of every mm module.
     """
 
-    def __init__(self, in_channels: int, *, channels: int = 128,
-                 kernel_size: int = 9, in_index: int = -1,
-                 norm_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        channels: int = 128,
+        kernel_size: int = 9,
+        in_index: int = -1,
+        norm_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         self.in_index = in_index
         self.reduce = ConvModule(
-            in_channels, channels, 1, norm_cfg=norm_cfg or {'type': 'BN'})
-        self.passes = nn.Sequential(*(
-            SliceConv(
-                channels, direction=direction, kernel_size=kernel_size)
-            for direction in DIRECTIONS))
+            in_channels, channels, 1, norm_cfg=norm_cfg or {'type': 'BN'}
+        )
+        self.passes = nn.Sequential(
+            *(
+                SliceConv(
+                    channels, direction=direction, kernel_size=kernel_size
+                )
+                for direction in DIRECTIONS
+            )
+        )
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor]:
         """Return one map, (B, channels, H, W)."""
-        return (self.passes(self.reduce(feats[self.in_index])), )
+        return (self.passes(self.reduce(feats[self.in_index])),)

@@ -39,8 +39,10 @@ class SegmentationTraining:
 
     def __post_init__(self) -> None:
         if self.seg_loss not in ('cross_entropy', 'dice'):
-            raise ValueError(f"train_cfg.seg_loss={self.seg_loss!r}: choose "
-                             "'cross_entropy' or 'dice'")
+            raise ValueError(
+                f'train_cfg.seg_loss={self.seg_loss!r}: choose '
+                "'cross_entropy' or 'dice'"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +67,10 @@ class SegmentationTesting:
 
     def __post_init__(self) -> None:
         if self.blur % 2 == 0:
-            raise ValueError(f'test_cfg.blur={self.blur} must be odd, so that '
-                             'the map keeps its size')
+            raise ValueError(
+                f'test_cfg.blur={self.blur} must be odd, so that '
+                'the map keeps its size'
+            )
 
 
 @MODELS.register_module()
@@ -96,22 +100,32 @@ class SegmentationHead(LaneHead):
 
     head_names: ClassVar[tuple[str, ...]] = ('seg', 'exist')
 
-    def __init__(self, in_channels: int, *, feat_shape: tuple[int, int],
-                 num_slots: int = 4, decoder: dict[str, Any] | None = None,
-                 exist_from: str = 'seg', hidden_channels: int = 128,
-                 dropout: float = 0.1,
-                 train_cfg: dict[str, Any] | None = None,
-                 test_cfg: dict[str, Any] | None = None,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        feat_shape: tuple[int, int],
+        num_slots: int = 4,
+        decoder: dict[str, Any] | None = None,
+        exist_from: str = 'seg',
+        hidden_channels: int = 128,
+        dropout: float = 0.1,
+        train_cfg: dict[str, Any] | None = None,
+        test_cfg: dict[str, Any] | None = None,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(
-            train_cfg=train_cfg, test_cfg=test_cfg, init_cfg=init_cfg)
+            train_cfg=train_cfg, test_cfg=test_cfg, init_cfg=init_cfg
+        )
         if exist_from not in ('seg', 'features'):
             raise ValueError(
-                f"exist_from={exist_from!r}: choose 'seg' or 'features'")
+                f"exist_from={exist_from!r}: choose 'seg' or 'features'"
+            )
         if decoder is not None and exist_from == 'seg':
             raise ValueError(
                 "exist_from='seg' reads the map at feat_shape, but a decoder "
-                "enlarges it: choose exist_from='features'")
+                "enlarges it: choose exist_from='features'"
+            )
         self.training_settings = SegmentationTraining(**self.train_cfg)
         self.testing_settings = SegmentationTesting(**self.test_cfg)
         self.num_slots = num_slots
@@ -142,7 +156,8 @@ class SegmentationHead(LaneHead):
             raise ValueError(
                 f'the features are {tuple(x.shape[-2:])} and not feat_shape='
                 f'{self.feat_shape}: set feat_shape by the size of the input '
-                'and the stride of the backbone')
+                'and the stride of the backbone'
+            )
         x = self.dropout(x)
         seg = self.conv_seg(x if self.decoder is None else self.decoder(x))
         scores = seg if self.conv_exist is None else self.conv_exist(x)
@@ -150,43 +165,50 @@ class SegmentationHead(LaneHead):
         hidden = functional.relu(self.fc_hidden(pooled))
         return {'seg': seg, 'exist': self.fc_cls(hidden)}
 
-    def loss_by_feat(self, outputs: Mapping[str, Tensor],
-                     data_samples: Sequence[Any]) -> dict[str, Tensor]:
+    def loss_by_feat(
+        self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
+    ) -> dict[str, Tensor]:
         """Return ``loss_seg`` and ``loss_exist``."""
         settings = self.training_settings
         seg = outputs['seg']
         masks, exist = segmentation_targets(
             data_samples,
             num_slots=self.num_slots,
-            lane_width=settings.lane_width)
+            lane_width=settings.lane_width,
+        )
         masks = masks.to(seg.device)
         logits = upsampled(seg, tuple(masks.shape[-2:]))
         if settings.seg_loss == 'dice':
             loss_seg = dice_loss(logits, masks)
         else:
             loss_seg = functional.cross_entropy(
-                logits,
-                masks,
-                weight=self.class_weights,
-                ignore_index=IGNORED)
+                logits, masks, weight=self.class_weights, ignore_index=IGNORED
+            )
         loss_exist = functional.binary_cross_entropy_with_logits(
-            outputs['exist'], exist.to(seg.device))
+            outputs['exist'], exist.to(seg.device)
+        )
         return {
             'loss_seg': settings.seg_weight * loss_seg,
-            'loss_exist': settings.exist_weight * loss_exist
+            'loss_exist': settings.exist_weight * loss_exist,
         }
 
-    def decode(self, outputs: Mapping[str, Tensor],
-               metas: Sequence[Mapping[str, Any]]) -> list[InstanceData]:
+    def decode(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> list[InstanceData]:
         """Read the best column of each row of each slot that exists."""
         return [
-            self._decode_image(seg, exist, meta) for seg, exist, meta in zip(
-                outputs['seg'].detach(), outputs['exist'].detach(), metas,
-                strict=True)
+            self._decode_image(seg, exist, meta)
+            for seg, exist, meta in zip(
+                outputs['seg'].detach(),
+                outputs['exist'].detach(),
+                metas,
+                strict=True,
+            )
         ]
 
-    def _decode_image(self, seg: Tensor, exist: Tensor,
-                      meta: Mapping[str, Any]) -> InstanceData:
+    def _decode_image(
+        self, seg: Tensor, exist: Tensor, meta: Mapping[str, Any]
+    ) -> InstanceData:
         """Decode one image; seg (slots + 1, h, w), exist (slots,)."""
         settings = self.testing_settings
         scores = exist.sigmoid()
@@ -196,7 +218,8 @@ class SegmentationHead(LaneHead):
         lanes = probabilities[:, 1:][:, slots]
         if len(slots):
             lanes = functional.avg_pool2d(
-                lanes, settings.blur, stride=1, padding=settings.blur // 2)
+                lanes, settings.blur, stride=1, padding=settings.blur // 2
+            )
         rows = sampled_rows(meta, settings.row_step).to(seg.device)
         at_rows = lanes[0][:, rows]  # L x R x W
         best, columns = at_rows.max(dim=-1)
@@ -210,10 +233,12 @@ class SegmentationHead(LaneHead):
         return lane_instances(
             [lane[mask] for lane, mask in zip(points, held, strict=True)],
             scores=scores[slots],
-            meta=meta)
+            meta=meta,
+        )
 
     def foreground_proxy(
-            self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """Weight ``seg`` by one minus the background's probability.
 
         All of ``exist`` weighs alike: a slot that turns from empty to taken
@@ -230,7 +255,8 @@ def upsampled(logits: Tensor, size: tuple[int, int]) -> Tensor:
     if tuple(logits.shape[-2:]) == size:
         return logits
     return functional.interpolate(
-        logits, size=size, mode='bilinear', align_corners=True)
+        logits, size=size, mode='bilinear', align_corners=True
+    )
 
 
 def sampled_rows(meta: Mapping[str, Any], step: float) -> Tensor:
@@ -260,7 +286,8 @@ def dice_loss(logits: Tensor, masks: Tensor) -> Tensor:
     """
     known = (masks != IGNORED)[:, None]
     target = functional.one_hot(
-        masks.masked_fill(masks == IGNORED, 0), logits.shape[1])
+        masks.masked_fill(masks == IGNORED, 0), logits.shape[1]
+    )
     target = (target.movedim(-1, 1)[:, 1:] * known).to(logits).flatten(1)
     prediction = (logits.softmax(dim=1)[:, 1:] * known).flatten(1)
     overlap = (prediction * target).sum(dim=1)

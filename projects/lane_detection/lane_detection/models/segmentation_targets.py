@@ -20,8 +20,13 @@ IGNORED = 255
 _SHIFT = 4
 
 
-def draw_lanes(lanes: Sequence[np.ndarray], *, classes: Sequence[int],
-               size: tuple[int, int], width: int) -> np.ndarray:
+def draw_lanes(
+    lanes: Sequence[np.ndarray],
+    *,
+    classes: Sequence[int],
+    size: tuple[int, int],
+    width: int,
+) -> np.ndarray:
     """Return a mask, (H, W), uint8, with 0 where there is no lane.
 
     Args:
@@ -41,17 +46,20 @@ def draw_lanes(lanes: Sequence[np.ndarray], *, classes: Sequence[int],
         # cv2 counts from the center of the first pixel.
         fixed = np.round((points - 0.5) * 2**_SHIFT).astype(np.int32)
         cv2.polylines(
-            mask, [fixed.reshape(-1, 1, 2)],
+            mask,
+            [fixed.reshape(-1, 1, 2)],
             isClosed=False,
             color=int(classes[i]),
             thickness=width,
             lineType=cv2.LINE_8,
-            shift=_SHIFT)
+            shift=_SHIFT,
+        )
     return mask
 
 
-def segmentation_targets(data_samples: Sequence[Any], *, num_slots: int,
-                         lane_width: float) -> tuple[Tensor, Tensor]:
+def segmentation_targets(
+    data_samples: Sequence[Any], *, num_slots: int, lane_width: float
+) -> tuple[Tensor, Tensor]:
     """Return what a segmentation head shall say.
 
     Args:
@@ -75,7 +83,8 @@ def segmentation_targets(data_samples: Sequence[Any], *, num_slots: int,
         if slots is None:
             raise ValueError(
                 'gt_lanes of a sample has no slots, which a segmentation '
-                'head is trained by: let the pipeline pack them')
+                'head is trained by: let the pipeline pack them'
+            )
         known = [0 <= int(slot) < num_slots for slot in slots]
         classes = [
             int(slot) + 1 if is_known else IGNORED
@@ -87,9 +96,9 @@ def segmentation_targets(data_samples: Sequence[Any], *, num_slots: int,
             lanes,
             classes=classes,
             size=(height, width),
-            width=max(1, round(lane_width * width / (right - left))))
+            width=max(1, round(lane_width * width / (right - left))),
+        )
         masks.append(torch.from_numpy(mask).long())
-        drawn = [value for value in np.unique(mask)
-                 if 0 < value <= num_slots]
+        drawn = [value for value in np.unique(mask) if 0 < value <= num_slots]
         exist[i, [int(value) - 1 for value in drawn]] = 1
     return torch.stack(masks), exist

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from .quantized import register_counterpart
 
-__all__ = ['AttentionLayer', 'PositionAttention', 'TransFPN',
-           'sine_embedding']
+__all__ = ['AttentionLayer', 'PositionAttention', 'TransFPN', 'sine_embedding']
 
 _NORM = {'type': 'BN'}
 
@@ -45,8 +44,10 @@ class PositionAttention(BaseModule):
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return q, k and v, (B, H * W, C') each."""
-        q, k, v = (conv(x).flatten(2).transpose(1, 2) for conv in (
-            self.query_conv, self.key_conv, self.value_conv))
+        q, k, v = (
+            conv(x).flatten(2).transpose(1, 2)
+            for conv in (self.query_conv, self.key_conv, self.value_conv)
+        )
         return q, k, v
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
@@ -66,15 +67,17 @@ class AttentionLayer(BaseModule):
         key_channels: Of q and k.
     """
 
-    def __init__(self, in_channels: int, *, channels: int,
-                 key_channels: int) -> None:
+    def __init__(
+        self, in_channels: int, *, channels: int, key_channels: int
+    ) -> None:
         super().__init__()
         self.conv_in = ConvModule(
-            in_channels, channels, 3, padding=1, norm_cfg=_NORM)
-        self.attention = PositionAttention(
-            channels, key_channels=key_channels)
+            in_channels, channels, 3, padding=1, norm_cfg=_NORM
+        )
+        self.attention = PositionAttention(channels, key_channels=key_channels)
         self.conv_out = ConvModule(
-            channels, channels, 3, padding=1, norm_cfg=_NORM)
+            channels, channels, 3, padding=1, norm_cfg=_NORM
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply, (B, C_in, H, W) -> (B, C, H, W)."""
@@ -99,38 +102,51 @@ class TransFPN(BaseModule):
         init_cfg: As of every mm module.
     """
 
-    def __init__(self, in_channels: Sequence[int], *, out_channels: int = 64,
-                 key_channels: int = 16, num_attention: int = 2,
-                 smooth: bool = True, num_outs: int = 1,
-                 init_cfg: Any = None) -> None:
+    def __init__(
+        self,
+        in_channels: Sequence[int],
+        *,
+        out_channels: int = 64,
+        key_channels: int = 16,
+        num_attention: int = 2,
+        smooth: bool = True,
+        num_outs: int = 1,
+        init_cfg: Any = None,
+    ) -> None:
         super().__init__(init_cfg=init_cfg)
         widths = [in_channels[-1]] + [out_channels] * num_attention
-        self.encoder = nn.Sequential(*[
-            AttentionLayer(width, channels=out_channels,
-                           key_channels=key_channels)
-            for width in widths[:-1]
-        ])
+        self.encoder = nn.Sequential(
+            *[
+                AttentionLayer(
+                    width, channels=out_channels, key_channels=key_channels
+                )
+                for width in widths[:-1]
+            ]
+        )
         self.laterals = nn.ModuleList(
             nn.Conv2d(width, out_channels, 1)
-            for width in [*in_channels[:-1], widths[-1]])
+            for width in [*in_channels[:-1], widths[-1]]
+        )
         self.smooths = nn.ModuleList(
             nn.Conv2d(out_channels, out_channels, 3, padding=1)
-            for _ in range(num_outs if smooth else 0))
+            for _ in range(num_outs if smooth else 0)
+        )
         self.num_outs = num_outs
 
     def forward(self, feats: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Return the maps of the finest levels, finest first."""
         feats = [*feats[:-1], self.encoder(feats[-1])]
-        maps = [lateral(x) for lateral, x in zip(
-            self.laterals, feats, strict=True)]
+        maps = [
+            lateral(x) for lateral, x in zip(self.laterals, feats, strict=True)
+        ]
         for level in range(len(maps) - 1, 0, -1):
-            above = F.interpolate(
-                maps[level], size=maps[level - 1].shape[-2:])
+            above = F.interpolate(maps[level], size=maps[level - 1].shape[-2:])
             maps[level - 1] = maps[level - 1] + above
-        outs = maps[:self.num_outs]
+        outs = maps[: self.num_outs]
         if len(self.smooths):
-            outs = [conv(x) for conv, x in zip(
-                self.smooths, outs, strict=True)]
+            outs = [
+                conv(x) for conv, x in zip(self.smooths, outs, strict=True)
+            ]
         return tuple(outs)
 
 
@@ -147,7 +163,7 @@ def sine_embedding(channels: int, height: int, width: int) -> Tensor:
     """
     half = channels // 2
     index = torch.arange(half)
-    period = 10000**(2 * (index // 2) / half)
+    period = 10000 ** (2 * (index // 2) / half)
     parts = []
     for count, shape in ((height, (1, height, 1)), (width, (1, 1, width))):
         phase = torch.arange(1, count + 1) / period[:, None]

@@ -13,4 +13,6 @@ reconstruction = dict(
         focus_kinds=['regression'],
         eps_bg=dict(regression=0.05),
         normalize='channel',
-        selection=None))
+        selection=None,
+    )
+)

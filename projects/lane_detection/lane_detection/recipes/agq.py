@@ -7,4 +7,6 @@ base = 'mse'
 qconfig = dict(
     softmax=dict(
         type='PowerOfTwoQuantizer',
-        observer=dict(type='AttentionOutputObserver', per_head=True)))
+        observer=dict(type='AttentionOutputObserver', per_head=True),
+    )
+)

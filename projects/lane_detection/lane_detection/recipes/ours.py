@@ -6,4 +6,5 @@ both phases take about as long as its one.
 
 base = ['qdrop-selective-focus', '_ours-ground']
 reconstruction = dict(
-    steps=200, network_steps=150, network=dict(weight_lr=0.02))
+    steps=200, network_steps=150, network=dict(weight_lr=0.02)
+)

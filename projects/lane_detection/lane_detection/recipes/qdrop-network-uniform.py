@@ -9,4 +9,5 @@ reconstruction = dict(
     steps=300,
     network_steps=300,
     network=dict(straight_through=True, weight_lr=0.01, drop_prob=0.0),
-    loss=dict(type='NetworkUniform'))
+    loss=dict(type='NetworkUniform'),
+)

@@ -8,7 +8,6 @@ and selective-focus.
 base = 'network-uniform'
 reconstruction = dict(
     loss=dict(
-        _delete_=True,
-        type='SelectiveFocusLoss',
-        focus='soft',
-        selection=None))
+        _delete_=True, type='SelectiveFocusLoss', focus='soft', selection=None
+    )
+)

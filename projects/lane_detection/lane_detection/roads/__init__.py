@@ -15,6 +15,13 @@ from .scene import (
 )
 
 __all__ = [
-    'CULANE_FRAME', 'TUSIMPLE_FRAME', 'Frame', 'RoadSet', 'Scene',
-    'draw_scene', 'generate', 'lane_points', 'render'
+    'CULANE_FRAME',
+    'TUSIMPLE_FRAME',
+    'Frame',
+    'RoadSet',
+    'Scene',
+    'draw_scene',
+    'generate',
+    'lane_points',
+    'render',
 ]

@@ -49,13 +49,15 @@ class RoadSet:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(
-                f'layout={self.layout!r} is none of {sorted(LAYOUTS)}')
+                f'layout={self.layout!r} is none of {sorted(LAYOUTS)}'
+            )
         if not 0.1 <= self.scale <= 2:
             raise ValueError(f'scale={self.scale} must lie in [0.1, 2]')
         if min(self.num_train, self.num_val) < 1:
             raise ValueError(
                 f'num_train={self.num_train} and num_val={self.num_val} must '
-                'be at least 1')
+                'be at least 1'
+            )
 
 
 def generate(out: str | Path, roads: RoadSet, *, workers: int = 1) -> bool:
@@ -119,7 +121,8 @@ def is_there(out: Path, roads: RoadSet) -> bool:
     if found != wanted:
         raise FileExistsError(
             f'out={out} holds {found or "other files"} and not {wanted}: '
-            'remove it, or choose another folder')
+            'remove it, or choose another folder'
+        )
     return True
 
 
@@ -127,11 +130,13 @@ def draw_one(root: Path, roads: RoadSet, split: str, index: int) -> Item:
     """Draw and write one image and its annotations."""
     rng = np.random.default_rng((roads.seed, SPLITS.index(split), index))
     return LAYOUTS[roads.layout].write(
-        root, split, index, rng, scale=roads.scale)
+        root, split, index, rng, scale=roads.scale
+    )
 
 
-def mapped(draw: Callable[[int], Item], number: int,
-           workers: int) -> Iterable[Item]:
+def mapped(
+    draw: Callable[[int], Item], number: int, workers: int
+) -> Iterable[Item]:
     """Apply ``draw`` to 0 ... number - 1, in order."""
     if workers <= 1:
         return map(draw, range(number))

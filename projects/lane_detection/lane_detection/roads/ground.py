@@ -43,20 +43,27 @@ class Ground:
         """Build it for an image of (h, w) pixels."""
         height, width = shape
         camera = scene.camera.scaled(
-            width / scene.frame.shape[1], height / scene.frame.shape[0])
+            width / scene.frame.shape[1], height / scene.frame.shape[0]
+        )
         first = int(np.ceil(camera.horizon + 0.5))
         rows = np.arange(first, height, dtype=np.float32) + 0.5
         depth = np.minimum(camera.depth(rows), FAR)[:, None]
         depth = depth.astype(np.float32)
         pixel_width = depth / np.float32(camera.focal)
         columns = np.arange(width, dtype=np.float32) + np.float32(
-            0.5 - camera.center)
+            0.5 - camera.center
+        )
         lateral = columns * pixel_width - scene.curve.lateral(depth)
         return cls(
-            camera, scene, first, depth, lateral.astype(np.float32),
+            camera,
+            scene,
+            first,
+            depth,
+            lateral.astype(np.float32),
             pixel_width,
-            depth**2 / np.float32(
-                camera.focal * camera.aspect * camera.height))
+            depth**2
+            / np.float32(camera.focal * camera.aspect * camera.height),
+        )
 
     def polygon(self, lateral: np.ndarray, depth: np.ndarray) -> np.ndarray:
         """Return (n, 2) pixels of the part, int32, of points on the road.
@@ -66,12 +73,20 @@ class Ground:
             depth: (n,) meters ahead.
         """
         points = self.camera.project(
-            lateral + self.scene.curve.lateral(depth), depth)
+            lateral + self.scene.curve.lateral(depth), depth
+        )
         points[:, 1] -= self.first_row
         return points.clip(-20000, 20000).round().astype(np.int32)
 
-    def strip(self, left: float, right: float, near: float, far: float, *,
-              slant: float = 0.0) -> np.ndarray:
+    def strip(
+        self,
+        left: float,
+        right: float,
+        near: float,
+        far: float,
+        *,
+        slant: float = 0.0,
+    ) -> np.ndarray:
         """Return the polygon of a piece of road that follows the curve.
 
         Args:
@@ -85,7 +100,8 @@ class Ground:
         move = np.linspace(0, slant, 12)
         return self.polygon(
             np.concatenate([left + move, (right + move)[::-1]]),
-            np.concatenate([depth, depth[::-1]]))
+            np.concatenate([depth, depth[::-1]]),
+        )
 
 
 @lru_cache(maxsize=16)
@@ -101,20 +117,23 @@ def noise_tile(index: int) -> np.ndarray:
         wrapped = np.pad(coarse, 2, mode='wrap')
         step = TILE // cells
         large = cv2.resize(
-            wrapped, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC)
-        tile += weight * large[2 * step:-2 * step, 2 * step:-2 * step]
+            wrapped, None, fx=step, fy=step, interpolation=cv2.INTER_CUBIC
+        )
+        tile += weight * large[2 * step : -2 * step, 2 * step : -2 * step]
     return (tile - tile.mean()) / tile.std()
 
 
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int],
-                 cells: tuple[int, int]) -> np.ndarray:
+def smooth_noise(
+    rng: np.random.Generator, shape: tuple[int, int], cells: tuple[int, int]
+) -> np.ndarray:
     """Return blurred noise, ``shape`` float32, from a coarse grid."""
     coarse = rng.standard_normal(cells).astype(np.float32)
     return cv2.resize(coarse, shape[::-1], interpolation=cv2.INTER_LINEAR)
 
 
-def texture(ground: Ground, rng: np.random.Generator, *,
-            per_meter: float) -> np.ndarray:
+def texture(
+    ground: Ground, rng: np.random.Generator, *, per_meter: float
+) -> np.ndarray:
     """Return a texture that lies on the ground, (R, W) float32.
 
     It fades out where its grain is finer than a pixel.
@@ -124,14 +143,19 @@ def texture(ground: Ground, rng: np.random.Generator, *,
     columns = ground.lateral * np.float32(per_meter) + offset[0]
     rows = ground.depth * np.float32(per_meter) + offset[1]
     values = cv2.remap(
-        tile, columns, np.broadcast_to(rows, columns.shape).copy(),
-        cv2.INTER_LINEAR, borderMode=cv2.BORDER_WRAP)
+        tile,
+        columns,
+        np.broadcast_to(rows, columns.shape).copy(),
+        cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_WRAP,
+    )
     grain = ground.pixel_depth * np.float32(per_meter)
     return values / (1 + 0.3 * grain)
 
 
-def draw_ground(scene: Scene, rng: np.random.Generator, *,
-                shape: tuple[int, int]) -> tuple[Ground, np.ndarray]:
+def draw_ground(
+    scene: Scene, rng: np.random.Generator, *, shape: tuple[int, int]
+) -> tuple[Ground, np.ndarray]:
     """Draw the part of an image below the horizon.
 
     Args:
@@ -162,12 +186,17 @@ def coverage(ground: Ground, left: float, right: float) -> np.ndarray:
     return np.clip(share, 0, most, out=share)
 
 
-def surface(ground: Ground, rng: np.random.Generator, fine: np.ndarray,
-            coarse: np.ndarray) -> np.ndarray:
+def surface(
+    ground: Ground,
+    rng: np.random.Generator,
+    fine: np.ndarray,
+    coarse: np.ndarray,
+) -> np.ndarray:
     """Draw asphalt or concrete between verges, (R, W, 3)."""
     tone = rng.uniform(55, 145)
-    road = tone * (1 + rng.uniform(0.03, 0.1) * fine
-                   + rng.uniform(0.01, 0.05) * coarse)
+    road = tone * (
+        1 + rng.uniform(0.03, 0.1) * fine + rng.uniform(0.01, 0.05) * coarse
+    )
     tint = 1 + rng.uniform(-0.06, 0.06, 3).astype(np.float32)
     verges = ((50, 95, 75), (70, 100, 120), (120, 120, 122), (40, 70, 60))
     verge = np.array(verges[rng.integers(len(verges))], dtype=np.float32)
@@ -201,17 +230,23 @@ def dashes(ground: Ground, line: Line) -> np.ndarray:
 def line_mask(ground: Ground, line: Line) -> np.ndarray:
     """Return the opacity of a line in each pixel, (R, W)."""
     half = line.width / 2
-    sides = (-0.9 * line.width, 0.9 * line.width) if line.double else (0.0, )
+    sides = (-0.9 * line.width, 0.9 * line.width) if line.double else (0.0,)
     masks = [
-        coverage(ground, line.position + side - half,
-                 line.position + side + half) for side in sides
+        coverage(
+            ground, line.position + side - half, line.position + side + half
+        )
+        for side in sides
     ]
     mask = masks[0] if len(masks) == 1 else np.maximum(*masks)
     return mask * (dashes(ground, line) * np.float32(line.strength))
 
 
-def paint(ground: Ground, rng: np.random.Generator, picture: np.ndarray,
-          worn: np.ndarray) -> None:
+def paint(
+    ground: Ground,
+    rng: np.random.Generator,
+    picture: np.ndarray,
+    worn: np.ndarray,
+) -> None:
     """Paint lines, arrows and crosswalks onto the road, in place."""
     masks: dict[tuple[float, float, float], np.ndarray] = {}
     for line in ground.scene.lines:
@@ -228,8 +263,9 @@ def paint(ground: Ground, rng: np.random.Generator, picture: np.ndarray,
         blend(picture, mask, color)
 
 
-def blend(picture: np.ndarray, mask: np.ndarray,
-          color: tuple[float, float, float]) -> None:
+def blend(
+    picture: np.ndarray, mask: np.ndarray, color: tuple[float, float, float]
+) -> None:
     """Lay a color over a picture, in place; only where there is some."""
     columns = np.flatnonzero(mask.max(axis=0))
     if len(columns) == 0:
@@ -261,19 +297,25 @@ def sign_mask(ground: Ground, rng: np.random.Generator) -> np.ndarray | None:
     return mask
 
 
-def draw_arrow(ground: Ground, mask: np.ndarray, center: float, near: float,
-               strength: float) -> None:
+def draw_arrow(
+    ground: Ground,
+    mask: np.ndarray,
+    center: float,
+    near: float,
+    strength: float,
+) -> None:
     """Draw an arrow straight ahead: shaft and head."""
     shaft = ground.strip(center - 0.1, center + 0.1, near, near + 2.6)
     head = ground.polygon(
-        center + np.array([-0.35, 0.35, 0.0]),
-        near + np.array([2.4, 2.4, 4.0]))
+        center + np.array([-0.35, 0.35, 0.0]), near + np.array([2.4, 2.4, 4.0])
+    )
     cv2.fillPoly(mask, [shaft], strength)
     cv2.fillPoly(mask, [head], strength)
 
 
-def shading(ground: Ground, rng: np.random.Generator,
-            coarse: np.ndarray) -> np.ndarray:
+def shading(
+    ground: Ground, rng: np.random.Generator, coarse: np.ndarray
+) -> np.ndarray:
     """Return the brightness factor of each pixel: seams, patches, shadows."""
     shade = np.ones(ground.lateral.shape, dtype=np.float32)
     left, right = ground.scene.edges
@@ -286,16 +328,24 @@ def shading(ground: Ground, rng: np.random.Generator,
     for _ in range(int(rng.integers(0, 4))):
         start, near = rng.uniform(left, right), rng.uniform(3, 15)
         piece = ground.strip(
-            start, start + rng.uniform(0.03, 0.1), near,
-            near + rng.uniform(8, 50), slant=rng.uniform(-1.5, 1.5))
+            start,
+            start + rng.uniform(0.03, 0.1),
+            near,
+            near + rng.uniform(8, 50),
+            slant=rng.uniform(-1.5, 1.5),
+        )
         cv2.fillPoly(shade, [piece], float(rng.uniform(0.5, 0.8)))
     if ground.scene.shadows:
         cast_shadows(ground, rng, shade, coarse)
     return shade
 
 
-def cast_shadows(ground: Ground, rng: np.random.Generator, shade: np.ndarray,
-                 coarse: np.ndarray) -> None:
+def cast_shadows(
+    ground: Ground,
+    rng: np.random.Generator,
+    shade: np.ndarray,
+    coarse: np.ndarray,
+) -> None:
     """Darken what trees (ragged) and walls (straight) keep the sun from."""
     dark = float(rng.uniform(0.4, 0.65))
     left, right = ground.scene.edges
@@ -309,7 +359,9 @@ def cast_shadows(ground: Ground, rng: np.random.Generator, shade: np.ndarray,
         piece = ground.polygon(
             np.array([ends[0], ends[1], ends[1], ends[0]]),
             np.maximum(
-                near + np.array([0, slant, slant + length, length]), 2.0))
+                near + np.array([0, slant, slant + length, length]), 2.0
+            ),
+        )
         cv2.fillPoly(mask, [piece], 1.0)
     if rng.random() < 0.6:
         mask *= np.clip(0.6 + coarse, 0, 1)

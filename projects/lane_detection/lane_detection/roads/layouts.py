@@ -39,8 +39,15 @@ class Item:
 class Layout(Protocol):
     """Writes images one by one, and the lists at the end."""
 
-    def write(self, root: Path, split: str, index: int,
-              rng: np.random.Generator, *, scale: float) -> Item:
+    def write(
+        self,
+        root: Path,
+        split: str,
+        index: int,
+        rng: np.random.Generator,
+        *,
+        scale: float,
+    ) -> Item:
         """Draw and write an image."""
         ...
 
@@ -49,8 +56,9 @@ class Layout(Protocol):
         ...
 
 
-def write_jpeg(image: np.ndarray, path: Path,
-               rng: np.random.Generator) -> None:
+def write_jpeg(
+    image: np.ndarray, path: Path, rng: np.random.Generator
+) -> None:
     """Write a JPEG file of random quality.
 
     Raises:
@@ -65,32 +73,49 @@ def write_jpeg(image: np.ndarray, path: Path,
 class CULaneLayout:
     """Images with ``.lines.txt`` beside them, masks, lists, categories."""
 
-    def write(self, root: Path, split: str, index: int,
-              rng: np.random.Generator, *, scale: float) -> Item:
+    def write(
+        self,
+        root: Path,
+        split: str,
+        index: int,
+        rng: np.random.Generator,
+        *,
+        scale: float,
+    ) -> Item:
         """Draw and write an image, its lanes and its mask of slots."""
         scene = draw_scene(rng, frame=CULANE_FRAME)
         image = render(scene, rng, scale=scale)
         lanes = lane_points(scene)
         stem = f'driver_{split}/{index // 500:04d}.MP4/{index:05d}'
         write_jpeg(image, root / f'{stem}.jpg', rng)
-        write_culane([points for _, points in lanes],
-                     root / f'{stem}.lines.txt')
-        self.write_mask(root / f'laneseg_label_w16/{stem}.png', lanes,
-                        image.shape[:2])
+        write_culane(
+            [points for _, points in lanes], root / f'{stem}.lines.txt'
+        )
+        self.write_mask(
+            root / f'laneseg_label_w16/{stem}.png', lanes, image.shape[:2]
+        )
         slots = {slot for slot, _ in lanes}
         flags = ' '.join(str(int(slot in slots)) for slot in range(4))
         return Item(f'{stem}.jpg', scene.category, flags)
 
-    def write_mask(self, path: Path, lanes: Sequence[tuple[int, np.ndarray]],
-                   shape: tuple[int, ...]) -> None:
+    def write_mask(
+        self,
+        path: Path,
+        lanes: Sequence[tuple[int, np.ndarray]],
+        shape: tuple[int, ...],
+    ) -> None:
         """Write the slots plus 1 as the values of a mask."""
         mask = np.zeros(shape, dtype=np.uint8)
         height, width = CULANE_FRAME.shape
         scale = (shape[1] / width, shape[0] / height)
         for slot, points in lanes:
             cv2.polylines(
-                mask, [(points * scale).round().astype(np.int32)], False,
-                slot + 1, max(round(MASK_WIDTH * scale[0]), 1))
+                mask,
+                [(points * scale).round().astype(np.int32)],
+                False,
+                slot + 1,
+                max(round(MASK_WIDTH * scale[0]), 1),
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), mask)
 
@@ -98,23 +123,36 @@ class CULaneLayout:
         """Write ``list/*.txt``; categories for the validation split."""
         folder = root / 'list'
         write_list(folder / f'{split}.txt', [f'/{i.name}' for i in items])
-        write_list(folder / f'{split}_gt.txt', [
-            f'/{item.name} /laneseg_label_w16/'
-            f'{Path(item.name).with_suffix(".png").as_posix()} {item.label}'
-            for item in items])
+        write_list(
+            folder / f'{split}_gt.txt',
+            [
+                f'/{item.name} /laneseg_label_w16/'
+                f'{Path(item.name).with_suffix(".png").as_posix()} '
+                f'{item.label}'
+                for item in items
+            ],
+        )
         if split != 'val':
             return
         for number, category in enumerate(CULANE_CATEGORIES):
             names = [f'/{i.name}' for i in items if i.category == category]
-            write_list(folder / f'test_split/test{number}_{category}.txt',
-                       names)
+            write_list(
+                folder / f'test_split/test{number}_{category}.txt', names
+            )
 
 
 class TuSimpleLayout:
     """``clips/`` and a file of JSON lines for each split."""
 
-    def write(self, root: Path, split: str, index: int,
-              rng: np.random.Generator, *, scale: float) -> Item:
+    def write(
+        self,
+        root: Path,
+        split: str,
+        index: int,
+        rng: np.random.Generator,
+        *,
+        scale: float,
+    ) -> Item:
         """Draw and write an image."""
         scene = draw_scene(rng, frame=TUSIMPLE_FRAME)
         image = render(scene, rng, scale=scale)
@@ -122,10 +160,15 @@ class TuSimpleLayout:
         write_jpeg(image, root / name, rng)
         rows = list(reversed(TUSIMPLE_FRAME.rows))
         lanes = lanes_to_rows(
-            [points for _, points in lane_points(scene)], rows,
-            width=TUSIMPLE_FRAME.shape[1])
-        return Item(name, scene.category,
-                    {'raw_file': name, 'lanes': lanes, 'h_samples': rows})
+            [points for _, points in lane_points(scene)],
+            rows,
+            width=TUSIMPLE_FRAME.shape[1],
+        )
+        return Item(
+            name,
+            scene.category,
+            {'raw_file': name, 'lanes': lanes, 'h_samples': rows},
+        )
 
     def finish(self, root: Path, split: str, items: Sequence[Item]) -> None:
         """Write ``label_data.json`` or ``test_label.json``."""

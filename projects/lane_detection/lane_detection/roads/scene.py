@@ -13,8 +13,16 @@ from typing import TypeVar
 import numpy as np
 
 __all__ = [
-    'CULANE_FRAME', 'TUSIMPLE_FRAME', 'Camera', 'Car', 'Curve', 'Frame',
-    'Line', 'Scene', 'draw_scene', 'lane_points'
+    'CULANE_FRAME',
+    'TUSIMPLE_FRAME',
+    'Camera',
+    'Car',
+    'Curve',
+    'Frame',
+    'Line',
+    'Scene',
+    'draw_scene',
+    'lane_points',
 ]
 
 Number = TypeVar('Number', float, np.ndarray)
@@ -40,10 +48,12 @@ class Frame:
     focal: tuple[float, float]
 
 
-CULANE_FRAME = Frame((590, 1640), tuple(range(590, 240, -10)), (0.43, 0.52),
-                     (0.55, 0.8))
-TUSIMPLE_FRAME = Frame((720, 1280), tuple(range(710, 150, -10)), (0.32, 0.44),
-                       (0.7, 1.0))
+CULANE_FRAME = Frame(
+    (590, 1640), tuple(range(590, 240, -10)), (0.43, 0.52), (0.55, 0.8)
+)
+TUSIMPLE_FRAME = Frame(
+    (720, 1280), tuple(range(710, 150, -10)), (0.32, 0.44), (0.7, 1.0)
+)
 
 
 @dataclass(frozen=True)
@@ -67,11 +77,11 @@ class Camera:
 
     def depth(self, rows: np.ndarray) -> np.ndarray:
         """Return how far ahead the ground is that shows in rows, meters."""
-        return self.focal * self.aspect * self.height / (
-            rows - self.horizon)
+        return self.focal * self.aspect * self.height / (rows - self.horizon)
 
-    def project(self, lateral: np.ndarray, depth: np.ndarray,
-                up: float = 0.0) -> np.ndarray:
+    def project(
+        self, lateral: np.ndarray, depth: np.ndarray, up: float = 0.0
+    ) -> np.ndarray:
         """Return x and y in pixels, (..., 2), of points above the ground.
 
         Args:
@@ -81,16 +91,23 @@ class Camera:
         """
         lateral, depth = np.broadcast_arrays(lateral, depth)
         scale = self.focal / depth
-        return np.stack([
-            self.center + lateral * scale,
-            self.horizon + (self.height - up) * self.aspect * scale
-        ], axis=-1)
+        return np.stack(
+            [
+                self.center + lateral * scale,
+                self.horizon + (self.height - up) * self.aspect * scale,
+            ],
+            axis=-1,
+        )
 
     def scaled(self, x: float, y: float) -> Camera:
         """Return the camera of an image that is larger by x and y."""
         return replace(
-            self, focal=self.focal * x, horizon=self.horizon * y,
-            center=self.center * x, aspect=self.aspect * y / x)
+            self,
+            focal=self.focal * x,
+            horizon=self.horizon * y,
+            center=self.center * x,
+            aspect=self.aspect * y / x,
+        )
 
 
 @dataclass(frozen=True)
@@ -111,8 +128,12 @@ class Curve:
 
     def lateral(self, depth: Number) -> Number:
         """Return meters right of the camera at a depth in meters."""
-        return (self.offset + self.heading * depth
-                + self.bend / 2 * depth**2 + self.twist / 6 * depth**3)
+        return (
+            self.offset
+            + self.heading * depth
+            + self.bend / 2 * depth**2
+            + self.twist / 6 * depth**3
+        )
 
 
 @dataclass(frozen=True)
@@ -201,8 +222,14 @@ class Scene:
     @property
     def category(self) -> str:
         """The CULane category that fits best."""
-        sharp = abs(self.curve.lateral(60.0) - self.curve.lateral(0.0)
-                    - 60 * self.curve.heading) > 8
+        sharp = (
+            abs(
+                self.curve.lateral(60.0)
+                - self.curve.lateral(0.0)
+                - 60 * self.curve.heading
+            )
+            > 8
+        )
         by_rank = {
             'cross': not self.lines,
             'night': self.light == 'night',
@@ -212,18 +239,20 @@ class Scene:
             'curve': sharp,
             'arrow': self.arrows,
         }
-        return next((name for name, fits in by_rank.items() if fits),
-                    'normal')
+        return next((name for name, fits in by_rank.items() if fits), 'normal')
 
 
-def draw_scene(rng: np.random.Generator, *,
-               frame: Frame = CULANE_FRAME) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, *, frame: Frame = CULANE_FRAME
+) -> Scene:
     """Draw a scene at random."""
     lane_width = rng.uniform(3.1, 3.8)
     crossing = rng.random() < 0.03
     lines = () if crossing else draw_lines(rng, lane_width)
     positions = [line.position for line in lines] or [
-        -0.5 * lane_width, 0.5 * lane_width]
+        -0.5 * lane_width,
+        0.5 * lane_width,
+    ]
     light = str(rng.choice(['day', 'dusk', 'night'], p=[0.72, 0.13, 0.15]))
     day = light == 'day'
     return Scene(
@@ -232,17 +261,21 @@ def draw_scene(rng: np.random.Generator, *,
         curve=draw_curve(rng, lane_width),
         lines=lines,
         lane_width=lane_width,
-        edges=(min(positions) - rng.uniform(0.3, 3.0),
-               max(positions) + rng.uniform(0.3, 3.0)),
+        edges=(
+            min(positions) - rng.uniform(0.3, 3.0),
+            max(positions) + rng.uniform(0.3, 3.0),
+        ),
         cars=draw_cars(rng, lane_width, positions),
         light=light,
         shadows=bool(day and rng.random() < 0.3),
         glare=bool(rng.random() < 0.06),
         arrows=bool(not crossing and rng.random() < 0.15),
-        crosswalk=rng.uniform(12, 30) if crossing or rng.random() < 0.04
+        crosswalk=rng.uniform(12, 30)
+        if crossing or rng.random() < 0.04
         else None,
         fog=rng.uniform(40, 140) if rng.random() < 0.12 else None,
-        hood=rng.uniform(0.03, 0.2) if rng.random() < 0.3 else 0.0)
+        hood=rng.uniform(0.03, 0.2) if rng.random() < 0.3 else 0.0,
+    )
 
 
 def draw_camera(rng: np.random.Generator, frame: Frame) -> Camera:
@@ -252,7 +285,8 @@ def draw_camera(rng: np.random.Generator, frame: Frame) -> Camera:
         focal=rng.uniform(*frame.focal) * width,
         height=rng.uniform(1.2, 1.7),
         horizon=rng.uniform(*frame.horizon) * height,
-        center=rng.uniform(0.45, 0.55) * width)
+        center=rng.uniform(0.45, 0.55) * width,
+    )
 
 
 def draw_curve(rng: np.random.Generator, lane_width: float) -> Curve:
@@ -263,15 +297,22 @@ def draw_curve(rng: np.random.Generator, lane_width: float) -> Curve:
     moved = rng.uniform(*bounds[kind]) * rng.choice([-1, 1])
     twisted = rng.uniform(-6, 6) if rng.random() < 0.4 else 0.0
     changing = rng.random() < 0.08
-    offset = rng.uniform(0.3, 0.42) * rng.choice(
-        [-1, 1]) if changing else rng.uniform(-0.2, 0.2)
+    offset = (
+        rng.uniform(0.3, 0.42) * rng.choice([-1, 1])
+        if changing
+        else rng.uniform(-0.2, 0.2)
+    )
     return Curve(
-        offset=offset * lane_width, heading=rng.uniform(-0.03, 0.03),
-        bend=2 * moved / 60**2, twist=6 * twisted / 60**3)
+        offset=offset * lane_width,
+        heading=rng.uniform(-0.03, 0.03),
+        bend=2 * moved / 60**2,
+        twist=6 * twisted / 60**3,
+    )
 
 
-def draw_lines(rng: np.random.Generator,
-               lane_width: float) -> tuple[Line, ...]:
+def draw_lines(
+    rng: np.random.Generator, lane_width: float
+) -> tuple[Line, ...]:
     """Draw two to four lines around the car's lane."""
     slots = [1, 2]
     if rng.random() < 0.7:
@@ -286,18 +327,29 @@ def draw_lines(rng: np.random.Generator,
         outer = slot in (slots[0], slots[-1])
         solid = rng.random() < (0.75 if outer else 0.2)
         yellow = rng.random() < (0.3 if slot == slots[0] else 0.05)
-        lines.append(Line(
-            slot=slot, position=(slot - 1.5) * lane_width, width=width,
-            color=YELLOW if yellow else WHITE, dash=None if solid else dash,
-            phase=rng.uniform(0, 15), strength=rng.uniform(0.6, 1.0),
-            wear=wear, double=bool(solid and rng.random() < 0.15)))
+        lines.append(
+            Line(
+                slot=slot,
+                position=(slot - 1.5) * lane_width,
+                width=width,
+                color=YELLOW if yellow else WHITE,
+                dash=None if solid else dash,
+                phase=rng.uniform(0, 15),
+                strength=rng.uniform(0.6, 1.0),
+                wear=wear,
+                double=bool(solid and rng.random() < 0.15),
+            )
+        )
     return tuple(lines)
 
 
-def draw_cars(rng: np.random.Generator, lane_width: float,
-              positions: list[float]) -> tuple[Car, ...]:
+def draw_cars(
+    rng: np.random.Generator, lane_width: float, positions: list[float]
+) -> tuple[Car, ...]:
     """Draw vehicles in the lanes, from far to near, none into another."""
-    number = int(rng.choice([0, 1, 2, 3, 4, 6], p=[.25, .2, .2, .15, .1, .1]))
+    number = int(
+        rng.choice([0, 1, 2, 3, 4, 6], p=[0.25, 0.2, 0.2, 0.15, 0.1, 0.1])
+    )
     first = round(min(positions) / lane_width + 0.5)
     last = round(max(positions) / lane_width - 0.5)
     cars: list[Car] = []
@@ -305,16 +357,26 @@ def draw_cars(rng: np.random.Generator, lane_width: float,
         lane = int(rng.integers(first, last + 1))
         depth = float(rng.uniform(14 if lane == 0 else 8, 80))
         position = (lane + rng.uniform(-0.12, 0.12)) * lane_width
-        if any(abs(position - car.position) < 2.2
-               and abs(depth - car.depth) < 9 for car in cars):
+        if any(
+            abs(position - car.position) < 2.2 and abs(depth - car.depth) < 9
+            for car in cars
+        ):
             continue
         large = rng.random() < 0.2
         tone = rng.uniform(20, 230)
-        cars.append(Car(
-            position=position, depth=depth,
-            width=rng.uniform(2.2, 2.5) if large else rng.uniform(1.6, 1.9),
-            height=rng.uniform(2.4, 3.4) if large else rng.uniform(1.3, 1.7),
-            color=tuple(np.clip(tone + rng.uniform(-50, 50, 3), 5, 250))))
+        cars.append(
+            Car(
+                position=position,
+                depth=depth,
+                width=rng.uniform(2.2, 2.5)
+                if large
+                else rng.uniform(1.6, 1.9),
+                height=rng.uniform(2.4, 3.4)
+                if large
+                else rng.uniform(1.3, 1.7),
+                color=tuple(np.clip(tone + rng.uniform(-50, 50, 3), 5, 250)),
+            )
+        )
     return tuple(sorted(cars, key=lambda car: -car.depth))
 
 
@@ -338,7 +400,8 @@ def lane_points(scene: Scene) -> list[tuple[int, np.ndarray]]:
         points = scene.camera.project(center + line.position, depth)
         x = points[:, 0]
         steep = np.abs(np.diff(x, append=x[-1:])) < 10 * np.abs(
-            rows[0] - rows[1])
+            rows[0] - rows[1]
+        )
         inside = (x > -0.01 * width) & (x < 1.01 * width) & steep
         start, stop = longest_run(inside)
         if stop - start >= MIN_POINTS:

@@ -7,6 +7,12 @@ from .packing import PackLaneInputs
 from .photometric import LanePhotometric
 
 __all__ = [
-    'LaneAffine', 'LaneCrop', 'LaneFlip', 'LanePhotometric', 'LaneResize',
-    'LoadLaneAnnotations', 'LoadLaneImage', 'PackLaneInputs'
+    'LaneAffine',
+    'LaneCrop',
+    'LaneFlip',
+    'LanePhotometric',
+    'LaneResize',
+    'LoadLaneAnnotations',
+    'LoadLaneImage',
+    'PackLaneInputs',
 ]

@@ -25,7 +25,8 @@ def refuse_fixed(results: dict[str, Any], name: str) -> None:
     if results.get('lane_frame') == 'original':
         raise ValueError(
             f'{name} moves the image, but the lanes were loaded after '
-            'LaneResize and stay in original pixels: load them before it')
+            'LaneResize and stay in original pixels: load them before it'
+        )
 
 
 @TRANSFORMS.register_module()
@@ -54,8 +55,11 @@ class LaneFlip(BaseTransform):
         results['img'] = cv2.flip(results['img'], 1)
         results['moved'] = True
         move_lanes(
-            results, lambda points: np.stack(
-                [width - points[:, 0], points[:, 1]], axis=1))
+            results,
+            lambda points: np.stack(
+                [width - points[:, 0], points[:, 1]], axis=1
+            ),
+        )
         if 'gt_slots' in results:
             slots = results['gt_slots']
             last = results.get('num_slots', 4) - 1
@@ -65,8 +69,13 @@ class LaneFlip(BaseTransform):
         return results
 
 
-def affine_matrix(*, shape: tuple[int, int], angle: float, scale: float,
-                  shift: tuple[float, float]) -> np.ndarray:
+def affine_matrix(
+    *,
+    shape: tuple[int, int],
+    angle: float,
+    scale: float,
+    shift: tuple[float, float],
+) -> np.ndarray:
     """Return a rotation and zoom about the center, and a shift.
 
     Args:
@@ -81,8 +90,9 @@ def affine_matrix(*, shape: tuple[int, int], angle: float, scale: float,
     height, width = shape
     center = np.array([width / 2, height / 2])
     turn = math.radians(angle)
-    linear = scale * np.array([[math.cos(turn), -math.sin(turn)],
-                               [math.sin(turn), math.cos(turn)]])
+    linear = scale * np.array(
+        [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+    )
     offset = center + np.array(shift) - linear @ center
     return np.concatenate([linear, offset[:, None]], axis=1)
 
@@ -101,13 +111,19 @@ class LaneAffine(BaseTransform):
     Required keys: img. Changed: img, gt_lanes.
     """
 
-    def __init__(self, *, prob: float = 1.0, max_angle: float = 6.0,
-                 scale: tuple[float, float] = (0.85, 1.15),
-                 max_shift: tuple[float, float] = (0.04, 0.03),
-                 fill: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        prob: float = 1.0,
+        max_angle: float = 6.0,
+        scale: tuple[float, float] = (0.85, 1.15),
+        max_shift: tuple[float, float] = (0.04, 0.03),
+        fill: int = 0,
+    ) -> None:
         if not 0 < scale[0] <= scale[1]:
             raise ValueError(
-                f'scale={tuple(scale)} must be (least, largest), positive')
+                f'scale={tuple(scale)} must be (least, largest), positive'
+            )
         self.prob = prob
         self.max_angle = max_angle
         self.scale = scale
@@ -121,13 +137,15 @@ class LaneAffine(BaseTransform):
         if random.random() >= self.prob:
             return results
         height, width = results['img'].shape[:2]
-        shift_x, shift_y = (random.uniform(-most, most)
-                            for most in self.max_shift)
+        shift_x, shift_y = (
+            random.uniform(-most, most) for most in self.max_shift
+        )
         matrix = affine_matrix(
             shape=(height, width),
             angle=random.uniform(-self.max_angle, self.max_angle),
             scale=random.uniform(*self.scale),
-            shift=(shift_x * width, shift_y * height))
+            shift=(shift_x * width, shift_y * height),
+        )
         results['img'] = warp(results['img'], matrix, fill=self.fill)
         results['moved'] = True
         linear, offset = matrix[:, :2], matrix[:, 2]
@@ -145,5 +163,10 @@ def warp(image: np.ndarray, matrix: np.ndarray, *, fill: int) -> np.ndarray:
     pixels[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
     height, width = image.shape[:2]
     return cv2.warpAffine(
-        image, pixels, (width, height), flags=cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_CONSTANT, borderValue=(fill, fill, fill))
+        image,
+        pixels,
+        (width, height),
+        flags=cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_CONSTANT,
+        borderValue=(fill, fill, fill),
+    )

@@ -18,8 +18,13 @@ from mmdet.registry import TRANSFORMS
 
 from ..geometry import to_input
 
-__all__ = ['LaneCrop', 'LaneResize', 'current_lanes', 'move_lanes',
-           'open_frame']
+__all__ = [
+    'LaneCrop',
+    'LaneResize',
+    'current_lanes',
+    'move_lanes',
+    'open_frame',
+]
 
 # A row, or the row for each height of the original image.
 Row = int | float | Sequence[tuple[float, float]]
@@ -43,13 +48,13 @@ def current_lanes(results: Mapping[str, Any]) -> list[np.ndarray] | None:
     return list(results['gt_lanes'])
 
 
-def move_lanes(results: dict[str, Any],
-               move: Callable[[np.ndarray], np.ndarray]) -> None:
+def move_lanes(
+    results: dict[str, Any], move: Callable[[np.ndarray], np.ndarray]
+) -> None:
     """Apply a map of points to the lanes if they move with the image."""
     lanes = current_lanes(results)
     if lanes is not None:
-        results['gt_lanes'] = [
-            move(lane).astype(np.float32) for lane in lanes]
+        results['gt_lanes'] = [move(lane).astype(np.float32) for lane in lanes]
 
 
 def row_of(row: Row, *, height: float, name: str) -> float:
@@ -64,7 +69,8 @@ def row_of(row: Row, *, height: float, name: str) -> float:
     if height not in by_height:
         raise ValueError(
             f'LaneCrop has no {name} for images of height {height:g}, only '
-            f'for {sorted(by_height)}: add a pair')
+            f'for {sorted(by_height)}: add a pair'
+        )
     return by_height[height]
 
 
@@ -85,8 +91,9 @@ class LaneCrop(BaseTransform):
         ValueError: If nothing would be left, or no pair fits.
     """
 
-    def __init__(self, *, top: Row | None = None,
-                 bottom: Row | None = None) -> None:
+    def __init__(
+        self, *, top: Row | None = None, bottom: Row | None = None
+    ) -> None:
         self.top = top
         self.bottom = bottom
 
@@ -97,8 +104,7 @@ class LaneCrop(BaseTransform):
         top = self.row(results, 'top', height=height, default=0.0)
         bottom = self.row(results, 'bottom', height=height, default=height)
         left, _, right, _ = results['crop']
-        corners = to_input(
-            np.array([[left, top], [right, bottom]]), results)
+        corners = to_input(np.array([[left, top], [right, bottom]]), results)
         # Pixels are whole, and the crop is what they say.
         first, last = (round(float(y)) for y in corners[:, 1])
         rows = results['img'].shape[0]
@@ -106,18 +112,29 @@ class LaneCrop(BaseTransform):
             raise ValueError(
                 f'LaneCrop rows [{top:g}, {bottom:g}) leave nothing of, or '
                 f'reach beyond, the rows that are left of the original '
-                f'image of height {height:g}')
+                f'image of height {height:g}'
+            )
         old = results['crop']
         scale = rows / (old[3] - old[1])
         results['img'] = results['img'][first:last]
         results['img_shape'] = results['img'].shape[:2]
-        results['crop'] = (left, old[1] + first / scale, right,
-                           old[1] + last / scale)
+        results['crop'] = (
+            left,
+            old[1] + first / scale,
+            right,
+            old[1] + last / scale,
+        )
         move_lanes(results, lambda points: points - (0, first))
         return results
 
-    def row(self, results: Mapping[str, Any], name: str, *, height: float,
-            default: float) -> float:
+    def row(
+        self,
+        results: Mapping[str, Any],
+        name: str,
+        *,
+        height: float,
+        default: float,
+    ) -> float:
         """Return a limit: the argument, the data set's, or the default."""
         value = getattr(self, name)
         if value is None:
@@ -154,16 +171,18 @@ class LaneResize(BaseTransform):
         if size is None:
             raise ValueError(
                 'LaneResize has no size: give size=(h, w), or input_frame='
-                'dict(size=(h, w)) of the data set')
+                'dict(size=(h, w)) of the data set'
+            )
         old_height, old_width = results['img'].shape[:2]
         height, width = (int(side) for side in size)
         if (height, width) != (old_height, old_width):
             # Averaging keeps markings that are thinner than a pixel.
             smaller = height <= old_height and width <= old_width
             results['img'] = cv2.resize(
-                results['img'], (width, height),
-                interpolation=cv2.INTER_AREA if smaller else
-                cv2.INTER_LINEAR)
+                results['img'],
+                (width, height),
+                interpolation=cv2.INTER_AREA if smaller else cv2.INTER_LINEAR,
+            )
         results['img_shape'] = (height, width)
         results['resized'] = True
         scale = (width / old_width, height / old_height)

@@ -57,16 +57,17 @@ class LoadLaneImage(BaseTransform):
         """Read the image."""
         path = Path(results['img_path'])
         reduce = self.reduce or int(
-            (results.get('input_frame') or {}).get('reduce', 1))
+            (results.get('input_frame') or {}).get('reduce', 1)
+        )
         check_reduce(reduce)
         try:
             data = np.frombuffer(path.read_bytes(), dtype=np.uint8)
         except FileNotFoundError:
             raise FileNotFoundError(
                 f'{path} is missing: check data_root and data_prefix of the '
-                'data set') from None
-        image = cv2.imdecode(data, READ_FLAGS[reduce]) if len(
-            data) else None
+                'data set'
+            ) from None
+        image = cv2.imdecode(data, READ_FLAGS[reduce]) if len(data) else None
         if image is None:
             raise ValueError(f'{path} cannot be read as an image')
         results['img'] = image
@@ -99,17 +100,20 @@ class LoadLaneAnnotations(BaseTransform):
             raise ValueError(
                 'LoadLaneAnnotations stands after LaneFlip or LaneAffine, '
                 "which moved the image away from the file's lanes: load "
-                'them before')
+                'them before'
+            )
         lanes = read_lanes(results)
         results['gt_slots'] = self.slots(lanes, results)
         moves = not results.get('resized', False)
         results['lane_frame'] = 'input' if moves else 'original'
-        results['gt_lanes'] = [to_input(lane, results)
-                               for lane in lanes] if moves else lanes
+        results['gt_lanes'] = (
+            [to_input(lane, results) for lane in lanes] if moves else lanes
+        )
         return results
 
-    def slots(self, lanes: list[np.ndarray],
-              results: dict[str, Any]) -> np.ndarray:
+    def slots(
+        self, lanes: list[np.ndarray], results: dict[str, Any]
+    ) -> np.ndarray:
         """Return the slots: the data set's own, or found from the lanes."""
         shape = results['ori_shape']
         flags = results.get('existence')
@@ -118,4 +122,5 @@ class LoadLaneAnnotations(BaseTransform):
             if slots is not None:
                 return slots
         return assign_slots(
-            lanes, shape=shape, num_slots=results.get('num_slots', 4))
+            lanes, shape=shape, num_slots=results.get('num_slots', 4)
+        )

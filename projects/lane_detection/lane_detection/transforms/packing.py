@@ -16,9 +16,19 @@ from .frame import open_frame
 
 __all__ = ['META_KEYS', 'PackLaneInputs']
 
-META_KEYS = ('img_id', 'img_path', 'raw_file', 'ori_shape', 'img_shape',
-             'crop', 'category', 'h_samples', 'num_absent_lanes', 'flip',
-             'lane_frame')
+META_KEYS = (
+    'img_id',
+    'img_path',
+    'raw_file',
+    'ori_shape',
+    'img_shape',
+    'crop',
+    'category',
+    'h_samples',
+    'num_absent_lanes',
+    'flip',
+    'lane_frame',
+)
 
 
 @TRANSFORMS.register_module()
@@ -55,11 +65,15 @@ class PackLaneInputs(BaseTransform):
         """Return points and slots of the lanes that count."""
         points = list(results['gt_lanes'])
         slots = np.asarray(
-            results.get('gt_slots', np.full(len(points), -1)), np.int64)
+            results.get('gt_slots', np.full(len(points), -1)), np.int64
+        )
         if results.get('lane_frame') == 'input':
             shape = results['img'].shape[:2]
-            kept = [i for i, lane in enumerate(points)
-                    if is_visible(lane, shape=shape)]
+            kept = [
+                i
+                for i, lane in enumerate(points)
+                if is_visible(lane, shape=shape)
+            ]
             points = [points[i] for i in kept]
             slots = slots[kept]
         return InstanceData(points=points, slots=torch.from_numpy(slots))

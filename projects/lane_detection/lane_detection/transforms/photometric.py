@@ -29,10 +29,17 @@ class LanePhotometric(BaseTransform):
     Required keys: img. Changed: img.
     """
 
-    def __init__(self, *, brightness: float = 25.0, contrast: float = 0.25,
-                 gamma: float = 1.3, color: float = 8.0,
-                 saturation: float = 0.4, blur_prob: float = 0.15,
-                 noise: float = 6.0) -> None:
+    def __init__(
+        self,
+        *,
+        brightness: float = 25.0,
+        contrast: float = 0.25,
+        gamma: float = 1.3,
+        color: float = 8.0,
+        saturation: float = 0.4,
+        blur_prob: float = 0.15,
+        noise: float = 6.0,
+    ) -> None:
         self.brightness = brightness
         self.contrast = contrast
         self.gamma = gamma
@@ -53,9 +60,10 @@ class LanePhotometric(BaseTransform):
     def table(self) -> np.ndarray:
         """Draw the curve of each channel, (1, 256, 3) uint8."""
         values = np.linspace(0, 1, 256)
-        values = values**(self.gamma**random.uniform(-1, 1)) * 255
+        values = values ** (self.gamma ** random.uniform(-1, 1)) * 255
         values = (values - 128) * (
-            1 + random.uniform(-self.contrast, self.contrast)) + 128
+            1 + random.uniform(-self.contrast, self.contrast)
+        ) + 128
         values += random.uniform(-self.brightness, self.brightness)
         tints = [random.uniform(-self.color, self.color) for _ in range(3)]
         table = values[:, None] + np.array(tints)

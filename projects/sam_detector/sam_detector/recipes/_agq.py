@@ -3,4 +3,6 @@
 qconfig = dict(
     softmax=dict(
         type='PowerOfTwoQuantizer',
-        observer=dict(type='AttentionOutputObserver')))
+        observer=dict(type='AttentionOutputObserver'),
+    )
+)

@@ -11,4 +11,5 @@ reconstruction = dict(
     batch_size=8,
     weight_lr=0.25,
     learn_scales=False,
-    drop_prob=0.0)
+    drop_prob=0.0,
+)

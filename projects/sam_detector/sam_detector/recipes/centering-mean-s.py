@@ -5,6 +5,5 @@ Statistics only: ranges of least error, rounding to nearest.
 
 base = 'mse'
 rewrites = [
-    dict(
-        type='AttentionCentering', patterns=['sam.*'], value_center='mean')
+    dict(type='AttentionCentering', patterns=['sam.*'], value_center='mean')
 ]

@@ -9,5 +9,6 @@ rewrites = [
         type='AttentionCentering',
         patterns=['sam.*'],
         key_center='midrange',
-        value_center='midrange')
+        value_center='midrange',
+    )
 ]

@@ -3,4 +3,5 @@
 base = 'mse'
 qconfig = dict(
     weight=dict(observer=dict(type='MinMaxObserver')),
-    activation=dict(observer=dict(type='MinMaxObserver')))
+    activation=dict(observer=dict(type='MinMaxObserver')),
+)

@@ -7,4 +7,5 @@ activations left float at random meanwhile. Frozen and evaluated without drop.
 base = 'adaround'
 qconfig = dict(activation=dict(type='LSQQuantizer'))
 reconstruction = dict(
-    scope='block', scale_lr=5e-3, learn_scales=True, drop_prob=0.5)
+    scope='block', scale_lr=5e-3, learn_scales=True, drop_prob=0.5
+)

@@ -12,6 +12,7 @@ have different scales, so that the variance is also given relative to the mean
 square: ``E|g - E g|^2 / E|g|^2``, and the spread of the norm relative to its
 mean.
 """
+
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
@@ -86,8 +87,13 @@ class _Sums:
     def to_dict(self) -> dict[str, Any]:
         """Return the statistics; None where there are no gradients."""
         if not self.count or self.total is None:
-            return {'count': 0, 'mean_norm': None, 'variance': None,
-                    'relative_variance': None, 'norm_spread': None}
+            return {
+                'count': 0,
+                'mean_norm': None,
+                'variance': None,
+                'relative_variance': None,
+                'norm_spread': None,
+            }
         mean_norm = self.norms / self.count
         power = self.squares / self.count
         center = float((self.total / self.count).square().sum())
@@ -163,8 +169,9 @@ class GradientVariance:
             vectors = factor * own[positive].double() @ columns[prior].double()
             groups = torch.bucketize(
                 sizes[:, prior][positive].double(),
-                torch.tensor(self.edges, dtype=torch.float64,
-                             device=sizes.device),
+                torch.tensor(
+                    self.edges, dtype=torch.float64, device=sizes.device
+                ),
                 right=True,
             )
             for index, name in enumerate(self.names):
@@ -197,8 +204,11 @@ def compare_variances(
     found: dict[str, dict[str, float | None]] = {}
     for name, stats in one.items():
         found[name] = {
-            key: (stats[key] / other[name][key]
-                  if stats[key] is not None and other[name][key] else None)
+            key: (
+                stats[key] / other[name][key]
+                if stats[key] is not None and other[name][key]
+                else None
+            )
             for key in keys
         }
     return found

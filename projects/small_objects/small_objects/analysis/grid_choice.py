@@ -1,4 +1,5 @@
 """Which grid would suffer least from quantized logits."""
+
 from __future__ import annotations
 
 import math
@@ -10,8 +11,18 @@ from torch import Tensor
 from small_objects.analysis.grid_error import Grid, rms
 
 # Ten evenly likely values of a standard normal variable.
-QUANTILES = (-1.645, -1.036, -0.674, -0.385, -0.126,
-             0.126, 0.385, 0.674, 1.036, 1.645)
+QUANTILES = (
+    -1.645,
+    -1.036,
+    -0.674,
+    -0.385,
+    -0.126,
+    0.126,
+    0.385,
+    0.674,
+    1.036,
+    1.645,
+)
 # Probability of points that a target distribution leaves out.
 LEAST = 1e-12
 
@@ -64,11 +75,13 @@ def choose_grid(
             grid.expected_rms(share.clamp(min=LEAST).log(), step=step)
         )
         clipping = rms(inside - target)
-        found.append({
-            **setting,
-            'rounding': rounding,
-            'clipping': clipping,
-            'total': math.hypot(rounding, clipping),
-            'outside': float((inside != target).double().mean()),
-        })
+        found.append(
+            {
+                **setting,
+                'rounding': rounding,
+                'clipping': clipping,
+                'total': math.hypot(rounding, clipping),
+                'outside': float((inside != target).double().mean()),
+            }
+        )
     return sorted(found, key=lambda item: item['total'])

@@ -12,6 +12,7 @@ happens with what the formula says; ``grid_choice`` chooses a grid by it. They
 take the grid as an argument (``methods.box_grid.BoxGrid``); results are plain
 types.
 """
+
 from __future__ import annotations
 
 import math
@@ -43,9 +44,7 @@ class Grid(Protocol):
     def two_hot(self, target: Tensor) -> Tensor:
         """Return the target distribution, (...) -> (..., n + 1)."""
 
-    def expected_rms(
-        self, logits: Tensor, *, step: float | Tensor
-    ) -> Tensor:
+    def expected_rms(self, logits: Tensor, *, step: float | Tensor) -> Tensor:
         """Return the error that the formula predicts, (...)."""
 
 
@@ -68,12 +67,19 @@ def round_values(
     if ch_axis is not None:
         rows = values.movedim(ch_axis, 0).flatten(1)
     scale, zero_point = range_to_affine(
-        rows.amin(dim=1), rows.amax(dim=1), symmetric=False,
-        quant_min=low, quant_max=high,
+        rows.amin(dim=1),
+        rows.amax(dim=1),
+        symmetric=False,
+        quant_min=low,
+        quant_max=high,
     )
     rounded = fake_quantize(
-        values, scale=scale, zero_point=zero_point, quant_min=low,
-        quant_max=high, ch_axis=ch_axis,
+        values,
+        scale=scale,
+        zero_point=zero_point,
+        quant_min=low,
+        quant_max=high,
+        ch_axis=ch_axis,
     )
     return rounded, scale if ch_axis is not None else scale.reshape(())
 
@@ -196,7 +202,10 @@ def compare_boxes(
 
 
 def summarize(
-    predicted: Tensor, error: Tensor, *, num_bins: int = 20,
+    predicted: Tensor,
+    error: Tensor,
+    *,
+    num_bins: int = 20,
     smallest: float = 0.0,
 ) -> dict[str, Any]:
     """Compare predicted rms errors with measured errors.
@@ -225,15 +234,15 @@ def summarize(
     sigmas = predicted.flatten()[order].double()
     errors = error.flatten()[order].double()
     bins = [
-        {'predicted': rms(sigma), 'measured': rms(part),
-         'count': part.numel()}
+        {'predicted': rms(sigma), 'measured': rms(part), 'count': part.numel()}
         for sigma, part in zip(
-            sigmas.chunk(num_bins), errors.chunk(num_bins), strict=True)
+            sigmas.chunk(num_bins), errors.chunk(num_bins), strict=True
+        )
     ]
-    bins = [b for b in bins
-            if max(b['predicted'], b['measured']) > smallest]
-    ratios = [b['measured'] / b['predicted'] for b in bins
-              if b['predicted'] > 0]
+    bins = [b for b in bins if max(b['predicted'], b['measured']) > smallest]
+    ratios = [
+        b['measured'] / b['predicted'] for b in bins if b['predicted'] > 0
+    ]
     total = rms(sigmas)
     return {
         'predicted': total,
@@ -276,14 +285,16 @@ def compare_by_location(
         inside = (value.abs() >= low) & (value.abs() < high)
         if not bool(inside.any()):
             continue
-        found.append({
-            'low': float(low),
-            'high': float(high) if math.isfinite(high) else None,
-            'count': int(inside.sum()),
-            'measured': rms(error[inside]),
-            'predicted': rms(predicted[inside]),
-            'direct': rms((direct - value)[inside]),
-        })
+        found.append(
+            {
+                'low': float(low),
+                'high': float(high) if math.isfinite(high) else None,
+                'count': int(inside.sum()),
+                'measured': rms(error[inside]),
+                'predicted': rms(predicted[inside]),
+                'direct': rms((direct - value)[inside]),
+            }
+        )
     return found
 
 
@@ -345,8 +356,11 @@ def _distance_from_one(ratio: float) -> float:
 
 def _log_correlation(bins: Sequence[Mapping[str, float]]) -> float | None:
     """Return Pearson's correlation of the logarithms."""
-    pairs = [(math.log(b['predicted']), math.log(b['measured']))
-             for b in bins if b['predicted'] > 0 and b['measured'] > 0]
+    pairs = [
+        (math.log(b['predicted']), math.log(b['measured']))
+        for b in bins
+        if b['predicted'] > 0 and b['measured'] > 0
+    ]
     if len(pairs) < 3:
         return None
     stacked = torch.tensor(pairs, dtype=torch.float64).T

@@ -15,7 +15,9 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='list/train_gt.txt',
         input_frame=input_frame,
-        pipeline=_base_.train_pipeline))
+        pipeline=_base_.train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=4,
@@ -28,7 +30,9 @@ val_dataloader = dict(
         ann_file='list/val.txt',
         input_frame=input_frame,
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=16,
     num_workers=4,
@@ -44,7 +48,9 @@ test_dataloader = dict(
         expected_lanes=104886,
         input_frame=input_frame,
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 
 val_evaluator = dict(type='CULaneMetric')
 test_evaluator = val_evaluator

@@ -15,7 +15,9 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file='list/train.txt',
         input_frame=input_frame,
-        pipeline=_base_.train_pipeline))
+        pipeline=_base_.train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -28,7 +30,9 @@ val_dataloader = dict(
         ann_file='list/val.txt',
         input_frame=input_frame,
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='CULaneMetric')

@@ -22,14 +22,19 @@ train_dataloader = dict(
                     data_root='data/culane_mini/',
                     ann_file='list/train.txt',
                     input_frame=culane_frame,
-                    pipeline=_base_.train_pipeline)),
+                    pipeline=_base_.train_pipeline,
+                ),
+            ),
             dict(
                 type=dataset_type,
                 data_root='work_dirs/roads/',
                 ann_file='list/train_gt.txt',
                 input_frame=roads_frame,
-                pipeline=_base_.train_pipeline)
-        ]))
+                pipeline=_base_.train_pipeline,
+            ),
+        ],
+    ),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -46,7 +51,8 @@ val_dataloader = dict(
                 category='culane_mini',
                 input_frame=culane_frame,
                 test_mode=True,
-                pipeline=_base_.test_pipeline),
+                pipeline=_base_.test_pipeline,
+            ),
             dict(
                 type=dataset_type,
                 data_root='work_dirs/roads/',
@@ -54,8 +60,11 @@ val_dataloader = dict(
                 category='roads',
                 input_frame=roads_frame,
                 test_mode=True,
-                pipeline=_base_.test_pipeline)
-        ]))
+                pipeline=_base_.test_pipeline,
+            ),
+        ],
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='CULaneMetric')

@@ -4,8 +4,7 @@ _base_ = './pipelines.py'
 dataset_type = 'CurveLanesDataset'
 data_root = 'data/curvelanes/'
 # First row of the crop, by height of the frame.
-input_frame = dict(
-    top=[(1440, 640), (720, 368), (660, 180)], size=(320, 800))
+input_frame = dict(top=[(1440, 640), (720, 368), (660, 180)], size=(320, 800))
 
 train_dataloader = dict(
     batch_size=16,
@@ -19,7 +18,9 @@ train_dataloader = dict(
         ann_file='train/train.txt',
         data_prefix=dict(img='train/'),
         input_frame=input_frame,
-        pipeline=_base_.train_pipeline))
+        pipeline=_base_.train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=4,
@@ -33,7 +34,9 @@ val_dataloader = dict(
         data_prefix=dict(img='valid/'),
         input_frame=input_frame,
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 val_evaluator = dict(type='CurveLanesMetric')

@@ -9,7 +9,7 @@ train_pipeline = [
     dict(type='LaneResize'),
     dict(type='LaneFlip', prob=0.5),
     dict(type='LanePhotometric'),
-    dict(type='PackLaneInputs')
+    dict(type='PackLaneInputs'),
 ]
 test_pipeline = [
     dict(type='LoadLaneImage'),
@@ -17,5 +17,5 @@ test_pipeline = [
     dict(type='LaneResize'),
     # The lanes stay in original pixels, where the metrics compare them.
     dict(type='LoadLaneAnnotations'),
-    dict(type='PackLaneInputs')
+    dict(type='PackLaneInputs'),
 ]

@@ -15,7 +15,9 @@ train_dataloader = dict(
         data_root=data_root,
         ann_file=['label_data_0313.json', 'label_data_0601.json'],
         input_frame=input_frame,
-        pipeline=_base_.train_pipeline))
+        pipeline=_base_.train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=16,
     num_workers=4,
@@ -28,7 +30,9 @@ val_dataloader = dict(
         ann_file='label_data_0531.json',
         input_frame=input_frame,
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 test_dataloader = dict(
     batch_size=16,
     num_workers=4,
@@ -41,7 +45,9 @@ test_dataloader = dict(
         ann_file='test_label.json',
         input_frame=input_frame,
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 
 val_evaluator = dict(type='TuSimpleMetric')
 test_evaluator = val_evaluator

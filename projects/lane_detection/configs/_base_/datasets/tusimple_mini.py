@@ -14,7 +14,9 @@ test_dataloader = dict(
         label_scale=2.5,
         input_frame=dict(top=0, size=(360, 640)),
         test_mode=True,
-        pipeline=_base_.test_pipeline))
+        pipeline=_base_.test_pipeline,
+    ),
+)
 val_dataloader = test_dataloader
 
 test_evaluator = dict(type='TuSimpleMetric')

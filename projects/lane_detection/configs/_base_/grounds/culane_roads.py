@@ -10,13 +10,15 @@ culane = dict(
     data_root='data/culane_mini/',
     input_frame=dict(top=250, size=(144, 400), reduce=2),
     test_mode=True,
-    pipeline=_base_.test_pipeline)
+    pipeline=_base_.test_pipeline,
+)
 
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(culane, ann_file='list/train.txt', indices=64))
+    dataset=dict(culane, ann_file='list/train.txt', indices=64),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -32,7 +34,8 @@ val_dataloader = dict(
                 culane,
                 ann_file='list/train.txt',
                 indices=-66,
-                category='training'),
+                category='training',
+            ),
             dict(
                 type='CULaneDataset',
                 data_root='work_dirs/roads/',
@@ -40,8 +43,11 @@ val_dataloader = dict(
                 category='roads',
                 input_frame=dict(top=250, size=(144, 400)),
                 test_mode=True,
-                pipeline=_base_.test_pipeline)
-        ]))
+                pipeline=_base_.test_pipeline,
+            ),
+        ],
+    ),
+)
 test_dataloader = val_dataloader
 
 reference_evaluator = dict(type='LaneDump', out=float_lanes)
@@ -50,10 +56,12 @@ val_evaluator = [
     dict(
         type='CULaneMetric',
         reference=float_lanes,
-        categories=['culane', 'training']),
+        categories=['culane', 'training'],
+    ),
     dict(
         type='LaneDistortionMetric',
         reference=float_lanes,
-        categories=['culane', 'training']),
+        categories=['culane', 'training'],
+    ),
 ]
 test_evaluator = val_evaluator

@@ -9,13 +9,15 @@ culane = dict(
     data_root='data/culane_mini/',
     input_frame=dict(top=0, size=(360, 640)),
     test_mode=True,
-    pipeline=_base_.test_pipeline)
+    pipeline=_base_.test_pipeline,
+)
 
 train_dataloader = dict(
     batch_size=8,
     num_workers=1,
     sampler=dict(type='DefaultSampler', shuffle=True),
-    dataset=dict(culane, ann_file='list/train.txt', indices=64))
+    dataset=dict(culane, ann_file='list/train.txt', indices=64),
+)
 val_dataloader = dict(
     batch_size=8,
     num_workers=1,
@@ -35,28 +37,33 @@ val_dataloader = dict(
                 category='tusimple',
                 input_frame=dict(top=0, size=(360, 640)),
                 test_mode=True,
-                pipeline=_base_.test_pipeline),
+                pipeline=_base_.test_pipeline,
+            ),
             dict(culane, ann_file='list/val.txt', category='culane'),
             # The other 66 of its 130 frames.
             dict(
                 culane,
                 ann_file='list/train.txt',
                 indices=-66,
-                category='training')
-        ]))
+                category='training',
+            ),
+        ],
+    ),
+)
 test_dataloader = val_dataloader
 
 reference_evaluator = dict(type='LaneDump', out=float_lanes)
 val_evaluator = [
-    dict(
-        type='TuSimpleMetric', categories=['tusimple'], prefix='tusimple'),
+    dict(type='TuSimpleMetric', categories=['tusimple'], prefix='tusimple'),
     dict(
         type='CULaneMetric',
         reference=float_lanes,
-        categories=['culane', 'training']),
+        categories=['culane', 'training'],
+    ),
     dict(
         type='LaneDistortionMetric',
         reference=float_lanes,
-        categories=['culane', 'training']),
+        categories=['culane', 'training'],
+    ),
 ]
 test_evaluator = val_evaluator

@@ -10,4 +10,5 @@ reconstruction = dict(
     weight_lr=0.03,
     drop_prob=0.0,
     skip_below=0.0,
-    loss=dict(type='NetworkUniform'))
+    loss=dict(type='NetworkUniform'),
+)

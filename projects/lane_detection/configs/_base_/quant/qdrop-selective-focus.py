@@ -8,4 +8,6 @@ reconstruction = dict(
         selection='threshold',
         rho=0.05,
         update_interval=20,
-        refresh_interval=100))
+        refresh_interval=100,
+    )
+)

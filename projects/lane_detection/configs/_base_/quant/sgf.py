@@ -4,7 +4,6 @@
 _base_ = ['./network-uniform.py']
 reconstruction = dict(
     loss=dict(
-        _delete_=True,
-        type='SelectiveFocusLoss',
-        focus='soft',
-        selection=None))
+        _delete_=True, type='SelectiveFocusLoss', focus='soft', selection=None
+    )
+)

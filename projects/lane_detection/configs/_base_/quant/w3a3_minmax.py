@@ -1,3 +1,4 @@
 _base_ = ['./minmax.py']
 qconfig = dict(
-    weight=dict(num_bits=3, symmetric=False), activation=dict(num_bits=3))
+    weight=dict(num_bits=3, symmetric=False), activation=dict(num_bits=3)
+)

@@ -3,7 +3,8 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(type='AdamW', lr=1e-4, weight_decay=1e-4),
-    clip_grad=dict(max_norm=0.1))
+    clip_grad=dict(max_norm=0.1),
+)
 param_scheduler = [
     dict(type='MultiStepLR', by_epoch=True, milestones=[1800], gamma=0.1)
 ]

@@ -3,7 +3,7 @@
 # detector sees it magnified 1.5 times.
 dataset_type = 'CocoDataset'
 data_root = 'data/nuclei/'
-metainfo = dict(classes=('nucleus', ), palette=[(40, 120, 220)])
+metainfo = dict(classes=('nucleus',), palette=[(40, 120, 220)])
 sam_size = 256
 sam_zoom = 2.0
 detector_zoom = 1.5
@@ -15,7 +15,7 @@ test_pipeline = [
     # Boxes and masks stay in the coordinates of the original image, where
     # the metrics compare them and where they may serve as prompts.
     dict(type='LoadAnnotations', with_bbox=True, with_mask=True),
-    dict(type='PackSAMInputs', image_size=sam_size)
+    dict(type='PackSAMInputs', image_size=sam_size),
 ]
 
 val_dataloader = dict(
@@ -31,5 +31,7 @@ val_dataloader = dict(
         ann_file='val.json',
         data_prefix=dict(img='images/'),
         test_mode=True,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader

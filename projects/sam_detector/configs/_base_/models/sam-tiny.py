@@ -5,4 +5,5 @@ model = dict(
     type='SAMDetector',
     data_preprocessor=dict(type='SAMDataPreprocessor', image_size=256),
     sam=dict(type='PromptedSAM', size='tiny', box_mask_prompt=True),
-    prompts=('gt_box', ))
+    prompts=('gt_box',),
+)

@@ -4,4 +4,6 @@ _base_ = ['./mse.py']
 qconfig = dict(
     softmax=dict(
         type='PowerOfTwoQuantizer',
-        observer=dict(type='AttentionOutputObserver')))
+        observer=dict(type='AttentionOutputObserver'),
+    )
+)

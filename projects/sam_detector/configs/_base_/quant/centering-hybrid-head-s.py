@@ -6,10 +6,9 @@ qconfig = dict(
     softmax=dict(
         type='PowerOfTwoQuantizer',
         observer=dict(
-            type='AttentionOutputObserver',
-            taus=[0, 1, 2, 4],
-            per_head=True)))
+            type='AttentionOutputObserver', taus=[0, 1, 2, 4], per_head=True
+        ),
+    )
+)
 # Values stay: rows on a power-of-two grid sum to nearly 1 as they are.
-rewrites = [
-    dict(type='AttentionCentering', patterns=['sam.*'], values=False)
-]
+rewrites = [dict(type='AttentionCentering', patterns=['sam.*'], values=False)]

@@ -1,6 +1,4 @@
 # Keys centered, values not. Statistics only: ranges of least error, rounding
 # to nearest.
 _base_ = ['./mse.py']
-rewrites = [
-    dict(type='AttentionCentering', patterns=['sam.*'], values=False)
-]
+rewrites = [dict(type='AttentionCentering', patterns=['sam.*'], values=False)]

@@ -2,6 +2,5 @@
 # to. Statistics only: ranges of least error, rounding to nearest.
 _base_ = ['./mse.py']
 rewrites = [
-    dict(
-        type='AttentionCentering', patterns=['sam.*'], value_center='mean')
+    dict(type='AttentionCentering', patterns=['sam.*'], value_center='mean')
 ]

@@ -6,5 +6,6 @@ rewrites = [
         type='AttentionCentering',
         patterns=['sam.*'],
         key_center='midrange',
-        value_center='midrange')
+        value_center='midrange',
+    )
 ]

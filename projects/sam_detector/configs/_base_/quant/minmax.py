@@ -2,5 +2,6 @@
 _base_ = ['./points.py']
 qconfig = dict(
     weight=dict(observer=dict(type='MinMaxObserver')),
-    activation=dict(observer=dict(type='MinMaxObserver')))
+    activation=dict(observer=dict(type='MinMaxObserver')),
+)
 reconstruction = None

@@ -8,12 +8,14 @@ qconfig = dict(
         num_bits=8,
         symmetric=False,
         per_channel=True,
-        observer=dict(type='MSEObserver')),
+        observer=dict(type='MSEObserver'),
+    ),
     activation=dict(
         type='AffineQuantizer',
         num_bits=8,
         symmetric=False,
-        observer=dict(type='MSEObserver')),
+        observer=dict(type='MSEObserver'),
+    ),
     edge_bits=None,
     keep_float=[
         # One pattern for both: a model without a detector has no layer that
@@ -23,5 +25,6 @@ qconfig = dict(
         'sam.mask_decoder.output_hypernetworks_mlps*',
         'sam.mask_decoder.iou_prediction_head*',
         'sam.prompt_encoder.mask_downscaling*',
-    ])
+    ],
+)
 rewrites = []

@@ -4,5 +4,7 @@ _base_ = ['./qdrop.py']
 qconfig = dict(
     softmax=dict(
         type='PowerOfTwoQuantizer',
-        observer=dict(type='AttentionOutputObserver')))
+        observer=dict(type='AttentionOutputObserver'),
+    )
+)
 rewrites = [dict(type='BimodalIntegration')]

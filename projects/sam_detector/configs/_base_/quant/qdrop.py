@@ -11,4 +11,5 @@ reconstruction = dict(
     weight_lr=0.25,
     scale_lr=5e-3,
     learn_scales=True,
-    drop_prob=0.5)
+    drop_prob=0.5,
+)
