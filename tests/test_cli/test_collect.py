@@ -168,14 +168,91 @@ def test_writes_tables_and_leaves_the_rest(tools, repo):
     assert text.endswith('<!-- /targets -->\nend\n')
 
 
+SUMMARY_ROWS = [
+    make_row('mse', 0.49, bits='w8a8'),
+    make_row('mse', 0.3, bits='w4a4'),
+    make_row('qdrop', 0.48, bits='w4a4'),
+]
+
+
+def write_results(repo, *rows):
+    """Replace the results of the tiny model."""
+    path = repo / 'configs' / 'tiny' / 'results' / 'tiny_set.json'
+    path.write_text(json.dumps(make_results(*rows)))
+
+
 def test_writes_the_summary_of_the_top_readme(tools, repo):
+    write_results(repo, *SUMMARY_ROWS, *SEEDS)
     tools('taskptq.cli.collect').main(['--root', str(repo)])
     text = (repo / 'README.md').read_text()
     head, line = cells(text, r'\|model'), cells(text, r'\|tiny')
     found = dict(zip(head, line, strict=True))
     assert found['float'] == '0.500'
+    assert found['w4a4 mse'] == '0.300'
     assert found['w2a4 qdrop'] == '0.460 ± 0.010 (3)'
-    assert found['w8a8 mse'] == ''
+    assert '' not in line
+
+
+def test_the_summary_leaves_out_models_without_all_results(tools, repo):
+    write_results(repo, *SUMMARY_ROWS)
+    tools('taskptq.cli.collect').main(['--root', str(repo)])
+    text = (repo / 'README.md').read_text()
+    assert 'tiny' not in text
+    assert 'Not measured yet.' in text
+
+
+def test_rows_of_named_recipes(tools, repo):
+    text = fill_marker(
+        tools,
+        repo,
+        'rows:tiny_set w2a4_qdrop w4a4_mse',
+        make_row('mse', 0.2),
+        make_row('mse', 0.3, bits='w4a4'),
+        *SEEDS,
+    )
+    lines = [line for line in text.splitlines() if line.startswith('| ')]
+    assert [line.strip('| ').split(' | ')[0].strip() for line in lines] == [
+        'bits',
+        '32',
+        'w4a4',
+        'w2a4',
+    ]
+    assert cells(text, r'\|w2a4')[1:3] == ['qdrop', '0.460 ± 0.010 (3)']
+
+
+def test_one_line_for_each_model_of_a_folder(tools, repo):
+    marker = 'models:configs/tiny w2a4_mse w2a4_qdrop'
+    text = fill_marker(tools, repo, marker, make_row('mse', 0.2), *SEEDS)
+    assert cells(text, r'\|tiny')[3:] == [
+        '0.500',
+        '0.200',
+        '0.460 ± 0.010 (3)',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('marker', 'message'),
+    [
+        ('rows:tiny_set', 'at least one'),
+        ('rows:tiny_set w2a4', 'bits_method'),
+        ('rows:tiny_set w2a4_absent', 'w2a4_absent'),
+        ('rows:unknown w2a4_mse', "no table 'unknown'"),
+        ('models:configs/other w2a4_mse', 'configs/other'),
+        ('models:configs/tiny', 'at least one'),
+    ],
+)
+def test_rows_and_models_that_are_not_there(tools, repo, marker, message):
+    kind = marker.partition(':')[0]
+    (repo / 'README.md').write_text(f'<!-- {marker} -->\n<!-- /{kind} -->\n')
+    with pytest.raises(SystemExit, match=message):
+        tools('taskptq.cli.collect').main(['--root', str(repo)])
+
+
+def test_pages_of_results_are_written_too(tools, repo):
+    page = repo / 'configs' / 'tiny' / 'RESULTS.md'
+    page.write_text('<!-- table:tiny_set -->\n<!-- /table -->\n')
+    tools('taskptq.cli.collect').main(['--root', str(repo)])
+    assert cells(page.read_text(), r'\|w2a4\|mse')[2] == '0.200'
 
 
 def test_writes_results_of_metafiles(tools, repo):
