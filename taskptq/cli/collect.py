@@ -55,6 +55,7 @@ from taskptq.bench.page_markers import (
     target_lines,
 )
 from taskptq.bench.results import Summary, float_summary
+from taskptq.cli.projects import load_projects
 
 PAGES = (
     'README.md',
@@ -191,6 +192,7 @@ def main(argv: list[str] | None = None) -> None:
         '--root', type=Path, default=Path(), help='top level of the repository'
     )
     args = parser.parse_args(argv)
+    load_projects()
     try:
         entries = find_entries(args.root)
         sets = find_sets(args.root, entries)
