@@ -1,14 +1,14 @@
-"""Registries of taskptq, and what must hold before anything is built.
+"""Registries of taskptq, and the checks that run before anything is built.
 
-mmengine imports this module by itself when a config says
-``type='taskptq.PTQHook'``: the scope's name is the package's name. Importing
-it is therefore cheap; the classes behind a registry are imported from its
-``locations`` at the first look-up.
+mmengine imports this module when a config says ``type='taskptq.PTQHook'``,
+since the scope has the package's name. Importing it is therefore cheap; the
+classes of a registry are imported from its ``locations`` at the first
+look-up.
 
 Kinds that mmengine knows (hooks, models, metrics, ...) are children of its
-registries. Kinds that it does not know (observers, quantizers, ...) are roots
-of their own: an mmengine registry takes a single child per scope, and building
-below one would search the scope of the surrounding project first.
+registries. The others (observers, quantizers, ...) are roots: an mmengine
+registry takes only one child per scope, and a child would search the scope of
+the surrounding project first.
 """
 
 from __future__ import annotations
@@ -21,10 +21,19 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine import registry as mmengine_registry
-from mmengine.logging import HistoryBuffer
-from mmengine.registry import Registry
-from mmengine.utils import digit_version
+
+try:
+    from mmengine import registry as mmengine_registry
+    from mmengine.logging import HistoryBuffer
+    from mmengine.registry import Registry
+    from mmengine.utils import digit_version
+except ModuleNotFoundError as error:
+    if error.name != 'mmengine':
+        raise
+    raise RuntimeError(
+        'taskptq needs mmengine, which is not installed: pip install '
+        'onedl-mmengine (or the original mmengine)'
+    ) from error
 
 __all__ = [
     'ADAPTERS',
@@ -46,7 +55,7 @@ __all__ = [
 SCOPE = 'taskptq'
 
 # Import name -> (distributions that provide it, lowest version, first version
-# that is too new). Each may come from the maintained fork or the original.
+# that is too new). The distribution is the maintained fork or the original.
 SUPPORTED_VERSIONS: dict[str, tuple[tuple[str, ...], str, str]] = {
     'mmengine': (
         ('onedl-mmengine', 'mmengine', 'mmengine-lite'),
@@ -79,13 +88,11 @@ def installed_version(name: str) -> str | None:
 
 
 def check_versions() -> None:
-    """Refuse OpenMMLab versions that taskptq was not written for.
-
-    An absent package is no error: what it would provide is just not there.
+    """Refuse unsupported OpenMMLab versions; absent packages are fine.
 
     Raises:
-        RuntimeError: If an installed package is outside of its range. Not an
-            ImportError, which mmengine swallows while it looks up a scope.
+        RuntimeError: If an installed package is outside its range. mmengine
+            would swallow an ImportError while it looks up a scope.
     """
     for name, (_, lowest, too_new) in SUPPORTED_VERSIONS.items():
         version = installed_version(name)
@@ -107,7 +114,7 @@ def statistic_method(owner: object, name: str) -> Any:
     """Stand in for ``getattr`` in a ``weights_only`` load.
 
     A pickled HistoryBuffer names its statistics as ``getattr(HistoryBuffer,
-    'mean')``. A general ``getattr`` would open far more than that.
+    'mean')``. A general ``getattr`` would allow far more.
 
     Args:
         owner: Must be the HistoryBuffer class.
@@ -119,8 +126,8 @@ def statistic_method(owner: object, name: str) -> Any:
     method = vars(HistoryBuffer).get(name)
     if owner is not HistoryBuffer or name.startswith('_') or method is None:
         raise UnpicklingError(
-            f'The checkpoint asks for attribute {name!r} of {owner!r}; only '
-            'the statistics of an mmengine HistoryBuffer are allowed.'
+            f'The checkpoint uses attribute {name!r} of {owner!r}; only the '
+            'statistics of an mmengine HistoryBuffer are allowed.'
         )
     return method
 
@@ -128,9 +135,8 @@ def statistic_method(owner: object, name: str) -> Any:
 def allow_history_buffers() -> None:
     """Let ``torch.load(weights_only=True)`` read mmengine's training logs.
 
-    Training checkpoints carry HistoryBuffers with numpy arrays, and numpy
-    scalars. numpy 2 renamed the module of its two constructors; files written
-    under either name are read.
+    Training checkpoints hold HistoryBuffers with numpy arrays and scalars.
+    numpy 2 renamed the module of their constructors; both names are allowed.
     """
     rebuild_array = np.zeros(1).__reduce__()[0]
     rebuild_scalar = np.float64(0).__reduce__()[0]
@@ -156,10 +162,10 @@ def allow_history_buffers() -> None:
 
 
 def registered(registry: Registry, name: str) -> type | None:
-    """Look a name up among what is registered, and nowhere else.
+    """Look up a registered class without importing anything by its name.
 
-    ``Registry.get`` imports whatever a dotted name says, which runs the
-    module's code; names that come from files must not reach it.
+    ``Registry.get`` imports the module of a dotted name, which runs its code;
+    names from files must not reach it.
 
     Args:
         registry: Registry to search; its own locations are imported first.
@@ -174,7 +180,7 @@ def registered(registry: Registry, name: str) -> type | None:
 
 
 def registered_name(registry: Registry, cls: type) -> str:
-    """Return the name under which files record a class.
+    """Return the name that files use for a class.
 
     Args:
         registry: Registry to search; its own locations are imported first.
@@ -200,14 +206,14 @@ def registered_name(registry: Registry, cls: type) -> str:
 def build_in_own_scope(
     cfg: dict[str, Any], *args: Any, registry: Registry, **kwargs: Any
 ) -> Any:
-    """Build from a registry whatever mmengine's default scope is.
+    """Build from a registry, independently of mmengine's default scope.
 
     Args:
-        cfg: ``type`` (a registered name or the class itself) and its keyword
+        cfg: ``type`` (a registered name or the class itself) and keyword
             arguments.
-        *args: Positional arguments for the class, e.g. a model.
-        registry: The registry to search; handed over by ``Registry.build``.
-        **kwargs: Further arguments; ``cfg`` takes precedence.
+        *args: Positional arguments of the class, e.g. a model.
+        registry: Registry to search; passed by ``Registry.build``.
+        **kwargs: Further keyword arguments; ``cfg`` takes precedence.
 
     Raises:
         KeyError: If ``cfg`` has no ``type`` or the registry doesn't know it.
@@ -226,7 +232,7 @@ def build_in_own_scope(
 
 
 def _child(kind: str, *locations: str) -> Registry:
-    """Make our child of mmengine's registry ``kind``, e.g. ``HOOKS``."""
+    """Create our child of mmengine's registry ``kind``, e.g. ``HOOKS``."""
     parent = getattr(mmengine_registry, kind)
     return Registry(
         parent.name, parent=parent, scope=SCOPE, locations=[*locations]
@@ -234,7 +240,7 @@ def _child(kind: str, *locations: str) -> Registry:
 
 
 def _root(name: str, *locations: str) -> Registry:
-    """Make a registry of a kind that mmengine does not have."""
+    """Create a registry of a kind that mmengine does not have."""
     return Registry(
         name,
         build_func=build_in_own_scope,
@@ -253,7 +259,7 @@ MODELS = _child('MODELS', 'taskptq.models')
 TASK_UTILS = _child('TASK_UTILS', 'taskptq.models')
 VISUALIZERS = _child('VISUALIZERS', 'taskptq.engine')
 
-# The core's classes carry no decorator; taskptq.engine.builder registers them.
+# Core classes have no decorator; taskptq.engine.builder registers them.
 OBSERVERS = _root('observer', 'taskptq.engine.builder', 'taskptq.methods')
 QUANTIZERS = _root('quantizer', 'taskptq.engine.builder', 'taskptq.methods')
 RECON_LOSSES = _root(

@@ -1,4 +1,4 @@
-"""The zip container of torch.save: checked before anything in it is used."""
+"""The zip container of torch.save, checked before any of it is used."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ END64_MAGIC = b'PK\x06\x06'
 LOCATOR_MAGIC = b'PK\x06\x07'
 END_SIZE, END64_SIZE, LOCATOR_SIZE = 22, 56, 20
 NEEDS_ZIP64 = 1 << 32
-# Bits of a general purpose flag: encrypted, patched, strongly encrypted.
+# General purpose flag bits: encrypted, patched data, strong encryption.
 FORBIDDEN_FLAGS = 0x1 | 0x20 | 0x40
 
 MAX_ENTRIES = 100_000
@@ -26,11 +26,11 @@ MAX_PICKLE_BYTES = 256 << 20
 
 
 class Archive(NamedTuple):
-    """What a checked archive holds.
+    """Contents of a checked archive.
 
     Attributes:
-        pickle: The bytes that torch would unpickle.
-        storages: Key of a tensor's storage -> its size in bytes.
+        pickle: Bytes that torch would unpickle.
+        storages: Storage key -> size in bytes.
     """
 
     pickle: bytes
@@ -38,24 +38,24 @@ class Archive(NamedTuple):
 
 
 def has_zip_start(path: Path) -> bool:
-    """Whether torch would take the file for a zip archive."""
+    """Return whether torch would treat the file as a zip archive."""
     with path.open('rb') as file:
         return file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
 
 
 def read_archive(path: Path) -> Archive:
-    """Check a zip file as torch.save writes it, and read its pickle.
+    """Check a zip file written by torch.save and read its pickle.
 
-    torch and zipfile must see the same entries. Files in which they could
-    differ (bytes after the end, several directories, names that differ in
-    case only) are refused.
+    torch and zipfile must see the same entries, so files that they could
+    read differently (bytes after the end, several directories, names that
+    differ only in case) are refused.
 
     Args:
-        path: File that starts as a zip archive.
+        path: File that starts like a zip archive.
 
     Raises:
-        DamagedFileError: If it is truncated, altered, or not as torch writes
-            it (compressed or encrypted entries, too many, too large ones).
+        DamagedFileError: If it is truncated, altered, or not what torch
+            writes (compressed, encrypted, oversized or too many entries).
     """
     size = path.stat().st_size
     if not zipfile.is_zipfile(path):
@@ -79,7 +79,7 @@ def read_archive(path: Path) -> Archive:
     ) as error:
         if isinstance(error, DamagedFileError):
             raise
-        raise DamagedFileError('is damaged (its directory is)') from error
+        raise DamagedFileError('is damaged (bad zip directory)') from error
     data = prefix + 'data/'
     return Archive(
         content,
@@ -102,45 +102,45 @@ def _check_end(path: Path, *, size: int) -> int:
         '<4s2H2xHLLH', tail[-END_SIZE:]
     )
     if magic != END_MAGIC or comment or any(disks):
-        raise DamagedFileError('is damaged (it goes on after its end)')
+        raise DamagedFileError('is damaged (data after the end)')
     if locator[:4] == LOCATOR_MAGIC:
         (where,) = struct.unpack('<8xQ4x', locator)
         if end64[:4] != END64_MAGIC or where != size - tail_size:
-            raise DamagedFileError('is damaged (it has two directories)')
+            raise DamagedFileError('is damaged (two zip directories)')
         count, length, start = struct.unpack('<32xQQQ', end64)
     if count > MAX_ENTRIES or length > MAX_DIRECTORY_BYTES:
         raise DamagedFileError(
-            f'has {count:,} entries in its archive, more than the '
-            f'{MAX_ENTRIES:,} that are read'
+            f'has {count:,} entries in its archive; the limit is '
+            f'{MAX_ENTRIES:,}'
         )
     if start + length > size - END_SIZE:
-        raise DamagedFileError('is damaged (its directory is)')
+        raise DamagedFileError('is damaged (bad zip directory)')
     return int(start)
 
 
 def _check_entries(
     entries: list[zipfile.ZipInfo], *, start: int, size: int
 ) -> str:
-    """Check names and sizes; return the folder that all entries are in."""
+    """Check names and sizes; return the folder that holds all entries."""
     if not entries or len(entries) > MAX_ENTRIES:
         raise DamagedFileError(
-            f'has {len(entries):,} entries in its archive; 1 to '
-            f'{MAX_ENTRIES:,} are read'
+            f'has {len(entries):,} entries in its archive instead of 1 to '
+            f'{MAX_ENTRIES:,}'
         )
     prefix = entries[0].filename.partition('/')[0] + '/'
     names: set[str] = set()
     for entry in entries:
         _check_entry(entry, start=start, size=size)
         if not entry.filename.startswith(prefix):
-            raise DamagedFileError('is damaged (its archive has two folders)')
+            raise DamagedFileError('is damaged (two folders in its archive)')
         names.add(entry.filename.casefold())
     if len(names) < len(entries):
-        raise DamagedFileError('has two entries of one name in its archive')
+        raise DamagedFileError('has duplicate entries in its archive')
     if sum(entry.file_size for entry in entries) > start:
         raise DamagedFileError('has entries larger than the file itself')
     if prefix + 'constants.pkl' in names:
         raise DamagedFileError(
-            'is a TorchScript program and no checkpoint, so it was not run'
+            'is a TorchScript program, not a checkpoint; it was not run'
         )
     pickles = [e for e in entries if e.filename == prefix + 'data.pkl']
     if not pickles:
@@ -149,8 +149,8 @@ def _check_entries(
         )
     if pickles[0].file_size > MAX_PICKLE_BYTES:
         raise DamagedFileError(
-            f'has a data.pkl of {pickles[0].file_size:,} bytes; at most '
-            f'{MAX_PICKLE_BYTES:,} are read'
+            f'has a data.pkl of {pickles[0].file_size:,} bytes; the limit is '
+            f'{MAX_PICKLE_BYTES:,}'
         )
     return prefix
 
@@ -158,16 +158,16 @@ def _check_entries(
 def _check_entry(entry: zipfile.ZipInfo, *, start: int, size: int) -> None:
     name = shown(entry.filename)
     if entry.flag_bits & FORBIDDEN_FLAGS:
-        raise DamagedFileError(f'has the encrypted entry {name}')
+        raise DamagedFileError(f'has an encrypted entry {name}')
     stored = entry.compress_type == zipfile.ZIP_STORED
     if not stored or entry.compress_size != entry.file_size:
         raise DamagedFileError(
-            f'has the compressed entry {name}, which torch.save never writes'
+            f'has a compressed entry {name}, which torch.save never writes'
         )
     if entry.header_offset + 30 + entry.file_size > start:
-        raise DamagedFileError(f'has the entry {name}, larger than the file')
+        raise DamagedFileError(f'has an entry {name} larger than the file')
     if size < NEEDS_ZIP64 and entry.extra[:2] == b'\x01\0':
-        raise DamagedFileError(f'has the entry {name} with two sizes')
+        raise DamagedFileError(f'has an entry {name} with two sizes')
 
 
 def _check_byte_order(archive: zipfile.ZipFile, prefix: str) -> None:
@@ -177,6 +177,6 @@ def _check_byte_order(archive: zipfile.ZipFile, prefix: str) -> None:
     order = archive.read(name)[:16].decode('ascii')
     if order != sys.byteorder:
         raise DamagedFileError(
-            f'was written in the byte order {shown(order)}, and this machine '
+            f'was written in byte order {shown(order)}, but this machine '
             f'needs {sys.byteorder}'
         )

@@ -1,4 +1,4 @@
-"""Quantized checkpoints: a frozen model to plain packed data, and back."""
+"""Convert frozen models to plain packed data and back."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ __all__ = [
     'verify',
 ]
 
-# How many misfits an error names.
+# An error lists this many mismatches.
 MAX_NAMED = 5
 INTEGER_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32)
 
 
 class _Slot(NamedTuple):
-    """One weight of a counterpart that has a quantizer."""
+    """Quantized weight of one counterpart."""
 
     module: QuantModule
     parameter: str
@@ -55,7 +55,7 @@ class _Slot(NamedTuple):
 
 
 class _State(NamedTuple):
-    """A model's state, every tensor once: shared ones by their first name."""
+    """A model's state; shared tensors appear once, under their first name."""
 
     slots: dict[str, _Slot]
     quantizers: dict[str, Tensor]
@@ -72,20 +72,20 @@ def pack_model(
     """Turn a frozen model into the payload of a quantized checkpoint.
 
     Args:
-        model: Prepared, calibrated and frozen.
-        recipe: How it was made (qconfig, calibration, ...), plain types;
-            enough to prepare a float model in the same way.
-        meta: Anything plain that readers like to know (class names).
-        structure: What preparation decided (``decisions``, ``products``),
-            plain types; a restore replays it without data.
+        model: Prepared, calibrated and frozen model.
+        recipe: Settings in plain types (qconfig, calibration, ...), enough
+            to prepare a float model in the same way.
+        meta: Information for readers in plain types, e.g. class names.
+        structure: Decisions made by preparation (``decisions``,
+            ``products``) in plain types; a restore replays them without data.
 
     Returns:
         The payload, on CPU, sharing no memory with the model.
 
     Raises:
         QuantizedCheckpointError: If a weight is not frozen on its grid, a
-            number could not be read back (NaN, a scale of 0), or ``recipe``,
-            ``meta`` or ``structure`` hold other than plain types.
+            number is unreadable (NaN, a scale of 0), or ``recipe``, ``meta``
+            or ``structure`` holds anything but plain types.
     """
     for slot in _all_slots(model):
         _check_frozen(slot)
@@ -113,9 +113,10 @@ def pack_model(
 
 
 def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
-    """Give a prepared model the packed state; predictions are the writer's.
+    """Load the packed state into a prepared model.
 
-    Nothing of the model changes if the payload is refused.
+    It then predicts exactly what the packed model did. A refused payload
+    leaves the model unchanged.
 
     Args:
         payload: From :func:`load` or :func:`pack_model`.
@@ -129,14 +130,14 @@ def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
 
 
 def check_fit(payload: Mapping[str, Any], model: nn.Module) -> _State:
-    """Check that a payload fits a prepared model; reads no weight of it.
+    """Check that a payload fits a prepared model, without reading its weights.
 
     Args:
         payload: From :func:`load` or :func:`pack_model`.
-        model: Prepared with the recipe's qconfig; may lie on 'meta'.
+        model: Prepared with the recipe's qconfig; may be on 'meta'.
 
     Returns:
-        The model's state, sorted.
+        The model's state, by kind.
 
     Raises:
         QuantizedCheckpointError: If the payload is not valid or doesn't fit
@@ -156,7 +157,7 @@ def check_fit(payload: Mapping[str, Any], model: nn.Module) -> _State:
             f'the quantized checkpoint does not fit the model '
             f'{type(model).__name__}: {"; ".join(misfits[:MAX_NAMED])}'
             + (f'; and {more} more' if more > 0 else '')
-            + '; test it with the config that it was quantized with'
+            + '; test it with the config it was quantized with'
         )
     return state
 
@@ -194,7 +195,7 @@ def _collect(model: nn.Module) -> _State:
         if not isinstance(tensor, Tensor):
             raise QuantizedCheckpointError(
                 f'state {key!r} of the model is a {type(tensor).__name__}, '
-                'but a quantized checkpoint holds tensors only: keep it out '
+                'but a quantized checkpoint holds only tensors: keep it out '
                 'of the state_dict'
             )
         if first.setdefault(id(tensor), key) == key:
@@ -254,8 +255,8 @@ def _check_frozen(slot: _Slot) -> None:
         raise QuantizedCheckpointError(
             f'{slot.parameter!r}, the weight of {slot.quantizer_name!r}, is '
             'not frozen on its integer grid: call '
-            'taskptq.reconstruction.freeze(model) before packing, and change '
-            'no weight afterwards'
+            'taskptq.reconstruction.freeze(model) before packing, and leave '
+            'the weights alone afterwards'
         )
 
 

@@ -1,4 +1,4 @@
-"""What can be wrong with a file; messages go on after the file's path."""
+"""Errors of unreadable files; messages continue after the file's path."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class NotPlainFileError(FileError):
 
 
 def shown(value: object, *, limit: int = 80) -> str:
-    """Return something from a file for a message: on one line, short.
+    """Format a value from a file for a message, short and on one line.
 
     Args:
-        value: Anything; of other than plain types only the type is named.
-        limit: Most letters.
+        value: Any value; only the type is shown unless it is a plain type.
+        limit: Maximum number of characters.
     """
     if isinstance(value, str | bytes):
         text = repr(value[: limit + 1])
@@ -38,7 +38,7 @@ def shown(value: object, *, limit: int = 80) -> str:
 
 
 def _shown_part(part: object) -> str:
-    """Show a part of a list; lists in it, which may be circular, not."""
+    """Format an item of a list, without nested lists (possibly circular)."""
     if type(part) in (list, tuple):
         return type(part).__name__
     return shown(part, limit=20)

@@ -17,30 +17,30 @@ from taskptq.export.verification import VerifiedPayload, verify
 
 
 def save(payload: Mapping[str, Any], path: str | Path) -> None:
-    """Write a payload; the file is complete or not there at all.
+    """Write a payload; the file is complete or absent.
 
     Args:
         payload: From :func:`taskptq.export.pack_model`.
-        path: Where to; replaced if it exists, folders are made.
+        path: Target; an existing file is replaced, folders are created.
 
     Raises:
-        DiskFullError: If the disk is full; says how many bytes it takes.
+        DiskFullError: If the disk is full; states the size needed in bytes.
     """
     content = dict(payload)
     write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load(path: str | Path) -> VerifiedPayload:
-    """Read and verify a payload; runs nothing that the file brings along.
+    """Read and verify a payload without running code from the file.
 
     Args:
         path: File that :func:`save` wrote.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        QuantizedCheckpointError: If the file is truncated or damaged, needs
-            unpickling of other objects, isn't ours, has another schema, or
-            doesn't match its digest or its numbers are impossible.
+        QuantizedCheckpointError: If the file is truncated or damaged, holds
+            other pickled objects, isn't ours, has an unknown schema, doesn't
+            match its digest, or holds impossible numbers.
     """
     path = Path(path)
     _refuse_other_formats(path)
@@ -50,7 +50,7 @@ def load(path: str | Path) -> VerifiedPayload:
         raise QuantizedCheckpointError(
             f'{path} holds objects other than tensors and plain types, which '
             f'a quantized checkpoint never does (it {error}); it was not '
-            'loaded, because that could run code from the file'
+            'loaded, because loading could run code from the file'
         ) from error
     except DamagedFileError as error:
         raise QuantizedCheckpointError(
@@ -60,7 +60,7 @@ def load(path: str | Path) -> VerifiedPayload:
 
 
 def verify_file(payload: Any, path: str | Path) -> VerifiedPayload:
-    """Verify what was read from a file; errors start with its path.
+    """Verify a payload read from a file; errors start with its path.
 
     Raises:
         QuantizedCheckpointError: See :func:`taskptq.export.verify`.

@@ -1,4 +1,4 @@
-"""Whether the numbers of a payload can be those of a quantized model."""
+"""Check that the numbers of a payload are possible for a quantized model."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from taskptq.export.packing import MAX_CODE_BITS
 Fields = dict[str, Tensor]
 Grid = tuple[int, int]
 
-# Of the field tau, see README.md of this folder.
+# Values of the field tau, see README.md of this folder.
 LEGAL_TAUS = (0, 1, 2, 4)
-# (lowest, highest) code of every grid that there is.
+# (lowest, highest) code of every possible grid -> bits.
 GRIDS: dict[Grid, int] = {
     grid: bits
     for bits in range(1, MAX_CODE_BITS + 1)
@@ -29,12 +29,12 @@ GRIDS: dict[Grid, int] = {
 
 
 def number_faults(payload: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the numbers, as far as no model is needed.
+    """Yield the faults in the numbers that show without a model.
 
-    Infinity is no fault in the float section: masks hold it.
+    Infinity is allowed in the float section, since masks hold it.
 
     Args:
-        payload: With a checked structure.
+        payload: Payload whose structure has been checked.
     """
     groups = by_quantizer(payload['quantizers'])
     for name, fields in groups.items():
@@ -45,8 +45,8 @@ def number_faults(payload: Mapping[str, Any]) -> Iterator[str]:
         grid = _grid(fields)
         if grid and grid != _codes_of(entry):
             yield (
-                f'weight {shown(name)} has codes of the grid '
-                f'{_codes_of(entry)}, its quantizer the grid {grid}'
+                f'weight {shown(name)} has codes on the grid '
+                f'{_codes_of(entry)}, but its quantizer has the grid {grid}'
             )
     for name, tensor in payload['float'].items():
         if _is_float(tensor) and bool(tensor.isnan().any()):
@@ -65,10 +65,10 @@ def by_quantizer(section: Mapping[str, Tensor]) -> dict[str, Fields]:
 def model_faults(
     payload: Mapping[str, Any], model: nn.Module
 ) -> Iterator[str]:
-    """Yield numbers that differ from what the model's quantizers ask for.
+    """Yield mismatches between the numbers and the model's quantizers.
 
     Args:
-        payload: Without ``number_faults``.
+        payload: Payload without ``number_faults``.
         model: Prepared with the recipe's qconfig.
     """
     groups = by_quantizer(payload['quantizers'])
@@ -83,20 +83,21 @@ def model_faults(
 def weight_faults(
     entry: Mapping[str, Any], fields: Fields, *, num_scales: int
 ) -> Iterator[str]:
-    """Yield what doesn't fit between a packed weight and its quantizer.
+    """Yield mismatches between a packed weight and its quantizer.
 
     Args:
-        entry: Of the section ``weights``.
+        entry: Entry of the section ``weights``.
         fields: State of the weight's quantizer.
-        num_scales: What the weight's shape and the model's spec ask for.
+        num_scales: Scales required by the weight's shape and the model's
+            spec.
     """
     grid = _grid(fields)
     if grid is None:
         yield 'is packed, but its quantizer has no grid'
     elif grid != _codes_of(entry):
         yield (
-            f'has codes of the grid {_codes_of(entry)}, its quantizer the '
-            f'grid {grid}'
+            f'has codes on the grid {_codes_of(entry)}, but its quantizer '
+            f'has the grid {grid}'
         )
     scale = fields.get('scale')
     if scale is not None and scale.numel() != num_scales:
@@ -112,7 +113,7 @@ def _codes_of(entry: Mapping[str, Any]) -> Grid:
 
 
 def _grid(fields: Fields) -> Grid | None:
-    """Return the grid, None if it was never set or is not one."""
+    """Return the grid, or None if it is unset or malformed."""
     grid = fields.get('grid')
     if grid is None or grid.shape != (2,) or _is_float(grid):
         return None
@@ -182,7 +183,7 @@ def _offset_fault(tensor: Tensor, count: int, grid: Grid) -> str:
 
 
 def _outside(tensor: Tensor, grid: Grid, what: str) -> str:
-    # In a narrow dtype a bound would wrap around.
+    # A bound would wrap around in a narrow dtype.
     wide = tensor.double()
     wrong = wide[~((wide >= grid[0]) & (wide <= grid[1]))]
     if not wrong.numel():
@@ -194,13 +195,13 @@ def _tau_fault(tensor: Tensor, count: int, grid: Grid) -> str:
     if _is_float(tensor) or tensor.shape not in ((1,), (count,)):
         return f'{tensor.numel()} values of tau of {tensor.dtype}'
     wrong = sorted(set(tensor.tolist()) - set(LEGAL_TAUS))
-    return f'tau={wrong[0]}, which is none of {LEGAL_TAUS}' if wrong else ''
+    return f'tau={wrong[0]}, which is not in {LEGAL_TAUS}' if wrong else ''
 
 
 def _gain_fault(tensor: Tensor, count: int, grid: Grid) -> str:
     fine = tensor.is_floating_point() and tensor.shape == (count,)
     if not fine or not bool((tensor > 0).all()):
-        return 'a gain that is not one positive number a scale'
+        return 'a gain that is not one positive number per scale'
     return ''
 
 
@@ -247,7 +248,7 @@ def _spec_faults(
 
 
 def _num_scales(spec: QuantSpec, owner: nn.Module) -> int | None:
-    """Return how many scales it takes, None where only a run would tell."""
+    """Return the number of scales, or None if it takes a run to find out."""
     if spec.ch_axis is None:
         return 1
     if spec.ch_axis == HEAD_AXIS and not isinstance(
@@ -263,7 +264,7 @@ def _affine_spec_faults(fields: Fields, quantizer: Quantizer) -> Iterator[str]:
     fixed = isinstance(quantizer, AffineQuantizer) and not (
         isinstance(quantizer, LSQQuantizer) and quantizer.offset is not None
     )
-    # Of an unsigned symmetric grid, 0 is the lowest code.
+    # In an unsigned symmetric grid, 0 is the lowest code.
     if (
         quantizer.spec.symmetric
         and fixed

@@ -1,7 +1,7 @@
-"""Dense bit packing of integer codes: 1 to 16 bits each, no padding between.
+"""Dense bit packing of integer codes of 1 to 16 bits, without padding.
 
-Code i occupies bits ``i * num_bits`` and up of the stream; the stream's first
-bit is the lowest bit of the first byte.
+Code i starts at bit ``i * num_bits`` of the stream, whose first bit is the
+lowest bit of the first byte.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-# What the file format can hold; grids in use have fewer (core.spec).
+# Limit of the file format; quantizers use fewer bits (core.spec).
 MAX_CODE_BITS = 16
-# Eight codes of b bits fill exactly b bytes: the unit of all work here.
+# Eight codes of b bits fill exactly b bytes, so all work is done in eights.
 GROUP = 8
-# Up to here these eight codes fit into one int64.
+# Up to this width, eight codes fit into one int64.
 WORD_CODE_BITS = 8
 
 
 def packed_length(count: int, *, num_bits: int) -> int:
-    """Return how many bytes ``count`` codes take."""
+    """Return the number of bytes that ``count`` codes take."""
     return (count * num_bits + 7) // 8
 
 
@@ -67,8 +67,8 @@ def unpack_codes(
     """Undo :func:`pack_codes`.
 
     Args:
-        packed: uint8, 1-D.
-        num_bits: Bits of one code.
+        packed: uint8, (N,).
+        num_bits: Bits of one code, 1 to 16.
         quant_min: Lowest code.
         shape: Shape of the codes.
 
@@ -105,13 +105,13 @@ def unpack_codes(
 
 
 def _to_bits(values: Tensor, *, count: int) -> Tensor:
-    """Return the lowest ``count`` bits of (N,) values, (N * count,) uint8."""
+    """Return the lowest ``count`` bits of (N,) values: uint8, (N * count,)."""
     bits = [((values >> i) & 1).to(torch.uint8) for i in range(count)]
     return torch.stack(bits, dim=1).flatten()
 
 
 def _from_bits(bits: Tensor, *, count: int) -> Tensor:
-    """Undo :func:`_to_bits`: uint8 up to eight bits, int32 beyond."""
+    """Undo :func:`_to_bits`: uint8 up to eight bits, int32 above."""
     rows = bits.reshape(-1, count)
     dtype = torch.uint8 if count <= 8 else torch.int32
     values = torch.zeros(len(rows), dtype=dtype, device=bits.device)

@@ -1,8 +1,8 @@
-"""The few calls that the pickle of a plain checkpoint may ask for.
+"""The few calls allowed in the pickle of a plain checkpoint.
 
-torch's own list is wider: bytearrays, sets, sparse, meta, quantized and
-wrapper tensors, which no checkpoint needs here and which cost memory that the
-file doesn't have.
+torch allows more: bytearrays, sets, sparse, meta, quantized and wrapper
+tensors. No checkpoint needs them here, and they can take more memory than the
+file has bytes.
 """
 
 from __future__ import annotations
@@ -47,17 +47,17 @@ NUMBER = re.compile(r'[<>=|]?[biufc]([1-9][0-9]?)')
 
 
 class Name(str):
-    """A class or function that the pickle names."""
+    """Class or function named by the pickle."""
 
     __slots__ = ()
 
 
 class Ordered(dict[Any, Any]):
-    """Stands for an OrderedDict or a Counter."""
+    """Stand-in for an OrderedDict or a Counter."""
 
 
 class Made:
-    """Stands for an object; ``size`` counts its elements, or its bytes."""
+    """Stand-in for an object; ``size`` is in elements or bytes."""
 
     __slots__ = ('kind', 'size')
 
@@ -71,12 +71,12 @@ Call = Callable[[Args], object]
 
 
 def is_count(value: object) -> bool:
-    """Whether ``value`` is an int of 0 to 2^63 - 1, and not a bool."""
+    """Return whether ``value`` is an int (not a bool) in [0, 2^63 - 1]."""
     return type(value) is int and 0 <= value < 1 << 63
 
 
 def is_made(value: object, kind: str) -> bool:
-    """Whether ``value`` stands for an object of this kind."""
+    """Return whether ``value`` stands for an object of this kind."""
     return isinstance(value, Made) and value.kind == kind
 
 
@@ -186,7 +186,7 @@ def _method(args: Args) -> Made:
 
 
 def _length(raw: object) -> int:
-    """Return the bytes of a buffer, -1 if it is none."""
+    """Return the length of a buffer in bytes, -1 for anything else."""
     if type(raw) in (bytes, str):
         return len(raw)  # type: ignore[arg-type]
     return raw.size if isinstance(raw, Made) and raw.kind == 'bytes' else -1
@@ -200,7 +200,7 @@ TENSOR_CALLS: dict[str, Call] = {
     'torch.device': _device,
     'collections.OrderedDict': _ordered,
 }
-# What trainings of mmengine keep besides: schedules, logged values.
+# mmengine's training checkpoints also hold schedules and logged values.
 TRAINING_CALLS: dict[str, Call] = {
     **TENSOR_CALLS,
     'collections.Counter': _counter,
@@ -218,11 +218,11 @@ TRAINING_NAMES = {*TRAINING_CALLS, *ITEM_BYTES, *DTYPES, ARRAY, HISTORY}
 
 
 def call(function: object, args: object, *, calls: dict[str, Call]) -> object:
-    """Return what stands for the result of a call.
+    """Return a stand-in for the result of a call.
 
     Raises:
-        NotPlainFileError: If it isn't on the list, or its arguments are not
-            those of a plain checkpoint.
+        NotPlainFileError: If the call is not allowed, or its arguments are
+            not those of a plain checkpoint.
     """
     known = calls.get(function) if isinstance(function, Name) else None
     if known is None or type(args) is not tuple:
@@ -241,17 +241,17 @@ def call(function: object, args: object, *, calls: dict[str, Call]) -> object:
 
 
 def new(kind: object, args: object) -> Made:
-    """Return what stands for a new object of a class."""
+    """Return a stand-in for a new object of a class."""
     if isinstance(kind, Name) and kind == HISTORY and args == ():
         return Made('history')
     raise NotPlainFileError(f'makes an object of {shown(kind)}')
 
 
 def check_state(target: object, state: Any) -> None:
-    """Check what a pickle puts into an object that it has made.
+    """Check the state that a pickle sets on an object.
 
     Raises:
-        NotPlainFileError: If no plain checkpoint does so.
+        NotPlainFileError: If it is not the state of a plain checkpoint.
     """
     if isinstance(target, Ordered):
         fine = type(state) is dict and state.keys() <= {'_metadata'}

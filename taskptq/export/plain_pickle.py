@@ -1,9 +1,8 @@
-"""A dry run of a pickle: what it asks for, found without doing any of it.
+"""A dry run of a pickle: follow its instructions without carrying them out.
 
-Knows the instructions that ``torch.load(weights_only=True)`` runs, and no
-others. Tensors are checked against the storages that the file really has:
-torch takes their sizes from the pickle and would read past the end of a
-storage, or allocate one of any size.
+Only the instructions of ``torch.load(weights_only=True)`` are known. Tensors
+are checked against the storages in the file: torch takes their sizes from the
+pickle, so it would read past the end of a storage or allocate any amount.
 """
 
 from __future__ import annotations
@@ -32,13 +31,13 @@ from taskptq.export.plain_calls import (
     new,
 )
 
-# torch takes up to ten microseconds for each; a tensor has about thirty.
+# torch takes up to 10 us for each; a tensor takes about thirty.
 MAX_OPCODES = 1_000_000
 MAX_MARKS = 1000
 MAX_TEXT_BYTES = 512 << 20
-# Longer texts are not kept: they are the bytes of arrays.
+# Longer texts are bytes of arrays and not kept.
 LONG_TEXT = 1 << 16
-# Larger integers as keys could all have one hash.
+# Larger integer keys could all share one hash.
 MAX_KEY = 1 << 63
 KEY_TYPES = (str, int, float, bytes, bool, type(None))
 
@@ -48,15 +47,15 @@ _UINT = struct.Struct('<I')
 
 
 class PlainPickle:
-    """Runs one or several pickles dry.
+    """Dry run of one or several pickles.
 
     Args:
-        training: Also allow what mmengine's training checkpoints hold.
-        storages: Key -> bytes of the storages in the file; None takes the
-            pickle's word for it and collects it in ``claims``.
+        training: Also allow the objects of mmengine's training checkpoints.
+        storages: Storage key -> size in bytes, from the file; None accepts
+            any size, to be checked later from ``claims``.
 
     Attributes:
-        claims: Key -> (class name, elements) of the storages asked for.
+        claims: Storage key -> (class name, elements) according to the pickle.
     """
 
     def __init__(
@@ -73,11 +72,11 @@ class PlainPickle:
         """Run the pickle that begins at ``start``.
 
         Returns:
-            What stands for its object, and where the pickle ends.
+            A stand-in for its object, and the position after the pickle.
 
         Raises:
-            NotPlainFileError: If it asks for more than plain data.
-            DamagedFileError: If it is no pickle, or too long.
+            NotPlainFileError: If it needs more than plain data.
+            DamagedFileError: If it is not a pickle or too long.
         """
         self.data, self.end = data, len(data)
         self.stack: list[Any] = []
@@ -86,9 +85,9 @@ class PlainPickle:
         try:
             return self._loop(start)
         except (IndexError, KeyError, TypeError, struct.error) as error:
-            raise DamagedFileError('is damaged (its pickle is)') from error
+            raise DamagedFileError('is damaged (bad pickle)') from error
         except UnicodeDecodeError as error:
-            raise DamagedFileError('is damaged (a text in it is)') from error
+            raise DamagedFileError('is damaged (bad text)') from error
 
     def _loop(self, at: int) -> tuple[Any, int]:
         data, left = self.data, MAX_OPCODES - self.opcodes
@@ -147,7 +146,7 @@ class PlainPickle:
         return at
 
     def _storage(self, claim: Any) -> Made:
-        # A sixth field, of the old format, makes views of views.
+        # The sixth field, of the old format, describes views of views.
         if type(claim) is not tuple or (
             len(claim) != 5 and (len(claim) != 6 or claim[5] is not None)
         ):
@@ -163,10 +162,10 @@ class PlainPickle:
         if self.storages is not None and self.storages.get(key) != size:
             raise DamagedFileError(
                 f'holds {self.storages.get(key, 0):,} bytes of storage '
-                f'{shown(key)} and says {size:,}'
+                f'{shown(key)} but claims {size:,}'
             )
         if self.claims.setdefault(key, (kind, count)) != (kind, count):
-            raise DamagedFileError(f'has two storages {shown(key)}')
+            raise DamagedFileError(f'has two storages named {shown(key)}')
         return Made('storage', count)
 
     def _append(self, at: int) -> int:
@@ -204,7 +203,7 @@ class PlainPickle:
                 type(key) is int and abs(key) >= MAX_KEY
             ):
                 raise NotPlainFileError(
-                    f'has a key of the type {type(key).__name__}'
+                    f'has a key of type {type(key).__name__}'
                 )
             target[key] = items[i + 1]
 
@@ -304,7 +303,7 @@ class PlainPickle:
 def _unknown(code: int) -> NotPlainFileError | DamagedFileError:
     name = _OPCODES.get(code)
     if name is None:
-        return DamagedFileError('is damaged (its pickle is)')
+        return DamagedFileError('is damaged (bad pickle)')
     return NotPlainFileError(f'uses the pickle instruction {name}')
 
 

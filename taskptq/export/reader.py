@@ -1,4 +1,4 @@
-"""The one way in which checkpoint files are read, quantized or float."""
+"""The reader of all checkpoint files, quantized or float."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from taskptq.export.errors import (
 from taskptq.export.plain_calls import ITEM_BYTES
 from taskptq.export.plain_pickle import PlainPickle
 
-# The old format of torch.save: five pickles, then the storages.
+# Format of torch.save before 1.6: five pickles, then the storages.
 LEGACY_START = b'\x80'
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 LEGACY_PROTOCOL = 1001
@@ -45,23 +45,23 @@ READ_ERRORS = (
 def read_file(
     path: str | Path, *, training: bool = False, trust: bool = False
 ) -> Any:
-    """Read a file of torch.save onto the CPU; its content is not judged.
+    """Read a file of torch.save onto the CPU, without judging its contents.
 
-    Everything that the file asks for is checked before any of it is done:
-    memory and time stay in proportion to the file.
+    Every instruction of the file is checked before any is carried out, so
+    memory and time stay proportional to its size.
 
     Args:
         path: Local file.
-        training: Also allow what mmengine's training checkpoints hold
+        training: Also allow the objects of mmengine's training checkpoints
             (numpy arrays, HistoryBuffers).
-        trust: Unpickle everything, which runs code that the file names,
-            where the file holds more than plain data.
+        trust: If the file holds more than plain data, unpickle everything,
+            which can run code from the file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        NotPlainFileError: If unpickling it needs trust.
-        DamagedFileError: If it is truncated or damaged, no file of
-            torch.save, or asks for more than it has.
+        NotPlainFileError: If reading it requires ``trust``.
+        DamagedFileError: If it is truncated or damaged, not written by
+            torch.save, or refers to more data than it has.
     """
     path = Path(path)
     plain = True
@@ -78,7 +78,7 @@ def read_file(
             raise
         plain = False
     except MemoryError as error:
-        raise DamagedFileError('needs more memory than there is') from error
+        raise DamagedFileError('needs more memory than is free') from error
     return _load(path, plain=plain)
 
 
@@ -88,7 +88,7 @@ def _load(path: Path, *, plain: bool) -> Any:
     except pickle.UnpicklingError as error:
         if plain:
             raise NotPlainFileError(
-                'holds objects that torch reads only if they are trusted'
+                'holds objects that torch reads only from trusted files'
             ) from error
         raise DamagedFileError('is damaged (reading it failed)') from error
     except READ_ERRORS as error:
@@ -98,7 +98,7 @@ def _load(path: Path, *, plain: bool) -> Any:
 
 
 def _check_legacy(path: Path, *, training: bool) -> None:
-    """Check a file in the format that torch.save wrote before 1.6."""
+    """Check a file in the format of torch.save before 1.6."""
     with path.open('rb') as file:
         start = file.read(1)
         if not start:
@@ -120,12 +120,12 @@ def _check_legacy_content(data: mmap.mmap, *, training: bool) -> None:
         )
     protocol, at = dry.run(data, start=at)
     if protocol != LEGACY_PROTOCOL:
-        raise DamagedFileError('is damaged (its format is unknown)')
+        raise DamagedFileError('is damaged (unknown format)')
     _, at = dry.run(data, start=at)
     _, at = dry.run(data, start=at)
     keys, at = dry.run(data, start=at)
     if type(keys) is not list or sorted(map(str, keys)) != sorted(dry.claims):
-        raise DamagedFileError('is damaged (its storages are)')
+        raise DamagedFileError('is damaged (bad storages)')
     for key in keys:
         kind, count = dry.claims[key]
         stored = data[at : at + 8]

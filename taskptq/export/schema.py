@@ -1,4 +1,4 @@
-"""What a quantized checkpoint is: its sections, its digest, its errors."""
+"""The format of a quantized checkpoint: sections, digest, errors."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from torch import Tensor
 
 SCHEMA = 2
 READABLE = (1, 2)
-# Sections of plain data and of tensors by name; the header, the note and the
-# digest come on top.
+# Sections of plain data and of named tensors; header, note and digest are
+# extra.
 PLAIN_SECTIONS = {1: ('recipe', 'meta'), 2: ('recipe', 'structure', 'meta')}
 TENSOR_SECTIONS = ('quantizers', 'float')
 WEIGHT_FIELDS = ('packed', 'shape', 'num_bits', 'quant_min')
-# In the place of the weights: a runner that doesn't know this format would
-# load a mapping non-strictly and evaluate random weights; this stops it.
+# Stands where the weights are expected: a runner without the hook would load
+# a mapping non-strictly and evaluate random weights; a str stops it.
 STATE_DICT_NOTE = (
-    'taskptq quantized file: test it with the q.py written beside it, or with '
-    'any config that has PTQHook in its custom_hooks'
+    'taskptq quantized file: test it with the q.py written next to it, or '
+    'with any config that has PTQHook in its custom_hooks'
 )
 
 
@@ -30,7 +30,7 @@ class QuantizedCheckpointError(RuntimeError):
 
 
 def is_quantized(checkpoint: object) -> bool:
-    """Whether a loaded checkpoint is one of ours, of any schema."""
+    """Return whether a loaded checkpoint is one of ours, of any schema."""
     if not isinstance(checkpoint, Mapping):
         return False
     header = checkpoint.get('taskptq')
@@ -38,7 +38,7 @@ def is_quantized(checkpoint: object) -> bool:
 
 
 def sections(schema: int) -> tuple[str, ...]:
-    """Return the names of all parts of a payload."""
+    """Return the names of all sections of a payload."""
     return (
         'taskptq',
         'state_dict',
@@ -54,10 +54,10 @@ def plain(value: Any, *, name: str) -> Any:
 
     Args:
         value: Mappings with str keys, sequences, str, int, float, bool, None.
-        name: What ``value`` is called in the error.
+        name: Name of ``value`` in error messages.
 
     Raises:
-        QuantizedCheckpointError: If anything else is found.
+        QuantizedCheckpointError: If it holds anything else.
     """
     if isinstance(value, Mapping):
         for key in value:
@@ -73,17 +73,17 @@ def plain(value: Any, *, name: str) -> Any:
         return value
     raise QuantizedCheckpointError(
         f'{name} is a {type(value).__name__}, but a quantized checkpoint '
-        'holds plain types only: pass str, int, float, bool, None, dict or '
+        'holds only plain types: pass str, int, float, bool, None, dict or '
         'list'
     )
 
 
 def compute_digest(payload: Mapping[str, Any]) -> str:
-    """Return the sha256 over all tensors and over what they mean.
+    """Return the sha256 over all tensors and their descriptions.
 
-    Covers names, dtypes, shapes and bytes of the tensors, the schema, the
-    weights' descriptions, the recipe, the structure and ``meta`` (in schema
-    1 only the recipe of these three).
+    It covers names, dtypes, shapes and bytes of the tensors, the schema, the
+    weights' descriptions, the recipe and, since schema 2, the structure and
+    ``meta``.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors(payload), key=lambda item: item[0]):
@@ -96,7 +96,7 @@ def compute_digest(payload: Mapping[str, Any]) -> str:
 
 
 def described(payload: Mapping[str, Any]) -> dict[str, Any]:
-    """Return everything under the digest that is not a tensor."""
+    """Return everything covered by the digest apart from tensors."""
     schema = payload['taskptq']['schema']
     covered = ('recipe',) if schema == 1 else PLAIN_SECTIONS[schema]
     return {
@@ -110,7 +110,7 @@ def described(payload: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tensors(payload: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield (section/name, tensor) of everything stored."""
+    """Yield (section/name, tensor) for every stored tensor."""
     for name, entry in payload['weights'].items():
         yield f'weights/{name}', entry['packed']
     for section in TENSOR_SECTIONS:

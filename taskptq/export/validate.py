@@ -1,4 +1,4 @@
-"""Whether a payload is built as one must be; before anything is computed."""
+"""Check the structure of a payload before anything is computed from it."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MAX_DIMS = 16
 MAX_DEPTH = 50
 MAX_NODES = 500_000
 MAX_TEXT = 16 << 20
-# Overrides and kept layers; each is tried on every layer of a model.
+# Overrides and kept layers; each pattern is tried on every layer of a model.
 MAX_PATTERNS = 1000
 DIGEST_LENGTH = 64
 DTYPES = {
@@ -52,7 +52,7 @@ LEAVES = (str, int, float, bool, type(None))
 def check_structure(payload: Mapping[str, Any]) -> None:
     """Check types, names, sizes and shapes of everything in a payload.
 
-    Work and memory are bounded, whatever the payload is.
+    Work and memory are bounded for any payload.
 
     Raises:
         QuantizedCheckpointError: Naming the section and the key.
@@ -62,7 +62,7 @@ def check_structure(payload: Mapping[str, Any]) -> None:
     for name in PLAIN_SECTIONS[schema]:
         if type(payload[name]) is not dict:
             raise _wrong(name, payload[name], expected='a dict')
-        # What is under the digest is sorted by its keys: of one type.
+        # The digest sorts by key, so all keys must have one type.
         numbers = schema == 1 and name == 'meta'
         _PlainCheck(int_keys=numbers).check(payload[name], name=name)
     _check_recipe(payload['recipe'])
@@ -108,7 +108,7 @@ def _check_sections(payload: Mapping[str, Any], *, schema: int) -> None:
         if name not in expected:
             raise QuantizedCheckpointError(
                 f'the quantized checkpoint has the section {shown(name)}, '
-                'which is under no digest: quantize again'
+                'which no digest covers: quantize again'
             )
     digest = payload['digest']
     if (
@@ -133,7 +133,7 @@ def _wrong(
 
 
 def _named(payload: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
-    """Return the items of a section, once its keys are known to be names."""
+    """Return the items of a section whose keys are checked to be names."""
     content = payload[section]
     if type(content) is not dict:
         raise _wrong(section, content, expected='a dict')
@@ -153,10 +153,10 @@ def _named(payload: Mapping[str, Any], section: str) -> list[tuple[str, Any]]:
 
 @dataclass
 class _PlainCheck:
-    """Counts what a section holds, as often as writing it out would.
+    """Count the values of a section, each as often as it would be written.
 
-    Lists that share their parts are small in memory and explode when they
-    are written out; circular ones never end.
+    Lists that share items are small in memory and explode when written;
+    circular ones never end.
     """
 
     int_keys: bool
@@ -172,7 +172,7 @@ class _PlainCheck:
             raise QuantizedCheckpointError(
                 f'the section {name.partition(".")[0]!r} of the quantized '
                 f'checkpoint holds more than {MAX_NODES:,} values or '
-                f'{MAX_TEXT:,} letters'
+                f'{MAX_TEXT:,} characters'
             )
         if depth > MAX_DEPTH:
             raise QuantizedCheckpointError(
@@ -270,9 +270,7 @@ def _check_tensor(tensor: object, *, where: str) -> None:
     if tensor.dim() > MAX_DIMS:
         raise _bad(where, f'has {tensor.dim()} dimensions')
     if not tensor.is_contiguous() or tensor.is_conj() or tensor.is_neg():
-        raise _bad(
-            where, 'is a view: its elements do not lie in memory one by one'
-        )
+        raise _bad(where, 'is a view, not contiguous in memory')
 
 
 def _bad(where: str, problem: str) -> QuantizedCheckpointError:
@@ -283,7 +281,7 @@ def _bad(where: str, problem: str) -> QuantizedCheckpointError:
 
 
 def _check_overlap(payload: Mapping[str, Any]) -> None:
-    """Refuse tensors that share memory: their sum could be of any size."""
+    """Refuse tensors that share memory: their total size is unbounded."""
     stored: dict[int, int] = {}
     total = 0
     for _, tensor in tensors(payload):
@@ -293,6 +291,6 @@ def _check_overlap(payload: Mapping[str, Any]) -> None:
     if total > sum(stored.values()):
         raise QuantizedCheckpointError(
             f'the tensors of the quantized checkpoint take {total:,} bytes '
-            f'and share {sum(stored.values()):,}: it is damaged, quantize '
+            f'but share {sum(stored.values()):,}: it is damaged, quantize '
             'again'
         )

@@ -1,4 +1,4 @@
-"""Verifying payloads: structure, digest, numbers; each payload once."""
+"""Verify the structure, digest and numbers of payloads, once for each."""
 
 from __future__ import annotations
 
@@ -19,35 +19,34 @@ from taskptq.export.validate import check_structure
 
 MAX_NAMED = 3
 
-# What a tensor is known by: the object, its changes, its place and shape.
+# Name, object id, version counter, address and shape of a tensor.
 _Mark = tuple[str, int, int, int, tuple[int, ...]]
 
 
 class VerifiedPayload(dict[str, Any]):
-    """A payload that :func:`verify` has passed, and what it was then.
+    """A payload that passed :func:`verify`, and its state at that time.
 
-    A plain dict to every reader. Verifying it again is cheap unless
-    something in it was changed since.
+    Readers can use it as a plain dict. Verifying it again is cheap unless
+    it was changed in between.
     """
 
     _seal: tuple[Any, ...] | None = None
 
 
 def verify(payload: Mapping[str, Any]) -> VerifiedPayload:
-    """Check that a payload is complete, unchanged, and has possible numbers.
+    """Check that a payload is complete, unchanged, and plausible.
 
     Args:
         payload: From :func:`taskptq.export.load`, ``pack_model`` or any
             other reader; schema 1 or 2.
 
     Returns:
-        The payload, marked so that the digest of its bytes is computed only
-        once.
+        The payload, marked so that its digest is computed only once.
 
     Raises:
-        QuantizedCheckpointError: If it isn't ours, has another schema, is
-            not built as its schema says, doesn't match its digest, or holds
-            numbers that no quantized model has.
+        QuantizedCheckpointError: If it isn't ours, has an unknown schema,
+            violates its schema, doesn't match its digest, or holds numbers
+            that no quantized model has.
     """
     if isinstance(payload, VerifiedPayload) and payload._seal is not None:
         seal = _seal_of(payload)
@@ -73,7 +72,7 @@ def verify(payload: Mapping[str, Any]) -> VerifiedPayload:
 
 
 def check(payload: Mapping[str, Any]) -> None:
-    """Check a payload that is about to be written; its digest is believed.
+    """Check a payload before it is written, apart from its digest.
 
     Raises:
         QuantizedCheckpointError: As :func:`verify`.
@@ -86,19 +85,19 @@ def _check_numbers(payload: Mapping[str, Any]) -> None:
     faults = list(islice(number_faults(payload), MAX_NAMED))
     if faults:
         raise QuantizedCheckpointError(
-            f'numbers of the quantized checkpoint are impossible: '
+            f'the quantized checkpoint has impossible numbers: '
             f'{"; ".join(faults)}; quantize again'
         )
 
 
 def _seal_of(payload: Mapping[str, Any]) -> tuple[Any, ...] | None:
-    """Return what changes with the payload, without reading its bytes."""
+    """Return marks of a payload's state, without reading tensor bytes."""
     try:
         check_structure(payload)
         marks = [_mark(name, tensor) for name, tensor in tensors(payload)]
         return repr(described(payload)), payload['digest'], marks
     except (QuantizedCheckpointError, RuntimeError):
-        return None  # changed, or tensors that count no changes
+        return None  # changed, or tensors without a version counter
 
 
 def _mark(name: str, tensor: Tensor) -> _Mark:

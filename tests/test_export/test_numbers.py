@@ -104,7 +104,7 @@ def test_weight_of_more_bits_than_the_recipe(payload, new_net):
         quant_min=-(2**15),
         packed=torch.zeros(96, dtype=torch.uint8),
     )
-    refused(payload, new_net(), r'one\.weight.*codes of the grid')
+    refused(payload, new_net(), r'one\.weight.*codes on the grid')
     payload['quantizers'][f'{WEIGHT}.grid'] = torch.tensor([-(2**15), 32767])
     refused(payload, new_net(), r'one\.weight.*16 bits in the file, 2 in')
 
