@@ -42,6 +42,7 @@ from taskptq.bench.results import (
 from taskptq.bench.table import SPLITS, Row, Table, read_table
 from taskptq.bench.targets import describe, evaluate_targets
 from taskptq.cli.numbers import minutes
+from taskptq.cli.projects import load_projects
 
 FLOAT = 'float'
 
@@ -315,6 +316,7 @@ def main(argv: list[str] | None = None) -> None:
             rows failed.
     """
     args = parse_args(argv)
+    load_projects()
     try:
         table = read_table(args.table)
         failed = run(table, args)

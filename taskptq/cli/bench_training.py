@@ -41,6 +41,7 @@ from taskptq.bench.training_table import (
     render_training,
 )
 from taskptq.cli.numbers import minutes
+from taskptq.cli.projects import load_projects
 from taskptq.engine.checkpoint_file import TRAINING_KEY, read_checkpoint
 
 WORK_DIR = Path('work_dirs') / 'training'
@@ -342,6 +343,7 @@ def main(argv: list[str] | None = None) -> None:
             runs failed.
     """
     args = parse_args(argv)
+    load_projects()
     try:
         table = read_training_table(args.table)
     except (FileNotFoundError, ValueError) as error:

@@ -1,9 +1,9 @@
 """Quantize a checkpoint without editing its config.
 
-    python tools/quantize.py CONFIG FLOAT.pth --recipe w4a4_qdrop --out q.pth
+    taskptq quantize CONFIG FLOAT.pth --recipe w4a4_qdrop --out q.pth
 
-Beside ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
-``tools/test.py q.py q.pth`` (this one or a host's) tests the result.
+Next to ``q.pth`` it writes ``q.py``, the CONFIG with PTQHook, so that
+``taskptq test q.py q.pth`` or a host's ``tools/test.py`` tests the result.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import copy
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger, print_log
 
 from taskptq.apis import quantize, read_config, read_fragment
+from taskptq.cli.numbers import count, seed
+from taskptq.cli.projects import load_projects
 from taskptq.core.atomic import DiskFullError
 from taskptq.engine.builder import to_plain
 from taskptq.engine.import_style import (
@@ -29,6 +32,7 @@ from taskptq.engine.import_style import (
     lazy_settings,
     type_name,
 )
+from taskptq.engine.packaged_configs import base_expression, is_packaged
 from taskptq.engine.recipe_source import read_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
@@ -37,7 +41,6 @@ from taskptq.engine.refusals import (
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.reconstruction.state_folder import FolderInUseError
 
-PARTS = ('qconfig', 'reconstruction', 'rewrites', 'loss')
 DROPPED_HOOKS = ('PTQHook', 'EMAHook')
 
 
@@ -50,23 +53,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description='Quantize a checkpoint')
     parser.add_argument('config', help='config file of the float model')
     parser.add_argument('checkpoint', help='float checkpoint')
-    method = parser.add_mutually_exclusive_group(required=True)
-    method.add_argument(
+    parser.add_argument(
         '--recipe',
         action='append',
+        required=True,
         help='name of a recipe, e.g. w4a4_qdrop, or config file that sets '
         'its parts; if given again, the next is merged into the one before',
     )
-    method.add_argument(
-        '--quant',
-        help='fragment that sets qconfig and reconstruction, e.g. '
-        'configs/_base_/quant/w4a4_qdrop.py',
-    )
-    parser.add_argument(
-        '--calib',
-        help='fragment that sets calibration, e.g. '
-        'configs/_base_/calibration/calib256.py',
-    )
+    parser.add_argument('--calib', help='config file that sets calibration')
     parser.add_argument(
         '--out', required=True, help='quantized file to write, *.pth'
     )
@@ -74,9 +68,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--work-dir', help='folder for reports (default: that of --out)'
     )
     parser.add_argument(
-        '--num-images', type=int, help='number of calibration images'
+        '--num-images', type=count, help='number of calibration images'
     )
-    parser.add_argument('--seed', type=int, default=0, help='seed')
+    parser.add_argument('--seed', type=seed, default=0, help='seed')
     parser.add_argument(
         '--device', help='cpu or cuda (default: a GPU if there is one)'
     )
@@ -155,7 +149,7 @@ def config_text(
     settings = lazy_settings(cfg)
     kept = [h for h in settings.get('custom_hooks') or [] if keeps_hook(h)]
     hooks = [*kept, hook]
-    packaged = '::' in source
+    packaged = is_packaged(source)
     if not packaged and Config._is_lazy_import(source):
         return import_style_text({**settings, 'custom_hooks': hooks})
     if overridden:
@@ -163,14 +157,16 @@ def config_text(
         written.custom_hooks = hooks
         return str(written.pretty_text)
     text = Config({'custom_hooks': hooks}).pretty_text
-    base = source if packaged else base_path(Path(source), folder=out.parent)
-    return f'_base_ = [{base!r}]\n\n{text}'
+    base = (
+        base_expression(source)
+        if packaged
+        else repr(base_path(Path(source), folder=out.parent))
+    )
+    return f'_base_ = [{base}]\n\n{text}'
 
 
 def chosen_recipe(args: argparse.Namespace) -> dict[str, Any]:
     """Return all parts of the recipe that the command line asks for.
-
-    Of a fragment only these count, whatever else it sets.
 
     Args:
         args: Result of :func:`parse_args`.
@@ -178,12 +174,7 @@ def chosen_recipe(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         SettingError: If there is no such recipe, or it lacks ``qconfig``.
     """
-    if args.recipe is not None:
-        return read_recipe(args.recipe)
-    fragment = read_config(args.quant).to_dict()
-    return read_recipe(
-        {key: fragment.get(key) for key in PARTS if key in fragment}
-    )
+    return read_recipe(args.recipe)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -238,6 +229,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return report
 
 
+def test_command() -> str:
+    """Return how the started program's sister tests the result."""
+    program = sys.argv[0]
+    if program.startswith('taskptq '):
+        return 'taskptq test'
+    return 'python tools/test.py'
+
+
 def main(argv: list[str] | None = None) -> None:
     """Quantize one checkpoint.
 
@@ -250,6 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     if not MMLogger.check_instance_created('taskptq'):
         MMLogger.get_instance('taskptq', logger_name='taskptq')
+    load_projects()
     try:
         report = run(args)
     except (
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     script = Path(args.out).with_suffix('.py')
     print_log(
         f'{report["file_bytes"]} bytes in {args.out}; test it with: '
-        f'python tools/test.py {script} {args.out}',
+        f'{test_command()} {script} {args.out}',
         logger='current',
     )
 

@@ -1,6 +1,6 @@
 """Evaluate a float or a quantized checkpoint with mmengine's Runner.
 
-    python tools/test.py CONFIG CHECKPOINT [--work-dir DIR] [--out JSON]
+    taskptq test CONFIG CHECKPOINT [--work-dir DIR] [--out JSON]
 
 With PTQHook in the config, a float checkpoint is quantized first; a quantized
 file is rebuilt from what it says itself, also where the config has no hook.
@@ -29,6 +29,7 @@ from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from taskptq.apis import read_config
+from taskptq.cli.projects import load_projects
 from taskptq.engine.builder import to_plain
 from taskptq.engine.checkpoint_file import (
     load_float_weights,
@@ -217,6 +218,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     """
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    load_projects()
     with one_sentence():
         return run(args)
 

@@ -1,6 +1,6 @@
 """Train a model of any OpenMMLab config with mmengine's Runner.
 
-    python tools/train.py CONFIG [--work-dir DIR] [--seed N] [--resume [PTH]]
+    taskptq train CONFIG [--work-dir DIR] [--seed N] [--resume [PTH]]
 
 The config's ``default_scope`` (mmdet, mmseg, ...) says which host's
 registries are searched, so one tool serves detectors and segmentors.
@@ -20,6 +20,8 @@ from mmengine.config import Config, DictAction
 from mmengine.runner import find_latest_checkpoint
 
 from taskptq.apis import read_config
+from taskptq.cli.numbers import seed
+from taskptq.cli.projects import load_projects
 from taskptq.engine.checkpoint_guard import guarded_runner
 from taskptq.engine.refusals import (
     check_hooks,
@@ -42,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: the config's, else work_dirs/<config name>)",
     )
     parser.add_argument(
-        '--seed', type=int, help="seed that replaces the config's"
+        '--seed', type=seed, help="seed that replaces the config's"
     )
     parser.add_argument(
         '--amp',
@@ -140,6 +142,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     args = parse_args(argv)
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    load_projects()
     cfg = load_config(args)
     with one_sentence():
         check_hooks(cfg.get('custom_hooks'))

@@ -6,6 +6,8 @@ from pathlib import Path
 
 from mmengine.config import Config
 
+from taskptq.engine.packaged_configs import is_packaged, locate
+
 __all__ = ['read_config']
 
 
@@ -19,16 +21,8 @@ def read_config(path: str | Path) -> Config:
     Raises:
         FileNotFoundError: If there is no such file.
     """
-    if '::' in str(path):
-        # Not by mmengine.hub.get_config, which installs missing packages.
-        try:
-            return Config.fromstring(f'_base_ = [{str(path)!r}]', '.py')
-        except (AssertionError, ImportError, OSError, ValueError) as error:
-            raise FileNotFoundError(
-                f'there is no config {path}: give an installed package and '
-                'the path of one of its configs, as in '
-                'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
-            ) from error
+    if is_packaged(path):
+        return Config.fromfile(locate(str(path)))
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no config file {path}')
     return Config.fromfile(str(path))

@@ -8,6 +8,7 @@ underscore is only a base. The bits of a file do not count: names set them.
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib.util
 import runpy
@@ -89,6 +90,18 @@ def method_names(scope: str = OWN) -> list[str]:
         if not path.stem.startswith('_')
         and not (scope == OWN and path.stem in CODE)
     )
+
+
+def describe_method(method: str, *, scope: str = OWN) -> str:
+    """Return the first line of a method file's docstring.
+
+    Args:
+        method: One of :func:`method_names`.
+        scope: Where it lies.
+    """
+    source = (_FOLDERS[scope] / f'{method}.py').read_text(encoding='utf-8')
+    text = ast.get_docstring(ast.parse(source)) or ''
+    return text.partition('\n')[0]
 
 
 def find_scope(method: str, *, scope: str | None) -> str:

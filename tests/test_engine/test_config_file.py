@@ -17,5 +17,5 @@ def test_no_file(tmp_path):
 
 
 def test_no_package():
-    with pytest.raises(FileNotFoundError, match='give an installed package'):
+    with pytest.raises(FileNotFoundError, match='give an installed one'):
         read_config('no_such_package::config.py')
