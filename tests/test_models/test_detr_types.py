@@ -10,6 +10,8 @@ import torch
 
 pytest.importorskip('mmdet')
 
+from taskptq.recipes import resolve
+
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ('detr', 'conditional', 'dab', 'deformable', 'dino')
 CASES = [
@@ -32,22 +34,11 @@ BOX_LAYERS = {
 
 
 def read_hook(method):
-    """A fragment of the repository, at two steps each."""
-    from mmengine.config import Config
-
-    from taskptq.engine.builder import to_plain
-
-    fragment = Config.fromfile(
-        ROOT / 'configs' / '_base_' / 'quant' / f'w4a4-8_{method}.py'
-    )
-    fragment.reconstruction.update(steps=2, batch_size=2, skip_below=0.0)
-    if 'network_steps' in fragment.reconstruction:
-        fragment.reconstruction.network_steps = 2
-    return dict(
-        qconfig=fragment.qconfig.to_dict(),
-        reconstruction=fragment.reconstruction.to_dict(),
-        rewrites=to_plain(fragment.get('rewrites')),
-    )
+    """A recipe by name, at two steps of each unit."""
+    steps = dict(steps=2, batch_size=2, skip_below=0.0)
+    if 'network_steps' in resolve(f'w4a4-8_{method}')['reconstruction']:
+        steps['network_steps'] = 2
+    return dict(recipe=[f'w4a4-8_{method}', dict(reconstruction=steps)])
 
 
 def run(config):

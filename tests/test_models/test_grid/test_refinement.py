@@ -1,25 +1,19 @@
 """Uncertainty-guided refinement of dense, region proposal and RoI heads."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('mmdet')
 
+import tiny_detectors as tiny
+
 from taskptq.models.grid.refinement import (
     Refinement,
     perturbed,
     recorded_uncertainty,
 )
-
-SPEC = importlib.util.spec_from_file_location(
-    'tiny_detectors', Path(__file__).resolve().parents[1] / 'tiny_detectors.py'
-)
-tiny = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tiny)
 
 LOSS = dict(type='taskptq.GridLoss', uncertainty='min')
 BOX = dict(type='taskptq.GridShared2FCBBoxHead', loss_bbox=LOSS)

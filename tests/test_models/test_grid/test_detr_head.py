@@ -1,23 +1,17 @@
 """Deformable DETR and DINO over a grid: like the host's, and in training."""
 
 import copy
-import importlib.util
-from pathlib import Path
 
 import pytest
 import torch
 
 pytest.importorskip('mmdet')
 
+import tiny_detectors as tiny
+
 from taskptq.methods.box_grid.box_grid import BoxGrid
 from taskptq.models.grid import head as grid_head
 from taskptq.models.grid.detr_head import GridDETRHeadMixin, tilted_logits
-
-SPEC = importlib.util.spec_from_file_location(
-    'tiny_detectors', Path(__file__).with_name('tiny_detectors.py')
-)
-tiny = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(tiny)
 
 QUERIES, POINTS = 10, 17
 # name -> options of the detector, width, losses by prefix
