@@ -120,7 +120,9 @@ def render_benchmarks(records: Sequence[Mapping[str, Any]]) -> str:
                 record['commit'][:9],
             ]
         )
-    return to_markdown(['benchmark', 'ratio', 'target', '', 'commit'], lines)
+    return to_markdown(
+        ['benchmark', 'ratio', 'target', 'outcome', 'commit'], lines
+    )
 
 
 def _rank(name: str, known: Sequence[str]) -> tuple[int, str]:
