@@ -2,18 +2,20 @@
 
     python projects/demo/run_demo.py [--out DIR]
 
-Everything is measured in the run: the float model and three quantized ones
-are tested by ``tools/test.py``, with nothing but a config each.
+Everything is measured in the run: ``tools/test.py`` tests the float model and
+three quantized ones, with nothing but a config each.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import io
 import os
 import sys
 import time
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 # Waiting threads sleep: two that spin beside a busy process slow each other
@@ -21,10 +23,10 @@ from pathlib import Path
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 from demo_parts.generator import generate
-from demo_parts.report import text_table, write_html
 from demo_parts.rows import (
     CHECKPOINT,
     FLOAT_CONFIG,
+    LANES,
     ROWS,
     Measured,
     run_row,
@@ -36,28 +38,53 @@ DATA = Path('work_dirs/demo/data')
 
 
 def say(text: str) -> None:
-    """Tell the user something, at once."""
+    """Print a line at once."""
     sys.stdout.write(f'{text}\n')
     sys.stdout.flush()
 
 
 def measure_rows(out: Path) -> list[Measured]:
-    """Run every row, one after another."""
-    measured = []
-    for number, row in enumerate(ROWS, start=1):
-        say(f'[{number}/{len(ROWS)}] {row.title} ...')
-        result = run_row(row, root=ROOT, work_dir=out / row.key)
-        say(f'      AP {result.ap:.3f} after {result.seconds:.0f} s')
-        measured.append(result)
-    return measured
+    """Run the rows, a few at a time; the longest one starts first.
+
+    Args:
+        out: Folder for the rows' own folders.
+
+    Raises:
+        RuntimeError: If a row fails; rows that wait are dropped.
+    """
+    pool = ThreadPoolExecutor(max_workers=LANES)
+    jobs = {
+        pool.submit(run_row, row, root=ROOT, work_dir=out / row.key): row
+        for row in reversed(ROWS)
+    }
+    # mmdet takes seconds to load: the picture's share of it fills the gap
+    # until the longest row ends.
+    pool.submit(load_picture)
+    try:
+        for job in as_completed(jobs):
+            report_row(job)
+    finally:
+        pool.shutdown(cancel_futures=True)
+    results = {row: job.result() for job, row in jobs.items()}
+    return [results[row] for row in ROWS]
+
+
+def report_row(job: Future[Measured]) -> None:
+    """Print what a finished row measured, or raise its error."""
+    done = job.result()
+    say(f'      {done.row.title}: AP {done.ap:.3f} ({done.seconds:.0f} s)')
+
+
+def load_picture() -> None:
+    """Import what draws the picture."""
+    importlib.import_module('demo_parts.picture')
 
 
 def compare(out: Path, *, picture: Path) -> None:
     """Draw float against plain and reconstructed boxes."""
-    # Loaded late: mmdet takes seconds, and the rows need it only in
-    # processes of their own.
-    with contextlib.redirect_stdout(io.StringIO()):
-        from demo_parts.picture import draw_comparison
+    # Loaded late: mmdet takes seconds, and rows need it only in processes of
+    # their own.
+    from demo_parts.picture import draw_comparison
 
     quantized = {
         row.title: (row.config, out / row.key / 'quantized.pth')
@@ -75,14 +102,17 @@ def compare(out: Path, *, picture: Path) -> None:
         )
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Run the demo.
+def cpu_seconds() -> float:
+    """CPU time of this process and of those that it waited for."""
+    times = os.times()
+    return sum(times[:4])
+
+
+def parse_args(argv: list[str] | None) -> argparse.Namespace:
+    """Read the command line.
 
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
-
-    Raises:
-        SystemExit: If a run fails; with the end of its log.
     """
     parser = argparse.ArgumentParser(description='Quantize a small detector')
     parser.add_argument(
@@ -94,7 +124,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         '--data-only', action='store_true', help='draw the data set and stop'
     )
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the demo.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+
+    Raises:
+        SystemExit: If a run fails; with the end of its log.
+    """
+    args = parse_args(argv)
     # Configs and commands name paths from the repository's top level.
     os.chdir(ROOT)
     out = Path(args.out)
@@ -105,18 +147,28 @@ def main(argv: list[str] | None = None) -> None:
         say(f'      it is there already: {DATA}')
     if args.data_only:
         return
+    say(f'Testing {len(ROWS)} models, {LANES} at a time ...')
     try:
         rows = measure_rows(out)
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
+    from demo_parts.report import text_table, write_html
+
+    say('Drawing the picture ...')
     picture, page = out / 'boxes.png', out / 'report.html'
     compare(out, picture=picture)
     seconds = time.perf_counter() - start
-    write_html(rows, picture=picture, out=page, seconds=seconds)
+    write_html(
+        rows,
+        picture=picture,
+        out=page,
+        seconds=seconds,
+        cpu_seconds=cpu_seconds(),
+    )
     say(f'\n{text_table(rows)}\n')
     say(f'picture: {ROOT / picture}')
     say(f'report:  {ROOT / page}')
-    say(f'{seconds:.0f} s in all')
+    say(f'{seconds:.0f} s in all, {cpu_seconds():.0f} s of CPU time')
 
 
 if __name__ == '__main__':

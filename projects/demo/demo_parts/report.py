@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 
 from demo_parts.generator import SPLITS
-from demo_parts.rows import Measured
+from demo_parts.rows import LANES, Measured, threads_per_row
 
 HEADER = ('model', 'AP', 'AP50', 'of float', 'file MB', 'seconds')
 NOTE = (
     f'AP and AP50 on the {SPLITS["test"]} test images. File: the quantized '
     'checkpoint, from which the model is rebuilt; for float, its weights as '
-    'float32. Seconds: the whole command, quantizing included.'
+    'float32. Seconds: the whole command, quantizing included, with '
+    f'{LANES} commands at a time.'
 )
 STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem;
@@ -66,7 +67,12 @@ def text_table(rows: Sequence[Measured]) -> str:
 
 
 def write_html(
-    rows: Sequence[Measured], *, picture: Path, out: Path, seconds: float
+    rows: Sequence[Measured],
+    *,
+    picture: Path,
+    out: Path,
+    seconds: float,
+    cpu_seconds: float,
 ) -> None:
     """Write the page.
 
@@ -75,6 +81,7 @@ def write_html(
         picture: Picture, in the folder of ``out``.
         out: HTML file.
         seconds: Wall time of the whole demo.
+        cpu_seconds: CPU time of the whole demo, over all cores.
     """
     head = ''.join(f'<th>{html.escape(name)}</th>' for name in HEADER)
     body = '\n'.join(
@@ -83,9 +90,9 @@ def write_html(
     )
     commands = html.escape('\n'.join(row.command for row in rows))
     machine = (
-        f'{seconds:.0f} s in all; torch {torch.__version__}, '
-        f'{torch.get_num_threads()} threads, Python '
-        f'{platform.python_version()}'
+        f'{seconds:.0f} s in all, {cpu_seconds:.0f} s of CPU time; torch '
+        f'{torch.__version__}, {threads_per_row()} threads for each command, '
+        f'Python {platform.python_version()}'
     )
     page = f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>taskptq demo</title>
