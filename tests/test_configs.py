@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,18 +24,23 @@ from mmengine.registry import HOOKS, DefaultScope, init_default_scope
 from mmseg.structures import SegDataSample
 
 from taskptq.apis import build_model
+from taskptq.bench.table import read_table
 from taskptq.calibration import calibrate
 from taskptq.engine.adapters import name_tensors
-from taskptq.engine.builder import build_loss, build_qconfig, to_plain
-from taskptq.engine.calibration_data import CalibrationConfig
+from taskptq.engine.builder import build_loss, build_qconfig
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.modules import quant_modules
 from taskptq.prepare import SwapReport, prepare, split_blocks
+from taskptq.recipes import KEYS, method_names, resolve
 from taskptq.reconstruction import freeze
-from taskptq.reconstruction.reconstruct import ReconstructionConfig
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs'
 ALL = sorted(str(p.relative_to(CONFIGS)) for p in CONFIGS.rglob('*.py'))
+ALL_CONFIGS = sorted(
+    p
+    for folder in ('configs', 'projects/*/configs')
+    for p in CONFIGS.parent.glob(f'{folder}/**/*.py')
+)
 METAFILES = sorted(CONFIGS.glob('*/metafile.yml'))
 TABLES = sorted(CONFIGS.glob('*/*.table.yml'))
 HOST_CONFIGS = Path(mmdet.__file__).parent / '.mim' / 'configs'
@@ -152,29 +156,16 @@ def load(name: str) -> Config:
 @pytest.mark.parametrize('name', ALL)
 def test_config_is_understood(name: str) -> None:
     cfg = load(name)
-    if 'qconfig' in cfg:
-        build_qconfig(cfg.qconfig)
-    if cfg.get('reconstruction') is not None:
-        settings = to_plain(cfg.reconstruction)
-        settings.pop('loss', None)
-        ReconstructionConfig.from_dict(settings)
-    if 'calibration' in cfg:
-        CalibrationConfig.from_dict(cfg.calibration.to_dict())
+    assert not {*KEYS, 'calibration'} & set(cfg)
+    for hook in cfg.get('custom_hooks') or []:
+        if hook['type'].endswith(('PTQHook', 'QATHook')):
+            assert HOOKS.build(hook).recipe
 
 
-def test_fragments_own_disjoint_keys() -> None:
-    keys = {
-        folder: {
-            key
-            for path in (CONFIGS / '_base_' / folder).glob('*.py')
-            for key in Config.fromfile(path)
-        }
-        for folder in ('quant', 'calibration')
-    }
-    assert keys == {
-        'quant': {'qconfig', 'reconstruction', 'rewrites', 'distillation'},
-        'calibration': {'calibration'},
-    }
+@pytest.mark.parametrize('path', ALL_CONFIGS, ids=lambda p: p.stem)
+def test_a_config_names_its_recipe(path: Path) -> None:
+    text = path.read_text(encoding='utf-8')
+    assert not re.search(r'num_bits|qconfig', text)
 
 
 @pytest.mark.parametrize('path', METAFILES, ids=lambda p: p.parent.name)
@@ -195,15 +186,17 @@ def test_zoo_name_says_what_it_does(name: str, host_scope: None) -> None:
     cfg = load(name)
     match = NAME.fullmatch(Path(name).name)
     assert match is not None
-    assert cfg.qconfig.weight.num_bits == int(match['weight'])
-    assert cfg.qconfig.activation.num_bits == int(match['activation'])
-    if match['attention'] is not None:
-        assert cfg.qconfig.attention.num_bits == int(match['attention'])
-        assert cfg.qconfig.softmax.num_bits == int(match['attention'])
-    assert cfg.calibration.num_images == int(match['images'])
-    assert cfg.reconstruction.drop_prob == 0.5
     hook = HOOKS.build(cfg.custom_hooks[-1])
     assert isinstance(hook, PTQHook)
+    assert hook.recipe is not None
+    assert hook.recipe.reconstruction is not None
+    points = hook.recipe.qconfig.points
+    assert points['weight']['num_bits'] == int(match['weight'])
+    assert points['activation']['num_bits'] == int(match['activation'])
+    if match['attention'] is not None:
+        for point in ('attention', 'softmax'):
+            assert points[point]['num_bits'] == int(match['attention'])
+    assert hook.recipe.reconstruction['drop_prob'] == 0.5
     assert hook.calibration.num_images == int(match['images'])
 
 
@@ -353,7 +346,7 @@ def test_zoo_model_is_quantized_whole(name: str, host_scope: None) -> None:
     expected = quantizable(model)
     before = head_outputs(model, batch)
 
-    settings = to_plain(cfg.qconfig)
+    settings = resolve(cfg.custom_hooks[-1].recipe)['qconfig']
     for point in ('weight', 'activation'):
         settings[point]['observer'] = {'type': 'MinMaxObserver'}
     report = prepare(model, build_qconfig(settings))
@@ -393,25 +386,25 @@ def test_zoo_model_is_quantized_whole(name: str, host_scope: None) -> None:
 
 @pytest.mark.parametrize('bits', DETR_BITS)
 @pytest.mark.parametrize('method', DETR_METHODS)
-def test_detr_fragment_has_its_bits(bits: str, method: str) -> None:
-    fragment = load(f'_base_/quant/{bits}_{method}.py')
+def test_detr_recipe_has_its_bits(bits: str, method: str) -> None:
+    recipe = resolve(f'{bits}_{method}')
     weight, activation = DETR_BITS[bits]
-    points = build_qconfig(fragment.qconfig).points
+    points = build_qconfig(recipe['qconfig']).points
     assert points['weight']['num_bits'] == weight
     assert points['activation']['num_bits'] == activation
     for point in ('attention', 'query', 'key', 'value', 'softmax'):
         assert points[point]['num_bits'] == 8
     # Also the baselines' weights: at 2 bits it decides.
     assert weight > 3 or not points['weight']['symmetric']
-    loss = (fragment.reconstruction or {}).get('loss')
+    loss = (recipe['reconstruction'] or {}).get('loss')
     if loss is not None:
-        assert type(build_loss(to_plain(loss))).__name__ == loss.type
+        assert type(build_loss(loss)).__name__ == loss['type']
     assert (loss is not None) is method.startswith(
         ('fqm', 'drd', 'qdrop-decoder')
     )
     aligned = [
         override['query']['type']
-        for override in fragment.qconfig.get('overrides', [])
+        for override in recipe['qconfig'].get('overrides', [])
     ]
     expected = method == 'da' or method.startswith('drd')
     assert aligned == ['AlignedQuantizer'] * expected
@@ -437,8 +430,8 @@ def test_detr_zoo_is_prepared_at_all_bits(name: str, host_scope: None) -> None:
         model = build_model(copy.deepcopy(cfg))
         model.load_state_dict(official, strict=True)
         expected = quantizable(model)
-        fragment = load(f'_base_/quant/{bits}_drd.py')
-        report = prepare(model, build_qconfig(fragment.qconfig))
+        qconfig = resolve(f'{bits}_drd')['qconfig']
+        report = prepare(model, build_qconfig(qconfig))
         check_coverage(report, expected, DETR_ZOO[name][1], weight_bits=weight)
         check_detr(report, activation)
         decoder = {
@@ -474,13 +467,12 @@ def check_detr(report: SwapReport, activation_bits: int) -> None:
 
 
 @pytest.mark.parametrize('path', TABLES, ids=lambda p: p.stem)
-def test_rows_of_tables_have_their_fragments(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.syspath_prepend(str(CONFIGS.parent / 'tools'))
-    table = importlib.import_module('taskptq.bench.table').read_table(path)
+def test_rows_of_tables_have_their_recipes(path: Path) -> None:
+    table = read_table(path)
     assert (CONFIGS.parent / table.config).is_file()
     rows = table.rows()
     assert rows
     for row in rows:
-        assert (CONFIGS.parent / row.fragment).is_file(), row.name
+        bits, method = row.bits, row.recipe.removeprefix(f'{row.bits}_')
+        assert row.recipe == f'{bits}_{method}'
+        assert method in method_names()

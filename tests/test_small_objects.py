@@ -20,6 +20,7 @@ from mmengine.registry import MODELS, DefaultScope
 from taskptq.engine.builder import build_qconfig
 from taskptq.models.grid.head import GridLoss
 from taskptq.prepare import prepare
+from taskptq.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = ROOT / 'configs' / 'small_objects'
@@ -129,7 +130,7 @@ def test_training_table_names_every_variant(path):
 @pytest.mark.parametrize(
     'path', sorted(FOLDER.glob('*.table.yml')), ids=lambda p: p.stem
 )
-def test_table_names_fragments_and_a_published_checkpoint(path):
+def test_table_names_recipes_and_a_published_checkpoint(path):
     content = yaml.safe_load(path.read_text())
     assert (ROOT / content['config']).is_file()
     assert Path(content['checkpoint']).stem == Path(content['config']).stem
@@ -137,8 +138,7 @@ def test_table_names_fragments_and_a_published_checkpoint(path):
         for method in group['methods']:
             assert (group.get('scope') == 'head') == (method == 'head-mse')
             for bits in group['bits']:
-                file = f'{bits}_{method.replace("+", "-")}.py'
-                assert (ROOT / 'configs/_base_/quant' / file).is_file(), file
+                assert resolve(f'{bits}_{method.replace("+", "-")}')
 
 
 @pytest.mark.parametrize(
@@ -154,10 +154,8 @@ def test_table_names_fragments_and_a_published_checkpoint(path):
 @pytest.mark.parametrize('bits', ['w4a4', 'w2a2'])
 def test_head_rows_quantize_the_regression_alone(small, name, layers, bits):
     model = small.build(name).eval()
-    fragment = Config.fromfile(
-        ROOT / f'configs/_base_/quant/{bits}_head-mse.py'
-    )
-    report = prepare(model, build_qconfig(fragment.qconfig))
+    qconfig = resolve(f'{bits}_head-mse')['qconfig']
+    report = prepare(model, build_qconfig(qconfig))
     quantized = {
         row.name: row for row in report.rows if row.status == 'quantized'
     }

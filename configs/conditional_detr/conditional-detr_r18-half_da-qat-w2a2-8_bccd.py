@@ -1,15 +1,11 @@
 # Trained at 2-2-8 from the float checkpoint.
 # LSQ+ and aligned queries (DA).
-_base_ = [
-    './conditional-detr_r18-half_qat_bccd.py',
-    '../_base_/quant/w2a2-8_da-qat.py',
-]
+_base_ = ['./conditional-detr_r18-half_qat_bccd.py']
 
 custom_hooks = [
     dict(
         type='taskptq.QATHook',
-        qconfig=_base_.qconfig,
-        distillation=_base_.distillation,
+        recipe='w2a2-8_da-qat',
         calibration=dict(num_images=128),
     )
 ]

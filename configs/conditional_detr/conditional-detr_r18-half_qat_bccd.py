@@ -1,6 +1,6 @@
 # What the quantization-aware trainings of this folder share: a short schedule
 # from the float checkpoint. Averaged weights are off: the average would be of
-# a float model. A leaf adds the recipe and QATHook.
+# a float model. A leaf adds QATHook and its recipe.
 _base_ = ['./conditional-detr_r18-half_bccd.py']
 
 load_from = (

@@ -1,15 +1,10 @@
 # Deformable DETR R50 of mmdet's zoo, quantized to 4-4-8 with DRD.
-_base_ = [
-    'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
-    '../_base_/quant/w4a4-8_drd.py',
-    '../_base_/calibration/calib256.py',
-]
+_base_ = ['mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py']
 
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
-        reconstruction=_base_.reconstruction,
-        calibration=_base_.calibration,
+        recipe='w4a4-8_drd',
+        calibration=dict(num_images=256),
     )
 ]

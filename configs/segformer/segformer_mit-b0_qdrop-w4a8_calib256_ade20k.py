@@ -2,15 +2,12 @@
 _base_ = [
     __import__('mmseg').__path__[0]
     + '/.mim/configs/segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
-    '../_base_/quant/w4a8_qdrop.py',
-    '../_base_/calibration/calib256.py',
 ]
 
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
-        reconstruction=_base_.reconstruction,
-        calibration=_base_.calibration,
+        recipe='w4a8_qdrop',
+        calibration=dict(num_images=256),
     )
 ]

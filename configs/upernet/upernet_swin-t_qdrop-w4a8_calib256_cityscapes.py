@@ -10,8 +10,6 @@ _base_ = [
     + '/.mim/configs/_base_/default_runtime.py',
     __import__('mmseg').__path__[0]
     + '/.mim/configs/_base_/schedules/schedule_80k.py',
-    '../_base_/quant/w4a8_qdrop.py',
-    '../_base_/calibration/calib256.py',
 ]
 
 model = dict(data_preprocessor=dict(size=(512, 1024)))  # height, width
@@ -19,8 +17,7 @@ model = dict(data_preprocessor=dict(size=(512, 1024)))  # height, width
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
-        reconstruction=_base_.reconstruction,
-        calibration=_base_.calibration,
+        recipe='w4a8_qdrop',
+        calibration=dict(num_images=256),
     )
 ]

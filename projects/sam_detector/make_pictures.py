@@ -49,7 +49,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             '--rows',
             nargs='+',
             required=True,
-            help='fragments under configs/_base_/quant, e.g. w4a4_mse',
+            help='recipes of this project, e.g. w4a4_mse',
         )
         command.add_argument(
             '--bimodal', action='store_true', help='the model of bimodal keys'

@@ -3,7 +3,7 @@
     python make_pictures.py TABLE.table.yml --rows w4a4_mse ...
         --boxes boxes.png [--grids grids.png]
 
-``TABLE`` names the float model; a row is a fragment of its methods. Boxes are
+``TABLE`` names the float model; a row is a recipe of its methods. Boxes are
 of images that the table evaluates, chosen evenly; each picture is cropped to
 where the nuclei are. ``--grids`` shows the distributions of the same regions
 in all models, before and after quantization.
@@ -53,7 +53,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--rows',
         nargs='+',
         required=True,
-        help='fragments <bits>_<method>, e.g. w4a4_mse',
+        help='recipes <bits>_<method>, e.g. w4a4_mse',
     )
     parser.add_argument('--boxes', type=Path, required=True, help='PNG file')
     parser.add_argument('--grids', type=Path, help='PNG file')
@@ -81,7 +81,7 @@ def models_of(
 
     Args:
         table: The table.
-        rows: Fragments.
+        rows: Recipes.
         seed: Seed of the calibration images.
 
     Returns:
@@ -91,12 +91,11 @@ def models_of(
     models = {'float': model}
     for row in rows:
         bits, _, method = row.partition('_')
-        fragment = table.quant.format(bits=bits, method=method)
         changes = Path('work_dirs') / 'small_objects' / table.name / row
         quant, _ = quantize(
             table.config,
             table.checkpoint,
-            qconfig=fragment,
+            recipe=table.recipe_name(bits, method=method),
             seed=seed,
             calibration=dict(table.calibration),
             work_dir=changes,

@@ -1,7 +1,7 @@
 """Measure what the README of grid heads tells beside its tables.
 
     python make_report.py errors CONFIG CHECKPOINT --out E.json
-        [--plot E.png] [--quant FRAGMENT ...]
+        [--plot E.png] [--recipes w4a4_mse ...]
     python make_report.py grids CONFIG CHECKPOINT --out G.json
     python make_report.py gradients CONFIG CHECKPOINT ... --out V.json
     python make_report.py cost CONFIG CHECKPOINT ... --out C.json
@@ -88,10 +88,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     errors = commands.add_parser('errors', help='formula against measurement')
     errors.add_argument('--plot', type=Path, help='PNG of the scatter')
     errors.add_argument(
-        '--quant',
+        '--recipes',
         nargs='+',
         default=[],
-        help='fragments: logits of the models that they make',
+        help='names or files: logits of the models that they make',
     )
     errors.add_argument('--bits', nargs='+', type=bits, default=list(BITS))
     grids = commands.add_parser('grids', help='rank grids by the formula')
@@ -148,20 +148,21 @@ def report_errors(args: argparse.Namespace) -> dict[str, Any]:
             },
             'layers': {},
         }
-    for fragment in args.quant:
+    for recipe in args.recipes:
+        title = Path(recipe).stem
         quant, _ = quantize(
             args.config,
             args.checkpoint,
-            qconfig=fragment,
+            recipe=recipe,
             seed=args.seed,
             calibration={'num_images': args.images},
-            work_dir=Path('work_dirs') / 'grid_report' / Path(fragment).stem,
+            work_dir=Path('work_dirs') / 'grid_report' / title,
         )
         found = foreground_logits(
             model, batches, quant_model=quant, threshold=args.threshold
         )
         for name, one in found.items():
-            heads[name]['layers'][Path(fragment).stem] = layer_errors(one)
+            heads[name]['layers'][title] = layer_errors(one)
     if args.plot is not None:
         plot(heads, args.plot)
     return {
@@ -219,9 +220,9 @@ def plot(heads: Mapping[str, Any], path: Path) -> None:
         for bits, found in head['rounded'].items()
     }
     results |= {
-        f'{name}, {fragment}': found['coordinates']
+        f'{name}, {title}': found['coordinates']
         for name, head in heads.items()
-        for fragment, found in head['layers'].items()
+        for title, found in head['layers'].items()
     }
     plot_error_scatter(results, path, unit='encoded units')
 

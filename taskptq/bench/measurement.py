@@ -18,7 +18,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from taskptq.apis import read_config
 from taskptq.bench.float_runner import (
     build_runner,
     checkpoint_file,
@@ -50,6 +49,8 @@ from taskptq.engine.pipeline import (
     quantize_model,
 )
 from taskptq.engine.ptq_hook import plain_pipeline
+from taskptq.engine.recipe_source import with_recipe
+from taskptq.recipes import resolve
 from taskptq.registry import SUPPORTED_VERSIONS, installed_version
 from taskptq.version import __version__
 
@@ -96,6 +97,9 @@ class Measurement:
         table: What to measure.
         device: ``cpu`` or ``cuda``; None takes a GPU if there is one.
         work_dir: Folder of logs, reports and of the state to resume from.
+
+    Raises:
+        SettingError: If a row names no recipe.
     """
 
     def __init__(
@@ -109,7 +113,10 @@ class Measurement:
         self.work_dir = work_dir or WORK_DIR / f'{table.name}_{table.split}'
         self.commit = current_commit()
         path = checkpoint_file(table)
+        # Imports the project whose recipes the rows name.
         cfg = measured_config(table, self.work_dir)
+        for row in table.rows():
+            resolve(row.recipe)
         self.evaluator = cfg.test_evaluator
         # Runs first: the others may need the file that it writes.
         self.reference = cfg.get('reference_evaluator')
@@ -177,7 +184,7 @@ class Measurement:
             'method': row.method,
             'bits': row.bits,
             'seed': row.seed,
-            'config': row.fragment,
+            'recipe': row.recipe,
             **self.scores(metrics),
             'calibration_seconds': round(report['calibration']['seconds'], 2),
             'reconstruction_seconds': reconstruction_seconds(rebuilt),
@@ -299,27 +306,34 @@ class Measurement:
 
 
 def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
-    """Read a row's fragment, with the table's changes.
+    """Read a row's recipe, with the table's changes.
 
-    ``reconstruction`` of the table changes settings of fragments that have
-    a reconstruction; it never adds one.
+    ``reconstruction`` of the table changes settings of recipes that have a
+    reconstruction; it never adds one.
 
     Args:
         row: The row.
         images: Its calibration images.
+
+    Raises:
+        SettingError: If there is no such recipe, or it is for training.
     """
-    fragment = read_config(row.fragment)
-    changes: dict[str, Any] = {}
-    if row.qconfig:
-        changes['qconfig'] = dict(row.qconfig)
-    if row.reconstruction and fragment.get('reconstruction') is not None:
+    changes: dict[str, Any] = {'qconfig': dict(row.qconfig)}
+    if resolve(row.recipe).get('reconstruction') is not None:
         changes['reconstruction'] = dict(row.reconstruction)
-    fragment.merge_from_dict(changes)
+    parts = with_recipe(
+        [row.recipe, changes],
+        owner='a table',
+        qconfig=None,
+        reconstruction=None,
+        loss=None,
+        rewrites=None,
+    )
     return Recipe.from_config(
-        fragment.qconfig,
-        reconstruction=fragment.get('reconstruction'),
-        loss=fragment.get('loss'),
-        rewrites=[*row.rewrites, *(fragment.get('rewrites') or [])],
+        parts['qconfig'],
+        reconstruction=parts['reconstruction'],
+        loss=parts['loss'],
+        rewrites=[*row.rewrites, *(parts['rewrites'] or [])],
         calibration=images.recipe(),
         seed=row.seed,
     )

@@ -43,7 +43,7 @@ def row_of(table: Table, name: str, *, seed: int = 0) -> Row:
     Args:
         table: Gives the row's settings, or else those of every row.
         name: ``<bits>_<method>``, e.g. ``w4a4-8_drd``; a ``+`` of the
-            method's name may be a ``-``, as in its fragment's.
+            method's name may be a ``-``, as in its recipe's.
         seed: Seed of the row.
 
     Raises:
@@ -64,9 +64,7 @@ def row_of(table: Table, name: str, *, seed: int = 0) -> Row:
             method=method,
             bits=bits,
             seed=seed,
-            fragment=table.quant.format(
-                bits=bits, method=method.replace('+', '-')
-            ),
+            recipe=table.recipe_name(bits, method=method),
             rewrites=table.rewrites,
             reconstruction=table.reconstruction,
         )

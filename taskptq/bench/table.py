@@ -13,7 +13,6 @@ import yaml
 
 SUFFIX = '.table.yml'
 SPLITS = ('test', 'val')
-FRAGMENT = 'configs/_base_/quant/{bits}_{method}.py'
 # A method evaluated as published code does; alone it is that of QDrop.
 PUBLISHED = 'published-eval'
 GROUP_KEYS = ('methods', 'bits', 'seeds', 'reconstruction', 'qconfig', 'scope')
@@ -24,14 +23,14 @@ class Row:
     """One quantized model of a table.
 
     Args:
-        method: Name of the method, the fragment's last part; for
+        method: Name of the method, as tables show it; for
             ``published-eval`` and ``<method>+published-eval`` see
             ``taskptq/bench/published_eval.py``.
         bits: Bit widths, e.g. ``w2a4``.
         seed: Seed of the choice of images and of everything drawn.
-        fragment: Config fragment with ``qconfig`` and ``reconstruction``.
-        rewrites: ModelRewrites that run before the fragment's.
-        reconstruction: Settings that replace the fragment's.
+        recipe: Name of the recipe that the settings below change.
+        rewrites: ModelRewrites that run before the recipe's.
+        reconstruction: Settings that replace the recipe's.
         qconfig: The same for the quantizers.
         scope: ``model``, or ``head`` if only that is quantized.
     """
@@ -39,7 +38,7 @@ class Row:
     method: str
     bits: str
     seed: int
-    fragment: str
+    recipe: str
     rewrites: Sequence[Mapping[str, Any]] = ()
     reconstruction: Mapping[str, Any] = field(default_factory=dict)
     qconfig: Mapping[str, Any] = field(default_factory=dict)
@@ -78,8 +77,8 @@ class Table:
             plain quantization (MSE) loses at least 10 % of float.
         calibration: See ``CalibrationConfig``.
         reconstruction: Settings for every row that learns.
-        quant: Pattern of the fragments' paths; a ``+`` in a method's name is
-            a ``-`` in its file's.
+        recipes: Project whose methods count before those of taskptq, e.g.
+            ``sam_detector``.
         rewrites: ModelRewrites of the float model, which is measured with
             them; they are part of every row's recipe, before its own.
         columns: Header -> key of ``metrics``, for the printed table.
@@ -100,7 +99,7 @@ class Table:
     discriminating: str | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] = field(default_factory=dict)
-    quant: str = FRAGMENT
+    recipes: str | None = None
     rewrites: Sequence[Mapping[str, Any]] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
     targets: Sequence[Mapping[str, Any]] = ()
@@ -137,6 +136,16 @@ class Table:
             if pattern is None or re.search(pattern, row.name)
         ]
 
+    def recipe_name(self, bits: str, *, method: str) -> str:
+        """Return the name of the recipe that makes a row's model.
+
+        Args:
+            bits: Bit widths, e.g. ``w2a4``.
+            method: Name of the row's method; ``+`` stands for ``-``.
+        """
+        name = f'{bits}_{_recipe_of(method)}'
+        return name if self.recipes is None else f'{self.recipes}::{name}'
+
     def command(self, row: Row) -> str:
         """Return the command line that measures a row anew."""
         pattern = '^' + row.name.replace('+', r'\+') + '$'
@@ -158,9 +167,7 @@ class Table:
                         method=method,
                         bits=bits,
                         seed=int(seed),
-                        fragment=self.quant.format(
-                            bits=bits, method=_recipe_of(method)
-                        ),
+                        recipe=self.recipe_name(bits, method=method),
                         rewrites=self.rewrites,
                         reconstruction={
                             **self.reconstruction,
@@ -172,7 +179,7 @@ class Table:
 
 
 def _recipe_of(method: str) -> str:
-    """Return the method whose fragment makes the model.
+    """Return the method whose recipe makes the model.
 
     >>> _recipe_of('ptq4sam-l+published-eval'), _recipe_of('published-eval')
     ('ptq4sam-l', 'qdrop')

@@ -159,7 +159,7 @@ def describe_parts(parts: dict[str, list[str]], row: Row) -> dict[str, Any]:
     return {
         'bits': row.bits,
         'method': row.method,
-        'fragment': row.fragment,
+        'recipe': row.recipe,
         'modules': {group: len(names) for group, names in parts.items()},
         'absent': [group for group in GROUPS if group not in parts],
     }
@@ -291,7 +291,7 @@ def report_queries(
         plot_queries(layers, args.plot)
     return {
         'rows': {
-            name: {'fragment': row.fragment, 'aligned': aligned[name]}
+            name: {'recipe': row.recipe, 'aligned': aligned[name]}
             for name, row in rows.items()
         },
         'num_images': sum(len(one['data_samples']) for one in batches),
@@ -330,13 +330,13 @@ def report_alignment(
     ]
     if not aligned:
         raise ValueError(
-            f'{row.fragment} aligns no query of {type(model).__name__}'
+            f'{row.recipe} aligns no query of {type(model).__name__}'
         )
     with transforming(model):
         scores = evaluate(measurement, model, seed=row.seed)
     scores['lost'] = reference['value'] - scores['value']
     return {
-        'fragment': row.fragment,
+        'recipe': row.recipe,
         'quantizers': aligned,
         FLOAT: reference,
         'aligned': scores,

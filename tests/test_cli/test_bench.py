@@ -1,3 +1,4 @@
+import dataclasses
 import importlib
 import json
 import re
@@ -15,7 +16,7 @@ ROW_KEYS = {
     'method',
     'bits',
     'seed',
-    'config',
+    'recipe',
     'value',
     'metrics',
     'calibration_seconds',
@@ -383,7 +384,7 @@ def tiny_task(repo_root, registry_guard, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('method', 'fragment', 'published'),
+    ('method', 'recipe', 'published'),
     [
         ('qdrop', 'w4a4_qdrop', False),
         ('published-eval', 'w4a4_qdrop', True),
@@ -391,14 +392,74 @@ def tiny_task(repo_root, registry_guard, monkeypatch, tmp_path):
     ],
 )
 def test_published_evaluation_uses_the_methods_recipe(
-    tools, write_table, method, fragment, published
+    tools, write_table, method, recipe, published
 ):
     table = tools('taskptq.bench.table').read_table(
         write_table(groups=[{'methods': method, 'bits': 'w4a4'}])
     )
     (row,) = table.rows()
-    assert row.fragment.endswith(f'/{fragment}.py')
-    assert (row.method, row.published) == (method, published)
+    assert (row.recipe, row.method) == (recipe, method)
+    assert row.published == published
+
+
+@pytest.mark.parametrize(
+    ('recipes', 'expected'),
+    [(None, 'w4a4_centering-agq'), ('sam', 'sam::w4a4_centering-agq')],
+)
+def test_recipes_of_a_project_count_first(
+    tools, write_table, recipes, expected
+):
+    table = tools('taskptq.bench.table').read_table(
+        write_table(
+            recipes=recipes,
+            groups=[{'methods': 'centering+agq', 'bits': 'w4a4'}],
+        )
+    )
+    assert table.rows()[0].recipe == expected
+    row_of = tools('taskptq.bench.row_models').row_of
+    for name in ('w4a4_centering-agq', 'w4a4_centering+agq'):
+        assert row_of(table, name, seed=7).recipe == expected
+
+
+@pytest.mark.filterwarnings('ignore')
+def test_an_unknown_recipe_is_refused_before_the_work(
+    tools, write_table, tiny_task
+):
+    table = write_table(
+        config=str(tiny_task / 'tiny_config.py'),
+        groups=[{'methods': ['mse', 'qdorp'], 'bits': 'w4a4'}],
+    )
+    with pytest.raises(SystemExit, match='the nearest are qdrop'):
+        tools('taskptq.cli.bench').main([str(table), '--device', 'cpu'])
+
+
+def test_what_a_recipe_sets_reaches_its_row(tools):
+    measurement = tools('taskptq.bench.measurement')
+    row = tools('taskptq.bench.table').Row(
+        method='drd',
+        bits='w4a4-8',
+        seed=3,
+        recipe='w4a4-8_drd-centering',
+        rewrites=[{'type': 'CrossLayerEqualization'}],
+        reconstruction={'steps': 7, 'loss': {'tau': 0.5}},
+        qconfig={'weight': {'num_bits': 5}},
+    )
+    images = tools('taskptq.engine.calibration_data').CalibrationConfig()
+    found = measurement.read_recipe(row, images=images)
+    plain = tools('taskptq.recipes').resolve(row.recipe)
+    assert found.reconstruction['steps'] == 7
+    assert found.loss == {**plain['reconstruction']['loss'], 'tau': 0.5}
+    assert found.qconfig.points['weight']['num_bits'] == 5
+    assert found.qconfig.points['key']['num_bits'] == 8
+    assert found.qconfig.to_dict()['overrides']
+    assert found.rewrites == [*row.rewrites, *plain['rewrites']]
+    # A method without a reconstruction is given none.
+    row = dataclasses.replace(row, recipe='w4a4-8_mse')
+    found = measurement.read_recipe(row, images=images)
+    assert found.reconstruction is None
+    row = dataclasses.replace(row, recipe='w4a4-8_drd-qat')
+    with pytest.raises(ValueError, match='sets distillation, which a table'):
+        measurement.read_recipe(row, images=images)
 
 
 def test_a_missing_checkpoint_says_how_to_make_it(tools, write_table):
@@ -466,7 +527,7 @@ def register_reference_metrics():
 
 @pytest.mark.filterwarnings('ignore')
 def test_grounds_replace_what_is_measured(
-    tools, write_table, tiny_task, repo_root, tmp_path
+    tools, write_table, tiny_task, tmp_path
 ):
     from mmengine.config import Config
 
@@ -482,7 +543,6 @@ def test_grounds_replace_what_is_measured(
         config=str(config),
         metric='mean',
         grounds='grounds.py',
-        quant=str(repo_root / 'configs/_base_/quant/{bits}_{method}.py'),
         calibration={'num_images': 8},
         groups=[{'methods': 'minmax', 'bits': 'w2a4'}],
     )
@@ -497,7 +557,7 @@ def test_grounds_replace_what_is_measured(
 
 @pytest.mark.filterwarnings('ignore')
 def test_rows_equal_what_quantize_and_test_give(
-    tools, write_table, tiny_task, repo_root, tmp_path
+    tools, write_table, tiny_task, tmp_path
 ):
     from mmengine.config import Config
 
@@ -507,13 +567,12 @@ def test_rows_equal_what_quantize_and_test_give(
     torch.manual_seed(3)
     model = build_model(Config.fromfile(config))
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
-    quant = str(repo_root / 'configs/_base_/quant')
+    table_steps = {'steps': 3, 'batch_size': 4}
     table = write_table(
         config=str(config),
         metric='mean',
-        quant=quant + '/{bits}_{method}.py',
         calibration={'num_images': 8},
-        reconstruction={'steps': 3, 'batch_size': 4},
+        reconstruction=table_steps,
         groups=[
             {
                 'methods': ['qdrop', 'gptq', 'minmax', 'published-eval'],
@@ -525,18 +584,12 @@ def test_rows_equal_what_quantize_and_test_give(
     tools('taskptq.cli.bench').main([str(table), '--device', 'cpu'])
     results = read_results(table)
     assert set(results['rows'][0]) >= ROW_KEYS
-    fragment = Config.fromfile(f'{quant}/w4a4_qdrop.py')
     quantized, report = quantize(
         config,
         tmp_path / 'float.pth',
         device='cpu',
         seed=1,
-        qconfig=fragment.qconfig,
-        reconstruction={
-            **fragment.reconstruction,
-            'steps': 3,
-            'batch_size': 4,
-        },
+        recipe=['w4a4_qdrop', {'reconstruction': table_steps}],
         calibration={'num_images': 8},
         work_dir=tmp_path / 'api',
     )
@@ -552,7 +605,7 @@ def test_rows_equal_what_quantize_and_test_give(
     assert metrics['mean'] == row['value'] != results['float']['value']
     assert row['value'] != by_method['minmax']['value']
     published = by_method['published-eval']
-    assert published['config'] == row['config']
+    assert published['recipe'] == row['recipe'] == 'w4a4_qdrop'
     assert 'drop at random' in published['note']
     assert (published['file_bytes'], published['checkpoint']) == (None, None)
     assert published['value'] != row['value']
@@ -567,7 +620,6 @@ def test_rows_share_blocks_of_one_commit(
     tools,
     write_table,
     tiny_task,
-    repo_root,
     tmp_path,
     monkeypatch,
     commit,
@@ -580,13 +632,15 @@ def test_rows_share_blocks_of_one_commit(
     config = tiny_task / 'tiny_config.py'
     model = build_model(Config.fromfile(config))
     torch.save({'state_dict': model.state_dict()}, tmp_path / 'float.pth')
-    base = repo_root / 'configs/_base_/quant/w4a4_qdrop.py'
-    for name in ('qdrop', 'twin'):
-        (tmp_path / f'w4a4_{name}.py').write_text(f"_base_ = ['{base}']\n")
+    folders = tools('taskptq.recipes.folders')
+    monkeypatch.setattr(folders, '_FOLDERS', dict(folders._FOLDERS))
+    (tmp_path / 'own').mkdir()
+    (tmp_path / 'own' / 'twin.py').write_text("base = 'qdrop'\n")
+    folders.register_folder(tmp_path / 'own')
     table = write_table(
         config=str(config),
         metric='mean',
-        quant=str(tmp_path / '{bits}_{method}.py'),
+        recipes='own',
         calibration={'num_images': 8},
         reconstruction={'steps': 3, 'batch_size': 4},
         groups=[{'methods': ['qdrop', 'twin'], 'bits': 'w4a4'}],

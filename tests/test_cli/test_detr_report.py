@@ -67,7 +67,7 @@ def make(helper):
 
 
 @pytest.fixture
-def task(helper, repo_root, tmp_path, monkeypatch, registry_guard):
+def task(helper, tmp_path, monkeypatch, registry_guard):
     """Write config, checkpoint and table of a tiny DETR; return the table."""
     from mmengine.config import Config
     from mmengine.registry import MODELS, DefaultScope
@@ -85,7 +85,6 @@ def task(helper, repo_root, tmp_path, monkeypatch, registry_guard):
         # Embeddings of levels are bare memory before.
         model.init_weights()
         torch.save({'state_dict': model.state_dict()}, f'{kind}.pth')
-        quant = repo_root / 'configs' / '_base_' / 'quant'
         table = {
             'model': kind,
             'dataset': 'set',
@@ -95,7 +94,6 @@ def task(helper, repo_root, tmp_path, monkeypatch, registry_guard):
             'columns': {'mean box': 'mean'},
             'calibration': {'num_images': 4, 'batch_size': 2},
             'reconstruction': {'steps': 2, 'batch_size': 2},
-            'quant': str(quant / '{bits}_{method}.py'),
             'groups': [{'methods': ['mse'], 'bits': ['w4a4-8']}],
         }
         path = tmp_path / f'{kind}_set.table.yml'
@@ -183,7 +181,7 @@ def test_rows_of_a_table(tools, task):
     row = models.row_of(table, 'w4a4-8_mse')
     assert row in table.rows()
     other = models.row_of(table, 'w3a3-8_drd-centering', seed=2)
-    assert other.fragment.endswith('quant/w3a3-8_drd-centering.py')
+    assert other.recipe == 'w3a3-8_drd-centering'
     assert other.reconstruction == {'steps': 2, 'batch_size': 2}
     assert (other.bits, other.seed) == ('w3a3-8', 2)
     with pytest.raises(ValueError, match='<bits>_<method>'):

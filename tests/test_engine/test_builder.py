@@ -1,7 +1,5 @@
 """Registries filled from the core, and objects from a config's dicts."""
 
-from pathlib import Path
-
 import pytest
 
 from taskptq import core
@@ -12,12 +10,10 @@ from taskptq.engine.builder import (
     resolve,
     to_plain,
 )
+from taskptq.recipes import method_names
+from taskptq.recipes import resolve as resolve_recipe
 from taskptq.reconstruction import ReconstructionConfig
 from taskptq.registry import OBSERVERS, QUANTIZERS, RECON_LOSSES, REWRITES
-
-ROOT = Path(__file__).resolve().parents[2]
-FRAGMENTS = sorted((ROOT / 'configs/_base_/quant').glob('*.py'))
-FRAGMENT_KEYS = {'qconfig', 'reconstruction', 'rewrites', 'distillation'}
 
 
 def test_every_core_class_is_registered():
@@ -159,22 +155,16 @@ def test_to_plain():
     assert type(plain) is type(plain['a'][1]) is dict
 
 
-@pytest.mark.parametrize('path', FRAGMENTS, ids=lambda path: path.stem)
-def test_quantization_fragment(path):
-    from mmengine.config import Config
-
-    fragment = Config.fromfile(path).to_dict()
-    assert {'qconfig', 'reconstruction'} <= set(fragment)
-    assert set(fragment) <= FRAGMENT_KEYS
-    scheme = build_qconfig(fragment['qconfig']).scheme('layer')
-    reconstruction = to_plain(fragment['reconstruction'])
+@pytest.mark.parametrize('method', method_names())
+@pytest.mark.parametrize('bits', ['w2a4-8', 'w4a4-8', 'w6a6-8', 'w8a8'])
+def test_recipe(bits, method):
+    recipe = resolve_recipe(f'{bits}_{method}')
+    scheme = build_qconfig(recipe['qconfig']).scheme('layer')
+    reconstruction = to_plain(recipe['reconstruction'])
     if reconstruction is not None:
         loss = reconstruction.pop('loss', None)
         ReconstructionConfig.from_dict(reconstruction)
         assert loss is None or build_loss(loss) is not None
-    bits, _, method = path.stem.partition('_')
-    if not method:
-        return
     assert bits == bits_of(scheme)
     weight = scheme.weight.spec
     statistics = ('minmax', 'mse', 'aciq', 'head-mse')
@@ -184,7 +174,7 @@ def test_quantization_fragment(path):
     if weight.num_bits <= 3 or not without:
         assert not weight.symmetric
     assert (reconstruction is None) == without
-    assert ('distillation' in fragment) == method.endswith('-qat')
+    assert ('distillation' in recipe) == method.endswith('-qat')
 
 
 def bits_of(scheme):
@@ -195,15 +185,6 @@ def bits_of(scheme):
     )
     name = f'w{weight}a{activation}'
     return name if key == activation else f'{name}-{key}'
-
-
-def test_calibration_fragments():
-    from mmengine.config import Config
-
-    for path in (ROOT / 'configs/_base_/calibration').glob('calib*.py'):
-        fragment = Config.fromfile(path).to_dict()
-        number = int(path.stem.removeprefix('calib'))
-        assert fragment == {'calibration': {'num_images': number}}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-W4A4 = ROOT / 'configs/_base_/quant/w4a4_minmax.py'
 HOSTS = [
     pytest.param(
         'mmdet',
@@ -38,8 +37,8 @@ def quantize(config, work_dir):
         [
             str(config),
             str(checkpoint),
-            '--quant',
-            str(W4A4),
+            '--recipe',
+            'w4a4_minmax',
             '--num-images',
             '2',
             '--device',

@@ -15,7 +15,6 @@ from taskptq.qat.hook import QATHook
 from taskptq.recipes import method_names, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
-FRAGMENTS = ROOT / 'configs/_base_/quant'
 # Methods that train: PTQHook would drop their distillation.
 TRAINED = [
     name
@@ -26,15 +25,14 @@ NAMES = [f'w2a4-8_{name}' for name in method_names() if name not in TRAINED]
 CALIBRATION = dict(num_images=8)
 
 
-def test_a_name_a_dict_a_file_and_a_list():
+def test_a_name_a_dict_a_file_and_a_list(tmp_path):
     named = read_recipe('w4a4_drd')
     assert named == resolve('w4a4_drd')
     assert read_recipe(dict(qconfig={})) == {'qconfig': {}}
-    for path in (
-        FRAGMENTS / 'w4a4_qdrop.py',
-        str(FRAGMENTS / 'w4a4_qdrop.py'),
-    ):
-        assert read_recipe(path) == read_recipe('w4a4_qdrop')
+    path = tmp_path / 'mine.py'
+    Config(named).dump(path)
+    for one in (path, str(path)):
+        assert read_recipe(one) == named
     assert read_recipe(['w4a4_drd']) == named
 
 
@@ -90,9 +88,9 @@ def test_a_list_is_merged_in_order(tmp_path):
         ),
         ('w4a4_qdrop.py', FileNotFoundError, 'no config file w4a4_qdrop.py'),
         (
-            ROOT / 'configs/_base_/calibration/calib32.py',
+            ROOT / 'configs/_base_/runtime/mmdet.py',
             SettingError,
-            r"calib32\.py has unknown key 'calibration'",
+            r"mmdet\.py has unknown key 'default_scope'",
         ),
     ],
 )
@@ -232,8 +230,10 @@ def test_hook_api_and_tool_make_the_same_recipe(
     )
 
 
-def test_the_tool_keeps_a_fragments_rewrites(made, run_tool):
-    written = run_tool('--quant', str(FRAGMENTS / 'w4a4-8_mse-centering.py'))
+def test_the_tool_keeps_the_rewrites_of_a_file(made, run_tool, tmp_path):
+    path = tmp_path / 'mine.py'
+    Config(resolve('w4a4-8_mse-centering')).dump(path)
+    written = run_tool('--recipe', str(path))
     assert written.recipe.rewrites
     assert (
         written.recipe.digest()

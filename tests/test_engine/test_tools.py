@@ -8,7 +8,6 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
-W4A4 = ROOT / 'configs/_base_/quant/w4a4_mse.py'
 
 
 def tool(name):
@@ -44,8 +43,8 @@ def quantized(tiny_path, float_checkpoint, tmp_path):
         [
             str(tiny_path),
             str(float_checkpoint),
-            '--quant',
-            str(W4A4),
+            '--recipe',
+            'w4a4',
             '--num-images',
             '8',
             '--out',
@@ -88,11 +87,6 @@ def test_written_config_quantizes_alike(
 def test_method_reaches_the_written_config(
     tiny_path, float_checkpoint, tmp_path
 ):
-    fragment = tmp_path / 'fragment.py'
-    fragment.write_text(
-        f'_base_ = [{W4A4.as_posix()!r}]\n'
-        "rewrites = [dict(type='AttentionCentering')]\n"
-    )
     out = tmp_path / 'out' / 'q.pth'
     with pytest.raises(SystemExit, match='attention'):
         # The tiny model has no attention: that the rewrite says so shows
@@ -101,8 +95,8 @@ def test_method_reaches_the_written_config(
             [
                 str(tiny_path),
                 str(float_checkpoint),
-                '--quant',
-                str(fragment),
+                '--recipe',
+                'w4a4_mse-centering',
                 '--num-images',
                 '8',
                 '--out',
@@ -123,8 +117,8 @@ def test_overrides_reach_the_written_config(tiny_path, tmp_path, run_test):
         [
             str(tiny_path),
             str(path),
-            '--quant',
-            str(W4A4),
+            '--recipe',
+            'w4a4',
             '--num-images',
             '4',
             '--out',
@@ -155,7 +149,7 @@ def test_bad_files_are_refused_in_one_sentence(
     options = (
         []
         if name == 'test'
-        else ['--quant', str(W4A4), '--out', str(tmp_path / 'never.pth')]
+        else ['--recipe', 'w4a4', '--out', str(tmp_path / 'never.pth')]
     )
     for path, words in (
         (strange, 'trust-checkpoint'),
@@ -183,9 +177,9 @@ def test_a_bad_recipe_is_refused_in_one_sentence(
 ):
     config = tmp_path / 'bad.py'
     config.write_text(
-        f'_base_ = [{tiny_path.as_posix()!r}, {W4A4.as_posix()!r}]\n'
+        f'_base_ = [{tiny_path.as_posix()!r}]\n'
         "custom_hooks = [dict(type='taskptq.PTQHook', "
-        f'qconfig=_base_.qconfig, {settings})]\n'
+        f"recipe='w4a4', {settings})]\n"
     )
     with pytest.raises(SystemExit) as stop:
         tool('test').main([str(config), str(float_checkpoint)])
@@ -265,7 +259,7 @@ def test_results_that_cannot_be_written(
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'file').touch()
     (tmp_path / 'folder.pth').mkdir()
-    options = [] if name == 'test' else ['--quant', str(W4A4)]
+    options = [] if name == 'test' else ['--recipe', 'w4a4']
     for more, words in (
         (['--out', str(tmp_path / 'folder.pth')], 'is a folder'),
         (['--out', str(tmp_path / 'file' / 'q.pth')], 'not a folder'),

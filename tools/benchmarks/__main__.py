@@ -36,7 +36,6 @@ from benchmarks import (
 )
 from taskptq.cli.numbers import count, seed
 
-QUANT = 'configs/_base_/quant'
 CONFIG = 'configs/retinanet/retinanet_r18-half_fpn_bccd.py'
 CHECKPOINT = 'configs/retinanet/checkpoints/retinanet_r18-half_fpn_bccd.pth'
 
@@ -61,7 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def _add(
-    commands: Any, name: str, *, what: str, quant: str, optional: bool = False
+    commands: Any, name: str, *, what: str, recipe: str, optional: bool = False
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(name, help=what)
     options: dict[str, Any] = {'nargs': '?'} if optional else {}
@@ -78,9 +77,9 @@ def _add(
         **({'default': CHECKPOINT} if optional else {}),
     )
     parser.add_argument(
-        '--quant',
-        default=f'{QUANT}/{quant}.py',
-        help='fragment that says how to quantize',
+        '--recipe',
+        default=recipe,
+        help='name of a recipe, or file that sets its parts',
     )
     parser.add_argument('--out', help='JSON file to write')
     return parser
@@ -90,7 +89,7 @@ def _add_eval_speed(commands: Any) -> None:
     parser = _add(
         commands,
         'eval-speed',
-        quant='w8a8_minmax',
+        recipe='w8a8_minmax',
         what='evaluation, quantized against float',
     )
     parser.add_argument(
@@ -108,7 +107,7 @@ def _add_reconstruction_speed(commands: Any) -> None:
     parser = _add(
         commands,
         'reconstruction-speed',
-        quant='w4a4_qdrop',
+        recipe='w4a4_qdrop',
         what='reconstruction steps against a plain loop',
     )
     parser.add_argument(
@@ -132,7 +131,7 @@ def _add_memory(commands: Any, name: str) -> None:
     parser = _add(
         commands,
         name,
-        quant='w4a4_qdrop',
+        recipe='w4a4_qdrop',
         optional=True,
         what='peak memory at N and at 2N images',
     )
@@ -158,7 +157,7 @@ def _add_profile(commands: Any) -> None:
     parser = _add(
         commands,
         'profile',
-        quant='w4a4_qdrop',
+        recipe='w4a4_qdrop',
         what='operators of a reconstruction step',
     )
     parser.add_argument(
@@ -266,7 +265,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         found = memory.work(
             args.config,
             args.checkpoint,
-            quant=args.quant,
+            recipe=args.recipe,
             num_images=args.num_images,
             budget_mib=args.budget_mib,
             steps=args.steps,

@@ -55,7 +55,7 @@ def measure(
     config_path: str,
     checkpoint: str,
     *,
-    quant: str,
+    recipe: str,
     repeats: int,
     limit: int | None,
     calibration_images: int,
@@ -65,7 +65,7 @@ def measure(
     Args:
         config_path: Config of the float model.
         checkpoint: Float checkpoint.
-        quant: Fragment with the qconfig.
+        recipe: Name of the recipe, or a file that sets its parts.
         repeats: Timed passes of each.
         limit: Images of the test set; None takes all.
         calibration_images: Images to calibrate with.
@@ -76,7 +76,7 @@ def measure(
     images = run_setup.calibration_batches(
         config, num_images=calibration_images, batch_size=batch_size
     )
-    quantized = run_setup.prepared(copy.deepcopy(model), images, quant=quant)
+    quantized = run_setup.prepared(copy.deepcopy(model), images, recipe=recipe)
     freeze(quantized)
     batches = run_setup.test_batches(
         config, batch_size=batch_size, limit=limit
@@ -88,7 +88,7 @@ def measure(
     return {
         'config': config_path,
         'checkpoint': checkpoint,
-        'quant': quant,
+        'recipe': recipe,
         'num_images': sum(len(batch['inputs']) for batch in batches),
         'batch_size': batch_size,
         'seconds': seconds,

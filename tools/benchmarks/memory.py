@@ -106,7 +106,7 @@ def work(
     config_path: str,
     checkpoint: str,
     *,
-    quant: str,
+    recipe: str,
     num_images: int,
     budget_mib: int,
     steps: int,
@@ -118,13 +118,15 @@ def work(
         config, num_images=num_images, batch_size=batch_size
     )
     model = run_setup.prepared(
-        run_setup.load_float(config, checkpoint), batches, quant=quant
+        run_setup.load_float(config, checkpoint), batches, recipe=recipe
     )
     before = peak_bytes()
     report = reconstruct(
         model,
         batches,
-        run_setup.recipe(quant, steps=steps, cache_bytes=budget_mib * MIB),
+        run_setup.reconstruction(
+            recipe, steps=steps, cache_bytes=budget_mib * MIB
+        ),
         forward=run_batch,
         progress=False,
     )
@@ -142,7 +144,7 @@ def measure(
     config_path: str,
     checkpoint: str,
     *,
-    quant: str,
+    recipe: str,
     num_images: int,
     budget_mib: int,
     steps: int,
@@ -154,7 +156,7 @@ def measure(
     Args:
         config_path: Config of the float model.
         checkpoint: Float checkpoint.
-        quant: Fragment with qconfig and reconstruction.
+        recipe: Name of the recipe, or a file that sets its parts.
         num_images: N.
         budget_mib: Budget of the activation cache.
         steps: Steps of each unit.
@@ -172,8 +174,8 @@ def measure(
                 'memory-worker',
                 config_path,
                 checkpoint,
-                '--quant',
-                quant,
+                '--recipe',
+                recipe,
                 '--num-images',
                 str(count),
                 '--budget-mib',
@@ -200,7 +202,7 @@ def measure(
     return {
         'config': config_path,
         'checkpoint': checkpoint,
-        'quant': quant,
+        'recipe': recipe,
         'budget_mib': budget_mib,
         'runs': runs,
         'ratio': ratio,

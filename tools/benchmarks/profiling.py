@@ -14,7 +14,7 @@ def measure(
     config_path: str,
     checkpoint: str,
     *,
-    quant: str,
+    recipe: str,
     num_images: int,
     unit: str | None,
     steps: int,
@@ -25,7 +25,7 @@ def measure(
     Args:
         config_path: Config of the float model.
         checkpoint: Float checkpoint.
-        quant: Fragment with qconfig and reconstruction.
+        recipe: Name of the recipe, or a file that sets its parts.
         num_images: Calibration images.
         unit: Its qualified name; None takes the one in the middle.
         steps: Steps to profile, after as many to warm up.
@@ -35,14 +35,14 @@ def measure(
         ValueError: If there is no such unit.
     """
     config = run_setup.read_config(config_path)
-    settings = run_setup.recipe(quant, steps=steps)
+    settings = run_setup.reconstruction(recipe, steps=steps)
     batches = list(
         run_setup.calibration_batches(
             config, num_images=num_images, batch_size=settings.batch_size
         )
     )
     model = run_setup.prepared(
-        run_setup.load_float(config, checkpoint), batches, quant=quant
+        run_setup.load_float(config, checkpoint), batches, recipe=recipe
     )
     units = {u.name: u for u in units_of(model, batches[0], settings)}
     name = unit or list(units)[len(units) // 2]
@@ -63,7 +63,7 @@ def measure(
     return {
         'config': config_path,
         'checkpoint': checkpoint,
-        'quant': quant,
+        'recipe': recipe,
         'unit': name,
         'steps': steps,
         'seconds_per_step': result.seconds / steps,

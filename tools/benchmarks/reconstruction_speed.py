@@ -87,7 +87,7 @@ def measure(
     config_path: str,
     checkpoint: str,
     *,
-    quant: str,
+    recipe: str,
     num_images: int,
     num_units: int | None,
     steps: int,
@@ -98,21 +98,21 @@ def measure(
     Args:
         config_path: Config of the float model.
         checkpoint: Float checkpoint.
-        quant: Fragment with qconfig and reconstruction.
+        recipe: Name of the recipe, or a file that sets its parts.
         num_images: Calibration images.
         num_units: Units to time, evenly spread; None takes all.
         steps: Steps of our loop in each round; a third of it of the other.
         rounds: Turns.
     """
     config = run_setup.read_config(config_path)
-    full = run_setup.recipe(quant)
-    short = run_setup.recipe(quant, steps=steps)
+    full = run_setup.reconstruction(recipe)
+    short = run_setup.reconstruction(recipe, steps=steps)
     lazy = run_setup.calibration_batches(
         config, num_images=num_images, batch_size=full.batch_size
     )
     batches = list(lazy)
     model = run_setup.prepared(
-        run_setup.load_float(config, checkpoint), batches, quant=quant
+        run_setup.load_float(config, checkpoint), batches, recipe=recipe
     )
     units = units_of(model, batches[0], short)
     with run_setup.single_seed():
@@ -130,7 +130,7 @@ def measure(
     whole = reconstruct(
         model,
         batches,
-        run_setup.recipe(quant, steps=1),
+        run_setup.reconstruction(recipe, steps=1),
         forward=run_batch,
         progress=False,
     )
@@ -138,7 +138,7 @@ def measure(
     return {
         'config': config_path,
         'checkpoint': checkpoint,
-        'quant': quant,
+        'recipe': recipe,
         'num_images': num_images,
         'minibatch': full.batch_size,
         'steps_per_unit': full.steps,

@@ -150,7 +150,7 @@ def _plain_quantizer(quantizer: nn.Module) -> nn.Module:
     if kind is None:
         raise TypeError(
             f'the reference loop has no plain {type(quantizer).__name__}: '
-            'choose a fragment with AffineQuantizer or LSQQuantizer'
+            'choose a recipe with AffineQuantizer or LSQQuantizer'
         )
     plain = kind(quantizer.spec)
     plain.load_state_dict(quantizer.state_dict())

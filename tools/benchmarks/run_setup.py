@@ -22,7 +22,6 @@ from taskptq.apis import (
     build_model,
     evaluation_source,
     load_config,
-    read_fragment,
 )
 from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_qconfig
@@ -37,6 +36,7 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.engine.recipe_source import read_recipe
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.version import __version__
 
@@ -86,25 +86,23 @@ def test_batches(
 
 
 def prepared(
-    model: nn.Module, batches: Sequence[Any], *, quant: str
+    model: nn.Module, batches: Sequence[Any], *, recipe: str
 ) -> nn.Module:
-    """Swap and calibrate a float model in place.
+    """Swap and calibrate a float model in place; no rewrite is run.
 
     Args:
         model: Float model.
         batches: Calibration batches.
-        quant: Fragment that sets ``qconfig``.
+        recipe: Name of the recipe, or a file that sets its parts.
     """
-    prepare_in_place(
-        model, build_qconfig(read_fragment(quant, key='qconfig') or {})
-    )
+    prepare_in_place(model, build_qconfig(read_recipe(recipe)['qconfig']))
     calibrate(model, batches, forward=run_batch)
     return model
 
 
-def recipe(quant: str, **overrides: Any) -> ReconstructionConfig:
-    """Read a fragment's ``reconstruction``, with some settings replaced."""
-    settings = read_fragment(quant, key='reconstruction') or {}
+def reconstruction(recipe: str, **overrides: Any) -> ReconstructionConfig:
+    """Read a recipe's ``reconstruction``, with some settings replaced."""
+    settings = read_recipe(recipe).get('reconstruction') or {}
     return ReconstructionConfig.from_dict({**settings, **overrides})
 
 

@@ -1,12 +1,9 @@
-_base_ = [
-    './retinanet_r18-quarter_fpn_parts.py',
-    '../../../configs/_base_/quant/w2a4_minmax.py',
-]
+_base_ = ['./retinanet_r18-quarter_fpn_parts.py']
 
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
+        recipe='w2a4_minmax',
         calibration=dict(num_images=64),
     )
 ]

@@ -1,12 +1,9 @@
-_base_ = [
-    './retinanet_r18-quarter_fpn_parts.py',
-    '../../../configs/_base_/quant/w8a8_minmax.py',
-]
+_base_ = ['./retinanet_r18-quarter_fpn_parts.py']
 
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
+        recipe='w8a8_minmax',
         calibration=dict(num_images=64),
     )
 ]

@@ -1,11 +1,8 @@
 """Network-wise objectives on lane detectors: heads, seeds, configs."""
 
-import re
-from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 from mmengine.model import BaseModule
 from torch import nn
 
@@ -28,12 +25,10 @@ from taskptq.methods.selective_focus.semantic_focus import (
     channel_dims,
 )
 from taskptq.prepare import QConfig, prepare
+from taskptq.recipes import method_names, resolve
 from taskptq.reconstruction import ReconstructionConfig, reconstruct
 from taskptq.reconstruction.network import NetworkData
 
-QUANT = Path(__file__).parents[1] / 'configs/_base_/quant'
-FRAGMENTS = sorted(path.name for path in QUANT.glob('*.py'))
-BITS = re.compile(r'w(\d)a(\d)_(.+)\.py')
 METHODS = {
     'minmax': None,
     'mse': None,
@@ -234,42 +229,35 @@ def test_selective_focus_end_to_end(name):
     assert report.units[0].loss_end > 0
 
 
-def test_every_method_at_every_bit_width():
-    expected = {f'{method}.py' for method in METHODS} | {
-        f'w{w}a{a}_{method}.py' for method in METHODS for w, a in LADDER
-    }
-    assert set(FRAGMENTS) == expected
+def test_every_own_method_is_named_here():
+    assert set(METHODS) >= set(method_names('lane_detection'))
 
 
 @pytest.mark.parametrize('method', ['ours-s', 'qdrop-ours-s', 'ours'])
 def test_ours_stand_on_the_same_ground(method):
-    cfg, ground = (
-        Config.fromfile(QUANT / f'{name}.py') for name in (method, 'ours-s')
+    recipe, ground = (
+        resolve(f'lane_detection::w4a4_{name}') for name in (method, 'ours-s')
     )
     for key in ('softmax', 'edges'):
-        assert cfg.qconfig[key] == ground.qconfig[key]
-    assert cfg.rewrites == ground.rewrites
+        assert recipe['qconfig'][key] == ground['qconfig'][key]
+    assert recipe['rewrites'] == ground['rewrites']
 
 
-@pytest.mark.parametrize('name', FRAGMENTS)
-def test_fragment(name):
-    cfg = Config.fromfile(QUANT / name)
-    match = BITS.fullmatch(name)
-    method = match[3] if match else name.removesuffix('.py')
-    rewrites = cfg.pop('rewrites', [])
-    assert [rewrite.type for rewrite in rewrites] == (
+@pytest.mark.parametrize(('weight', 'activation'), LADDER)
+@pytest.mark.parametrize('method', METHODS)
+def test_recipe(method, weight, activation):
+    parts = resolve(f'lane_detection::w{weight}a{activation}_{method}')
+    rewrites = parts.pop('rewrites', [])
+    assert [rewrite['type'] for rewrite in rewrites] == (
         ['CrossLayerEqualization'] if method in EQUALIZED else []
     )
-    assert set(cfg) == {'qconfig', 'reconstruction'}
-    recipe = Recipe.from_config(
-        cfg.qconfig, reconstruction=cfg.reconstruction, rewrites=rewrites
-    )
+    assert set(parts) == {'qconfig', 'reconstruction'}
+    recipe = Recipe.from_config(**{'rewrites': rewrites, **parts})
     points = recipe.qconfig.points
-    if match:
-        bits = points['weight']['num_bits'], points['activation']['num_bits']
-        assert bits == (int(match[1]), int(match[2]))
-        # 2 and 3 bit weights need their zero point, in every row.
-        assert not points['weight']['symmetric'] or bits[0] > 3
+    bits = points['weight']['num_bits'], points['activation']['num_bits']
+    assert bits == (weight, activation)
+    # 2 and 3 bit weights need their zero point, in every row.
+    assert not points['weight']['symmetric'] or weight > 3
     if METHODS[method] is None:
         assert recipe.reconstruction is None
         return

@@ -16,6 +16,7 @@ from taskptq.engine.calibration_data import (
     build_calibration,
 )
 from taskptq.engine.datasets import image_paths
+from taskptq.recipes import resolve
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'projects/lane_detection/configs'
@@ -52,7 +53,8 @@ def test_rows(tools, path):
     table = tools('taskptq.bench.table').read_table(path)
     rows = table.rows()
     for row in rows:
-        assert (ROOT / row.fragment).is_file()
+        assert row.recipe.startswith(f'lane_detection::{row.bits}_')
+        assert resolve(row.recipe)
     names = {row.name for row in rows}
     bits = table.discriminating
     ladder = ('w8a8', 'w6a6', 'w4a4', 'w3a3', 'w2a4')

@@ -1,15 +1,12 @@
-_base_ = [
-    './sam-h_dino_coco.py',
-    './_base_/quant/w6a6_ptq4sam-l.py',
-    '../../../configs/_base_/calibration/calib32.py',
-]
+_base_ = ['./sam-h_dino_coco.py']
 
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
-        reconstruction=dict(_base_.reconstruction, steps=2000, batch_size=1),
-        rewrites=_base_.rewrites,
-        calibration=_base_.calibration,
+        recipe=[
+            'w6a6_ptq4sam-l',
+            dict(reconstruction=dict(steps=2000, batch_size=1)),
+        ],
+        calibration=dict(num_images=32),
     )
 ]

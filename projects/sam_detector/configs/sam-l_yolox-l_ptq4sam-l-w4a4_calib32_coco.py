@@ -1,15 +1,12 @@
-_base_ = [
-    './sam-l_yolox-l_coco.py',
-    './_base_/quant/w4a4_ptq4sam-l.py',
-    '../../../configs/_base_/calibration/calib32.py',
-]
+_base_ = ['./sam-l_yolox-l_coco.py']
 
 custom_hooks = [
     dict(
         type='taskptq.PTQHook',
-        qconfig=_base_.qconfig,
-        reconstruction=dict(_base_.reconstruction, steps=2000, batch_size=1),
-        rewrites=_base_.rewrites,
-        calibration=_base_.calibration,
+        recipe=[
+            'w4a4_ptq4sam-l',
+            dict(reconstruction=dict(steps=2000, batch_size=1)),
+        ],
+        calibration=dict(num_images=32),
     )
 ]

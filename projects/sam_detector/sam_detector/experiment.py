@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from mmengine.config import Config
 from torch import nn
 
 from taskptq.apis import build_model, load_config
@@ -25,6 +24,8 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe_source import with_recipe
+from taskptq.recipes import resolve
 
 __all__ = ['Experiment', 'current_commit', 'evenly_spaced', 'read_experiment']
 
@@ -34,7 +35,7 @@ USED = (
     'dataset',
     'config',
     'checkpoint',
-    'quant',
+    'recipes',
     'split',
     'calibration',
     'reconstruction',
@@ -52,7 +53,7 @@ class Experiment:
         dataset: Name of the data set.
         config: Config of the float model.
         checkpoint: Its checkpoint.
-        quant: Pattern of the fragments' paths.
+        recipes: Project whose methods count before those of taskptq.
         split: Which dataloader of the config evaluates.
         calibration: See ``CalibrationConfig``.
         reconstruction: Settings for every row that learns.
@@ -63,42 +64,47 @@ class Experiment:
     dataset: str
     config: str
     checkpoint: str
-    quant: str
+    recipes: str
     split: str = 'test'
     calibration: Mapping[str, Any] = field(default_factory=dict)
     reconstruction: Mapping[str, Any] = field(default_factory=dict)
     rewrites: Sequence[Mapping[str, Any]] = ()
 
-    def fragment(self, row: str) -> Path:
-        """Return the fragment of a row such as ``w4a4_ptq4sam-l``.
+    def settings(self, row: str) -> dict[str, Any]:
+        """Return the recipe of a row such as ``w4a4_ptq4sam-l``, plain.
 
         Raises:
-            ValueError: If there is none.
+            SettingError: If there is none.
         """
-        bits, _, method = row.partition('_')
-        path = Path(self.quant.format(bits=bits, method=method))
-        if not path.is_file():
-            raise ValueError(
-                f'row {row!r} has no fragment {path}: give <bits>_<method>, '
-                'the name of one of its neighbors'
-            )
-        return path
+        return resolve(self.recipe_name(row))
+
+    def recipe_name(self, row: str) -> str:
+        """Return the full name of a row's recipe."""
+        return f'{self.recipes}::{row}'
 
     def recipe(self, row: str, *, seed: int = 0) -> Recipe:
         """Return how the table quantizes a row.
 
         Args:
-            row: See :meth:`fragment`.
+            row: See :meth:`settings`.
             seed: Seed of the row.
         """
-        fragment = Config.fromfile(str(self.fragment(row)))
-        learned = fragment.get('reconstruction')
-        if learned is not None:
-            learned = {**learned, **self.reconstruction}
+        changes: dict[str, Any] = {}
+        if self.settings(row).get('reconstruction') is not None:
+            changes['reconstruction'] = dict(self.reconstruction)
+        parts = with_recipe(
+            [self.recipe_name(row), changes],
+            owner='a table',
+            qconfig=None,
+            reconstruction=None,
+            loss=None,
+            rewrites=None,
+        )
         return Recipe.from_config(
-            fragment.qconfig,
-            reconstruction=learned,
-            rewrites=[*self.rewrites, *(fragment.get('rewrites') or [])],
+            parts['qconfig'],
+            reconstruction=parts['reconstruction'],
+            loss=parts['loss'],
+            rewrites=[*self.rewrites, *(parts['rewrites'] or [])],
             calibration=self.images(seed).recipe(),
             seed=seed,
         )

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config
 from torch import nn
 
 from taskptq.analysis.distribution import key_distributions
@@ -90,9 +89,8 @@ class Copies(Sequence[Any]):
 
 
 def own_rewrites(experiment: Experiment, row: str) -> list[Any]:
-    """Return the rewrites of a row's fragment, plain."""
-    fragment = Config.fromfile(str(experiment.fragment(row)))
-    return list(fragment.to_dict()['rewrites'])
+    """Return the rewrites of a row's recipe, plain."""
+    return list(experiment.settings(row)['rewrites'])
 
 
 def describe(

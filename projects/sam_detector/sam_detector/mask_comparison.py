@@ -115,10 +115,10 @@ def compare_masks(
         The mean IoU of each image, by column.
 
     Raises:
-        ValueError: If a row has no fragment, or there are fewer images.
+        ValueError: If a row has no recipe, or there are fewer images.
     """
     for row in rows:
-        experiment.fragment(row)
+        experiment.settings(row)
     source = experiment.source()
     indices = evenly_spaced(len(source.dataset), count=num_images)
     model = experiment.float_model(device)

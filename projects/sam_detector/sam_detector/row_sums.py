@@ -48,10 +48,10 @@ def measure_row_sums(
         By row, what ``row_sum_errors`` gives.
 
     Raises:
-        ValueError: If a row has no fragment.
+        ValueError: If a row has no recipe.
     """
     for row in rows:
-        experiment.fragment(row)
+        experiment.settings(row)
     model = experiment.float_model(device)
     images = replace(experiment.images(seed), num_images=num_images)
     batches = Copies(list(experiment.batches(images)))

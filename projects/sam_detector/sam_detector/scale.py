@@ -1,6 +1,6 @@
 """What a reconstruction of a full-size SAM costs.
 
-    python -m sam_detector.scale --size vit_b --quant FRAGMENT.py
+    python -m sam_detector.scale --size vit_b --recipe w6a6_ptq4sam-l
 
 runs calibration and a few reconstruction steps of every unit on noise, and
 says how long the whole recipe would take, rewrites left out. Speed and memory
@@ -16,21 +16,21 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmdet.structures import DetDataSample
-from mmengine.config import Config
 from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 from mmengine.structures import InstanceData
 from torch import nn
 
-from taskptq.apis import read_config
 from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_qconfig
 from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.engine.recipe_source import read_recipe
 from taskptq.reconstruction import reconstruct
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.version import __version__
@@ -60,7 +60,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--size', default='vit_b', choices=sorted(SAM_SIZES))
     parser.add_argument('--checkpoint', help='SAM file (default: random)')
-    parser.add_argument('--quant', required=True, help='fragment with qconfig')
+    parser.add_argument(
+        '--recipe',
+        required=True,
+        help='name such as sam_detector::w4a4_qdrop, or file that sets its '
+        'parts',
+    )
     parser.add_argument(
         '--num-images', type=positive, default=2, help='calibration images'
     )
@@ -146,10 +151,10 @@ def build(args: argparse.Namespace) -> nn.Module:
 
 
 def recipe_of(
-    fragment: Config, args: argparse.Namespace
+    recipe: Mapping[str, Any], args: argparse.Namespace
 ) -> ReconstructionConfig:
-    """Read the fragment's reconstruction, shortened; no unit ends early."""
-    settings = dict(fragment.get('reconstruction') or {})
+    """Read the recipe's reconstruction, shortened; no unit ends early."""
+    settings = dict(recipe.get('reconstruction') or {})
     settings.pop('loss', None)
     settings |= {
         'steps': args.steps,
@@ -200,26 +205,21 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         the results of the units.
 
     Raises:
-        FileNotFoundError: If there is no such fragment or SAM file.
-        ValueError: If the fragment has no ``qconfig``.
+        FileNotFoundError: If there is no such recipe file or SAM file.
+        SettingError: If there is no such recipe, or it sets no ``qconfig``.
     """
-    fragment = read_config(args.quant)
-    if fragment.get('qconfig') is None:
-        raise ValueError(
-            f'{args.quant} has no qconfig: give a fragment that sets '
-            'qconfig=dict(...)'
-        )
+    recipe = read_recipe(args.recipe)
     model = build(args)
     image_size = SAM_SIZES[args.size].image_size
     batches = [
         noise_batch(seed, image_size=image_size, boxes=args.boxes)
         for seed in range(args.num_images)
     ]
-    qconfig = without_detector(fragment.qconfig.to_dict())
+    qconfig = without_detector(recipe['qconfig'])
     prepare_in_place(model, build_qconfig(qconfig))
     forward_seconds = seconds_of_forward(model, batches[0], device=args.device)
     calibration = calibrate(model, batches, forward=run_batch)
-    config = recipe_of(fragment, args)
+    config = recipe_of(recipe, args)
     report = reconstruct(
         model, batches, config, forward=run_batch, progress=False
     )

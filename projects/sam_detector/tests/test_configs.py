@@ -12,11 +12,10 @@ from mmengine.runner import Runner
 import sam_detector  # noqa: F401  (registers the classes)
 from taskptq.engine.pipeline import Recipe
 from taskptq.prepare.patterns import matches
+from taskptq.recipes import method_names, resolve
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / 'projects/sam_detector/configs'
-QUANT = CONFIGS / '_base_/quant'
-FRAGMENTS = sorted(p.name for p in QUANT.glob('*.py'))
 LEAVES = sorted(p.name for p in CONFIGS.glob('*_ptq4sam-l-*.py'))
 FLOAT = [
     f'sam-{size}_{detector}_coco.py'
@@ -27,7 +26,7 @@ FLOAT = [
         ('h', 'dino'),
     )
 ]
-BITS = re.compile(r'w(\d)a(\d)_(.+)\.py')
+BITS = ((8, 8), (6, 6), (4, 4), (3, 3), (2, 4))
 REWRITES = {
     'ptq4sam': ['BimodalIntegration'],
     'big': ['BimodalIntegration'],
@@ -35,24 +34,22 @@ REWRITES = {
 }
 
 
-@pytest.mark.parametrize('name', FRAGMENTS)
-def test_fragment(name):
-    cfg = Config.fromfile(QUANT / name)
-    assert set(cfg) <= {'qconfig', 'reconstruction', 'rewrites'}
+@pytest.mark.parametrize(('weight', 'activation'), BITS)
+@pytest.mark.parametrize('method', method_names('sam_detector'))
+def test_recipe(method, weight, activation):
+    parts = resolve(f'sam_detector::w{weight}a{activation}_{method}')
+    assert set(parts) <= {'qconfig', 'reconstruction', 'rewrites'}
     recipe = Recipe.from_config(
-        cfg.qconfig,
-        reconstruction=cfg.get('reconstruction'),
-        rewrites=cfg.rewrites,
+        parts['qconfig'],
+        reconstruction=parts.get('reconstruction'),
+        rewrites=parts.get('rewrites'),
     )
     points = recipe.qconfig.points
-    match = BITS.fullmatch(name)
-    method = match[3] if match else name.removesuffix('.py')
-    if match:
-        bits = [
-            points[p]['num_bits']
-            for p in ('weight', 'activation', 'attention', 'softmax')
-        ]
-        assert bits == [int(match[1])] + [int(match[2])] * 3
+    bits = [
+        points[p]['num_bits']
+        for p in ('weight', 'activation', 'attention', 'softmax')
+    ]
+    assert bits == [weight] + [activation] * 3
     words = method.split('-')
     assert [r['type'] for r in recipe.rewrites] == REWRITES.get(words[0], [])
     grid = points['softmax']['type'] == 'PowerOfTwoQuantizer'
@@ -62,21 +59,20 @@ def test_fragment(name):
     assert bool(points['softmax']['observer'].get('per_head')) == (
         'head' in words
     )
-    learned = method not in ('points', 'mse', 'minmax') and words[-1] != 's'
+    learned = method not in ('mse', 'minmax') and words[-1] != 's'
     assert (recipe.reconstruction is not None) == learned
 
 
 def test_all_rows_keep_the_same_layers_float():
     lists = {
-        tuple(Config.fromfile(QUANT / n).qconfig.keep_float)
-        for n in FRAGMENTS
-        if n.startswith('w4a4')
+        tuple(resolve(f'sam_detector::w4a4_{n}')['qconfig']['keep_float'])
+        for n in method_names('sam_detector')
     }
     assert len(lists) == 1
 
 
 def test_kept_layers_exist_with_and_without_a_detector(sam_config):
-    patterns = Config.fromfile(QUANT / 'points.py').qconfig.keep_float
+    patterns = resolve('sam_detector::w4a4_mse')['qconfig']['keep_float']
     for detector in (None, {'type': 'ResNet', 'depth': 18}):
         model = MODELS.build(
             {

@@ -50,9 +50,9 @@ def test_recipes_are_those_of_the_table(tables):
     ] == ['KeyShift', 'AttentionCentering']
 
 
-def test_a_row_without_fragment_is_an_error(tables):
-    with pytest.raises(ValueError, match=r"row 'w4a4_best' has no fragment"):
-        tables['sam-tiny'].fragment('w4a4_best')
+def test_a_row_without_recipe_is_an_error(tables):
+    with pytest.raises(ValueError, match=r"there is no method 'best'"):
+        tables['sam-tiny'].settings('w4a4_best')
 
 
 def test_settings_of_single_groups_are_refused(tmp_path):
@@ -150,7 +150,7 @@ def test_uniform_attention_loses_mass_and_power_of_two_does_not(
     content = yaml.safe_load(out.read_text())
     assert content['row_sum_errors'].keys() == found.keys()
     assert content['command'] == 'make'
-    with pytest.raises(ValueError, match=r"row 'w4a4_best' has no fragment"):
+    with pytest.raises(ValueError, match=r"there is no method 'best'"):
         measure_row_sums(
             experiment, ['w4a4_best'], num_images=1, work_dir=tmp_path
         )

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from mmengine.config import Config
 
 from sam_detector import scale
 from sam_detector.sam import SAM_SIZES, SAMSize
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
-QDROP = PROJECT / 'configs/_base_/quant/qdrop.py'
+QDROP = 'sam_detector::w8a8_qdrop'
 FOUND = {
     'steps': 20,
     'num_images': 2,
@@ -46,7 +45,7 @@ def micro(sam_config, monkeypatch):
 
 
 def parse(*words):
-    return scale.parse_args(['--quant', str(QDROP), *words])
+    return scale.parse_args(['--recipe', QDROP, *words])
 
 
 def test_arguments():
@@ -129,24 +128,22 @@ def test_the_detectors_patterns_are_left_out():
 
 
 def test_the_recipe_is_shortened():
-    fragment = Config(
-        {
-            'reconstruction': {
-                'steps': 2000,
-                'batch_size': 8,
-                'scope': 'layer',
-                'patience': 5,
-                'drop_prob': 0.25,
-                'loss': {'type': 'Other'},
-            }
+    recipe = {
+        'reconstruction': {
+            'steps': 2000,
+            'batch_size': 8,
+            'scope': 'layer',
+            'patience': 5,
+            'drop_prob': 0.25,
+            'loss': {'type': 'Other'},
         }
-    )
+    }
     args = parse('--steps', '3', '--autocast', 'bfloat16')
-    found = scale.recipe_of(fragment, args)
+    found = scale.recipe_of(recipe, args)
     assert (found.steps, found.batch_size, found.skip_below) == (3, 1, 0)
     assert (found.patience, found.autocast) == (None, 'bfloat16')
     assert (found.scope, found.drop_prob) == ('layer', 0.25)
-    assert scale.recipe_of(Config({'reconstruction': None}), args).steps == 3
+    assert scale.recipe_of({'reconstruction': None}, args).steps == 3
 
 
 def test_a_small_size_is_measured(micro, tmp_path, capsys):
@@ -154,8 +151,8 @@ def test_a_small_size_is_measured(micro, tmp_path, capsys):
     words = [
         '--size',
         'micro',
-        '--quant',
-        str(QDROP),
+        '--recipe',
+        QDROP,
         '--steps',
         '2',
         '--boxes',
@@ -191,11 +188,11 @@ def test_a_small_size_is_measured(micro, tmp_path, capsys):
     assert f'written to {out}' in shown
 
 
-def test_a_fragment_without_qconfig_is_named(tmp_path):
+def test_a_recipe_without_qconfig_is_refused(tmp_path):
     path = tmp_path / 'q.py'
     path.write_text('reconstruction = None\n')
-    with pytest.raises(ValueError, match=r'q\.py has no qconfig'):
-        scale.measure(scale.parse_args(['--quant', str(path)]))
+    with pytest.raises(ValueError, match='recipe sets no qconfig'):
+        scale.measure(scale.parse_args(['--recipe', str(path)]))
 
 
 def test_peak_memory_without_the_kernels_figure(tmp_path, monkeypatch):

@@ -98,10 +98,10 @@ def error_lines(name: str, head: Report) -> Iterator[list[str]]:
             f'{found["direct"]:.4f}',
             f'{head["boxes"][bits]["measured"]:.2f}',
         ]
-    for fragment, found in head['layers'].items():
+    for recipe, found in head['layers'].items():
         yield [
             name,
-            fragment,
+            recipe,
             *numbers(found['coordinates']),
             '',
             f'{found["boxes"]["measured"]:.2f}',

@@ -174,8 +174,8 @@ def test_reports(tools, small, monkeypatch, tmp_path):
             str(out['errors']),
             '--plot',
             str(tmp_path / 'scatter.png'),
-            '--quant',
-            'a/w4a4_head-mse.py',
+            '--recipes',
+            'w4a4_head-mse',
             '--bits',
             '8',
             '4',
@@ -407,10 +407,10 @@ def test_models_are_those_of_the_table(tools, monkeypatch):
         checkpoint='a.pth',
         name='a',
         calibration={},
-        quant='quant/{bits}_{method}.py',
+        recipe_name=lambda bits, *, method: f'scope::{bits}_{method}',
     )
     cfg, models = draw.models_of(table, ['w4a4_head-mse'], seed=3)
     assert cfg == 'cfg'
     assert list(models) == ['float', 'w4a4_head-mse']
-    assert calls[0][1]['qconfig'] == 'quant/w4a4_head-mse.py'
+    assert calls[0][1]['recipe'] == 'scope::w4a4_head-mse'
     assert calls[0][1]['seed'] == 3

@@ -112,7 +112,7 @@ def _quantize(source: str, path: Path, *, good: Good, work: Path) -> list[str]:
     return [
         str(good.folder / 'float.py'),
         str(checkpoint),
-        '--quant',
+        '--recipe',
         str(good.folder / fragment),
         '--num-images',
         '2',

@@ -66,7 +66,7 @@ def write_module(folder: Path, marker: Path) -> None:
 
 
 def write_configs(folder: Path, *, root: Path, host: str) -> None:
-    """Write the configs and fragments of one host's runs.
+    """Write the configs and recipes of one host's runs.
 
     Args:
         folder: Where to.
@@ -125,7 +125,7 @@ def _quantize(
         'quantize',
         good.folder / 'float.py',
         good.path('float'),
-        '--quant',
+        '--recipe',
         good.folder / fragment,
         '--num-images',
         2,

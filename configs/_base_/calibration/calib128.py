@@ -1,2 +1,0 @@
-# 128 images of the training split.
-calibration = dict(num_images=128)

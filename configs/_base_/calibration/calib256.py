@@ -1,2 +1,0 @@
-# 256 images of the training split.
-calibration = dict(num_images=256)

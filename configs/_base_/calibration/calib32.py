@@ -1,2 +1,0 @@
-# 32 images of the training split.
-calibration = dict(num_images=32)

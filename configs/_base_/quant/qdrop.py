@@ -1,4 +1,0 @@
-# QDrop (Wei et al., ICLR 2022): as brecq.py, with half of the activations
-# left float at random while a block learns.
-_base_ = ['./brecq.py']
-reconstruction = dict(drop_prob=0.5)

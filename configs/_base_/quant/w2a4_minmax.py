@@ -1,4 +1,0 @@
-_base_ = ['./minmax.py']
-qconfig = dict(
-    weight=dict(num_bits=2, symmetric=False), activation=dict(num_bits=4)
-)

@@ -1,7 +1,0 @@
-_base_ = ['./da-qat.py']
-qconfig = dict(
-    weight=dict(num_bits=3),
-    activation=dict(num_bits=3),
-    attention=dict(num_bits=8),
-    softmax=dict(num_bits=8),
-)

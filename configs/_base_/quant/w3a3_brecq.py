@@ -1,2 +1,0 @@
-_base_ = ['./brecq.py']
-qconfig = dict(weight=dict(num_bits=3), activation=dict(num_bits=3))

@@ -1,3 +1,0 @@
-# A grid for each head's queries, keys and values.
-_base_ = ['./w6a6-8_mse-centering.py']
-qconfig = dict(attention=dict(per_head=True))

@@ -1,2 +1,0 @@
-# AdaRound (Nagel et al., ICML 2020): learned rounding, layer by layer.
-_base_ = ['../../../../../configs/_base_/quant/adaround.py']

@@ -1,2 +1,0 @@
-_base_ = ['./network-uniform.py']
-qconfig = dict(weight=dict(num_bits=4), activation=dict(num_bits=4))

@@ -1,2 +1,0 @@
-_base_ = ['./adaround.py']
-qconfig = dict(weight=dict(num_bits=6), activation=dict(num_bits=6))

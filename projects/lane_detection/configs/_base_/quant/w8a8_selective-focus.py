@@ -1,2 +1,0 @@
-_base_ = ['./selective-focus.py']
-qconfig = dict(weight=dict(num_bits=8), activation=dict(num_bits=8))

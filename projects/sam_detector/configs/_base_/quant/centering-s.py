@@ -1,4 +1,0 @@
-# Keys and values centered, in place of bimodal integration. Statistics only:
-# ranges of least error, rounding to nearest.
-_base_ = ['./mse.py']
-rewrites = [dict(type='AttentionCentering', patterns=['sam.*'])]

@@ -1,3 +1,0 @@
-# Ranges of least error, rounding to nearest.
-_base_ = ['./points.py']
-reconstruction = None

@@ -1,2 +1,0 @@
-_base_ = ['./centering-hybrid-head.py']
-qconfig = dict(weight=dict(num_bits=2), activation=dict(num_bits=4))

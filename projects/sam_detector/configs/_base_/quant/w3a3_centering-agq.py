@@ -1,2 +1,0 @@
-_base_ = ['./centering-agq.py']
-qconfig = dict(weight=dict(num_bits=3), activation=dict(num_bits=3))
