@@ -1,9 +1,9 @@
-"""The Python entry point: quantize a model of any OpenMMLab config."""
+"""The Python entry points: quantize a model, and load a quantized one."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from taskptq.core.rules import Flag
-from taskptq.core.setting_error import SettingError
+from taskptq.core.setting_error import SettingError, check_keys, refuse
 from taskptq.engine.calibration_data import (
     CalibrationConfig,
     EvaluationSource,
@@ -27,7 +27,9 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.config_file import read_config
+from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
+from taskptq.engine.in_memory import Forward, quantize_in_memory
 from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
@@ -98,17 +100,19 @@ def build_model(
 
 
 def load_quantized(
-    config: Config | str | Path,
+    config_or_model: Config | str | Path | nn.Module,
     checkpoint: str | Path,
     *,
-    device: str | torch.device = 'cpu',
+    device: str | torch.device | None = None,
 ) -> nn.Module:
-    """Build a config's model from a quantized file, ready to evaluate.
+    """Return the model of a quantized file, ready to evaluate.
 
     Args:
-        config: Config or its path.
+        config_or_model: Config of the float model, or its path; or the float
+            model itself, with any weights, which is changed in place.
         checkpoint: Quantized file.
-        device: Where to put the model.
+        device: Where to put the model; None leaves a given model where it
+            is, and builds one on the CPU.
 
     Raises:
         QuantizedCheckpointError: If the file is damaged, of another schema,
@@ -116,7 +120,11 @@ def load_quantized(
         ValueError: If it is no quantized file, or see ``read_checkpoint``.
     """
     payload = read_checkpoint(local_file(checkpoint))
-    model = build_model(config, device=device)
+    if isinstance(config_or_model, nn.Module):
+        model = config_or_model
+        restore_model(payload, model)
+        return model if device is None else model.to(device)
+    model = build_model(config_or_model, device=device or 'cpu')
     restore_model(payload, model)
     model.dataset_meta = payload['meta'].get('dataset_meta', {})
     return model
@@ -144,8 +152,8 @@ def default_device() -> str:
 
 
 def quantize(
-    config: Config | str | Path,
-    checkpoint: str | Path,
+    config_or_model: Config | str | Path | nn.Module,
+    checkpoint_or_batches: str | Path | Iterable[Any],
     *,
     recipe: str | Path | Mapping[str, Any] | Sequence[Any] | None = None,
     qconfig: Mapping[str, Any] | str | Path | None = None,
@@ -153,6 +161,7 @@ def quantize(
     calibration: Mapping[str, Any] | str | Path | None = None,
     rewrites: list[dict[str, Any]] | None = None,
     loss: Mapping[str, Any] | None = None,
+    forward: Forward | None = None,
     out: str | Path | None = None,
     work_dir: str | Path | None = None,
     device: str | torch.device | None = None,
@@ -161,11 +170,21 @@ def quantize(
     trust_checkpoint: bool = False,
     allow_overlap: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
-    """Quantize a float model and save it.
+    """Quantize a float model: of a config, or one in memory.
+
+        model, report = quantize('retinanet.py', 'float.pth', recipe='w8a8')
+        model, report = quantize(model, batches, recipe='w8a8', out='q.pth')
+
+    A model in memory is changed in place, and nothing is written unless
+    ``out`` or ``work_dir`` is given.
 
     Args:
-        config: Config of an mmengine, mmdet or mmseg model, or its path.
-        checkpoint: Float checkpoint, path or URL.
+        config_or_model: Config of an mmengine, mmdet or mmseg model, or its
+            path; or any ``nn.Module`` with float weights.
+        checkpoint_or_batches: For a config the float checkpoint, path or
+            URL; for a model the calibration batches, each as the model takes
+            it (a dict is passed as keyword arguments, a list or tuple as
+            positional ones).
         recipe: Name such as ``w4a4_qdrop``, dict of its parts, config file
             that sets them, or a list of these, merged in order. Parts that
             are given here as well replace those of the recipe.
@@ -174,8 +193,11 @@ def quantize(
             ``loss`` count unless they are given here.
         reconstruction: Settings, or a fragment; None leaves it out.
         calibration: Settings, or a fragment; None takes 256 training images.
+            With a model in memory only ``unreached``.
         rewrites: Configs of ModelRewrites that run first.
         loss: Config of a ReconLoss.
+        forward: With a model in memory, ``forward(model, batch)`` runs it;
+            None calls it as above.
         out: Quantized file; None is ``quantized.pth`` in ``work_dir``.
         work_dir: Folder of the reports; None is the folder of ``out``, or
             ``work_dirs/<config name>_ptq``.
@@ -201,29 +223,110 @@ def quantize(
         ('trust_checkpoint', trust_checkpoint),
     ):
         Flag().read(flag, name=name)
-    config = load_config(config)
+    of_recipe = {
+        'qconfig': qconfig,
+        'reconstruction': reconstruction,
+        'loss': loss,
+        'rewrites': rewrites,
+    }
+    meta = file_meta(recipe=recipe_label(recipe, **of_recipe))
+    written = {'out': out, 'work_dir': work_dir, 'seed': seed}
+    settings = read_fragment(calibration, key='calibration') or {}
+    if isinstance(config_or_model, nn.Module):
+        refuse_for_model(
+            settings,
+            device=device,
+            trust_checkpoint=trust_checkpoint,
+            allow_overlap=allow_overlap,
+        )
+        report = quantize_in_memory(
+            config_or_model,
+            checkpoint_or_batches,
+            parts=read_parts(recipe, **of_recipe),
+            forward=forward,
+            resume=resume,
+            meta=meta,
+            **settings,
+            **written,
+        )
+        return config_or_model, report
+    if forward is not None:
+        raise refuse('forward', forward, 'it is for models in memory only')
+    # Its custom_imports may register what the recipe names.
+    config = load_config(config_or_model)
+    return quantize_config(
+        config,
+        checkpoint_or_batches,
+        parts=read_parts(recipe, **of_recipe),
+        calibration=settings
+        | ({'allow_overlap': True} if allow_overlap else {}),
+        device=device or default_device(),
+        resume=resume,
+        trust_checkpoint=trust_checkpoint,
+        meta=meta,
+        **written,
+    )
+
+
+def refuse_for_model(settings: Mapping[str, Any], **options: Any) -> None:
+    """Refuse what only the models of configs have.
+
+    Args:
+        settings: Of the calibration.
+        options: Options of :func:`quantize`; False and None are not given.
+
+    Raises:
+        SettingError: Naming the first of them.
+    """
+    for name, value in options.items():
+        if value:
+            raise refuse(
+                name, value, 'it is for models of configs, not in memory'
+            )
+    check_keys(settings, ('unreached',), name='calibration')
+
+
+def quantize_config(
+    config: Config,
+    checkpoint: str | Path,
+    *,
+    parts: dict[str, Any],
+    calibration: Mapping[str, Any],
+    out: str | Path | None,
+    work_dir: str | Path | None,
+    device: str | torch.device,
+    seed: int,
+    resume: bool,
+    trust_checkpoint: bool,
+    meta: Mapping[str, Any],
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Quantize the model of a config; see :func:`quantize`.
+
+    Args:
+        config: Loaded config.
+        checkpoint: Float checkpoint, path or URL.
+        parts: Parts of the recipe.
+        calibration: See ``CalibrationConfig``.
+        out: As in :func:`quantize`, like all that follow.
+        work_dir: Folder of the reports.
+        device: Where the model is quantized.
+        seed: Seed of images and reconstruction.
+        resume: Whether to go on with an interrupted run.
+        trust_checkpoint: Whether to unpickle what is not plain.
+        meta: What the file records besides data set and config.
+    """
     folder = choose_work_dir(config, work_dir=work_dir, out=out)
     refuse_unwritable_folder(folder, name='work_dir')
     refuse_unwritable_file(
         folder / 'quantized.pth' if out is None else out, name='out'
     )
-    parts = read_parts(
-        recipe,
-        qconfig=qconfig,
-        reconstruction=reconstruction,
-        loss=loss,
-        rewrites=rewrites,
-    )
-    settings = read_fragment(calibration, key='calibration') or {}
-    if allow_overlap:
-        settings['allow_overlap'] = True
-    images = CalibrationConfig.from_dict(settings, seed=seed)
+    images = CalibrationConfig.from_dict(calibration, seed=seed)
     made = Recipe.from_config(
         parts.pop('qconfig'), **parts, calibration=images.recipe(), seed=seed
     )
     path = local_file(checkpoint)
     content = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
-    model = build_model(config, device=device or default_device())
+    model = build_model(config, device=device)
     load_float_weights(model, content, path=path)
     refuse_misfit(
         model, content, path=path, logger=MMLogger.get_current_instance()
@@ -232,6 +335,7 @@ def quantize(
     default = (config.get('train_dataloader') or {}).get('dataset')
     batches = build_calibration(images, source=source, default=default)
     model.dataset_meta = getattr(source.dataset, 'metainfo', {})
+    found = file_meta(dataset_meta=model.dataset_meta, config=config.filename)
     report = quantize_model(
         model,
         batches,
@@ -239,7 +343,7 @@ def quantize(
         work_dir=folder,
         out=out,
         resume=resume,
-        meta={'dataset_meta': model.dataset_meta},
+        meta={**found, **meta},
     )
     return model, report
 

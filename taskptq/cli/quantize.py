@@ -216,7 +216,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _, report = quantize(
         cfg,
         args.checkpoint,
-        recipe=recipe,
+        # By name, which the file records.
+        recipe=args.recipe,
         calibration=calibration,
         out=out,
         work_dir=args.work_dir,

@@ -170,6 +170,9 @@ class Ending:
     finish: Callable[[nn.Module], dict[str, Any]]
 
 
+Forward = Callable[[nn.Module, Any], Any]
+
+
 def run_batch(model: nn.Module, batch: Any) -> Any:
     """Run an mmengine model on one batch as its test loop does.
 
@@ -186,9 +189,11 @@ def apply_rewrites(
     model: nn.Module,
     batches: Sequence[Any],
     rewrites: Sequence[Mapping[str, Any]],
+    *,
+    forward: Forward = run_batch,
 ) -> list[Any]:
     """Run the rewrites on the float model; returns their plain reports."""
-    stats = RewriteStats(batches=batches, forward=run_batch)
+    stats = RewriteStats(batches=batches, forward=forward)
     reports = []
     for rewrite in build_rewrites(rewrites):
         report = rewrite(model, stats)
@@ -207,6 +212,7 @@ def reconstruct_model(
     resume: bool,
     ending: Ending | None = None,
     shared_dir: Path | None = None,
+    forward: Forward = run_batch,
 ) -> dict[str, Any] | None:
     """Reconstruct if the recipe says so; returns the plain report."""
     if recipe.reconstruction is None:
@@ -221,7 +227,7 @@ def reconstruct_model(
         model,
         batches,
         ReconstructionConfig.from_dict(recipe.reconstruction),
-        forward=run_batch,
+        forward=forward,
         loss=build_loss(recipe.loss),
         adapter=adapter,
         state_dir=state_dir,
@@ -241,6 +247,8 @@ def quantize_model(
     resume: bool = True,
     shared_dir: str | Path | None = None,
     meta: Mapping[str, Any] | None = None,
+    forward: Forward = run_batch,
+    adapter: Any = None,
 ) -> dict[str, Any]:
     """Quantize a float model in place and write what came of it.
 
@@ -259,6 +267,8 @@ def quantize_model(
             the same way, and differ in what follows on the network, find
             each other's; None shares nothing. Nothing in it is removed.
         meta: Plain facts for the file, e.g. ``dataset_meta``.
+        forward: Runs the model on one batch.
+        adapter: The model's adapter; None is that of its class.
 
     Returns:
         The report, plain types.
@@ -281,6 +291,8 @@ def quantize_model(
             work_dir=work_dir,
             resume=resume,
             shared_dir=None if shared_dir is None else Path(shared_dir),
+            forward=forward,
+            adapter=adapter,
         )
         return write_results(
             model,
@@ -301,6 +313,8 @@ def run_steps(
     resume: bool,
     ending: Ending | None = None,
     shared_dir: Path | None = None,
+    forward: Forward = run_batch,
+    adapter: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Do all but writing the file; see :func:`quantize_model`.
 
@@ -313,6 +327,8 @@ def run_steps(
         ending: What to do instead of freezing; then nothing is saved or
             resumed.
         shared_dir: As in :func:`quantize_model`.
+        forward: Runs the model on one batch.
+        adapter: The model's adapter; None is that of its class.
 
     Returns:
         The report, without the file's entries; and what the file keeps of
@@ -322,14 +338,19 @@ def run_steps(
         raise ValueError('calibration set is empty: give at least one batch')
     start = time.perf_counter()
     model.eval()
-    adapter = build_adapter(model)
+    if adapter is None:
+        adapter = build_adapter(model)
     with seeded(recipe.seed), shared_log():
-        rewritten = apply_rewrites(model, batches, recipe.rewrites)
-        swapped = prepare_in_place(model, recipe.qconfig, batch=batches[0])
+        rewritten = apply_rewrites(
+            model, batches, recipe.rewrites, forward=forward
+        )
+        swapped = prepare_in_place(
+            model, recipe.qconfig, batch=batches[0], forward=forward
+        )
         calibrated = calibrate(
             model,
             batches,
-            forward=run_batch,
+            forward=forward,
             unreached=recipe.calibration.get('unreached', 'error'),
         )
         report_what_ran(
@@ -338,6 +359,7 @@ def run_steps(
             swapped=swapped,
             calibrated=calibrated,
             work_dir=work_dir,
+            forward=forward,
         )
         rebuilt = reconstruct_model(
             model,
@@ -348,6 +370,7 @@ def run_steps(
             resume=resume,
             ending=ending,
             shared_dir=shared_dir,
+            forward=forward,
         )
         ended = (
             {'freeze': freeze(model).to_dict()}
@@ -374,6 +397,7 @@ def prepare_in_place(
     *,
     batch: Any = None,
     decisions: Decisions | None = None,
+    forward: Forward = run_batch,
 ) -> SwapReport:
     """Fold and swap; new quantizers go where the model's parameters are.
 
@@ -382,12 +406,13 @@ def prepare_in_place(
         qconfig: Recipe of the quantizers.
         batch: What each fold and swap is compared on; see ``prepare``.
         decisions: What to repeat instead, without data.
+        forward: Runs the model on one batch.
     """
     report = prepare(
         model,
         qconfig,
         batch=batch,
-        forward=run_batch,
+        forward=forward,
         decisions=decisions,
         agree=on_all_ranks,
     )
@@ -409,6 +434,7 @@ def report_what_ran(
     swapped: SwapReport,
     calibrated: CalibrationReport,
     work_dir: Path,
+    forward: Forward = run_batch,
 ) -> None:
     """Trace the calibrated model, and write what of it runs quantized.
 
@@ -418,9 +444,10 @@ def report_what_ran(
         swapped: Report of the swap, which gets to say what ran.
         calibrated: Report of the calibration.
         work_dir: Where ``swap_report.json`` and ``swap_report.txt`` go.
+        forward: Runs the model on one batch.
     """
     products = trace_products(
-        model, [batches[i] for i in calibrated.covering], forward=run_batch
+        model, [batches[i] for i in calibrated.covering], forward=forward
     )
     swapped.add_products(products, left_float=calibrated.left_float)
     write_swap_report(swapped, work_dir)
@@ -503,7 +530,7 @@ def write_results(
         payload = pack_model(
             model,
             recipe=report['recipe'],
-            meta=to_plain(meta or {}),
+            meta=to_plain({'model': type(model).__name__, **(meta or {})}),
             structure=structure,
         )
         save(payload, out)

@@ -26,6 +26,7 @@ from taskptq.engine.checkpoint_guard import (
     refuse_resumed_misfit,
 )
 from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import Recipe, quantize_model
 from taskptq.engine.recipe_source import with_recipe
@@ -136,6 +137,13 @@ class PTQHook(Hook):
         parts = with_recipe(
             recipe,
             owner='PTQHook',
+            qconfig=qconfig,
+            reconstruction=reconstruction,
+            loss=loss,
+            rewrites=rewrites,
+        )
+        self.label = recipe_label(
+            recipe,
             qconfig=qconfig,
             reconstruction=reconstruction,
             loss=loss,
@@ -297,7 +305,11 @@ class PTQHook(Hook):
         self._batches = build_calibration(
             self.calibration, source=source, default=train_dataset(runner)
         )
-        meta = {'dataset_meta': getattr(source.dataset, 'metainfo', {})}
+        meta = file_meta(
+            dataset_meta=getattr(source.dataset, 'metainfo', {}),
+            recipe=self.label,
+            config=runner.cfg.filename,
+        )
         out = None if self.out is None else Path(runner.work_dir) / self.out
         self.report = quantize_model(
             unwrap(runner.model),
