@@ -1,4 +1,4 @@
-"""Collated batches: how long they are, what is known of them, their parts."""
+"""Collated batches: their length, metainfo and parts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def batch_length(batch: Any) -> int:
     """Return the number of images of a collated batch, 0 if unknown."""
     if isinstance(batch, dict) and 'inputs' in batch:
         inputs = batch['inputs']
-        # Models with several inputs name them; each has all images.
+        # Models with several inputs name them; each holds all images.
         first = (
             next(iter(inputs.values()))
             if (isinstance(inputs, dict) and inputs)
@@ -41,14 +41,14 @@ def batch_metas(batch: Any) -> list[Mapping[str, Any]]:
 
 
 class BatchParts(Sequence[Any]):
-    """Batches of fewer images, taken from collated ones when they are read.
+    """Smaller batches, cut from collated ones when they are read.
 
     Args:
         batches: Collated batches.
-        size: Most images of a part.
+        size: Most images per part.
 
     Raises:
-        ValueError: If a batch cannot be taken apart.
+        ValueError: If a batch cannot be split.
     """
 
     def __init__(self, batches: Sequence[Any], size: int) -> None:
@@ -58,9 +58,9 @@ class BatchParts(Sequence[Any]):
             length = batch_length(batch)
             if not length:
                 raise ValueError(
-                    f'network_batch_size={size}: calibration batch {number} '
-                    f'({type(batch).__name__}) has no images to choose from; '
-                    'leave it out to draw whole batches'
+                    f'network_batch_size={size}: cannot split calibration '
+                    f'batch {number} ({type(batch).__name__}) into images; '
+                    'remove the setting to draw whole batches'
                 )
             self._places += [
                 (number, start, min(start + size, length))
@@ -72,7 +72,7 @@ class BatchParts(Sequence[Any]):
         return len(self._places)
 
     def __getitem__(self, index: Any) -> Any:
-        """Return one part, or those of a slice."""
+        """Return one part, or a list of parts for a slice."""
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         number, start, end = self._places[index]
@@ -80,12 +80,12 @@ class BatchParts(Sequence[Any]):
         return _part(batch, slice(start, end), length=batch_length(batch))
 
     def __iter__(self) -> Iterator[Any]:
-        """Read the parts one after another."""
+        """Yield the parts in order."""
         return (self[index] for index in range(len(self)))
 
 
 def _part(value: Any, rows: slice, *, length: int) -> Any:
-    """Cut every tensor and list with a place for each image."""
+    """Slice every tensor and list that has one entry per image."""
     if isinstance(value, dict):
         return {
             key: _part(item, rows, length=length)

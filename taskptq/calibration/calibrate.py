@@ -31,19 +31,20 @@ logger = logging.getLogger('taskptq')
 
 @dataclass(kw_only=True)
 class CalibrationReport:
-    """What calibration did.
+    """Report of a calibration.
 
     Args:
         num_batches: Batches run by this rank.
         seconds: Wall time.
         unobserved: Activation quantizers that saw no data and therefore
-            stay float; layers that only training runs are the usual case.
-        left_float: Counterpart that stays float, its weights too -> why.
-        covering: Batches of this rank, by index, that together called every
-            counterpart which any of them called; the first one is.
-        warnings: What a reader should look at.
-        softmax: What the search of each softmax grid found, by quantizer:
-            see ``taskptq.methods.ptq4sam.granularity.Granularity``.
+            stay float, usually in layers that only training runs.
+        left_float: Counterparts that stay float with their weights, by
+            name, and the reason.
+        covering: Indices of batches of this rank that together call every
+            counterpart that any batch calls; the first batch is included.
+        warnings: Warnings for the user.
+        softmax: Result of each softmax grid search, by quantizer; see
+            ``taskptq.methods.ptq4sam.granularity.Granularity``.
     """
 
     num_batches: int = 0
@@ -61,7 +62,7 @@ class CalibrationReport:
 
 @contextmanager
 def calibration_mode(model: nn.Module) -> Iterator[None]:
-    """The one context of all calibration forwards: eval mode, no gradient."""
+    """Run calibration forwards: eval mode, without gradients."""
     was_training = [m for m in model.modules() if m.training]
     model.eval()
     try:
@@ -81,20 +82,19 @@ def calibrate(
 ) -> CalibrationReport:
     """Set the ranges of all quantizers.
 
-    Parts that only training runs stay float, and so do layers whose weights
-    others read without calling them.
+    Parts that only training runs stay float, as do layers whose weights are
+    read by others without a call.
 
     Args:
         model: Swapped model.
         batches: Collated data batches (this rank's share).
         forward: Runs the model on one batch.
-        unreached: What to do where no batch reached another quantizer:
-            'error', or 'float', which leaves its module float.
+        unreached: What to do if no batch reached some other quantizer:
+            'error', or 'float' to leave its module float.
 
     Raises:
-        ValueError: If there is no batch; a weight or an activation is not
-            finite, or no batch reached a quantizer (the layer's name is in
-            the message).
+        ValueError: If there is no batch, a weight or an activation is not
+            finite, or no batch reached a quantizer; names the layer.
     """
     if unreached not in CHOICES:
         raise ValueError(
@@ -140,7 +140,7 @@ def calibrate(
 
 @torch.no_grad()
 def _check_weights(model: nn.Module) -> None:
-    """Refuse weights that no grid can hold, before any work."""
+    """Refuse weights that aren't finite, before any work."""
     for name, module in quant_modules(model):
         for parameter, slot in module.active_slots():
             quantizer = getattr(module, slot)
@@ -157,20 +157,20 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _warnings(batches: Sequence[Any], watch: _Watch) -> list[str]:
-    """Log and return what makes the calibration images suspicious."""
+    """Log and return warnings about suspicious calibration images."""
     found = []
     constant, total = constant_images(batches)
     if constant:
         found.append(
-            f'{constant} of {total} calibration images have one single '
-            'color: ranges from such images may leave a model that detects '
-            'nothing; look at the calibration set'
+            f'{constant} of {total} calibration images have a single color, '
+            'and a model with ranges from such images may detect nothing: '
+            'check the calibration set'
         )
     elif watch.is_constant:
         found.append(
-            f'the input of {watch.first_quantizer} has the one value '
-            f'{watch.low:g} in all {len(batches)} calibration batches: look '
-            'at the calibration images and the preprocessing'
+            f'the input of {watch.first_quantizer} is {watch.low:g} '
+            f'everywhere in all {len(batches)} calibration batches: check '
+            'the calibration images and the preprocessing'
         )
     for text in found:
         logger.warning(text)
@@ -178,9 +178,9 @@ def _warnings(batches: Sequence[Any], watch: _Watch) -> list[str]:
 
 
 class _Watch:
-    """What the forwards of a calibration call and read first.
+    """Record which batch first calls each counterpart.
 
-    Adds the quantizer's name to an error that its observer raises.
+    Also adds the quantizer's name to errors of its observer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -198,7 +198,7 @@ class _Watch:
 
     @property
     def is_constant(self) -> bool:
-        """Whether the first quantizer saw one single value."""
+        """Whether the first quantizer saw only one value."""
         return self.low == self.high
 
     @contextmanager
@@ -228,7 +228,8 @@ class _Watch:
             self.first_calls.setdefault(name, self.batch)
             return
         self._current = name
-        # A host may call a layer's forward itself; its quantizers tell.
+        # A host may bypass a layer's hooks by calling forward, but not those
+        # of its quantizers.
         self.first_calls.setdefault(name.rpartition('.')[0], self.batch)
         self.first_quantizer = self.first_quantizer or name
         if name == self.first_quantizer and args[0].numel():

@@ -1,4 +1,4 @@
-"""What calibration did not reach: left float with a reason, or refused."""
+"""Quantizers that calibration didn't reach: leave them float, or refuse."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ Forward = Callable[[nn.Module, Any], Any]
 
 CHOICES = ('error', 'float')
 MAX_NAMED = 5
-# Attentions that see at each call which of their inputs are one tensor.
+# Attentions that compare their input tensors at each call.
 SHARING = (QuantMultiheadAttention, QuantSamDecoderAttention)
 
 
 @dataclass(kw_only=True)
 class Unreached:
-    """What stays without a range.
+    """Quantizers and counterparts without a range.
 
     Args:
         quantizers: Activation quantizers that saw no data.
-        left_float: Counterpart that is to stay float -> why.
+        left_float: Counterparts to leave float, by name, and the reason.
     """
 
     quantizers: list[str] = field(default_factory=list)
@@ -46,12 +46,12 @@ def find_unreached(
     forward: Forward,
     unreached: str,
 ) -> Unreached:
-    """Sort out what calibration did not reach; all ranks agree.
+    """Find what calibration did not reach; the same on all ranks.
 
     Args:
-        model: After its observers saw the data of all ranks.
+        model: Model whose observers have seen the data of all ranks.
         called: Counterparts that this rank called.
-        batch: Run once more where layers went unreached, to see whether
+        batch: Batch to rerun if layers went unreached, to see whether
             others read their weights.
         forward: Runs the model on a batch.
         unreached: 'error' or 'float'.
@@ -103,7 +103,7 @@ def find_unreached(
 
 
 def activation_quantizers(model: nn.Module) -> list[tuple[str, Quantizer]]:
-    """Return (qualified name, quantizer) of those that data calibrates."""
+    """Return (qualified name, quantizer) pairs to calibrate with data."""
     return [
         (name, quantizer)
         for name, quantizer in quantizers(model)
@@ -112,10 +112,10 @@ def activation_quantizers(model: nn.Module) -> list[tuple[str, Quantizer]]:
 
 
 def leave_float(model: nn.Module, names: Collection[str]) -> None:
-    """Take the observers of counterparts away, so that they stay float.
+    """Drop the observers of counterparts, so that they stay float.
 
-    A layer of quantized weights and float inputs would not run in integers.
-    Quantizers without a range are stored empty, and restored as such.
+    A layer with quantized weights and float inputs would not run in
+    integers. Quantizers without a range are saved and restored empty.
     """
     layers = dict(quant_modules(model))
     for name in names:
@@ -127,9 +127,9 @@ def leave_float(model: nn.Module, names: Collection[str]) -> None:
 def _idle_layers(
     model: nn.Module, missing: set[str], reached: set[str]
 ) -> list[str]:
-    """Return the counterparts that ran nowhere, in definition order.
+    """Return the counterparts that never ran, in definition order.
 
-    Where an activation quantizer tells, it decides; else the calls do.
+    Activation quantizers decide; without one, recorded calls do.
     """
     idle: list[str] = []
     for name, module in quant_modules(model):
@@ -164,7 +164,7 @@ def _training_only(model: nn.Module) -> list[str]:
 def _with_children(
     reasons: Mapping[str, str], idle: Collection[str]
 ) -> dict[str, str]:
-    """Add the projections of attentions, which run with them only."""
+    """Add the projections of attentions, which only run with them."""
     found = {}
     for name in idle:
         owners = [owner for owner in reasons if _is_in(name, owner)]
@@ -192,10 +192,10 @@ def _refusal(lost: list[str]) -> str:
 
 
 def _is_shared(model: nn.Module, name: str, missing: set[str]) -> bool:
-    """Whether an unset quantizer is one that a shared input leaves unused.
+    """Whether a quantizer has no range because its input is shared.
 
-    An attention whose key is its query (or its value its key) quantizes the
-    tensor once, by the quantizer of the former.
+    An attention whose key is its query (or whose value is its key) quantizes
+    the tensor once, by the first one's quantizer.
     """
     owner, _, point = name.rpartition('.')
     return (

@@ -1,4 +1,4 @@
-"""Analytic clipping: the range of least error of an assumed distribution.
+"""Analytic clipping: the range of least error for an assumed distribution.
 
 Banner, Nahshan, Soudry, 'Post training 4-bit quantization of convolutional
 networks for rapid-deployment', NeurIPS 2019 (ACIQ). With M bits over
@@ -10,9 +10,8 @@ beyond alpha. The derivative of the sum is zero where
 - Gauss of deviation sigma, t = alpha / sigma, density phi, upper tail Q:
   ``phi(t) - t Q(t) = t / (6 * 4^M)``.
 
-What a ReLU leaves is the upper half of such a density on [0, alpha]: bins are
-half as wide, which is the same condition with M + 1 bits. The constants are
-solved for here, not copied.
+A ReLU leaves the upper half of such a density on [0, alpha]: bins are half as
+wide, which is the same condition with M + 1 bits.
 """
 
 from __future__ import annotations
@@ -29,8 +28,8 @@ from taskptq.core.settings import Choice
 from taskptq.core.spec import QuantSpec
 
 DISTRIBUTIONS = ('laplace', 'gauss')
-# E|x| over the root of E x^2 (Geary, 1935): 1 / sqrt(2) for Laplace,
-# sqrt(2 / pi) for Gauss; a tensor is taken for what it is closer to.
+# E|x| over the root of E x^2 (Geary, 1935) is 1 / sqrt(2) for Laplace and
+# sqrt(2 / pi) for Gauss; the nearer one decides.
 GEARY_MIDPOINT = 0.5 * (math.sqrt(0.5) + math.sqrt(2 / math.pi))
 
 
@@ -82,14 +81,14 @@ def _root(falling: Callable[[float], float]) -> float:
 class ACIQObserver(HistogramObserver):
     """Analytic clip of Banner et al., within the observed range.
 
-    Signed values are clipped at mean +- alpha (mean 0 on symmetric grids),
-    values without a negative one at alpha, where only positive ones count:
-    zeros cost nothing.
+    Signed values are clipped at mean +- alpha (mean 0 on symmetric grids).
+    Non-negative values are clipped at alpha, computed from the positive ones
+    only, as zeros cost nothing.
 
     Args:
         spec: Grid.
-        distribution: 'laplace' or 'gauss' for the assumption, None to take
-            the closer one for each channel.
+        distribution: Assumed distribution, 'laplace' or 'gauss'; None picks
+            the closer one per channel.
         num_bins: Most bins kept.
 
     Raises:
@@ -149,7 +148,7 @@ class ACIQObserver(HistogramObserver):
     def _inside(
         self, low: Tensor, high: Tensor, half: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Limit a range to what was observed, (C,) each."""
+        """Limit a range to the observed values, (C,) each."""
         low = torch.where(half, self.min_val.double(), low)
         low = torch.maximum(low.to(self.min_val), self.min_val)
         high = torch.minimum(high.to(self.max_val), self.max_val)

@@ -1,4 +1,4 @@
-"""Files that are complete or not there at all."""
+"""Atomic file writes: a file is complete, or it does not exist."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import BinaryIO, cast
 
 SUFFIX = '.partial'
 FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-# torch's zip writer hides the reason of a failed write behind these words.
+# torch's zip writer hides the cause of a failed write behind these words.
 TORCH_WRITE_ERRORS = ('inline_container', 'PytorchStreamWriter')
 
 
 class DiskFullError(OSError):
-    """A file doesn't fit on its disk; nothing of it is left there."""
+    """A file doesn't fit on its disk; its partial copy has been removed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -26,19 +26,26 @@ class DiskFullError(OSError):
 def write_atomically(
     path: str | Path, write: Callable[[BinaryIO], object]
 ) -> None:
-    """Write a file by way of a partial one in the same folder.
+    """Write a file through a partial one in the same folder.
 
-    The partial file is ``.<name>.<process id>.partial``; it is flushed to the
-    disk before it takes the place of ``path``. What killed processes left of
-    the same file is removed first.
+    The partial file ``.<name>.<process id>.partial`` is flushed to disk
+    before it replaces ``path``. Partial files that killed processes left
+    behind are removed first.
+
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     path = Path(folder, 'new', 'codes.bin')
+    ...     write_atomically(path, lambda file: file.write(b'codes'))
+    ...     path.read_bytes()
+    b'codes'
 
     Args:
-        path: Where to; replaced if it exists, folders are made.
-        write: Writes the whole content to the open file that it is given. It
-            is called a second time, to count bytes, if the disk is full.
+        path: Target; replaced if it exists. Missing folders are made.
+        write: Writes the whole content to the open file it receives. If the
+            disk is full, it is called again to count the bytes.
 
     Raises:
-        DiskFullError: If the disk is full; says how many bytes it takes.
+        DiskFullError: If the disk is full; names the size needed.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,7 +67,7 @@ def write_atomically(
 
 
 def remove_stale_partials(path: str | Path) -> list[Path]:
-    """Remove the partial files of ``path`` whose process no longer runs.
+    """Remove partial files of ``path`` whose process has ended.
 
     Returns:
         The removed files.
@@ -80,9 +87,9 @@ def remove_stale_partials(path: str | Path) -> list[Path]:
 
 
 class _Recorder:
-    """A file that remembers why writing to it failed.
+    """A file that remembers why a write failed.
 
-    torch's writer raises an error of its own, or none, where a write fails.
+    torch's writer raises its own error instead, or none.
     """
 
     def __init__(self, path: Path) -> None:
@@ -115,7 +122,7 @@ class _Recorder:
         return self.file.tell()
 
     def sync(self) -> None:
-        """Bring everything onto the disk.
+        """Flush everything to disk.
 
         Raises:
             OSError: If this or an earlier write failed.
@@ -134,7 +141,7 @@ class _Recorder:
 
 
 class _Counter:
-    """Takes any number of bytes and keeps their count only."""
+    """A file that only counts the bytes written to it."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -158,7 +165,7 @@ def _explain_full_disk(
     file: _Recorder,
     error: BaseException,
 ) -> None:
-    """Raise DiskFullError if this is why ``error`` came up."""
+    """Raise DiskFullError if a full disk caused ``error``."""
     reason = file.failure or error
     full = isinstance(reason, OSError) and reason.errno in FULL_DISK
     if not full and not any(w in str(reason) for w in TORCH_WRITE_ERRORS):
@@ -175,7 +182,7 @@ def _explain_full_disk(
 
 
 def _runs(process: int) -> bool:
-    """Whether a process of this number exists on this machine."""
+    """Whether a process with this id exists on this machine."""
     if os.name != 'posix':
         return True  # signal 0 would end the process there
     try:
@@ -195,6 +202,6 @@ def _sync_folder(folder: Path) -> None:
     try:
         os.fsync(handle)
     except OSError:
-        return  # some network file systems have no sync of folders
+        return  # some network file systems cannot sync folders
     finally:
         os.close(handle)

@@ -1,4 +1,4 @@
-"""How to make one quantizer: grid, class, observer."""
+"""Recipe of one quantizer: grid, class, observer."""
 
 from __future__ import annotations
 
@@ -24,17 +24,25 @@ from taskptq.core.spec import QuantSpec
 class QuantizerConfig:
     """Recipe of one quantizer, buildable any number of times.
 
+    >>> config = QuantizerConfig(spec=QuantSpec(num_bits=4, symmetric=True),
+    ...                          per_channel=True)
+    >>> config.build(ch_axis=0)
+    AffineQuantizer(
+      4 bit, symmetric, per channel 0, uncalibrated
+      (observer): MinMaxObserver()
+    )
+
     Args:
-        spec: Grid; a counterpart may set ``ch_axis`` by its weight's layout.
-        per_channel: One scale per output channel of a weight, or per head
-            of an operand of attention.
+        spec: Grid; ``build`` sets its ``ch_axis``.
+        per_channel: Use one scale per output channel of a weight, or per
+            head of an attention operand.
         quantizer: Class of the quantizer.
         quantizer_kwargs: Its further arguments.
         observer: Class of the observer.
         observer_kwargs: Its further arguments.
 
     Raises:
-        SettingError: If a value is of another type.
+        SettingError: If a value has the wrong type.
     """
 
     spec: QuantSpec = field(default_factory=QuantSpec)
@@ -60,7 +68,8 @@ class QuantizerConfig:
 
         Args:
             ch_axis: Output-channel axis; used only if ``per_channel``.
-            num_heads: Heads of an operand (B, H, N, C); likewise.
+            num_heads: Heads of an operand (B, H, N, C); used only if
+                ``per_channel``.
         """
         if self.per_channel and num_heads is not None:
             ch_axis = HEAD_AXIS

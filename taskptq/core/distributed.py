@@ -1,4 +1,4 @@
-"""What a reconstruction needs to know of the other ranks."""
+"""Small helpers for distributed runs that also work without one."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 
 
 def is_distributed() -> bool:
-    """Whether there are other ranks."""
+    """Whether a process group is initialized."""
     return dist.is_available() and dist.is_initialized()
 
 
 def own_rank() -> int:
-    """Return this process' number among the ranks, 0 without others."""
+    """Return this process's rank, 0 outside distributed runs."""
     return dist.get_rank() if is_distributed() else 0
 
 
 def num_ranks() -> int:
-    """Return the number of ranks, 1 without others."""
+    """Return the number of ranks, 1 outside distributed runs."""
     return dist.get_world_size() if is_distributed() else 1
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
-    """Return the mean over ranks; the value itself without them."""
+    """Return the mean of a tensor over ranks."""
     if is_distributed():
         value = value.clone()
         dist.all_reduce(value)
@@ -33,7 +33,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 
 def gathered(value: Any) -> list[Any]:
-    """Return the values of all ranks, the own one without ranks."""
+    """Return the values of all ranks, in rank order."""
     if not is_distributed():
         return [value]
     values: list[Any] = [None] * dist.get_world_size()

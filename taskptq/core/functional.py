@@ -1,7 +1,7 @@
-"""Pure functions of affine quantization; nothing here keeps state.
+"""Pure functions of affine quantization.
 
 ``q = clamp(round(x / scale) + zero_point, quant_min, quant_max)``, ties to
-even as ONNX QuantizeLinear; ``x_hat = (q - zero_point) * scale``.
+even as in ONNX QuantizeLinear; ``x_hat = (q - zero_point) * scale``.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ MIN_SCALE = 1e-12
 
 def per_channel(values: Tensor, *, ndim: int, ch_axis: int | None) -> Tensor:
     """Reshape scales so that they broadcast against a tensor.
+
+    >>> per_channel(torch.ones(8), ndim=4, ch_axis=1).shape
+    torch.Size([1, 8, 1, 1])
 
     Args:
         values: Shape (C,), or one element.
@@ -61,7 +64,12 @@ def dequantize(
     zero_point: Tensor,
     ch_axis: int | None = None,
 ) -> Tensor:
-    """Return ``(codes - zero_point) * scale`` in the scale's dtype."""
+    """Return ``(codes - zero_point) * scale`` in the scale's dtype.
+
+    >>> dequantize(torch.tensor([0, 3, 15]), scale=torch.tensor(0.5),
+    ...            zero_point=torch.tensor(2))
+    tensor([-1.0000,  0.5000,  6.5000])
+    """
     scale = per_channel(scale, ndim=codes.dim(), ch_axis=ch_axis)
     zero_point = per_channel(zero_point, ndim=codes.dim(), ch_axis=ch_axis)
     return (codes - zero_point).to(scale.dtype) * scale
@@ -78,12 +86,21 @@ def fake_quantize(
 ) -> Tensor:
     """Quantize and dequantize; gradient 1 inside the range, 0 outside (STE).
 
-    Runs torch's fused kernels. They multiply by 1 / scale, so a value that
-    lies on a tie to the last bit may take the neighbouring code of
-    :func:`quantize`.
+    Runs torch's fused kernels. They multiply by 1 / scale, so an exact tie
+    may round to the code next to that of :func:`quantize`.
+
+    >>> x = torch.tensor([-1.0, 0.3, 9.0], requires_grad=True)
+    >>> x_hat = fake_quantize(x, scale=torch.tensor(0.5),
+    ...                       zero_point=torch.tensor(2), quant_min=0,
+    ...                       quant_max=15)
+    >>> x_hat.detach()
+    tensor([-1.0000,  0.5000,  6.5000])
+    >>> x_hat.sum().backward()
+    >>> x.grad
+    tensor([1., 1., 0.])
 
     Args:
-        x: Any shape, floating; half precisions are computed in float32.
+        x: Any shape, floating; half precision is computed in float32.
         scale: (C,) or one element, positive, float32.
         zero_point: Like ``scale``, int32.
         quant_min: Lowest code.
@@ -104,7 +121,7 @@ def fake_quantize(
         )
     value = x if x.dtype == torch.float32 else x.float()
     if ch_axis is None and not x.is_cuda:
-        # Bit for bit what torch's kernel gives, four times as fast on a CPU
+        # Bit for bit what torch's kernel returns, four times as fast on a CPU
         offset = int(zero_point)
         lowest, highest = quant_min - offset, quant_max - offset
         if torch.is_grad_enabled() and x.requires_grad:
@@ -131,7 +148,7 @@ def fake_quantize(
 
 
 class _StraightThrough(torch.autograd.Function):
-    """Round on a fixed grid; the mask is one of floats, see _LSQDrop."""
+    """Round on a fixed grid; the mask holds floats, as in _LSQDrop."""
 
     @staticmethod
     def forward(
@@ -217,7 +234,7 @@ def lsq_fake_quantize(
     value = x if x.dtype == torch.float32 else x.float()
     zero_point = zero_point.to(value.dtype)
     if ch_axis is None:
-        # Codes shifted to start at 0, same values: torch's backward truncates
+        # Shift the codes to start at 0: torch's backward truncates
         # zero point + 0.5, which is off by one where that is negative.
         out: Tensor = torch._fake_quantize_learnable_per_tensor_affine(
             value,
@@ -250,9 +267,9 @@ def lsq_drop_quantize(
     grad_factor: float = 1.0,
     drop_prob: float = 0.0,
 ) -> Tensor:
-    """LSQ with a learned scale and QDrop's random drop, in one step.
+    """Fake-quantize with a learned scale and QDrop's random drop in one step.
 
-    The inner loop of reconstruction: the same values and gradients as
+    The inner loop of reconstruction: values and gradients equal those of
     :func:`lsq_fake_quantize` followed by :func:`random_drop`, in about a
     third of the time on a CPU.
 
@@ -323,14 +340,14 @@ class _LSQDrop(torch.autograd.Function):
 
 
 def reciprocal(scale: Tensor) -> float:
-    """Return 1 / scale of a single scale, rounded as float32 rounds it."""
+    """Return 1 / scale of a single scale, rounded to float32."""
     return float(scale.detach().reshape(()).reciprocal())
 
 
 def drop_mask(x: Tensor, *, drop_prob: float) -> Tensor:
     """Return 1.0 with probability ``drop_prob``, else 0.0, shaped like ``x``.
 
-    Spends 8 random bits per element, so the probability is rounded to a
+    Uses 8 random bits per element, so the probability is rounded to a
     multiple of 1/256. Draws from torch's global generator.
     """
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
@@ -370,13 +387,20 @@ def range_to_affine(
 ) -> tuple[Tensor, Tensor]:
     """Turn an observed range into (scale, zero_point).
 
-    Zero is always inside the range, so it is represented exactly. A channel
-    that is zero throughout gets scale 1, which represents it exactly too.
+    The range is widened to contain zero, which is then represented exactly.
+    A channel that is zero throughout gets scale 1.
+
+    >>> range_to_affine(torch.tensor([-1.0]), torch.tensor([6.5]),
+    ...                 symmetric=False, quant_min=0, quant_max=15)
+    (tensor([0.5000]), tensor([2], dtype=torch.int32))
+    >>> range_to_affine(torch.tensor([-1.0]), torch.tensor([3.75]),
+    ...                 symmetric=True, quant_min=-8, quant_max=7)
+    (tensor([0.5000]), tensor([0], dtype=torch.int32))
 
     Args:
         min_val: (C,) or (1,), lowest value to represent.
         max_val: Like ``min_val``, highest.
-        symmetric: Zero point at 0 (signed) or at the lowest code (unsigned).
+        symmetric: Put the zero point at 0.
         quant_min: Lowest code.
         quant_max: Highest code.
 
@@ -406,5 +430,10 @@ def range_to_affine(
 def affine_to_range(
     scale: Tensor, zero_point: Tensor, *, quant_min: int, quant_max: int
 ) -> tuple[Tensor, Tensor]:
-    """Return the lowest and highest values that the grid represents."""
+    """Return the lowest and highest values that the grid represents.
+
+    >>> affine_to_range(torch.tensor(0.5), torch.tensor(2), quant_min=0,
+    ...                 quant_max=15)
+    (tensor(-1.), tensor(6.5000))
+    """
     return (quant_min - zero_point) * scale, (quant_max - zero_point) * scale

@@ -1,4 +1,4 @@
-"""Observers for quantizers with parameters per head of an attention."""
+"""Observer for quantizers with one grid per attention head."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 from taskptq.core.observers import Observer
 from taskptq.core.spec import QuantSpec
 
-# Of (B, H, N, C), as the quantizers of attentions read their operands.
+# Attention operands are (B, H, N, C).
 HEAD_AXIS = 1
 
 
 class HeadObserver(Observer):
-    """One observer per head: any kind keeps statistics over all batches.
+    """One per-tensor observer for each head.
 
-    Observers with a channel axis are made for weights, which come once and
-    whole; a histogram then holds the last tensor only.
+    A single observer with a channel axis wouldn't do: such observers are
+    made for weights, and histograms then keep only the last tensor.
 
     Args:
-        spec: Grid, with its axis at the heads.
+        spec: Grid whose channel axis is the heads.
         num_heads: Heads.
-        make: Makes the observer of one head, per tensor, from its spec.
+        make: Makes the observer of one head from its per-tensor spec.
     """
 
     reductions: ClassVar[dict[str, str]] = {}
@@ -47,10 +47,11 @@ class HeadObserver(Observer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take in one tensor, (B, H, N, C).
+        """Add one tensor, (B, H, N, C), to the statistics.
 
         Raises:
-            ValueError: If it has other heads, or holds NaN or infinity.
+            ValueError: If the number of heads differs, or the tensor holds
+                NaN or infinity.
         """
         if x.dim() != 4 or x.shape[HEAD_AXIS] != len(self.heads):
             raise ValueError(
@@ -62,17 +63,17 @@ class HeadObserver(Observer):
 
     @property
     def observed(self) -> bool:
-        """Whether anything was seen."""
+        """Whether every head has seen values."""
         return all(head.observed for head in self.parts())
 
     @property
     def signed(self) -> bool:
-        """Grid of all heads: the spec's choice, or signed if any was."""
+        """The spec's choice of grid, else signed if any head's is."""
         return any(head.signed for head in self.parts())
 
     def compute_range(self) -> tuple[Tensor, Tensor]:
         """Return (min_val, max_val) of each head, (H,)."""
-        # Heads search on the grid that they are going to share.
+        # Heads must search on the signedness that they will share.
         spec = replace(self.spec, ch_axis=None, signed=self.signed)
         ranges = []
         for head in self.parts():

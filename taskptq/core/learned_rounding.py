@@ -1,4 +1,4 @@
-"""Learned rounding of weights, soft while it trains and hard afterwards."""
+"""Learned rounding of weights: soft while training, hard afterwards."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ GAMMA = -0.1
 
 
 class LearnedRounding(nn.Module):
-    """Round each weight up or down as learned (AdaRound, Eqs. 22 to 24).
+    """Learn whether to round each weight up or down (AdaRound, Eqs. 22-24).
 
     ``w_hat = s (clamp(floor(w / s) + h(alpha) + z, quant_min, quant_max)
     - z)`` with ``h`` the rectified sigmoid, starting at the float weight.
 
-    With ``straight_through`` the forward pass sees hard roundings, and only
-    the gradient is the soft one's: nothing is left to decide at the end.
+    With ``straight_through`` the forward pass rounds hard and only the
+    gradient is soft, so every rounding is settled at any time.
 
     Args:
         quantizer: The weight's calibrated affine quantizer.
@@ -51,7 +51,7 @@ class LearnedRounding(nn.Module):
         steps = weight.detach() / scale
         self.register_buffer('scale', scale)
         self.register_buffer('zero_point', zero_point.to(weight.dtype))
-        # Everything but alpha is constant, so it is computed once.
+        # Only alpha changes: compute the rest once.
         self.register_buffer('base', steps.floor() + self.zero_point)
         rest = steps - steps.floor()
         self.alpha = nn.Parameter(inverse_rectified_sigmoid(rest))
@@ -78,12 +78,11 @@ class LearnedRounding(nn.Module):
     def add_penalty_gradient(self, *, weight: Tensor, beta: int) -> None:
         """Add the gradient of ``weight * sum(1 - |2 h - 1|^beta)``.
 
-        Reuses what the last ``forward`` computed, and an even ``beta`` needs
-        no power function: the penalty costs a fraction of what it would
-        through autograd.
+        Reuses results of the last ``forward`` and avoids the power function,
+        which needs an even ``beta``; much cheaper than autograd.
 
         Args:
-            weight: One element; the penalty weight over the number of
+            weight: One element: the penalty weight divided by the number of
                 weights.
             beta: Even exponent.
 
@@ -94,7 +93,7 @@ class LearnedRounding(nn.Module):
             raise ValueError(f'beta={beta} must be even, and at least 2')
         if self._h is None or self._slope is None or self.alpha.grad is None:
             raise RuntimeError(
-                'add_penalty_gradient() follows forward() and backward()'
+                'call forward() and backward() before add_penalty_gradient()'
             )
         u = self._h.mul(2).sub_(1)
         # d/dh (1 - |u|^beta) = -2 beta u^(beta - 1), odd in u
@@ -110,7 +109,7 @@ class LearnedRounding(nn.Module):
 
     @torch.no_grad()
     def lean_towards(self, codes: Tensor, *, share: float = 0.9) -> None:
-        """Start from an earlier decision that may still be reversed.
+        """Start from earlier codes, which training may still change.
 
         Args:
             codes: Integer codes, shaped like the weight.
@@ -121,14 +120,14 @@ class LearnedRounding(nn.Module):
         self.alpha.copy_(inverse_rectified_sigmoid(h))
 
     def regularization(self, beta: float) -> Tensor:
-        """Return mean(1 - |2 h - 1|^beta), AdaRound Eq. 24 per weight."""
+        """Return mean(1 - |2 h - 1|^beta) over weights (AdaRound, Eq. 24)."""
         return rounding_penalty(self.alpha, beta)
 
     @torch.no_grad()
     def decided(self) -> Tensor:
-        """Return how many roundings are decided: |h - 0.5| > 0.49.
+        """Return how many roundings are settled: |h - 0.5| > 0.49.
 
-        Straight-through ones always are.
+        Straight-through roundings always are.
         """
         if self.straight_through:
             return torch.tensor(self.alpha.numel(), device=self.alpha.device)
@@ -137,7 +136,7 @@ class LearnedRounding(nn.Module):
 
 
 class _SoftWeight(torch.autograd.Function):
-    """The weight as forward value, its slope by alpha as the gradient."""
+    """Return the weight; its gradient for alpha is ``factor``."""
 
     @staticmethod
     def forward(
@@ -154,7 +153,7 @@ class _SoftWeight(torch.autograd.Function):
 
 
 def _rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
-    """Return h(alpha) and dh / dalpha, in few passes over memory."""
+    """Return h(alpha) and dh / dalpha in few passes over memory."""
     sigmoid = torch.sigmoid(alpha)
     slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
     stretched = sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
@@ -164,7 +163,11 @@ def _rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def odd_power(x: Tensor, exponent: int) -> Tensor:
-    """Return ``x ** exponent`` by squaring, for an odd positive exponent."""
+    """Return ``x ** exponent`` by squaring, for an odd positive exponent.
+
+    >>> odd_power(torch.tensor([-2.0, 0.5]), 3)
+    tensor([-8.0000,  0.1250])
+    """
     result, square = x.clone(), x * x
     rest = (exponent - 1) // 2
     while rest:
@@ -177,7 +180,11 @@ def odd_power(x: Tensor, exponent: int) -> Tensor:
 
 
 def rectified_sigmoid(alpha: Tensor) -> Tensor:
-    """Return clip(sigmoid(alpha) (zeta - gamma) + gamma, 0, 1)."""
+    """Return clip(sigmoid(alpha) (zeta - gamma) + gamma, 0, 1).
+
+    >>> rectified_sigmoid(torch.tensor([-9.0, 0.0, 9.0]))
+    tensor([0.0000, 0.5000, 1.0000])
+    """
     return (torch.sigmoid(alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
 
 
@@ -187,6 +194,6 @@ def inverse_rectified_sigmoid(h: Tensor) -> Tensor:
 
 
 def rounding_penalty(alpha: Tensor, beta: float) -> Tensor:
-    """Return mean(1 - |2 h(alpha) - 1|^beta); 0 when all are decided."""
+    """Return mean(1 - |2 h(alpha) - 1|^beta); 0 when all h are 0 or 1."""
     h = rectified_sigmoid(alpha)
     return 1 - (2 * h - 1).abs().pow(beta).mean()

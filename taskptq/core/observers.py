@@ -1,7 +1,7 @@
-"""Observers: what they remember of the tensors they see, and which range.
+"""Observers: statistics of the tensors they see, and the range to quantize.
 
-Each declares in ``reductions`` how its state combines across ranks, so that
-calibration on shards equals calibration on everything where that is exact.
+Each declares in ``reductions`` how its state combines across ranks. Where
+that is exact, calibrating on shards equals calibrating on all the data.
 """
 
 from __future__ import annotations
@@ -17,37 +17,44 @@ from taskptq.core.search import search_range
 from taskptq.core.settings import Number, Whole
 from taskptq.core.spec import QuantSpec
 
-# A histogram has a bin below zero and one above; more than the upper limit
-# costs searches minutes and improves no range.
+# At least one bin below zero and one above. More than the upper limit makes
+# searches take minutes without improving a range.
 NUM_BINS = Whole(low=2, high=1 << 16)
 NUM_CANDIDATES = Whole(low=1, high=2000)
-# Beyond it the powers of errors overflow float32.
+# Beyond 16 the powers of errors overflow float32.
 NORM_P = Number(above=0, high=16)
 
 
 def channel_rows(x: Tensor, *, ch_axis: int | None) -> Tensor:
-    """View a tensor as (C, N): one row per channel, one row if per tensor."""
+    """View a tensor as (C, N): one row per channel, one row if per tensor.
+
+    >>> channel_rows(torch.zeros(2, 8, 5, 5), ch_axis=1).shape
+    torch.Size([8, 50])
+    >>> channel_rows(torch.zeros(2, 8, 5, 5), ch_axis=None).shape
+    torch.Size([1, 400])
+    """
     if ch_axis is None:
         return x.reshape(1, -1)
     return x.transpose(0, ch_axis).reshape(x.shape[ch_axis], -1)
 
 
 class Observer(nn.Module):
-    """Base: accumulate statistics, then give a range.
+    """Base class: accumulate statistics, then compute a range.
 
-    A subclass writes ``update`` (rows in, state changed) and may override
-    ``compute_range``; its buffers named in ``reductions`` are combined across
-    ranks with 'min', 'max', 'sum', 'mean' (weighted by batches seen) or
-    'gather' (one after another, 1-D).
+    A subclass implements ``update`` and may override ``compute_range``. Its
+    buffers named in ``reductions`` are combined across ranks by 'min',
+    'max', 'sum', 'mean' (weighted by batches seen) or 'gather' (1-D buffers
+    concatenated).
 
     Args:
         spec: Grid that the range is for.
 
     Attributes:
-        points: Points of attention that it is for; None if it serves all.
-        head_quantizer: Name of the quantizer that it needs to keep heads
-            apart by itself; empty if it doesn't do so.
-        wants_value: Whether ``expect_value`` comes before each ``observe``.
+        points: Attention operands that it supports; None for all.
+        head_quantizer: Name of the quantizer it needs to set one grid per
+            head by itself; empty if it cannot.
+        wants_value: Whether to call ``expect_value`` before each
+            ``observe``.
     """
 
     points: ClassVar[tuple[str, ...] | None] = None
@@ -66,7 +73,7 @@ class Observer(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take in one tensor.
+        """Add one tensor to the statistics.
 
         Raises:
             ValueError: If it holds NaN or infinity.
@@ -84,39 +91,39 @@ class Observer(nn.Module):
         self.num_batches += 1
 
     def rows_of(self, x: Tensor) -> Tensor:
-        """View a tensor as (C, N): what gets a range of its own."""
+        """View a tensor as (C, N), one row per range."""
         return channel_rows(x, ch_axis=self.spec.ch_axis)
 
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        """Take in (C, N) rows whose ends are ``low`` and ``high``, (C,)."""
+        """Add (C, N) rows with minima ``low`` and maxima ``high``, (C,)."""
         raise NotImplementedError
 
     def expect_value(self, value: Tensor) -> None:
-        """Take the value that the observed attention weights will meet.
+        """Receive the value that the next attention weights multiply.
 
         Args:
             value: Float value, (..., H, M, D).
         """
 
     def share_budget(self, num_ranks: int) -> None:
-        """Keep no more than this rank's share before samples are gathered.
+        """Trim samples to this rank's share before they are gathered.
 
         Args:
-            num_ranks: Number of ranks whose samples are put together.
+            num_ranks: Number of ranks whose samples are gathered.
         """
 
     def parts(self) -> Sequence[Observer]:
-        """Return what the ranks combine: itself, or what it is made of."""
+        """Return the observers to combine across ranks: itself or parts."""
         return [self]
 
     @property
     def observed(self) -> bool:
-        """Whether anything was seen."""
+        """Whether it has seen any values."""
         return self.min_val.numel() > 0
 
     @property
     def signed(self) -> bool:
-        """Grid to use: the spec's choice, else signed if any value was."""
+        """The spec's choice of grid, else signed if any value was negative."""
         if self.spec.signed is not None:
             return self.spec.signed
         return bool((self.min_val < 0).any())
@@ -133,7 +140,14 @@ class Observer(nn.Module):
 
 
 class MinMaxObserver(Observer):
-    """Lowest and highest value ever seen."""
+    """Range from the lowest to the highest value seen.
+
+    >>> observer = MinMaxObserver(QuantSpec())
+    >>> observer.observe(torch.tensor([-1.0, 2.0]))
+    >>> observer.observe(torch.tensor([0.0, 5.0]))
+    >>> observer.compute_range()
+    (tensor([-1.]), tensor([5.]))
+    """
 
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
         """Widen the range."""
@@ -141,7 +155,13 @@ class MinMaxObserver(Observer):
 
 
 class MovingAverageMinMaxObserver(Observer):
-    """Exponential moving average of each batch's ends.
+    """Exponential moving average of each batch's minimum and maximum.
+
+    >>> observer = MovingAverageMinMaxObserver(QuantSpec(), momentum=0.5)
+    >>> observer.observe(torch.tensor([-1.0, 2.0]))
+    >>> observer.observe(torch.tensor([0.0, 5.0]))
+    >>> observer.compute_range()
+    (tensor([-0.5000]), tensor([3.5000]))
 
     Args:
         spec: Grid.
@@ -159,7 +179,7 @@ class MovingAverageMinMaxObserver(Observer):
         self.momentum = rule.read(momentum, name='momentum')
 
     def update(self, rows: Tensor, low: Tensor, high: Tensor) -> None:
-        """Move the ends towards this batch's."""
+        """Move the range towards this batch's."""
         if self.observed:
             low = torch.lerp(self.min_val, low, self.momentum)
             high = torch.lerp(self.max_val, high, self.momentum)
@@ -167,12 +187,12 @@ class MovingAverageMinMaxObserver(Observer):
 
 
 class HistogramObserver(Observer):
-    """Counts on a lattice of bins of width 2^k, bounded in memory.
+    """Histogram with bins of width 2^k, bounded in memory.
 
     Bin edges are multiples of the width, and widening merges neighbours, so
     the counts depend neither on the order of the batches nor on how they are
-    split over ranks: the cross-rank sum is exact. Per tensor only; a spec
-    with ``ch_axis`` searches the last tensor seen exactly (weights).
+    split over ranks: the cross-rank sum is exact. Histograms are per tensor;
+    with ``ch_axis`` (weights) it keeps the last tensor itself.
 
     Args:
         spec: Grid.
@@ -208,7 +228,7 @@ class HistogramObserver(Observer):
         self.counts[: counts.numel()] += counts
 
     def needed_exponent(self) -> int:
-        """Smallest k at which the observed range fits ``num_bins``."""
+        """Return the smallest k at which the range fits ``num_bins``."""
         low, high = float(self.min_val), float(self.max_val)
         # Never shrinks as the range widens: counts can only be merged.
         span = max(high - low, max(abs(low), abs(high)) * 1e-6, 1e-30)
@@ -256,11 +276,12 @@ class HistogramObserver(Observer):
 
 
 class PercentileObserver(HistogramObserver):
-    """Range that leaves out a share of the values at each end.
+    """Range that leaves out the same share of values at each end.
 
     Args:
         spec: Grid.
-        percentile: Share kept below the upper end, in percent (50, 100].
+        percentile: Share of values below the upper end, in percent
+            (50, 100].
         num_bins: Most bins kept, 2 to 65536.
     """
 
@@ -290,7 +311,7 @@ class PercentileObserver(HistogramObserver):
 
 
 class MSEObserver(HistogramObserver):
-    """Range of least ||x_hat - x||_p.
+    """Range that minimizes ||x_hat - x||_p.
 
     Args:
         spec: Grid.
@@ -334,10 +355,10 @@ class MSEObserver(HistogramObserver):
 class KLObserver(HistogramObserver):
     """Range whose quantized histogram has the least KL divergence.
 
-    Migacz, '8-bit inference with TensorRT', GTC 2017, generalised to two
-    sided ranges: both ends shrink by the same ratio. Weights (a spec with
-    ``ch_axis``) have too few values per channel for a histogram and take
-    their minimum and maximum.
+    Migacz, '8-bit inference with TensorRT', GTC 2017, generalised to
+    two-sided ranges: both ends shrink by the same ratio. Weights (a spec
+    with ``ch_axis``) have too few values per channel for a histogram and
+    take their minimum and maximum.
 
     Args:
         spec: Grid.
@@ -362,7 +383,7 @@ class KLObserver(HistogramObserver):
         if self._rows is not None:
             return self.min_val, self.max_val
         centres, counts = self.samples()
-        # The ends of the grid, which always holds zero.
+        # A grid always contains zero.
         end_low = self.min_val.clamp(max=0.0)
         end_high = self.max_val.clamp(min=0.0)
         if self.spec.symmetric and self.signed:
@@ -388,7 +409,7 @@ class KLObserver(HistogramObserver):
             return float('inf')
         reference = counts[inside].double()
         quantized = reference.clone()
-        # Clipped mass goes to the outermost bins of the reference only.
+        # Only the reference counts clipped mass, in its outermost bins.
         reference[0] += counts[centres < low].sum()
         reference[-1] += counts[centres > high].sum()
         levels = self.spec.num_levels

@@ -1,4 +1,4 @@
-"""Quantizer modules: a grid, its state, and the switches that act on it."""
+"""Quantizer modules: a grid, its state and the switches."""
 
 from __future__ import annotations
 
@@ -23,23 +23,24 @@ from taskptq.core.spec import QuantSpec
 
 
 class Quantizer(nn.Module):
-    """Base: observe, or quantize, or pass through.
+    """Base class: observe, quantize or pass through.
 
-    Subclasses write ``fake_quantize``; those with integer codes also
-    ``quantize`` and ``dequantize``. ``enabled`` and ``observing`` are set by
-    the contexts of :mod:`taskptq.core.switches`, never by hand.
+    Subclasses implement ``fake_quantize``, and with integer codes also
+    ``quantize`` and ``dequantize``. Set ``enabled`` and ``observing``
+    through the contexts of :mod:`taskptq.core.switches`.
 
     Args:
         spec: Grid.
-        observer: Statistics for ``calibrate``; dropped by it.
+        observer: Statistics for ``calibrate``, which then drops it.
 
     Attributes:
-        points: Points of attention that it is for, e.g. ``('softmax',)``;
-            None if it serves all.
-        takes_head_grids: Whether an observer that keeps the heads of an
-            attention apart by itself may set one grid per head.
-        rescales: Whether it changes lengths before it rounds.
-        transform_only: Transform, but don't round; set by ``transforming()``.
+        points: Attention operands that it supports, e.g. ``('softmax',)``;
+            None for all.
+        takes_head_grids: Whether an observer may set one grid per attention
+            head by itself.
+        rescales: Whether it changes vector lengths before rounding.
+        transform_only: Transform without rounding; set by
+            ``transforming()``.
     """
 
     points: ClassVar[tuple[str, ...] | None] = None
@@ -78,7 +79,7 @@ class Quantizer(nn.Module):
         return self.quantize_and_drop(x)
 
     def quantize_and_drop(self, x: Tensor) -> Tensor:
-        """Return ``x`` on the grid, some elements left float (QDrop)."""
+        """Return ``x`` on the grid, with random elements float (QDrop)."""
         x_hat = self.fake_quantize(x)
         if self.drop_prob > 0:
             return random_drop(x_hat, x, drop_prob=self.drop_prob)
@@ -89,7 +90,7 @@ class Quantizer(nn.Module):
         raise NotImplementedError
 
     def calibrate(self) -> bool:
-        """Set the range from the observer; False if it saw nothing."""
+        """Set the range from the observer; return False if it saw nothing."""
         if self.observer is None or not self.observer.observed:
             return False
         self.set_bounds(signed=self.observer.signed)
@@ -107,26 +108,26 @@ class Quantizer(nn.Module):
         )
 
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
-        """Set the grid's parameters from a range, (C,) or (1,) each."""
+        """Set the grid's parameters from a range of (C,) or (1,) ends."""
         raise NotImplementedError
 
     def learnable(self) -> list[nn.Parameter]:
-        """Return what reconstruction may train (scales)."""
+        """Return the parameters that reconstruction may train."""
         return []
 
     def magnitude_of(self, parameter: nn.Parameter) -> float:
-        """Return what the steps of a learnable parameter are relative to."""
+        """Return the magnitude that scales a parameter's learning rate."""
         return float(parameter.detach().abs().mean())
 
     def settle(self) -> None:
-        """Bring learned values back to a valid grid, after training."""
+        """Make learned values a valid grid again, after training."""
 
     def report(self) -> dict[str, Any] | None:
-        """Return what calibration found, plain types; None for nothing."""
+        """Return calibration's findings as plain types; None if none."""
         return None
 
     def state_faults(self, fields: Mapping[str, Tensor]) -> Iterator[str]:
-        """Yield what doesn't fit between a file's state and this quantizer.
+        """Yield each reason why a file's state doesn't fit this quantizer.
 
         Args:
             fields: Its parameters and buffers in the file, by name.
@@ -159,14 +160,23 @@ class Quantizer(nn.Module):
                 )
         stored = state_dict.get(prefix + 'grid')
         if stored is not None and stored.numel():
-            self.observer = None  # what it would find out is in the state
+            self.observer = None  # the state is calibrated already
         super()._load_from_state_dict(state_dict, prefix, *args)
         if self.calibrated:
             self.quant_min, self.quant_max = self.grid.tolist()
 
 
 class AffineQuantizer(Quantizer):
-    """Uniform grid with fixed scale and zero point."""
+    """Uniform grid with a fixed scale and zero point.
+
+    >>> quantizer = AffineQuantizer(QuantSpec(num_bits=4))
+    >>> quantizer.set_bounds(signed=False)
+    >>> quantizer.set_range(torch.tensor([-1.0]), torch.tensor([6.5]))
+    >>> quantizer.quantize(torch.tensor([-1.0, 0.3, 9.0]))
+    tensor([ 0,  3, 15], dtype=torch.int32)
+    >>> quantizer.fake_quantize(torch.tensor([-1.0, 0.3, 9.0]))
+    tensor([-1.0000,  0.5000,  6.5000])
+    """
 
     scale: Tensor
     zero_point: Tensor
@@ -182,7 +192,7 @@ class AffineQuantizer(Quantizer):
         self.register_buffer('scale', torch.empty(0))
 
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
-        """Set scale and zero point from a range, (C,) or (1,) each."""
+        """Set scale and zero point from a range of (C,) or (1,) ends."""
         scale, zero_point = range_to_affine(
             min_val,
             max_val,
@@ -197,7 +207,7 @@ class AffineQuantizer(Quantizer):
         self.scale = scale
 
     def fake_quantize(self, x: Tensor) -> Tensor:
-        """Return ``x`` on the grid (straight-through gradient)."""
+        """Return ``x`` on the grid, with a straight-through gradient."""
         return fake_quantize(x, **self.parameters_of_grid())
 
     def quantize(self, x: Tensor) -> Tensor:
@@ -214,7 +224,7 @@ class AffineQuantizer(Quantizer):
         )
 
     def parameters_of_grid(self) -> dict[str, Any]:
-        """Return the arguments that :mod:`.functional` takes."""
+        """Return the grid as arguments for :mod:`.functional`."""
         return {
             'scale': self.scale,
             'zero_point': self.zero_point,
@@ -228,8 +238,8 @@ class LSQQuantizer(AffineQuantizer):
     """Uniform grid whose scale (and offset) can be learned.
 
     LSQ, Esser et al., ICLR 2020; with ``learn_zero_point`` LSQ+, Bhalgat et
-    al., CVPRW 2020. The scale is a Parameter that trains only while its
-    ``requires_grad`` is set; the zero point stays an integer in forward.
+    al., CVPRW 2020. The scale trains only while its ``requires_grad`` is
+    set; forward rounds the zero point to an integer.
 
     Args:
         spec: Grid.
@@ -256,13 +266,13 @@ class LSQQuantizer(AffineQuantizer):
         self.scale.data = scale
 
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
-        """Set scale and zero point from a range, (C,) or (1,) each."""
+        """Set scale and zero point from a range of (C,) or (1,) ends."""
         super().set_range(min_val, max_val)
         if self.offset is not None:
             self.offset.data = self.zero_point.float()
 
     def learnable(self) -> list[nn.Parameter]:
-        """Return the scale, and the offset where it is learned."""
+        """Return the scale, and the offset if it is learned."""
         assert isinstance(self.scale, nn.Parameter)
         if not self.calibrated:
             return []
@@ -278,7 +288,7 @@ class LSQQuantizer(AffineQuantizer):
         return lsq_fake_quantize(x, **grid, grad_factor=self._factor(x))
 
     def quantize_and_drop(self, x: Tensor) -> Tensor:
-        """As the base, fused where only a scale is learned."""
+        """Quantize and drop, fused where only a scale is learned."""
         if (
             not self.scale.requires_grad
             or self.offset is not None
@@ -297,14 +307,14 @@ class LSQQuantizer(AffineQuantizer):
         )
 
     def _factor(self, x: Tensor) -> float:
-        """LSQ section 2.2: keeps the scale's steps in proportion to x's."""
+        """Return LSQ's gradient factor for the scale (section 2.2)."""
         axis = self.spec.ch_axis
         count = x.numel() if axis is None else x.numel() // x.shape[axis]
         return float((count * max(self.quant_max, 1)) ** -0.5)
 
     @torch.no_grad()
     def settle(self) -> None:
-        """Bring learned values back to a valid grid, after training."""
+        """Make learned values a valid grid again, after training."""
         self.scale.data.clamp_(min=1e-8)
         if self.offset is not None:
             codes = self.offset.round().clamp(self.quant_min, self.quant_max)

@@ -1,8 +1,8 @@
 """Cross-rank reduction of observers, as each declares it.
 
-All observers of a model go together in a handful of collectives; only
-gathered samples, which are large, go one by one. A rank where an observer saw
-nothing takes part with neutral values.
+All observers of a model share a handful of collectives; only gathered
+samples, which are large, are sent one by one. A rank whose observer saw
+nothing contributes neutral values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from taskptq.core.observers import HistogramObserver, Observer
 
 KINDS = ('min', 'max', 'mean', 'sum', 'histogram', 'gather')
-# Buffers of these may differ in size between the ranks.
+# Their buffers may differ in size between ranks.
 SIZED_BY_RANK = ('histogram', 'gather')
 
 
@@ -31,7 +31,7 @@ class _Entry(NamedTuple):
 
     @property
     def numel(self) -> int:
-        """Return the size on the ranks that saw something."""
+        """Return the largest size on any rank."""
         return max(self.sizes)
 
     def values(self, *, neutral: float, dtype: torch.dtype) -> Tensor:
@@ -42,7 +42,7 @@ class _Entry(NamedTuple):
         return buffer.reshape(-1).to(dtype)
 
     def store(self, values: Tensor) -> None:
-        """Set the buffer in its own type."""
+        """Set the buffer, keeping its dtype and device."""
         buffer: Tensor = getattr(self.observer, self.name)
         shape = buffer.shape if buffer.numel() else (self.numel,)
         values = values.to(device=buffer.device, dtype=buffer.dtype)
@@ -50,14 +50,14 @@ class _Entry(NamedTuple):
 
 
 def reduce_observers(observers: Sequence[Observer]) -> None:
-    """Bring the same observers of all ranks to one common state.
+    """Give the observers of all ranks one common state.
 
-    Exact for 'min', 'max', 'histogram' and integer 'sum': the result is that
-    of one process that saw everything. 'mean' weights by batches seen. Does
-    nothing outside of distributed runs.
+    'min', 'max', 'histogram' and integer 'sum' equal the result of one
+    process that saw everything; 'mean' weights by batches seen. Does nothing
+    outside distributed runs.
 
     Args:
-        observers: In the same order on every rank.
+        observers: Observers, in the same order on every rank.
 
     Raises:
         ValueError: If an observer declares an unknown reduction, or saw
@@ -82,7 +82,7 @@ def reduce_observers(observers: Sequence[Observer]) -> None:
 
 
 def _device() -> torch.device:
-    """Where the backend wants its tensors."""
+    """Return the device on which the backend expects tensors."""
     if dist.get_backend() == 'nccl':
         return torch.device('cuda', torch.cuda.current_device())
     return torch.device('cpu')
@@ -106,7 +106,7 @@ def _declared(
 def _agree(
     observers: Sequence[Observer], device: torch.device
 ) -> tuple[list[_Entry], list[int]]:
-    """Exchange batch counts and sizes, so that all ranks pack alike."""
+    """Exchange batch counts and sizes, so that all ranks pack equally."""
     declared = _declared(observers)
     sizes = [getattr(observer, name).numel() for observer, name, _ in declared]
     batches = [observer.num_batches for observer in observers]
@@ -137,7 +137,7 @@ def _pick(entries: list[_Entry], *kinds: str) -> list[_Entry]:
 def _all_reduce(
     parts: list[Tensor], op: dist.ReduceOp.RedOpType, device: torch.device
 ) -> list[Tensor]:
-    """Reduce many small tensors of one type as one."""
+    """Reduce many small tensors of one dtype in one collective."""
     if not parts:
         return []
     flat = torch.cat([part.reshape(-1).to(device) for part in parts])
@@ -146,7 +146,7 @@ def _all_reduce(
 
 
 def _reduce_ends(entries: list[_Entry], device: torch.device) -> None:
-    """'min' and 'max' in one collective: min x = -max -x, exactly."""
+    """Reduce 'min' and 'max' in one collective: min x = -max -x."""
     chosen = _pick(entries, 'min', 'max')
     signs = [-1 if entry.kind == 'min' else 1 for entry in chosen]
     parts = [
@@ -159,7 +159,7 @@ def _reduce_ends(entries: list[_Entry], device: torch.device) -> None:
 
 
 def _reduce_sums(entries: list[_Entry], device: torch.device) -> None:
-    """'sum' and 'mean'; integers and floats each in one collective."""
+    """Reduce 'sum' and 'mean', one collective per integers and floats."""
     for floating in (False, True):
         dtype = torch.float64 if floating else torch.int64
         chosen = [
@@ -186,12 +186,12 @@ def _is_floating(entry: _Entry) -> bool:
 
 
 def _reduce_histograms(entries: list[_Entry], device: torch.device) -> None:
-    """Sum counts, after bringing all ranks to one bin width and range."""
+    """Sum counts after giving all ranks the same bin width and range."""
     chosen = _pick(entries, 'histogram')
     for entry in chosen:
         observer = entry.observer
         assert isinstance(observer, HistogramObserver)
-        # The ends are the common ones already, and so is what follows.
+        # The range is common already, so the exponent is too.
         observer.rebin(observer.needed_exponent())
     parts: list[Tensor] = [getattr(e.observer, e.name) for e in chosen]
     reduced = _all_reduce(parts, dist.ReduceOp.SUM, device)
@@ -200,7 +200,7 @@ def _reduce_histograms(entries: list[_Entry], device: torch.device) -> None:
 
 
 def _gather(entry: _Entry, device: torch.device) -> None:
-    """Put the buffers of all ranks one after another, in rank order."""
+    """Concatenate the buffers of all ranks, in rank order."""
     buffer: Tensor = getattr(entry.observer, entry.name)
     padded = buffer.new_zeros(entry.numel, device=device)
     padded[: buffer.numel()] = buffer.to(device)

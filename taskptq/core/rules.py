@@ -1,7 +1,7 @@
-"""Rules of settings: which type, which range.
+"""Rules for settings: type and range.
 
-A rule reads one value: it returns the value as a plain type, or raises one
-sentence with the setting's dotted name, the value and what is allowed.
+A rule reads one value: it returns the value as a plain type, or raises an
+error that names the setting, the value and what is allowed.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from taskptq.core.setting_error import SettingError, check_keys, refuse
 # Reconstruction multiplies seeds by 1e9, and torch takes 64 bits.
 MAX_SEED = (1 << 32) - 1
 MAX_PATTERN = 500
-# Of a whole number: what torch and files hold.
+# Largest whole number that torch and files can store.
 MAX_BITS = 63
 _EXPONENT = re.compile(r'[+-]?\d+e[+-]?\d+', re.IGNORECASE)
 _PLAIN = re.compile(r'[+-]?\d+(\.\d*)?|true|false|none|null', re.IGNORECASE)
@@ -27,7 +27,15 @@ _PLAIN = re.compile(r'[+-]?\d+(\.\d*)?|true|false|none|null', re.IGNORECASE)
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What a setting may be.
+    """Allowed values of a setting.
+
+    >>> Whole(low=1).read(4, name='steps')
+    4
+    >>> Whole(low=1).read(0, name='steps')
+    Traceback (most recent call last):
+    ...
+    taskptq.core.setting_error.SettingError: steps=0: give a whole number \
+of at least 1
 
     Args:
         optional: Whether None is allowed as well.
@@ -39,11 +47,11 @@ class Rule:
         """Return a value as a plain type.
 
         Args:
-            value: What was given.
+            value: Given value.
             name: Dotted name of the setting.
 
         Raises:
-            SettingError: If the value is of another type or out of range.
+            SettingError: If the value has the wrong type or is out of range.
         """
         if value is None and self.optional:
             return None
@@ -55,15 +63,15 @@ class Rule:
             raise refuse(name, value, self.says(value)) from None
 
     def convert(self, value: Any, name: str) -> Any:
-        """Return the plain value, or raise ValueError without a text."""
+        """Return the plain value, or raise ValueError without a message."""
         raise NotImplementedError
 
     def allowed(self) -> str:
-        """Say what is allowed, to follow 'give'."""
+        """Return the allowed values, worded to follow 'give'."""
         raise NotImplementedError
 
     def says(self, value: Any) -> str:
-        """Say what to give instead of a value."""
+        """Return the advice that follows a refused value."""
         other = ', or None' if self.optional else ''
         return f'give {self.allowed()}{other}{_hint(value)}'
 
@@ -79,7 +87,7 @@ def _hint(value: Any) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Flag(Rule):
-    """True or False, and nothing that merely counts as one of them."""
+    """True or False, but neither 0 nor 1."""
 
     def convert(self, value: Any, name: str) -> bool:
         """Return the switch."""
@@ -138,7 +146,7 @@ class Whole(_Ranged):
     """A whole number: neither True nor 4.0."""
 
     def convert(self, value: Any, name: str) -> int:
-        """Return the number, also of a scalar of numpy's."""
+        """Return the number; NumPy scalars are allowed."""
         if isinstance(value, bool) or not isinstance(value, Integral):
             raise TypeError
         number = int(value)
@@ -152,7 +160,7 @@ class Whole(_Ranged):
         return f'a whole number{self._range()}'
 
     def says(self, value: Any) -> str:
-        """Name the size as well, where it is what is wrong."""
+        """Mention the size limit if the value exceeds it."""
         large = isinstance(value, int) and value.bit_length() > MAX_BITS
         size = f' and at most {MAX_BITS} bits' if large else ''
         return f'{super().says(value)}{size}'
@@ -160,10 +168,10 @@ class Whole(_Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class Number(_Ranged):
-    """A finite number; whole ones stay what they are."""
+    """A finite number; whole numbers stay int."""
 
     def convert(self, value: Any, name: str) -> float:
-        """Return the number, also of a scalar of numpy's."""
+        """Return the number; NumPy scalars are allowed."""
         if isinstance(value, bool) or not isinstance(value, Real):
             raise TypeError
         number = int(value) if isinstance(value, Integral) else float(value)
@@ -181,7 +189,7 @@ class Number(_Ranged):
 
 @dataclass(frozen=True, kw_only=True)
 class Choice(Rule):
-    """One of some values, of the same type.
+    """One of several values, of the same type.
 
     Args:
         choices: The values.
@@ -205,18 +213,18 @@ class Choice(Rule):
         return f'one of {listed}'
 
     def says(self, value: Any) -> str:
-        """Say what to choose from."""
+        """List the choices as advice."""
         other = ', or None' if self.optional else ''
         return f'choose {self.allowed()}{other}{_hint(value)}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Rule):
-    """A string that is not empty.
+    """A non-empty string.
 
     Args:
-        path: Also takes a ``Path``, and refuses what no file can be named.
-        what: What to give.
+        path: Also accept a ``Path``, and refuse NUL characters.
+        what: Description for messages.
     """
 
     path: bool = False
@@ -233,7 +241,7 @@ class Text(Rule):
         return str(value)
 
     def allowed(self) -> str:
-        """Say what to give."""
+        """Describe the string."""
         return self.what or ('a path' if self.path else 'a non-empty string')
 
 
@@ -243,7 +251,7 @@ class Items(Rule):
 
     Args:
         of: Rule of each item.
-        what: What to give.
+        what: Description for messages.
         least: Fewest items.
         most: Most items.
     """
@@ -269,16 +277,16 @@ class Items(Rule):
         )
 
     def allowed(self) -> str:
-        """Say what to give."""
+        """Describe the list."""
         return self.what
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern(Rule):
-    """A name pattern: shell style, or regular with the prefix ``re:``."""
+    """A name pattern: shell style, or a regex after the prefix ``re:``."""
 
     def convert(self, value: Any, name: str) -> str:
-        """Return the pattern, once it compiles."""
+        """Return the pattern if it compiles."""
         if not isinstance(value, str) or not value.strip():
             raise TypeError
         if len(value) > MAX_PATTERN:
@@ -292,12 +300,12 @@ class Pattern(Rule):
         return str(value)
 
     def allowed(self) -> str:
-        """Say what to give."""
+        """Describe the pattern."""
         return f'a name pattern of 1 to {MAX_PATTERN} characters'
 
 
 def patterns(*, optional: bool = False) -> Items:
-    """Return the rule of a list of name patterns."""
+    """Return the rule for a list of name patterns."""
     return Items(
         of=Pattern(),
         what='a list of name patterns',
@@ -310,9 +318,9 @@ class Table(Rule):
     """A dict; read as a plain dict.
 
     Args:
-        of: Rule of each value; None takes all.
-        keys: The keys it may have; empty allows any string.
-        required: Keys it must have.
+        of: Rule of each value; None allows anything.
+        keys: Allowed keys; empty allows any string.
+        required: Required keys.
     """
 
     of: Rule | None = None
@@ -344,10 +352,10 @@ class Table(Rule):
 
 @dataclass(frozen=True, kw_only=True)
 class Subclass(Rule):
-    """A class below another one.
+    """A subclass.
 
     Args:
-        base: The other one.
+        base: The class to derive from.
     """
 
     base: type
@@ -359,7 +367,7 @@ class Subclass(Rule):
         return value
 
     def allowed(self) -> str:
-        """Name the base."""
+        """Name the base class."""
         return f'a subclass of {self.base.__name__}'
 
 

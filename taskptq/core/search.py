@@ -1,4 +1,4 @@
-"""Searches: a clipping range under an L_p norm, and any bounded scalar."""
+"""Searches for a clipping range under an L_p norm and for bounded scalars."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from torch import Tensor
 from taskptq.core.functional import range_to_affine
 from taskptq.core.spec import QuantSpec
 
-# Elements of one (candidates, channels, samples) work tensor.
+# Elements of one (candidates, channels, samples) working tensor.
 CHUNK_ELEMENTS = 1 << 20
-# Values of a channel that the search looks at: enough to rank clipping ranges,
-# and it keeps the cost of large weights in bounds. The ends are always exact.
+# Values per channel that the search samples: enough to rank clipping ranges,
+# and it bounds the cost of large weights. The ends are always exact.
 MAX_VALUES = 4096
 # Share of an interval that a golden-section step keeps.
 GOLDEN = 0.5 * (5**0.5 - 1)
@@ -31,16 +31,24 @@ def search_range(
 ) -> tuple[Tensor, Tensor]:
     """Find the clipping range of least ||x_hat - x||_p^p for each channel.
 
-    First both ends shrink together over ``num_candidates`` ratios; then each
+    Both ends first shrink together over ``num_candidates`` ratios; then each
     end is refined alone, which matters where the two tails differ.
+
+    At 2 bits it pays to clip an outlier:
+
+    >>> values = torch.tensor([[0.0, 1.0, 2.0, 3.0] * 100 + [9.0]])
+    >>> low, high = search_range(values, spec=QuantSpec(num_bits=2),
+    ...                          signed=False, norm_p=2)
+    >>> low.item(), round(high.item(), 1)
+    (0.0, 3.0)
 
     Args:
         values: (C, N), one row per channel.
         spec: Grid; only bits and symmetry are read.
-        signed: Whether the grid is the signed one.
+        signed: Whether the grid is signed.
         weights: (N,) multiplicity of each column, for histograms; None is 1.
         norm_p: The p of the norm (2.4 in the published recipes).
-        num_candidates: Ratios tried at first.
+        num_candidates: Ratios tried in the first sweep.
         refine_rounds: Rounds of refining each end alone (asymmetric only).
 
     Returns:
@@ -87,7 +95,7 @@ class _Errors:
     def best(self, low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
         """Pick, for each channel, the best of K ranges shaped (K, C)."""
         errors = self._errors(low, high)
-        # Ties go to the wider range: it clips less of what was never seen.
+        # Ties go to the wider range: it clips fewer unseen values.
         flipped = errors.flip(0).argmin(dim=0)
         index = (errors.shape[0] - 1 - flipped)[None]
         return low.gather(0, index)[0], high.gather(0, index)[0]
@@ -128,9 +136,16 @@ def minimize_bounded(
 ) -> tuple[Tensor, Tensor]:
     """Minimize C functions of one variable at once, each on [low, high].
 
-    The error of a grid as a function of its scale has many local minima, so
-    a geometric scan comes first, then a golden section around its best point
-    (Kiefer, 1953). The best value seen anywhere counts.
+    A grid's error as a function of its scale has many local minima, so a
+    geometric scan comes first, then a golden-section search around its best
+    point (Kiefer, 1953). Returns the best point seen in either.
+
+    >>> target = torch.tensor([2.0, 5.0])
+    >>> points, _ = minimize_bounded(lambda x: (x - target) ** 2,
+    ...                              low=torch.ones(2),
+    ...                              high=torch.full((2,), 9.0))
+    >>> points.round(decimals=1)
+    tensor([2., 5.])
 
     Args:
         error: Maps one point of each function, (C,), to its value, (C,).
@@ -174,7 +189,7 @@ class _Best:
         self.value = value
 
     def seen(self, point: Tensor, value: Tensor) -> Tensor:
-        """Take one more point in; returns its value."""
+        """Keep the point where it is better; return its value."""
         better = value < self.value
         self.point = torch.where(better, point, self.point)
         self.value = torch.where(better, value, self.value)

@@ -1,4 +1,4 @@
-"""The error of settings: one sentence with name, value and what is allowed."""
+"""Errors of settings: one sentence with name, value and allowed values."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 
 class SettingError(ValueError):
-    """A setting that cannot be.
+    """An invalid setting.
 
     Args:
         name: Dotted name, e.g. ``reconstruction.weight_lr``.
-        problem: What follows the name: the value and what is allowed.
+        problem: Rest of the message: the value and what is allowed.
     """
 
     def __init__(self, name: str, problem: str) -> None:
@@ -33,7 +33,7 @@ class _Shown(reprlib.Repr):
         self.maxlevel = 3
 
     def repr_int(self, x: int, level: int) -> str:
-        """Show the size of numbers whose digits Python refuses to print."""
+        """Show only the size of numbers that Python refuses to print."""
         if x.bit_length() > 4096:
             return f'<whole number of {x.bit_length()} bits>'
         return super().repr_int(x, level)
@@ -43,12 +43,12 @@ _SHOWN = _Shown()
 
 
 def shown(value: Any) -> str:
-    """Return a value as Python writes it, in one line and not too long."""
+    """Return a value's repr, on one line and not too long."""
     return ' '.join(_SHOWN.repr(value).split())
 
 
 def refuse(name: str, value: Any, allowed: str) -> SettingError:
-    """Return the error of a value: ``name=value: allowed``.
+    """Return the error ``name=value: allowed``.
 
     >>> str(refuse('spec.num_bits', 9, 'give 2 to 8 bits'))
     'spec.num_bits=9: give 2 to 8 bits'
@@ -58,7 +58,7 @@ def refuse(name: str, value: Any, allowed: str) -> SettingError:
 
 @contextmanager
 def within(owner: str) -> Iterator[None]:
-    """Put the owner's name in front of the names of settings.
+    """Prefix the names of settings in errors with their owner's.
 
     >>> with within('qconfig.weight'):
     ...     raise refuse('num_bits', 9, 'give 2 to 8 bits')
@@ -75,11 +75,11 @@ def within(owner: str) -> Iterator[None]:
 
 
 def check_keys(given: Any, known: Iterable[str], *, name: str) -> None:
-    """Refuse what is not a dict, and keys that nobody reads.
+    """Refuse anything but a dict of known keys.
 
     Args:
         given: The dict.
-        known: Its possible keys, in the order in which to list them.
+        known: Allowed keys, in the order of the message.
         name: Dotted name of the dict.
 
     Raises:
@@ -95,13 +95,13 @@ def check_keys(given: Any, known: Iterable[str], *, name: str) -> None:
 
 
 def unknown_key(key: Any, known: Sequence[str]) -> str:
-    """Say that a key is unknown, and which known one is nearest.
+    """Return the message for an unknown key, with the nearest known one.
 
     >>> unknown_key('stepz', ['rounding', 'steps'])
     " has unknown key 'stepz' (did you mean 'steps'?): known are rounding, \
 steps"
     """
-    # Long keys cost quadratic time to compare, and are not typos.
+    # Comparing takes quadratic time, and long keys aren't typos.
     near = difflib.get_close_matches(str(key)[:100], known, n=1)
     guess = f' (did you mean {near[0]!r}?)' if near else ''
     listed = ', '.join(known) if known else 'none'

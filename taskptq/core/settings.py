@@ -1,7 +1,7 @@
-"""Checks of settings: dataclasses by field, arguments of classes.
+"""Checks of settings: dataclass fields and constructor arguments.
 
-The one module to import from: dataclasses declare a rule for each field
-(``setting``, ``check_fields``), other code reads single values
+Import rules and errors from here. Dataclasses declare a rule for each field
+(``setting``, ``check_fields``); other code reads single values
 (``Whole(low=1).read(steps, name='steps')``) or dicts (``check_keys``).
 """
 
@@ -64,7 +64,7 @@ __all__ = [
     'within',
 ]
 
-# What constructors of other people raise on arguments that they don't take.
+# Errors that third-party constructors raise on bad arguments.
 BAD_ARGUMENTS = (
     ArithmeticError,
     AssertionError,
@@ -85,8 +85,8 @@ def setting(
     """Declare a dataclass field with the rule of its values.
 
     Args:
-        default: Its default; leave it out for a required field.
-        rule: What it may be.
+        default: Default value; omit it for a required field.
+        rule: Rule of its values.
         factory: Makes the default instead.
     """
     metadata = {'rule': rule}
@@ -100,10 +100,10 @@ def check_fields(settings: Any, *, name: str = '') -> None:
 
     Args:
         settings: Instance; may be frozen.
-        name: What goes in front of its fields' names, with a dot.
+        name: Prefix of the field names in errors, without the dot.
 
     Raises:
-        SettingError: Naming the first field that cannot be.
+        SettingError: Naming the first invalid field.
     """
     prefix = f'{name}.' if name else ''
     for known in fields(settings):
@@ -116,13 +116,13 @@ def check_fields(settings: Any, *, name: str = '') -> None:
 
 
 def rule_of(cls: type, name: str) -> Rule:
-    """Return the rule of a dataclass' field."""
+    """Return the rule of a dataclass field."""
     rule: Rule = cls.__dataclass_fields__[name].metadata['rule']  # type: ignore[attr-defined]
     return rule
 
 
 def keywords_of(cls: Callable[..., Any]) -> list[str] | None:
-    """Return the names of a class' arguments; None if it takes any."""
+    """Return the names of a class's arguments; None if it takes any."""
     takes = inspect.signature(cls).parameters.values()
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes):
         return None
@@ -143,8 +143,8 @@ def check_arguments(
         cls: The class.
         given: Its arguments by name.
         name: Dotted name of the dict that holds them.
-        own: Arguments that are not the user's to give.
-        also: Keys that the dict may have besides.
+        own: Arguments that the caller sets, not the user.
+        also: Further keys allowed in the dict.
 
     Raises:
         SettingError: Naming the first unknown key and the nearest known one.
@@ -160,15 +160,15 @@ def check_arguments(
 
 @contextmanager
 def refusing(name: str, value: Any) -> Iterator[None]:
-    """Turn what a constructor raises into one sentence.
+    """Turn a constructor's error into a SettingError.
 
     Args:
         name: Dotted name of the setting that is built.
-        value: What was given for it.
+        value: Given value.
 
     Raises:
-        SettingError: Of the constructor's own with ``name`` in front, or
-            with its message.
+        SettingError: The constructor's own, prefixed with ``name``, or a new
+            one with its message.
     """
     try:
         with within(name):

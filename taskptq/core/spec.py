@@ -1,4 +1,4 @@
-"""What a quantization grid looks like: bits, symmetry, granularity."""
+"""The layout of a quantization grid: bits, symmetry, granularity."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from taskptq.core.settings import Flag, Whole, check_fields, setting
 
 MIN_BITS = 2
 MAX_BITS = 8
-# Of a tensor that any layer reads.
+# No layer reads tensors of more than 8 dimensions.
 MAX_AXIS = 7
 
 
@@ -19,16 +19,14 @@ class QuantSpec:
 
     Args:
         num_bits: Bits of one code, 2 to 8.
-        symmetric: True puts the zero point at 0 (of a signed grid) or at the
-            lowest code (of an unsigned one).
-        signed: Grid [-2^(b-1), 2^(b-1) - 1] if True, [0, 2^b - 1] if False;
-            None decides by the observed range (unsigned if nothing is
-            negative).
+        symmetric: Fix the zero point at 0.
+        signed: Codes are [-2^(b-1), 2^(b-1) - 1] if True, [0, 2^b - 1] if
+            False; None picks unsigned if no observed value is negative.
         ch_axis: Axis with one scale per index; None is one per tensor.
 
     Raises:
-        SettingError: If ``num_bits`` is outside 2 to 8, ``ch_axis`` negative
-            or a value of another type.
+        SettingError: If ``num_bits`` is outside 2 to 8, ``ch_axis`` is
+            negative or a value has the wrong type.
     """
 
     num_bits: int = setting(8, Whole(low=MIN_BITS, high=MAX_BITS))

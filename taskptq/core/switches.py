@@ -1,4 +1,4 @@
-"""Contexts that switch the quantizers of a module tree, and restore them."""
+"""Contexts that switch a model's quantizers and restore them on exit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,13 @@ def quantizers(model: nn.Module) -> Iterator[tuple[str, Quantizer]]:
 
 
 def is_weight_quantizer(name: str) -> bool:
-    """Whether a quantizer's name says that it belongs to a weight."""
+    """Whether a qualified name is that of a weight quantizer.
+
+    >>> is_weight_quantizer('neck.0.weight_quantizer')
+    True
+    >>> is_weight_quantizer('neck.0.input_quantizer')
+    False
+    """
     return name.rpartition('.')[2].endswith('weight_quantizer')
 
 
@@ -58,7 +64,20 @@ def observing(model: nn.Module) -> Iterator[None]:
 def quantizing(
     model: nn.Module, *, weights: bool = True, activations: bool = True
 ) -> Iterator[None]:
-    """Run with weight and / or activation quantizers enabled."""
+    """Run with weight and/or activation quantizers enabled.
+
+    >>> import torch
+    >>> from taskptq.core import AffineQuantizer, QuantSpec
+    >>> model = AffineQuantizer(QuantSpec(num_bits=2))
+    >>> model.set_bounds(signed=False)
+    >>> model.set_range(torch.tensor([0.0]), torch.tensor([3.0]))
+    >>> x = torch.tensor([0.4, 1.8])
+    >>> with quantizing(model, weights=False):
+    ...     model(x)
+    tensor([0., 2.])
+    >>> model(x)
+    tensor([0.4000, 1.8000])
+    """
     with _switched(
         model, observing=False, weights=weights, activations=activations
     ):
@@ -74,10 +93,10 @@ def float_only(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def transforming(model: nn.Module) -> Iterator[None]:
-    """Run the float model through the transforms that quantizers apply.
+    """Run the float model with the transforms that quantizers apply.
 
-    Nothing is rounded: what the model loses here is the price of these
-    transforms alone, such as the alignment of queries.
+    Nothing is rounded, so this measures the loss from the transforms alone,
+    such as the alignment of queries.
     """
     with _switched(
         model,
@@ -91,7 +110,7 @@ def transforming(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def dropping(model: nn.Module, *, drop_prob: float) -> Iterator[None]:
-    """Set the random drop of the activation quantizers (QDrop).
+    """Set the drop probability of the activation quantizers (QDrop).
 
     Raises:
         ValueError: If ``drop_prob`` lies outside [0, 1].
@@ -114,7 +133,7 @@ def dropping(model: nn.Module, *, drop_prob: float) -> Iterator[None]:
 
 
 def enable(model: nn.Module) -> None:
-    """Turn every quantizer on for good, as evaluation needs it."""
+    """Enable every quantizer permanently, for evaluation."""
     for _, quantizer in quantizers(model):
         quantizer.enabled = True
         quantizer.observing = False

@@ -1,4 +1,4 @@
-"""The matmuls of attention, with their quantizers: written once for all."""
+"""The quantized matmuls that all attention counterparts share."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 
 
 class AttendedTap(nn.Identity):
-    """What an attention gathered passes here, before its out projection.
+    """Identity that an attention's result passes before its out projection.
 
     The co-attended feature D of Q-DETR (Xu et al., CVPR 2023, Eq. 3): the
-    concatenated heads of attention x value, (B, N, E). Without parameters
-    or effect: hook it to read D, of a float or a quantized model.
+    concatenated heads of attention x value, (B, N, E). Hook it to read D
+    from a float or a quantized model.
     """
 
 
 class QuantAttention(QuantModule):
     """Mixin: ``softmax(q k^T + bias) v`` with a quantizer at each operand.
 
-    Quantizers are the named sub-modules ``query_quantizer``,
+    The quantizers are the sub-modules ``query_quantizer``,
     ``key_quantizer``, ``softmax_quantizer`` and ``value_quantizer``.
-    Subclasses pass what they attended through ``attended``.
+    Subclasses pass the result through ``attended``.
     """
 
     def add_quantizers(self, scheme: Scheme) -> None:
@@ -55,14 +55,14 @@ class QuantAttention(QuantModule):
         """Attend.
 
         Args:
-            q: (..., H, N, C), already multiplied by its scale.
+            q: (..., H, N, C), already scaled.
             k: (..., H, M, C).
             v: (..., H, M, D).
             bias: Added to the logits, broadcastable to (..., N, M): relative
-                positions, masks (-inf). Or what computes it from the
-                quantized q: the integers that the first matmul reads then
-                serve the positions as well.
-            dropout: Probability on the attention weights, while training.
+                positions, masks (-inf). Or a function that computes it from
+                the quantized q, so that the positions use the same integers
+                as the first matmul.
+            dropout: Drop probability of the attention weights in training.
 
         Returns:
             Output (..., H, N, D) and attention weights (..., H, N, M).
@@ -75,11 +75,11 @@ class QuantAttention(QuantModule):
         return attention @ quantized_heads(self.value_quantizer, v), attention
 
     def quantized_query(self, q: Tensor) -> Tensor:
-        """Return the queries that meet the keys, (..., H, N, C)."""
+        """Return the queries as the first matmul reads them, same shape."""
         return quantized_heads(self.query_quantizer, q)
 
     def quantized_key(self, k: Tensor) -> Tensor:
-        """Return the keys that the queries meet, (..., H, M, C)."""
+        """Return the keys as the first matmul reads them, same shape."""
         return quantized_heads(self.key_quantizer, k)
 
     def _logits(
@@ -88,7 +88,7 @@ class QuantAttention(QuantModule):
         k: Tensor,
         bias: Tensor | Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Return what the softmax reads, (..., H, N, M)."""
+        """Return the input of the softmax, (..., H, N, M)."""
         q = self.quantized_query(q)
         logits = q @ self.quantized_key(k).transpose(-2, -1)
         if bias is None or isinstance(bias, Tensor):
@@ -98,14 +98,14 @@ class QuantAttention(QuantModule):
 
 
 def quantized(quantizer: object, x: Tensor) -> Tensor:
-    """Apply a quantizer, or nothing where the point stays float."""
+    """Apply a quantizer; return ``x`` itself if it is None."""
     return x if quantizer is None else quantizer(x)  # type: ignore[operator]
 
 
 def quantized_heads(quantizer: Any, x: Tensor) -> Tensor:
-    """Quantize an operand, (..., H, N, C), whose heads may differ in grids.
+    """Quantize an operand, (..., H, N, C), whose heads may have own grids.
 
-    A grid's axis counts from the front, so windows become rows like images.
+    A grid's axis counts from the front, so leading axes are merged into one.
     """
     if x.dim() == 4 or quantizer is None or quantizer.spec.ch_axis is None:
         return quantized(quantizer, x)
@@ -114,10 +114,10 @@ def quantized_heads(quantizer: Any, x: Tensor) -> Tensor:
 
 
 def show_value(quantizer: object, value: Tensor) -> None:
-    """Show the value to an observer that judges attention outputs.
+    """Pass the value to a softmax observer that measures output errors.
 
     Args:
-        quantizer: Of the softmax that is about to be observed.
+        quantizer: Quantizer of the softmax about to be observed.
         value: Float value, (..., H, M, D).
     """
     if (
@@ -138,12 +138,18 @@ def attention_bias(
 ) -> Tensor | None:
     """Merge the masks of a multi-head attention into one additive bias.
 
+    >>> attention_bias(torch.tensor([[False, True]]),
+    ...                torch.tensor([[0.5, 0.0]]), num_heads=2,
+    ...                dtype=torch.float32)
+    tensor([[[[0.5000,   -inf]]]])
+
     Args:
         attn_mask: (N, M) or (B * num_heads, N, M). True forbids a pair;
             floats are added to the logits.
-        key_padding_mask: (B, M), likewise.
+        key_padding_mask: (B, M). True is padding; floats are added to the
+            logits.
         num_heads: Heads.
-        dtype: Of the bias.
+        dtype: Dtype of the bias.
 
     Returns:
         Bias that broadcasts to (B, num_heads, N, M), None without masks.

@@ -1,4 +1,4 @@
-"""What every quantized counterpart shares: taking over, weights, freezing."""
+"""Base of all quantized counterparts: conversion, weights, freezing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from taskptq.core import (
 
 @dataclass(frozen=True, kw_only=True)
 class Scheme:
-    """Quantizer recipes of one module; None leaves that point float.
+    """Quantizer recipes of one module; None leaves a tensor float.
 
     Args:
         weight: Weights of convs and linears.
         activation: Inputs of convs and linears.
-        query: Queries, as the matmul of an attention reads them.
-        key: Keys, likewise.
-        value: Values, likewise.
+        query: Query operands of attention matmuls.
+        key: Key operands of attention matmuls.
+        value: Value operands of attention matmuls.
         softmax: Softmax outputs.
     """
 
@@ -44,12 +44,12 @@ def build_quantizer(
     ch_axis: int | None = None,
     num_heads: int | None = None,
 ) -> Quantizer | None:
-    """Build a quantizer, or None where the point stays float.
+    """Build a quantizer, or return None without a recipe.
 
     Args:
         config: Recipe.
         ch_axis: Output-channel axis of a weight.
-        num_heads: Heads of an operand of attention.
+        num_heads: Heads of an attention operand.
     """
     if config is None:
         return None
@@ -59,10 +59,20 @@ def build_quantizer(
 class QuantModule(nn.Module):
     """Mixin of all counterparts.
 
-    A counterpart subclasses (QuantModule, FloatClass), so ``isinstance``
-    checks of the host still hold. It is made by ``from_float``, which takes
-    over the float module's parameters, children and attributes without
-    copying, then calls ``add_quantizers``.
+    A counterpart subclasses (QuantModule, FloatClass), so the host's
+    ``isinstance`` checks still hold. ``from_float`` takes over the float
+    module's parameters, children and attributes without copying, then calls
+    ``add_quantizers``.
+
+    >>> from taskptq.modules import QuantLinear
+    >>> linear = nn.Linear(4, 2)
+    >>> quant = QuantLinear.from_float(
+    ...     linear, scheme=Scheme(weight=QuantizerConfig()))
+    >>> quant.weight is linear.weight
+    True
+    >>> quant.calibrate_weights()
+    >>> quant.codes('weight').dtype
+    torch.int32
 
     Attributes:
         weight_slots: Parameter name -> name of its weight quantizer.
@@ -96,14 +106,14 @@ class QuantModule(nn.Module):
         return quant
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantModule:
-        # Finished roundings are no buffers (no checkpoint shall hold them),
-        # but must follow the module to its device.
+        # Finished roundings must follow the module to its device, but aren't
+        # buffers because checkpoints must not hold them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._rounded = {k: fn(v) for k, v in self._rounded.items()}
         return self
 
     def add_quantizers(self, scheme: Scheme) -> None:
-        """Register the quantizers; subclasses extend it."""
+        """Register the quantizers; subclasses add theirs."""
         for parameter, quantizer in self.active_slots():
             axis = self.weight_axis(parameter)
             setattr(
@@ -113,11 +123,11 @@ class QuantModule(nn.Module):
             )
 
     def weight_axis(self, parameter: str) -> int:
-        """Return the output-channel axis of a weight as it is kept."""
+        """Return the output-channel axis of a weight as stored."""
         return self.weight_axes.get(parameter, 0)
 
     def active_slots(self) -> list[tuple[str, str]]:
-        """Return (parameter, quantizer name) of the weights it really has."""
+        """Return (parameter, quantizer name) of each weight that exists."""
         return [
             (parameter, quantizer)
             for parameter, quantizer in self.weight_slots.items()
@@ -125,7 +135,11 @@ class QuantModule(nn.Module):
         ]
 
     def weight_quantizer_of(self, parameter: str) -> AffineQuantizer | None:
-        """Return the quantizer of one weight, None if it stays float."""
+        """Return the quantizer of one weight, None if it stays float.
+
+        Raises:
+            TypeError: If it isn't an AffineQuantizer.
+        """
         quantizer = getattr(self, self.weight_slots[parameter])
         if quantizer is not None and not isinstance(
             quantizer, AffineQuantizer
@@ -139,8 +153,8 @@ class QuantModule(nn.Module):
     def quantized_weight(self, parameter: str = 'weight') -> Tensor:
         """Return a weight as forward must use it now.
 
-        Float when its quantizer is off; else the rounding under training,
-        the finished rounding, or round-to-nearest.
+        Float if its quantizer is off; else the rounding in training, the
+        finished rounding, or round-to-nearest.
         """
         weight: Tensor = getattr(self, parameter)
         quantizer = getattr(self, self.weight_slots[parameter])
@@ -156,7 +170,7 @@ class QuantModule(nn.Module):
 
     @torch.no_grad()
     def calibrate_weights(self) -> None:
-        """Set the weight ranges; they need no data."""
+        """Set the weight ranges; needs no data."""
         for parameter, _ in self.active_slots():
             quantizer = self.weight_quantizer_of(parameter)
             if quantizer is None or quantizer.observer is None:
@@ -165,7 +179,7 @@ class QuantModule(nn.Module):
             quantizer.calibrate()
 
     def start_rounding(self) -> dict[str, LearnedRounding]:
-        """Attach learned rounding to each weight; returns slot -> rounding."""
+        """Attach learned rounding to each weight; return it by parameter."""
         for parameter, _ in self.active_slots():
             quantizer = self.weight_quantizer_of(parameter)
             if quantizer is not None and quantizer.calibrated:
@@ -175,18 +189,18 @@ class QuantModule(nn.Module):
 
     @property
     def roundings(self) -> dict[str, LearnedRounding]:
-        """Learned roundings that are not finished, by parameter."""
+        """Unfinished learned roundings, by parameter."""
         return dict(self._roundings)
 
     def attach_roundings(
         self, roundings: Mapping[str, LearnedRounding]
     ) -> None:
-        """Put unfinished roundings back: forward uses them as they are."""
+        """Reattach unfinished roundings, as they are."""
         self._roundings.update(roundings)
 
     @torch.no_grad()
     def finish_rounding(self) -> None:
-        """Keep the hard-rounded weights; the float ones stay beside them."""
+        """Fix the hard-rounded codes; the float weights are kept too."""
         for parameter, rounding in self._roundings.items():
             self.set_codes(parameter, rounding.codes())
         self._roundings.clear()
@@ -213,14 +227,14 @@ class QuantModule(nn.Module):
 
     @torch.no_grad()
     def freeze(self) -> None:
-        """Put the weights themselves on their grids, once and for all.
+        """Replace the weights by their quantized values, permanently.
 
         Raises:
-            RuntimeError: If a learned rounding is still under training.
+            RuntimeError: If a learned rounding is still in training.
         """
         if self._roundings:
             raise RuntimeError(
-                f'{type(self).__name__} still trains its rounding: call '
+                f'{type(self).__name__} is still training its rounding: call '
                 'finish_rounding() before freeze()'
             )
         for parameter, _ in self.active_slots():
@@ -236,7 +250,7 @@ class QuantModule(nn.Module):
 
 
 def quant_modules(model: nn.Module) -> list[tuple[str, QuantModule]]:
-    """Return (qualified name, counterpart) in definition order."""
+    """Return (qualified name, counterpart) pairs in definition order."""
     return [
         (name, module)
         for name, module in model.named_modules()

@@ -20,17 +20,17 @@ from taskptq.modules.sharing import SharedInputs
 class QuantConditionalAttention(SharedInputs, QuantAttention):
     """Counterpart of mmdet's ConditionalAttention.
 
-    Attention over content and position parts, which have projections of
-    their own: added in self-attention, concatenated per head in
-    cross-attention (Conditional DETR, Meng et al., ICCV 2021, section 3.3).
-    Used through :func:`taskptq.modules.dynamic_class.counterpart_class`.
+    Attends over content and position, which have separate projections:
+    added in self-attention, concatenated per head in cross-attention
+    (Conditional DETR, Meng et al., ICCV 2021, section 3.3). Used through
+    :func:`taskptq.modules.dynamic_class.counterpart_class`.
 
-    Concatenated parts are two products whose results are added, so each has
-    a grid of its own: ``query_quantizer`` and ``key_quantizer`` read the
+    A product of concatenated parts is the sum of two products, so each part
+    has its own grid: ``query_quantizer`` and ``key_quantizer`` read the
     content, ``query_position_quantizer`` and ``key_position_quantizer`` the
-    position. In trained models the range of the positions is tens of times
-    that of the content, and one grid for both would leave nothing of it.
-    Where queries are aligned, their content is.
+    position. In trained models positions have tens of times the range of
+    the content, which a common grid would round to nothing. Query alignment
+    applies to the content.
     """
 
     cross_attn: bool
@@ -45,7 +45,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
     proj_drop: nn.Module
 
     def shared_inputs(self) -> dict[str, tuple[str, ...]]:
-        """Return quantizer name -> names of the children that read."""
+        """Return quantizer name -> names of the children that read it."""
         if self.cross_attn:
             return {'key_input_quantizer': ('kcontent_proj', 'v_proj')}
         return {
@@ -54,7 +54,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         }
 
     def add_quantizers(self, scheme: Scheme) -> None:
-        """Register the quantizers of the matmuls, positions apart."""
+        """Register the quantizers of the matmuls, separate for positions."""
         super().add_quantizers(scheme)
         if not self.cross_attn:
             self.position_input_quantizer = build_quantizer(
@@ -63,7 +63,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
             return
         query = scheme.query
         if query and query.quantizer.rescales:
-            # The length of a position says how near is near: it stays.
+            # A position's length encodes distance, so keep it.
             query = scheme.key
         self.query_position_quantizer = build_quantizer(
             query, num_heads=self.num_heads
@@ -73,7 +73,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         )
 
     def quantized_query(self, q: Tensor) -> Tensor:
-        """Return the queries that meet the keys, (B, H, N, C)."""
+        """Return the queries as the first matmul reads them, (B, H, N, C)."""
         if not self.cross_attn:
             return super().quantized_query(q)
         return _by_parts(
@@ -81,7 +81,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         )
 
     def quantized_key(self, k: Tensor) -> Tensor:
-        """Return the keys that the queries meet, (B, H, M, C)."""
+        """Return the keys as the first matmul reads them, (B, H, M, C)."""
         if not self.cross_attn:
             return super().quantized_key(k)
         return _by_parts(k, self.key_quantizer, self.key_position_quantizer)
@@ -97,7 +97,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         key_padding_mask: Tensor | None = None,
         is_first: bool = False,
     ) -> Tensor:
-        """Attend and add the query; arguments as the host's.
+        """Attend and add the query; same arguments as the host's.
 
         Args:
             query: (B, N, E).
@@ -113,7 +113,7 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
             (B, N, E).
 
         Raises:
-            ValueError: If an input that this kind reads is missing.
+            ValueError: If a required input is missing.
         """
         if self.cross_attn:
             q, k, v = self._cross_projections(
@@ -154,14 +154,14 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
         k, v = self.project('key_input_quantizer', key)
         k_pos = self.kpos_proj(key_pos)
         if add_position:
-            # Later layers have no qpos_proj at all.
+            # Only layers that add the position have qpos_proj.
             q = q + self.qpos_proj(query_pos)
             k = k + k_pos
         q_sine = self.qpos_sine_proj(ref_sine_embed)
         return self._per_head_cat(q, q_sine), self._per_head_cat(k, k_pos), v
 
     def _per_head_cat(self, content: Tensor, position: Tensor) -> Tensor:
-        """Concatenate head by head, twice (B, N, E) -> (B, N, 2 E)."""
+        """Concatenate two (B, N, E) per head, -> (B, N, 2 E)."""
         parts = [
             x.unflatten(-1, (self.num_heads, -1)) for x in (content, position)
         ]
@@ -209,9 +209,9 @@ class QuantConditionalAttention(SharedInputs, QuantAttention):
 
 
 def _position_input(scheme: Scheme) -> QuantizerConfig | None:
-    """Return the recipe of what position projections read.
+    """Return the recipe for the inputs of position projections.
 
-    As that of other inputs, with at least the bits of queries.
+    That of other inputs, with at least the bits of queries.
     """
     config, query = scheme.activation, scheme.query
     if config is None or query is None:
@@ -221,7 +221,7 @@ def _position_input(scheme: Scheme) -> QuantizerConfig | None:
 
 
 def _by_parts(x: Tensor, content: Any, position: Any) -> Tensor:
-    """Quantize (B, H, N, 2 C), content before position, by two grids."""
+    """Quantize content and position, (B, H, N, 2 C), on their own grids."""
     halves = x.chunk(2, dim=-1)
     return torch.cat(
         [

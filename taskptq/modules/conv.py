@@ -19,7 +19,7 @@ class _QuantConv(QuantModule):
         super().add_quantizers(scheme)
 
     def quantized_input(self, x: Tensor) -> Tensor:
-        """Return the input as the convolution must see it."""
+        """Return the input as the convolution reads it."""
         if self.input_quantizer is None:
             return x
         x_hat: Tensor = self.input_quantizer(x)
@@ -40,16 +40,16 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
 class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
     """Counterpart of nn.ConvTranspose2d and of mmcv's wrapper of it.
 
-    With groups, the weight is kept output channel by output channel,
-    (C_out, C_in / groups, kH, kW) as a convolution's: in torch's own layout
-    the channels of all groups would share one axis, and with it their scales.
+    With groups, the weight is stored as (C_out, C_in / groups, kH, kW), like
+    a convolution's: in torch's layout the groups share one channel axis, so
+    they would share scales.
     """
 
-    # weight: C_in x C_out x kH x kW where there are no groups
+    # Without groups the weight is C_in x C_out x kH x kW.
     weight_axes: ClassVar[dict[str, int]] = {'weight': 1}
 
     def add_quantizers(self, scheme: Scheme) -> None:
-        """Register the quantizers; bring the weight of groups in order."""
+        """Register the quantizers; rearrange a grouped weight."""
         weight: Tensor = self.weight
         if self.groups > 1:
             self.weight = nn.Parameter(
@@ -59,7 +59,7 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
         super().add_quantizers(scheme)
 
     def weight_axis(self, parameter: str) -> int:
-        """Return the output-channel axis of a weight as it is kept."""
+        """Return the output-channel axis of a weight as stored."""
         return super().weight_axis(parameter) if self.groups == 1 else 0
 
     def forward(
@@ -93,8 +93,12 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
 def by_output_channel(weight: Tensor, *, groups: int) -> Tensor:
     """Rearrange the weight of a grouped transposed convolution.
 
+    >>> import torch
+    >>> by_output_channel(torch.zeros(6, 4, 3, 3), groups=2).shape
+    torch.Size([8, 3, 3, 3])
+
     Args:
-        weight: (C_in, C_out / groups, kH, kW), as torch has it.
+        weight: (C_in, C_out / groups, kH, kW), torch's layout.
         groups: Groups.
 
     Returns:

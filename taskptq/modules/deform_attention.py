@@ -12,19 +12,19 @@ from taskptq.modules.attention import AttendedTap, quantized
 from taskptq.modules.base import Scheme, build_quantizer
 from taskptq.modules.sharing import SharedInputs
 
-# Where the host keeps its sampling; it is imported with the first call.
+# Module of the host's sampling functions, imported on the first call.
 HOST_MODULE = 'mmcv.ops.multi_scale_deform_attn'
 
 
 class QuantMultiScaleDeformableAttention(SharedInputs):
     """Counterpart of mmcv's MultiScaleDeformableAttention.
 
-    Both operands of its weighted sum are quantized: the projected values
+    Quantizes both operands of its weighted sum: the projected values
     (``value_quantizer``) and the softmax outputs (``softmax_quantizer``).
-    The sum, before ``output_proj``, passes through ``attended``.
-    Sampling locations are coordinates and stay float. ``input_quantizer``
-    serves the two projections that read the query; ``value_proj`` and
-    ``output_proj`` are children of their own. Used through
+    The sum passes through ``attended`` before ``output_proj``. Sampling
+    locations are coordinates and stay float. ``input_quantizer`` serves the
+    two projections that read the query; ``value_proj`` and ``output_proj``
+    are converted separately. Used through
     :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
@@ -38,7 +38,7 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
     dropout: nn.Module
 
     def shared_inputs(self) -> dict[str, tuple[str, ...]]:
-        """Return quantizer name -> names of the children that read."""
+        """Return quantizer name -> names of the children that read it."""
         return {'input_quantizer': ('sampling_offsets', 'attention_weights')}
 
     def add_quantizers(self, scheme: Scheme) -> None:
@@ -64,31 +64,31 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
         level_start_index: Tensor | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Sample and add the identity; arguments as the host's.
+        """Sample and add the identity; same arguments as the host's.
 
         Args:
             query: (N, B, E), or (B, N, E) if ``batch_first``.
-            key: Not read.
+            key: Unused.
             value: (M, B, E), or (B, M, E); None is ``query``.
-            identity: Shaped like ``query``, which it is if None.
+            identity: Shaped like ``query``; None is ``query``.
             query_pos: Shaped like ``query``, added to it.
             key_padding_mask: (B, M), True is padding.
             reference_points: (B, N, num_levels, 2) as x, y in [0, 1], or
                 (B, N, num_levels, 4) as x, y, width, height.
             spatial_shapes: (num_levels, 2) as height, width.
             level_start_index: (num_levels,), first token of each level.
-            kwargs: Not read; hosts pass a decoder's whole data flow.
+            kwargs: Unused; hosts pass a decoder's whole data flow.
 
         Returns:
             Shaped like ``query``.
 
         Raises:
-            ValueError: If the references or shapes are missing or misfit.
+            ValueError: If references or shapes are missing or don't fit.
         """
         if reference_points is None or spatial_shapes is None:
             raise ValueError(
-                'reference_points and spatial_shapes must be given to a '
-                'deformable attention'
+                'deformable attention needs reference_points and '
+                'spatial_shapes'
             )
         value = query if value is None else value
         identity = query if identity is None else identity
@@ -98,7 +98,7 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
         value = self._values(value, key_padding_mask)
         if int(spatial_shapes.prod(dim=1).sum()) != value.shape[1]:
             raise ValueError(
-                f'spatial_shapes={spatial_shapes.tolist()} do not sum up to '
+                f'spatial_shapes={spatial_shapes.tolist()} do not add up to '
                 f'the {value.shape[1]} tokens of value'
             )
         offsets, weights = self._offsets_and_weights(query)
@@ -189,7 +189,7 @@ class QuantMultiScaleDeformableAttention(SharedInputs):
 
 
 def _quantized_heads(quantizer: Any, x: Tensor) -> Tensor:
-    """Quantize (B, N, H, C), whose heads may have grids of their own."""
+    """Quantize (B, N, H, C), whose heads may have their own grids."""
     if quantizer is None or quantizer.spec.ch_axis is None:
         return quantized(quantizer, x)
     # The CUDA op reads contiguous tensors only.

@@ -1,4 +1,4 @@
-"""Counterparts of classes that only a host package defines."""
+"""Counterpart classes made at run time for classes of host packages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,17 @@ def counterpart_class(
 ) -> type[QuantModule]:
     """Return the class that quantizes ``float_class`` by ``impl``.
 
-    The result subclasses both, ``impl`` first, so nothing of a host package
-    is imported here and ``isinstance(quant, float_class)`` holds. Asking
-    twice gives the same class; instances can be copied and pickled.
+    It subclasses both, ``impl`` first, so no host package is imported here
+    and ``isinstance(quant, float_class)`` holds. Each pair has one class,
+    whose instances can be copied and pickled.
+
+    >>> class HostLinear(nn.Linear): ...
+    >>> from taskptq.modules import QuantLinear
+    >>> quant_class = counterpart_class(QuantLinear, HostLinear)
+    >>> quant_class.__name__, quant_class.__bases__[0].__name__
+    ('QuantHostLinear', 'QuantLinear')
+    >>> counterpart_class(QuantLinear, nn.Linear) is QuantLinear
+    True
 
     Args:
         impl: Implementation, a QuantModule.

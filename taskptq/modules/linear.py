@@ -13,9 +13,9 @@ from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 class QuantLinear(QuantModule, nn.Linear):
     """Counterpart of nn.Linear and of mmcv's wrapper of it.
 
-    ``forward(..., input_quantized=True)`` skips the input quantizer: an
-    attention counterpart quantizes a tensor that several projections read
-    only once.
+    ``forward(..., input_quantized=True)`` skips the input quantizer, for
+    attention counterparts that quantize the common input of several
+    projections once.
     """
 
     weight_slots: ClassVar[dict[str, str]] = {'weight': 'weight_quantizer'}

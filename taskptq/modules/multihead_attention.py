@@ -16,11 +16,11 @@ from taskptq.modules.sharing import own_or_shared, same_tensor
 class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
     """Counterpart of nn.MultiheadAttention.
 
-    Besides the points of the matmuls it quantizes what the projections read
+    Besides the matmuls it quantizes the inputs of the projections
     (``input_quantizer`` for the query, ``key_input_quantizer``,
     ``value_input_quantizer``) and their weights, fused or not. A key that is
-    the query, or a value that is the key, is quantized once, by the
-    quantizer of the former. ``out_proj`` is a child of its own.
+    the query is quantized once, by the query's quantizer, and a value that
+    is the key by the key's. ``out_proj`` is converted separately.
     """
 
     weight_slots: ClassVar[dict[str, str]] = {
@@ -36,8 +36,8 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         self.key_input_quantizer = build_quantizer(scheme.activation)
         self.value_input_quantizer = build_quantizer(scheme.activation)
         super().add_quantizers(scheme)
-        # nn.TransformerEncoderLayer calls a fused kernel on the bare weights
-        # where it sees this flag; nothing here reads it.
+        # With this flag nn.TransformerEncoderLayer would run a fused kernel
+        # on the float weights; nothing here reads it.
         self._qkv_same_embed_dim = False
 
     def forward(
@@ -51,20 +51,20 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         average_attn_weights: bool = True,
         is_causal: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend; arguments and results as nn.MultiheadAttention.
+        """Attend; same arguments and results as nn.MultiheadAttention.
 
-        A query that may attend to nothing gives zeros (the float module
-        gives zeros or NaN, depending on ``need_weights``).
+        A query that may attend to nothing yields zeros (the float module
+        yields zeros or NaN, depending on ``need_weights``).
 
         Args:
             query: (N, B, E), (B, N, E) if ``batch_first``, or (N, E).
-            key: Likewise with M tokens and ``kdim`` channels.
-            value: Likewise with M tokens and ``vdim`` channels.
+            key: Laid out like ``query``, with M tokens, ``kdim`` channels.
+            value: Laid out like ``query``, with M tokens, ``vdim`` channels.
             key_padding_mask: (B, M), or (M,) unbatched; True is padding.
             need_weights: Whether to return the attention weights.
             attn_mask: (N, M) or (B * num_heads, N, M); True forbids.
-            average_attn_weights: Whether to average these over heads.
-            is_causal: Hint that ``attn_mask`` is the causal one.
+            average_attn_weights: Whether to average the weights over heads.
+            is_causal: Hint that ``attn_mask`` is causal.
 
         Returns:
             Output shaped like ``query``, and the weights: (B, N, M), or
@@ -194,9 +194,9 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
 def leave_fast_paths(model: nn.Module) -> list[str]:
     """Keep torch's transformer layers off their fused inference kernel.
 
-    In eval mode without gradients nn.TransformerEncoderLayer hands the bare
-    weights of its children to one kernel, and nn.TransformerEncoder packs
-    padded batches into nested tensors; both would pass by every quantizer.
+    In eval mode without gradients nn.TransformerEncoderLayer passes the
+    float weights of its children to one kernel, and nn.TransformerEncoder
+    packs padded batches into nested tensors; both bypass every quantizer.
 
     Args:
         model: Model after swapping; changed in place.
@@ -209,7 +209,7 @@ def leave_fast_paths(model: nn.Module) -> list[str]:
         if not any(isinstance(m, QuantModule) for m in module.modules()):
             continue
         if isinstance(module, nn.TransformerEncoderLayer):
-            # Only the choice of the kernel reads it, not the activation.
+            # Only the kernel choice reads this, not the activation.
             module.activation_relu_or_gelu = 0
             changed.append(name)
         elif isinstance(module, nn.TransformerEncoder):

@@ -21,16 +21,16 @@ from taskptq.modules.sharing import (
 class QuantSamEncoderAttention(QuantAttention):
     """Counterpart of the image encoder's attention.
 
-    Attention over all tokens of a map, a window or the whole image, with
-    decomposed relative positions (MViTv2, Li et al., CVPR 2022, Eq. 3 and 4):
+    Attends over all tokens of a window or the whole image, with decomposed
+    relative positions (MViTv2, Li et al., CVPR 2022, Eq. 3 and 4):
     ``logits[(i, j), (m, n)] = scale * q . k + q . (r_h[i - m] + r_w[j - n])``.
 
-    Both products read the *same* quantized query, as an integer runtime
-    would, which holds q once; the quantized one is ``scale * q``, and the
-    tables, which stay float like all positional tables, are divided by
-    ``scale`` in turn. So ``attention_bits`` of the swap report hold for the
-    positions' query, too. ``qkv`` and ``proj`` are children of their own.
-    Used through :func:`taskptq.modules.dynamic_class.counterpart_class`.
+    Both products read the *same* quantized query, as in an integer runtime,
+    which stores q once. Since ``scale * q`` is quantized, the tables (float,
+    like all positional tables) are divided by ``scale``. The swap report's
+    ``attention_bits`` thus hold for the positions' query too. ``qkv`` and
+    ``proj`` are converted separately. Used through
+    :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
     num_heads: int
@@ -45,7 +45,7 @@ class QuantSamEncoderAttention(QuantAttention):
         """Attend over the tokens of each map.
 
         Args:
-            x: (B, H, W, C); windows are rows of their own.
+            x: (B, H, W, C); each window is one item of the batch.
 
         Returns:
             (B, H, W, C).
@@ -62,7 +62,7 @@ class QuantSamEncoderAttention(QuantAttention):
         return projected
 
     def position_bias(self, q: Tensor, *, size: tuple[int, int]) -> Tensor:
-        """Return the relative positions' share of the logits.
+        """Return the part of the logits that relative positions add.
 
         Args:
             q: (B, heads, H * W, C), multiplied by ``scale``.
@@ -82,15 +82,20 @@ class QuantSamEncoderAttention(QuantAttention):
 
 
 def offset_table(table: Tensor, *, size: int) -> Tensor:
-    """Return the embedding of each pair of places along an axis.
+    """Return the embedding of each pair of positions along an axis.
+
+    >>> table = torch.tensor([[-1.0], [0.0], [1.0]])
+    >>> offset_table(table, size=2)[..., 0]
+    tensor([[ 0., -1.],
+            [ 1.,  0.]])
 
     Args:
         table: (2 L - 1, C), embeddings of the offsets -(L - 1) to L - 1;
-            interpolated linearly where ``size`` is not L.
-        size: Places along the axis.
+            interpolated linearly unless ``size`` is L.
+        size: Positions along the axis.
 
     Returns:
-        (size, size, C), place of the query first.
+        (size, size, C), indexed by the query's position first.
     """
     num_offsets = 2 * size - 1
     if table.shape[0] != num_offsets:
@@ -103,11 +108,11 @@ def offset_table(table: Tensor, *, size: int) -> Tensor:
     return pairs
 
 
-# Indices only: gathering 1 MB costs nothing beside the attention, while a
-# gathered table would have to follow the parameter.
+# Cache only indices: gathering 1 MB costs nothing compared to the attention,
+# and a cached table would have to follow the parameter.
 @lru_cache(maxsize=64)
 def _offset_index(size: int, device: torch.device) -> Tensor:
-    """Row of the table for each pair of places, (size * size,)."""
+    """Return the table row of each pair of positions, (size * size,)."""
     with torch.inference_mode(mode=False):
         places = torch.arange(size, device=device)
         offsets = places[:, None] - places[None, :]
@@ -117,20 +122,20 @@ def _offset_index(size: int, device: torch.device) -> Tensor:
 class QuantSamDecoderAttention(SharedInputs, QuantAttention):
     """Counterpart of the mask decoder's attention.
 
-    A tensor that is query and key, or key and value, is quantized once, by
-    the quantizer of the former (``input_quantizer``,
-    ``key_input_quantizer``, ``value_input_quantizer``); which are one is
-    seen at each call, as the same class serves self- and cross-attention.
-    ``q_proj``, ``k_proj``, ``v_proj`` (to fewer channels in
-    cross-attention) and ``out_proj`` are children of their own. Used
-    through :func:`taskptq.modules.dynamic_class.counterpart_class`.
+    A tensor that is both query and key, or key and value, is quantized
+    once, by the first of ``input_quantizer``, ``key_input_quantizer`` and
+    ``value_input_quantizer``. Each call compares its tensors, as the same
+    class serves self- and cross-attention. ``q_proj``, ``k_proj``,
+    ``v_proj`` (to fewer channels in cross-attention) and ``out_proj`` are
+    converted separately. Used through
+    :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
     num_heads: int
     out_proj: nn.Module
 
     def shared_inputs(self) -> dict[str, tuple[str, ...]]:
-        """Return quantizer name -> names of the children that read."""
+        """Return quantizer name -> names of the children that read it."""
         return {
             'input_quantizer': ('q_proj',),
             'key_input_quantizer': ('k_proj',),
@@ -160,7 +165,7 @@ class QuantSamDecoderAttention(SharedInputs, QuantAttention):
     def _projections(
         self, q: Tensor, k: Tensor, v: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Quantize each distinct tensor once, and project all three."""
+        """Quantize each distinct tensor once and project all three."""
         own = self.input_quantizer
         q_hat = quantized(own, q)
         of_key = own_or_shared(self.key_input_quantizer, own)
@@ -179,7 +184,7 @@ class QuantSamDecoderAttention(SharedInputs, QuantAttention):
         )
 
     def _read(self, name: str, x_hat: Tensor, x: Tensor) -> Tensor:
-        """Project; readers left float read the tensor as it is."""
+        """Project; readers left float get the float tensor."""
         reader = getattr(self, name)
         if self.input_quantizer is not None and isinstance(
             reader, QuantLinear

@@ -1,4 +1,4 @@
-"""Tensors that several projections read: quantized once, not per reader."""
+"""Quantize once a tensor that several projections read."""
 
 from __future__ import annotations
 
@@ -12,10 +12,15 @@ from taskptq.modules.linear import QuantLinear
 
 
 def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors are one, or the same view of one memory.
+    """Whether two tensors are the same view of the same memory.
 
-    Hosts transpose the arguments of an attention one by one, which makes
-    new objects of a tensor given twice.
+    Hosts transpose the arguments of an attention one by one, which turns a
+    tensor that is passed twice into two objects.
+
+    >>> import torch
+    >>> x = torch.zeros(2, 3)
+    >>> same_tensor(x.t(), x.t()), same_tensor(x, x.clone())
+    (True, False)
     """
     return a is b or (
         a.numel() > 0
@@ -30,9 +35,9 @@ def same_tensor(a: Tensor, b: Tensor) -> bool:
 def own_or_shared(own: Any, shared: Any) -> Any:
     """Return the quantizer of an input that may have been shared.
 
-    A tensor shared while calibrating leaves its own quantizer unset; where
-    it comes back as a copy (a cached input of a unit), the range is the
-    shared one's.
+    If the tensor was shared during calibration, its own quantizer has no
+    range. If it later arrives as a copy (a cached input of a unit), the
+    shared quantizer's range applies.
     """
     if own is None or own.calibrated or own.observing:
         return own
@@ -40,14 +45,14 @@ def own_or_shared(own: Any, shared: Any) -> Any:
 
 
 class SharedInputs(QuantModule):
-    """Mixin: an attention whose child projections read common tensors.
+    """Mixin for attentions whose child projections read common tensors.
 
-    The attention owns one quantizer per common tensor; the readers' own
-    input quantizers are then needless and :func:`share_inputs` drops them.
+    The attention owns one quantizer per common tensor; :func:`share_inputs`
+    drops the readers' own input quantizers.
     """
 
     def shared_inputs(self) -> dict[str, tuple[str, ...]]:
-        """Return quantizer name -> names of the children that read."""
+        """Return quantizer name -> names of the children that read it."""
         raise NotImplementedError
 
     def add_quantizers(self, scheme: Scheme) -> None:
@@ -57,12 +62,12 @@ class SharedInputs(QuantModule):
             setattr(self, point, build_quantizer(scheme.activation))
 
     def project(self, point: str, x: Tensor) -> tuple[Tensor, ...]:
-        """Quantize a common tensor and give it to all its readers.
+        """Quantize a common tensor and pass it to all its readers.
 
         Args:
             point: Name of the quantizer, a key of ``shared_inputs()``.
-            x: The common tensor, (..., C_in). Readers left float read it
-                as it is.
+            x: The common tensor, (..., C_in). Readers left float get the
+                float tensor.
 
         Returns:
             The readers' outputs in the order of ``shared_inputs()``.
@@ -82,7 +87,7 @@ class SharedInputs(QuantModule):
 def share_inputs(model: nn.Module) -> list[str]:
     """Drop the input quantizers of projections that read a common tensor.
 
-    Needed once after the children of all attentions are swapped.
+    Call it once, after swapping the children of all attentions.
 
     Returns:
         Qualified names of the dropped quantizers.

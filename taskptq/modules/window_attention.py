@@ -10,7 +10,7 @@ from taskptq.modules.attention import QuantAttention
 class QuantWindowMSA(QuantAttention):
     """Counterpart of WindowMSA: attention inside windows.
 
-    Its ``qkv`` and ``proj`` are children of their own. Used through
+    ``qkv`` and ``proj`` are converted separately. Used through
     :func:`taskptq.modules.dynamic_class.counterpart_class`.
     """
 
@@ -28,7 +28,7 @@ class QuantWindowMSA(QuantAttention):
         """Attend inside each window.
 
         Args:
-            x: (B * num_windows, N, C), N tokens of a window.
+            x: (B * num_windows, N, C), N tokens per window.
             mask: (num_windows, N, N), added to the logits; 0 or negative.
 
         Returns:
@@ -38,7 +38,7 @@ class QuantWindowMSA(QuantAttention):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each B' x H x N x C / H
         bias = self.relative_position_bias()
         if mask is not None:
-            # Windows are the fastest part of the batch axis.
+            # Windows vary fastest along the batch axis.
             windows = (-1, mask.shape[0])
             q, k, v = (t.unflatten(0, windows) for t in (q, k, v))
             bias = bias + mask[:, None]  # num_windows x H x N x N

@@ -25,7 +25,7 @@ from taskptq.core.settings import (
 from taskptq.prepare.blocks import SCOPES
 
 ROUNDINGS = ('adaround', 'gptq', 'nearest')
-# More would take months; what is asked for is then a mistake.
+# More steps would take months, so they must be a mistake.
 MAX_STEPS = 10_000_000
 MAX_BATCH = 1 << 16
 NETWORK_SETTINGS = (
@@ -47,61 +47,61 @@ NETWORK_SETTINGS = (
 class ReconstructionConfig:
     """Settings of reconstruction.
 
-    The published recipes run 20,000 steps with weight_lr 1e-3; at a few
-    hundred steps the roundings need 0.1 to 0.3 to be decided at all: seen in
-    single trial runs of one detector with 2-bit weights.
+    Published recipes run 20,000 steps with weight_lr 1e-3. At a few hundred
+    steps, roundings settle only with 0.1 to 0.3 (seen in single trial runs
+    of one detector with 2-bit weights).
 
     Args:
         rounding: 'adaround' learns it, 'gptq' solves it in closed form layer
-            by layer, 'nearest' keeps it (only scales learn).
+            by layer, 'nearest' keeps it and learns scales only.
         scope: 'layer', 'block' or 'network'.
-        steps: Optimizer steps of each unit.
-        network_steps: Optimizer steps on the whole network once all layers
-            or blocks are done; the loss then acts there alone, and the units
-            are trained on the mean squared error. Needs the model's adapter.
-        network_train: Name patterns of the layers that are trained on the
-            whole network, e.g. ``('decoder*', 'bbox_head*')``; the others
-            stay as they are. Empty: all.
-        straight_through: Train roundings that are hard in the forward pass,
-            without a penalty: a whole network of soft ones can fit the float
-            one with few of them decided.
-        network_batch_size: Images of a minibatch on the whole network; None
-            takes whole calibration batches.
+        steps: Optimizer steps per unit.
+        network_steps: Optimizer steps on the whole network after all layers
+            or blocks. The configured loss then applies to that phase only;
+            units train on the mean squared error. Needs the model's adapter.
+        network_train: Name patterns of the layers to train on the whole
+            network, e.g. ``('decoder*', 'bbox_head*')``; empty trains all.
+        straight_through: Round hard in the forward pass, without a penalty:
+            a whole network of soft roundings can fit the float one while
+            few of them are settled.
+        network_batch_size: Images per minibatch on the whole network; None
+            uses whole calibration batches.
         keep_better: Measure the loss of all calibration batches before and
-            after steps on the whole network, and take the steps back if it
-            has not fallen. Two passes over the set.
-        network: Settings that ``network_steps`` have of their own, e.g.
+            after the steps on the whole network, and undo the steps unless
+            it fell. Takes two passes over the set.
+        network: Settings that differ in ``network_steps``, e.g.
             ``dict(weight_lr=0.05, drop_prob=0.0)``.
-        batch_size: Images of a minibatch, where rows can be drawn.
+        batch_size: Images per minibatch, where rows can be drawn.
         rows_per_image: Most rows per image where rows are not images.
-        weight_lr: Adam's learning rate of the roundings; held for half of
-            the steps, then cosine-annealed to 0.
-        scale_lr: The same of activation scales, relative to each scale;
-            cosine-annealed to 0.
+        weight_lr: Adam's learning rate of the roundings; constant for half
+            of the steps, then cosine-annealed to 0.
+        scale_lr: Adam's learning rate of activation scales, relative to each
+            scale; cosine-annealed to 0.
         learn_scales: Learn activation scales (needs LSQQuantizer).
         drop_prob: QDrop's probability of the float value; 0 is BRECQ.
         rounding_weight: Weight of the rounding penalty, relative to the
-            unit's loss when the penalty sets in.
+            unit's loss at the end of the warm-up.
         warmup: Share of the steps without the penalty.
-        beta_start: Exponent of the penalty at first (AdaRound, Eq. 24).
-        beta_end: Exponent at the end, at least 2 and not above the first.
+        beta_start: First exponent of the penalty (AdaRound, Eq. 24).
+        beta_end: Last exponent, from 2 to ``beta_start``.
         skip_below: Leave a unit rounded to nearest if its loss is already
             below this (noise to signal, for the default loss): 8-bit units
             have nothing to gain; 0 trains every unit.
-        patience: Stop a unit when its loss has not fallen by 1 % over so
-            many steps and 99.9 % of its roundings are decided; None: never.
+        patience: Stop a unit when its loss has not fallen by 1 % in this
+            many steps and 99.9 % of its roundings are settled; None never
+            stops early.
         autocast: None, or 'bfloat16' to run the units in mixed precision.
         seed: Seed of minibatches and drops.
         cache_bytes: Memory budget of the activation cache.
-        cache_dir: Folder for what does not fit into it; None takes the
-            system's folder for temporary files.
-        cache_disk_bytes: Disk budget of the cache; None takes what is free,
+        cache_dir: Folder for activations over that budget; None is the
+            system's temporary folder.
+        cache_disk_bytes: Disk budget of the cache; None uses the free space,
             less a margin.
         blocks: Name patterns of further blocks.
         gptq_damping: Share of the Hessian's mean diagonal added to it.
 
     Raises:
-        SettingError: If a value cannot be.
+        SettingError: If a value is invalid.
     """
 
     rounding: str = setting('adaround', Choice(choices=ROUNDINGS))
@@ -148,19 +148,19 @@ class ReconstructionConfig:
             )
 
     def _check_network(self) -> None:
-        """Refuse settings of a whole network where none is trained."""
+        """Refuse network settings that nothing would use."""
         steps = 'reconstruction.network_steps'
         if self.network_steps and self.scope == 'network':
             raise refuse(
                 steps,
                 self.network_steps,
-                "give 0, or a scope of 'layer' or 'block' to follow",
+                "give 0, or choose scope='layer' or 'block'",
             )
         if self.network_steps and self.rounding == 'gptq':
             raise refuse(
                 steps,
                 self.network_steps,
-                "give 0, since they cannot follow rounding='gptq', or choose "
+                "give 0, as they cannot follow rounding='gptq', or choose "
                 "rounding='adaround' or 'nearest'",
             )
         for name in ('network_train', 'keep_better'):
@@ -169,14 +169,14 @@ class ReconstructionConfig:
                 raise refuse(
                     f'reconstruction.{name}',
                     value,
-                    'give it only where the whole network is trained, with '
+                    'remove it, or train the whole network with '
                     "network_steps or scope='network'",
                 )
         if self.network:
             self._check_own_settings()
 
     def _check_own_settings(self) -> None:
-        """Check the settings that the steps on the network have."""
+        """Check the settings that differ in ``network_steps``."""
         name = 'reconstruction.network'
         check_keys(self.network, NETWORK_SETTINGS, name=name)
         if not self.network_steps:
@@ -206,7 +206,7 @@ class ReconstructionConfig:
         )
 
     def of_units(self) -> ReconstructionConfig:
-        """Return the settings of the units alone, without network steps."""
+        """Return the settings of the units, without network steps."""
         return replace(
             self,
             network_steps=0,
@@ -221,7 +221,7 @@ class ReconstructionConfig:
         """Read the plain form.
 
         Raises:
-            SettingError: On an unknown key or a value that cannot be.
+            SettingError: If a key is unknown or a value is invalid.
         """
         known = [known_field.name for known_field in fields(cls)]
         check_keys(config, known, name='reconstruction')

@@ -1,4 +1,4 @@
-"""Freeze: hard codes, no drop, and proof of both."""
+"""Freeze a model: put weights on their grids, and verify it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from taskptq.modules.base import QuantModule, quant_modules
 
 @dataclass(frozen=True, kw_only=True)
 class FreezeReport:
-    """What was proven.
+    """Report of a freeze.
 
     Args:
-        num_weights: Weight tensors on their integer grids.
+        num_weights: Weight tensors verified to lie on their integer grids.
         most_levels: Highest number of distinct codes in one channel of a
             weight, by bit width.
-        num_activations: Activation quantizers that are on.
+        num_activations: Enabled activation quantizers.
     """
 
     num_weights: int
@@ -35,14 +35,14 @@ class FreezeReport:
 
 
 def freeze(model: nn.Module) -> FreezeReport:
-    """Make the model its final quantized self, and check that it is.
+    """Finish quantization: the model evaluates quantized from here on.
 
-    Weights move onto their grids, learned scales settle, drop is off, every
-    quantizer is on: the model evaluates quantized from here on.
+    Weights move onto their grids, learned scales are final and every
+    quantizer is enabled.
 
     Raises:
         RuntimeError: If a weight is off its grid or has too many levels, or
-            a drop is still set; the message names the layer.
+            ``drop_prob`` is still set; names the layer.
     """
     for name, quantizer in quantizers(model):
         if quantizer.drop_prob > 0:
@@ -81,13 +81,13 @@ def freeze(model: nn.Module) -> FreezeReport:
 def check_on_grid(
     module: QuantModule, parameter: str, *, name: str
 ) -> tuple[int, int] | None:
-    """Prove that a weight lies on its integer grid.
+    """Verify that a weight lies on its integer grid.
 
     Returns:
-        (bits, most distinct codes of one channel); None if it is float.
+        (bits, most distinct codes in one channel); None if it is float.
 
     Raises:
-        RuntimeError: If it does not.
+        RuntimeError: If it is off its grid or has too many levels.
     """
     quantizer = module.weight_quantizer_of(parameter)
     if not isinstance(quantizer, AffineQuantizer) or not quantizer.calibrated:

@@ -1,10 +1,9 @@
-"""Which memory layout of images a unit needs.
+"""Find the memory layout that a unit needs for its images.
 
-The cache hands images out channels last, since convolutions run faster on
-that, and what they compute stays the same but for the order of the sums. Some
-operators read plain memory only, deformable convolutions for one: they refuse
-the other, or misread it without a word. No list can name them all, so each
-unit is tried.
+The cache returns images channels last, on which convolutions run faster;
+results differ only by the order of sums. Some operators, such as deformable
+convolutions, need plain memory: they reject channels last, or misread it
+silently. No list could name them all, so each unit is tried.
 """
 
 from __future__ import annotations
@@ -27,37 +26,37 @@ logger = logging.getLogger('taskptq')
 def needs_plain_memory(
     run: Callable[[bool], list[Tensor]], *, name: str
 ) -> bool:
-    """Whether a unit fails, or computes something else, on channels last.
+    """Whether a unit fails or computes something else on channels last.
 
     Args:
-        run: Gives the unit's outputs on images in plain memory (True), or
+        run: Returns the unit's outputs for images in plain memory (True) or
             channels last (False).
-        name: The unit, for the log.
+        name: Name of the unit, for the log.
     """
     try:
         expected = run(True)
     except ERRORS:
-        # A model that is channels last itself, or an error of the unit: it
-        # comes up again when the unit is run.
+        # The model itself is channels last, or the unit is broken: then its
+        # next run raises the error again.
         return False
     try:
         plain = not are_close(run(False), expected)
     except ERRORS:
         plain = True
     if plain:
-        logger.info('%s gets images in plain memory: it needs it', name)
+        logger.info('%s needs images in plain memory', name)
     return plain
 
 
 def are_close(
     found: list[Tensor], expected: list[Tensor], *, tolerance: float = 1e-3
 ) -> bool:
-    """Whether activations agree but for the order of their sums.
+    """Whether activations agree up to the order of their sums.
 
     Args:
-        found: Leaves; those that hold no activations are not compared.
-        expected: As many.
-        tolerance: Largest difference, as a share of the largest expected
+        found: Leaves; only floating-point ones are compared.
+        expected: Leaves to compare with.
+        tolerance: Largest difference, relative to the largest expected
             magnitude.
     """
     if len(found) != len(expected):

@@ -1,4 +1,4 @@
-"""Losses of reconstruction, and what a loss may see."""
+"""Losses of reconstruction, and the context they receive."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Outputs = Tensor | dict[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class ReconContext:
-    """What a ReconLoss may read beside the two outputs.
+    """What a ReconLoss may read besides the two outputs.
 
     Args:
         unit: Qualified name of the unit; '' is the whole network.
         step: Step of this unit, from 0.
-        num_steps: Steps planned for it.
-        image_ids: Indices of the batch's images within the calibration set,
-            where rows are images.
+        num_steps: Planned steps of this unit.
+        image_ids: Indices of the batch's images in the calibration set, if
+            rows are images.
         heads_float: Named head outputs of the float model (network scope).
         heads_quant: Named head outputs of the quantized model.
         features_float: Other named outputs of the float model.
@@ -42,24 +42,24 @@ class ReconContext:
     adapter: Any = None
 
 
-# A loss is also asked outside of steps, without gradient, how a unit stands:
-# before the first step, and for `keep_better` after the last.
+# A loss is also called outside of steps, without gradients, to evaluate a
+# unit: before the first step, and for `keep_better` after the last.
 ReconLoss = Callable[[Outputs, Outputs, ReconContext], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkProbe:
-    """What a network-wise loss may look at outside of its steps.
+    """What a network-wise loss may read outside of its steps.
 
-    A loss that has a method ``begin`` is given one before the first step,
-    and may keep it: ``run`` shows the model as it is then.
+    A loss with a method ``begin`` receives one before the first step and may
+    keep it; ``run`` always uses the current model.
 
     Args:
-        heads_float: Named head outputs of the float model, one for each
+        heads_float: Named head outputs of the float model, one mapping per
             calibration batch.
         metas: Metainfo of each image of each batch.
-        run: Number of a batch -> named head outputs of the quantized model
-            as it is now, without gradient and without random drop.
+        run: Maps the number of a batch to the named head outputs of the
+            current quantized model, without gradient and random drop.
         adapter: The model's adapter.
         batches: The collated calibration batches, for losses that run
             another model on them.
@@ -75,8 +75,8 @@ class NetworkProbe:
 class MSEReconLoss:
     """Mean squared error over the float output's power, summed over outputs.
 
-    Dividing by mean(y^2) makes the loss a noise-to-signal ratio: the same
-    recipe then fits units of any scale, and several outputs count alike.
+    Dividing by mean(y^2) makes the loss a noise-to-signal ratio: one recipe
+    then fits units of any scale, and several outputs weigh the same.
 
     Args:
         normalize: Divide by the float output's power.

@@ -1,4 +1,4 @@
-"""Network scope: named heads of the adapter, all layers at once."""
+"""Network scope: train all layers at once on the adapter's named heads."""
 
 from __future__ import annotations
 
@@ -44,18 +44,16 @@ logger = logging.getLogger('taskptq')
 
 
 class NetworkData:
-    """Named float outputs of all batches, and minibatches of them.
-
-    A minibatch is a batch.
+    """Named float outputs of all batches; a minibatch is one batch.
 
     Args:
         model: Swapped and calibrated model.
         batches: Calibration batches (this rank's share), or parts of them.
         adapter: The model's adapter. If it has ``forward_like``, with the
             arguments of ``forward_heads`` and the float outputs ``heads``,
-            the quantized model runs through that: outputs for each instance
-            are then computed for the instances of the float model. If it
-            has ``trunk(model, batch)`` -> plain inputs and
+            the quantized model runs through that, so that outputs per
+            instance are those of the float model's instances. If it has
+            ``trunk(model, batch)`` -> plain inputs and
             ``forward_from(model, inputs, heads=...)``, see
             :meth:`keep_trunks`.
     """
@@ -89,7 +87,7 @@ class NetworkData:
         )
 
     def run(self, number: int) -> dict[str, Tensor]:
-        """Run the model as it is switched now on one batch."""
+        """Run the model on one batch with its current switches."""
         target = self.targets[number]
         if self.trunks:
             trunk = self._trunk(number)
@@ -107,18 +105,18 @@ class NetworkData:
     def keep_trunks(
         self, trained: frozenset[str], *, cache: ActivationCache
     ) -> bool:
-        """Run what comes before all trained layers once, not at each step.
+        """Run the part before all trained layers once, not at each step.
 
-        It is that of the quantized model as it is now, without drop, since
-        nothing in it is trained. Does nothing where the adapter cannot
-        split the model, or a trained layer lies before the split.
+        It runs quantized and without drop, since nothing in it is trained.
+        Does nothing if the adapter cannot split the model, or if a trained
+        layer lies before the split.
 
         Args:
-            trained: Names of the layers that are trained.
-            cache: Takes what the rest of the model reads.
+            trained: Names of the trained layers.
+            cache: Stores the inputs of the rest of the model.
 
         Returns:
-            Whether it is kept.
+            Whether these inputs are kept.
         """
         trunk = getattr(self.adapter, 'trunk', None)
         if trunk is None:
@@ -151,7 +149,7 @@ class NetworkData:
         return True
 
     def _trunk(self, number: int) -> Any:
-        """Return what the rest of the model reads of a batch."""
+        """Return the kept inputs of the rest of the model for a batch."""
         assert self.cache is not None
         count, skeleton = self.trunks[number]
         leaves = [
@@ -161,7 +159,7 @@ class NetworkData:
         return unflatten(leaves, skeleton)
 
     def run_quantized(self, number: int) -> dict[str, Tensor]:
-        """Run the quantized model as it is now, without drop or gradient."""
+        """Run the current quantized model, without drop or gradient."""
         with (
             calibration_mode(self.model),
             quantizing(self.model),
@@ -172,8 +170,8 @@ class NetworkData:
     def set_loss(self, loss: ReconLoss, *, num_steps: int) -> float:
         """Return the mean loss of all images.
 
-        It is asked without gradient and at step 0: a loss that counts its
-        steps, or follows them, goes on as if it had not been.
+        The loss is called without gradient and at step 0, so that losses
+        that count or follow steps are unaffected.
         """
         values: list[Tensor] = []
         for number, target in enumerate(self.targets):
@@ -195,7 +193,7 @@ class NetworkData:
         return float(mean_over_ranks(mean))
 
     def probe(self) -> NetworkProbe:
-        """Return the view that a loss gets."""
+        """Return the probe for the loss."""
         return NetworkProbe(
             heads_float=self.targets,
             metas=self.metas,
@@ -219,20 +217,20 @@ def train_network(
     """Train all layers at once on the adapter's heads.
 
     Args:
-        model: Swapped and calibrated model; roundings that are finished
-            already are taken up again.
+        model: Swapped and calibrated model; finished roundings are trained
+            further.
         batches: Calibration batches (this rank's share).
         config: Settings.
         loss: Reconstruction loss.
         adapter: The model's adapter.
         cache_dir: Folder for spilled activations; None is the settings'.
-        progress: Show a live display where there is a terminal.
-        on_trained: Called with the unit, its roundings soft.
+        progress: Show a live display if there is a terminal.
+        on_trained: Called with the unit while its roundings are soft.
 
     Raises:
         ValueError: If the rounding cannot be learned, a pattern of
-            ``network_train`` matches nothing, or activations don't fit on
-            the disk.
+            ``network_train`` matches nothing, or the activations don't fit
+            on the disk.
     """
     if config.rounding == 'gptq':
         raise ValueError(
@@ -248,7 +246,7 @@ def train_network(
     try:
         if trained is not None and data.keep_trunks(trained, cache=cache):
             logger.info(
-                'network_train: what comes before the trained layers runs once'
+                'network_train: the part before the trained layers runs once'
             )
         result = _train(
             Unit('', model, trained), data, config, loss, progress, on_trained
@@ -262,7 +260,7 @@ def train_network(
 def _check_trunks(
     leaves: Sequence[Tensor], num_batches: int, cache: ActivationCache
 ) -> None:
-    """Refuse what is too much for the disk, from the first batch."""
+    """Refuse more activations than the disk holds, from the first batch."""
     total = num_batches * sum(stored_bytes(leaf) for leaf in leaves)
     memory = min(total, cache.max_bytes)
     cache.reserve(Estimate(total=total, memory=memory, disk=total - memory))
@@ -304,7 +302,7 @@ def _train(
 def trained_layers(
     model: nn.Module, patterns: Sequence[str]
 ) -> frozenset[str] | None:
-    """Return the names of the layers that patterns choose, None for all.
+    """Return the names of the layers that match, None for all.
 
     Args:
         model: Swapped model.

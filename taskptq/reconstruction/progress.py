@@ -1,4 +1,4 @@
-"""One live display for a whole reconstruction; a log line per unit else."""
+"""Progress of a reconstruction: a live display, or a log line per unit."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ REFRESH_EVERY = 25
 
 
 class RunProgress:
-    """Shows unit k of L, its loss and the time left for the whole run.
+    """Show unit k of L, its loss and the time left for the whole run.
 
-    Quiet (log lines only) in CI and where there is no terminal.
+    Only logs lines in CI and without a terminal.
 
     Args:
         num_units: Units of the run.
-        steps: Steps of each unit.
-        enabled: Whether to show anything live at all.
+        steps: Steps per unit.
+        enabled: Whether to allow the live display.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class RunProgress:
             self._display.stop()
 
     def start_unit(self, index: int, name: str) -> None:
-        """Tell that a unit begins."""
+        """Mark the start of a unit."""
         self._finish_unit()
         self._index, self._name, self._loss = index, name, None
         if self._display is not None and self._task is not None:
@@ -95,7 +95,7 @@ class RunProgress:
             )
 
     def step(self, step: int, loss: Tensor) -> None:
-        """Tell that a step is done."""
+        """Mark the end of a step."""
         self._loss = loss
         if self._display is None or (step + 1) % REFRESH_EVERY:
             return

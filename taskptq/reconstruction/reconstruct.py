@@ -74,12 +74,13 @@ def reconstruct(
             ``network_steps``.
         state_dir: Folder of the per-unit states for resuming, locked
             meanwhile; None saves none.
-        shared_dir: Folder of units' states that reconstructions share: what
-            follows on the network need not train their blocks again. None
-            keeps them in ``state_dir``.
+        shared_dir: Folder of unit states that reconstructions share, so that
+            runs that differ in ``network_steps`` train their blocks once.
+            None keeps them in ``state_dir``.
         cache_dir: Folder for spilled activations; None is the settings'.
-        progress: Show a live display where there is a terminal.
-        on_trained: Called with each trained unit, its roundings soft.
+        progress: Show a live display if there is a terminal.
+        on_trained: Called with each trained unit while its roundings are
+            soft.
 
     Raises:
         ValueError: If there is no batch, the network scope lacks an
@@ -90,8 +91,8 @@ def reconstruct(
         raise ValueError('calibration set is empty: give at least one batch')
     if adapter is None and (config.scope == 'network' or config.network_steps):
         raise ValueError(
-            "reconstruction.scope='network' needs the model's adapter, as "
-            'network_steps do: register one for the detector class'
+            "reconstruction.scope='network' and network_steps need the "
+            "model's adapter: register one for the detector class"
         )
     # Fail now, not after hours of training.
     trained_layers(model, config.network_train)
@@ -108,7 +109,7 @@ def reconstruct(
             torch.random.fork_rng(devices=_cuda_devices(model))
         )
         report = run.all(state_dir, shared_dir, progress)
-    # Steps on the network decide anew what the blocks had decided.
+    # Steps on the network start from the blocks' roundings and replace them.
     last = report.units[-1:] if config.network_steps else report.units
     trained = [u for u in last if u.steps and u.num_weights]
     if trained:
@@ -129,7 +130,7 @@ def reconstruct(
 
 
 class _Run:
-    """One reconstruction: what all its steps need."""
+    """The state of one reconstruction."""
 
     def __init__(
         self,
@@ -145,12 +146,12 @@ class _Run:
         self.config = config
         self.forward = forward
         self.loss = loss
-        # What follows on the whole network is what a loss is then given for.
+        # With network_steps, the configured loss applies to that phase only.
         self.unit_loss = MSEReconLoss() if config.network_steps else loss
         self.adapter = adapter
         self.cache_dir: Path | None = None
         self.on_trained: Callable[[Unit], None] | None = None
-        self.num_traces = 0  # passes of single batches: names, then links
+        self.num_traces = 0  # single-batch passes: names, then links
 
     def all(
         self,
@@ -158,7 +159,7 @@ class _Run:
         shared_dir: Path | None,
         progress: bool,
     ) -> ReconstructionReport:
-        """Whatever the settings say."""
+        """Run all phases that the settings ask for."""
         states = UnitStates(
             state_dir,
             self.model,
@@ -186,7 +187,7 @@ class _Run:
     def units(
         self, states: UnitStates, progress: bool
     ) -> ReconstructionReport:
-        """Layer or block scope."""
+        """Run layer or block scope."""
         plans, uncalled = self._plans()
         report = ReconstructionReport(uncalled=uncalled)
         cache = cache_of(self.config, directory=self.cache_dir)
@@ -219,7 +220,7 @@ class _Run:
         report: ReconstructionReport,
         progress: bool,
     ) -> None:
-        """Steps on the whole network, after those of all units."""
+        """Train the whole network after all units."""
         config = self.config.of_network()
         self._network(len(report.units), config, states, report, progress)
 
@@ -252,7 +253,7 @@ class _Run:
         ]
         for name in uncalled:
             logger.warning(
-                '%s is not called by the first batches (of every rank): '
+                '%s is not called by the first batches (of every rank) and is '
                 'rounded to nearest',
                 name,
             )
@@ -267,7 +268,7 @@ class _Run:
         display: RunProgress,
     ) -> None:
         plan, cache = capturer.plans[index], capturer.cache
-        # The first unit sees the image: both models' inputs are the same.
+        # The first unit reads the image, which both models share.
         if index and plan.captured(index):
             capturer.capture_quant(index)
             report.num_breaks += 1
@@ -314,7 +315,7 @@ class _Run:
         return result
 
     def _draw(self, unit: Unit, data: UnitData) -> Minibatch:
-        # QDrop drops the unit's inputs as well as what is inside (Eq. 7).
+        # QDrop also drops the unit's inputs (Eq. 7).
         calls, image_ids = data.sample(
             self.config.batch_size, drop_prob=self.config.drop_prob
         )
@@ -331,7 +332,7 @@ class _Run:
     def network(
         self, states: UnitStates, progress: bool
     ) -> ReconstructionReport:
-        """Network scope: named heads of the adapter, all layers at once."""
+        """Run network scope: all layers at once on the adapter's heads."""
         report = ReconstructionReport()
         self._network(0, self.config, states, report, progress)
         return report
@@ -370,8 +371,8 @@ class _Run:
             and not result.taken_back
         ):
             logger.warning(
-                'not one rounding turned in %d steps on the network, only '
-                'scales learned: raise weight_lr=%g',
+                'no rounding flipped in %d steps on the network, only scales '
+                'changed: raise weight_lr=%g',
                 result.steps,
                 config.weight_lr,
             )
@@ -379,7 +380,7 @@ class _Run:
 
 
 def _has_codes(module: QuantModule) -> bool:
-    """Whether calibration gave a grid to a weight of a counterpart."""
+    """Whether any weight of a counterpart has a grid."""
     found = [
         module.weight_quantizer_of(parameter)
         for parameter, _ in module.active_slots()
@@ -388,7 +389,7 @@ def _has_codes(module: QuantModule) -> bool:
 
 
 def _on_all_ranks(names: set[str]) -> set[str]:
-    """Keep the names that every rank has: ranks must train in step."""
+    """Keep the names that every rank has, as ranks must train in step."""
     return set.intersection(*gathered(names))
 
 
@@ -396,13 +397,13 @@ def _check_order(plans: Sequence[Plan]) -> None:
     names = [plan.unit.name for plan in plans]
     if any(other != names for other in gathered(names)):
         raise RuntimeError(
-            'the ranks call the units in different orders on their first '
-            'batches: reconstruct in a single process'
+            'ranks call the units in different orders on their first batches: '
+            'reconstruct in a single process'
         )
 
 
 def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
-    """Drop from the cache what no later unit reads."""
+    """Delete tensors from the cache that no later unit reads."""
     plan = capturer.plans[index]
     used = set(plan.sources())
     used |= set(outputs_of(plan, index))
@@ -413,7 +414,7 @@ def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
 
 
 def _seed(seed: int, index: int) -> int:
-    """Seed of one unit: the same whether the run was interrupted or not."""
+    """Return the seed of one unit, independent of interruptions."""
     return (seed * 1_000_003 + index) * 1_009 + own_rank()
 
 

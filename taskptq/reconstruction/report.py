@@ -1,4 +1,4 @@
-"""What a reconstruction tells of itself."""
+"""Report of a reconstruction."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from taskptq.reconstruction.rounding.learned import UnitResult
 
 @dataclass(kw_only=True)
 class ReconstructionReport:
-    """What reconstruction did.
+    """Report of a reconstruction.
 
     Args:
-        units: One result for each unit, in execution order.
+        units: One result per unit, in execution order.
         num_forwards: Passes of the whole model over the calibration set.
-        num_breaks: Units whose inputs no earlier unit handed on.
+        num_breaks: Units whose inputs needed a pass of the quantized model.
         resumed_units: Units taken from a saved state.
-        resumed_seconds: Time that these took to train.
-        uncalled: Units that no forward pass calls; rounded to nearest.
+        resumed_seconds: Time that training these took.
+        uncalled: Layers that no traced batch calls; rounded to nearest.
         spilled_bytes: Bytes of the activation cache written to disk.
-        decided: Share of all roundings decided before freezing.
-        turned: Share of all roundings that the last phase turned.
-        loss: What a network-wise loss reports, plain (its ``report()``).
+        decided: Share of all roundings settled before freezing.
+        turned: Share of all roundings that the last phase flipped.
+        loss: Report of a network-wise loss (its ``report()``), plain types.
         seconds: Wall time, without ``resumed_seconds``.
     """
 
@@ -39,7 +39,7 @@ class ReconstructionReport:
     seconds: float = 0.0
 
     def take_over(self, result: UnitResult) -> None:
-        """Count a unit that an earlier run trained."""
+        """Count a unit from a saved state."""
         self.resumed_units += 1
         self.resumed_seconds += result.seconds
 

@@ -1,4 +1,4 @@
-"""State of each finished unit, so that a killed run goes on after it."""
+"""Save the state of each finished unit, so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ logger = logging.getLogger('taskptq')
 
 
 class UnitStates:
-    """Per-unit files of one reconstruction.
+    """Per-unit state files of one reconstruction.
 
-    Each holds the digest of everything the result depends on (settings,
-    loss, float weights, calibrated ranges, ranks), and one of its own
-    content: a file of another run, or one that is damaged or altered, is
-    ignored with a warning. Nothing of it reaches the model before all of it
-    is checked. Unless ``shared``, the folder is to be
+    Each holds a digest of everything the result depends on (settings, loss,
+    float weights, calibrated ranges, ranks) and one of its own content. A
+    file of another run, or a damaged or altered one, is ignored with a
+    warning. A state is checked completely before the model changes. Unless
+    ``shared``, the folder must be
     :func:`~taskptq.reconstruction.state_folder.locked` meanwhile.
 
     Args:
-        folder: Where the files lie; None turns saving off.
+        folder: Folder of the files; None turns saving off.
         model: Swapped and calibrated model, before reconstruction.
         config: Settings.
         loss: Reconstruction loss.
         num_batches: Calibration batches of this rank.
-        shared: The folder is that of several reconstructions: these files
-            lie in one of its own for each digest.
+        shared: Several reconstructions use the folder; each digest then has
+            a subfolder.
     """
 
     def __init__(
@@ -70,12 +70,12 @@ class UnitStates:
                 remove_partials(folder)
 
     def load(self, index: int, unit: Unit) -> UnitResult | None:
-        """Put a finished unit's state in; None if a rank has none."""
+        """Restore a finished unit's state; None if any rank lacks it."""
         if self.folder is None:
             return None
         state = self._read(self._path(index), unit)
-        # A kill may fall between two ranks' files, or one be damaged: they
-        # must train in step, and go on from the same bits.
+        # A kill may hit between two ranks' files, or one may be damaged;
+        # ranks must train in step and continue from the same bits.
         if not _is_same_everywhere(state) or state is None:
             return None
         layers = dict(unit.layers())
@@ -88,7 +88,7 @@ class UnitStates:
         return UnitResult(**state['result'])
 
     def _read(self, path: Path, unit: Unit) -> dict[str, Any] | None:
-        """Read and check a state; a file that cannot be used is none."""
+        """Read and check a state; None if the file cannot be used."""
         if not path.exists():
             return None
         try:
@@ -98,7 +98,7 @@ class UnitStates:
             check_state(state, unit)
         except StateError as error:
             logger.warning(
-                '%s is left unused, and its unit trained anew: %s',
+                'ignoring %s and training its unit again: %s',
                 path,
                 error,
             )
@@ -106,7 +106,7 @@ class UnitStates:
         return state
 
     def save(self, index: int, unit: Unit, result: UnitResult) -> None:
-        """Write a finished unit; the file appears whole or not at all.
+        """Write a finished unit atomically.
 
         Raises:
             DiskFullError: If the disk is full.
@@ -150,7 +150,7 @@ def _is_same_everywhere(state: dict[str, Any] | None) -> bool:
 
 
 def _description(loss: Any) -> str:
-    """Name and plain settings of a loss."""
+    """Return the name and plain settings of a loss."""
     name = getattr(loss, '__qualname__', type(loss).__qualname__)
     settings = {
         key: value
@@ -163,10 +163,10 @@ def _description(loss: Any) -> str:
 def _digest(
     model: nn.Module, config: ReconstructionConfig, run: list[Any]
 ) -> str:
-    """Digest of settings, weights, ranges, and what else is of this run."""
+    """Return a digest of settings, weights, ranges and run parameters."""
     settings = config.to_dict()
-    # How much memory and disk it may take changes nothing in the result, and
-    # neither does a check that is left out.
+    # Memory and disk budgets don't affect the result, nor does keep_better
+    # when it is off.
     for name in ('cache_bytes', 'cache_dir', 'cache_disk_bytes'):
         settings.pop(name, None)
     if not settings['keep_better']:

@@ -1,9 +1,9 @@
-"""Steps on the whole network that may not make the network worse.
+"""Undo steps on the whole network that made it worse.
 
-A minibatch's gradient does not see that many activations may share a value
-and change their code together when a scale moves by a few parts in a
-thousand (the even background of a picture, in the first layers): the loss of
-the whole set can rise while every step follows its gradient.
+The loss of the whole set can rise although every step follows its gradient:
+where many activations share a value (an even image background, in the first
+layers), they all change their code together when a scale moves by a few parts
+in a thousand, and a minibatch's gradient doesn't show it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ logger = logging.getLogger('taskptq')
 
 
 class Snapshot:
-    """Codes and ranges of a unit, to come back to.
+    """Codes and ranges of a unit, to restore later.
 
     Args:
         unit: The unit; its counterparts are calibrated.
@@ -47,7 +47,7 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Put them back."""
+        """Restore the codes and ranges."""
         layers = dict(self.unit.layers())
         for (name, parameter), codes in self.codes.items():
             layers[name].set_codes(parameter, codes)
@@ -62,16 +62,16 @@ def keep_better(
     before: Snapshot,
     measure: Callable[[], float],
 ) -> None:
-    """Go back where the loss of the calibration set has not fallen.
+    """Restore the snapshot unless the loss of the calibration set fell.
 
-    Both are measured after the training: a loss that adapts its weights is
-    then the same one for both.
+    Both losses are measured after training, so that a loss with adaptive
+    weights uses the same ones for both.
 
     Args:
-        unit: What was trained.
-        result: Of the training; takes the losses, and what became of it.
-        before: From before the training.
-        measure: Gives the loss of the set as the unit is now.
+        unit: The trained unit.
+        result: Result of the training; receives both losses and the outcome.
+        before: Snapshot from before the training.
+        measure: Returns the current loss of the set.
     """
     after = Snapshot(unit)
     result.set_loss_end = measure()
@@ -83,7 +83,7 @@ def keep_better(
     result.taken_back, result.turned = True, 0.0
     logger.warning(
         'the loss over the calibration set went from %.4g to %.4g in %d '
-        'steps on the network: they are taken back; lower weight_lr or '
+        'steps on the network, which are undone: lower weight_lr or '
         'scale_lr in reconstruction.network, set learn_scales=False there, '
         'or name fewer layers in network_train',
         result.set_loss_start,

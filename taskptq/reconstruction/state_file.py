@@ -1,4 +1,4 @@
-"""One unit's state in a file: written whole, believed only when checked."""
+"""Files with the state of one unit: written atomically, checked on reading."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ VERSION = 2
 KEYS = frozenset(
     {'version', 'digest', 'result', 'codes', 'quantizers', 'content'}
 )
-# What a file may hold besides the numbers: names and the zip's own tables, for
-# each tensor and once.
+# Size allowed besides the numbers, for names and the zip's own tables: per
+# tensor, and once.
 ENTRY_BYTES = 4 << 10
 ROOM_BYTES = 1 << 20
-# All that reading a damaged file was seen to raise.
+# Errors seen while reading damaged files.
 READ_ERRORS = (
     OSError,
     EOFError,
@@ -57,14 +57,14 @@ READ_ERRORS = (
 
 
 class StateError(ValueError):
-    """A state cannot be used; says why."""
+    """A state cannot be used; the message says why."""
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:
     """Write a state with a digest over its content.
 
     Args:
-        path: Where to; appears whole or not at all.
+        path: Target; written atomically.
         state: ``digest`` of the run, ``result``, ``codes``, ``quantizers``.
 
     Raises:
@@ -76,11 +76,11 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path, *, limit: int) -> dict[str, Any]:
-    """Read a state and check that it is what was written.
+    """Read a state and check that it is intact.
 
     Args:
         path: The file.
-        limit: From :func:`max_bytes`.
+        limit: Largest size in bytes, from :func:`max_bytes`.
 
     Raises:
         StateError: If it is damaged, too large, or of another version.
@@ -110,11 +110,11 @@ def _check_content(state: Any) -> None:
 
 
 def _check_size(path: Path, *, limit: int) -> None:
-    """Bound what reading takes: stored entries only, and not too many."""
+    """Bound the memory for reading: a size limit and no compression."""
     size = path.stat().st_size
     if size > limit:
         raise StateError(
-            f'it has {size:,} bytes, and this unit takes {limit:,} at most'
+            f'it has {size:,} bytes, and this unit needs at most {limit:,}'
         )
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
@@ -127,7 +127,7 @@ def content_digest(content: Any) -> str:
     """Return a digest of plain types and tensors.
 
     Raises:
-        StateError: If there is something else in it.
+        StateError: If it contains anything else.
     """
     digest = hashlib.sha256()
     _feed(digest, content)
@@ -138,7 +138,7 @@ def _feed(digest: Any, node: Any) -> None:
     if type(node) is dict:
         digest.update(f'dict {len(node)};'.encode())
         if not all(isinstance(key, str) for key in node):
-            raise StateError('it holds names that are not text')
+            raise StateError('it has names that are not text')
         for key in sorted(node):
             digest.update(f'{len(key)} {key}'.encode())
             _feed(digest, node[key])
@@ -152,11 +152,11 @@ def _feed(digest: Any, node: Any) -> None:
         text = repr(node)
         digest.update(f'{len(text)} {text};'.encode())
     else:
-        raise StateError(f'it holds a {type(node).__name__}')
+        raise StateError(f'it contains a {type(node).__name__}')
 
 
 def _check_plain(tensor: Tensor) -> None:
-    """Refuse tensors that stand for more bytes than they have."""
+    """Refuse tensors that claim more bytes than they store."""
     stored = (
         tensor.layout == torch.strided
         and tensor.device.type != 'meta'
@@ -165,11 +165,11 @@ def _check_plain(tensor: Tensor) -> None:
         <= tensor.untyped_storage().nbytes()
     )
     if not stored:
-        raise StateError('it holds a tensor without bytes of its own')
+        raise StateError('it has a tensor that is not stored completely')
 
 
 def max_bytes(unit: Unit) -> int:
-    """Return the largest size of a file with a unit's state, in bytes."""
+    """Return the largest size of a unit's state file, in bytes."""
     codes = [
         4 * getattr(module, parameter).numel()
         for _, module in unit.layers()
@@ -185,14 +185,14 @@ def max_bytes(unit: Unit) -> int:
 
 
 def check_state(state: Mapping[str, Any], unit: Unit) -> None:
-    """Check everything in a state against the unit it is for.
+    """Check everything in a state against its unit.
 
     Args:
-        state: From :func:`read_state`.
-        unit: Calibrated unit; left as it is.
+        state: State from :func:`read_state`.
+        unit: Calibrated unit; left unchanged.
 
     Raises:
-        StateError: Names what does not fit.
+        StateError: Naming the part that doesn't fit.
     """
     _check_result(state['result'], unit)
     _check_codes(state['codes'], unit)
@@ -217,7 +217,7 @@ def _check_result(result: Any, unit: Unit) -> None:
         if type(value) is int and not 0 <= value < 1 << 53:
             raise StateError(f'its result has {field.name}={value!r:.40}')
     if result['name'] != unit.name:
-        raise StateError('it is of another unit')
+        raise StateError('it belongs to another unit')
 
 
 def _check_codes(codes: Any, unit: Unit) -> None:
@@ -254,10 +254,10 @@ def _check_grid(name: str, codes: Tensor, quantizer: AffineQuantizer) -> None:
 
 
 def _check_quantizer(name: str, state: Any, quantizer: Quantizer) -> None:
-    """Compare with the calibrated one: only what is learned may differ."""
+    """Compare with the calibrated one: only learned values may differ."""
     live = quantizer.state_dict()
     if not isinstance(state, dict) or state.keys() != live.keys():
-        raise StateError(f'{name} has other numbers')
+        raise StateError(f'{name} has other fields')
     learned = {id(parameter) for parameter in quantizer.learnable()}
     learnable = {
         key
@@ -271,7 +271,7 @@ def _check_quantizer(name: str, state: Any, quantizer: Quantizer) -> None:
         if torch.equal(value, before):
             continue
         if key not in learnable:
-            raise StateError(f'{place} is not the calibrated one')
+            raise StateError(f'{place} differs from the calibrated one')
         if not bool(value.isfinite().all()):
             raise StateError(f'{place} is not finite')
         if key == 'scale' and not bool((value > 0).all()):

@@ -1,4 +1,4 @@
-"""The folder of resume states: for one run at a time."""
+"""Lock the folder of resume states for one run at a time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ __all__ = ['FolderInUseError', 'locked', 'remove_partials']
 
 
 class FolderInUseError(RuntimeError):
-    """Another run uses the folder."""
+    """Another run is using the folder."""
 
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
     """Keep other runs out of a folder, which need not exist yet.
 
-    The lock file, ``.<name>.lock``, lies beside the folder, so that the
-    folder itself may be removed while the lock is held. The operating system
-    frees the lock when its process ends, however it ends; the file stays.
+    The lock file ``.<name>.lock`` lies next to the folder, so that the
+    folder itself may be removed while locked. The operating system frees the
+    lock when the process ends, for whatever reason; the file stays.
 
-    Under a distributed launcher the first rank takes the lock for all, so
-    every rank must come here, or none.
+    In a distributed run rank 0 takes the lock for all ranks, so all of them
+    must call this.
 
     Args:
-        folder: What one run at a time may use.
+        folder: Folder for one run at a time.
 
     Raises:
         FolderInUseError: If another run holds the lock; on every rank.
@@ -44,7 +44,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         if not all(gathered(taken)):
             raise FolderInUseError(
                 f'{folder} is in use by another run: wait until it is done, '
-                'or give this run a work_dir of its own'
+                'or give this run its own work_dir'
             )
         yield
     finally:

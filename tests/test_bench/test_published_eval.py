@@ -137,7 +137,7 @@ def test_cannot_be_frozen_or_packed(published):
         freeze(model)
     for _, quantizer in quantizers(model):
         quantizer.drop_prob = 0.0
-    with pytest.raises(RuntimeError, match='still trains its rounding'):
+    with pytest.raises(RuntimeError, match='still training its rounding'):
         freeze(model)
 
 

@@ -178,7 +178,7 @@ def test_penalty_gradient_needs_an_even_exponent(beta):
 
 def test_penalty_gradient_follows_a_backward():
     rounding, _ = rounding_of(torch.randn(2, 3))
-    with pytest.raises(RuntimeError, match='follows forward'):
+    with pytest.raises(RuntimeError, match='call forward'):
         rounding.add_penalty_gradient(weight=torch.tensor(1.0), beta=2)
 
 

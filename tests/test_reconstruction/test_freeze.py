@@ -122,7 +122,7 @@ def test_drop_left_on_is_named(quantized):
 def test_rounding_under_training_is_refused(quantized):
     model = quantized('conv')
     model.head.start_rounding()
-    with pytest.raises(RuntimeError, match='still trains its rounding'):
+    with pytest.raises(RuntimeError, match='still training its rounding'):
         freeze(model)
 
 

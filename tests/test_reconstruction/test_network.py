@@ -356,7 +356,7 @@ def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
             adapter=Adapter(),
             progress=False,
         )
-        found = [r for r in caplog.records if 'turned' in r.getMessage()]
+        found = [r for r in caplog.records if 'flipped' in r.getMessage()]
         assert len(found) == expected
 
 
@@ -397,7 +397,7 @@ def test_keep_better(
     assert result.set_loss_start == pytest.approx(set_error(before, batches))
     assert result.taken_back is harmful
     assert (result.set_loss_end > result.set_loss_start) is harmful
-    told = [r for r in caplog.records if 'taken back' in r.getMessage()]
+    told = [r for r in caplog.records if 'undone' in r.getMessage()]
     assert len(told) == harmful
     if harmful:
         assert report.turned == 0
@@ -460,7 +460,7 @@ def same_state(a, b):
         ({'network': {'weight_lr': 0.1}}, 'give network_steps as well'),
         (
             {'keep_better': True},
-            'keep_better=True: give it only where the whole',
+            'keep_better=True: remove it, or train the whole',
         ),
         (
             {'network_batch_size': 0},

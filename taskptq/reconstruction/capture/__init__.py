@@ -1,1 +1,1 @@
-"""Inputs and outputs of units: recorded, cached, drawn from."""
+"""Record, cache and sample the inputs and outputs of units."""

@@ -20,7 +20,7 @@ from taskptq.reconstruction.capture.disk import (
 )
 from taskptq.reconstruction.config import ReconstructionConfig
 
-# Below this many elements, rows are not compared.
+# Rows of smaller tensors (in elements) are not compared.
 SMALL = 1 << 14
 
 
@@ -29,11 +29,11 @@ def cache_of(
 ) -> ActivationCache:
     """Make an empty cache with the budgets of the settings.
 
-    What killed runs left in its folder is removed.
+    Also removes files that killed runs left in its folder.
 
     Args:
         config: Settings.
-        directory: Where spilled files go, instead of ``cache_dir``.
+        directory: Folder for spilled files, instead of ``cache_dir``.
     """
     if directory is None and config.cache_dir is not None:
         directory = Path(config.cache_dir)
@@ -48,21 +48,21 @@ def cache_of(
 class ActivationCache:
     """Store tensors by key; those over the budget go to files.
 
-    Of a tensor whose rows are all equal, one is stored: the image features
-    and their positions, repeated for each prompt of an image.
+    If all rows of a tensor are equal, only one is stored: image features and
+    their positions are repeated for each prompt of an image.
 
     Files are read row by row with ordinary reads: a memory map would count
-    as resident memory, which the budget is there to bound.
+    as resident memory, which the budget limits.
 
-    Images lie channels last, whatever they came as: convolutions run faster
-    on it. Who needs them in plain memory asks for ``plain=True``.
+    Images are stored channels last, on which convolutions run faster;
+    ``plain=True`` returns them in plain memory.
 
     Args:
         max_bytes: Budget of the tensors held in memory.
-        directory: Where spilled files go; None is the temporary folder. A
-            folder of its own is made there on the first spill; the cache
-            removes it in ``close``, the next run if this one is killed.
-        max_disk_bytes: Budget of the tensors on disk; None sets none.
+        directory: Parent of the folder for spilled files, which is made on
+            the first spill; None is the temporary folder. ``close`` removes
+            the folder; if this run is killed, the next one does.
+        max_disk_bytes: Budget of the tensors on disk; None is unlimited.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class ActivationCache:
         self.max_disk_bytes = max_disk_bytes
         self.used_bytes = 0
         self.disk_bytes = 0
-        self.spilled_bytes = 0  # in all, also what is deleted again
+        self.spilled_bytes = 0  # in total, including deleted tensors
         self._held: dict[Hashable, Tensor] = {}
         self._files: dict[Hashable, _File] = {}
-        self._repeats: dict[Hashable, int] = {}  # rows of which one is stored
+        self._repeats: dict[Hashable, int] = {}  # number of equal rows
         self.directory = None if directory is None else Path(directory)
         self._folder: Path | None = None
         self._counter = 0
@@ -88,15 +88,15 @@ class ActivationCache:
         """Check that there is room on disk.
 
         Args:
-            needed: What will be stored.
+            needed: Sizes to be stored.
 
         Raises:
-            ValueError: If it does not fit; on every rank.
+            ValueError: If they don't fit; on every rank.
         """
         check_room(needed, folder=self.directory, budget=self.max_disk_bytes)
 
     def put(self, key: Hashable, tensor: Tensor) -> None:
-        """Store a copy of a tensor, replacing an older one of that key.
+        """Store a copy of a tensor, replacing any older one.
 
         Raises:
             OSError: If the disk is full or its budget used up.
@@ -122,17 +122,17 @@ class ActivationCache:
         limit = self.max_disk_bytes
         if limit is not None and self.disk_bytes + size > limit:
             raise OSError(
-                f'reconstruction.cache_disk_bytes={limit} is used up, and an '
-                f'activation of {size:,} bytes is still to be stored: raise '
-                'it or reconstruction.cache_bytes, or use fewer images'
+                f'reconstruction.cache_disk_bytes={limit} is used up and an '
+                f'activation of {size:,} bytes does not fit: raise it or '
+                'reconstruction.cache_bytes, or use fewer images'
             )
 
     def get(self, key: Hashable, *, plain: bool = False) -> Tensor:
-        """Return the whole tensor (the stored one: do not write to it).
+        """Return the whole stored tensor; do not write to it.
 
         Args:
-            key: Of the tensor.
-            plain: In plain memory, not channels last.
+            key: Key of the tensor.
+            plain: Return images in plain memory, not channels last.
         """
         if key in self._held:
             tensor = _from_layout(self._held[key])
@@ -145,12 +145,12 @@ class ActivationCache:
     def rows(
         self, key: Hashable, index: list[int], *, plain: bool = False
     ) -> Tensor:
-        """Return chosen rows (of axis 0), in the order asked for.
+        """Return rows (along axis 0), in the given order.
 
         Args:
-            key: Of the tensor.
+            key: Key of the tensor.
             index: Numbers of the rows.
-            plain: As in :meth:`get`.
+            plain: Return images in plain memory, not channels last.
         """
         if key in self._repeats:
             index = [0] * len(index)
@@ -172,12 +172,12 @@ class ActivationCache:
         return shape
 
     def dtype(self, key: Hashable) -> torch.dtype:
-        """Return the tensor's type, without reading it."""
+        """Return the tensor's dtype, without reading it."""
         held = self._held.get(key)
         return self._files[key].dtype if held is None else held.dtype
 
     def delete(self, key: Hashable) -> None:
-        """Forget one tensor; nothing happens if it is not there."""
+        """Delete one tensor if it is stored."""
         self._repeats.pop(key, None)
         if key in self._held:
             tensor = self._held.pop(key)
@@ -192,7 +192,7 @@ class ActivationCache:
         return key in self._held or key in self._files
 
     def close(self) -> None:
-        """Forget everything and remove the files."""
+        """Delete all tensors and files."""
         self._held.clear()
         self._files.clear()
         self._repeats.clear()
@@ -209,7 +209,7 @@ class ActivationCache:
 
 
 def stored_bytes(tensor: Tensor) -> int:
-    """Return how many bytes a cache takes for a tensor."""
+    """Return how many bytes a cache needs for a tensor."""
     rows = tensor.detach()
     rows = rows[:1] if _is_one_row(rows) else rows
     return rows.numel() * rows.element_size()
@@ -225,7 +225,7 @@ def _is_one_row(tensor: Tensor) -> bool:
 
 
 def _to_layout(tensor: Tensor) -> Tensor:
-    """B x C x H x W -> B x H x W x C: convolutions run faster on it."""
+    """B x C x H x W -> B x H x W x C, on which convolutions run faster."""
     return tensor.permute(0, 2, 3, 1) if tensor.dim() == 4 else tensor
 
 

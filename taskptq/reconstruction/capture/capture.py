@@ -1,12 +1,11 @@
-"""Capture the inputs of units, with as few whole-model passes as possible.
+"""Capture the inputs of units with as few whole-model passes as possible.
 
-One batch is traced first to find the units in their order. Each batch is
-linked in the pass that captures it: for each input tensor of each unit, was
-it the very tensor that an earlier unit gave out or took in? Then it is handed
-on from there, and only the rest ('the chain breaks') is captured by running
-the model: once, for all units, through the float model, and once for each
-unit where the chain breaks through the model as quantized so far. How often
-a unit is called may differ from batch to batch: by its prompts, its views.
+One batch is traced first to find the units and their order. An input tensor
+that is an earlier unit's input or output is taken from there. Only the others
+('chain breaks') are captured by running the model: the float model once for
+all units, and the model as quantized so far once per unit with a chain break.
+Each batch is linked in the pass that captures it, as the number of calls of a
+unit may differ between batches (by prompts or views).
 """
 
 from __future__ import annotations
@@ -33,12 +32,12 @@ from taskptq.reconstruction.capture.provenance import (
     TensorTracker,
 )
 
-# Batches looked at for one that calls every layer.
+# Batches searched for one that calls every layer.
 TRACED_BATCHES = 4
 
 
 class _Stop(Exception):
-    """The last wanted tensor is captured: skip the rest of the model."""
+    """Everything is captured: skip the rest of the model."""
 
 
 def trace(
@@ -47,7 +46,7 @@ def trace(
     """Run one batch and link each unit's inputs to their sources.
 
     Returns:
-        One plan for each unit that was called, in execution order.
+        One plan per called unit, in execution order.
     """
     tracer = _Tracer(units)
     with _hooked(model, tracer), calibration_mode(model), float_only(model):
@@ -84,7 +83,7 @@ def first_full_batch(
 ) -> tuple[int, set[str], int]:
     """Find a batch that calls every layer, among the first few.
 
-    An image without any prompt or proposal leaves a whole head out.
+    An image without prompts or proposals skips a whole head.
 
     Args:
         model: Swapped model.
@@ -93,8 +92,9 @@ def first_full_batch(
         forward: Runs the model on one batch.
 
     Returns:
-        Number of the batch that calls the most modules (if none calls all),
-        the names of these, and how many batches were run.
+        Number of the batch (of that with the most modules if none calls all
+        layers), the names of the called modules, and the number of batches
+        run.
     """
     best: set[str] = set()
     chosen = number = 0
@@ -108,7 +108,7 @@ def first_full_batch(
 
 
 class _Tracer:
-    """Lists the units that one forward pass calls, and links them."""
+    """List the units that one forward pass calls, and link them."""
 
     def __init__(self, units: Sequence[Unit]) -> None:
         self.units = {id(unit.module): unit for unit in units}
@@ -154,14 +154,14 @@ class _Tracer:
 
 
 class Capturer:
-    """Runs the model to fill the cache; counts its whole-model passes.
+    """Run the model to fill the cache; count the whole-model passes.
 
     Keys of the cache are (stream, source, batch index) with stream 'float'
     or 'quant'.
 
     Args:
         model: Swapped model.
-        plans: From :func:`trace`.
+        plans: Plans from :func:`trace`.
         batches: Calibration batches.
         forward: Runs the model on one batch.
         cache: Receives the tensors.
@@ -182,22 +182,22 @@ class Capturer:
         self.forward = forward
         self.cache = cache
         self.num_passes = 0
-        # (unit, call, batch) -> arguments with the tensors taken out
+        # (unit, call, batch) -> arguments without their tensors
         self.skeletons: dict[tuple[int, int, int], Any] = {}
-        # Images of each batch; noted in passing, as reading a batch may mean
-        # decoding its images
+        # Images per batch; noted during the passes, as reading a batch may
+        # decode its images
         self.lengths: list[int] = [0] * len(batches)
         self._replays: dict[tuple[tuple[str, int], int], Tensor] = {}
 
     def capture_float(self) -> None:
-        """Link every batch and capture its broken chains, in one pass."""
+        """Link every batch and capture its chain breaks, in one pass."""
         for plan in self.plans:
             plan.batches = [Links() for _ in self.batches]
         with float_only(self.model):
             self._run(range(len(self.plans)), 'float')
 
     def capture_quant(self, index: int) -> None:
-        """Capture one unit's broken inputs behind the quantized prefix."""
+        """Capture one unit's chain breaks behind the quantized units."""
         with quantizing(self.model):
             self._run([index], 'quant')
 
@@ -217,7 +217,7 @@ class Capturer:
 
 
 class _Recorder:
-    """Stores what one forward pass over one batch shows."""
+    """Store the wanted tensors of one forward pass over one batch."""
 
     def __init__(
         self,
@@ -231,7 +231,7 @@ class _Recorder:
         self.batch = batch
         self.index = {id(owner.plans[i].unit.module): i for i in wanted}
         self.links = {i: owner.plans[i].batches[batch] for i in wanted}
-        # Only the float pass finds out how many calls there are to come.
+        # The number of calls is known only after the float pass.
         self.missing = -1
         if stream == 'quant':
             self.missing = sum(len(x.calls) for x in self.links.values())
@@ -296,7 +296,7 @@ class _Recorder:
 
 @contextmanager
 def _hooked(model: nn.Module, listener: _Tracer | _Recorder) -> Iterator[None]:
-    """Tell a listener of the calls of every module that it wants."""
+    """Report calls of the wanted modules to a listener."""
     handles: list[RemovableHandle] = []
     for name, module in model.named_modules():
         if not listener.wants(module):

@@ -1,7 +1,7 @@
-"""Where spilled activations go, and whether they fit there.
+"""The folder for spilled activations, and whether they fit there.
 
-The size is known before any work: the first traced batch shows every tensor
-that the cache will hold, and the order of the units says how long.
+The size is known before any work: the traced batch shows every tensor that
+the cache will hold, and the order of the units shows for how long.
 """
 
 from __future__ import annotations
@@ -40,19 +40,19 @@ __all__ = [
 logger = logging.getLogger('taskptq')
 
 PREFIX = 'taskptq-cache'
-# What is left to others where no budget is set.
+# Free space to leave if no budget is set.
 MARGIN_BYTES = 1 << 30
 MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What the activations of a reconstruction take at most.
+    """Peak size of the activations of a reconstruction.
 
     Args:
-        total: Bytes that are held at the same time.
-        memory: Most bytes in memory.
-        disk: Most bytes on disk.
+        total: Peak in memory and on disk together, in bytes.
+        memory: Peak in memory, in bytes.
+        disk: Peak on disk, in bytes.
     """
 
     total: int
@@ -61,7 +61,7 @@ class Estimate:
 
 
 class _Shelves:
-    """Follows a cache's policy with sizes only."""
+    """Simulate a cache's policy with sizes only."""
 
     def __init__(self, max_bytes: int) -> None:
         self.max_bytes = max_bytes
@@ -85,12 +85,12 @@ class _Shelves:
 def estimate(
     plans: Sequence[Plan], *, num_batches: int, max_bytes: int
 ) -> Estimate:
-    """Say what a reconstruction will hold, from one traced batch.
+    """Estimate the peak size of a reconstruction from one traced batch.
 
-    Batches are taken to be like the traced one.
+    Assumes that all batches are like the traced one.
 
     Args:
-        plans: The units in their order, with the sizes of the traced batch.
+        plans: The units in order, with the sizes of the traced batch.
         num_batches: Calibration batches.
         max_bytes: Budget of the tensors held in memory.
     """
@@ -122,8 +122,8 @@ def room(folder: Path, budget: int | None) -> int:
     """Return how many bytes may be written to a folder.
 
     Args:
-        folder: The folder, or where it will be.
-        budget: Bytes at most; None leaves a margin of what is free.
+        folder: The folder, which need not exist.
+        budget: Most bytes; None is the free space, less a margin.
     """
     place = folder.absolute()
     while not place.exists():
@@ -137,17 +137,17 @@ def room(folder: Path, budget: int | None) -> int:
 def check_room(
     needed: Estimate, *, folder: Path | None, budget: int | None
 ) -> None:
-    """Refuse what does not fit, before the work; log what does.
+    """Check before the work that activations fit, and log their size.
 
     Ranks on one machine share its disk.
 
     Args:
-        needed: Of this rank.
-        folder: For spilled activations; None is the temporary folder.
-        budget: ``cache_disk_bytes``; for each rank.
+        needed: Sizes of this rank.
+        folder: Folder for spilled activations; None is the temporary folder.
+        budget: ``cache_disk_bytes``, for each rank.
 
     Raises:
-        ValueError: If it does not fit; on every rank.
+        ValueError: If they don't fit; on every rank.
     """
     folder = Path(tempfile.gettempdir()) if folder is None else folder
     refusal = None
@@ -191,14 +191,14 @@ def _refusal(
     return (
         f'the activations of the calibration images need about '
         f'{disk / MIB:,.0f} MiB on disk, but {folder} has '
-        f'{room(folder, None) / MIB:,.0f} MiB to spare{limit}: use fewer '
+        f'{room(folder, None) / MIB:,.0f} MiB available{limit}: use fewer '
         'images, point reconstruction.cache_dir at a larger disk, or raise '
         'reconstruction.cache_bytes, the part held in memory'
     )
 
 
 def disk_full(path: Path, size: int, error: OSError) -> OSError | None:
-    """Return what to raise if a write failed for want of room, else None."""
+    """Return the error to raise if the disk is full, else None."""
     if error.errno not in (errno.ENOSPC, errno.EDQUOT):
         return None
     return OSError(
@@ -211,7 +211,7 @@ def disk_full(path: Path, size: int, error: OSError) -> OSError | None:
 
 
 def new_folder(parent: Path | None) -> Path:
-    """Make a folder for spilled activations, named after its process."""
+    """Make a folder for spilled activations, named after this process."""
     if parent is not None:
         parent.mkdir(parents=True, exist_ok=True)
     return Path(
@@ -222,10 +222,10 @@ def new_folder(parent: Path | None) -> Path:
 
 
 def remove_abandoned(parent: Path | None) -> list[Path]:
-    """Remove the folders of processes that no longer run.
+    """Remove the folders of processes that have ended.
 
     Args:
-        parent: Where to look; None is the temporary folder.
+        parent: Folder to search; None is the temporary folder.
 
     Returns:
         The removed folders.
@@ -255,10 +255,10 @@ def _folders(parent: Path) -> Iterator[Path]:
 
 
 def _place() -> str:
-    """Name where process ids mean the same: a machine, or a container.
+    """Return a name of this process id namespace: a machine or a container.
 
-    Containers that share a temporary folder, and even the host's name, count
-    their processes separately.
+    Containers may share a temporary folder and even a host name, but not
+    process ids.
     """
     space = Path('/proc/self/ns/pid')
     names = platform.node(), str(space.readlink()) if space.exists() else ''

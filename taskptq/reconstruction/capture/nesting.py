@@ -12,13 +12,19 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class TensorSlot:
-    """Place of the i-th tensor leaf in a tree."""
+    """Placeholder for the i-th tensor leaf of a tree."""
 
     index: int
 
 
 def flatten(tree: Any) -> tuple[list[Tensor], Any]:
     """Split a tree of tuples, lists and dicts into tensors and a skeleton.
+
+    >>> leaves, skeleton = flatten((torch.ones(1), {'scale': 2.0}))
+    >>> leaves, skeleton
+    ([tensor([1.])], (TensorSlot(index=0), {'scale': 2.0}))
+    >>> unflatten(leaves, skeleton)
+    (tensor([1.]), {'scale': 2.0})
 
     Returns:
         The tensor leaves in order, and the tree with each replaced by a
@@ -34,9 +40,8 @@ def unflatten(leaves: list[Tensor], skeleton: Any) -> Any:
     return _put_back(skeleton, leaves)
 
 
-# Functions of the module, not nested ones: a nested function that calls
-# itself is a reference cycle, which keeps every tensor it has seen until the
-# garbage collector happens to run.
+# Not nested functions: a nested function that calls itself is a reference
+# cycle, which keeps its tensors alive until the garbage collector runs.
 def _take_out(node: Any, leaves: list[Tensor]) -> Any:
     if isinstance(node, Tensor):
         leaves.append(node)
@@ -65,7 +70,7 @@ def _rebuild(
 
 
 def named(leaves: list[Tensor]) -> Tensor | dict[str, Tensor]:
-    """Return a single leaf as it is, several as a dict '0', '1', ..."""
+    """Return a single leaf itself, several as a dict '0', '1', ..."""
     if len(leaves) == 1:
         return leaves[0]
     return {str(index): leaf for index, leaf in enumerate(leaves)}
@@ -77,8 +82,8 @@ def is_float(leaf: Tensor) -> bool:
 
 
 def counts_things(dtype: torch.dtype) -> bool:
-    """Whether a tensor holds integers: sizes or indices, in no row's order.
+    """Whether a tensor holds integers, whose rows are no independent items.
 
-    Deformable attention reads the levels' shapes, one level a row.
+    Deformable attention, for example, reads one row of shapes per level.
     """
     return not (dtype.is_floating_point or dtype == torch.bool)

@@ -1,4 +1,4 @@
-"""Where each input tensor of each unit comes from."""
+"""The sources of the input tensors of units."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class Links:
     """The calls of one unit within one forward pass.
 
     Args:
-        calls: For each call the source of each input tensor; 'in' sources
-            of the unit itself must be captured.
-        num_outputs: For each call, how many tensors it gives out.
+        calls: Sources of the input tensors of each call; 'in' sources of
+            the unit itself must be captured.
+        num_outputs: Number of output tensors of each call.
     """
 
     calls: list[list[Source]] = field(default_factory=list)
@@ -41,11 +41,11 @@ class Plan:
     Args:
         unit: The unit.
         traced: Its calls in the traced batch.
-        replay: Row-selecting module right before the unit and its call
-            number, if there is one.
+        replay: Row-selecting module right before the unit, if any, and its
+            call number.
         batches: Its calls in each batch; known after the float capture.
-        sizes: Bytes that the cache takes for each of its captured inputs
-            and of its outputs, in the traced batch.
+        sizes: Bytes in the cache of each captured input and each output, in
+            the traced batch.
     """
 
     unit: Unit
@@ -66,7 +66,7 @@ class Plan:
                 yield from call
 
     def captured(self, index: int) -> list[Source]:
-        """Return the sources that only a pass of the model can give."""
+        """Return the sources that only a pass of the model provides."""
         return [
             source
             for source in dict.fromkeys(self.sources())
@@ -88,11 +88,11 @@ def read_later(plans: Sequence[Plan], index: int) -> set[Source]:
 
 
 class TensorTracker:
-    """Follows tensor identities through one forward pass."""
+    """Follow tensor identities through one forward pass."""
 
     def __init__(self) -> None:
         # id -> (tensor, its version then, source); holding the tensors keeps
-        # their ids unique, the version tells of later in-place changes
+        # their ids unique, the version reveals later in-place changes
         self._seen: dict[int, tuple[Tensor, int, Source]] = {}
 
     def before(self, links: Links, index: int, leaves: list[Tensor]) -> None:
@@ -102,7 +102,7 @@ class TensorTracker:
         for place, leaf in enumerate(leaves):
             own = Source('in', index, call, place)
             found = self._source(leaf, own)
-            # Units called in turns: what a later one gives is not there yet.
+            # With alternating units, a later one's output isn't cached yet.
             sources.append(own if found.unit > index else found)
         links.calls.append(sources)
 

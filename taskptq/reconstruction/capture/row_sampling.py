@@ -1,4 +1,4 @@
-"""Members that are alike, and draws from them."""
+"""Group equal calls and sample rows from them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _T = TypeVar('_T')
 
 @dataclass(frozen=True)
 class Pick:
-    """Rows of one call of the unit in one batch; None takes all."""
+    """Rows of one call of a unit in one batch; None is all."""
 
     batch: int
     call: int
@@ -31,7 +31,7 @@ class Pick:
 
 @dataclass(frozen=True)
 class Rows:
-    """How many independent rows one call of the unit has in one batch."""
+    """Number of independent rows of one call of a unit in one batch."""
 
     batch: int
     call: int
@@ -41,7 +41,7 @@ class Rows:
 def add_to_group(
     member: _T, signature: Any, groups: list[tuple[Any, list[_T]]]
 ) -> None:
-    """Add to the group of that signature, or to a new one."""
+    """Add a member to the group with its signature, or to a new one."""
     for other, members in groups:
         if is_same(other, signature):
             members.append(member)
@@ -50,7 +50,7 @@ def add_to_group(
 
 
 def draw_group(groups: list[_T], weights: list[int]) -> _T:
-    """Draw one; nothing is drawn where there is one."""
+    """Draw a group by weight; a single one uses no random numbers."""
     if len(groups) == 1:
         return groups[0]
     chances = torch.tensor(weights, dtype=torch.float32)
@@ -60,7 +60,7 @@ def draw_group(groups: list[_T], weights: list[int]) -> _T:
 def locate_rows(
     chosen: list[int], counts: list[int]
 ) -> list[tuple[int, list[int]]]:
-    """Sort row numbers over all places into (place, rows within it).
+    """Turn row numbers over all places into (place, rows within it) pairs.
 
     >>> locate_rows([0, 3, 4], [2, 3])
     [(0, [0]), (1, [1, 2])]
@@ -76,7 +76,7 @@ def locate_rows(
 
 
 def first_places(members: list[Any]) -> list[int]:
-    """Return, for each place, the first one that holds an equal member.
+    """Return for each member the index of the first equal one.
 
     >>> first_places(['q', 'k', 'q'])
     [0, 1, 0]
@@ -85,7 +85,7 @@ def first_places(members: list[Any]) -> list[int]:
 
 
 def is_same(one: Any, two: Any) -> bool:
-    """Whether two trees are equal; what cannot be compared is not."""
+    """Whether two trees are equal; False if they cannot be compared."""
     try:
         return bool(one == two)
     except (ValueError, RuntimeError):  # arrays have no single truth value

@@ -1,4 +1,4 @@
-"""Inputs and targets of one unit: assembled, propagated, sampled."""
+"""Compute and sample the inputs and targets of one unit."""
 
 from __future__ import annotations
 
@@ -41,19 +41,21 @@ Call = tuple[tuple[Any, ...], dict[str, Any]]
 class UnitData:
     """Float and quantized inputs and float targets of one unit.
 
-    A minibatch is drawn in one of four ways. Where every batch has the same
-    calls and their rows are images (or single items such as regions), the
-    same rows of each call are drawn. Where the rows are independent but the
-    calls are uneven, one for each image or chunk of prompts, rows are drawn
-    over all calls of one kind. Where only shapes differ between batches,
-    since pictures have different sizes, rows are drawn over batches that are
-    alike. Else one whole calibration batch is.
+    A minibatch is drawn in one of four ways:
+
+    - If every batch has the same calls and their rows are images (or items
+      such as regions), the same rows of each call.
+    - If rows are independent but the number of calls varies (one per image
+      or chunk of prompts), rows from all calls of one kind.
+    - If only shapes differ between batches, because images differ in size,
+      rows from batches of the same shapes.
+    - Otherwise one whole calibration batch.
 
     Args:
         capturer: Source of captured tensors.
         index: The unit's place in execution order.
-        cache: Where everything lies.
-        rows_per_image: Most rows per image of a minibatch, for units whose
+        cache: Cache with all tensors.
+        rows_per_image: Most rows per image in a minibatch, for units whose
             rows are not images (regions of interest, prompts, windows).
     """
 
@@ -72,12 +74,12 @@ class UnitData:
         self.num_batches = len(capturer.batches)
         self.lengths = capturer.lengths
         self.rows_per_image = rows_per_image
-        # Images come channels last, unless the unit fails on that.
+        # Images are channels last, unless the unit fails on that.
         self.plain = False
         self._warned = False
         self._has_rows = is_a(self.plan.unit.module, ROW_MODULES)
         self._row_counts: list[int] = []
-        self._groups: list[list[int]] = []  # batches that are alike
+        self._groups: list[list[int]] = []  # batches of the same shapes
         self._kinds: list[list[Rows]] = []
 
     def compute(self, stream: str, *, keep: Sequence[Source] | None) -> None:
@@ -99,7 +101,7 @@ class UnitData:
                     self._store(stream, call, batch, leaves, keep)
 
     def _choose_layout(self) -> None:
-        """Find out, on its first call, which layout of images it needs."""
+        """Find the image layout that the unit needs, on its first call."""
         filled = (b for b in range(self.num_batches) if self._num_calls(b))
         batch = next(filled, None)
         if batch is None or not self._has_images(0, batch):
@@ -140,7 +142,7 @@ class UnitData:
                 self.cache.put((stream, source, batch), leaf)
 
     def _arguments(self, stream: str, call: int, batch: int) -> Call:
-        # One tensor per source: a module may ask whether key is query.
+        # One tensor per source: a module may test whether key is query.
         sources = self._inputs(call, batch)
         tensors = {
             source: self.cache.get(
@@ -154,7 +156,7 @@ class UnitData:
         return args, kwargs
 
     def _key(self, stream: str, source: Source, batch: int) -> Hashable:
-        """Key of a leaf; the float one where the streams cannot be paired."""
+        """Return the key of a leaf; float if quantized shapes don't match."""
         key = (stream, source, batch)
         if stream == 'float':
             return key
@@ -166,13 +168,13 @@ class UnitData:
             self._warned = True
             logger.warning(
                 'inputs of %s differ in shape between the float and the '
-                'quantized model: the float ones are used where they do',
+                'quantized model: using the float ones where they do',
                 self.plan.unit.name,
             )
         return key if same else fallback
 
     def prepare_sampling(self) -> None:
-        """Find out whether single rows can be drawn; after ``compute``."""
+        """Find out how to draw minibatches; call it after ``compute``."""
         self._groups, self._kinds = [], []
         self._row_counts = [
             self._rows_of(batch) for batch in range(self.num_batches)
@@ -184,9 +186,9 @@ class UnitData:
             self._groups = groups
 
     def _sort_batches(self) -> list[list[int]]:
-        """Sort batches by shapes; [] if one cannot be drawn from.
+        """Group batches by shapes; [] if rows of one cannot be drawn.
 
-        Other arguments must agree: they may tell of single images.
+        Other arguments must be equal, as they may describe single images.
         """
         groups: list[tuple[Any, list[int]]] = []
         first = self._skeletons(0)
@@ -203,7 +205,7 @@ class UnitData:
         ]
 
     def _sort_calls(self) -> list[list[Rows]]:
-        """Sort the calls of all batches by kind; [] if one has no rows."""
+        """Group the calls of all batches by kind; [] if one has no rows."""
         kinds: list[tuple[Any, list[Rows]]] = []
         for batch in range(self.num_batches):
             for call, signature in enumerate(self._signatures(batch)):
@@ -221,13 +223,13 @@ class UnitData:
         return [*self._inputs(call, batch), *outputs]
 
     def _rows_of(self, batch: int) -> int:
-        """Independent rows of one batch; 0 if they cannot be taken apart."""
+        """Return the independent rows of a batch; 0 if there are none."""
         calls = range(self._num_calls(batch))
         counts = {self._rows_of_call(call, batch) for call in calls}
         return counts.pop() if len(counts) == 1 else 0
 
     def _rows_of_call(self, call: int, batch: int) -> int:
-        """Independent rows of one call; 0 if they cannot be taken apart."""
+        """Return the independent rows of a call; 0 if there are none."""
         counts, dims = set(), set()
         for source in self._sources(call, batch):
             key = ('float', source, batch)
@@ -246,7 +248,7 @@ class UnitData:
         return count if is_rows or count == self.lengths[batch] else 0
 
     def _signatures(self, batch: int) -> list[Any]:
-        """What must agree, call by call, for rows to be stacked."""
+        """Return what must be equal, call by call, to stack rows."""
         return [
             (
                 self.capturer.skeletons[self.index, call, batch],
@@ -265,13 +267,14 @@ class UnitData:
         """Draw a minibatch with torch's global generator.
 
         Args:
-            batch_size: Images, where rows can be drawn; else one whole
-                calibration batch is.
-            drop_prob: Share of input elements that keep their float value.
+            batch_size: Images, if rows can be drawn; otherwise one whole
+                calibration batch is drawn.
+            drop_prob: Probability that an input element keeps its float
+                value.
 
         Returns:
-            For each call its arguments and float targets; and the indices
-            of the images, where rows are images.
+            Arguments and float targets of each call, and the indices of the
+            images if rows are images.
         """
         ids: tuple[int, ...] = ()
         if self._groups:
@@ -283,7 +286,7 @@ class UnitData:
         return [self._gather(of_call, drop_prob) for of_call in picks], ids
 
     def _pick_batch(self) -> tuple[list[list[Pick]], tuple[int, ...]]:
-        """Choose one whole batch that calls the unit at all."""
+        """Choose one whole batch among those that call the unit."""
         filled = [b for b in range(self.num_batches) if self._num_calls(b)]
         batch = filled[int(torch.randint(len(filled), ()))]
         first = sum(self.lengths[:batch])
@@ -294,7 +297,7 @@ class UnitData:
     def _pick_rows(
         self, batch_size: int
     ) -> tuple[list[list[Pick]], tuple[int, ...]]:
-        """Choose rows of batches that are alike; each call gets the same."""
+        """Choose rows of batches of the same shapes, for every call."""
         group = draw_group(
             self._groups,
             [
@@ -321,7 +324,7 @@ class UnitData:
         )
 
     def _pick_of_kind(self, batch_size: int) -> list[Pick]:
-        """Choose rows over all calls of one kind, which becomes one call."""
+        """Choose rows from all calls of one kind, to run as one call."""
         kind = draw_group(
             self._kinds,
             [sum(rows.count for rows in kind) for kind in self._kinds],
@@ -338,7 +341,7 @@ class UnitData:
     def _choose(
         self, total: int, batch_size: int, *, num_images: int
     ) -> list[int]:
-        """Draw numbers of rows, sorted."""
+        """Draw sorted row numbers."""
         per_image = min(total // max(num_images, 1), self.rows_per_image)
         size = min(total, batch_size * max(1, per_image))
         chosen: list[int] = torch.randperm(total)[:size].sort().values.tolist()
@@ -347,7 +350,7 @@ class UnitData:
     def _gather(
         self, picks: list[Pick], drop_prob: float
     ) -> tuple[Call, list[Tensor]]:
-        """Stack the picked rows of calls that are alike."""
+        """Stack the picked rows of calls of the same kind."""
         first = picks[0]
         repeats = first_places(self._inputs(first.call, first.batch))
         mixed: dict[int, Tensor] = {}

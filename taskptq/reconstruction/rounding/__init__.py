@@ -1,1 +1,1 @@
-"""Ways to choose the rounding of a unit's weights."""
+"""Methods that choose the rounding of a unit's weights."""

@@ -1,4 +1,4 @@
-"""Closed-form rounding of one unit: layer by layer, no back-propagation."""
+"""Closed-form rounding of one unit, layer by layer."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ def round_unit(
 ) -> UnitResult:
     """Round each weight of a unit by GPTQ, in definition order.
 
-    Every layer sees the inputs that the quantized model gives it: the unit
-    runs once for each layer, on its cached inputs, behind the layers that
-    are already rounded.
+    The unit runs on its cached inputs once per layer, so that every layer
+    sees the outputs of the layers already rounded.
 
     Args:
         unit: Calibrated unit.
@@ -47,7 +46,7 @@ def round_unit(
             data.compute('quant', keep=())
         for parameter in slots:
             hessian = inputs.hessian_of(parameter)
-            if hessian is None:  # never run: stays rounded to nearest
+            if hessian is None:  # never called: stays rounded to nearest
                 continue
             try:
                 codes = gptq_layer(
@@ -65,7 +64,7 @@ def _is_ready(layer: QuantModule, parameter: str) -> bool:
 
 
 class _LayerInputs:
-    """Second moments of what one counterpart multiplies its weights with."""
+    """Second moments of the inputs that a counterpart's weights multiply."""
 
     def __init__(self, layer: QuantModule) -> None:
         self.layer = layer
@@ -91,7 +90,7 @@ class _LayerInputs:
     def hessian_of(
         self, parameter: str
     ) -> Tensor | list[tuple[slice, Tensor]] | None:
-        """Return what :func:`gptq_layer` wants, None without any input."""
+        """Return the Hessian for :func:`gptq_layer`, None without inputs."""
         if not self.moments:
             return None
         if 'weight' in self.moments:
@@ -135,7 +134,7 @@ def _quantized(layer: nn.Module, name: str, x: Tensor) -> Tensor:
 
 
 def _reduce(moments: dict[str, HessianAccumulator]) -> None:
-    """Sum Hessians over ranks; a rank where a layer never ran adds nothing."""
+    """Sum Hessians over the ranks on which the layer ran."""
     if not (dist.is_available() and dist.is_initialized()):
         return
     own = {

@@ -1,7 +1,7 @@
 """Closed-form second-order rounding of weights, without back-propagation.
 
-GPTQ, Frantar et al., ICLR 2023: columns are rounded one after the other, and
-what one rounding breaks, the columns still to come make up for.
+GPTQ, Frantar et al., ICLR 2023: columns are rounded one by one, and later
+columns compensate for the error of each rounding.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from taskptq.reconstruction.rounding.hessian import HessianAccumulator
 
 __all__ = ['HessianAccumulator', 'gptq_codes', 'gptq_layer']
 
-# Damping grows tenfold per failed factorisation, from its setting to here.
+# Damping grows tenfold per failed factorisation, up to this.
 MAX_DAMPING = 10.0
 
 
@@ -37,10 +37,10 @@ def gptq_codes(
         weight: (C_out, K).
         hessian: (K, K), ``2 / n X X^T`` of the inputs X (K, n).
         quantizer: Calibrated; per tensor or one scale per row.
-        damping: Share of the mean diagonal added to the diagonal; tenfold
-            again while the Hessian cannot be factorised.
+        damping: Share of the mean diagonal added to the diagonal; grows
+            tenfold until the Hessian can be factorised.
         block_size: Columns rounded before the rest is updated.
-        act_order: Round columns of large inputs first.
+        act_order: Round the columns of large inputs first.
 
     Returns:
         int32 codes, (C_out, K).
@@ -77,18 +77,18 @@ def gptq_layer(
         module: Counterpart whose weight quantizer is calibrated.
         parameter: Name of the weight.
         hessian: From :meth:`HessianAccumulator.hessian`, (groups, K, K) or
-            (K, K). A fused projection, whose row ranges see different inputs,
-            takes (rows, Hessian) pairs instead, covering each row once.
-        damping: As in :func:`gptq_codes`.
-        block_size: As in :func:`gptq_codes`.
-        act_order: As in :func:`gptq_codes`.
+            (K, K). For a fused projection, whose row ranges see different
+            inputs, (rows, Hessian) pairs that cover each row once.
+        damping: See :func:`gptq_codes`.
+        block_size: See :func:`gptq_codes`.
+        act_order: See :func:`gptq_codes`.
 
     Returns:
         int32 codes, shaped like the weight, for ``module.set_codes``.
 
     Raises:
-        ValueError: As :func:`gptq_codes`, or if the weight has no calibrated
-            quantizer or the row ranges don't cover it.
+        ValueError: See :func:`gptq_codes`; also if the weight has no
+            calibrated quantizer or the row ranges don't cover it.
     """
     weight: Tensor = getattr(module, parameter).detach()
     quantizer = module.weight_quantizer_of(parameter)
@@ -102,10 +102,10 @@ def gptq_layer(
         if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
         else 1
     )
-    # The counterpart of a grouped one keeps its weight as a convolution does.
+    # Grouped counterparts store their weight like a convolution.
     transposed = module.weight_axis(parameter) == 1
     matrix = _to_matrix(weight, groups=groups, transposed=transposed)
-    # Rows of one group are output channels, each with its own scale.
+    # The rows of a group are output channels, each with its own scale.
     shape = (1 if transposed else groups, -1)
     scale = quantizer.scale.detach()
     scale = scale.reshape(shape if scale.numel() > 1 else (1, 1))
@@ -175,7 +175,7 @@ def _grouped_codes(
     block_size: int,
     act_order: bool,
 ) -> Tensor:
-    """Round (G, R, K) weights by (G, K, K) Hessians, each group its own.
+    """Round (G, R, K) weights by one (K, K) Hessian per group, (G, K, K).
 
     ``scale`` and ``zero_point`` broadcast to (G, R).
     """
@@ -205,7 +205,7 @@ def _grouped_codes(
 
 
 class _ColumnRounding:
-    """Rounds columns in order; carries each one's error to later columns."""
+    """Round columns in order; propagate each error to later columns."""
 
     def __init__(
         self,
@@ -228,7 +228,7 @@ class _ColumnRounding:
         errors = torch.empty_like(self.weight[:, :, first:last])
         for i in range(first, last):
             column = self.weight[:, :, i]
-            # In the scale's type, so that ties fall as in quantize().
+            # In the scale's dtype, so that ties round as in quantize().
             steps = column.to(self.scale.dtype) / self.scale
             codes = torch.round(steps) + self.zero_point
             codes.clamp_(*self.bounds)
@@ -250,8 +250,8 @@ def _permuted(hessian: Tensor, order: Tensor) -> Tensor:
 def _inverse_factor(hessian: Tensor, *, damping: float) -> Tensor:
     """Return the upper Cholesky factor of the damped inverse, (G, K, K).
 
-    Inputs that were always zero get a diagonal of the mean: their weights
-    change no output seen, so they are rounded to nearest.
+    Inputs that were always zero get the mean diagonal: their weights affect
+    no seen output, so they are rounded to nearest.
     """
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(dim=1, keepdim=True)
@@ -273,8 +273,8 @@ def _inverse_factor(hessian: Tensor, *, damping: float) -> Tensor:
         damping = max(damping, 1e-4) * 10
     raise ValueError(
         f'the Hessian of shape {tuple(hessian.shape)} cannot be factorised '
-        f'with any damping up to {MAX_DAMPING}, so it is no second moment of '
-        'inputs: accumulate it with HessianAccumulator, or use '
+        f'with any damping up to {MAX_DAMPING}, so it cannot be a second '
+        'moment of inputs: accumulate it with HessianAccumulator, or use '
         'rounding="nearest" for this layer'
     )
 

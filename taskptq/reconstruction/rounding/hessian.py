@@ -1,4 +1,4 @@
-"""Second moments of layer inputs, as closed-form rounding needs them."""
+"""Second moments of layer inputs for closed-form rounding."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ MAX_ELEMENTS = 1 << 24
 
 
 class HessianAccumulator:
-    """Sums ``X X^T`` over a layer's inputs, seen as columns of a matmul.
+    """Sum ``X X^T`` over a layer's inputs X, as columns of a matmul.
 
     The output error of a row w of weights is ``(w_hat - w) H (w_hat - w)^T``
     up to a factor, with ``H = 2 / n X X^T`` (GPTQ, Frantar et al., ICLR 2023,
-    Eq. 1). Inputs are unfolded in chunks, so memory does not grow with them.
+    Eq. 1). Inputs are unfolded in chunks, so memory stays bounded.
 
     Args:
-        layer: nn.Conv2d, nn.ConvTranspose2d or nn.Linear (counterparts are
-            these too), or None for any matrix applied to the last dimension
+        layer: nn.Conv2d, nn.ConvTranspose2d or nn.Linear (counterparts
+            included), or None for a matrix applied to the last dimension
             (projections of an attention).
-        dtype: Of the sums; float64 or float32.
-        max_elements: Bound on the work tensor, in elements.
+        dtype: Dtype of the sums, float64 or float32.
+        max_elements: Bound on the working tensor, in elements.
 
     Raises:
-        NotImplementedError: If the layer is of another type.
+        NotImplementedError: If the layer has another type.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class HessianAccumulator:
         known = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
         if layer is not None and not isinstance(layer, known):
             raise NotImplementedError(
-                f'closed-form rounding knows Conv2d, ConvTranspose2d and '
+                f'closed-form rounding supports Conv2d, ConvTranspose2d and '
                 f'Linear, not {type(layer).__name__}: use rounding="adaround" '
                 'or "nearest" for it'
             )
@@ -52,7 +52,7 @@ class HessianAccumulator:
 
     @torch.no_grad()
     def add(self, x: Tensor) -> None:
-        """Take in one batch of the layer's inputs.
+        """Add one batch of the layer's inputs.
 
         Args:
             x: (B, C_in, H, W) or (C_in, H, W) for convolutions, else
@@ -74,8 +74,8 @@ class HessianAccumulator:
         """
         if self.total is None:
             raise RuntimeError(
-                'no input was added: the layer never ran on the calibration '
-                'set, round its weights to nearest instead'
+                'no input was added because the layer never ran on the '
+                'calibration set: round its weights to nearest instead'
             )
         return self.total * (2.0 / self.count)
 
@@ -94,7 +94,7 @@ class HessianAccumulator:
 
     def _conv_columns(self, layer: nn.Conv2d, x: Tensor) -> Iterator[Tensor]:
         x = x[None] if x.dim() == 3 else x
-        # Holds for numbers, 'same' and 'valid' alike.
+        # Covers numbers, 'same' and 'valid'.
         padding = layer._reversed_padding_repeated_twice
         mode = layer.padding_mode
         x = F.pad(x, padding, mode='constant' if mode == 'zeros' else mode)
@@ -103,10 +103,10 @@ class HessianAccumulator:
     def _transposed_conv_columns(
         self, layer: nn.ConvTranspose2d, x: Tensor
     ) -> Iterator[Tensor]:
-        """Unfold a transposed convolution as the convolution that it is.
+        """Unfold a transposed convolution as a convolution.
 
-        It convolves the input, spread by its stride, with the kernel turned
-        by 180 degrees; the columns are turned back to the weight's order.
+        It convolves the input, spread by its stride, with the kernel rotated
+        by 180 degrees; the columns are flipped back to the weight's order.
         """
         x = x[None] if x.dim() == 3 else x
         (height, width), (s_h, s_w) = x.shape[2:], layer.stride
@@ -132,7 +132,7 @@ class HessianAccumulator:
         *,
         stride: tuple[int, ...],
     ) -> Iterator[Tensor]:
-        """Yield (groups, K, n) columns of a padded input, a slab at a time."""
+        """Yield (groups, K, n) columns of a padded input, slab by slab."""
         k_h, k_w = layer.kernel_size
         d_h, d_w = layer.dilation
         reach = d_h * (k_h - 1) + 1

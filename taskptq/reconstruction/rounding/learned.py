@@ -19,13 +19,13 @@ from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import Outputs, ReconContext, ReconLoss
 
-# Steps between looks at the plateau and at the roundings (each costs a sync).
+# Steps between checks of the loss and the roundings (each costs a sync).
 CHECK_EVERY = 25
 
 
 @dataclass(frozen=True, kw_only=True)
 class Minibatch:
-    """One draw: a closure that runs the unit, its target, its images."""
+    """One draw: a closure that runs the unit, the target and the images."""
 
     run: Callable[[], Outputs]
     target: Outputs
@@ -34,20 +34,20 @@ class Minibatch:
 
 @dataclass(kw_only=True)
 class UnitResult:
-    """What training one unit gave.
+    """Result of training one unit.
 
     Args:
-        name: Of the unit.
+        name: Name of the unit.
         steps: Optimizer steps.
         loss_start: Loss of the first step.
         loss_end: Mean loss of the last steps.
-        decided: Share of roundings decided before they were made hard.
-        turned: Share of weights that ended on another code than they began
-            on, which is the nearest one or that of an earlier unit.
-        num_weights: Roundings.
+        decided: Share of roundings settled before they were made hard.
+        turned: Share of weights that ended on another code than they started
+            on, which is the nearest one or that of an earlier phase.
+        num_weights: Number of roundings.
         set_loss_start: Mean loss of all calibration batches, quantized and
             without drop, before the steps (``keep_better``).
-        set_loss_end: The same after them.
+        set_loss_end: The same loss after the steps.
         taken_back: Whether the steps were undone.
         seconds: Wall time.
     """
@@ -71,7 +71,7 @@ class UnitResult:
 
 @dataclass
 class _Learned:
-    """The parameters under training."""
+    """The parameters in training."""
 
     roundings: list[LearnedRounding] = field(default_factory=list)
     began: list[Tensor] = field(default_factory=list)  # codes, int16
@@ -82,7 +82,7 @@ class _Learned:
         return [rounding.alpha for rounding in self.roundings] + self.scales
 
     def decided(self) -> float:
-        """Share of roundings with |h - 0.5| > 0.49."""
+        """Return the share of roundings with |h - 0.5| > 0.49."""
         total = sum(r.alpha.numel() for r in self.roundings)
         if not total:
             return math.nan
@@ -91,7 +91,7 @@ class _Learned:
 
     @torch.no_grad()
     def turned(self) -> float:
-        """Share of weights on another code than they began on."""
+        """Return the share of weights on another code than they started on."""
         total = sum(r.alpha.numel() for r in self.roundings)
         if not total:
             return math.nan
@@ -118,10 +118,10 @@ def train_unit(
 
     Args:
         unit: The unit; its counterparts are calibrated.
-        draw: Gives a minibatch.
+        draw: Returns a minibatch.
         config: Settings.
         loss: Reconstruction loss.
-        adapter: Handed to the loss.
+        adapter: Passed to the loss.
         on_step: Called after each step with its number and loss.
         on_trained: Called with the unit after its last step, while its
             roundings are still soft.
@@ -142,7 +142,7 @@ def train_unit(
 
 @contextmanager
 def _learning(unit: Unit, config: ReconstructionConfig) -> Iterator[_Learned]:
-    """Attach what is learned; afterwards make it hard and fixed."""
+    """Attach learned parameters; on exit, fix them and round hard."""
     flags = [(p, p.requires_grad) for p in unit.module.parameters()]
     for parameter, _ in flags:
         parameter.requires_grad_(False)
@@ -167,7 +167,7 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
             for rounding in found:
                 rounding.straight_through = config.straight_through
             learned.roundings.extend(found)
-            # Codes of at most 8 bits, signed or not.
+            # int16 holds 8-bit codes, signed or not.
             learned.began.extend(r.codes().to(torch.int16) for r in found)
     if config.learn_scales:
         for name, quantizer in quantizers(unit.module):
@@ -183,7 +183,7 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
 
 
 def _start_rounding(module: QuantModule) -> list[LearnedRounding]:
-    """Attach roundings; those of an earlier unit go on from its codes."""
+    """Attach roundings; start from the codes of an earlier phase, if any."""
     earlier = {name: module.codes(name) for name in module.rounded_parameters}
     roundings = module.start_rounding()
     for name, codes in earlier.items():
@@ -223,8 +223,8 @@ class _Trainer:
         for scale, magnitude in zip(
             self.learned.scales, self.learned.magnitudes, strict=True
         ):
-            # Adam's steps have the size of lr whatever the gradient's: a
-            # relative one suits scales of any magnitude
+            # Adam's steps have about the size of lr whatever the gradient,
+            # so a relative lr suits scales of any magnitude
             lr = self.config.scale_lr * magnitude
             groups.append({'params': [scale], 'lr': lr})
         return torch.optim.Adam(groups, fused=True)
@@ -237,7 +237,7 @@ class _Trainer:
         with quantizing(self.unit.module):
             value = mean_over_ranks(self._loss_of(0, batch))
         result.loss_start = result.loss_end = float(value)
-        # Undecided roundings become nearest ones when they are made hard.
+        # Untrained roundings become nearest when they are made hard.
         return bool(value < self.config.skip_below)
 
     def fit(
@@ -246,7 +246,7 @@ class _Trainer:
         result: UnitResult,
         on_step: Callable[[int, Tensor], None] | None,
     ) -> None:
-        """Run the steps and fill the result in."""
+        """Run the steps and fill in the result."""
         module = self.unit.module
         first: Tensor | None = None
         with (
@@ -278,9 +278,9 @@ class _Trainer:
 
     @torch.no_grad()
     def _visit_idle(self) -> None:
-        """Run the roundings of layers that this minibatch left out.
+        """Run the roundings of layers that this minibatch didn't call.
 
-        Their penalty counts all the same, and alike on every rank.
+        Their penalty still counts, and must be the same on every rank.
         """
         for rounding in self.learned.roundings:
             if rounding.alpha.grad is None:
@@ -305,8 +305,8 @@ class _Trainer:
     def _add_penalty(self, step: int, value: Tensor) -> None:
         """Pull the roundings to 0 or 1 (AdaRound, Eq. 24).
 
-        The exponent falls linearly from ``beta_start`` to ``beta_end``, in
-        even steps.
+        The exponent falls linearly from ``beta_start`` to ``beta_end``,
+        rounded to even numbers.
         """
         config = self.config
         start = config.warmup * config.steps
@@ -338,7 +338,7 @@ class _Trainer:
             zip(groups, self.base_lrs, strict=True)
         ):
             if index == 0 and self.learned.roundings:
-                # held for half of the steps: roundings have a way to go
+                # constant for the first half of training
                 group['lr'] = lr * _cosine(max(0.0, 2 * progress - 1))
             else:
                 group['lr'] = lr * _cosine(progress)
@@ -353,7 +353,7 @@ class _Trainer:
             raise ValueError(
                 f'{self.unit.name or "the network"}: the reconstruction loss '
                 f'is {float(level)} at step {step}: lower '
-                'reconstruction.weight_lr or scale_lr, or look at the data'
+                'reconstruction.weight_lr or scale_lr, or check the data'
             )
         if self.config.patience is None:
             return False
@@ -392,7 +392,7 @@ def _cosine(progress: float) -> float:
 
 
 def _heads(unit: Unit, batch: Minibatch) -> dict[str, Any]:
-    """Network-wise outputs are named heads: the context shows them too."""
+    """Return named heads for the context if the unit is the network."""
     if unit.name or not isinstance(batch.target, dict):
         return {}
     return {'heads_float': batch.target, 'heads_quant': {}}
