@@ -232,6 +232,18 @@ def forward():
 
 
 @pytest.fixture
+def count_calls():
+    """Count how often a module starts to run."""
+
+    def start(module):
+        calls = []
+        module.register_forward_pre_hook(lambda *_: calls.append(1))
+        return calls
+
+    return start
+
+
+@pytest.fixture
 def make_qconfig():
     """Recipe of low-bit weights and learned activation scales."""
 

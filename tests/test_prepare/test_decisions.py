@@ -16,6 +16,8 @@ from taskptq.testing import tiny_batches, tiny_model
 W4 = QConfig.from_dict(
     {'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}}
 )
+
+
 DECISIONS = Decisions(
     folded=(('conv', 'bn'), ('a.0', 'a.1')),
     baked=('conv',),
@@ -32,6 +34,8 @@ def test_round_trip_through_json() -> None:
 
 
 LONG = 'x' * (MAX_CHARACTERS + 1)
+
+
 BAD: dict[str, dict[str, Any]] = {
     'folded is a dict': {'folded': {}},
     'folded is text': {'folded': 'ab'},
@@ -69,50 +73,6 @@ def test_impossible_content_is_one_sentence(kind: str) -> None:
 def test_impossible_container(content: object) -> None:
     with pytest.raises(ValueError, match=r'decisions must be a dict'):
         Decisions.from_dict(content)
-
-
-MISFITS: dict[str, tuple[dict[str, Any], str]] = {
-    'no layer': ({'folded': (('nowhere', 'stem_bn'),)}, 'nowhere'),
-    'no norm': ({'folded': (('stem', 'nowhere'),)}, 'nowhere'),
-    'channels': ({'folded': (('stem', 'layer2.bn1'),)}, r'layer2\.bn1'),
-    'class': ({'folded': (('stem_bn', 'stem'),)}, 'stem_bn'),
-    'float': ({'left_float': {'nowhere': ''}}, 'nowhere'),
-    'float norm': ({'left_float': {'stem_bn': ''}}, 'stem_bn'),
-    'kept': ({'kept_norms': {'nowhere': ''}}, 'nowhere'),
-    'baked': ({'baked': ('nowhere',)}, 'nowhere'),
-    'baked plain': ({'baked': ('stem',)}, "'stem'"),
-    'untied': ({'untied': ('nowhere.weight',)}, r'nowhere\.weight'),
-    'untied buffer': ({'untied': ('stem_bn.running_var',)}, 'running_var'),
-}
-
-
-@pytest.mark.parametrize('kind', MISFITS)
-def test_decisions_of_another_model_change_nothing(kind: str) -> None:
-    settings, message = MISFITS[kind]
-    model = tiny_model('conv')
-    before = [(n, id(m)) for n, m in model.named_modules()]
-    values = {k: v.clone() for k, v in model.state_dict().items()}
-    with pytest.raises(ValueError, match=message):
-        prepare(model, W4, decisions=Decisions(**settings))
-    assert before == [(n, id(m)) for n, m in model.named_modules()]
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, values[key])
-
-
-def test_exactly_what_was_decided_is_done() -> None:
-    model = tiny_model('conv')
-    report = prepare(
-        model,
-        W4,
-        decisions=Decisions(
-            folded=(('layer1.conv2', 'layer1.bn2'),),
-            left_float={'head': 'for a test'},
-        ),
-    )
-    assert report.folded == ['layer1.bn2']
-    assert type(model.layer1.bn1) is nn.BatchNorm2d
-    assert type(model.head) is nn.Linear
-    assert {r.name: r.reason for r in report.rows}['head'] == 'for a test'
 
 
 def test_older_files_show_what_was_folded_by_what_they_lack() -> None:

@@ -48,13 +48,12 @@ CONFIGS = [
 
 
 def layer_patterns():
-    found = [
-        pattern
-        for value in vars(mapping).values()
-        if isinstance(value, (tuple, list, frozenset, set))
-        for pattern in value
-        if isinstance(pattern, str) and pattern.startswith('re:')
-    ]
+    tables = (
+        mapping.OUTPUT_LAYERS,
+        mapping.OUTPUT_SEQUENCES,
+        mapping.POSITION_LAYERS,
+    )
+    found = [pattern for table in tables for pattern in table['']]
     assert len(found) >= 15
     return found
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,8 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from taskptq.calibration import calibrate
 from taskptq.core import AffineQuantizer, QuantSpec, quantizing
 from taskptq.prepare import QConfig, prepare
-from taskptq.prepare.products import ProductReport, read_past, trace_products
-from taskptq.prepare.products_report import percent
+from taskptq.prepare.products import read_past, trace_products
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 
@@ -68,8 +64,6 @@ def counted(function, x):
     """Return the totals of one function on float tensors."""
     return trace_products(Runs(function), [x], forward=forward)
 
-
-# --- counts -------------------------------------------------------------
 
 X = torch.randn(2, 4, 6, 6)
 TOKENS = torch.randn(2, 5, 8)
@@ -175,8 +169,6 @@ def test_modules_are_counted_apart():
     assert {p.calls for p in report.products} == {1}
 
 
-# --- marks --------------------------------------------------------------
-
 KEEP = {
     'nothing': lambda x: x,
     'reshape': lambda x: x.transpose(1, 2).reshape(2, 5, 4),
@@ -200,6 +192,8 @@ KEEP = {
     'same type': lambda x: x.to(torch.float32),
     'clone': lambda x: x.detach().clone(),
 }
+
+
 DROP = {
     'scale': lambda x: x * 0.5,
     'pad with ones': lambda x: F.pad(x, (1, 1), value=1.0),
@@ -256,9 +250,6 @@ def test_dead_tensors_leave_no_marks_behind():
     assert report.none == report.total == 200 * 64
 
 
-# --- weights, reasons, what never ran -----------------------------------
-
-
 class ReadsWeight(nn.Module):
     """As BEiT: multiplies by a layer's weight without calling the layer."""
 
@@ -300,26 +291,6 @@ def test_layer_that_is_read_stays_float(change):
     assert product.function == 'linear'
     assert 'inner.qkv' in product.reason
     torch.testing.assert_close(model(x), before)
-
-
-@pytest.mark.parametrize(
-    'settings', [{'activation': False}, {'weight': False}]
-)
-def test_point_that_the_recipe_leaves_out_is_one_operand(settings):
-    model, x = tiny_model('conv'), tiny_batches('conv')[0]
-    prepared(model, x, **settings)
-    report = trace_products(model, [x], forward=forward)
-    assert report.one == report.total > 0
-    word = 'input' if 'activation' in settings else 'weight'
-    assert {p.reason for p in report.products} == {f'{word} is float'}
-
-
-def test_kept_float_layer_has_no_quantized_operand():
-    model, x = tiny_model('conv'), tiny_batches('conv')[0]
-    prepared(model, x, keep_float=['head'])
-    products = trace_products(model, [x], forward=forward)
-    assert products.none == products.of_module('head')[0].none > 0
-    assert products.one == 0
 
 
 class Routed(nn.Module):
@@ -402,79 +373,9 @@ def test_frozen_weights_and_learned_roundings_count_as_quantized():
     assert trace_products(model, [x], forward=forward).share == 1
 
 
-# --- as data ------------------------------------------------------------
-
-
 def made():
     model, x = ReadsWeight(), torch.randn(3, 6)
     _, found = prepared(model, x)
     report = trace_products(model, [x], forward=forward)
     report.left_float = found.left_float
     return report
-
-
-def test_plain_form_is_read_again():
-    report = made()
-    plain = json.loads(json.dumps(report.to_dict()))
-    assert (
-        plain['summary']
-        == report.summary()
-        == (
-            '60.0 % of 180 multiply-accumulates run with both operands '
-            'quantized (0.0 % one, 40.0 % none)'
-        )
-    )
-    assert ProductReport.from_dict(plain) == report
-    assert next(iter(plain)) == 'summary'
-
-
-@pytest.mark.parametrize(
-    ('path', 'value'),
-    [
-        (('products',), None),
-        (('products',), {}),
-        (('products', 0), 3),
-        (('products', 0, 'both'), -1),
-        (('products', 0, 'both'), 2**70),
-        (('products', 0, 'calls'), True),
-        (('products', 0, 'none'), math.nan),
-        (('products', 0, 'reason'), 'x' * 10_000),
-        (('products', 0, 'module'), 7),
-        (('num_batches',), '1'),
-        (('unreached',), 'layer'),
-        (('unreached',), [1]),
-        (('read_by',), {'a': 1}),
-        (('left_float',), [('a', 'b')]),
-    ],
-)
-def test_plain_form_of_a_stranger_is_checked(path, value):
-    plain = made().to_dict()
-    target = plain
-    for key in path[:-1]:
-        target = target[key]
-    target[path[-1]] = value
-    with pytest.raises(ValueError, match=str(path[0])):
-        ProductReport.from_dict(plain)
-    with pytest.raises(ValueError, match='products'):
-        ProductReport.from_dict(None)
-
-
-@pytest.mark.parametrize(
-    ('part', 'total', 'text'),
-    [
-        (1, 1, '100.0 %'),
-        (0, 1, '0.0 %'),
-        (1, 10**6, '<0.1 %'),
-        (10**6 - 1, 10**6, '99.9 %'),
-        (1, 3, '33.3 %'),
-        (2**61 - 1, 2**61, '99.9 %'),
-    ],
-)
-def test_percent_claims_no_whole_that_is_none(part, total, text):
-    assert percent(part, total) == text
-
-
-def test_model_without_products():
-    report = counted(torch.relu, torch.randn(3))
-    assert report.total == report.share == 0
-    assert 'no matrix product' in report.summary()

@@ -51,18 +51,6 @@ def plan():
 
 
 @pytest.fixture
-def count_calls():
-    """Count how often a module starts to run."""
-
-    def start(module):
-        calls = []
-        module.register_forward_pre_hook(lambda *_: calls.append(1))
-        return calls
-
-    return start
-
-
-@pytest.fixture
 def random_images():
     """Seeded batches of images."""
 

@@ -8,26 +8,12 @@ import torch
 from torch import nn
 
 from taskptq.calibration import calibrate
-from taskptq.methods.selective_focus.decoded_distance import (
-    LabelDisagreement,
-    LaneDistance,
-    build_distance,
-)
-from taskptq.methods.selective_focus.head_selection import (
-    HeadSelection,
-    MovingAverage,
-)
-from taskptq.methods.selective_focus.head_sensitivity import (
-    MonotoneCurve,
-    isotonic,
-)
 from taskptq.methods.selective_focus.loss import (
     NetworkUniform,
     SelectiveFocusLoss,
 )
 from taskptq.methods.selective_focus.semantic_focus import (
     SemanticFocus,
-    focused_error,
 )
 from taskptq.prepare import QConfig, prepare
 from taskptq.reconstruction import (
@@ -148,67 +134,12 @@ def context(step=0, adapter=None, unit=''):
     return ReconContext(unit=unit, step=step, num_steps=100, adapter=adapter)
 
 
-# -- Semantic Guided Focus -------------------------------------------------
-
-
-def test_focused_error_by_hand():
-    target = torch.zeros(1, 2, 1, 2)
-    quant = torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]])
-    weight = torch.tensor([[[[1.0, 0.5]]]])
-    # (1 + 9) * 1 + (4 + 16) * 0.5 over 2 channels * 1.5
-    found = focused_error(quant, target, weight=weight)
-    assert float(found) == pytest.approx(20 / 3)
-    # Less foreground than one element is not blown up.
-    found = focused_error(quant, target, weight=weight / 10)
-    assert float(found) == pytest.approx(2.0)
-    assert float(focused_error(quant, target, weight=torch.ones(()))) == 7.5
-
-
 def hand_heads():
     logits = torch.tensor([math.log(4), -math.log(4)]).view(1, 1, 1, 2)
     return {
         'hm': logits,
         'offset': torch.tensor([[[[1.0, 3.0]], [[0.0, 8.0]]]]),
     }
-
-
-def test_weights_by_kind_of_head():
-    adapter, heads = MapsAdapter(), hand_heads()
-    soft = SemanticFocus(eps_bg={'confidence': 0.1, 'regression': 0.0})
-    found = soft.weights(heads, adapter=adapter)
-    assert found['hm'].flatten().tolist() == pytest.approx([0.9, 0.3])
-    assert found['offset'].flatten().tolist() == pytest.approx([0.8, 0.2])
-    hard = SemanticFocus(focus='hard', threshold=0.3)
-    found = hard.weights(heads, adapter=adapter)
-    assert found['hm'].flatten().tolist() == pytest.approx([1.05, 0.05])
-    assert found['offset'].flatten().tolist() == [1.0, 0.0]
-    found = SemanticFocus(focus=None).weights(heads, adapter=adapter)
-    assert {name: float(w) for name, w in found.items()} == {
-        'hm': 1.0,
-        'offset': 1.0,
-    }
-    read = SemanticFocus(focus_kinds=['regression'])
-    found = read.weights(heads, adapter=adapter)
-    assert float(found['hm']) == 1.0
-    assert found['offset'].flatten().tolist() == pytest.approx([0.8, 0.2])
-    own = SemanticFocus(head_kinds={'off*': 'confidence'})
-    assert own.kind_of('offset', adapter=adapter) == 'confidence'
-    assert own.kind_of('reg') == 'confidence'
-    assert SemanticFocus().kind_of('offset', adapter=adapter) == 'regression'
-
-
-def test_variances_by_hand():
-    adapter, heads = MapsAdapter(), hand_heads()
-    focus = SemanticFocus(normalize='channel', var_eps=0.0)
-    found = focus.variances([heads], adapter=adapter)['offset'].flatten()
-    # weights 0.8, 0.2: channel 0 has mean 1.4, channel 1 mean 1.6
-    assert found.tolist() == pytest.approx([0.64, 10.24])
-    focus = SemanticFocus(normalize='head', var_eps=0.5)
-    found = focus.variances([heads, heads], adapter=adapter)['offset']
-    # mean 1.5; 0.4 (0.25 + 2.25) + 0.1 (2.25 + 42.25)
-    assert float(found) == pytest.approx(5.45 + 0.5)
-    found = SemanticFocus(normalize=None).variances([heads], adapter=adapter)
-    assert float(found['offset']) == 1
 
 
 def test_loss_by_hand():
@@ -262,105 +193,6 @@ def test_uniform_is_the_mean_of_relative_errors():
     found = loss(quant, heads, context(adapter=adapter))
     torch.testing.assert_close(found, expected)
     assert adapter.decodings == 0
-
-
-# -- Sensitivity Aware Selection -------------------------------------------
-
-PAPER = {'mask': 0.0, 'reg': 10.0, 'mlp': 4.6}
-
-
-def test_selection_by_threshold():
-    selection = HeadSelection(rho=0.05)
-    assert selection.kept(PAPER) == ['reg', 'mlp']
-    assert selection.weights(PAPER) == pytest.approx(
-        {'mask': 0.0, 'reg': 10 / 14.6, 'mlp': 4.6 / 14.6}
-    )
-    assert HeadSelection(rho=0.5).kept(PAPER) == ['reg']
-    assert HeadSelection(rho=0.45).kept(PAPER) == ['reg', 'mlp']
-
-
-def test_selection_of_the_top():
-    selection = HeadSelection(selection='topk', top_k=1)
-    assert selection.weights(PAPER) == {'mask': 0.0, 'reg': 1.0, 'mlp': 0.0}
-    assert HeadSelection(selection='topk', top_k=7).kept(PAPER) == [*PAPER]
-    equal = dict.fromkeys('abc', 1.0)
-    assert HeadSelection(selection='topk', top_k=2).kept(equal) == ['a', 'b']
-
-
-def test_selection_without_sensitivity():
-    third = pytest.approx(dict.fromkeys(PAPER, 1 / 3))
-    assert HeadSelection(selection=None).weights(PAPER) == third
-    for selection in ('threshold', 'topk'):
-        zero = HeadSelection(selection=selection, top_k=1)
-        assert zero.weights(dict.fromkeys(PAPER, 0.0)) == third
-    weights = HeadSelection(rho=0.5, floor=0.3).weights(PAPER)
-    assert weights == pytest.approx({'mask': 0.1, 'reg': 0.8, 'mlp': 0.1})
-
-
-def test_moving_average():
-    average = MovingAverage(0.9)
-    assert average.update({'a': 1.0}) == pytest.approx({'a': 1.0})
-    assert average.update({'a': 0.0}) == pytest.approx({'a': 0.9})
-    assert average.update({'a': 0.9, 'b': 2.0}) == pytest.approx(
-        {'a': 0.9, 'b': 2.0}
-    )
-
-
-def test_isotonic():
-    assert isotonic([1, 3, 2, 2, 5]) == pytest.approx(
-        [1, 7 / 3, 7 / 3, 7 / 3, 5]
-    )
-    assert isotonic([3, 2, 1]) == pytest.approx([2, 2, 2])
-    assert isotonic([]) == []
-
-
-def test_curve_interpolates_and_rises():
-    curve = MonotoneCurve([(1.0, 2.0), (4.0, 8.0)])
-    assert [curve(e) for e in (0, 0.5, 1, 2, 4, 99)] == pytest.approx(
-        [0, 1, 2, 4, 8, 8]
-    )
-    curve.add(2.0, 1.0)  # contradicts the point at 1
-    assert curve(2.0) == pytest.approx(1.5)
-    curve.add(0.0, 7.0)
-    assert curve(0.0) == 0
-    values = torch.rand(30, generator=torch.Generator().manual_seed(0))
-    curve = MonotoneCurve([(i + 1, v) for i, v in enumerate(values.tolist())])
-    read = [curve(e / 4) for e in range(200)]
-    assert read == sorted(read)
-    assert read[-1] > read[0]
-
-
-# -- Distances -------------------------------------------------------------
-
-
-def test_lane_distance():
-    lane = torch.tensor([[10.0, 60.0], [10.0, 0.0]])
-    meta = {'crop': (0, 0, 64, 61)}
-    distance = build_distance(
-        dict(type='lane_distortion', num_rows=5, gamma=20.0)
-    )
-    assert isinstance(distance, LaneDistance)
-    found = distance(
-        [[lane], [lane]],
-        [[lane + torch.tensor([5.0, 0])], []],
-        [meta, {'ori_shape': (61, 64)}],
-    )
-    assert found == pytest.approx([5.0, 20.0])
-    with pytest.raises(ValueError, match='crop or ori_shape'):
-        distance([[lane]], [[lane]], [{}])
-
-
-def test_distances_by_name():
-    disagreement = build_distance('label_disagreement')
-    assert isinstance(disagreement, LabelDisagreement)
-    one, two = torch.tensor([[0, 1]]), torch.tensor([[0, 2]])
-    assert disagreement([one], [two], [{}]) == [0.5]
-    assert build_distance(disagreement) is disagreement
-    with pytest.raises(ValueError, match="distance='far'"):
-        build_distance('far')
-
-
-# -- On a network ----------------------------------------------------------
 
 
 def test_sensitivities_of_the_start(network):
