@@ -1,284 +1,320 @@
-"""Which host class has which counterpart: the only list of host names.
+"""Tables of host classes, and the functions that fill them.
 
-Everything is a dotted name, resolved late: a host that is not installed is
-simply not mapped.
+A host is named by its dotted name and looked up by the classes of a model, so
+that a package that is not installed is simply not mapped. The entries of the
+packages lie in the files next to this one; users register their own modules
+with the same functions.
 """
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Collection, Iterable, Mapping
+from typing import Any, TypeVar
 
 from torch import nn
 from torch.nn.utils import parametrize
 
+from taskptq.core.settings import Flag, Pattern, Subclass, Text, refuse
 from taskptq.modules.base import QuantModule
 
-_MODULES = 'taskptq.modules'
+Host = str | type[nn.Module]
+_Value = TypeVar('_Value')
 
-# Float class -> (module, class) of its counterpart.
-COUNTERPARTS: dict[str, tuple[str, str]] = {
-    'torch.nn.modules.conv.Conv2d': (f'{_MODULES}.conv', 'QuantConv2d'),
-    'mmcv.cnn.bricks.wrappers.Conv2d': (f'{_MODULES}.conv', 'QuantConv2d'),
-    'torch.nn.modules.conv.ConvTranspose2d': (
-        f'{_MODULES}.conv',
-        'QuantConvTranspose2d',
-    ),
-    'mmcv.cnn.bricks.wrappers.ConvTranspose2d': (
-        f'{_MODULES}.conv',
-        'QuantConvTranspose2d',
-    ),
-    'torch.nn.modules.linear.Linear': (f'{_MODULES}.linear', 'QuantLinear'),
-    'torch.nn.modules.linear.NonDynamicallyQuantizableLinear': (
-        f'{_MODULES}.linear',
-        'QuantLinear',
-    ),
-    'mmcv.cnn.bricks.wrappers.Linear': (f'{_MODULES}.linear', 'QuantLinear'),
-    'torch.nn.modules.activation.MultiheadAttention': (
-        f'{_MODULES}.multihead_attention',
-        'QuantMultiheadAttention',
-    ),
-    'mmdet.models.layers.transformer.utils.ConditionalAttention': (
-        f'{_MODULES}.conditional_attention',
-        'QuantConditionalAttention',
-    ),
-    'mmdet.models.backbones.swin.WindowMSA': (
-        f'{_MODULES}.window_attention',
-        'QuantWindowMSA',
-    ),
-    'mmseg.models.backbones.swin.WindowMSA': (
-        f'{_MODULES}.window_attention',
-        'QuantWindowMSA',
-    ),
-    'taskptq.testing.models.TinyWindowAttention': (
-        f'{_MODULES}.window_attention',
-        'QuantWindowMSA',
-    ),
-    'mmcv.ops.multi_scale_deform_attn.MultiScaleDeformableAttention': (
-        f'{_MODULES}.deform_attention',
-        'QuantMultiScaleDeformableAttention',
-    ),
-    'segment_anything.modeling.image_encoder.Attention': (
-        f'{_MODULES}.sam_attention',
-        'QuantSamEncoderAttention',
-    ),
-    'taskptq.testing.sam_models.TinyRelativeAttention': (
-        f'{_MODULES}.sam_attention',
-        'QuantSamEncoderAttention',
-    ),
-    'segment_anything.modeling.transformer.Attention': (
-        f'{_MODULES}.sam_attention',
-        'QuantSamDecoderAttention',
-    ),
-    'taskptq.testing.sam_models.TinyTokenAttention': (
-        f'{_MODULES}.sam_attention',
-        'QuantSamDecoderAttention',
-    ),
-}
-
-# Convolutions that standardize their weight at each call; with that weight
-# stored, each is the class given here.
-COMPUTED_WEIGHTS: dict[str, type[nn.Module]] = {
-    'mmcv.cnn.bricks.conv_ws.ConvWS2d': nn.Conv2d,
-    'mmcv.cnn.bricks.conv_ws.ConvAWS2d': nn.Conv2d,
-}
-
+# Float class -> its counterpart: a class, or its dotted name.
+COUNTERPARTS: dict[str, str | type[QuantModule]] = {}
+# Convolutions that standardize their weight at each call -> the class that
+# they are once that weight is stored.
+COMPUTED_WEIGHTS: dict[str, type[nn.Module]] = {}
 # Norms with a forward of their own that is BatchNorm's in eval mode.
-NORMS: frozenset[str] = frozenset({'mmcv.ops.sync_bn.SyncBatchNorm'})
-
+NORMS: set[str] = set()
 # Classes whose forward calls norm i directly after conv i; a subclass counts
 # as long as it has that forward.
-CONV_NORM_CLASSES: frozenset[str] = frozenset(
-    {
-        'mmcv.cnn.resnet.BasicBlock',
-        'mmcv.cnn.resnet.Bottleneck',
-        'mmcv.cnn.resnet.ResNet',
-        'mmdet.models.backbones.hrnet.HRNet',
-        'mmdet.models.backbones.resnet.BasicBlock',
-        'mmdet.models.backbones.resnet.Bottleneck',
-        'mmdet.models.backbones.resnet.ResNet',
-        'mmseg.models.backbones.hrnet.HRNet',
-        'mmseg.models.backbones.resnet.BasicBlock',
-        'mmseg.models.backbones.resnet.Bottleneck',
-        'mmseg.models.backbones.resnet.ResNet',
-        'taskptq.testing.models.TinyBlock',
-        'torchvision.models.resnet.BasicBlock',
-        'torchvision.models.resnet.Bottleneck',
-        'torchvision.models.resnet.ResNet',
-    }
-)
-
+CONV_NORM_CLASSES: set[str] = set()
 # Classes that run a conv, its norm and an activation in a stated order.
-CONV_MODULES: frozenset[str] = frozenset(
-    {
-        'mmcv.cnn.bricks.conv_module.ConvModule',
-    }
-)
-
-_GATING = 'gates channels by an elementwise product, without a matmul'
-_LEVELS = 'adds an embedding of its level to each token'
+CONV_MODULES: set[str] = set()
 # Classes that stay float by design, with the reason.
-KEPT_FLOAT: dict[str, str] = {
-    'torch.nn.modules.sparse.Embedding': 'look-up table, no arithmetic',
-    'mmdet.models.layers.se_layer.ChannelAttention': _GATING,
-    'segment_anything.modeling.image_encoder.ImageEncoderViT': (
-        'adds a positional table to the tokens'
-    ),
-    'mmdet.models.detectors.deformable_detr.DeformableDETR': _LEVELS,
-    'mmdet.models.detectors.dino.DINO': _LEVELS,
-    'mmseg.models.backbones.bisenetv1.AttentionRefinementModule': _GATING,
-    'mmcv.ops.deform_conv.DeformConv2d': 'deformable conv: no counterpart',
-    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': (
-        'deformable conv: no counterpart'
-    ),
-    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2dPack': (
-        'deformable conv: no counterpart'
-    ),
-    # Without weights; listed, since a box's precision hangs on it.
-    'taskptq.methods.box_grid.box_grid.BoxGrid': (
-        'box grid: softmax and expectation stay float'
-    ),
-}
-
-# Reconstruction blocks, by class.
-BLOCKS: frozenset[str] = frozenset(
-    {
-        'mmdet.models.backbones.resnet.BasicBlock',
-        'mmdet.models.backbones.resnet.Bottleneck',
-        'mmseg.models.backbones.resnet.BasicBlock',
-        'mmseg.models.backbones.resnet.Bottleneck',
-        'torchvision.models.resnet.BasicBlock',
-        'torchvision.models.resnet.Bottleneck',
-        'mmcv.cnn.bricks.conv_module.ConvModule',
-        'mmcv.cnn.bricks.depthwise_separable_conv_module'
-        '.DepthwiseSeparableConvModule',
-        'mmdet.models.layers.csp_layer.CSPLayer',
-        'mmdet.models.backbones.csp_darknet.Focus',
-        'mmdet.models.backbones.csp_darknet.SPPBottleneck',
-        'mmdet.models.layers.inverted_residual.InvertedResidual',
-        'mmdet.models.layers.transformer.utils.PatchEmbed',
-        'mmdet.models.layers.transformer.utils.PatchMerging',
-        'mmseg.models.utils.embed.PatchEmbed',
-        'mmseg.models.utils.embed.PatchMerging',
-        'mmseg.models.utils.inverted_residual.InvertedResidual',
-        'mmcv.cnn.bricks.transformer.PatchEmbed',
-        'mmcv.cnn.bricks.transformer.PatchMerging',
-        'mmcv.cnn.bricks.transformer.BaseTransformerLayer',
-        'mmdet.models.backbones.pvt.PVTEncoderLayer',
-        'mmdet.models.backbones.swin.SwinBlock',
-        'mmseg.models.backbones.swin.SwinBlock',
-        'mmseg.models.backbones.mit.TransformerEncoderLayer',
-        'mmseg.models.backbones.vit.TransformerEncoderLayer',
-        'mmdet.models.layers.transformer.detr_layers.DetrTransformerEncoderLayer',
-        'mmdet.models.layers.transformer.detr_layers.DetrTransformerDecoderLayer',
-        'mmdet.models.necks.fpn.FPN',
-        'mmdet.models.necks.cspnext_pafpn.CSPNeXtPAFPN',
-        'mmdet.models.necks.channel_mapper.ChannelMapper',
-        'mmseg.models.necks.fpn.FPN',
-        'mmdet.models.dense_heads.base_dense_head.BaseDenseHead',
-        'mmdet.models.dense_heads.detr_head.DETRHead',
-        'mmdet.models.roi_heads.bbox_heads.bbox_head.BBoxHead',
-        'mmdet.models.roi_heads.mask_heads.fcn_mask_head.FCNMaskHead',
-        'mmseg.models.decode_heads.decode_head.BaseDecodeHead',
-        'torch.nn.modules.transformer.TransformerEncoderLayer',
-        'torch.nn.modules.transformer.TransformerDecoderLayer',
-        # PTQ4SAM reconstructs attention and MLP of an encoder block apart; as
-        # one unit they are trained together, and each block takes over its
-        # input from the one before instead of running the model up to it.
-        'segment_anything.modeling.image_encoder.Block',
-        'segment_anything.modeling.common.MLPBlock',
-        'segment_anything.modeling.transformer.TwoWayAttentionBlock',
-        'segment_anything.modeling.mask_decoder.MLP',
-        'taskptq.testing.models.TinyBlock',
-        'taskptq.testing.sam_models.TinyTwoWayBlock',
-    }
-)
-
+KEPT_FLOAT: dict[str, str] = {}
+# Reconstruction blocks; a subclass counts as well.
+BLOCKS: set[str] = set()
 # Units whose first axis holds independent rows, images or not: prompts of
 # an image, windows. Elsewhere the axis of a token tensor may be the sequence.
-ROW_MODULES: frozenset[str] = frozenset(
-    {
-        'segment_anything.modeling.common.MLPBlock',
-        'segment_anything.modeling.image_encoder.Attention',
-        'segment_anything.modeling.image_encoder.Block',
-        'segment_anything.modeling.mask_decoder.MLP',
-        'segment_anything.modeling.transformer.Attention',
-        'segment_anything.modeling.transformer.TwoWayAttentionBlock',
-        'taskptq.testing.sam_models.TinyRelativeAttention',
-        'taskptq.testing.sam_models.TinyTokenAttention',
-        'taskptq.testing.sam_models.TinyTwoWayBlock',
-    }
-)
-
+ROW_MODULES: set[str] = set()
 # Inputs that select rows and therefore differ between the float and the
 # quantized model; captures replay the float model's (class -> argument).
-REPLAYED_INPUTS: dict[str, str] = {
-    'mmdet.models.roi_heads.roi_extractors.base_roi_extractor'
-    '.BaseRoIExtractor': 'rois',
-}
-
-# Last layers of heads, by name: what they give is boxes, scores or masks.
-OUTPUT_LAYERS: tuple[str, ...] = (
-    r're:(.*\.)?(rpn|retina|atss|gfl|fcos|rtm)_(cls|reg|obj|centerness)'
-    r'(\.\d+)?',
-    r're:(.*\.)?(fc|conv)_(cls|reg|centerness|seg|logits)(\.\d+)?',
-    r're:(.*\.)?multi_level_conv_(cls|reg|obj)\.\d+',
-    r're:(.*\.)?linear_pred',
-    r're:(.*\.)?(cls_embed|class_embed|fc_cls)',
-    r're:(.*\.)?cls_branches\.\d+',
-    # Centers of boxes, which the heads only shift. Conditional DETR's come of
-    # its learned queries alone: an error there is in every image alike. In
-    # DAB-DETR and DINO that network turns centers into positions.
-    r're:(.*\.)?reference_points_fc',
-    r're:(.*\.)?decoder\.ref_point_head\.layers\.\d+',
-)
+REPLAYED_INPUTS: dict[str, str] = {}
+# Last layers of heads: class that holds them ('' is any) -> name patterns.
+OUTPUT_LAYERS: dict[str, tuple[str, ...]] = {}
+# Sequences whose layer of the highest index is such a last layer.
+OUTPUT_SEQUENCES: dict[str, tuple[str, ...]] = {}
 # Projections of attentions that read nothing but positions.
-POSITION_LAYERS: tuple[str, ...] = (
-    r're:(.*\.)?(qpos_proj|kpos_proj|qpos_sine_proj)',
-)
-# Last layer of small output networks: a sequence's highest index.
-OUTPUT_SEQUENCES: tuple[str, ...] = (
-    r're:(.*\.)?reg_branches\.\d+',
-    r're:(.*\.)?cls_branches\.\d+',
-    r're:(.*\.)?bbox_embed(\.layers)?',
-    r're:(.*\.)?bbox_head\.fc_reg(\.layers)?',
-    # Masks are products of hyper-network outputs and upscaled features.
-    r're:(.*\.)?output_hypernetworks_mlps\.\d+\.layers',
-    r're:(.*\.)?output_upscaling',
-    r're:(.*\.)?iou_prediction_head\.layers',
-)
-
+POSITION_LAYERS: dict[str, tuple[str, ...]] = {}
 # Parts that evaluation never calls: class of the owner ('' is any) -> names of
 # its attributes. They stay float where calibration does not reach them.
-TRAINING_ONLY: dict[str, tuple[str, ...]] = {
-    '': (
-        'auxiliary_head',
-        'aux_head',
-        'aux',
-        'dn_query_generator',
-        'teacher_model',
-    ),
-    'mmdet.models.dense_heads.ddq_detr_head.DDQDETRHead': (
-        'aux_cls_branches',
-        'aux_reg_branches',
-    ),
-    'mmdet.models.dense_heads.yolact_head.YOLACTProtonet': ('segm_branch',),
-    'mmdet.models.detectors.semi_base.SemiBaseDetector': (
-        'student',
-        'teacher',
-    ),
-    'mmseg.models.decode_heads.ddr_head.DDRHead': ('aux_cls_seg',),
-    'mmseg.models.decode_heads.pid_head.PIDHead': (
-        'p_head',
-        'd_head',
-        'p_cls_seg',
-        'd_cls_seg',
-    ),
-}
+TRAINING_ONLY: dict[str, tuple[str, ...]] = {}
+
+
+def register_counterpart(
+    host: Host, counterpart: str | type[QuantModule], *, force: bool = False
+) -> None:
+    """Register the counterpart that replaces modules of exactly one class.
+
+    Args:
+        host: Float class, or its dotted name.
+        counterpart: Subclass of ``QuantModule``, or its dotted name.
+        force: Replace a counterpart that is registered already.
+
+    Raises:
+        SettingError: If an argument is of another kind, or the class has a
+            different counterpart.
+    """
+    if isinstance(counterpart, str):
+        _check_dotted(counterpart, 'counterpart')
+    else:
+        Subclass(base=QuantModule).read(counterpart, name='counterpart')
+    _put(COUNTERPARTS, host, counterpart, 'counterpart', force)
+
+
+def register_block(host: Host) -> None:
+    """Register a class as a reconstruction block, with its subclasses.
+
+    Its layers are trained together against the block's output. Blocks that
+    no one registers are found by a model's structure.
+
+    Args:
+        host: Class with a forward of its own, or its dotted name.
+
+    Raises:
+        SettingError: If it is neither.
+    """
+    BLOCKS.add(host_name(host))
+
+
+def register_output_layer(pattern: str, *, host: Host | None = None) -> None:
+    """Register last layers of heads, which get at least ``edge_bits``.
+
+    Args:
+        pattern: Pattern of layer names, shell style or a regular expression
+            after ``re:``. With ``host`` it names layers within a module of
+            that class, else qualified names in any model.
+        host: Class that holds the layers, or its dotted name; its subclasses
+            count.
+
+    Raises:
+        SettingError: If an argument is of another kind.
+    """
+    Pattern().read(pattern, name='pattern')
+    _extend(OUTPUT_LAYERS, host, [pattern])
+
+
+def register_output_sequence(
+    pattern: str, *, host: Host | None = None
+) -> None:
+    """Register sequences whose last layer is an output of a head.
+
+    Args:
+        pattern: Pattern of the names of the sequences; see
+            :func:`register_output_layer`.
+        host: See :func:`register_output_layer`.
+
+    Raises:
+        SettingError: If an argument is of another kind.
+    """
+    Pattern().read(pattern, name='pattern')
+    _extend(OUTPUT_SEQUENCES, host, [pattern])
+
+
+def register_position_layer(pattern: str, *, host: Host | None = None) -> None:
+    """Register projections of positions for an attention.
+
+    They get at least the bits of the attention's queries.
+
+    Args:
+        pattern: See :func:`register_output_layer`.
+        host: See :func:`register_output_layer`.
+
+    Raises:
+        SettingError: If an argument is of another kind.
+    """
+    Pattern().read(pattern, name='pattern')
+    _extend(POSITION_LAYERS, host, [pattern])
+
+
+def register_float(host: Host, reason: str, *, force: bool = False) -> None:
+    """Register a class that stays float by design.
+
+    Args:
+        host: Class, or its dotted name.
+        reason: Why, for the report of the swap.
+        force: Replace a registered reason.
+
+    Raises:
+        SettingError: If an argument is of another kind, or another reason is
+            registered.
+    """
+    Text(what='the reason in words').read(reason, name='reason')
+    _put(KEPT_FLOAT, host, reason, 'reason', force)
+
+
+def register_rows(host: Host) -> None:
+    """Register a class whose inputs hold independent rows on their first axis.
+
+    A unit of this class is trained on rows drawn from all images.
+
+    Args:
+        host: Class, or its dotted name.
+
+    Raises:
+        SettingError: If it is neither.
+    """
+    ROW_MODULES.add(host_name(host))
+
+
+def register_replayed_input(
+    host: Host, argument: str, *, force: bool = False
+) -> None:
+    """Register an input that selects rows, such as the boxes of a RoI head.
+
+    Captures of the quantized model replay what the float model selected.
+
+    Args:
+        host: Class, or its dotted name; its subclasses count.
+        argument: Name of the argument of its forward.
+        force: Replace a registered argument.
+
+    Raises:
+        SettingError: If an argument is of another kind, or another one is
+            registered.
+    """
+    Text(what='the name of an argument').read(argument, name='argument')
+    _put(REPLAYED_INPUTS, host, argument, 'argument', force)
+
+
+def register_training_only(*names: str, host: Host | None = None) -> None:
+    """Register attributes that hold parts which evaluation never calls.
+
+    Args:
+        names: Names of the attributes.
+        host: Class that has them, or its dotted name; None is any class.
+
+    Raises:
+        SettingError: If an argument is of another kind.
+    """
+    for name in names:
+        Text(what='the name of an attribute').read(name, name='names')
+    _extend(TRAINING_ONLY, host, names)
+
+
+def register_computed_weight(
+    host: Host, plain: type[nn.Module], *, force: bool = False
+) -> None:
+    """Register a layer that computes its weight anew at each call.
+
+    Args:
+        host: Class of the layer, or its dotted name.
+        plain: Class that computes the same once that weight is stored.
+        force: Replace a registered class.
+
+    Raises:
+        SettingError: If an argument is of another kind, or another class is
+            registered.
+    """
+    Subclass(base=nn.Module).read(plain, name='plain')
+    _put(COMPUTED_WEIGHTS, host, plain, 'plain', force)
+
+
+def register_norm(host: Host) -> None:
+    """Register a norm whose own forward is BatchNorm's in eval mode.
+
+    Args:
+        host: Class, or its dotted name.
+
+    Raises:
+        SettingError: If it is neither.
+    """
+    NORMS.add(host_name(host))
+
+
+def register_conv_norm(host: Host, *, with_order: bool = False) -> None:
+    """Register a class whose norms are folded into its convolutions.
+
+    Args:
+        host: Class whose forward calls norm i directly after conv i, or its
+            dotted name. A subclass with another forward does not count.
+        with_order: The class runs one conv, norm and activation in the order
+            that its attribute ``order`` states, as mmcv's ConvModule does.
+
+    Raises:
+        SettingError: If an argument is of another kind.
+    """
+    Flag().read(with_order, name='with_order')
+    table = CONV_MODULES if with_order else CONV_NORM_CLASSES
+    table.add(host_name(host))
+
+
+def host_name(host: Host) -> str:
+    """Return the dotted name of a host class.
+
+    Args:
+        host: The class, or already its dotted name.
+
+    Raises:
+        SettingError: If it is neither.
+
+    >>> host_name(nn.Linear)
+    'torch.nn.modules.linear.Linear'
+    """
+    if isinstance(host, str):
+        return _check_dotted(host, 'host')
+    if isinstance(host, type) and issubclass(host, nn.Module):
+        return dotted(host)
+    raise refuse(
+        'host', host, 'give a subclass of nn.Module, or its dotted name'
+    )
 
 
 def dotted(cls: type) -> str:
     """Return ``module.QualifiedName`` of a class."""
     return f'{cls.__module__}.{cls.__qualname__}'
+
+
+def _check_dotted(name: str, argument: str) -> str:
+    parts = name.replace('.<locals>', '').split('.')
+    if len(parts) < 2 or not all(part.isidentifier() for part in parts):
+        raise refuse(
+            argument, name, "give a class, or its dotted name 'module.Class'"
+        )
+    return name
+
+
+def _put(
+    table: dict[str, _Value],
+    host: Host,
+    value: _Value,
+    argument: str,
+    force: bool,
+) -> None:
+    """Enter a value, unless a different one is there."""
+    Flag().read(force, name='force')
+    name = host_name(host)
+    known = table.setdefault(name, value)
+    if force:
+        table[name] = value
+    elif known != value:
+        raise refuse(
+            argument,
+            value,
+            f'{name} is registered with {known!r}: leave this out, or give '
+            'force=True to replace it',
+        )
+
+
+def _extend(
+    table: dict[str, tuple[str, ...]], host: Host | None, names: Iterable[str]
+) -> None:
+    """Add names to those of a class, or of any."""
+    key = '' if host is None else host_name(host)
+    table[key] = tuple(dict.fromkeys((*table.get(key, ()), *names)))
 
 
 def plain_class(module: nn.Module) -> type[nn.Module]:
@@ -290,7 +326,7 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
     return COMPUTED_WEIGHTS.get(dotted(cls), cls)
 
 
-def has_forward_of(module: nn.Module, names: frozenset[str]) -> bool:
+def has_forward_of(module: nn.Module, names: Collection[str]) -> bool:
     """Whether a module runs the very forward of a listed class."""
     if 'forward' in vars(module):
         return False
@@ -302,14 +338,28 @@ def has_forward_of(module: nn.Module, names: frozenset[str]) -> bool:
 
 
 def lookup(module: nn.Module) -> type[QuantModule] | None:
-    """Return the counterpart of a module's exact class, None if unmapped."""
+    """Return the counterpart of a module's exact class, None if unmapped.
+
+    Raises:
+        SettingError: If a counterpart was registered by a dotted name that is
+            no subclass of ``QuantModule``.
+    """
     target = COUNTERPARTS.get(dotted(plain_class(module)))
-    if target is None:
-        return None
-    implementation: type[QuantModule] = getattr(
-        importlib.import_module(target[0]), target[1]
-    )
-    return implementation
+    if not isinstance(target, str):
+        return target
+    path, _, name = target.rpartition('.')
+    found: Any = getattr(importlib.import_module(path), name, None)
+    if not (isinstance(found, type) and issubclass(found, QuantModule)):
+        raise refuse('counterpart', target, 'name a subclass of QuantModule')
+    return found
+
+
+def counterpart_name(module: nn.Module) -> str:
+    """Return the name of the counterpart's class, '' if there is none."""
+    target = COUNTERPARTS.get(dotted(type(module)), '')
+    if isinstance(target, str):
+        return target.rpartition('.')[2]
+    return target.__name__
 
 
 def is_attention(module: nn.Module) -> bool:
@@ -326,7 +376,7 @@ def _is_attention_name(name: str) -> bool:
     return any(word in name for word in ('Attention', 'MSA', 'NonLocal'))
 
 
-def is_a(module: nn.Module, names: frozenset[str]) -> bool:
+def is_a(module: nn.Module, names: Collection[str]) -> bool:
     """Whether a class of the module's line of descent is listed."""
     return any(dotted(cls) in names for cls in type(module).__mro__)
 
@@ -338,3 +388,23 @@ def replayed_input(module: nn.Module) -> str | None:
         if argument is not None:
             return argument
     return None
+
+
+def layer_patterns(
+    model: nn.Module, table: Mapping[str, Iterable[str]]
+) -> list[tuple[str, str]]:
+    """Return what a table of patterns says about a model.
+
+    Args:
+        model: The model.
+        table: OUTPUT_LAYERS, OUTPUT_SEQUENCES or POSITION_LAYERS.
+
+    Returns:
+        (prefix of the names, pattern of what follows the prefix).
+    """
+    found = [('', pattern) for pattern in table.get('', ())]
+    for name, module in model.named_modules():
+        prefix = f'{name}.' if name else ''
+        for cls in type(module).__mro__:
+            found += [(prefix, p) for p in table.get(dotted(cls), ())]
+    return found

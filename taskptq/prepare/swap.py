@@ -15,6 +15,7 @@ from taskptq.hosts.registry import (
     POSITION_LAYERS,
     dotted,
     is_attention,
+    layer_patterns,
     lookup,
     plain_class,
 )
@@ -201,11 +202,12 @@ def _plans(
     names = [name for name, _ in candidates]
     for argument, patterns in qconfig.patterns().items():
         check_all_used(patterns, names, argument=argument)
-    edges = edge_layers(candidates, qconfig)
+    edges = edge_layers(model, candidates, qconfig)
+    projections = layer_patterns(model, POSITION_LAYERS)
     plans: list[Plan] = []
     bypassed: dict[int, str] = {}
     for name, module in candidates:
-        positions = any(matches(name, p) for p in POSITION_LAYERS)
+        positions = _is_listed(name, projections)
         scheme = qconfig.scheme(name, edge=name in edges, positions=positions)
         reason = _reason_to_keep(name, module, qconfig, scheme)
         reason = reason or left_float.get(name, '')
@@ -228,31 +230,41 @@ def _plans(
 
 
 def edge_layers(
-    candidates: list[tuple[str, nn.Module]], qconfig: QConfig
+    model: nn.Module,
+    candidates: list[tuple[str, nn.Module]],
+    qconfig: QConfig,
 ) -> set[str]:
     """Names of the first conv, the heads' last layers, and the user's."""
     names = [name for name, _ in candidates]
     edges = {name for name, m in candidates if _is_first(m)}
     edges = {min(edges, key=names.index)} if edges else set()
-    for name in names:
-        patterns = (*OUTPUT_LAYERS, *qconfig.edges)
-        if any(matches(name, pattern) for pattern in patterns):
-            edges.add(name)
-    return edges | _last_of_sequences(names)
+    patterns = layer_patterns(model, OUTPUT_LAYERS)
+    patterns += [('', pattern) for pattern in qconfig.edges]
+    edges.update(name for name in names if _is_listed(name, patterns))
+    sequences = layer_patterns(model, OUTPUT_SEQUENCES)
+    return edges | _last_of_sequences(names, sequences)
 
 
 def _is_first(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d)
 
 
-def _last_of_sequences(names: list[str]) -> set[str]:
-    """Highest-numbered layer of each listed regression network."""
+def _is_listed(name: str, patterns: list[tuple[str, str]]) -> bool:
+    """Whether a name has one of the prefixes and a pattern's rest."""
+    return any(
+        name.startswith(prefix) and matches(name[len(prefix) :], pattern)
+        for prefix, pattern in patterns
+    )
+
+
+def _last_of_sequences(
+    names: list[str], sequences: list[tuple[str, str]]
+) -> set[str]:
+    """Highest-numbered layer of each listed output network."""
     last: dict[str, tuple[int, str]] = {}
     for name in names:
         parent, _, index = name.rpartition('.')
-        if index.isdigit() and any(
-            matches(parent, pattern) for pattern in OUTPUT_SEQUENCES
-        ):
+        if index.isdigit() and _is_listed(parent, sequences):
             last[parent] = max(last.get(parent, (-1, '')), (int(index), name))
     return {name for _, name in last.values()}
 

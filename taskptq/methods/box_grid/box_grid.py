@@ -1,14 +1,14 @@
 """Box coordinates as a distribution over the points of a grid.
 
-A scalar T of box regression (dx, dy, dw, dh, or a side's distance) is
-predicted by n + 1 logits over ascending points y_0 < ... < y_n: trained by
-cross-entropy against the two points around T, read as the expectation
-T = sum_i p_i y_i. The gradient of a logit is p_i - p*_i, in [-1, 1] whatever
-the size of the object (C-BBL / UGS, arXiv 2303.01803).
+A scalar T of box regression (dx, dy, dw, dh, or the distance to a side) is
+predicted by n + 1 logits over ascending points y_0 < ... < y_n. They are
+trained by cross-entropy against the two points around T and decoded as the
+expectation T = sum_i p_i y_i. The gradient of a logit is p_i - p*_i, in
+[-1, 1] whatever the size of the object (C-BBL / UGS, arXiv 2303.01803).
 
-Everything after the logits is computed in float32 or wider: with logits on a
-step s, an error of p_i passes into T by p_i (y_i - T) only (`expected_rms`),
-which rounding of p or T itself would hide.
+Everything after the logits is computed in float32 or wider: an error of a
+quantized logit i reaches T only by p_i (y_i - T) (`expected_rms`), and
+rounding p or T themselves would hide that.
 """
 
 from __future__ import annotations
@@ -19,15 +19,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from taskptq.hosts import register_float
+
 __all__ = ['BoxGrid', 'nonuniform_grid', 'one_sided_grid', 'uniform_grid']
 
 
 def uniform_grid(alpha: float, *, num_intervals: int) -> Tensor:
     """Return y_i = alpha (2 i - n) / n, (n + 1,).
 
+    >>> uniform_grid(2.0, num_intervals=4)
+    tensor([-2., -1.,  0.,  1.,  2.])
+
     Args:
         alpha: Largest magnitude, > 0, in the unit of the target.
-        num_intervals: n, at least 1; an even one has a point at 0.
+        num_intervals: n, at least 1; an even n has a point at 0.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -40,20 +45,20 @@ def nonuniform_grid(
 ) -> Tensor:
     """Return a symmetric grid that is dense around 0, (n + 1,).
 
-    y = sign(u) alpha (e^(beta |u|) - 1) / (e^(alpha beta) - 1) of the
-    uniform points u in [-alpha, alpha] (UGS, interval non-uniform labels).
+    y = sign(u) alpha (e^(beta |u|) - 1) / (e^(alpha beta) - 1) for uniform
+    points u in [-alpha, alpha] (UGS, interval non-uniform labels).
 
     Args:
         alpha: Largest magnitude, > 0, in the unit of the target.
         beta: Density around 0, at least 0; 0 is the uniform grid.
-        num_intervals: n, at least 1; an even one has a point at 0.
+        num_intervals: n, at least 1; an even n has a point at 0.
 
     Raises:
         ValueError: If a setting is out of range, or if two points coincide.
     """
     _check_num_intervals(num_intervals)
     steps = torch.arange(num_intervals + 1, dtype=torch.float64)
-    # Mirrored indices make the grid antisymmetric to the last bit.
+    # Symmetric indices make the grid antisymmetric to the last bit.
     uniform = (2 * steps - num_intervals) / num_intervals
     return _warp(uniform, alpha=alpha, beta=beta)
 
@@ -61,8 +66,8 @@ def nonuniform_grid(
 def one_sided_grid(alpha: float, *, beta: float, num_intervals: int) -> Tensor:
     """Return a grid over [0, alpha], dense around 0, (n + 1,).
 
-    The non-negative half of the formula of :func:`nonuniform_grid`, for
-    distances to the sides of a box.
+    The non-negative half of :func:`nonuniform_grid`'s formula, for distances
+    to the sides of a box.
 
     Args:
         alpha: Largest value, > 0, in the unit of the target.
@@ -80,8 +85,8 @@ def one_sided_grid(alpha: float, *, beta: float, num_intervals: int) -> Tensor:
 class BoxGrid(nn.Module):
     """Targets, losses and decoding of coordinates on one grid.
 
-    Has no weights, and its points are in no state dict: they follow from the
-    settings. They stay float32 (or float64) in a model of half precision.
+    Has no weights; its points follow from the settings and are not in the
+    state dict. They stay float32 (or float64) in half-precision models.
 
     Args:
         alpha: Largest magnitude, > 0, in the unit of the target.
@@ -145,6 +150,10 @@ class BoxGrid(nn.Module):
         p*_l = (y_{l+1} - T) / (y_{l+1} - y_l), p*_{l+1} = 1 - p*_l, so that
         sum_i p*_i y_i = T.
 
+        >>> grid = BoxGrid(2.0, beta=0.0, num_intervals=4)
+        >>> grid.two_hot(torch.tensor(0.25))
+        tensor([0.0000, 0.0000, 0.7500, 0.2500, 0.0000])
+
         Args:
             target: (...), clamped to the grid.
 
@@ -197,10 +206,10 @@ class BoxGrid(nn.Module):
         return -(torch.xlogy(upper, upper) + torch.xlogy(1 - upper, 1 - upper))
 
     def entropy_gap(self, logits: Tensor, target: Tensor) -> Tensor:
-        """Return |H(p) - H(p*)|: as uncertain as the target, not less.
+        """Return |H(p) - H(p*)|, which asks for the target's uncertainty.
 
-        A target between two points has an entropy of its own, which plain
-        minimisation works against (a reconstruction of C-BBL's term).
+        A target between two points has entropy itself, so plain minimisation
+        would push too far (a reconstruction of C-BBL's term).
 
         Args:
             logits: (..., n + 1).
@@ -214,9 +223,9 @@ class BoxGrid(nn.Module):
     def expected_rms(self, logits: Tensor, *, step: float | Tensor) -> Tensor:
         """Predict the error of the expectation when logits are rounded.
 
-        From dT/dz_i = p_i (y_i - T) and errors of the logits that are
-        independent and uniform in [-step/2, step/2], to first order:
-        rms = step / sqrt(12) sqrt(sum_i p_i^2 (y_i - T)^2); for p on two
+        With dT/dz_i = p_i (y_i - T) and independent errors of the logits,
+        uniform in [-step/2, step/2], to first order:
+        rms = step / sqrt(12) sqrt(sum_i p_i^2 (y_i - T)^2). For p on two
         points with gap d this is step / sqrt(12) sqrt(2) p (1 - p) d.
 
         Args:
@@ -233,11 +242,11 @@ class BoxGrid(nn.Module):
         return errors.square().sum(dim=-1).sqrt()
 
     def _locate(self, target: Tensor) -> tuple[Tensor, Tensor]:
-        """Lower point l of each target and the share of point l + 1."""
+        """Return the lower point l of each target and the share of l + 1."""
         points = self.points
         value = _wide(target).detach().to(points.dtype)
         value = value.clamp(float(points[0]), float(points[-1])).contiguous()
-        # Inner points only: both ends fall into the outermost intervals.
+        # Inner points only, so that both ends fall into outermost intervals.
         index = torch.searchsorted(points[1:-1].contiguous(), value)
         low, high = points[index], points[index + 1]
         return index, (value - low) / (high - low)
@@ -251,12 +260,16 @@ class BoxGrid(nn.Module):
     def _apply(
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> BoxGrid:
-        """Move as any module, but never round the points to half."""
+        """Move like any module, but never round the points to half."""
         super()._apply(fn, recurse)
         wide = self.points.dtype == torch.float64
         dtype = torch.float64 if wide else torch.float32
         self.points = self._make_points().to(self.points.device, dtype)
         return self
+
+
+# Without weights, but the precision of boxes hangs on it.
+register_float(BoxGrid, 'box grid: softmax and expectation stay float')
 
 
 def _check_num_intervals(num_intervals: int) -> None:
@@ -268,14 +281,14 @@ def _check_num_intervals(num_intervals: int) -> None:
 
 
 def _warp(uniform: Tensor, *, alpha: float, beta: float) -> Tensor:
-    """Points of [-1, 1] to the exponential grid of [-alpha, alpha]."""
+    """Map points of [-1, 1] to the exponential grid of [-alpha, alpha]."""
     if not (math.isfinite(alpha) and alpha > 0):
         raise ValueError(f'alpha={alpha}: give a finite number above 0')
     if not (math.isfinite(beta) and beta >= 0):
         raise ValueError(f'beta={beta}: give a finite number of at least 0')
     points = alpha * uniform
     if beta > 0:
-        # The form with e^-x holds for any alpha * beta, without overflow.
+        # Written with e^-x, which cannot overflow for any alpha * beta.
         shrink = torch.exp(beta * (points.abs() - alpha))
         ratio = torch.expm1(-beta * points.abs()) / math.expm1(-beta * alpha)
         points = points.sign() * alpha * shrink * ratio
@@ -283,11 +296,11 @@ def _warp(uniform: Tensor, *, alpha: float, beta: float) -> Tensor:
     if not bool((points.diff() > 0).all()):
         raise ValueError(
             f'alpha={alpha}, beta={beta}: points of the grid coincide in '
-            'float32; choose a smaller beta'
+            'float32: choose a smaller beta'
         )
     return points
 
 
 def _wide(values: Tensor) -> Tensor:
-    """At least float32: half precision has no room for an expectation."""
+    """Return at least float32; half precision is too coarse."""
     return values if values.dtype == torch.float64 else values.float()

@@ -3,7 +3,7 @@
 Hosts keep them as layers of their own, as slices of one fused layer, or as
 bare parameters. Rewrites and the analysis of keys read all of them as rows of
 a weight and of a bias. Which class has which layout follows from its
-counterpart, so ``hosts/registry.py`` stays the only list of host names.
+counterpart, so ``hosts`` stays the only list of host names.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from taskptq.hosts.registry import COUNTERPARTS, dotted
+from taskptq.hosts.registry import counterpart_name
 from taskptq.prepare.patterns import check_all_used, matches
 
 PARTS = ('query', 'key', 'value')
@@ -248,7 +248,7 @@ def attention_views(
     views: list[AttentionView] = []
     skipped: dict[str, str] = {}
     for name, module in model.named_modules():
-        _, counterpart = COUNTERPARTS.get(dotted(type(module)), ('', ''))
+        counterpart = counterpart_name(module)
         layout = _LAYOUTS.get(counterpart)
         if layout is None:
             if 'Attention' in counterpart:

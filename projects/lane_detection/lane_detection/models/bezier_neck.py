@@ -10,14 +10,16 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .quantized import register_counterpart
+from taskptq.hosts import register_counterpart
+
+from .quantized import QuantDeformConv2d
 
 try:
     from torchvision.ops import DeformConv2d
 except ImportError:
     DeformConv2d = None
 else:
-    register_counterpart(DeformConv2d, name='QuantDeformConv2d')
+    register_counterpart(DeformConv2d, QuantDeformConv2d)
 
 __all__ = ['BezierNeck', 'DilatedBottleneck', 'FeatureFlipFusion']
 

@@ -14,11 +14,13 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from taskptq.hosts import register_counterpart
+
 from .lane_anchors import border_rays, ray_positions, row_heights
 from .lane_head import LaneHead, lane_instances
 from .laneatt_targets import LaneRows, encode_lanes, match_anchors
 from .line_nms import line_nms
-from .quantized import register_counterpart
+from .quantized import QuantAnchorAttention
 
 __all__ = ['AnchorAttention', 'LaneATTHead']
 
@@ -50,7 +52,7 @@ class AnchorAttention(BaseModule):
         return F.pad(gaps, (1, 0)).view(batch, count, count)
 
 
-register_counterpart(AnchorAttention, name='QuantAnchorAttention')
+register_counterpart(AnchorAttention, QuantAnchorAttention)
 
 
 @MODELS.register_module()

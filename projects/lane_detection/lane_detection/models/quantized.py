@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from taskptq.hosts.registry import COUNTERPARTS, dotted
 from taskptq.modules.attention import QuantAttention, quantized, show_value
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 
@@ -18,7 +17,6 @@ __all__ = [
     'QuantAnchorAttention',
     'QuantDeformConv2d',
     'QuantPositionAttention',
-    'register_counterpart',
 ]
 
 
@@ -83,8 +81,3 @@ class QuantDeformConv2d(QuantModule):
             dilation=self.dilation,
             mask=mask,
         )
-
-
-def register_counterpart(float_class: type[nn.Module], *, name: str) -> None:
-    """Tell taskptq which class of this module quantizes a float class."""
-    COUNTERPARTS[dotted(float_class)] = (__name__, name)

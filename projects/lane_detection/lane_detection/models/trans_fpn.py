@@ -12,7 +12,9 @@ from mmdet.registry import MODELS
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 
-from .quantized import register_counterpart
+from taskptq.hosts import register_counterpart
+
+from .quantized import QuantPositionAttention
 
 __all__ = ['AttentionLayer', 'PositionAttention', 'TransFPN', 'sine_embedding']
 
@@ -55,7 +57,7 @@ class PositionAttention(BaseModule):
         return x + self.gamma * out.transpose(1, 2).reshape(x.shape)
 
 
-register_counterpart(PositionAttention, name='QuantPositionAttention')
+register_counterpart(PositionAttention, QuantPositionAttention)
 
 
 class AttentionLayer(BaseModule):
