@@ -18,6 +18,7 @@ from torch import nn
 
 from taskptq import core
 from taskptq.core.settings import shown
+from taskptq.engine.short_names import find_by_short_name, nearest_names
 from taskptq.engine.teacher import Teacher, build_teacher_model
 from taskptq.prepare.qconfig import POINTS, QConfig
 from taskptq.reconstruction.losses import MSEReconLoss
@@ -38,7 +39,9 @@ __all__ = [
     'build_rewrites',
     'find_class',
     'register_core',
+    'registered_part',
     'resolve',
+    'spelled_out',
     'to_plain',
 ]
 
@@ -81,7 +84,8 @@ def resolve(kind: str, name: str, *, from_file: bool = False) -> type:
     Args:
         kind: ``observer`` or ``quantizer``.
         name: Registered name, with or without the scope ``taskptq.``; in a
-            config also the dotted path of a registered class.
+            config also its short name, or the dotted path of a registered
+            class.
         from_file: Whether the name comes from a file. Only registered names
             count there: importing a module already runs its code.
 
@@ -104,7 +108,8 @@ def find_class(
 
     Args:
         registry: Where it must be registered.
-        name: Its name; in a config also its dotted path, or the class.
+        name: Its name; in a config also its short name, its dotted path, or
+            the class.
         from_file: See :func:`resolve`.
 
     Raises:
@@ -125,16 +130,19 @@ def find_class(
             'registered here: add the project that defines it to '
             'custom_imports'
         )
+    if found is None:
+        found = find_by_short_name(registry, name.removeprefix('taskptq.'))
     if found is None and '.' in name.removeprefix('taskptq.'):
         imported = get_object_from_string(name)
         if isinstance(imported, type):
             registered_name(registry, imported)
             return imported
     if found is None:
+        near = ', '.join(nearest_names(registry, name))
         raise ValueError(
-            f'{shown(name)} is not a registered {kind}: choose one of '
-            f'{", ".join(sorted(registry.module_dict))}, or name the project '
-            'that defines it in custom_imports'
+            f'{shown(name)} is not a registered {kind} (the nearest are '
+            f'{near}): choose one of these, or name the project that defines '
+            'it in custom_imports'
         )
     return found
 
@@ -234,17 +242,15 @@ def _named_points(
     """Copy points' settings, with the types as they are registered."""
     named = dict(settings)
     for point in POINTS:
-        if not isinstance(settings.get(point), Mapping):
+        given = spelled_out(settings.get(point))
+        if not isinstance(given, Mapping):
             continue
         try:
-            named[point] = _named(
-                settings[point], 'quantizer', from_file=from_file
-            )
-            if isinstance(settings[point].get('observer'), Mapping):
+            named[point] = _named(given, 'quantizer', from_file=from_file)
+            observer = spelled_out(given.get('observer'))
+            if isinstance(observer, Mapping):
                 named[point]['observer'] = _named(
-                    settings[point]['observer'],
-                    'observer',
-                    from_file=from_file,
+                    observer, 'observer', from_file=from_file
                 )
         except ValueError as error:
             raise ValueError(f'{where}, {point}: {error}') from error
@@ -261,14 +267,40 @@ def _named(
     return {**settings, 'type': registered_name(KINDS[kind], found)}
 
 
-def build_loss(config: Mapping[str, Any] | None) -> Any:
+def spelled_out(part: Any) -> Any:
+    """Return a part that is given by its name alone as ``dict(type=...)``.
+
+    >>> spelled_out('mse')
+    {'type': 'mse'}
+    """
+    return {'type': part} if isinstance(part, str) else part
+
+
+def registered_part(registry: Registry, config: Any) -> Any:
+    """Copy the config of a part, plain, with its type as it is registered.
+
+    Args:
+        registry: Registry of the part.
+        config: Name, dict, or None.
+
+    Raises:
+        ValueError: If its class is not registered.
+    """
+    settings = to_plain(spelled_out(config))
+    if not isinstance(settings, Mapping) or 'type' not in settings:
+        return settings
+    found = find_class(registry, settings['type'])
+    return {**settings, 'type': registered_name(registry, found)}
+
+
+def build_loss(config: Mapping[str, Any] | str | None) -> Any:
     """Build a ReconLoss; None stands for the mean squared error.
 
     A ``teacher=dict(config=..., checkpoint=...)`` of it is built first.
     """
     if config is None:
         return None
-    settings = dict(config)
+    settings = dict(spelled_out(config))
     teacher = settings.get('teacher')
     if isinstance(teacher, Mapping):
         model = build_teacher_model(teacher)
@@ -277,9 +309,13 @@ def build_loss(config: Mapping[str, Any] | None) -> Any:
     return _build(RECON_LOSSES, settings)
 
 
-def build_rewrites(configs: Sequence[Mapping[str, Any]] | None) -> list[Any]:
+def build_rewrites(
+    configs: Sequence[Mapping[str, Any] | str] | None,
+) -> list[Any]:
     """Build the ModelRewrites, in the order in which they run."""
-    return [_build(REWRITES, dict(config)) for config in configs or ()]
+    return [
+        _build(REWRITES, dict(spelled_out(config))) for config in configs or ()
+    ]
 
 
 def _build(registry: Registry, settings: dict[str, Any]) -> Any:

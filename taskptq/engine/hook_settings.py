@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from taskptq.core.settings import SEED, Flag, Items, Table, Text, refusing
-from taskptq.engine.builder import build_loss, build_rewrites
+from taskptq.engine.builder import build_loss, build_rewrites, spelled_out
 from taskptq.engine.teacher import KEYS, Teacher
 
 __all__ = ['check_recipe', 'check_teacher']
@@ -44,6 +44,8 @@ def check_recipe(
         what='a list of dict(type=...)',
         optional=True,
     )
+    if isinstance(rewrites, (list, tuple)):
+        rewrites = [spelled_out(rewrite) for rewrite in rewrites]
     parts.read(rewrites, name='rewrites')
     for number, rewrite in enumerate(rewrites or ()):
         with refusing(f'rewrites[{number}]', rewrite):
@@ -52,6 +54,7 @@ def check_recipe(
 
 def _check_loss(config: Any, *, name: str) -> None:
     """Build a loss once; where it has a teacher, with an empty one."""
+    config = spelled_out(config)
     settings = Table(required=('type',), optional=True).read(config, name=name)
     if settings is None:
         return

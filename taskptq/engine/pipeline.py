@@ -26,6 +26,7 @@ from taskptq.engine.builder import (
     build_loss,
     build_qconfig,
     build_rewrites,
+    registered_part,
     to_plain,
 )
 from taskptq.engine.contexts import seeded, shared_log
@@ -44,6 +45,7 @@ from taskptq.reconstruction.reconstruct import (
     reconstruct,
 )
 from taskptq.reconstruction.state_folder import locked
+from taskptq.registry import RECON_LOSSES, REWRITES
 from taskptq.version import __version__
 
 __all__ = ['Recipe', 'RewriteStats', 'quantize_model', 'run_batch']
@@ -117,8 +119,10 @@ class Recipe:
         return cls(
             qconfig=build_qconfig(qconfig),
             reconstruction=settings,
-            loss=to_plain(loss),
-            rewrites=to_plain(rewrites or []),
+            loss=registered_part(RECON_LOSSES, loss),
+            rewrites=[
+                registered_part(REWRITES, one) for one in rewrites or ()
+            ],
             calibration=dict(calibration or {}),
             seed=seed,
         )
