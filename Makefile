@@ -17,7 +17,7 @@ PYTEST_ARGS ?=
 BIN := .venv/bin
 REQUIREMENTS := $(wildcard tools/setup/requirements*.txt)
 PROJECTS := $(wildcard projects/*/setup.py)
-STAMP := .venv/.taskptq-setup-$(firstword $(shell cat $(REQUIREMENTS) $(PROJECTS) | cksum))
+STAMP := .venv/.taskptq-setup-$(firstword $(shell cat setup.py $(REQUIREMENTS) $(PROJECTS) | cksum))
 
 .DEFAULT_GOAL := help
 .PHONY: help setup test demo data-link lint clean

@@ -59,14 +59,24 @@ for path in sys.argv[1:]:
                 version.split('+')[0], prereleases=True):
             print(line)
 """
-# Runs inside .venv: prints the folders that are installed in editable mode.
+# Runs inside .venv: prints the folders that are installed in editable mode,
+# unless their setup.py (commands, entry points) changed since.
 LIST_EDITABLE = """
 import json
 from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 for found in metadata.distributions():
     text = found.read_text('direct_url.json')
     if text and json.loads(text).get('dir_info', {}).get('editable'):
-        print(json.loads(text)['url'])
+        url = json.loads(text)['url']
+        source = Path(url2pathname(urlparse(url).path)) / 'setup.py'
+        records = [f for f in found.files if f.name == 'direct_url.json']
+        installed = Path(found.locate_file(records[0]))
+        if (source.is_file()
+                and source.stat().st_mtime <= installed.stat().st_mtime):
+            print(url)
 """
 
 
