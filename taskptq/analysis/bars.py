@@ -14,7 +14,7 @@ COLORS = (
     'tab:purple',
     'tab:brown',
 )
-# One for each round through the colors.
+# Changes with each cycle through the colors.
 MARKERS = ('o', '^', 's', 'x')
 COORDINATES = ('x', 'y', 'w', 'h')
 
@@ -25,13 +25,12 @@ def plot_error_scatter(
     *,
     unit: str = 'unit of the coordinate',
 ) -> Path:
-    """Draw measured over predicted errors, a dot for each bin.
+    """Draw measured over predicted errors, one dot per bin.
 
-    Dots on the dashed diagonal are as the formula says. Both axes are
-    logarithmic.
+    The formula holds on the dashed diagonal. Both axes are logarithmic.
 
     Args:
-        results: Title -> what ``grid_error.summarize`` returned.
+        results: Title -> result of ``grid_error.summarize``.
         path: PNG file; its folder is made.
         unit: Unit of both axes.
 
@@ -86,8 +85,8 @@ def draw_distribution(
 ) -> None:
     """Draw distributions on one grid into existing axes, as side-by-side bars.
 
-    The points are evenly spaced in the picture, labeled by their values; a
-    dashed line marks each expectation.
+    The points are drawn evenly spaced and labeled by their values; a dashed
+    line marks each expectation.
 
     Args:
         axes: matplotlib's axes.
@@ -110,7 +109,7 @@ def draw_distribution(
         axes.axvline(
             _place_of(mean, points), color=color, linestyle='--', linewidth=1
         )
-    # Values of more than nine points would run into each other.
+    # More than nine labels would overlap.
     shown = slice(None, None, -(-len(points) // 9))
     axes.set_xticks(places[shown], [f'{point:.2g}' for point in points[shown]])
     axes.tick_params(labelsize=6)
@@ -132,7 +131,7 @@ def plot_distributions(
         boxes: For each box, model -> probabilities (4, n + 1).
         path: PNG file; its folder is made.
         points: Points of the grid.
-        titles: One for each box.
+        titles: Titles of the boxes.
         coordinates: Names of the four.
 
     Returns:
@@ -163,7 +162,7 @@ def plot_distributions(
 
 
 def save(figure: Any, path: str | Path) -> Path:
-    """Write a figure as PNG; the folder is made."""
+    """Write a figure as PNG, making its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, format='png')
@@ -171,7 +170,7 @@ def save(figure: Any, path: str | Path) -> Path:
 
 
 def _place_of(value: float, points: Sequence[float]) -> float:
-    """Return where a value lies between evenly drawn points."""
+    """Return a value's position on an axis of evenly drawn points."""
     for index in range(len(points) - 1):
         low, high = points[index], points[index + 1]
         if value <= high:

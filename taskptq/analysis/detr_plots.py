@@ -1,4 +1,4 @@
-"""Pictures of what quantization does to parts of a DETR."""
+"""Pictures of the effect of quantization on parts of a DETR."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def plot_progressive(
     *,
     title: str = '',
 ) -> Path:
-    """Draw a line for each metric over the steps, from float to all.
+    """Draw one line per metric over the steps from float to quantized.
 
     Args:
         steps: Title of a step -> metric -> value; None leaves a gap.
@@ -80,7 +80,8 @@ def plot_group_losses(
     """Draw a horizontal bar for each group, the greatest loss on top.
 
     Args:
-        losses: Group -> float value minus the value with it quantized.
+        losses: Group -> float value minus the value with this group
+            quantized.
         path: PNG file; its folder is made.
         unit: Label of the value axis.
         title: Title of the picture.
@@ -124,7 +125,7 @@ def plot_queries(
     """Draw a row of histograms for each attention, a column for each model.
 
     Args:
-        layers: Attention -> what ``describe_queries`` returned.
+        layers: Attention -> result of ``describe_queries``.
         path: PNG file; its folder is made.
         titles: Models to draw; None is all of the first attention.
 
@@ -157,7 +158,7 @@ def plot_queries(
 def _draw_queries(
     axes: Any, stage: Mapping[str, Any], edges: Sequence[float]
 ) -> None:
-    """Draw one histogram, with the entropy where there are codes."""
+    """Draw one histogram, with the entropy of its codes if there are any."""
     is_float = stage['num_bits'] is None
     axes.stairs(
         stage['density'],

@@ -1,7 +1,7 @@
 """Distributions of keys: histogram, peaks and spread of channel centers.
 
-They show what a rewrite of keys does: run :func:`key_distributions` on the
-float model before and after, and compare. All results are plain types.
+To see the effect of a rewrite of keys, run :func:`key_distributions` on the
+float model before and after it, and compare. All results are plain types.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ def describe_keys(
 
     Args:
         keys: Keys (..., C), or their statistics.
-        num_bins: Bins of the histogram, from the least to the greatest key.
+        num_bins: Bins of the histogram, from the lowest to the highest key.
 
     Returns:
         ``histogram`` (``edges``, num_bins + 1, and ``density``), ``peaks``
-        (see ``DensityPeaks``), ``range`` (least, greatest),
-        ``center_std``, the deviation of the channels' mid-ranges, and
-        ``mean_width``, the mean over channels of greatest minus least. A
-        per-tensor grid wastes levels where the range is much wider than
+        (see ``DensityPeaks``), ``range`` (lowest, highest), ``center_std``,
+        the standard deviation of the channels' midranges, and
+        ``mean_width``, the mean over channels of highest minus lowest. A
+        per-tensor grid wastes levels if the range is much wider than
         ``mean_width``.
     """
     if isinstance(keys, Tensor):
@@ -69,7 +69,7 @@ def key_distributions(
 ) -> dict[str, dict[str, Any]]:
     """Describe the keys of every attention of a float model.
 
-    Each on the first batch in which it runs, as bimodal integration decides.
+    Each on the first batch in which it runs, like bimodal integration.
 
     Args:
         model: Float model.
@@ -99,10 +99,10 @@ def compare_distributions(
     before: Mapping[str, Mapping[str, Any]],
     after: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, Any]]:
-    """Compare what :func:`key_distributions` returned before and after.
+    """Compare results of :func:`key_distributions` before and after.
 
     Returns:
-        By name: ``num_peaks`` and ``range`` as [before, after], and
+        By name, ``num_peaks`` and ``range`` as [before, after], and
         ``range_ratio``, the new width relative to the old one.
 
     Raises:
@@ -131,10 +131,10 @@ def compare_distributions(
 def row_sum_errors(
     quant_model: nn.Module, batches: Sequence[Any], *, forward: Forward
 ) -> dict[str, dict[str, float]]:
-    """Measure how far rows of quantized attentions are from summing to 1.
+    """Measure how far row sums of quantized attentions are from 1.
 
-    Times the centers of the values, this is what centering them changes in
-    the output (``methods.attention_centering.value_centering_residual``).
+    Multiplied by the centers of the values, this is the change of the output
+    by centering them (``methods.centering.value_centering_residual``).
 
     Args:
         quant_model: Calibrated or frozen model, quantizers on.
@@ -142,7 +142,7 @@ def row_sum_errors(
         forward: Runs the model on one batch.
 
     Returns:
-        By name of the attention, of |row sum - 1|: ``max`` and ``mean``, and
+        By name of the attention, ``max`` and ``mean`` of |row sum - 1|, and
         the signed mean ``bias``.
     """
     sums: dict[str, list[float]] = {}
@@ -169,7 +169,7 @@ def row_sum_errors(
 
 
 def _add_to(totals: list[float]) -> Callable[..., None]:
-    """Make a forward hook that adds up the rows' errors."""
+    """Make a forward hook that accumulates the rows' errors."""
 
     def hook(_module: nn.Module, _args: Any, attention: Tensor) -> None:
         error = attention.double().sum(dim=-1) - 1

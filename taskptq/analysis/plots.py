@@ -1,4 +1,4 @@
-"""Pictures of what the analysis found."""
+"""Pictures of the results of the analysis."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def plot_key_histograms(
 ) -> Path:
     """Draw histograms of keys, a row per attention, a column per stage.
 
-    Peaks are marked by dashed lines. A row shares its value axis, so that
-    the ranges of the stages compare.
+    Dashed lines mark peaks. A row shares its value axis, so that the ranges
+    of the stages can be compared.
 
     Args:
-        stages: Title of a stage (e.g. 'float', 'centered') -> what
-            ``analysis.distribution.key_distributions`` returned for it.
+        stages: Title of a stage (e.g. 'float', 'centered') -> result of
+            ``analysis.distribution.key_distributions``.
         path: PNG file; its folder is made.
         names: Attentions to draw; None is all of the first stage.
 
@@ -98,12 +98,12 @@ def plot_intra_head(
     *,
     unit: str = 'mean distance',
 ) -> Path:
-    """Draw two bars for each head: noise on its foreground, and elsewhere.
+    """Draw two bars per head: noise on its foreground, and elsewhere.
 
     Heads without both regions have no bars.
 
     Args:
-        probe: What ``analysis.sensitivity.probe_intra_head`` returned.
+        probe: Result of ``analysis.sensitivity.probe_intra_head``.
         path: PNG file; its folder is made.
         unit: Label of the value axis.
 
@@ -130,8 +130,7 @@ def plot_inter_head(
     """Draw how much each head's quantization error distorts predictions.
 
     Args:
-        sensitivities: What ``analysis.sensitivity.measure_inter_head``
-            returned.
+        sensitivities: Result of ``analysis.sensitivity.measure_inter_head``.
         path: PNG file; its folder is made.
         unit: Label of the value axis.
 
@@ -156,7 +155,7 @@ def _plot_bars(
     *,
     unit: str,
 ) -> Path:
-    """Draw a group of bars for each name, a bar for each color."""
+    """Draw a group of bars per name, one bar per color."""
     from matplotlib.figure import Figure
 
     if not values:
@@ -192,7 +191,7 @@ def plot_foreground(
     Args:
         maps: Title -> weights in [0, 1], (H, W).
         path: PNG file; its folder is made.
-        image: (H, W, 3) uint8, drawn first and under each map; any size.
+        image: (H, W, 3) uint8 of any size, drawn first and below each map.
 
     Returns:
         The path.
@@ -228,7 +227,7 @@ def plot_foreground(
 
 
 def _save(figure: Any, path: str | Path) -> Path:
-    """Write a figure as PNG; the folder is made."""
+    """Write a figure as PNG, making its folder."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150, format='png')

@@ -1,8 +1,8 @@
 """Distributions of queries: float, quantized, aligned and quantized.
 
-Q-DETR (Xu et al., CVPR 2023, section 4.1) sees the loss of quantized DETRs in
-the information of the decoder's queries: the entropy of their codes. All
-results are plain types.
+Q-DETR (Xu et al., CVPR 2023, section 4.1) explains the loss of quantized
+DETRs by the information in the decoder's queries, the entropy of their codes.
+All results are plain types.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ NUM_BINS = 64
 
 @dataclass(frozen=True, kw_only=True)
 class QuerySample:
-    """Queries of one attention, as its keys meet them.
+    """Queries of one attention, as its first matmul reads them.
 
     Args:
         values: (H, V), all tokens and channels of each head.
-        codes: (H, V) integers; None where the queries are float.
+        codes: (H, V) integers; None for float queries.
         steps: Distance of neighboring codes, (1,), or (H,) if heads have
-            grids of their own; None likewise.
-        num_bits: Bits of a code; None likewise.
+            their own grids; None for float queries.
+        num_bits: Bits of a code; None for float queries.
     """
 
     values: Tensor
@@ -46,7 +46,7 @@ def collect_queries(
     forward: Forward,
     points: Mapping[str, str],
 ) -> dict[str, QuerySample]:
-    """Run a model and keep what the quantizers of queries give.
+    """Run a model and keep the outputs of the queries' quantizers.
 
     Args:
         model: Swapped model, quantizers on or off.
@@ -56,7 +56,7 @@ def collect_queries(
             (..., H, N, C).
 
     Returns:
-        By title.
+        Samples by title.
 
     Raises:
         ValueError: If a quantizer was never called.
@@ -89,7 +89,7 @@ def _keep(found: list[Tensor]) -> Callable[..., None]:
 
 
 def _sample(values: Tensor, quantizer: nn.Module) -> QuerySample:
-    """Join values with the codes that they stand for."""
+    """Combine values with their codes."""
     if (
         not isinstance(quantizer, AffineQuantizer)
         or not quantizer.calibrated
@@ -132,12 +132,12 @@ def describe_queries(
         num_bins: Bins of the histograms.
 
     Returns:
-        ``edges`` (num_bins + 1) of the bins that all share, and by title
-        under ``stages``: ``density``; ``mean`` and ``std`` over everything;
-        ``head_means`` and ``head_stds``, the least and the greatest of the
-        heads; of quantized ones also ``num_bits``, ``num_codes`` (codes that
-        occur) and ``entropy`` in bits (with grids of its own for each head,
-        the mean over heads).
+        ``edges`` (num_bins + 1) of the common bins, and by title under
+        ``stages``: ``density``; ``mean`` and ``std`` over everything;
+        ``head_means`` and ``head_stds``, the lowest and the highest of the
+        heads; for quantized queries also ``num_bits``, ``num_codes`` (codes
+        that occur) and ``entropy`` in bits (the mean over heads if they have
+        their own grids).
 
     Raises:
         ValueError: If there is no stage.
@@ -174,7 +174,7 @@ def _facts(sample: QuerySample) -> dict[str, Any]:
         'entropy': None,
     }
     if sample.codes is not None and sample.steps is not None:
-        # Codes of different grids don't compare.
+        # Codes of different grids can't be compared.
         grids = [sample.codes] if len(sample.steps) == 1 else sample.codes
         entropies = [entropy_of(codes) for codes in grids]
         found['entropy'] = sum(entropies) / len(entropies)
@@ -185,8 +185,8 @@ def _facts(sample: QuerySample) -> dict[str, Any]:
 def _density(sample: QuerySample, edges: Tensor) -> Tensor:
     """Return the density on bins.
 
-    The weight of a code is spread over the step around its value: counted as
-    points, a fine grid would beat against the bins.
+    The weight of a code is spread over the step around its value, as counting
+    points of a fine grid would cause moire patterns with the bins.
     """
     widths = edges.diff()
     if sample.steps is None:

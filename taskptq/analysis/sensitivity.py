@@ -1,9 +1,9 @@
-"""What errors of single heads, and of parts of them, do to predictions.
+"""Sensitivity of predictions to errors of single heads and their regions.
 
-Two questions of Fan et al., 'Selective Focus', AAAI 2024: inside a head, is
-the foreground more sensitive than the background (noise of equal energy on
+Two questions of Fan et al., 'Selective Focus', AAAI 2024: is the foreground
+of a head more sensitive than its background (noise of equal energy on
 either), and which head's quantization error hurts most (swap one head, or
-leave one out). All results are plain types.
+leave one out)? All results are plain types.
 """
 
 from __future__ import annotations
@@ -38,25 +38,25 @@ def probe_intra_head(
 ) -> dict[str, dict[str, Any]]:
     """Compare noise on the foreground of a head with noise elsewhere.
 
-    In each image the noise is normal, and has the same total energy on
-    either region: ``level^2`` times the head's variance times the number of
-    foreground values, so that its deviation on the foreground is ``level``
-    times the head's.
+    In each image the noise is normal with the same total energy on either
+    region: ``level^2`` times the head's variance times the number of
+    foreground values. Its standard deviation on the foreground is thus
+    ``level`` times the head's.
 
     Args:
         heads_float: Named outputs of the float model, by batch.
         metas: Metainfo of the images, by batch.
-        adapter: Gives ``foreground_proxy`` and ``decode``.
-        distance: How far predictions are apart.
+        adapter: Adapter with ``foreground_proxy`` and ``decode``.
+        distance: Distance of predictions.
         level: Deviation of the noise on the foreground over the head's.
-        threshold: Confidence of a foreground place.
+        threshold: Confidence of a foreground location.
         repeats: Draws of the noise.
         seed: Seed of the noise.
 
     Returns:
-        By head: mean distance with noise on the ``foreground`` and on the
-        ``background``, and ``num_images`` that have both (without any, the
-        distances are None).
+        By head, the mean distance with noise on the ``foreground`` and on
+        the ``background``, and ``num_images`` that have both (without any,
+        the distances are None).
 
     Raises:
         ValueError: If ``level`` or ``repeats`` is not positive.
@@ -102,15 +102,14 @@ def measure_inter_head(
 
     Args:
         heads_float: Named outputs of the float model, by batch.
-        heads_quant: Those of the quantized model.
+        heads_quant: Named outputs of the quantized model, by batch.
         metas: Metainfo of the images, by batch.
-        adapter: Its ``decode`` turns heads into predictions.
-        distance: How far predictions are apart.
+        adapter: Adapter whose ``decode`` turns heads into predictions.
+        distance: Distance of predictions.
 
     Returns:
         By head, the mean distance ``swap_in`` (only this head is quantized)
-        and ``leave_one_out`` (by how much it falls if only this head is
-        float).
+        and ``leave_one_out`` (how much it falls if only this head is float).
     """
     results: dict[str, dict[str, float]] = {}
     for form in FORMS:
@@ -125,7 +124,7 @@ def measure_inter_head(
 def _foreground(
     head: Tensor, proxy: Tensor | None, *, threshold: float
 ) -> Tensor:
-    """Return where the foreground is, shaped like the head."""
+    """Return the mask of the foreground, shaped like the head."""
     if proxy is None:
         return torch.ones_like(head, dtype=torch.bool)
     return (proxy > threshold).expand_as(head)
@@ -165,7 +164,7 @@ def _with_noise(
 def _summary(
     found: Mapping[str, list[float]], *, repeats: int
 ) -> dict[str, Any]:
-    """Return the means, and how many images they are of."""
+    """Return the means and the number of images."""
     means = {
         region: sum(values) / len(values) if values else None
         for region, values in found.items()

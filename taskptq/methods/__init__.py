@@ -1,4 +1,4 @@
-"""Layer 4: one folder for each paper; they are found by themselves."""
+"""Layer 4: one folder per paper, discovered automatically."""
 
 import importlib
 import pkgutil

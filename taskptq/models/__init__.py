@@ -2,7 +2,7 @@
 
 import importlib.util
 
-# Registered at the first look-up, where their host is installed.
+# Registered at the first look-up, if their host is installed.
 if importlib.util.find_spec('mmdet') is not None:
     from taskptq.models import small_detr  # noqa: F401
     from taskptq.models.grid import (  # noqa: F401

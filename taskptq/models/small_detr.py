@@ -1,4 +1,4 @@
-"""Conditional DETR of any width; mmdet's own works at 256 channels only."""
+"""Conditional DETR of any width; mmdet's works with 256 channels only."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ __all__ = ['SmallConditionalDETR', 'SmallConditionalDecoder']
 
 
 class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
-    """Decoder of Conditional DETR whose reference encoding has its width.
+    """Decoder of Conditional DETR whose reference encoding fits its width.
 
-    The sine encoding of a reference point is multiplied with a projection of
+    The sine encoding of a reference point is multiplied by a projection of
     the query, channel by channel, so it needs ``embed_dims`` channels: half
-    of them for each coordinate (Conditional DETR, Meng et al., ICCV 2021,
-    section 3.3). mmdet always makes 128 for each. At ``embed_dims=256`` this
-    decoder is mmdet's, number for number.
+    of them per coordinate (Conditional DETR, Meng et al., ICCV 2021, section
+    3.3). mmdet always makes 128 per coordinate. With ``embed_dims=256`` this
+    decoder computes the same as mmdet's.
     """
 
     def forward(
@@ -33,7 +33,7 @@ class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
         key_pos: Tensor | None = None,
         key_padding_mask: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decode; arguments as mmdet's.
+        """Decode; same arguments as mmdet's decoder.
 
         Args:
             query: (B, N, embed_dims).
@@ -43,8 +43,8 @@ class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
             key_padding_mask: (B, M), True is padding.
 
         Returns:
-            Normalized states of every layer, or of the last one without
-            ``return_intermediate``, (layers, B, N, embed_dims), and the
+            Normalized states of every layer (only the last one without
+            ``return_intermediate``), (layers, B, N, embed_dims), and the
             reference points as x, y in [0, 1], (B, N, 2).
         """
         reference = self.ref_point_head(query_pos).sigmoid()  # B x N x 2
@@ -72,13 +72,13 @@ class SmallConditionalDecoder(ConditionalDetrTransformerDecoder):
 class SmallConditionalDETR(ConditionalDETR):
     """Conditional DETR whose ``embed_dims`` may be any multiple of 4.
 
-    Configs and parameter names are those of mmdet's ConditionalDETR; the
-    heads must divide the width, and ``bbox_head.embed_dims`` and
-    ``positional_encoding.num_feats`` follow it, as in every DETR.
+    Configs and parameter names are those of mmdet's ConditionalDETR. The
+    number of heads must divide the width, and ``bbox_head.embed_dims`` and
+    ``positional_encoding.num_feats`` must match it, as in every DETR.
     """
 
     def _init_layers(self) -> None:
-        """Build what mmdet builds, with the decoder of this module."""
+        """Build mmdet's layers, with the decoder of this module."""
         decoder = copy.deepcopy(self.decoder)
         super()._init_layers()
         self.decoder = SmallConditionalDecoder(**decoder)

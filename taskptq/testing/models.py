@@ -1,4 +1,4 @@
-"""Tiny seeded models with every kind of layer that is quantized."""
+"""Tiny seeded models with every kind of quantized layer."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TinyConvNet(nn.Module):
 
 
 class TinyTransposedNet(nn.Module):
-    """Segmentor: down by a strided conv, up by a transposed one."""
+    """Segmentor: strided convolution down, transposed convolution up."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,10 +109,10 @@ class TinyTransformer(nn.Module):
 
 
 class TinyWindowAttention(nn.Module):
-    """Attention inside windows with relative positions, as Swin has it.
+    """Attention inside windows with relative positions, as in Swin.
 
     Liu et al., ICCV 2021, section 3.2. The attribute names are those of the
-    hosts' window attention, so the same counterpart serves it.
+    hosts' window attention, so the same counterpart applies.
 
     Args:
         channels: Input and output channels.
@@ -190,11 +190,11 @@ class TinyWindowNet(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class TinyModel:
-    """How to build a tiny model, and what it reads.
+    """A tiny model.
 
     Args:
         build: Makes the module.
-        input_shape: (C, H, W).
+        input_shape: (C, H, W) of its inputs.
     """
 
     build: Callable[[], nn.Module]
@@ -214,11 +214,11 @@ TINY_MODELS: dict[str, TinyModel] = {
 def tiny_model(name: str, *, seed: int = 0) -> nn.Module:
     """Build a tiny model in eval mode, the same for the same seed.
 
-    Its BatchNorms have statistics of their own, so folding does something.
+    Its BatchNorms have random statistics, so that folding has an effect.
 
     Args:
         name: A key of ``TINY_MODELS``.
-        seed: Seed of the weights; the global generator is left alone.
+        seed: Seed of the weights; the global generator is not used.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -242,7 +242,7 @@ def tiny_batches(
     Args:
         name: A key of ``TINY_MODELS``.
         num_batches: Batches.
-        batch_size: Images of a batch.
+        batch_size: Images per batch.
         seed: Seed of the values, normally distributed.
     """
     generator = torch.Generator().manual_seed(seed)

@@ -10,12 +10,12 @@ class TinyRelativeAttention(nn.Module):
     """Attention over a map, relative positions split into rows and columns.
 
     MViTv2, Li et al., CVPR 2022, Eq. 3 and 4. The attribute names are those
-    of Segment Anything's image encoder, so the same counterpart serves it.
+    of Segment Anything's image encoder, so the same counterpart applies.
 
     Args:
         channels: Input and output channels.
         num_heads: Heads.
-        size: Height and width that the tables are made for, in tokens.
+        size: Height and width of the tables, in tokens.
     """
 
     def __init__(
@@ -33,7 +33,7 @@ class TinyRelativeAttention(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend, (B, H, W, C); sizes as the tables'."""
+        """Attend, (B, H, W, C) with the tables' height and width."""
         batch, height, width, channels = x.shape
         shape = (batch, -1, 3, self.num_heads, channels // self.num_heads)
         qkv = self.qkv(x).view(shape)
@@ -73,10 +73,10 @@ class TinyRelativeNet(nn.Module):
 
 
 class TinyTokenAttention(nn.Module):
-    """Attention with four projections, inside to fewer channels.
+    """Attention with four projections, to fewer channels inside.
 
     The attribute names are those of Segment Anything's mask decoder, so the
-    same counterpart serves it.
+    same counterpart applies.
 
     Args:
         channels: Input and output channels.
@@ -126,12 +126,12 @@ class TinyTwoWayBlock(nn.Module):
     def forward(
         self, tokens: Tensor, pixels: Tensor, position: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return both, changed.
+        """Return updated tokens and pixels.
 
         Args:
             tokens: (B, N, C).
-            pixels: (B, M, C), the map's.
-            position: (B, M, C), added to the pixels as queries and keys.
+            pixels: (B, M, C), from the map.
+            position: (B, M, C), added to pixels as queries and keys.
         """
         tokens = tokens + self.self_attn(tokens, tokens, tokens)
         tokens = self.norms[0](tokens)

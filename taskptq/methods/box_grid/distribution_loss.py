@@ -1,18 +1,18 @@
 """Localization-aware reconstruction: KL of box distributions where boxes are.
 
 A grid head predicts each coordinate of a box as a distribution over points.
-The squared error of its logits treats all of them alike, though a shift that
-all logits share changes nothing, and neither do logits of improbable points.
-The loss here compares the distributions themselves, on the places or
-proposals that the float model takes for objects:
+The squared error of its logits weighs all of them equally, although a common
+shift changes nothing, nor do logits of improbable points. This loss compares
+the distributions themselves, at the locations or proposals where the float
+model sees objects:
 
 ``L = w_box sum_i M_i KL(p_i || q_i) / (sum_i M_i) / I
 + w_other mean_h E_h``
 
 with M the float model's foreground probability (0 below ``least_weight``),
 p and q the float and the quantized distribution, I the float model's
-information about location (the mean of KL(p_i || mean p) under M, so that the
-term is a noise-to-signal ratio as the others are), and E_h the focused error
+information about location (the mean of KL(p_i || mean p) under M, which makes
+the term a noise-to-signal ratio like the others), and E_h the focused error
 of the remaining heads (:mod:`taskptq.methods.selective_focus.semantic_focus`).
 """
 
@@ -37,7 +37,7 @@ from taskptq.registry import RECON_LOSSES
 
 __all__ = ['ForegroundKLLoss', 'divergence']
 
-# Information of a head that says the same of all places.
+# Floor for the information, for heads that predict the same everywhere.
 LEAST_INFORMATION = 1e-3
 
 
@@ -46,7 +46,7 @@ def divergence(quant: Tensor, target: Tensor) -> Tensor:
 
     Args:
         quant: Logits of q, (..., n + 1).
-        target: Logits of p, the same shape.
+        target: Logits of p, same shape.
 
     Returns:
         (...), at least 0; computed in float32.
@@ -68,18 +68,18 @@ def group_of(name: str) -> str:
 
 @RECON_LOSSES.register_module()
 class ForegroundKLLoss:
-    """KL of the grid heads on the float model's foreground, and the rest.
+    """KL of the grid heads on the float model's foreground, and other heads.
 
-    Use it with ``reconstruction.scope='network'`` or with ``network_steps``,
-    on a model with grid heads whose adapter has ``box_distributions``.
+    Use it with ``reconstruction.scope='network'`` or ``network_steps`` on a
+    model with grid heads whose adapter has ``box_distributions``.
 
     Args:
         focus: 'soft' weighs by the float model's confidence, 'hard' by
-            whether it exceeds ``focus_threshold``, None weighs all alike.
-        focus_threshold: Confidence of a foreground place, for 'hard'.
-        least_weight: Places whose weight is below this share of the
-            largest of all levels are left out: most of a picture is
-            background, and its distributions are most of the work.
+            whether it exceeds ``focus_threshold``, None weighs equally.
+        focus_threshold: Confidence of a foreground location, for 'hard'.
+        least_weight: Skip locations whose weight is below this share of the
+            largest weight on any level: most of an image is background, and
+            its distributions would be most of the work.
         eps_bg: Weight of the background by kind of head; None is 0.05 for
             confidence heads and 0 for boxes.
         box_weight: Weight of the distributions.
@@ -88,7 +88,7 @@ class ForegroundKLLoss:
         normalize: Divide the divergence by the float model's information.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class ForegroundKLLoss:
         self.other_weight = WEIGHT.read(other_weight, name='other_weight')
         self.temperature = positive.read(temperature, name='temperature')
         self.normalize = Flag().read(normalize, name='normalize')
-        # Plain text: a saved state belongs to one recipe.
+        # Plain text, part of the digest of saved states.
         self.recipe = str(self.focus)
         self._information: dict[str, float] = {}
         self._variances: dict[str, Tensor] = {}
@@ -136,7 +136,7 @@ class ForegroundKLLoss:
         if not self._information:
             raise ValueError(
                 f'{type(self).__name__}: {type(probe.adapter).__name__} names '
-                'no box distributions; use a model with grid heads, or '
+                'no box distributions: use a model with grid heads, or '
                 "loss=dict(type='NetworkUniform')"
             )
         split = probe.adapter.box_distributions
@@ -181,7 +181,7 @@ class ForegroundKLLoss:
         return found
 
     def _looked_at(self, weights: Heads) -> dict[str, Tensor]:
-        """Return the places of each head whose weight is not too small."""
+        """Return the locations of each head with enough weight."""
         largest: dict[str, Tensor] = {}
         for name, weight in weights.items():
             if weight.numel():
@@ -250,7 +250,7 @@ class ForegroundKLLoss:
     def _divergence(
         self, quant: Heads, boxes: Heads, weights: Heads
     ) -> Tensor:
-        """Return the mean over groups of heads."""
+        """Return the mean divergence over groups of heads."""
         sums: dict[str, Tensor] = {}
         totals: dict[str, Tensor] = {}
         looked = self._looked_at(weights)
@@ -282,7 +282,7 @@ def _mean_of_groups(errors: Heads) -> Tensor:
 
 
 def _moments(logits: Tensor, weight: Tensor) -> list[Tensor]:
-    """Return weighted sums: of 1, of p (n + 1,), and of its entropy."""
+    """Return the weighted sums of 1, p (n + 1,) and the entropy of p."""
     p = logits.double().softmax(dim=-1).flatten(0, -2)
     weights = weight.double().flatten()
     return [

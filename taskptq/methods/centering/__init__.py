@@ -1,4 +1,4 @@
-"""Centering of queries and keys: constants that a softmax doesn't see."""
+"""Centering of keys and values in attentions."""
 
 from taskptq.methods.centering.centering import AttentionCentering
 

@@ -1,17 +1,18 @@
 """Centering of keys and values, folded into biases.
 
-Softmax over the keys does not see a number added to all logits of a query,
-and subtracting a vector c from every key adds -q.c to all logits of query q:
-``attn(q, K - 1 c^T) = attn(q, K)`` for every q, also for a quantized one.
-The rows of the attention A sum to 1, so A (V - 1 c^T) = A V - 1 c^T: taken
-off the values, c comes back through the output projection's bias.
+A softmax over the keys ignores a number added to all logits of a query.
+Subtracting a vector c from every key adds -q.c to all logits of query q, so
+``attn(q, K - 1 c^T) = attn(q, K)`` for every q, quantized or not. The rows of
+the attention A sum to 1, so A (V - 1 c^T) = A V - 1 c^T: subtracted from the
+values, c is added back in the output projection's bias.
 
-Which constants serve best follows from what quantization does. Rounded keys
-err by their range: with ranges of least error, rather than full ones, that is
-the width of the bulk around the mean, which the middle between the extremes
-can lie far from. A quantized softmax A_hat errs by (A_hat - A)(V - 1 c^T), and
-one whose many small entries fell to 0 is about r A with r < 1: least error is
-then where A V - c is least, at the mean of the attended values.
+The best constants follow from the errors of quantization. The error of
+rounded keys grows with their range. With ranges of least error, not full
+ranges, that is the width of the bulk around the mean, and the midpoint of the
+extremes may lie far from it. A quantized softmax A_hat has the error
+(A_hat - A)(V - 1 c^T). If many of its small entries fell to 0, it is about r A
+with r < 1, and the error is least where A V - c is: at the mean of the
+attended values.
 """
 
 from __future__ import annotations
@@ -56,23 +57,23 @@ VALUE_CENTERS = ('attended', 'mean', 'midrange')
 
 @REWRITES.register_module()
 class AttentionCentering:
-    """Move the channels of keys and values to zero, exactly.
+    """Center the channels of keys and values at zero, exactly.
 
-    A per-tensor range then spans the widest channel instead of all channels'
-    centers, whatever their magnitudes (flipping signs, as bimodal integration
-    does, needs equal ones). Nothing is added at run time. Attentions without
-    the biases to fold into are skipped: a new parameter would not fit the
-    structure that a quantized file is restored into.
+    A per-tensor range then spans the widest channel, not the centers of all
+    channels, whatever their magnitudes (flipping signs, as in bimodal
+    integration, needs equal ones). Nothing is added at run time. Attentions
+    without the biases to fold into are skipped: a new parameter would not
+    fit the structure that quantized files are restored into.
 
     Args:
         keys: Center the keys.
         values: Center the values. See :func:`value_centering_residual`.
-        key_center: Of each channel on the calibration data: 'mean', or
-            'midrange', the middle between least and greatest value, which is
-            for ranges that span both (MinMax).
+        key_center: Center of each channel on the calibration data: 'mean',
+            or 'midrange', the midpoint of lowest and highest value, for
+            ranges that span both (MinMax).
         value_center: 'attended', the mean of the values as the queries attend
-            to them, i.e. of the heads' outputs; 'mean', in which each value
-            counts once; or 'midrange'.
+            to them, i.e. of the heads' outputs; 'mean', which counts each
+            value once; or 'midrange'.
         patterns: Names of the attentions, as in a QConfig; None is all.
         tolerance: Largest relative change of an attention's output.
         verify_batches: Batches to verify each attention on.
@@ -98,8 +99,8 @@ class AttentionCentering:
             raise refuse(
                 'values',
                 False,
-                'keys and values are both False; center one of them or leave '
-                'the rewrite out',
+                'keys and values are both False: center one of them or remove '
+                'the rewrite',
             )
         self.parts = ['key', 'key_position'] * keys + ['value'] * values
         self.key_center = Choice(choices=KEY_CENTERS).read(
@@ -177,7 +178,7 @@ class AttentionCentering:
     def _center(
         self, part: str, found: Mapping[str, ChannelStatistics]
     ) -> Tensor:
-        """Return the constant to take off a part, (C,) float64."""
+        """Return the constant to subtract from a part, (C,) float64."""
         kind = self.value_center if part == 'value' else self.key_center
         if kind == 'midrange':
             return found[part].midrange
@@ -189,7 +190,7 @@ class AttentionCentering:
         part: str,
         found: Mapping[str, ChannelStatistics],
     ) -> Proposal:
-        """Plan one part of one attention; no edits where it cannot be."""
+        """Plan one part of one attention; without edits if impossible."""
         statistics = found.get(part)
         entry = RewriteEntry(name=view.name, part=part, status='skipped')
         obstacle = (
@@ -228,7 +229,7 @@ def _ranges(
 
 
 def value_shift_obstacle(view: AttentionView) -> str | None:
-    """Say why a constant cannot be added to all values, or return None."""
+    """Return why a constant cannot be added to all values, or None."""
     if view.extra_keys:
         return (
             'a learned or zero token joins the values after their projection '
@@ -244,7 +245,7 @@ def value_shift_obstacle(view: AttentionView) -> str | None:
 def key_edits(
     view: AttentionView, shift: Tensor, part: str = 'key'
 ) -> list[RowEdit]:
-    """Add ``shift`` (C,) to the key, or its position, of every token."""
+    """Add ``shift`` (C,) to every token's key, or the key's position."""
     projection = view.part(part)
     assert projection is not None
     bias = projection.bias
@@ -253,10 +254,10 @@ def key_edits(
 
 
 def value_edits(view: AttentionView, shift: Tensor) -> list[RowEdit]:
-    """Add ``shift`` (C,) to every value and take it off the output.
+    """Add ``shift`` (C,) to every value and subtract it from the output.
 
-    The output projection reads the heads' outputs side by side, in the order
-    of the value channels, so its bias changes by -W_out shift.
+    The output projection reads the heads' outputs in the order of the value
+    channels, so its bias changes by -W_out shift.
     """
     bias, out_bias = view.value.bias, view.out.bias
     assert bias is not None
@@ -270,17 +271,17 @@ def value_edits(view: AttentionView, shift: Tensor) -> list[RowEdit]:
 
 
 def value_centering_residual(attention_hat: Tensor, center: Tensor) -> Tensor:
-    """Return what values' centers add to the error of a quantized softmax.
+    """Return the error that centers of values add under a quantized softmax.
 
-    With rows of A_hat that sum to r instead of 1,
+    If rows of A_hat sum to r instead of 1,
     A_hat V = (A_hat (V - 1 c^T) + 1 c^T) + (r - 1) c^T. The term in brackets
     is the output with centered values, where c comes from a bias and is not
-    scaled by r; the last one, returned here, is in the output of uncentered
-    values alone. Against the float output A V, the centered one errs by
-    (A_hat - A)(V - 1 c^T), the uncentered one by that plus the residual.
+    scaled by r. The last term, returned here, occurs only without centering.
+    Compared to the float output A V, the centered output has the error
+    (A_hat - A)(V - 1 c^T), the uncentered one that plus the residual.
 
     Args:
-        attention_hat: (..., N, M), quantized attention, rows near 1.
+        attention_hat: (..., N, M), quantized attention, row sums near 1.
         center: (D,), centers of the value channels of a head.
 
     Returns:

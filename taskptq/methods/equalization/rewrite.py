@@ -1,12 +1,11 @@
-"""Equalization of the channels between layers, folded into their weights.
+"""Equalize the channels between layers, folded into their weights.
 
 A ReLU (or nothing) between two layers commutes with a positive scale per
-channel: ``W2 relu(W1 x + b1) = (W2 S) relu(S^-1 (W1 x + b1))``. Channels that
-differ in magnitude share one per-tensor range better afterwards (Nagel et
-al., 'Data-Free Quantization Through Weight Equalization and Bias
-Correction', ICCV 2019, section 4.1). How much of the difference moves into
-the reader's weights is a matter of degree (Xiao et al., 'SmoothQuant', ICML
-2023, equation 4).
+channel: ``W2 relu(W1 x + b1) = (W2 S) relu(S^-1 (W1 x + b1))``. Scaling makes
+channels of different magnitude fit one per-tensor range better (Nagel et al.,
+'Data-Free Quantization Through Weight Equalization and Bias Correction', ICCV
+2019, section 4.1). An exponent sets how much of the difference moves into the
+reader's weights (Xiao et al., 'SmoothQuant', ICML 2023, equation 4).
 """
 
 from __future__ import annotations
@@ -43,8 +42,8 @@ __all__ = ['CrossLayerEqualization', 'equalizing_scales']
 
 logger = logging.getLogger('taskptq')
 
-# Largest change of a layer's output that rounding in float32 explains,
-# relative to the output's largest magnitude: it grows from layer to layer.
+# Largest change of a layer's output that float32 rounding explains, relative
+# to the output's largest magnitude; it grows from layer to layer.
 TOLERANCE = 1e-4
 # Rows of a layer's output that are compared.
 MAX_ROWS = 1024
@@ -53,13 +52,13 @@ MAX_ROWS = 1024
 def equalizing_scales(
     activation: Tensor, weight: Tensor, *, alpha: float, limit: float
 ) -> Tensor:
-    """Return what each channel is divided by, ``a^alpha / w^(1 - alpha)``.
+    """Return the divisor of each channel, ``a^alpha / w^(1 - alpha)``.
 
     Args:
         activation: (C,), largest magnitude of each channel, a.
         weight: (C,), largest weight that reads each channel, w.
-        alpha: 0 makes the weights' columns equal, 1 the activations'.
-        limit: No scale is farther than this factor from the median.
+        alpha: 0 equalizes the columns of the weights, 1 the activations.
+        limit: Scales differ from the median by at most this factor.
 
     Returns:
         (C,) float64, of median 1; 1 where a channel or its weights are 0.
@@ -76,12 +75,12 @@ def equalizing_scales(
 
 @dataclass(kw_only=True)
 class _Plan:
-    """What to do to one group of layers.
+    """Planned edits of one group of layers.
 
     Args:
         group: The layers.
-        scales: (C,) float64, what each channel is divided by.
-        entry: Its place in the report.
+        scales: (C,) float64, divisor of each channel.
+        entry: Its entry in the report.
     """
 
     group: LayerGroup
@@ -89,7 +88,7 @@ class _Plan:
     entry: RewriteEntry
 
     def factors(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield each parameter and what to multiply it by."""
+        """Yield each parameter and the factor to multiply it by."""
         giver = self.group.giver
         for rows in (giver.weight, giver.bias):
             if rows is not None:
@@ -101,7 +100,7 @@ class _Plan:
 
 @dataclass
 class _Edits:
-    """Writes groups' factors; a layer may read in one and give in another."""
+    """Write the factors of groups; a layer may be in two of them."""
 
     plans: Sequence[_Plan]
     before: dict[nn.Parameter, Tensor] = field(init=False)
@@ -114,7 +113,7 @@ class _Edits:
         }
 
     def write(self, plans: Sequence[_Plan]) -> None:
-        """Apply these plans, and no other, to the weights as they were."""
+        """Apply only these plans to the original weights."""
         products: dict[nn.Parameter, Tensor] = {}
         for plan in plans:
             for parameter, factor in plan.factors():
@@ -128,22 +127,22 @@ class _Edits:
 
 @REWRITES.register_module()
 class CrossLayerEqualization:
-    """Give channels between layers magnitudes that suit one range, exactly.
+    """Scale the channels between layers to suit one range, exactly.
 
-    Serves every linear layer and convolution whose input comes from another
-    layer, its batch norm or a layer norm, through ReLUs or nothing, with no
-    other reader of the same channels. What layers these are is found by
-    watching the float model run.
+    Applies to every linear layer and convolution that reads another layer,
+    its batch norm or a layer norm through ReLUs or nothing, if nothing else
+    reads the same channels. These layers are found by watching the float
+    model run.
 
     Args:
         alpha: See :func:`equalizing_scales`.
-        limit: Likewise.
+        limit: See :func:`equalizing_scales`.
         patterns: Names of the layers whose inputs are equalized, as in a
             QConfig; None is all.
         tolerance: Largest relative change of any layer's output.
 
     Raises:
-        ValueError: If ``alpha`` is outside of [0, 1] or ``limit`` below 1.
+        ValueError: If ``alpha`` is outside [0, 1] or ``limit`` below 1.
     """
 
     def __init__(
@@ -166,7 +165,7 @@ class CrossLayerEqualization:
 
         Raises:
             ValueError: If there is no calibration data, an activation is not
-                finite, or a pattern matches no layer that this can serve.
+                finite, or a pattern matches no layer to equalize.
         """
         if not stats.batches:
             raise ValueError(
@@ -213,7 +212,7 @@ class CrossLayerEqualization:
         ]
 
     def _plan(self, group: LayerGroup, peaks: Mapping[str, Tensor]) -> _Plan:
-        """Choose scales, and what the weights become; writes nothing."""
+        """Choose the scales of a group, without writing anything."""
         activation = torch.stack(
             [peaks[name] for name, _ in group.readers]
         ).amax(dim=0)
@@ -239,7 +238,7 @@ class CrossLayerEqualization:
 
 
 def _common(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
-    """Keep the groups that every rank has found: all must edit alike."""
+    """Keep the groups that every rank found, as all must edit equally."""
     own = [
         (group.name, *(name for name, _ in group.readers)) for group in groups
     ]
@@ -252,7 +251,7 @@ def _common(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
 
 
 def _spread(peaks: Tensor) -> float | None:
-    """Largest over median channel, of those that are not always 0."""
+    """Return largest over median, among channels that are not always 0."""
     live = peaks[peaks > 0]
     return float(live.max() / live.median()) if live.numel() else None
 
@@ -286,7 +285,7 @@ def _channels_last(layer: nn.Module, x: Tensor) -> Tensor:
 def _input_peaks(
     model: nn.Module, groups: Sequence[LayerGroup], stats: CalibrationStats
 ) -> dict[str, Tensor]:
-    """Largest magnitude of each channel that each reader reads, (C,)."""
+    """Return the largest magnitude of each reader's input channels, (C,)."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
@@ -326,10 +325,10 @@ def _apply(
     *,
     tolerance: float,
 ) -> None:
-    """Write the edits, and take back those that change any layer's output.
+    """Write the edits, and undo those that change any layer's output.
 
-    A change goes on into all later layers, so that several groups may be
-    taken back for the sake of one.
+    A change reaches all later layers, so several groups may be undone
+    because of one.
     """
     edits = _Edits(plans)
     before = _outputs(model, stats)
@@ -369,7 +368,7 @@ def _apply(
 
 
 def _outputs(model: nn.Module, stats: CalibrationStats) -> dict[str, Tensor]:
-    """Some rows of what each layer gives in the first batch, (rows, C)."""
+    """Return rows of each layer's output in the first batch, (rows, C)."""
     found: dict[str, Tensor] = {}
 
     def watch(name: str) -> Any:
@@ -393,7 +392,7 @@ def _errors(
     after: Mapping[str, Tensor],
     plans: Sequence[_Plan],
 ) -> dict[str, float]:
-    """Relative change of each layer's output, but for the scales."""
+    """Return the relative change of each layer's output, scales undone."""
     scales = {plan.group.name: plan.scales for plan in plans}
     errors = {}
     for name, expected in before.items():

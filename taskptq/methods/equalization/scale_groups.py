@@ -1,7 +1,7 @@
-"""Which layers read what which layers give, with only a ReLU between them.
+"""Find layers that read other layers' outputs through nothing but ReLUs.
 
-Found by watching one forward pass, call by call, so that it holds for any
-way of writing a model: modules, functions, layers that run several times.
+One forward pass is watched call by call, so it works however the model is
+written: with modules, functions or layers that run several times.
 """
 
 from __future__ import annotations
@@ -22,22 +22,21 @@ GIVERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 _AFFINE = {'linear', 'conv2d', 'batch_norm', 'layer_norm'}
 # f(s x) = s f(x) for s > 0, channel by channel.
 _HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
-# What gives out its input, if it does.
+# Functions that may return their input itself.
 _PASSING = {'dropout', 'dropout_'}
 
-# A tensor as it was at one moment: its identity and version.
+# Identity and version of a tensor at one moment.
 Key = tuple[int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerGroup:
-    """A layer, and all that read its channels.
+    """A layer, and all layers that read its channels.
 
     Args:
-        giver: Linear, Conv2d, BatchNorm2d or LayerNorm whose output's channels
-            may be scaled, through its weight and bias.
-        readers: (name, Linear or Conv2d) of those that read them; nothing
-            else does.
+        giver: Linear, Conv2d, BatchNorm2d or LayerNorm whose output channels
+            can be scaled through its weight and bias.
+        readers: (name, Linear or Conv2d) of all that read these channels.
         name: Name of ``giver``.
     """
 
@@ -48,7 +47,7 @@ class LayerGroup:
 
 @dataclass
 class _Tensor:
-    """What is known of a tensor: who gave it, and who read it."""
+    """The source and the readers of a tensor."""
 
     giver: str | None = None
     readers: set[str] = field(default_factory=set)
@@ -56,12 +55,12 @@ class _Tensor:
 
 
 class _Recorder(TorchFunctionMode):
-    """Notes what happens to the outputs of layers."""
+    """Record what happens to the outputs of layers."""
 
     def __init__(self, owners: Mapping[int, str]) -> None:
         super().__init__()
         self._owners = owners  # id of a weight or bias -> name of its layer
-        self._kept: list[Tensor] = []  # so that no identity is used again
+        self._kept: list[Tensor] = []  # so that no id is reused
         self._known: dict[Key, _Tensor] = {}
         self.used_elsewhere: set[str] = set()
         self.ends: list[_Tensor] = []
@@ -109,8 +108,8 @@ class _Recorder(TorchFunctionMode):
         )
         if first is not None and follows and len(outputs) == 1:
             if _key(outputs[0]) != keys[0] and name in _HOMOGENEOUS:
-                # What was before the ReLU may be read by others: one tensor
-                # stands for both, so that nobody else may.
+                # One record for the tensors before and after the ReLU, so
+                # that other readers of either count.
                 self._known[_key(outputs[0])] = first
             return
         for key in keys:
@@ -136,19 +135,18 @@ class _Recorder(TorchFunctionMode):
 def find_layer_groups(
     model: nn.Module, run: Callable[[], Any]
 ) -> list[LayerGroup]:
-    """Return the layers whose outputs' channels can be scaled exactly.
+    """Return the layers whose output channels can be scaled exactly.
 
-    Those whose outputs, in every call, go through ReLUs (or nothing) into
-    linear layers and convolutions and nowhere else, while these read from
-    nowhere else. Weights that several layers share, or that other functions
-    read, are left out.
+    In every call their outputs go through ReLUs (or nothing) into linear
+    layers and convolutions only, and these read nothing else. Layers whose
+    weights are shared, or read by other functions, are left out.
 
     Args:
         model: Float model in eval mode.
         run: Runs it once.
 
     Returns:
-        In the order of the model's modules.
+        Groups in the order of the model's modules.
     """
     layers = {
         name: module
@@ -202,7 +200,7 @@ def _has_channel_weights(layer: nn.Module) -> bool:
 
 
 def _readers(recorder: _Recorder) -> dict[str, set[str]]:
-    """Who reads each layer's outputs; layers with other readers left out."""
+    """Return the readers of each layer, except if others read it too."""
     found: dict[str, set[str]] = defaultdict(set)
     other = {x.giver for x in recorder.ends if x.elsewhere or not x.readers}
     for tensor in recorder.ends:
@@ -214,7 +212,7 @@ def _readers(recorder: _Recorder) -> dict[str, set[str]]:
 def _shared_layers(
     model: nn.Module, layers: Mapping[str, nn.Module]
 ) -> set[str]:
-    """Names of layers with a parameter that another module has as well."""
+    """Return the names of layers that share a parameter with a module."""
     holders: dict[int, set[int]] = defaultdict(set)
     for module in model.modules():
         for parameter in module.parameters(recurse=False):

@@ -1,9 +1,9 @@
-"""Bimodal integration of keys, as PTQ4SAM has it.
+"""Bimodal integration of keys, from PTQ4SAM.
 
 Lv et al., PTQ4SAM, CVPR 2024, section 3.2. Keys of SAM's token-to-image
 attentions have two peaks, symmetric around zero, and each channel lies in one
-of them. With a sign s_c per channel, (Q s)(K s)^T = Q K^T; with that of the
-channel's mean, the keys have one peak and half the range.
+of them. With a sign s_c per channel, (Q s)(K s)^T = Q K^T. Taking the sign of
+each channel's mean leaves the keys one peak and half the range.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ class BimodalIntegration:
     """Flip channels of queries and keys where the keys have two peaks.
 
     The keys of one calibration sample (the first batch in which the attention
-    runs) decide: their density at 128 points has exactly two peaks of at
-    least 0.01 times its sum, 32 points apart. Of more than 2^17 keys a fixed
-    random choice of tokens is used, with the whole tensor's bandwidth. The
-    rows of weight and bias of both projections are multiplied by the sign of
-    the channel's mean.
+    runs) decide: their density at 128 points must have exactly two peaks of
+    at least 0.01 times its sum, 32 points apart. With more than 2^17 keys a
+    fixed random sample of tokens is used, with the whole tensor's bandwidth.
+    The rows of weight and bias of both projections are multiplied by the
+    sign of the channel's mean.
 
     Args:
         patterns: Names of the attentions, as in a QConfig; None is all.
@@ -121,7 +121,7 @@ class BimodalIntegration:
 
 
 def _propose(view: AttentionView, keys: ChannelStatistics | None) -> Proposal:
-    """Decide on one attention, and plan the edits that this calls for."""
+    """Decide on one attention and plan its edits."""
     entry = RewriteEntry(
         name=view.name, part='query and key', status='skipped'
     )
@@ -153,14 +153,14 @@ def _propose(view: AttentionView, keys: ChannelStatistics | None) -> Proposal:
 
 
 def sign_obstacle(view: AttentionView) -> str | None:
-    """Say why channels cannot be flipped, or return None."""
+    """Return why channels cannot be flipped, or None."""
     if view.query_positions:
         return (
             'relative positions are computed from the query by one table '
-            'for all heads, which would need a sign of its own per head'
+            'for all heads, which would need a separate sign per head'
         )
     if view.key_position is not None:
-        return 'its positions are projected apart, and would keep their signs'
+        return 'its positions are projected separately and would not flip'
     if view.extra_keys:
         return (
             'a learned or zero token joins the keys after their projection '
@@ -170,7 +170,7 @@ def sign_obstacle(view: AttentionView) -> str | None:
 
 
 def sign_edits(view: AttentionView, signs: Tensor) -> list[RowEdit]:
-    """Multiply the rows of query and key projection by a sign.
+    """Multiply the rows of query and key projection by signs.
 
     Args:
         view: Attention.

@@ -1,8 +1,8 @@
-"""The grids of softmax outputs, and the search of scale and granularity.
+"""Grids for softmax outputs, and the search for scale and granularity.
 
-The power grid is ``scale * 2^(-q / tau)``. Where a softmax has few keys its
-outputs are spread evenly and a uniform grid of as many levels can be better:
-it goes by the granularity 0.
+The power grid is ``scale * 2^(-q / tau)``. The outputs of a softmax over few
+keys are spread evenly, and a uniform grid with as many levels can be better;
+its granularity is 0.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from torch import Tensor
 from taskptq.core.search import minimize_bounded
 
 TAUS = (1, 2, 4)
-# In the place of tau: the uniform grid over [0, scale].
+# The tau that stands for the uniform grid over [0, scale].
 UNIFORM = 0
-# Smallest normal float32: below it a value is zero.
+# Smallest normal float32; smaller values count as zero.
 TINY = torch.finfo(torch.float32).tiny
 
 # One piece of a sample: attention (H, L, N, M), value (H, L, M, D) or None.
@@ -27,7 +27,7 @@ Piece = tuple[Tensor, Tensor | None]
 
 
 def log2_or_zero(x: Tensor) -> Tensor:
-    """Return log2(x) as float32, minus infinity where ``x`` counts as 0."""
+    """Return log2(x) as float32, -inf where ``x`` counts as 0."""
     x = x.float()
     return x.log2().masked_fill_(x < TINY, -torch.inf)
 
@@ -39,8 +39,8 @@ def power_codes(log2_x: Tensor, *, scale: Tensor, tau: Tensor | int) -> Tensor:
 
     Args:
         log2_x: Any shape, from :func:`log2_or_zero`.
-        scale: Positive, broadcastable to it.
-        tau: Broadcastable likewise.
+        scale: Positive, broadcastable to ``log2_x``.
+        tau: Broadcastable to ``log2_x``.
     """
     return ((scale.log2() - log2_x) * tau).round_().clamp_(min=0)
 
@@ -58,13 +58,14 @@ def grid_codes(
 ) -> Tensor:
     """Return codes on the power grid or, where tau is 0, the uniform one.
 
-    Codes of both count downwards from the top level, so that 0 is ``scale``.
+    Both count down from the top level: code 0 is ``scale``.
 
     Args:
         x: Any shape, in [0, 1].
-        scale: Positive, broadcastable to it.
-        tau: Broadcastable likewise.
-        num_levels: Levels; a code of the power grid may be larger (zero).
+        scale: Positive, broadcastable to ``x``.
+        tau: Broadcastable to ``x``.
+        num_levels: Number of levels; larger codes of the power grid mean
+            zero.
     """
     codes = power_codes(log2_or_zero(x), scale=scale, tau=tau)
     uniform = tau == UNIFORM
@@ -90,17 +91,17 @@ def grid_values(
 
 @dataclass(frozen=True, kw_only=True)
 class Granularity:
-    """What the search found, for the tensor (G = 1) or for each head.
+    """Result of the search, for the tensor (G = 1) or each head.
 
     Errors are ``||A_hat V - A V||_p / ||A V||_p`` over the whole sample,
-    each grid at its own best scale of the same granularity.
+    each grid at the best scale of its granularity.
 
     Args:
         tau: (G,), int32; 0 is the uniform grid.
         scale: (G,).
-        error: Of the chosen grid.
-        error_tau1: Of tau = 1.
-        error_uniform: Of the unsigned uniform grid with as many levels.
+        error: Error of the chosen grid.
+        error_tau1: Error of tau = 1.
+        error_uniform: Error of the unsigned uniform grid with as many levels.
     """
 
     tau: Tensor
@@ -122,8 +123,8 @@ class OutputErrors:
     """Error of attention outputs as a function of the softmax grid.
 
     Args:
-        pieces: The sample; a value of None counts the attention itself.
-        per_head: Whether errors are kept apart by head.
+        pieces: The sample; without a value the attention itself counts.
+        per_head: Whether to sum errors per head.
         num_levels: Levels of the grids.
         norm_p: The p of the norm.
     """
@@ -159,13 +160,13 @@ class OutputErrors:
         )
 
     def of(self, scale: Tensor, *, tau: int) -> Tensor:
-        """Return the same on the grid of a granularity, 0 for uniform."""
+        """Return the error sums on the grid of ``tau``, 0 for uniform."""
         if tau == UNIFORM:
             return self.uniform(scale)
         return self.power(scale, tau=tau)
 
     def uniform(self, max_val: Tensor) -> Tensor:
-        """Return the same on the uniform grid over [0, max_val], (G,)."""
+        """Return the error sums on the uniform grid over [0, max_val]."""
         top = self.num_levels - 1
         scale = max_val[:, None, None, None] / top
         return self._sum(
@@ -173,7 +174,7 @@ class OutputErrors:
         )
 
     def relative(self, errors: Tensor) -> float:
-        """Turn sums of errors, (G,), into the relative norm of all."""
+        """Turn sums of errors, (G,), into one relative norm."""
         return float((errors.sum() / self.signal) ** (1 / self.norm_p))
 
     def _sum(self, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
@@ -195,11 +196,11 @@ def search_granularity(
     """Choose tau and scale of least error.
 
     PTQ4SAM, section 3.3: for each tau the scale in (min(0.1, 0.01 max a),
-    max a] of least error; then the tau of least error, the smaller one of
-    equals.
+    max a] of least error; then the tau of least error, on ties the smaller
+    one.
 
     Args:
-        errors: Of the sample.
+        errors: Errors of the sample.
         max_val: (G,), the largest attention seen.
         taus: Granularities to choose from; 0 is the uniform grid (ours, not
             in the paper).

@@ -1,11 +1,11 @@
-"""Shift of key channels that makes the keys of any model bimodal.
+"""Shift key channels so that the keys of any model become bimodal.
 
-Keys of the token-to-image attentions of SAM-B and SAM-L have two peaks by
-nature: each channel has a large mean of one sign. Keys of small models have
-one. Since softmax over the keys does not see a constant vector added to every
-key, adding +-c_j to the bias of channel j brings a small model into the
-situation of the large ones without changing what it predicts in float: a test
-bed for methods that deal with it, and nothing that one would deploy.
+Keys of the token-to-image attentions of SAM-B and SAM-L naturally have two
+peaks: each channel has a large mean of either sign. Keys of small models have
+one peak. Softmax over the keys ignores a constant vector added to every key,
+so adding +-c_j to the bias of channel j gives a small model the key
+distribution of a large one without changing its float predictions. This is a
+test bed for methods that handle it, not something to deploy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def draw_shift(
         c: Magnitude, in the units of the keys.
         spread: Standard deviation of the magnitudes, relative to ``c``.
         seed: Seed.
-        name: Name of the attention: each has a shift of its own.
+        name: Name of the attention; each has its own shift.
 
     Returns:
         (C,), float64.
@@ -62,13 +62,13 @@ def draw_shift(
 
 @REWRITES.register_module()
 class KeyShift:
-    """Give keys two peaks by a constant of +-c_j in each channel j.
+    """Give keys two peaks by adding +-c_j to each channel j.
 
     Args:
         c: Magnitude of the constants, in the units of the keys; several
             times the keys' own deviation gives two peaks.
         spread: Relative deviation of the magnitudes among channels. With 0
-            they are equal, which is the case that flipping signs serves.
+            they are equal, the case in which flipping signs works.
         seed: Seed of signs and magnitudes.
         patterns: Names of the attentions, as in a QConfig; None is all.
         tolerance: Largest relative change of an attention's output.
@@ -129,7 +129,7 @@ class KeyShift:
         )
 
     def _propose(self, view: AttentionView) -> Proposal:
-        """Plan the shift of one attention; no edits where it cannot be."""
+        """Plan the shift of one attention; without edits if impossible."""
         entry = RewriteEntry(name=view.name, part='key', status='skipped')
         obstacle = key_shift_obstacle(view)
         if obstacle is not None:

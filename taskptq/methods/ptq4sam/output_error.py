@@ -1,4 +1,4 @@
-"""Observer of softmaxes that judges a grid by the attention's output."""
+"""Softmax observer that measures the error of the attention's output."""
 
 from __future__ import annotations
 
@@ -32,34 +32,33 @@ TAUS_RULE = Items(
 
 @OBSERVERS.register_module()
 class AttentionOutputObserver(Observer):
-    """Keeps rows of A with the V that they weigh, to compare A_hat V to A V.
+    """Keep rows of A with their values V, to compare A_hat V with A V.
 
-    Each call gives whole rows (all M keys) of all heads of some of its
-    attention maps, and some channels of their values, evenly spread and
-    moving on from call to call. When more than ``max_elements`` numbers are
-    kept, every second call is dropped, and of those to come. Ranks divide
-    this budget and put their samples one after another: all search the same
-    rows.
+    Each call contributes whole rows (all M keys) of all heads from some of
+    its attention maps, and some channels of their values, evenly spread and
+    shifted from call to call. Beyond ``max_elements`` kept numbers, every
+    second call is dropped, including future ones. Ranks divide this budget
+    and concatenate their samples, so all of them search the same rows.
 
-    A softmax that comes without a value (deformable attention) is judged by
-    itself: ||A_hat - A||_p, and never per head.
+    Without a value (deformable attention) the error is that of the softmax
+    itself, ||A_hat - A||_p, and never per head.
 
-    With PowerOfTwoQuantizer it gives tau and scale, with a uniform quantizer
-    the clipping range of least error.
+    Yields tau and scale for PowerOfTwoQuantizer, or the clipping range of
+    least error for a uniform quantizer.
 
     Args:
         spec: Grid.
         norm_p: The p of the norm.
-        taus: Granularities to choose from, out of 1, 2 and 4, and 0 for a
-            uniform grid.
-        per_head: One tau and scale per head instead of per tensor.
-        rows: Most rows of a map that a call gives.
-        channels: Most channels of a value that a call gives.
-        maps: Most maps (images, windows) of each head that a call gives.
+        taus: Granularities to choose from: 1, 2, 4, and 0 for a uniform
+            grid.
+        per_head: Use one tau and scale per head instead of per tensor.
+        rows: Most rows per map and call.
+        channels: Most channels of a value per call.
+        maps: Most maps (images, windows) per head and call.
         max_elements: Most numbers kept (four bytes each).
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     points = ('softmax',)
@@ -107,12 +106,12 @@ class AttentionOutputObserver(Observer):
         )
 
     def expect_value(self, value: Tensor) -> None:
-        """Take the float value, (..., H, M, D), of the next attention."""
+        """Receive the float value, (..., H, M, D), of the next attention."""
         self._value = value.detach()
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take in attention weights, (..., H, N, M).
+        """Add attention weights, (..., H, N, M), to the statistics.
 
         Raises:
             ValueError: If they hold NaN or infinity.
@@ -159,7 +158,7 @@ class AttentionOutputObserver(Observer):
         return torch.zeros_like(high), high
 
     def pieces(self) -> list[Piece]:
-        """Return what was kept, a piece for each call."""
+        """Return the kept sample, one piece per call."""
         shapes = self.shapes.reshape(-1, 5).tolist()
         maps = self.attention_rows.split(
             [h * count * n * m for h, count, n, m, _ in shapes]
@@ -178,13 +177,13 @@ class AttentionOutputObserver(Observer):
         ]
 
     def share_budget(self, num_ranks: int) -> None:
-        """Drop calls until a share of ``max_elements`` is left."""
+        """Drop calls to fit this rank's share of ``max_elements``."""
         self.limit(self.max_elements // num_ranks)
 
     def limit(self, max_elements: int) -> None:
-        """Drop every second call until no more numbers are kept.
+        """Drop every second call until ``max_elements`` is met.
 
-        One call always stays.
+        At least one call stays.
         """
         pieces = self.pieces()
         before = len(pieces)
@@ -246,7 +245,7 @@ class AttentionOutputObserver(Observer):
 
 
 def _spread(size: int, count: int, offset: int, *, like: Tensor) -> Tensor:
-    """Return ``count`` indices, evenly spread over ``size``, moved on."""
+    """Return ``count`` indices, evenly spread over ``size``, shifted."""
     count = min(count, size)
     index = torch.arange(count, device=like.device) * size // count
     return (index + offset) % size

@@ -28,30 +28,30 @@ MIN_GAIN = 1e-3
 
 @QUANTIZERS.register_module()
 class PowerOfTwoQuantizer(Quantizer):
-    """Quantize (0, 1] on ``scale * 2^(-q / tau)``; too small becomes 0.
+    """Quantize (0, 1] on ``scale * 2^(-q / tau)``; small values become 0.
 
     PTQ4SAM, Lv et al., CVPR 2024, section 3.3 (adaptive granularity):
     ``q = round(-tau log2(x / scale))``, codes of 2^b and above map to 0. The
-    last code, 2^b - 1, is kept as an ordinary level.
+    last code, 2^b - 1, is an ordinary level.
 
-    With :class:`AttentionOutputObserver` tau and scale are searched; another
-    observer sets the scale to the maximum and leaves tau. One per head, (H,),
-    serves tensors shaped (..., H, N, M).
+    :class:`AttentionOutputObserver` searches tau and scale; another observer
+    sets the scale to the maximum and keeps tau. With one of each per head,
+    (H,), tensors must be (..., H, N, M).
 
-    What reconstruction learns is ``gain``, a factor of each scale: its steps
-    are then relative to the scale of each head. ``settle`` folds it.
+    Reconstruction learns ``gain``, a factor of each scale, so that its steps
+    are relative to each head's scale. ``settle`` folds it into the scale.
 
     Args:
         spec: Only ``num_bits`` is read; the grid is unsigned.
         observer: Statistics.
-        tau: 1, 2 or 4; larger spends levels near the maximum. 0 stands for
-            a uniform grid of as many levels (see ``granularity.py``).
+        tau: 1, 2 or 4; larger values spend more levels near the maximum. 0
+            is a uniform grid with as many levels (see ``granularity.py``).
 
     Attributes:
-        granularity: What the search found, None without one.
+        granularity: Result of the search, None without one.
 
     Raises:
-        ValueError: If ``tau`` is none of these.
+        ValueError: If ``tau`` is not one of these.
     """
 
     points = ('softmax',)
@@ -85,7 +85,7 @@ class PowerOfTwoQuantizer(Quantizer):
         )
 
     def calibrate(self) -> bool:
-        """Set scale and tau from the observer; False if it saw nothing."""
+        """Set scale and tau from the observer, if it saw anything."""
         observer = self.observer
         if not isinstance(observer, AttentionOutputObserver):
             return super().calibrate()
@@ -99,7 +99,7 @@ class PowerOfTwoQuantizer(Quantizer):
         return True
 
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
-        """Put the top level at ``max_val``, (1,) or (H,); the other is 0."""
+        """Put the top level at ``max_val``, (1,) or (H,)."""
         self._set_scale(max_val)
 
     def _set_scale(self, scale: Tensor) -> None:
@@ -107,7 +107,7 @@ class PowerOfTwoQuantizer(Quantizer):
         self.gain.data = torch.ones_like(self.scale)
 
     def report(self) -> dict[str, Any] | None:
-        """Return the granularity that the search found."""
+        """Return the result of the search."""
         return None if self.granularity is None else self.granularity.to_dict()
 
     def learnable(self) -> list[nn.Parameter]:
@@ -145,7 +145,7 @@ class PowerOfTwoQuantizer(Quantizer):
 
     def _grid_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return scale and tau, shaped to broadcast against ``x``."""
-        # A gain driven below the limit still gets its gradient.
+        # A gain below the limit must still get its gradient.
         limited = self.gain.clamp(min=MIN_GAIN)
         gain = self.gain + (limited - self.gain).detach()
         heads = self.scale.numel()
@@ -170,15 +170,15 @@ def power_of_two_fake_quantize(
     A grid scales with its scale, Q(c x; c s) = c Q(x; s), so by Euler's
     identity ``dQ/ds = (Q - x dQ/dx) / s``. With the straight-through dQ/dx
     (1 up to the top level, 0 above) this is (x_hat - x) / s and 1: LSQ's rule
-    (Esser et al., ICLR 2020, Eq. 3) for any grid. Rounding straight through
-    inside the logarithm would give 0 for every x below the top level. LSQ's
-    factor on it is left out: Adam does not see it.
+    (Esser et al., ICLR 2020, Eq. 3) for any grid. Straight-through rounding
+    inside the logarithm would yield 0 for every x below the top level. LSQ's
+    gradient factor is omitted because Adam cancels it.
 
     Args:
         x: Any shape, in [0, 1].
         scale: Positive, broadcastable to ``x``.
-        tau: Likewise.
-        num_levels: Codes from here on are 0.
+        tau: Broadcastable to ``x``.
+        num_levels: Number of levels; larger codes mean 0.
 
     Returns:
         Shape and dtype of ``x``.

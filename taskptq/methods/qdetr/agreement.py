@@ -1,8 +1,8 @@
-"""How far matched queries of two DETRs disagree.
+"""Measure how far matched queries of two DETRs disagree.
 
 ``L_DRD`` of Q-DETR, Xu et al., CVPR 2023 (arXiv 2304.00253), equation 13,
-and the agreement of boxes and classes, which stands in for the detection
-loss where there are no labels.
+and the agreement of boxes and classes, which replaces the detection loss
+without labels.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def distillation_distance(
 
     Args:
         student: Co-attended features D of the student, (B, N, E).
-        teacher: Those of the teacher, (B, K, E); no gradient flows there.
+        teacher: Those of the teacher, (B, K, E); gets no gradient.
         match: Pairs of queries; without any the result is 0.
     """
     if not len(match):
         return student.float().sum() * 0.0
     target = match.of_teacher(teacher.detach()).float()
     apart = match.of_student(student).float() - target
-    # Its gradient is 0, not undefined, where the two are the same.
+    # Its gradient is 0, not undefined, for equal features.
     norms: Tensor = torch.linalg.vector_norm(apart, dim=-1)
     return norms.mean()
 
@@ -59,12 +59,12 @@ def distillation_distance(
 def relative_distance(
     student: Tensor, teacher: Tensor, *, match: QueryMatch
 ) -> Tensor:
-    """Return ``L_DRD`` in root mean square norms of the teacher's features.
+    """Return ``L_DRD`` over the RMS norm of the teacher's features.
 
     Args:
         student: See :func:`distillation_distance`.
-        teacher: Likewise.
-        match: Likewise.
+        teacher: See :func:`distillation_distance`.
+        match: See :func:`distillation_distance`.
     """
     features = teacher.detach().float()
     norm = features.square().sum(dim=-1).mean().sqrt().clamp(min=1e-12)
@@ -78,9 +78,9 @@ def class_divergence(
 
     Args:
         student: Logits.
-        teacher: Logits; no gradient flows there.
-        use_sigmoid: Classes are independent (summed up); else a softmax runs
-            over them and the background.
+        teacher: Logits; get no gradient.
+        use_sigmoid: Classes are independent and their divergences summed;
+            otherwise a softmax covers them and the background.
     """
     student, teacher = student.float(), teacher.detach().float()
     if not use_sigmoid:
@@ -106,9 +106,9 @@ def matched_divergence(
 
     Args:
         student: Logits, (B, N, C).
-        teacher: Logits, (B, K, C); no gradient flows there.
+        teacher: Logits, (B, K, C); get no gradient.
         match: Pairs of queries; without any the result is 0.
-        use_sigmoid: See there.
+        use_sigmoid: See :func:`class_divergence`.
     """
     if not len(match):
         return student.float().sum() * 0.0
@@ -126,7 +126,7 @@ def box_distances(
 
     Args:
         student: (B, N, 4), normalised cx, cy, w, h.
-        teacher: (B, K, 4), likewise; no gradient flows there.
+        teacher: (B, K, 4), normalised cx, cy, w, h; gets no gradient.
         match: Pairs of queries; without any both are 0.
     """
     if not len(match):
@@ -140,7 +140,7 @@ def box_distances(
 
 
 class MatchedAgreement(NamedTuple):
-    """How far matched queries disagree, means over the pairs.
+    """Disagreement of matched queries, averaged over the pairs.
 
     Args:
         l1: L1 distance of the normalised boxes.
@@ -166,9 +166,9 @@ def matched_agreement(
 
     Args:
         student_boxes: See :func:`box_distances`.
-        teacher_boxes: Likewise.
+        teacher_boxes: See :func:`box_distances`.
         student_logits: See :func:`matched_divergence`.
-        teacher_logits: Likewise.
+        teacher_logits: See :func:`matched_divergence`.
         match: Pairs of queries; without any all terms are 0.
         use_sigmoid: See :func:`class_divergence`.
     """
@@ -182,7 +182,7 @@ def matched_agreement(
 def compare_channels(
     student: Heads, teacher: Heads, *, kind: str, layers: tuple[int, int]
 ) -> None:
-    """Refuse another teacher whose outputs have another size.
+    """Refuse another teacher whose outputs differ in size.
 
     Args:
         student: Named outputs.
@@ -201,8 +201,8 @@ def compare_channels(
     if len(set(sizes)) > 1:
         raise ValueError(
             f"the teacher's {kind} has {sizes[1]} channels, the student's "
-            f'{sizes[0]}: take a teacher of the same size there, or a weight '
-            'of 0'
+            f'{sizes[0]}: choose a teacher of the same size, or set its '
+            'weight to 0'
         )
 
 
@@ -221,12 +221,12 @@ def compare_teachers(
         student: Named outputs.
         teacher: Those of the other teacher.
         layers: A layer of the student and one of the teacher.
-        adapters: Of the student and of the teacher.
+        adapters: Adapters of the student and of the teacher.
         attended: Whether co-attended features are compared.
-        classes: Whether class logits are.
+        classes: Whether class logits are compared.
 
     Raises:
-        ValueError: If sizes differ, or one has a softmax over classes.
+        ValueError: If sizes differ, or only one has a softmax over classes.
     """
     if attended:
         compare_channels(student, teacher, kind='attended', layers=layers)
@@ -236,6 +236,6 @@ def compare_teachers(
     first, second = (getattr(a, 'use_sigmoid', True) for a in adapters)
     if first != second:
         raise ValueError(
-            'one of teacher and student has a softmax over classes, the '
-            'other sigmoids: set class_weight=0'
+            'teacher and student differ in their class activation, softmax '
+            'and sigmoid: set class_weight=0'
         )

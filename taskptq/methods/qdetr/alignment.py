@@ -1,7 +1,7 @@
-"""Distribution alignment (DA) of queries, as a part of their quantizer.
+"""Distribution alignment (DA) of queries inside their quantizer.
 
-Q-DETR, Xu et al., CVPR 2023, Eq. 7 to 9: the entropy of a query that is
-nearly Gaussian is highest when it is standardised, so its quantizer reads
+Q-DETR, Xu et al., CVPR 2023, Eq. 7 to 9: the entropy of a nearly Gaussian
+query is highest when it is standardised, so its quantizer reads
 ``gamma * (q - mean(q)) / sqrt(var(q) + eps) + beta`` instead of q.
 """
 
@@ -20,7 +20,7 @@ from taskptq.core.settings import Flag, Number
 from taskptq.core.spec import QuantSpec
 from taskptq.registry import QUANTIZERS
 
-# Below this variance over the tokens a standardised channel is constant.
+# A standardised channel with less variance over the tokens counts as constant.
 MIN_VARIANCE = 1e-8
 
 
@@ -37,15 +37,15 @@ def standardize(x: Tensor, *, eps: float) -> Tensor:
 
 
 class AlignmentObserver(Observer):
-    """Sums that fit gamma and beta, and tokens to find their range on.
+    """Sums to fit gamma and beta, and sampled tokens to find the range.
 
-    The sums cover every token. Ranges need the aligned values, which are
-    known only after the fit: an even sample of the tokens is kept for them.
+    The sums cover every token. The range needs the aligned values, which are
+    known only after the fit, so an even sample of the tokens is kept.
 
     Args:
         spec: Grid.
-        inner: Observer that shall see the aligned values.
-        eps: Of the standardisation.
+        inner: Observer for the aligned values.
+        eps: Epsilon of the standardisation.
         max_elements: Most numbers kept (four bytes each).
     """
 
@@ -82,7 +82,7 @@ class AlignmentObserver(Observer):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Take in queries, (..., H, N, C).
+        """Add queries, (..., H, N, C), to the statistics.
 
         Raises:
             ValueError: If they hold NaN or infinity.
@@ -97,7 +97,7 @@ class AlignmentObserver(Observer):
         self._extend(low, high)
 
     def _keep(self, tokens: Tensor) -> None:
-        """Add (T, H, C) to the sums and, thinned out, to the sample."""
+        """Add (T, H, C) to the sums and a part of it to the sample."""
         q, z = tokens.double(), standardize(tokens, eps=self.eps).double()
         sums = [
             torch.full_like(q[0], len(q)),
@@ -111,7 +111,7 @@ class AlignmentObserver(Observer):
             moments = moments + self.moments
         self.moments = moments
         self.shape = torch.tensor(tokens.shape[1:], device=tokens.device)
-        # Another first token each time: tokens are queries in a fixed order.
+        # Vary the first token, as tokens are queries in a fixed order.
         chosen = tokens[(self.num_batches - 1) % self.every :: self.every]
         self.sample = torch.cat([self.sample, chosen.flatten()])
         while self.sample.numel() > self.max_elements:
@@ -127,13 +127,13 @@ class AlignmentObserver(Observer):
         return self.sample.view(-1, heads, channels)
 
     def fit(self, *, shared: bool) -> tuple[Tensor, Tensor]:
-        """Return the gamma and beta of least squares to the float queries.
+        """Fit gamma and beta to the float queries by least squares.
 
-        For each channel alone, over all tokens seen (float64):
+        Separately per channel, over all tokens seen (float64):
         ``gamma = cov(z, q) / var(z)``, ``beta = mean(q) - gamma mean(z)``.
 
         Args:
-            shared: One gamma and beta for all heads.
+            shared: Use one gamma and beta for all heads.
 
         Returns:
             gamma and beta, (H, C), or (1, C) if shared.
@@ -153,34 +153,34 @@ class AlignmentObserver(Observer):
 class AlignedQuantizer(LSQQuantizer):
     """Standardise the queries of each token and head, then quantize them.
 
-    For the points ``query`` and ``key`` of a QConfig; reads (..., H, N, C).
-    Off, it passes the float queries through as any quantizer; within
+    For ``query`` and ``key`` of a QConfig; reads (..., H, N, C). When off,
+    it passes the float queries through like any quantizer; within
     :func:`taskptq.core.transforming` it aligns without rounding, which shows
-    what the alignment alone costs. gamma and beta start where the aligned
-    queries are closest to the float ones and are learned with the scale.
+    the cost of the alignment alone. gamma and beta start where the aligned
+    queries are closest to the float ones, and are learned with the scale.
 
-    A gamma and a beta for each head are ours; the authors' release shares
+    One gamma and beta per head is our choice; the authors' release shares
     them among the heads, as ``shared=True`` does.
 
-    Mean and variance are those of each token, so unlike a BatchNorm the
-    standardisation folds into nothing: an exported model needs it as an
-    operation of its own (a LayerNormalization over each head's channels,
-    then gamma and beta) between the query projection and the matmul, and
-    gamma can be folded into neither, since the rounding comes after it.
+    Mean and variance are per token, so unlike a BatchNorm the
+    standardisation cannot be folded: an exported model needs it as a
+    separate operation (a LayerNormalization over each head's channels, then
+    gamma and beta) between the query projection and the matmul. gamma
+    cannot be folded into either, because rounding follows it.
 
     Args:
         spec: Grid of the aligned queries.
-        observer: Sees the aligned queries.
+        observer: Observer for the aligned queries.
         learn_zero_point: Also learn the zero point.
         eps: Added to the variance, (0, 1].
-        shared: One gamma and beta for all heads.
+        shared: Use one gamma and beta for all heads.
 
     Attributes:
         gamma: (H, C), or (1, C) if shared; empty before calibration.
-        beta: Likewise.
+        beta: (H, C), or (1, C) if shared; empty before calibration.
 
     Raises:
-        SettingError: If ``eps`` is outside of (0, 1].
+        SettingError: If ``eps`` is outside (0, 1].
     """
 
     points = ('query', 'key')
@@ -214,7 +214,7 @@ class AlignedQuantizer(LSQQuantizer):
         return super().forward(x)
 
     def quantize_and_drop(self, x: Tensor) -> Tensor:
-        """Align, then quantize; what QDrop leaves float stays aligned."""
+        """Align, then quantize; QDrop's float values are aligned too."""
         return super().quantize_and_drop(self.align(x))
 
     def align(self, x: Tensor) -> Tensor:
@@ -224,14 +224,14 @@ class AlignedQuantizer(LSQQuantizer):
             x: (..., H, N, C).
 
         Raises:
-            ValueError: If heads or channels are not those of calibration.
+            ValueError: If heads or channels differ from calibration.
         """
         heads, channels = self.gamma.shape
         if x.shape[-1] != channels or heads not in (1, x.shape[-3]):
             raise ValueError(
                 f'gamma has shape {tuple(self.gamma.shape)}, heads and '
                 f'channels, but the queries (..., heads, N, channels) '
-                f'{tuple(x.shape)}: calibrate the model anew'
+                f'{tuple(x.shape)}: calibrate the model again'
             )
         z = standardize(x, eps=self.eps)
         # Both H x 1 x C
@@ -259,7 +259,7 @@ class AlignedQuantizer(LSQQuantizer):
             return
         if gamma.shape != beta.shape or (self.shared and gamma.shape[0] != 1):
             yield (
-                f'has gamma and beta of the shapes {list(gamma.shape)} and '
+                f'has gamma and beta of shapes {list(gamma.shape)} and '
                 f'{list(beta.shape)}'
             )
 
@@ -269,7 +269,7 @@ class AlignedQuantizer(LSQQuantizer):
         return [*learned, self.gamma, self.beta] if learned else []
 
     def magnitude_of(self, parameter: nn.Parameter) -> float:
-        """Return gamma's for beta, which may start at zero."""
+        """Return gamma's magnitude for beta, which may start at zero."""
         if parameter is self.beta:
             parameter = self.gamma
         return super().magnitude_of(parameter)

@@ -1,13 +1,13 @@
-"""Query distillation: matched queries of a DETR see the same image features.
+"""Query distillation: matched queries of a DETR read the same image features.
 
 Distribution rectification distillation (DRD) of Q-DETR, Xu et al., CVPR 2023
 (arXiv 2304.00253), equations 13 to 15: the co-attended features D of the
-student's foreground queries are drawn to those of their teacher queries,
+student's foreground queries are pulled to those of their teacher queries,
 ``L_DRD = E |D_student - D_teacher|_2`` (not squared). The paper trains on
-ground truth. Here the same objective reconstructs a network without labels:
-the foreground is what the float model predicts with confidence, and the
-agreement of boxes and classes stands in for the detection loss, without
-which nothing behind the last cross-attention would learn.
+ground truth; here the same objective reconstructs a network without labels.
+Confident predictions of the float model are the foreground, and the agreement
+of boxes and classes replaces the detection loss, without which nothing behind
+the last cross-attention would learn.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ Heads = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class _Step:
-    """Outputs of one minibatch, and what is foreground in it."""
+    """Outputs of one minibatch, and its foreground."""
 
     student: Heads
     teacher: Heads
-    own: Heads  # of the float model itself, whose queries have our indices
+    own: Heads  # of the float model itself, with the student's query indices
     truths: Sequence[Tensor]
     sizes: Sequence[ImageSize] | None
     use_sigmoid: bool
@@ -80,46 +80,46 @@ class _Step:
 
 @RECON_LOSSES.register_module()
 class QueryDistillationLoss:
-    """Distil the queries of a DETR-type detector; on the whole network.
+    """Distil the queries of a DETR-type detector, on the whole network.
 
-    Use it with ``reconstruction.scope='network'`` or ``network_steps``, and
-    with an adapter that names ``cls.{layer}``, ``box.{layer}`` and
+    Use it with ``reconstruction.scope='network'`` or ``network_steps`` and
+    an adapter that names ``cls.{layer}``, ``box.{layer}`` and
     ``attended.{layer}``. The loss of a layer is::
 
         weight L_DRD + box_weight (5 L1 + 2 (1 - GIoU))
         + class_weight (KL_matched + background_weight KL_others)
 
     Args:
-        tau: How close to the best query of an object a foreground query must
-            be, [0, 1]; 1 keeps none.
-        mu1: Weight of the boxes' similarity when partners are chosen.
-        mu2: Weight of their L1 distance.
-        matching: 'argmax', or 'hungarian' for partners of one student each.
+        tau: How close a foreground query must be to an object, relative to
+            the object's best query, [0, 1]; 1 keeps none.
+        mu1: Weight of the boxes' similarity when choosing partners.
+        mu2: Weight of the boxes' L1 distance when choosing partners.
+        matching: 'argmax', or 'hungarian' to give each partner to one
+            student query only.
         metric: 'giou', or 'nwd' for tiny objects.
         layers: 'last' decoder layer, or the mean over 'all', each matched by
             its own boxes.
-        weight: Of the co-attended features, L_DRD.
-        box_weight: Of the boxes of matched queries.
-        class_weight: Of the class logits.
-        agreement: Whom boxes and classes of foreground queries agree with:
-            'partner' is the teacher query they are matched to, 'own' the
-            float model's query of their own index. Partners may be shared:
-            two queries on one object then both learn its score, and one of
-            the two is a false detection.
-        background_weight: Of the class logits of queries without a partner,
-            which must stay what they are in the float model; relative to
+        weight: Weight of the co-attended features, L_DRD.
+        box_weight: Weight of the boxes of matched queries.
+        class_weight: Weight of the class logits.
+        agreement: Target of boxes and classes of foreground queries:
+            'partner' is the matched teacher query, 'own' the float model's
+            query of the same index. Partners may be shared: two queries on
+            one object then both learn its score, and one of them becomes a
+            false detection.
+        background_weight: Weight of the class logits of queries without a
+            partner, which should stay as in the float model; relative to
             ``class_weight``.
-        teacher_score_thr: Confidence of the teacher from which on a
-            prediction counts as an object, [0, 1].
-        normalize: Divide L_DRD by the root mean square norm of the teacher's
-            features.
-        fqm: False distils all queries, each from the teacher query of its
-            own index.
-        teacher: Another teacher than the float model itself: in a config
+        teacher_score_thr: Confidence from which on a prediction of the
+            teacher counts as an object, [0, 1].
+        normalize: Divide L_DRD by the RMS norm of the teacher's features.
+        fqm: False distils all queries, each from the teacher query of the
+            same index.
+        teacher: A teacher other than the float model itself; in a config
             ``dict(config=..., checkpoint=...)``.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class QueryDistillationLoss:
         self.normalize = normalize
         self.fqm = fqm
         self.teacher = teacher
-        # Plain text: a saved state belongs to one teacher.
+        # Plain text, part of the digest of saved states.
         self.teacher_name = str(getattr(teacher, 'name', ''))
         self._check()
         self._record = DistillationRecord()
@@ -169,7 +169,7 @@ class QueryDistillationLoss:
             raise refuse(
                 'weight',
                 self.weight,
-                f'give one of {", ".join(weights)} more than 0',
+                f'set one of {", ".join(weights)} above 0',
             )
         if isinstance(self.teacher, Mapping):
             raise ValueError(
@@ -179,18 +179,18 @@ class QueryDistillationLoss:
         if self.teacher is not None and not self.fqm:
             raise ValueError(
                 'fqm=False pairs queries by their index, which means nothing '
-                'for another teacher: leave teacher out'
+                'for another teacher: remove teacher'
             )
 
     def begin(self, probe: NetworkProbe) -> None:
-        """Take the images' sizes in, and run another teacher once.
+        """Record the image sizes, and run another teacher once.
 
         Args:
             probe: The network before the first step.
 
         Raises:
-            ValueError: If another teacher is to run and the probe has no
-                batches.
+            ValueError: If another teacher needs batches and the probe has
+                none.
         """
         record = self._record = DistillationRecord.of_batches(probe.metas)
         if self.teacher is None:
@@ -198,7 +198,7 @@ class QueryDistillationLoss:
         if len(probe.batches) != len(record.metas):
             raise ValueError(
                 'another teacher runs on the calibration batches, which this '
-                'probe does not have: give NetworkProbe its batches'
+                'probe lacks: give NetworkProbe its batches'
             )
         device = next(iter(probe.heads_float[0].values())).device
         found = self.teacher.run(probe.batches, device=device)
@@ -206,7 +206,7 @@ class QueryDistillationLoss:
             record.teacher_heads[number] = self._needed(heads)
 
     def _needed(self, heads: Heads) -> dict[str, Tensor]:
-        """Keep of a teacher's outputs what the chosen layers read."""
+        """Return the teacher's outputs that the chosen layers need."""
         kinds = [
             f'{kind}.{layer}'
             for kind in ('cls', 'box', 'attended')
@@ -215,7 +215,7 @@ class QueryDistillationLoss:
         return {name: heads[name] for name in kinds if name in heads}
 
     def _layers(self, heads: Heads) -> list[int]:
-        """Return the numbers of the layers that count."""
+        """Return the numbers of the chosen layers."""
         numbers = sorted(
             int(name.partition('.')[2])
             for name in heads
@@ -229,8 +229,8 @@ class QueryDistillationLoss:
         """Return the loss of one minibatch.
 
         Raises:
-            ValueError: If the unit isn't the whole network, or the model's
-                adapter or teacher do not fit.
+            ValueError: If the unit isn't the whole network, or the adapter
+                or teacher doesn't fit.
         """
         if (
             context.unit
@@ -247,13 +247,13 @@ class QueryDistillationLoss:
         return self._loss(step)
 
     def _loss(self, step: _Step) -> Tensor:
-        """Return the mean loss of the chosen layers, and note its terms."""
+        """Return the mean loss of the chosen layers, and record its terms."""
         own = self._layers(step.student)
         others = self._layers(step.teacher)
         if len(own) != len(others):
             raise ValueError(
-                f"layers='all' needs a teacher of {len(own)} decoder layers, "
-                f"this one has {len(others)}: use layers='last'"
+                f"layers='all' needs a teacher with {len(own)} decoder "
+                f"layers, but this one has {len(others)}: use layers='last'"
             )
         found = [
             self._layer(step, layer, other)
@@ -269,7 +269,7 @@ class QueryDistillationLoss:
     def _prepare(
         self, student: Heads, own: Heads, context: ReconContext
     ) -> _Step:
-        """Put together what a minibatch is judged by."""
+        """Collect the outputs and the foreground of a minibatch."""
         teacher, adapter = own, context.adapter
         first = context.image_ids[0] if context.image_ids else -1
         if self.teacher is not None:
@@ -303,9 +303,9 @@ class QueryDistillationLoss:
 
     @torch.no_grad()
     def _foreground(self, teacher: Heads, adapter: Any) -> list[Tensor]:
-        """Return the boxes that the teacher is sure of, image by image.
+        """Return the teacher's confident boxes, image by image.
 
-        Those of its last layer serve all layers, as ground truth would.
+        Those of its last layer serve all layers, like ground truth.
         """
         last = self._layers(teacher)[-1]
         proxy = adapter.foreground_proxy(teacher)[f'cls.{last}']
@@ -320,8 +320,8 @@ class QueryDistillationLoss:
 
         Args:
             step: The minibatch.
-            layer: Number of the layer in the student.
-            other: That of its teacher layer.
+            layer: Number of the student's layer.
+            other: Number of the teacher's layer.
         """
         match = self._match(step, layer, other)
         self._record.count(match)
@@ -404,5 +404,5 @@ class QueryDistillationLoss:
         return self.background_weight * divergence.mean()
 
     def report(self) -> dict[str, Any]:
-        """Return how many queries were matched, and the terms' course."""
+        """Return counts of matched queries, and the loss terms over time."""
         return self._record.to_dict()

@@ -1,16 +1,17 @@
-"""Which queries of a DETR are foreground, and which ones are partners.
+"""Find the foreground queries of a DETR and their partners.
 
 Foreground-aware query matching (FQM) of Q-DETR, Xu et al., CVPR 2023
-(arXiv 2304.00253), equations 10 to 12. Where the paper is silent or slips,
+(arXiv 2304.00253), equations 10 to 12. Where the paper is silent or wrong,
 the choices are:
 
 * a query is kept if it is close to *some* ground truth (the printed "for
   all" contradicts the sentence before it);
-* ``tau G_i`` is above ``G_i`` where ``G_i < 0``; the bar is never below 0;
-* the partner is the best teacher query (the printed sum over k is a slip);
-  ``one_to_one`` is what the text promises.
+* the threshold is never below 0, as ``tau G_i`` exceeds ``G_i`` for
+  ``G_i < 0``;
+* the partner is the best teacher query (the printed sum over k is an error);
+  ``one_to_one`` does what the text promises.
 
-Boxes are (cx, cy, w, h), normalised by the image size, everywhere here.
+All boxes here are (cx, cy, w, h), normalised by the image size.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ ImageSize = tuple[float, float]
 
 
 def to_corners(boxes: Tensor) -> Tensor:
-    """(cx, cy, w, h) -> (x1, y1, x2, y2), (..., 4), at least float32."""
+    """Turn (cx, cy, w, h) into (x1, y1, x2, y2), at least float32.
+
+    Args:
+        boxes: (..., 4).
+    """
     wide = boxes if boxes.dtype == torch.float64 else boxes.float()
     center, size = wide[..., :2], wide[..., 2:4]
     return torch.cat([center - size / 2, center + size / 2], dim=-1)
@@ -118,7 +123,7 @@ def similarity_matrix(
     metric: str = 'giou',
     image_size: ImageSize | None = None,
 ) -> Tensor:
-    """Return how near all pairs of boxes are, (M, N), at most 1.
+    """Return the similarity of all pairs of boxes, (M, N), at most 1.
 
     Args:
         boxes_a: (M, 4).
@@ -149,7 +154,7 @@ def foreground_queries(
     metric: str = 'giou',
     image_size: ImageSize | None = None,
 ) -> Tensor:
-    """Say which student queries are close to a ground truth (eq. 10, 11).
+    """Find the student queries close to a ground truth (eq. 10, 11).
 
     ``G_i = max_j sim(gt_i, student_j)``; query j is kept if for some i
     ``sim(gt_i, student_j) > tau max(G_i, 0)``.
@@ -157,7 +162,7 @@ def foreground_queries(
     Args:
         student_boxes: (N, 4).
         gt_boxes: (G, 4); without any, no query is kept.
-        tau: In [0, 1]; 1 keeps none.
+        tau: Threshold in [0, 1]; 1 keeps none.
         metric: 'giou' or 'nwd'.
         image_size: Height and width in pixels; 'nwd' needs it.
 
@@ -165,7 +170,7 @@ def foreground_queries(
         (N,), bool.
 
     Raises:
-        ValueError: If ``tau`` or the metric cannot be.
+        ValueError: If ``tau`` or the metric is invalid.
     """
     if not 0 <= tau <= 1:
         raise ValueError(f'tau={tau} must lie in [0, 1]')
@@ -196,28 +201,28 @@ def teacher_partners(
     The k of the largest ``mu1 sim(b_j, b_k) - mu2 |b_j - b_k|_1``.
 
     Args:
-        student_boxes: (M, 4), of the kept queries.
-        teacher_boxes: (K, 4), of all teacher queries.
+        student_boxes: (M, 4), boxes of the kept queries.
+        teacher_boxes: (K, 4), boxes of all teacher queries.
         mu1: Weight of the similarity.
         mu2: Weight of the L1 distance of the normalised boxes.
         metric: 'giou' or 'nwd'.
-        one_to_one: Give each teacher query away once at most, with the
-            largest sum (needs scipy).
+        one_to_one: Use each teacher query at most once, maximizing the sum
+            (needs scipy).
         image_size: Height and width in pixels; 'nwd' needs it.
 
     Returns:
-        (M,) of int64; -1 where one-to-one leaves no partner, which needs
-        fewer teacher than student queries.
+        (M,) of int64; -1 without a partner, which happens only if
+        ``one_to_one`` meets fewer teacher than student queries.
 
     Raises:
-        ValueError: If the teacher has no query, or the metric cannot be.
+        ValueError: If the teacher has no queries, or the metric is invalid.
     """
     if not len(teacher_boxes):
         raise ValueError('teacher_boxes is empty: the teacher has no queries')
     near = similarity_matrix(
         student_boxes, teacher_boxes, metric=metric, image_size=image_size
     )
-    # Not cdist: L1 of small boxes must be exact where they are the same.
+    # Not cdist: the L1 distance of equal small boxes must be exactly 0.
     apart = student_boxes[:, None].float() - teacher_boxes[None].float()
     score = mu1 * near - mu2 * apart.abs().sum(dim=-1)
     if not one_to_one:
@@ -232,13 +237,13 @@ def teacher_partners(
 
 @dataclass(frozen=True, kw_only=True)
 class QueryMatch:
-    """Pairs of queries in a batch, each an index into (B, N).
+    """Pairs of queries in a batch, as indices into (B, N).
 
     Args:
         image: (P,), image of each pair.
         student: (P,), query of the student.
         teacher: (P,), query of the teacher.
-        counts: Pairs of each image, B of them.
+        counts: Number of pairs of each of the B images.
     """
 
     image: Tensor
@@ -247,15 +252,15 @@ class QueryMatch:
     counts: tuple[int, ...]
 
     def __len__(self) -> int:
-        """Number of pairs."""
+        """Return the number of pairs."""
         return len(self.image)
 
     def of_student(self, values: Tensor) -> Tensor:
-        """Pick the pairs' rows of (B, N, ...), -> (P, ...)."""
+        """Pick the pairs' rows of the student's (B, N, ...), -> (P, ...)."""
         return values[self.image, self.student]
 
     def of_teacher(self, values: Tensor) -> Tensor:
-        """Pick the pairs' rows of the teacher's (B, K, ...)."""
+        """Pick the pairs' rows of the teacher's (B, K, ...), -> (P, ...)."""
         return values[self.image, self.teacher]
 
 
@@ -277,16 +282,17 @@ def match_queries(
     Args:
         student_boxes: (B, N, 4).
         teacher_boxes: (B, K, 4).
-        gt_boxes: (G_b, 4) for each image; an image without any is skipped.
+        gt_boxes: (G_b, 4) for each image; images without any are skipped.
         tau: See :func:`foreground_queries`.
         mu1: See :func:`teacher_partners`.
-        mu2: Likewise.
+        mu2: See :func:`teacher_partners`.
         metric: 'giou' or 'nwd'.
         one_to_one: See :func:`teacher_partners`.
         image_sizes: Height and width of each image in pixels, for 'nwd'.
 
     Raises:
-        ValueError: See the two functions.
+        ValueError: See :func:`foreground_queries`,
+            :func:`teacher_partners`.
     """
     students: list[Tensor] = []
     teachers: list[Tensor] = []
@@ -323,7 +329,7 @@ def match_queries(
 
 
 def all_queries(boxes: Tensor) -> QueryMatch:
-    """Pair every query of (B, N, 4) with that of its own index."""
+    """Pair every query of (B, N, 4) with the teacher's of the same index."""
     images, queries = boxes.shape[:2]
     every = torch.arange(images * queries, device=boxes.device)
     index = every % queries

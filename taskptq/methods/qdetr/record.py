@@ -1,4 +1,4 @@
-"""What a query distillation knows of its images, and what became of it."""
+"""Record of a query distillation: its images, counts and loss terms."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ Metas = Sequence[Mapping[str, Any]]
 
 @dataclass(kw_only=True)
 class DistillationRecord:
-    """Facts of one network; batches go by the number of their first image.
+    """Record of one network; keys are the number of a batch's first image.
 
     Args:
         metas: Metainfo of the images of each batch.
         teacher_heads: Outputs of another teacher on each batch.
         steps: Minibatches seen.
-        images: Images seen, once for each layer that was matched.
-        skipped: Those of them without a foreground query.
-        pairs: Queries matched.
+        images: Images seen, counted once per matched layer.
+        skipped: Images without a foreground query, counted the same way.
+        pairs: Matched queries.
         first_terms: Weighted terms of the first minibatch.
-        last_terms: Those of the last.
+        last_terms: Weighted terms of the last minibatch.
     """
 
     metas: dict[int, Metas] = field(default_factory=dict)
@@ -42,7 +42,7 @@ class DistillationRecord:
 
     @classmethod
     def of_batches(cls, metas: Sequence[Metas]) -> DistillationRecord:
-        """Number the batches of a calibration set."""
+        """Make a record for the batches of a calibration set."""
         record = cls()
         first = 0
         for batch in metas:
@@ -51,7 +51,7 @@ class DistillationRecord:
         return record
 
     def count(self, match: QueryMatch) -> None:
-        """Take the matches of one layer in, if it is one of a step."""
+        """Count the matches of one layer, during steps only."""
         if not torch.is_grad_enabled():
             return
         self.images += len(match.counts)
@@ -59,7 +59,7 @@ class DistillationRecord:
         self.pairs += len(match)
 
     def note(self, terms: Mapping[str, Tensor]) -> None:
-        """Take the weighted terms of one minibatch in, if it is a step's."""
+        """Record the weighted terms of one minibatch, during steps only."""
         if not torch.is_grad_enabled():
             return
         self.steps += 1

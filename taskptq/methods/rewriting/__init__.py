@@ -1,4 +1,4 @@
-"""What every rewrite needs: views, statistics, a check of the output."""
+"""Shared parts of all rewrites: views, statistics, output checks."""
 
 from taskptq.methods.rewriting.verified_rewrite import (
     RewriteEntry,

@@ -1,9 +1,6 @@
-"""Peaks of a distribution: the decision that bimodal integration rests on.
+"""Find the peaks of a distribution, by which bimodal integration decides.
 
-Pure arrays in, plain numbers out. Both a method (which decides by it) and the
-analysis (which shows it) need it, and neither may import the other; the core,
-which both may import, does without SciPy. So it stands with the statistics of
-calibration data.
+The analysis shows them too. SciPy keeps this module out of the core.
 """
 
 from __future__ import annotations
@@ -17,8 +14,8 @@ from torch import Tensor
 
 Array = NDArray[np.float64]
 
-# Lv et al., PTQ4SAM, CVPR 2024: points of the density, least height of a peak
-# as a share of the density's sum, least distance of two peaks in points.
+# Lv et al., PTQ4SAM, CVPR 2024: points of the density, minimum height of a
+# peak as a share of the density's sum, minimum distance of peaks in points.
 NUM_POINTS = 128
 MIN_HEIGHT = 0.01
 MIN_DISTANCE = 32
@@ -29,12 +26,12 @@ class DensityPeaks:
     """Peaks of a density over [low, high].
 
     Args:
-        positions: Where the peaks lie, in the units of the values.
-        heights: Density at each.
-        low: Least value.
-        high: Greatest value.
-        num_values: Values of the distribution.
-        num_sampled: Values that the density was estimated from.
+        positions: Positions of the peaks, in the units of the values.
+        heights: Density at each peak.
+        low: Lowest value.
+        high: Highest value.
+        num_values: Number of values of the distribution.
+        num_sampled: Number of values used to estimate the density.
     """
 
     positions: tuple[float, ...]
@@ -66,17 +63,17 @@ def estimate_density(
 ) -> tuple[Array, Array]:
     """Estimate a density with Gaussian kernels (SciPy's ``gaussian_kde``).
 
-    The time is that of ``NUM_POINTS`` times the sample's size, so large
-    tensors are given as a sample. Scott's bandwidth, std * n^(-1/5), depends
-    on n; ``num_values`` keeps it that of the whole tensor, so a sample
-    differs from it by its noise alone, not by its smoothness.
+    The time grows with ``NUM_POINTS`` times the sample's size, so pass a
+    sample of a large tensor. Scott's bandwidth, std * n^(-1/5), depends on
+    n; ``num_values`` keeps that of the whole tensor, so that the estimate
+    from a sample is noisier but not smoother.
 
     Args:
         sample: Values of any shape, not all equal.
-        low: Start of the grid; None is the sample's least value.
-        high: End of the grid; None is the sample's greatest value.
-        num_values: Values of the tensor that the sample comes from; None
-            if it is the tensor itself.
+        low: Start of the grid; None is the sample's lowest value.
+        high: End of the grid; None is the sample's highest value.
+        num_values: Number of values of the tensor that the sample comes
+            from; None if it is the tensor itself.
 
     Returns:
         Grid and density, ``NUM_POINTS`` each.
@@ -103,15 +100,16 @@ def find_density_peaks(
 ) -> DensityPeaks:
     """Find the peaks of a distribution as PTQ4SAM does.
 
-    The density at 128 points from the least to the greatest value; a peak is
-    a local maximum of at least 0.01 times the sum of the density, and at
-    least 32 points from a higher one (Lv et al., CVPR 2024).
+    The density is estimated at 128 points from the lowest to the highest
+    value. A peak is a local maximum of at least 0.01 times the sum of the
+    density, at least 32 points from a higher one (Lv et al., CVPR 2024).
 
     Args:
         sample: Values of any shape.
-        low: Least value of the distribution; None is the sample's.
-        high: Greatest value of the distribution; None is the sample's.
-        num_values: Values of the distribution; None is the sample's size.
+        low: Lowest value of the distribution; None is the sample's.
+        high: Highest value of the distribution; None is the sample's.
+        num_values: Number of values of the distribution; None is the
+            sample's size.
 
     Returns:
         The peaks; none if all values are equal.

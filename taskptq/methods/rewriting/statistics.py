@@ -1,4 +1,4 @@
-"""Statistics of what attentions project and attend to on calibration data."""
+"""Statistics of attention projections and outputs on calibration data."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from taskptq.methods.rewriting.density_peaks import (
 )
 from taskptq.methods.rewriting.views import PARTS, AttentionView, Projection
 
-# Values kept of one tensor. A density of 128 points over as many takes a
-# third of a second, and its noise is about 2 % of its height.
+# Most values kept of one tensor. A density of 128 points from that many takes
+# a third of a second, and its noise is about 2 % of its height.
 MAX_SAMPLE = 2**17
 
-# Not a projection: the heads' outputs, which the output projection reads.
+# Not a projection: the heads' outputs, the input of the output projection.
 ATTENDED = 'attended'
 
 
@@ -33,12 +33,12 @@ class ChannelStatistics:
     """Ranges and means of the channels of one projection.
 
     Args:
-        min_val: (C,), least value of each channel.
-        max_val: (C,), greatest value.
+        min_val: (C,), lowest value of each channel.
+        max_val: (C,), highest value of each channel.
         total: (C,), sum of the values, float64.
-        num_tokens: Values of each channel.
-        sample: (R, C), tokens of the first call: all of them, or, beyond
-            ``MAX_SAMPLE`` values, a random choice that is always the same.
+        num_tokens: Number of values per channel.
+        sample: (R, C), tokens of the first call: all of them or, beyond
+            ``MAX_SAMPLE`` values, a fixed random sample.
     """
 
     min_val: Tensor
@@ -70,21 +70,21 @@ class ChannelStatistics:
 
     @property
     def mean(self) -> Tensor:
-        """(C,), float64."""
+        """Mean of each channel, (C,), float64."""
         return self.total / self.num_tokens
 
     @property
     def midrange(self) -> Tensor:
-        """(C,), the middle between least and greatest value, float64."""
+        """Midpoint of lowest and highest value, (C,), float64."""
         return (self.min_val.double() + self.max_val.double()) / 2
 
     @property
     def num_values(self) -> int:
-        """Values over all channels."""
+        """Number of values over all channels."""
         return self.num_tokens * self.total.numel()
 
     def merge(self, other: ChannelStatistics) -> ChannelStatistics:
-        """Return the statistics of both; the sample stays this one's."""
+        """Return the joint statistics, with this one's sample."""
         return ChannelStatistics(
             min_val=torch.minimum(self.min_val, other.min_val),
             max_val=torch.maximum(self.max_val, other.max_val),
@@ -94,7 +94,7 @@ class ChannelStatistics:
         )
 
     def peaks(self) -> DensityPeaks:
-        """Find the peaks over all channels together."""
+        """Find the peaks of all channels together."""
         return find_density_peaks(
             self.sample,
             low=float(self.min_val.min()),
@@ -104,11 +104,11 @@ class ChannelStatistics:
 
 
 def _some_tokens(x: Tensor) -> Tensor:
-    """Choose whole tokens, so that each channel has the same weight."""
+    """Sample whole tokens, so that each channel has the same weight."""
     limit = max(MAX_SAMPLE // x.shape[1], 1)
     if x.shape[0] <= limit:
         return x
-    # Not every k-th: on an image that could be always the same column.
+    # Not every k-th token: on an image that may be one column.
     generator = torch.Generator().manual_seed(0)
     chosen = torch.randperm(x.shape[0], generator=generator)[:limit]
     return x[chosen.sort().values.to(x.device)]
@@ -135,7 +135,7 @@ class _Collector:
 
 @contextmanager
 def open_attention() -> Iterator[None]:
-    """Keep torch off its fused kernels, which pass by hooks and modules."""
+    """Keep torch off its fused kernels, which bypass hooks and modules."""
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -155,23 +155,23 @@ def collect_statistics(
 ) -> dict[str, dict[str, ChannelStatistics]]:
     """Describe projected queries, keys and values, in one pass over the data.
 
-    In a distributed run every rank ends with the same statistics: those of
-    all batches, the sample being the lowest rank's.
+    In a distributed run every rank ends with the statistics of all batches
+    and the sample of the lowest rank.
 
     Args:
         model: Float model.
         views: Its attentions.
         batches: Collated batches (this rank's share).
         forward: Runs the model on one batch.
-        parts: Which of 'query', 'key', 'key_position', 'value', and
-            'attended', the heads' outputs side by side: each query's mean of
-            the values, weighted by its attention. Those that an attention
-            lacks are left out.
-        one_batch: Use the first batch alone in which an attention runs (of
-            the lowest rank), and stop when each has run.
+        parts: Any of 'query', 'key', 'key_position', 'value', and
+            'attended', the concatenated outputs of the heads: each query's
+            mean of the values, weighted by its attention. Parts that an
+            attention lacks are left out.
+        one_batch: Use only the first batch (of the lowest rank) in which an
+            attention runs, and stop when each has run.
 
     Returns:
-        By attention and by part; an attention that never ran is missing.
+        Statistics by attention and part; without attentions that never ran.
 
     Raises:
         ValueError: If there is no batch, or a projection is not finite.
@@ -210,7 +210,7 @@ def collect_statistics(
 def _named(
     add: Callable[[Tensor], None], view: AttentionView, part: str
 ) -> Callable[[Tensor], None]:
-    """Let errors of ``add`` name the attention."""
+    """Make errors of ``add`` name the attention."""
 
     def named_add(x: Tensor) -> None:
         try:
@@ -227,7 +227,7 @@ def _attach(
     projection: Projection,
     add: Callable[[Tensor], None],
 ) -> Any:
-    """Hand a projection's output to ``add`` at every call."""
+    """Pass a projection's output to ``add`` at every call."""
     if projection.layer is not None:
 
         def after_layer(_module: Any, _args: Any, output: Tensor) -> None:
@@ -248,10 +248,10 @@ def _attach(
 def _attach_attended(
     view: AttentionView, add: Callable[[Tensor], None]
 ) -> Any:
-    """Hand the heads' outputs to ``add`` at every call."""
+    """Pass the heads' outputs to ``add`` at every call."""
     if isinstance(view.module, nn.MultiheadAttention):
-        # Its output projection is a parameter of one fused call: what enters
-        # it is seen by attending again, without that projection.
+        # Its output projection is a parameter of one fused call, so attend
+        # again without that projection to see its input.
         weight, bias = view.out.weight, view.out.bias
         bare = {'out_proj.weight': torch.eye(len(weight)).to(weight)}
         if bias is not None:
@@ -283,7 +283,7 @@ def _attach_attended(
 def _merged(
     own: dict[tuple[str, str], ChannelStatistics | None], *, first_only: bool
 ) -> dict[str, dict[str, ChannelStatistics]]:
-    """Bring the ranks to common statistics, grouped by attention."""
+    """Merge the statistics of all ranks, grouped by attention."""
     result: dict[str, dict[str, ChannelStatistics]] = {}
     for ranks in gather(own):
         for (name, part), statistics in ranks.items():

@@ -1,8 +1,8 @@
-"""What ModelRewrites of attentions share: proposing, verifying, reporting.
+"""Common parts of attention rewrites: proposals, verification, reports.
 
 A rewrite proposes new values for rows of an attention's parameters. They are
-written, each attention is run with and without them on calibration data, and
-what changes its output is taken back.
+written, each attention runs with and without them on calibration data, and
+edits that change its output are undone.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from taskptq.methods.rewriting.views import AttentionView
 
 logger = logging.getLogger('taskptq')
 
-# Largest change of an attention's output that rounding in float32 explains,
+# Largest change of an attention's output that float32 rounding explains,
 # relative to the output's largest magnitude.
 TOLERANCE = 1e-5
-# What every rewrite's arguments of these names may be.
+# Rules of the arguments that all rewrites have.
 PATTERNS = patterns(optional=True)
 TOLERANCE_RULE = Number(above=0, high=1)
 VERIFY_BATCHES = Whole(low=1)
 
 
 class CalibrationStats(Protocol):
-    """What the engine hands to a rewrite."""
+    """Calibration data, as the engine passes it to a rewrite."""
 
     @property
     def batches(self) -> Sequence[Any]:
@@ -47,17 +47,18 @@ class CalibrationStats(Protocol):
 
 @dataclass(kw_only=True)
 class RewriteEntry:
-    """What happened to one part of one attention, or to a layer's input.
+    """Outcome for one part of one attention, or for a layer's input.
 
     Args:
-        name: Qualified name of the attention, or of the layers, with commas.
-        part: What was rewritten, e.g. 'key', 'value', 'input'.
-        status: 'applied'; 'unchanged' if the method saw no need; 'skipped'
-            if it cannot be done; 'undone' if it was verified and failed.
+        name: Qualified name of the attention, or of the layers, separated by
+            commas.
+        part: The part, e.g. 'key', 'value', 'input'.
+        status: 'applied'; 'unchanged' if unnecessary; 'skipped' if
+            impossible; 'undone' if verification failed.
         reason: Why it is not 'applied'.
         max_relative_error: Largest change of its output, relative to the
             output's largest magnitude; None if not verified.
-        details: The method's own figures, plain types.
+        details: Numbers of the method, plain types.
     """
 
     name: str
@@ -70,12 +71,12 @@ class RewriteEntry:
 
 @dataclass(kw_only=True)
 class RewriteReport:
-    """What a rewrite did to a model.
+    """Report of a rewrite.
 
     Args:
         rewrite: Class of the rewrite.
         settings: Its arguments, plain types.
-        entries: What happened to each attention or layer.
+        entries: Outcome for each attention or layer.
     """
 
     rewrite: str
@@ -84,7 +85,7 @@ class RewriteReport:
 
     @property
     def max_relative_error(self) -> float:
-        """Largest change of an output that was left in place; 0 if none."""
+        """Largest change of an output by applied edits; 0 without any."""
         errors = [
             entry.max_relative_error
             for entry in self.entries
@@ -114,8 +115,8 @@ class RowEdit:
 
     Args:
         rows: The rows, sharing the parameter's memory.
-        after: What to write.
-        before: What was there.
+        after: New values.
+        before: Old values.
     """
 
     rows: Tensor
@@ -135,8 +136,8 @@ class Proposal:
 
     Args:
         view: The attention.
-        entry: Its place in the report.
-        edits: What to write; none where the entry says why not.
+        entry: Its entry in the report.
+        edits: Edits to write; empty if the entry gives a reason.
     """
 
     view: AttentionView
@@ -159,7 +160,7 @@ class Proposal:
     def compare(
         self, module: nn.Module, args: Any, kwargs: Any, output: Any
     ) -> None:
-        """Forward hook: run once more with the old values, and compare."""
+        """Forward hook: run again with the old values and compare."""
         self.undo()
         try:
             before = module.forward(*args, **kwargs)
@@ -170,7 +171,7 @@ class Proposal:
 
 
 def _first(output: Any) -> Tensor:
-    """Return an attention's output without the weights beside it."""
+    """Return an attention's output without its attention weights."""
     first: Tensor = output if isinstance(output, Tensor) else output[0]
     return first
 
@@ -178,8 +179,8 @@ def _first(output: Any) -> Tensor:
 def relative_error(before: Tensor, after: Tensor) -> float:
     """Return max |after - before| / max |before|.
 
-    Elements that are NaN in both (queries that may attend to nothing) count
-    as equal; infinity if only one of them is not finite.
+    Elements that are not finite in both (queries that may attend to nothing)
+    count as equal; the result is infinite if only one of them isn't finite.
     """
     before, after = before.double(), after.double()
     finite = before.isfinite()
@@ -201,15 +202,16 @@ def apply_proposals(
     tolerance: float = TOLERANCE,
     verify_batches: int = 1,
 ) -> None:
-    """Write the edits, verify each, take back what changes an output.
+    """Write the edits, verify each, and undo those that change an output.
 
-    All attentions are verified together; each on the first batches in which
+    All attentions are verified together, each on the first batches in which
     it runs. Sets status, reason and error of the proposals' entries. In a
-    distributed run, all ranks decide alike.
+    distributed run, all ranks decide the same.
 
     Args:
         model: Float model, changed in place.
-        proposals: Edits; no two share a row. Those without are left out.
+        proposals: Proposals, no two of which share a row. Those without
+            edits are ignored.
         stats: Calibration data.
         tolerance: Largest ``max_relative_error`` to accept.
         verify_batches: Batches to verify each attention on.
@@ -242,7 +244,7 @@ def _run_verification(
     stats: CalibrationStats,
     num_batches: int,
 ) -> None:
-    """Fill the proposals' errors from as few batches as will do."""
+    """Fill in the proposals' errors from as few batches as needed."""
     done = dict.fromkeys(range(len(proposals)), 0)
     with ExitStack() as stack:
         for proposal in proposals:
@@ -276,7 +278,7 @@ def _take_back(proposal: Proposal, reason: str) -> None:
 def skipped_entries(
     reasons: dict[str, str], *, part: str
 ) -> list[RewriteEntry]:
-    """Return entries of attentions that a rewrite cannot serve."""
+    """Return entries for attentions that a rewrite cannot handle."""
     return [
         RewriteEntry(name=name, part=part, status='skipped', reason=reason)
         for name, reason in reasons.items()
@@ -284,7 +286,7 @@ def skipped_entries(
 
 
 def key_shift_obstacle(view: AttentionView, part: str = 'key') -> str | None:
-    """Say why a constant cannot be added to all keys, or return None."""
+    """Return why a constant cannot be added to all keys, or None."""
     if view.extra_keys:
         return (
             'a learned or zero token joins the keys after their projection '

@@ -1,8 +1,8 @@
-"""One view of the projections of every attention class that is mapped.
+"""A common view of the projections of all mapped attention classes.
 
-Hosts keep them as layers of their own, as slices of one fused layer, or as
-bare parameters. Rewrites and the analysis of keys read all of them as rows of
-a weight and of a bias. Which class has which layout follows from its
+Hosts have them as separate layers, as slices of one fused layer, or as bare
+parameters. Rewrites and the analysis of keys read all of them as rows of a
+weight and of a bias. Which class has which layout follows from its
 counterpart, so ``hosts`` stays the only list of host names.
 """
 
@@ -24,12 +24,12 @@ class Projection:
     """A linear map's parameters, or a slice of a fused one's.
 
     Args:
-        weight: (C_out, C_in), sharing the parameter's memory: what is
-            written to it in place, the model has.
-        bias: (C_out,), likewise; None where there is none.
+        weight: (C_out, C_in), sharing the parameter's memory: writing to it
+            in place changes the model.
+        bias: (C_out,), sharing the parameter's memory; None without a bias.
         layer: The child module that projects; None if the attention itself
-            does so, with bare parameters.
-        rows: Which of the layer's output channels are meant.
+            does, with bare parameters.
+        rows: The layer's output channels that belong to this projection.
     """
 
     weight: Tensor
@@ -47,9 +47,9 @@ class AttentionView:
         module: The attention.
         num_heads: Heads.
         query: Projection to queries.
-        key: Projection to keys; of their content, where positions have a
-            projection of their own.
-        key_position: That one, None where there is none.
+        key: Projection to keys; of their content only, if positions are
+            projected separately.
+        key_position: Projection of the keys' positions, None without one.
         value: Projection to values.
         out: Projection of the heads' outputs.
         extra_keys: Whether a learned or a zero token joins the keys and
@@ -70,7 +70,7 @@ class AttentionView:
     query_positions: bool = False
 
     def part(self, name: str) -> Projection | None:
-        """Return the projection of that name; None if there is none."""
+        """Return the projection with that name, None if it doesn't exist."""
         projection: Projection | None = getattr(self, name)
         return projection
 
@@ -97,7 +97,7 @@ def _slice(
 def _thirds(
     weight: Tensor, bias: Tensor | None, *, layer: nn.Module | None = None
 ) -> tuple[Projection, Projection, Projection]:
-    """Split a fused projection, its rows being those of q, k and v."""
+    """Split a fused projection into those of q, k and v."""
     size = weight.shape[0] // 3
     q, k, v = (
         _slice(
@@ -112,7 +112,7 @@ def _thirds(
 
 
 def _fused_layer(name: str, module: nn.Module) -> AttentionView:
-    """View of ``qkv`` and ``proj``: Swin's windows, SAM's image encoder."""
+    """View ``qkv`` and ``proj``: Swin's windows, SAM's image encoder."""
     qkv, proj = _linears(module, 'qkv', 'proj')
     q, k, v = _thirds(qkv.weight, qkv.bias, layer=qkv)
     return AttentionView(
@@ -128,7 +128,7 @@ def _fused_layer(name: str, module: nn.Module) -> AttentionView:
 
 
 def _separate_layers(name: str, module: nn.Module) -> AttentionView:
-    """View of ``q_proj`` ... ``out_proj``: SAM's mask decoder."""
+    """View ``q_proj`` ... ``out_proj``: SAM's mask decoder."""
     q, k, v, out = (
         _of_layer(layer)
         for layer in _linears(module, 'q_proj', 'k_proj', 'v_proj', 'out_proj')
@@ -145,10 +145,10 @@ def _separate_layers(name: str, module: nn.Module) -> AttentionView:
 
 
 def _content_and_position(name: str, module: nn.Module) -> AttentionView:
-    """View of Conditional and DAB-DETR's decoder.
+    """View the decoders of Conditional and DAB-DETR.
 
-    Keys are the sum of both projections or hold them side by side: either
-    way, what is added to one of them is added to every key alike.
+    Keys are the sum or the concatenation of both projections: either way, a
+    constant added to one of them is added to every key.
     """
     q, k, v, out, position = (
         _of_layer(layer)
@@ -174,11 +174,11 @@ def _content_and_position(name: str, module: nn.Module) -> AttentionView:
 
 
 def _bare_parameters(name: str, module: nn.Module) -> AttentionView:
-    """View of nn.MultiheadAttention, its input projection fused or not."""
+    """View nn.MultiheadAttention, its input projection fused or not."""
     assert isinstance(module, nn.MultiheadAttention)
     (out,) = _linears(module, 'out_proj')
     bias = module.in_proj_bias
-    # Absent where the projections are not fused, whatever its annotation.
+    # None if the projections are not fused, despite its annotation.
     fused = module._parameters['in_proj_weight']
     if fused is not None:
         q, k, v = _thirds(fused, bias)
@@ -204,7 +204,7 @@ def _linears(module: nn.Module, *names: str) -> list[nn.Linear]:
     """Return children that must be linear layers.
 
     Raises:
-        TypeError: If one is something else, e.g. wrapped by an adapter.
+        TypeError: If one isn't, e.g. because an adapter wraps it.
     """
     found = []
     for name in names:
@@ -242,8 +242,8 @@ def attention_views(
         model: Float model, before it is prepared.
 
     Returns:
-        The views in the order of the modules, and the reasons why other
-        mapped attentions have none, by qualified name.
+        The views in the order of the modules, and by qualified name the
+        reasons why other mapped attentions have none.
     """
     views: list[AttentionView] = []
     skipped: dict[str, str] = {}
@@ -266,12 +266,12 @@ def attention_views(
 def select_views(
     model: nn.Module, *, patterns: Iterable[str] | None, argument: str
 ) -> tuple[list[AttentionView], dict[str, str]]:
-    """Return the views, and reasons, of attentions whose names match.
+    """Return the views and reasons of attentions whose names match.
 
     Args:
         model: Float model.
-        patterns: Name patterns as in a QConfig; None takes every attention.
-        argument: What the patterns are called, for the error.
+        patterns: Name patterns as in a QConfig; None is every attention.
+        argument: Name of the argument ``patterns``, for errors.
 
     Raises:
         ValueError: If the model has no attention, or a pattern matches none.
@@ -281,8 +281,8 @@ def select_views(
     if not names:
         raise ValueError(
             f'{argument}: {type(model).__name__} has no attention with a '
-            'known layout: leave the rewrite out, or run it before the model '
-            'is quantized'
+            'known layout: remove the rewrite, or run it before the model is '
+            'quantized'
         )
     if patterns is None:
         return views, skipped

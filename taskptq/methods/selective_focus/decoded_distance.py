@@ -1,8 +1,8 @@
 """Distances between decoded predictions, chosen by name.
 
-A distance is built from its settings and called with the predictions of the
-float model, those of the changed model and the metainfo of the images; it
-returns one value of at least 0 for each image.
+A distance is called with the predictions of the float model, those of the
+changed model and the metainfo of the images, and returns one non-negative
+value per image.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ class LaneDistance:
 
     Args:
         num_rows: Rows at which lanes are compared, evenly spaced over the
-            crop that the network sees.
-        gamma: Cost of a row that is lost, and the most that a row costs.
-        tau: Largest mean distance at which two lanes are one.
+            network's crop.
+        gamma: Cost of a missing row and highest cost of any row, in pixels.
+        tau: Mean distance below which two lanes match, in pixels.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class LaneDistance:
         """Return the score of each image.
 
         Args:
-            one: For each image an object with ``points``, a list of lanes,
-                (n, 2) of x and y; or that list.
-            two: The same of the other model.
-            metas: ``crop`` (x0, y0, x1, y1), else ``ori_shape`` (h, w), of
+            one: For each image a list of lanes, (n, 2) of x and y, or an
+                object whose ``points`` is such a list.
+            two: The same for the other model.
+            metas: ``crop`` (x0, y0, x1, y1) or else ``ori_shape`` (h, w) of
                 each image.
         """
         return [
@@ -74,12 +74,12 @@ class LaneDistance:
         )
 
     def rows(self, meta: Mapping[str, Any]) -> Any:
-        """Return the rows of an image, (R,), from the bottom upwards."""
+        """Return the rows of an image, (R,), from bottom to top."""
         crop = meta.get('crop')
         if crop is None and 'ori_shape' not in meta:
             raise ValueError(
-                'LaneDistance needs crop or ori_shape in the metainfo: let '
-                'the pipeline pack one of them'
+                'LaneDistance needs crop or ori_shape in the metainfo: pack '
+                'one of them in the pipeline'
             )
         if crop is None:
             top, bottom = 0, meta['ori_shape'][0]
@@ -89,7 +89,7 @@ class LaneDistance:
 
 
 class LabelDisagreement:
-    """Share of places whose label differs, for maps of labels."""
+    """Share of pixels whose label differs, for label maps."""
 
     def __call__(
         self, one: Sequence[Tensor], two: Sequence[Tensor], metas: Metas
@@ -117,7 +117,7 @@ def build_distance(config: Any) -> Distance:
     """Build a distance.
 
     Args:
-        config: Name of a distance, a dict of its name as ``type`` and its
+        config: Name of a distance, a dict with its name as ``type`` and its
             settings, or a callable as described above.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Sensitivity Aware Selection: which heads count, and how much.
+"""Sensitivity Aware Selection: choose and weigh the heads that matter.
 
 After Fan et al., AAAI 2024, who select influential heads and refine the
-objective at run time; thresholds and weights are a reconstruction.
+objective at run time; thresholds and weights are our reconstruction.
 """
 
 from __future__ import annotations
@@ -22,19 +22,23 @@ SELECTIONS = ('threshold', 'topk')
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSelection:
-    """From sensitivities to the weights of the heads.
+    """Turn sensitivities into weights of the heads.
+
+    >>> selection = HeadSelection(rho=0.5)
+    >>> selection.weights({'cls': 3.0, 'reg': 1.0, 'off': 2.0})
+    {'cls': 0.6, 'reg': 0.0, 'off': 0.4}
 
     Args:
-        selection: 'threshold' keeps heads of at least ``rho`` times the
+        selection: 'threshold' keeps heads with at least ``rho`` times the
             highest sensitivity, 'topk' the ``top_k`` highest, None keeps all
-            and weighs them alike.
+            with equal weights.
         rho: Share of the highest sensitivity, [0, 1].
-        top_k: Heads kept, at least 1.
-        floor: Share of the weight that all heads get alike, selected or not,
-            [0, 1].
+        top_k: Number of heads to keep, at least 1.
+        floor: Share of the weight that is spread evenly over all heads,
+            selected or not, [0, 1].
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     selection: str | None = setting(
@@ -52,7 +56,7 @@ class HeadSelection:
         """Return the names of the selected heads, in their order."""
         names = list(sensitivities)
         highest = max(sensitivities.values(), default=0.0)
-        # Where nothing hurts there is nothing to select by.
+        # If no head is sensitive, there is nothing to select by.
         if self.selection is None or highest <= 0:
             return names
         if self.selection == 'threshold':
@@ -62,7 +66,7 @@ class HeadSelection:
             least = ranked[min(self.top_k, len(ranked)) - 1]
         kept = [n for n in names if sensitivities[n] >= least]
         if self.selection == 'topk':
-            # Of equal heads, the first ones.
+            # On ties the first heads win.
             kept.sort(key=lambda name: -sensitivities[name])
             kept = sorted(kept[: self.top_k], key=names.index)
         return kept
@@ -70,8 +74,8 @@ class HeadSelection:
     def weights(self, sensitivities: Mapping[str, float]) -> dict[str, float]:
         """Return the weight of every head; they sum to 1.
 
-        A kept head weighs ``S_i / sum S`` over the kept ones; all weigh the
-        same without a selection, or where every sensitivity is 0.
+        A kept head weighs ``S_i / sum S`` over the kept heads. Weights are
+        equal without a selection, or if every sensitivity is 0.
         """
         kept = self.kept(sensitivities)
         total = sum(sensitivities[name] for name in kept)
@@ -85,13 +89,13 @@ class HeadSelection:
 
 
 class MovingAverage:
-    """Exponential moving average of named values; starts at the first.
+    """Exponential moving average of named values, starting at the first.
 
     Args:
-        decay: Weight of what was before, [0, 1).
+        decay: Weight of the previous average, [0, 1).
 
     Raises:
-        ValueError: If the decay cannot be.
+        ValueError: If the decay is invalid.
     """
 
     def __init__(self, decay: float) -> None:
@@ -99,7 +103,7 @@ class MovingAverage:
         self.values: dict[str, float] = {}
 
     def update(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Take new values in; returns the averages."""
+        """Add new values and return the averages."""
         for name, value in values.items():
             before = self.values.get(name, value)
             self.values[name] = self.decay * before + (1 - self.decay) * value

@@ -1,11 +1,11 @@
-"""How much each head's error distorts the predictions, without decoding.
+"""Estimate how much each head's error distorts predictions, without decoding.
 
-The paper behind (Fan et al., AAAI 2024) measures the sensitivity of the heads
-at run time; a secondary source says that an interpolation keeps this cheap.
-This reading of it is a reconstruction: before optimization, each head gets a
-part of its quantization error, and the distance of the decoded predictions is
-recorded over the error; while optimizing, the sensitivity is read off that
-curve at the present error. An exact measurement now and then adds a point.
+Fan et al. (AAAI 2024) measure the sensitivity of heads at run time; according
+to a secondary source, interpolation keeps this cheap. This is our
+reconstruction: before optimization, parts of each head's quantization error
+are applied, and the distance of the decoded predictions is recorded over the
+error. During optimization the sensitivity is read from that curve at the
+current error, and occasional exact measurements add points.
 """
 
 from __future__ import annotations
@@ -19,9 +19,12 @@ __all__ = ['MonotoneCurve', 'build_curves', 'isotonic']
 
 
 def isotonic(values: Sequence[float]) -> list[float]:
-    """Return the non-decreasing values of least squared distance.
+    """Return the closest non-decreasing values, in least squares.
 
     Pool adjacent violators (Barlow et al., 1972).
+
+    >>> isotonic([1.0, 3.0, 2.0, 4.0])
+    [1.0, 2.5, 2.5, 4.0]
     """
     pools: list[tuple[float, int]] = []
     for value in values:
@@ -37,8 +40,8 @@ def isotonic(values: Sequence[float]) -> list[float]:
 class MonotoneCurve:
     """Piecewise-linear, non-decreasing curve through (0, 0) and points.
 
-    Points that contradict the order are averaged. Beyond the last point the
-    curve keeps its value.
+    Points that violate the order are averaged. The curve is constant beyond
+    the last point.
 
     Args:
         points: (error, sensitivity), both at least 0.
@@ -52,7 +55,7 @@ class MonotoneCurve:
             self.add(error, value)
 
     def add(self, error: float, value: float) -> None:
-        """Take one measured point in; error 0 has the value 0 anyway."""
+        """Add one measured point; error 0 always has the value 0."""
         if error <= 0:
             return
         self._points.append((error, value))
@@ -80,16 +83,16 @@ def build_curves(
     """Measure each head's curve of sensitivity over error.
 
     Args:
-        swaps: Decodes the mixtures.
+        swaps: Decodes mixtures of float and quantized heads.
         quant: Named outputs of the quantized model, by batch.
         errors: Error of each head at full strength, a weighted mean square.
         strengths: Parts lambda of the error to measure at.
 
     Returns:
-        By head.
+        Curves by head.
     """
     measured = swaps.curves(quant, strengths=strengths)
-    # The error is quadratic: a part lambda of it has lambda^2 of its square.
+    # Errors are squared: a part lambda of the error has lambda^2 of it.
     return {
         name: MonotoneCurve(
             [

@@ -1,4 +1,4 @@
-"""What the error of one named head does to the decoded predictions."""
+"""Measure the effect of one head's error on the decoded predictions."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from taskptq.core.distributed import mean_over_ranks
 
 Heads = Mapping[str, Tensor]
 Metas = Sequence[Mapping[str, Any]]
-# Predictions of the float model, those of the changed one, metainfo of the
+# Predictions of the float model, those of the changed model, metainfo of the
 # images -> distance of each image, at least 0
 Distance = Callable[[Sequence[Any], Sequence[Any], Metas], Sequence[float]]
 
@@ -23,7 +23,7 @@ FORMS = ('swap_in', 'leave_one_out')
 def head_names(outputs: Heads) -> tuple[str, ...]:
     """Return the names of the heads among named outputs.
 
-    An output of integers is none: it says where others were computed.
+    Integer outputs are not heads: they index where others were computed.
     """
     return tuple(
         name for name, output in outputs.items() if output.is_floating_point()
@@ -32,12 +32,12 @@ def head_names(outputs: Heads) -> tuple[str, ...]:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadBatch:
-    """One batch of the float model, its decoded predictions with it.
+    """One batch of the float model, with its decoded predictions.
 
     Args:
         heads: Named outputs of the float model.
         metas: Metainfo of each image.
-        decoded: What the adapter decodes them to.
+        decoded: Predictions that the adapter decodes from the heads.
     """
 
     heads: Heads
@@ -46,16 +46,16 @@ class HeadBatch:
 
 
 class HeadSwaps:
-    """Decodes mixtures of float and quantized heads.
+    """Decode mixtures of float and quantized heads.
 
     Args:
         heads_float: Named outputs of the float model, by batch.
         metas: Metainfo of the images, by batch.
-        adapter: Its ``decode`` turns heads into predictions.
-        distance: How far predictions are apart.
+        adapter: Adapter whose ``decode`` turns heads into predictions.
+        distance: Distance of predictions.
         form: 'swap_in' puts one quantized head among float ones;
-            'leave_one_out' puts one float head among quantized ones, and
-            counts by how much the distance falls.
+            'leave_one_out' puts one float head among quantized ones and
+            measures how much the distance falls.
 
     Raises:
         ValueError: If the form is unknown.
@@ -102,11 +102,11 @@ class HeadSwaps:
 
         Args:
             quant: Named outputs of the quantized model, by batch.
-            strengths: Shares lambda of the error: the head is
+            strengths: Parts lambda of the error: the head is
                 ``h + lambda (h_hat - h)``.
 
         Returns:
-            By head, one sensitivity for each strength, at least 0.
+            By head, one sensitivity of at least 0 per strength.
         """
         rows = [
             [self.mixed_distance(quant, name, strength=s) for s in strengths]
@@ -128,13 +128,13 @@ class HeadSwaps:
     def mixed_distance(
         self, quant: Sequence[Heads], name: str, *, strength: float
     ) -> float:
-        """Return the mean distance with one head at part of its error.
+        """Return the mean distance with a part of one head's error.
 
         Args:
             quant: Named outputs of the quantized model, by batch.
             name: The head; the others are float ('swap_in') or quantized
                 ('leave_one_out').
-            strength: Share of the head's error.
+            strength: Part of the head's error.
         """
         distances: list[float] = []
         for batch, heads in zip(self.batches, quant, strict=True):
@@ -146,7 +146,7 @@ class HeadSwaps:
         return sum(distances) / max(1, len(distances))
 
     def distances(self, batch: HeadBatch, heads: Heads) -> list[float]:
-        """Return how far each image's predictions are from the float ones."""
+        """Return the distance of each image's predictions to the float's."""
         decoded = self._decode(heads, batch.metas)
         found = self.distance(batch.decoded, decoded, batch.metas)
         return [float(value) for value in found]

@@ -1,10 +1,10 @@
-"""Lane distortion score: how far apart two sets of lanes are.
+"""Lane distortion score: the distance between two sets of lanes.
 
 Selective Focus (Fan et al., AAAI 2024) names a Lane Distortion Score that
-measures what an error of a lane detector's outputs does behind its decoder: a
-distance between lane points and a penalty for points without a partner. The
-formula below is our reconstruction of it; none was published with the parts
-of the paper that we could read.
+measures the effect of errors in a lane detector's outputs after decoding, by
+a distance between lane points and a penalty for points without a partner. The
+formula here is our reconstruction, as the parts of the paper that we could
+read don't give one.
 """
 
 from __future__ import annotations
@@ -24,23 +24,22 @@ __all__ = [
     'sample_lanes',
 ]
 
-# Among matchings of equal distance the one of least distortion counts: its
-# share of the cost, so small that it decides between equal ones only.
+# Weight of the distortion in the matching cost: so small that it only breaks
+# ties between matchings of equal distance.
 TIE_WEIGHT = 1e-9
 
 
 @dataclass(frozen=True)
 class LaneDistortion:
-    """What separates two sets of lanes.
+    """Difference between two sets of lanes.
 
     Attributes:
         total: Sum of the distances and penalties, pixels x rows.
-        rows: Rows that it was summed over.
-        distance: The distances' part of ``total``: rows that both lanes of a
-            pair have.
-        common_rows: Rows of ``distance``.
-        pairs: Indices of the lanes that belong together, (first, second).
-        num_lanes: Lanes with at least one row, of the first and second set.
+        rows: Number of rows summed over.
+        distance: Part of ``total`` from rows that both lanes of a pair have.
+        common_rows: Number of rows in ``distance``.
+        pairs: Indices of matched lanes, (first, second).
+        num_lanes: Lanes with at least one row in the first and second set.
     """
 
     total: float
@@ -52,7 +51,7 @@ class LaneDistortion:
 
     @property
     def score(self) -> float:
-        """Mean over the rows, in pixels: 0 if identical, gamma if all lost."""
+        """Mean over rows, in pixels: 0 if identical, gamma without a match."""
         return self.total / max(1, self.rows)
 
 
@@ -85,12 +84,12 @@ def lane_distortion(
     gamma: float = 30.0,
     tau: float = 30.0,
 ) -> LaneDistortion:
-    """Match two sets of lanes and sum what separates them.
+    """Match two sets of lanes and sum their differences.
 
     The cost of a pair is the mean distance in x over the rows that both have
-    (infinite if none); the assignment of least cost is taken (Hungarian), and
-    a pair of it holds if its cost is below tau. Then, in our reconstruction
-    of the score::
+    (infinite without any). The assignment of least cost is used (Hungarian),
+    and its pairs match if their cost is below tau. Then, in our
+    reconstruction of the score::
 
         total = sum over pairs of
                     sum over common rows of min(|x_a - x_b|, gamma)
@@ -100,14 +99,14 @@ def lane_distortion(
                 + sum over the other lanes of rows
 
     Args:
-        a: Lanes as x at common rows, an array or tensor (L, R) with NaN where
-            a lane is absent, or as a list of polylines, each (n, 2), x and y.
-            In pixels of the original image.
-        b: Lanes of the other set, likewise.
-        rows: y of the common rows, (R,); needed for polylines.
-        gamma: Penalty of a row without partner and most that a row can
-            cost, in pixels.
-        tau: Mean distance from which lanes are not the same, in pixels.
+        a: Lanes in pixels of the original image: x at common rows, (L, R),
+            as an array or tensor with NaN where a lane is absent, or a list
+            of polylines, (n, 2) of x and y each.
+        b: Lanes of the other set, in either form.
+        rows: y of the common rows, (R,); required for polylines.
+        gamma: Penalty of a row without partner and highest cost of any row,
+            in pixels.
+        tau: Mean distance from which lanes don't match, in pixels.
 
     Raises:
         ValueError: If gamma or tau is not positive, the two sets have
@@ -132,7 +131,7 @@ def lane_distortion(
 def matched_distortion(
     first: np.ndarray, second: np.ndarray, *, gamma: float, tau: float
 ) -> LaneDistortion:
-    """Do the work of :func:`lane_distortion` for non-empty lanes (L, R)."""
+    """Compute :func:`lane_distortion` for non-empty lanes (L, R)."""
     there, here = np.isfinite(first), np.isfinite(second)  # La x R, Lb x R
     both = there[:, None] & here[None]  # La x Lb x R
     gaps = np.zeros(both.shape)
@@ -150,7 +149,7 @@ def matched_distortion(
 
     accepted = cost < tau
     worst = cost[np.isfinite(cost)].max(initial=0.0)
-    # So much that one pair without common rows outweighs all others.
+    # Large enough that one pair without common rows outweighs all others.
     finite = np.where(common > 0, cost, (worst + 1.0) * (min(cost.shape) + 1))
     tie = TIE_WEIGHT * np.where(accepted, together, apart)
     pairs = tuple(
@@ -175,20 +174,19 @@ def matched_distortion(
 
 
 def at_rows(lanes: Any, rows: Any) -> np.ndarray:
-    """Return lanes as x at rows, (L, R), whatever form they have."""
+    """Return lanes of either form as x at rows, (L, R)."""
     if isinstance(lanes, (np.ndarray, Tensor)) and lanes.ndim == 2:
         array = as_array(lanes)
         if rows is not None and array.shape[1] != len(rows):
             raise ValueError(
-                f'lanes of shape {array.shape} do not have the {len(rows)} '
-                'rows given: one column for each row; polylines come as a '
-                'list'
+                f'lanes of shape {array.shape} do not match the {len(rows)} '
+                'rows: give one column per row, or polylines as a list'
             )
         return array
     if rows is None:
         raise ValueError(
             'rows=None: polylines can only be compared at '
-            'common rows; give their y'
+            'common rows: give their y'
         )
     return sample_lanes(lanes, rows)
 
@@ -197,7 +195,7 @@ def sample_lanes(lanes: Sequence[Any], rows: Any) -> np.ndarray:
     """Return the x of polylines at rows.
 
     A lane is absent above its highest and below its lowest point. Points that
-    are not finite are left out; the order of the points does not matter.
+    aren't finite are ignored; the order of the points does not matter.
 
     Args:
         lanes: Polylines, (n, 2) each, x and y; arrays or tensors.
@@ -247,7 +245,7 @@ def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         cost: (n, m), finite.
 
     Returns:
-        Indices of rows, in order, and of their columns, min(n, m) each.
+        Sorted row indices and their column indices, min(n, m) each.
 
     Raises:
         ValueError: If a cost is not finite.
@@ -288,10 +286,11 @@ def cheapest_path(
     row_price: np.ndarray,
     column_price: np.ndarray,
 ) -> tuple[int, np.ndarray]:
-    """Find the cheapest way from a row to a free column; update the prices.
+    """Find the cheapest path from a row to a free column; update the prices.
 
     Returns:
-        The free column, and the column before each on its way (-1: none).
+        The free column, and each column's predecessor on its path (-1 for
+        none).
     """
     distance = np.full(len(owner), np.inf)
     previous = np.full(len(owner), -1)

@@ -1,11 +1,11 @@
-"""Selective Focus: network-wise reconstruction of what decoding depends on.
+"""Selective Focus: network-wise reconstruction focused on decoding.
 
 Fan et al., 'Selective Focus: Investigating Semantics Sensitivity in
-Post-training Quantization for Lane Detection', AAAI 2024. What could be read
-of it are its ideas: the foreground of a head matters most (Semantic Guided
-Focus), heads matter unequally (Sensitivity Aware Selection, refined at run
-time), and the network is reconstructed as a whole. The formulas are a
-reconstruction of ours; every choice in them is an argument.
+Post-training Quantization for Lane Detection', AAAI 2024. We could read only
+its ideas: the foreground of a head matters most (Semantic Guided Focus),
+heads matter unequally (Sensitivity Aware Selection, refined at run time), and
+the network is reconstructed as a whole. The formulas are our reconstruction;
+every choice in them is an argument.
 
 ``loss = sum over kept heads of w_i L_i``, with ``L_i`` from
 :mod:`taskptq.methods.selective_focus.semantic_focus` and ``w_i`` from
@@ -50,7 +50,7 @@ STRENGTHS = Items(
 
 @dataclass
 class _Network:
-    """What a loss learned about its network in ``begin``, and since."""
+    """What a loss has measured on its network, since ``begin``."""
 
     probe: NetworkProbe | None = None
     variances: dict[str, Tensor] = field(default_factory=dict)
@@ -65,36 +65,36 @@ class _Network:
 class SelectiveFocusLoss:
     """Error of named heads, focused and weighted by their sensitivity.
 
-    Use it with ``reconstruction.scope='network'`` or with
-    ``network_steps``.
+    Use it with ``reconstruction.scope='network'`` or ``network_steps``.
 
     Args:
         focus: 'soft' or 'hard' foreground of the float model, or None.
-        focus_threshold: Confidence of a foreground place, for 'hard'.
+        focus_threshold: Confidence of a foreground location, for 'hard'.
         eps_bg: Weight of the background by kind of head; None is 0.05 for
             confidence heads and 0 for regression heads.
-        head_kinds: Name pattern -> 'confidence' or 'regression', before the
-            adapter's own.
-        focus_kinds: Kinds of heads that are focused, both by default.
+        head_kinds: Name pattern -> 'confidence' or 'regression'; precedes
+            the adapter's own.
+        focus_kinds: Kinds of heads to focus, both by default.
         normalize: Divide by the float variance of the 'head', of each
             'channel', or by nothing (None).
         var_eps: Added to each variance.
-        selection: 'threshold', 'topk', or None to weigh all heads alike.
-        rho: Keeps heads of at least this share of the highest sensitivity.
-        top_k: Heads that 'topk' keeps.
-        floor: Share of the weight spread over all heads alike.
+        selection: 'threshold', 'topk', or None for equal weights.
+        rho: 'threshold' keeps heads with at least this share of the highest
+            sensitivity.
+        top_k: Number of heads that 'topk' keeps.
+        floor: Share of the weight spread evenly over all heads.
         sensitivity: 'swap_in' or 'leave_one_out', see ``HeadSwaps``.
-        num_images: Images (at least) that a measurement decodes, in whole
-            batches.
+        num_images: Least number of images that a measurement decodes, in
+            whole batches.
         strengths: Parts of its error at which a head's curve is measured.
         ema: Weight of the earlier sensitivities at each update, [0, 1).
-        update_interval: Steps between two readings of the curves.
-        refresh_interval: Steps between two exact measurements; 0: only the
-            one at the start.
-        distance: Of decoded predictions; see ``build_distance``.
+        update_interval: Steps between updates from the curves.
+        refresh_interval: Steps between exact measurements; 0 measures only
+            at the start.
+        distance: Distance of decoded predictions; see ``build_distance``.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     def __init__(
@@ -141,7 +141,7 @@ class SelectiveFocusLoss:
         self.refresh_interval = refresh_interval
         self.distance = distance
         self._check()
-        # Plain text: a saved state belongs to one recipe.
+        # Plain text, part of the digest of saved states.
         self.recipe = (
             f'{self.focus} {self.selection} {self.strengths} {distance}'
         )
@@ -160,18 +160,18 @@ class SelectiveFocusLoss:
             raise refuse(
                 'strengths',
                 self.strengths,
-                'give numbers that rise from above 0 to at least 1',
+                'give increasing numbers above 0 that end at 1 or more',
             )
         MovingAverage(self.ema)
         build_distance(self.distance)
 
     @property
     def weights(self) -> dict[str, float]:
-        """Present weight of each head; they sum to 1."""
+        """Current weight of each head; they sum to 1."""
         return dict(self._network.weights)
 
     def begin(self, probe: NetworkProbe) -> None:
-        """Measure the float heads, and the sensitivities if they count.
+        """Measure the float heads, and the sensitivities if needed.
 
         Args:
             probe: The network before the first step.
@@ -243,7 +243,7 @@ class SelectiveFocusLoss:
         return torch.stack(terms).sum()
 
     def _update(self, step: int, errors: Heads) -> None:
-        """Follow the sensitivities; nothing is decoded between refreshes."""
+        """Update the sensitivities; only refreshes decode predictions."""
         if self._network.swaps is None or step == 0:
             return
         refreshes = self.refresh_interval
@@ -257,7 +257,7 @@ class SelectiveFocusLoss:
 
     @torch.no_grad()
     def _refresh(self, step: int) -> None:
-        """Measure the sensitivities of the model as it is now."""
+        """Measure the sensitivities of the current model."""
         network = self._network
         assert network.probe is not None
         assert network.swaps is not None
@@ -289,7 +289,7 @@ class SelectiveFocusLoss:
     def _weigh(
         self, values: Mapping[str, float], *, step: int, exact: bool = False
     ) -> None:
-        """Set the weights from sensitivities, and note both."""
+        """Set the weights from sensitivities, and record both."""
         self._network.weights = self.selection.weights(values)
         self._network.history.append(
             {
@@ -301,17 +301,17 @@ class SelectiveFocusLoss:
         )
 
     def report(self) -> dict[str, Any]:
-        """Return the course of sensitivities and weights, plain types."""
+        """Return the history of sensitivities and weights, plain types."""
         return {'heads': self._network.history}
 
 
 @RECON_LOSSES.register_module()
 class NetworkUniform(SelectiveFocusLoss):
-    """All heads and all their places alike: the baseline without focus.
+    """Baseline without focus: equal weights for all heads and locations.
 
     Args:
         normalize: See ``SelectiveFocusLoss``.
-        var_eps: See there.
+        var_eps: See ``SelectiveFocusLoss``.
     """
 
     def __init__(

@@ -1,14 +1,15 @@
-"""Semantic Guided Focus: the error of a head, where it matters.
+"""Semantic Guided Focus: weigh a head's error by where it matters.
 
 Fan et al., 'Selective Focus: Investigating Semantics Sensitivity in
-Post-training Quantization for Lane Detection', AAAI 2024, put the foreground
-first, by the float model's own confidence; no equation of it could be read.
-The formulas here are a reconstruction, and each choice is a setting:
+Post-training Quantization for Lane Detection', AAAI 2024, emphasize the
+foreground by the float model's own confidence; we could not read the
+equations. The formulas here are our reconstruction, and each choice is a
+setting:
 
 ``L_i = sum_p (M_i(p) + eps) |h_hat_i(p) - h_i(p)|^2
 / (C_i sum_p (M_i(p) + eps)) / (Var_i + var_eps)``
 
-with ``M_i`` the confidence at the places p of head i, C_i its channels and
+with ``M_i`` the confidence at the locations p of head i, C_i its channels and
 ``Var_i`` the variance of the float head under the same weights.
 """
 
@@ -35,12 +36,12 @@ from taskptq.methods.selective_focus.head_swaps import head_names
 
 FOCI = ('soft', 'hard')
 NORMALIZATIONS = ('head', 'channel')
-# Of a term of a loss.
+# Rule for weights of loss terms.
 WEIGHT = Number(low=0, high=1e6)
 KINDS = ('confidence', 'regression')
 EPS_BG = {'confidence': 0.05, 'regression': 0.0}
-# A batch with less foreground than one element says little: its error is not
-# blown up to that of a whole foreground.
+# Floor for the sum of weights: a batch with less foreground than one element
+# says little, so its error is not scaled up.
 LEAST_FOREGROUND = 1.0
 
 Heads = Mapping[str, Tensor]
@@ -51,9 +52,9 @@ def focused_error(quant: Tensor, target: Tensor, *, weight: Tensor) -> Tensor:
 
     Args:
         quant: Head of the quantized model, any shape.
-        target: Head of the float model, the same shape.
-        weight: Non-negative, broadcasts to the head; a tensor of the head's
-            shape may be divided by a variance beforehand.
+        target: Head of the float model, same shape.
+        weight: Non-negative, broadcastable to the head. A tensor of the
+            head's shape may be divided by a variance beforehand.
     """
     squared = (quant.float() - target.float()).square()
     total = (squared * weight).sum()
@@ -63,29 +64,28 @@ def focused_error(quant: Tensor, target: Tensor, *, weight: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class SemanticFocus:
-    """Weights of places and scales of heads.
+    """Weights of locations and scales of heads.
 
     Args:
         focus: 'soft' weighs by the confidence, 'hard' by whether it exceeds
-            ``threshold``, None weighs all places alike.
-        threshold: Confidence of a foreground place, for 'hard'.
-        eps_bg: Weight of the background by kind of head, where it is not that
-            of ``EPS_BG``. Noise on the
-            background of a confidence head makes false lanes, on that of a
-            regression head nothing.
-        head_kinds: Name pattern -> 'confidence' or 'regression'; first match
-            counts. Heads without a match ask the adapter's ``head_kinds``,
-            and are confidence heads if that doesn't know them either.
-        focus_kinds: Kinds of heads that are focused; all places of others
-            weigh alike. Decoding reads confidence everywhere, but what is
-            regressed only where confidence is high: ``('regression',)``
-            focuses on what is read.
+            ``threshold``, None weighs all locations equally.
+        threshold: Confidence of a foreground location, for 'hard'.
+        eps_bg: Weight of the background by kind of head; overrides
+            ``EPS_BG``. Noise on the background of a confidence head makes
+            false lanes, on that of a regression head it has no effect.
+        head_kinds: Name pattern -> 'confidence' or 'regression'; the first
+            match wins, then the adapter's ``head_kinds``. Other heads are
+            confidence heads.
+        focus_kinds: Kinds of heads to focus; others weigh all locations
+            equally. Decoding reads confidence everywhere, but regression
+            only where confidence is high: ``('regression',)`` focuses on
+            the values that are read.
         normalize: 'head' divides by the variance of the whole head,
             'channel' by that of each channel, None by nothing.
         var_eps: Added to each variance.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     focus: str | None = setting('soft', Choice(choices=FOCI, optional=True))
@@ -112,7 +112,7 @@ class SemanticFocus:
         object.__setattr__(self, 'eps_bg', {**EPS_BG, **self.eps_bg})
 
     def kind_of(self, name: str, *, adapter: Any = None) -> str:
-        """Return the kind of a head, by its name."""
+        """Return the kind of a head by its name."""
         own = getattr(adapter, 'head_kinds', None) or {}
         for kinds in (self.head_kinds, own):
             for pattern, kind in kinds.items():
@@ -122,12 +122,12 @@ class SemanticFocus:
 
     @torch.no_grad()
     def weights(self, heads: Heads, *, adapter: Any) -> dict[str, Tensor]:
-        """Return the weight of each place, ``M + eps``.
+        """Return the weight of each location, ``M + eps``.
 
         Args:
             heads: Named outputs of the float model.
-            adapter: Its ``foreground_proxy`` gives the confidence, in
-                [0, 1].
+            adapter: Adapter whose ``foreground_proxy`` returns the
+                confidence, in [0, 1].
         """
         names = head_names(heads)
         if self.focus is None:
@@ -158,12 +158,12 @@ class SemanticFocus:
 
         Args:
             batches: Named outputs of the float model on calibration data.
-            adapter: Gives the confidence, and by ``channel_dims`` (name ->
-                dimensions) which dimensions of a head are channels.
-            ignored: Names of heads that are left out.
+            adapter: Provides the confidence and, as ``channel_dims`` (name
+                -> dimensions), the channel dimensions of heads.
+            ignored: Names of heads to leave out.
 
         Returns:
-            By head: one element, or with 'channel' a tensor that broadcasts
+            By head, one element, or with 'channel' a tensor that broadcasts
             to the head.
         """
         moments: dict[str, _Moments] = {}
@@ -196,11 +196,11 @@ class SemanticFocus:
 
         Args:
             quant: Named outputs of the quantized model.
-            target: Those of the float model.
-            variances: From :meth:`variances`.
-            adapter: Gives the confidence.
-            weights: Of the heads to look at, from :meth:`weights`; None
-                looks at all.
+            target: Named outputs of the float model.
+            variances: Divisors from :meth:`variances`.
+            adapter: Provides the confidence.
+            weights: Weights from :meth:`weights` of the heads to compare;
+                None is all heads.
         """
         if weights is None:
             weights = self.weights(target, adapter=adapter)
@@ -218,14 +218,14 @@ class SemanticFocus:
 def channel_dims(
     name: str, head: Tensor, *, adapter: Any = None
 ) -> tuple[int, ...]:
-    """Return which dimensions of a head are channels.
+    """Return the channel dimensions of a head.
 
     Args:
         name: Name of the head.
         head: (B, C, H, W) maps or (B, Q, C) queries, unless the adapter says
             otherwise; (B, Q) has none.
-        adapter: May have ``channel_dims``, name -> dimensions; ignored for a
-            head of fewer dimensions.
+        adapter: May have ``channel_dims``, name -> dimensions; ignored for
+            heads with fewer dimensions.
     """
     known: Mapping[str, Sequence[int]] = (
         getattr(adapter, 'channel_dims', None) or {}
@@ -239,7 +239,7 @@ class _Moments:
     """Weighted sums of a head over batches, in double precision.
 
     Args:
-        keep: Dimensions that stay apart.
+        keep: Dimensions not to sum over.
     """
 
     def __init__(self, keep: tuple[int, ...]) -> None:
@@ -247,7 +247,7 @@ class _Moments:
         self.sums: Tensor | None = None
 
     def add(self, head: Tensor, weight: Tensor) -> None:
-        """Take one batch in; the weight broadcasts to it."""
+        """Add one batch; the weight broadcasts to it."""
         if head.numel() == 0:
             return
         values = head.detach().double()
@@ -266,7 +266,7 @@ class _Moments:
         self.sums = sums if self.sums is None else self.sums + sums
 
     def variance(self) -> Tensor:
-        """Return sum w (h - mean)^2 / sum w, 1 where nothing was seen."""
+        """Return sum w (h - mean)^2 / sum w, 1 without any weight."""
         if self.sums is None:
             return torch.ones(())
         total, first, second = mean_over_ranks(self.sums)

@@ -1,4 +1,4 @@
-"""Grid heads over anchors: what RPN and RetinaNet have in common."""
+"""Grid heads over anchors: common parts of RPN and RetinaNet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ['GridAnchorHeadMixin']
 class GridAnchorHeadMixin(GridHeadMixin):
     """For heads that size their regression layer by the coder's encoding.
 
-    Logits of a level are (N, P 4 (n + 1), H, W), channel
+    Logits of a level are (N, P 4 (n + 1), H, W) with the channel index
     (prior 4 + coordinate) (n + 1) + point.
 
     Args:
@@ -22,7 +22,7 @@ class GridAnchorHeadMixin(GridHeadMixin):
         **kwargs: Arguments of the host's head.
     """
 
-    # UGS, for deltas in anchor sizes.
+    # From UGS, for deltas in anchor sizes.
     default_grid: ClassVar[Mapping[str, Any]] = {
         'alpha': 2.0,
         'beta': 1.0,
@@ -35,7 +35,7 @@ class GridAnchorHeadMixin(GridHeadMixin):
         grid: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The host makes its layers in its own __init__.
+        # The host makes its layers in __init__.
         self.grid_settings = grid
         super().__init__(*args, **kwargs)
 

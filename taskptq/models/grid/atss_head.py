@@ -23,16 +23,16 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
     """mmdet's ATSSHead with n + 1 logits for each encoded coordinate.
 
     The unit of the grid is the box coder's. Deltas (DeltaXYWHBBoxCoder, the
-    zoo's) take a two-sided grid; by default alpha=10, where stds of 0.1 and
-    0.2 put an object of an eighth of its anchor. Distances in anchor sizes
-    (TBLRBBoxCoder) take a one-sided one. Config:
+    zoo's coder) need a two-sided grid; the default alpha=10 reaches objects
+    of an eighth of their anchor with stds of 0.1 and 0.2. Distances in
+    anchor sizes (TBLRBBoxCoder) need a one-sided grid. Config:
     ``type='taskptq.GridATSSHead'`` with a ``loss_bbox`` of
     ``dict(type='taskptq.GridLoss', _delete_=True)``; see GridDenseHeadMixin
     for keeping the loss of boxes.
 
     Raises:
-        ValueError: If ``reg_decoded_bbox`` is False, with which mmdet's
-            centerness has no boxes to look at.
+        ValueError: If ``reg_decoded_bbox`` is False, which leaves mmdet's
+            centerness without boxes.
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
@@ -43,11 +43,11 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
     regression_layers = ('atss_reg',)
 
     def use_grid(self, grid: Mapping[str, Any] | None) -> None:
-        """Make the grid and put it before the coder."""
+        """Make the grid and wrap the coder with it."""
         if not self.reg_decoded_bbox:
             raise ValueError(
                 'GridATSSHead: reg_decoded_bbox=False, but centerness is '
-                'measured on boxes; leave it at True, also with a GridLoss'
+                'measured on boxes: leave it at True, also with a GridLoss'
             )
         super().use_grid(grid)
         self.bbox_coder = GridBoxCoder(
@@ -74,7 +74,7 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
         bbox_targets: Tensor,
         avg_factor: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the losses of a level; arguments as ATSSHead's.
+        """Return the losses of a level; same arguments as ATSSHead.
 
         Args:
             anchors: (B, A, 4) in pixels.
@@ -87,8 +87,8 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
             avg_factor: Number of positive anchors.
 
         Returns:
-            Losses of classes, of boxes (``loss_bbox``, ``loss_iou``), of
-            centerness; and what the host divides the second by.
+            Losses of classes, of boxes (``loss_bbox``, ``loss_iou``) and of
+            centerness, and the host's divisor of the second.
         """
         labels = labels.reshape(-1)
         chosen = self.positives(labels)
@@ -118,7 +118,7 @@ class GridATSSHead(RefinementMixin, GridDenseHeadMixin, ATSSHead):
         return loss_cls, torch.stack(pair), loss_centerness, quality.sum()
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the losses; arguments as ATSSHead's, with logits."""
+        """Return the losses; same arguments as ATSSHead, with logits."""
         losses: dict[str, Any] = super().loss_by_feat(*args, **kwargs)
         pairs = losses['loss_bbox']
         losses['loss_bbox'] = [pair[0] for pair in pairs]

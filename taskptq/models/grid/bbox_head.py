@@ -18,13 +18,13 @@ __all__ = ['GridShared2FCBBoxHead']
 class GridShared2FCBBoxHead(GridHeadMixin, Shared2FCBBoxHead):
     """mmdet's Shared2FCBBoxHead with n + 1 logits for each delta.
 
-    Logits of a region are (C 4 (n + 1),), channel
+    Logits of a region are (C 4 (n + 1),) with the channel index
     (class 4 + coordinate) (n + 1) + point; C is 1 with
     ``reg_class_agnostic``, as in all stages of Cascade R-CNN.
 
     By default alpha=5, beta=1, n=5 as in UGS. The unit is the coder's
-    encoding: divided by its ``target_stds``, targets of every stage of
-    Cascade R-CNN spread alike, so one alpha fits all three.
+    encoding: divided by its ``target_stds``, the targets of all stages of
+    Cascade R-CNN have the same spread, so one alpha fits all three.
 
     Args:
         *args: Arguments of the host's head.
@@ -32,8 +32,8 @@ class GridShared2FCBBoxHead(GridHeadMixin, Shared2FCBBoxHead):
         **kwargs: Arguments of the host's head.
 
     Raises:
-        ValueError: If the head has no regression, or a loss that cannot
-            learn from logits.
+        ValueError: If the head has no regression, or a loss that doesn't
+            accept logits.
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
@@ -53,7 +53,7 @@ class GridShared2FCBBoxHead(GridHeadMixin, Shared2FCBBoxHead):
         if not self.with_reg:
             raise ValueError(
                 'GridShared2FCBBoxHead: with_reg=False leaves nothing for a '
-                'grid; take mmdet.Shared2FCBBoxHead'
+                'grid: use mmdet.Shared2FCBBoxHead'
             )
         self.use_grid(grid)
         num_boxes = 1 if self.reg_class_agnostic else self.num_classes

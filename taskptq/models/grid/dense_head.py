@@ -1,4 +1,4 @@
-"""Grid heads with one box a place: what FCOS, ATSS and GFL have in common."""
+"""Grid heads with one box per location: common parts of FCOS, ATSS and GFL."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ def rows(level: Tensor, num_channels: int) -> Tensor:
 
 
 class GridDenseHeadMixin(GridHeadMixin):
-    """For heads whose loss the host writes for four numbers a box.
+    """For heads whose host computes losses on four numbers per box.
 
-    ``loss_bbox`` decides what trains the logits. A GridLoss takes the place
-    of the host's losses of boxes, and ``loss_iou`` may keep one beside it. A
-    loss of boxes (IoULoss, GIoULoss, NWDLoss) acts on the expectations.
+    ``loss_bbox`` trains the logits. A GridLoss replaces the host's box
+    losses, and ``loss_iou`` can add one to it. A box loss (IoULoss,
+    GIoULoss, NWDLoss) acts on the expectations.
 
     Args:
         *args: Arguments of the host's head.
-        grid: Arguments of BoxGrid, in the unit that the head names.
-        loss_iou: Config of a loss of boxes, in pixels, beside a GridLoss.
+        grid: Arguments of BoxGrid, in the head's unit.
+        loss_iou: Config of a box loss, in pixels, to add to a GridLoss.
         **kwargs: Arguments of the host's head; ``loss_bbox`` is a GridLoss
             by default.
 
@@ -45,7 +45,7 @@ class GridDenseHeadMixin(GridHeadMixin):
         loss_iou: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The host makes its layers in its own __init__.
+        # The host makes its layers in __init__.
         self.grid_settings = grid
         kwargs.setdefault('loss_bbox', {'type': 'taskptq.GridLoss'})
         super().__init__(*args, **kwargs)
@@ -54,9 +54,9 @@ class GridDenseHeadMixin(GridHeadMixin):
             self.loss_iou = MMDET_MODELS.build(dict(loss_iou))
         if self.loss_iou is not None and not self.has_grid_loss:
             raise ValueError(
-                f'{type(self).__name__}: loss_iou beside loss_bbox='
-                f'{type(self.loss_bbox).__name__}, which is a loss of boxes '
-                'already; take taskptq.GridLoss there, or leave loss_iou out'
+                f'{type(self).__name__}: loss_iou is given, but loss_bbox='
+                f'{type(self.loss_bbox).__name__} is a box loss already: use '
+                'taskptq.GridLoss there, or remove loss_iou'
             )
 
     @property
@@ -65,7 +65,7 @@ class GridDenseHeadMixin(GridHeadMixin):
         return isinstance(self.loss_bbox, GridLoss)
 
     def use_grid(self, grid: Mapping[str, Any] | None) -> None:
-        """Make the grid and give it to the loss."""
+        """Make the grid and pass it to the loss."""
         self.box_grid = BoxGrid(**(grid or self.default_grid))
         if self.has_grid_loss:
             self.loss_bbox.bind(self.box_grid)
@@ -84,7 +84,7 @@ class GridDenseHeadMixin(GridHeadMixin):
         return rows(level, 4 * points).unflatten(-1, (4, points))
 
     def positives(self, labels: Tensor) -> Tensor:
-        """Return the indices of the places, (N,), that hold an object."""
+        """Return the indices of locations with an object, (N,)."""
         found = (labels >= 0) & (labels < self.num_classes)
         return found.nonzero().squeeze(1)
 
@@ -101,12 +101,12 @@ class GridDenseHeadMixin(GridHeadMixin):
         """Return ``loss_bbox`` and ``loss_iou`` (0 without one).
 
         Args:
-            logits: Of positive boxes, (N, 4, n + 1).
-            targets: In units of the grid, (N, 4).
+            logits: Logits of positive boxes, (N, 4, n + 1).
+            targets: Targets in units of the grid, (N, 4).
             boxes: Targets as x1, y1, x2, y2 in pixels, (N, 4).
-            decode: Expectations, (N, 4), to boxes in pixels.
+            decode: Turns expectations, (N, 4), into boxes in pixels.
             weight: (N,).
-            avg_factor: What the sum is divided by.
+            avg_factor: Divisor of the sum.
         """
         options = {'weight': weight, 'avg_factor': avg_factor}
         if not self.has_grid_loss:

@@ -1,10 +1,10 @@
 """Heads of Deformable DETR and DINO that refine boxes over a grid.
 
-A DETR of this family moves a reference box in inverse-sigmoid space. Here the
-move itself is an expectation over a grid, for each decoder layer and for the
+A DETR of this family shifts a reference box in inverse-sigmoid space. Here
+the shift is an expectation over a grid, for each decoder layer and for the
 proposals of the encoder: T = logit(box) - logit(reference), trained by
-cross-entropy against the object that the matcher chose. The L1 and IoU losses
-stay, on the decoded boxes, as does the matcher:
+cross-entropy against the matched object. The matcher stays, and so do the L1
+and IoU losses on the decoded boxes:
 
     bbox_head=dict(
         type='taskptq.GridDINOHead',
@@ -12,9 +12,8 @@ stay, on the decoded boxes, as does the matcher:
         loss_grid=dict(type='taskptq.GridLoss', uncertainty='min'))
 
 The detector and its decoder call the branches and get four numbers, as from
-the host's. What the loss needs besides, logits and references, travels behind
-the boxes in one tensor through the host's loss functions, which only ever
-index its queries.
+the host's. The loss also needs logits and references: they are appended to
+the boxes and pass the host's loss functions, which only index queries.
 """
 
 from __future__ import annotations
@@ -41,19 +40,19 @@ __all__ = [
     'tilted_logits',
 ]
 
-# What Deformable DETR starts with where a query has no size to refer to.
+# Deformable DETR's initial logit for sizes if references have none.
 START_OF_SIZES = -2.0
 
 
 class GridBranch(nn.Sequential):
-    """Regression branch that ends in logits and returns expectations.
+    """Regression branch that predicts logits and returns expectations.
 
-    Its layers have the numbers of the host's branch.
+    Its layers are numbered as in the host's branch.
 
     Args:
-        *layers: Layers; the last gives 4 (n + 1) channels.
+        *layers: Layers; the last one has 4 (n + 1) output channels.
         grid: The head's grid.
-        remember: Keep input and logits of the last call in training, for the
+        remember: Keep input and logits of the last training call, for the
             head's loss.
     """
 
@@ -67,7 +66,7 @@ class GridBranch(nn.Sequential):
 
     @property
     def output_layer(self) -> nn.Module:
-        """The layer that gives the logits."""
+        """The layer that predicts the logits."""
         return self[-2]
 
     def logits(self, x: Tensor) -> Tensor:
@@ -77,7 +76,7 @@ class GridBranch(nn.Sequential):
         return x.unflatten(-1, (4, self.grid.num_points))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the move of each coordinate, (..., 4), of (..., C)."""
+        """Return the shift of each coordinate, (..., C) -> (..., 4)."""
         logits = self.logits(x)
         if self.remember and self.training:
             self.last = (x, logits)
@@ -85,14 +84,14 @@ class GridBranch(nn.Sequential):
 
 
 def tilted_logits(grid: BoxGrid, *, mean: float) -> Tensor:
-    """Return the flattest logits of an expectation, (n + 1,).
+    """Return the flattest logits with a given expectation, (n + 1,).
 
-    They are k y_i: among all distributions with that mean, the one with the
-    most entropy. k is found by bisection.
+    They are k y_i, of the distribution with the most entropy among those
+    with that mean. k is found by bisection.
 
     Args:
         grid: Grid.
-        mean: Wanted expectation; one beyond the grid gives its end.
+        mean: Expectation; clamped to the grid.
     """
     points = grid.points.double()
     low, high = -64.0 / grid.alpha, 64.0 / grid.alpha
@@ -106,7 +105,7 @@ def tilted_logits(grid: BoxGrid, *, mean: float) -> Tensor:
 
 
 class GridDETRHeadMixin(GridHeadMixin):
-    """Shared by both heads; stands before the host's class.
+    """Common parts of both heads; precedes the host's class in the bases.
 
     Args:
         *args: Arguments of the host's head.
@@ -118,7 +117,7 @@ class GridDETRHeadMixin(GridHeadMixin):
         ValueError: If the grid is one-sided.
     """
 
-    # To 1 / 400 of the image, where a query's size starts from nothing.
+    # Reaches 1 / 400 of the image for queries without a reference size.
     default_grid: ClassVar[Mapping[str, Any]] = {
         'alpha': 6.0,
         'beta': 1 / 3,
@@ -132,7 +131,7 @@ class GridDETRHeadMixin(GridHeadMixin):
         loss_grid: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        # The host makes its layers in its own __init__.
+        # The host makes its layers in __init__.
         self.grid_settings = grid
         super().__init__(*args, **kwargs)
         self.loss_grid = MMDET_MODELS.build(
@@ -156,18 +155,18 @@ class GridDETRHeadMixin(GridHeadMixin):
         if self.box_grid.one_sided:
             raise ValueError(
                 f'{type(self).__name__}: grid has one_sided=True, but boxes '
-                'move both ways; leave it out'
+                'move both ways: remove it'
             )
         super()._init_layers()
         made: dict[int, GridBranch] = {}
         for branch in self.reg_branches:
             if id(branch) not in made:
                 made[id(branch)] = self._grid_branch(branch)
-        # With share_pred_layer all of them are one.
+        # With share_pred_layer all branches are one module.
         self.reg_branches = nn.ModuleList(
             [made[id(branch)] for branch in self.reg_branches]
         )
-        # The detector calls the last one; the others are called here.
+        # The detector calls the last branch, this head the others.
         self.reg_branches[-1].remember = self.as_two_stage
 
     def _grid_branch(self, branch: nn.Sequential) -> GridBranch:
@@ -176,7 +175,7 @@ class GridDETRHeadMixin(GridHeadMixin):
         return GridBranch(*layers, output, grid=self.box_grid)
 
     def init_weights(self) -> None:
-        """Start without any move; sizes of nothing start at sigmoid(-2)."""
+        """Start with zero shifts; missing sizes start at sigmoid(-2)."""
         if self.loss_cls.use_sigmoid:
             for layer in self.cls_branches:
                 nn.init.constant_(layer.bias, bias_init_with_prob(0.01))
@@ -192,12 +191,12 @@ class GridDETRHeadMixin(GridHeadMixin):
     def forward(
         self, hidden_states: Tensor, references: Any
     ) -> tuple[Tensor, Tensor]:
-        """Return scores and boxes of each layer, as the host.
+        """Return scores and boxes of each layer, like the host.
 
         Args:
             hidden_states: (layers, B, N, C).
-            references: Of each layer, (B, N, 4) of cx, cy, w, h or (B, N, 2)
-                of cx, cy, in [0, 1]; further ones are not looked at.
+            references: References of each layer, (B, N, 4) of cx, cy, w, h
+                or (B, N, 2) of cx, cy, in [0, 1]; further ones are ignored.
 
         Returns:
             (layers, B, N, classes) and (layers, B, N, 4), cx, cy, w, h.
@@ -221,14 +220,14 @@ class GridDETRHeadMixin(GridHeadMixin):
         batch_data_samples: Any,
         **kwargs: Any,
     ) -> dict[str, Tensor]:
-        """Return the host's losses and ``loss_grid`` beside ``loss_bbox``.
+        """Return the host's losses and a ``loss_grid`` per ``loss_bbox``.
 
         Args:
             hidden_states: (layers, B, N, C).
-            references: As in :meth:`forward`.
+            references: See :meth:`forward`.
             enc_outputs_class: Scores of proposals, (B, M, classes), or None.
-            enc_outputs_coord: Their boxes, (B, M, 4), or None.
-            batch_data_samples: With ``gt_instances``.
+            enc_outputs_coord: Boxes of proposals, (B, M, 4), or None.
+            batch_data_samples: Samples with ``gt_instances``.
             **kwargs: ``dn_meta`` of DINO.
         """
         scores, boxes = self(hidden_states, references)
@@ -236,7 +235,7 @@ class GridDETRHeadMixin(GridHeadMixin):
         if logits is None:
             raise RuntimeError(
                 f'{type(self).__name__}: loss was called in eval mode, where '
-                'logits are not kept; call train() first'
+                'logits are not kept: call train() first'
             )
         bases = torch.stack(
             [
@@ -271,9 +270,9 @@ class GridDETRHeadMixin(GridHeadMixin):
 
         Args:
             cls_scores: (B, N, classes).
-            bbox_preds: Packed, (B, N, 8 + 4 (n + 1)).
-            *args: As the host's.
-            **kwargs: As the host's.
+            bbox_preds: Packed boxes, (B, N, 8 + 4 (n + 1)).
+            *args: The host's arguments.
+            **kwargs: The host's arguments.
         """
         loss_cls, loss_bbox, loss_iou = super().loss_by_feat_single(
             cls_scores, bbox_preds[..., :4], *args, **kwargs
@@ -281,20 +280,20 @@ class GridDETRHeadMixin(GridHeadMixin):
         return loss_cls, [loss_bbox, self._grid_loss(bbox_preds)], loss_iou
 
     def get_targets(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the host's targets; ``loss_grid`` has the same."""
+        """Return the host's targets, and keep them for ``loss_grid``."""
         targets = super(GridHeadMixin, self).get_targets(*args, **kwargs)
         self._matched = targets
         return targets
 
     def _grid_loss(self, packed: Tensor) -> Tensor:
-        """Return ``loss_grid`` of queries that were matched just now."""
+        """Return ``loss_grid`` of the queries matched last."""
         _, _, targets, weights, number, _ = self._matched
         self._matched = ()
         chosen = torch.cat(list(weights))[:, 0] > 0
         boxes = torch.cat(list(targets))[chosen]
         packed = packed.flatten(0, 1)[chosen]
         moves = inverse_sigmoid(boxes) - packed[:, 4:8]
-        # Proposals on padding, at infinity, have nowhere to move from.
+        # Proposals on padding lie at infinity and have no finite shift.
         usable = torch.isfinite(moves).all(dim=-1)
         average = reduce_mean(moves.new_tensor([float(number)]))
         loss: Tensor = self.loss_grid(
@@ -311,7 +310,7 @@ class GridDETRHeadMixin(GridHeadMixin):
             raise RuntimeError(
                 f'{type(self).__name__}: the encoder has proposals, but the '
                 'last regression branch was not called for them in training '
-                'mode; set as_two_stage=True in the detector'
+                'mode: set as_two_stage=True in the detector'
             )
         (features, logits), branch.last = branch.last, None
         logits = self._logits_of_proposals(features, logits, scores)
@@ -322,7 +321,7 @@ class GridDETRHeadMixin(GridHeadMixin):
         self, features: Tensor, logits: Tensor, scores: Tensor
     ) -> Tensor:
         """Return the logits of the proposals that have a loss."""
-        del features, scores  # every place of the memory has one
+        del features, scores  # every location of the memory has a loss
         return logits
 
 
@@ -330,7 +329,7 @@ class GridDETRHeadMixin(GridHeadMixin):
 class GridDeformableDETRHead(GridDETRHeadMixin, DeformableDETRHead):
     """mmdet's DeformableDETRHead with grid logits; see GridDETRHeadMixin.
 
-    All variants of the detector: plain, box refinement, two-stage.
+    Supports all variants of the detector: plain, box refinement, two-stage.
     """
 
 
@@ -338,11 +337,11 @@ class GridDeformableDETRHead(GridDETRHeadMixin, DeformableDETRHead):
 class GridDINOHead(GridDETRHeadMixin, DINOHead):
     """mmdet's DINOHead with grid logits; see GridDETRHeadMixin.
 
-    Denoising queries learn from the same losses.
+    Denoising queries have the same losses.
     """
 
     def get_dn_targets(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the host's targets; ``loss_grid`` has the same."""
+        """Return the host's targets, and keep them for ``loss_grid``."""
         self._matched = super().get_dn_targets(*args, **kwargs)
         return self._matched
 
@@ -360,7 +359,7 @@ class GridDINOHead(GridDETRHeadMixin, DINOHead):
 
     @torch.no_grad()
     def _best(self, features: Tensor, number: int) -> tuple[Tensor, Tensor]:
-        """Scores, (B, M, classes), of all places and the best's indices."""
+        """Return all scores, (B, M, classes), and indices of the best."""
         scores = self.cls_branches[-1](features)
         return scores, scores.amax(dim=-1).topk(number, dim=1).indices
 
@@ -372,15 +371,15 @@ class GridDINOHead(GridDETRHeadMixin, DINOHead):
         again = every.take_along_dim(index[..., None], dim=1)
         if not torch.allclose(again, scores.to(again), atol=1e-3):
             raise RuntimeError(
-                'GridDINOHead: the scores of the proposals cannot be made '
-                'again from their features, so their logits are unknown; do '
-                'not put random layers into cls_branches'
+                'GridDINOHead: the scores of the proposals cannot be '
+                'reproduced from their features, so their logits are '
+                'unknown: do not put random layers into cls_branches'
             )
         return logits.take_along_dim(index[..., None, None], dim=1)
 
 
 def logit_space(reference: Tensor) -> Tensor:
-    """Return (..., 4) of cx, cy, w, h, or of cx, cy without a size."""
+    """Return a reference's inverse sigmoid, (..., 4); missing sizes are 0."""
     base: Tensor = inverse_sigmoid(reference)
     missing = 4 - base.shape[-1]
     return nn.functional.pad(base, (0, missing))
@@ -392,7 +391,7 @@ def pack(boxes: Tensor, bases: Tensor, logits: Tensor) -> Tensor:
 
 
 def split_pairs(losses: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Give the second of each pair in a ``loss_bbox`` a name of its own."""
+    """Split each pair in a ``loss_bbox`` into two named losses."""
     split: dict[str, Tensor] = {}
     for name, value in losses.items():
         if not isinstance(value, list):

@@ -21,7 +21,7 @@ __all__ = ['GridFCOSHead']
 
 
 class _LogitsCoder(GridBoxCoder):
-    """Decodes logits over a grid whose unit is the stride of a point."""
+    """Decode logits over a grid whose unit is the stride of a point."""
 
     def decode(
         self, bboxes: Any, pred_bboxes: Tensor, *args: Any, **kwargs: Any
@@ -31,15 +31,15 @@ class _LogitsCoder(GridBoxCoder):
         Args:
             bboxes: x, y and the level's two strides, (N, 4) in pixels.
             pred_bboxes: Logits, (N, 4 (n + 1)).
-            *args: For the host's coder, e.g. ``max_shape``.
-            **kwargs: The same.
+            *args: Arguments of the host's coder, e.g. ``max_shape``.
+            **kwargs: Arguments of the host's coder.
         """
         distances = self.expectation(pred_bboxes) * bboxes[:, 2:3]
         return self.coder.decode(bboxes[:, :2], distances, *args, **kwargs)
 
 
 class _PointsWithStride:
-    """A generator of points that tells their strides, too."""
+    """A generator of points that also returns their strides."""
 
     def __init__(self, generator: Any) -> None:
         self.grid_priors = partial(generator.grid_priors, with_stride=True)
@@ -50,14 +50,14 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
     """mmdet's FCOSHead with n + 1 logits for the distance to each side.
 
     The unit of the grid is the level's stride, with or without
-    ``norm_on_bbox``, and distances are not negative: the grid is one-sided.
-    By default alpha=8, to which FCOS's ranges limit all levels but the last.
-    Config: ``type='taskptq.GridFCOSHead'`` with a ``loss_bbox`` of
+    ``norm_on_bbox``. The grid is one-sided, as distances are not negative.
+    The default alpha=8 is FCOS's limit on all levels but the last. Config:
+    ``type='taskptq.GridFCOSHead'`` with a ``loss_bbox`` of
     ``dict(type='taskptq.GridLoss', _delete_=True)``; see GridDenseHeadMixin
     for keeping the loss of boxes.
 
-    The learned scale of a level, which multiplies FCOS's distances, is a
-    temperature of its logits here.
+    The learned scale of a level, which multiplies FCOS's distances, here
+    acts as a temperature of the logits.
     """
 
     default_grid: ClassVar[Mapping[str, Any]] = {
@@ -82,13 +82,13 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         Args:
             x: Features, (B, C, H, W).
             scale: Temperature of the level's logits.
-            stride: Of the level; the logits don't depend on it.
+            stride: Stride of the level; unused.
 
         Returns:
             (B, classes, H, W), (B, 4 (n + 1), H, W), (B, 1, H, W).
         """
         del stride
-        # Past FCOSHead, which would make distances of the logits.
+        # Bypass FCOSHead, which would turn the logits into distances.
         scores, logits, cls_feat, reg_feat = AnchorFreeHead.forward_single(
             self, x
         )
@@ -104,15 +104,15 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         batch_img_metas: Any,
         batch_gt_instances_ignore: Any = None,
     ) -> dict[str, Tensor]:
-        """Return the losses; arguments as FCOSHead's, with logits.
+        """Return the losses; same arguments as FCOSHead, with logits.
 
         Args:
-            cls_scores: Of each level, (B, classes, H, W).
+            cls_scores: Scores of each level, (B, classes, H, W).
             bbox_preds: Logits of each level, (B, 4 (n + 1), H, W).
-            centernesses: Of each level, (B, 1, H, W).
+            centernesses: Centerness of each level, (B, 1, H, W).
             batch_gt_instances: ``bboxes`` in pixels and ``labels``.
-            batch_img_metas: Not looked at.
-            batch_gt_instances_ignore: Not looked at, as in FCOS.
+            batch_img_metas: Unused.
+            batch_gt_instances_ignore: Unused, as in FCOS.
         """
         del batch_img_metas, batch_gt_instances_ignore
         places, units, labels, targets = self._flat_targets(
@@ -155,9 +155,9 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        """Return boxes of logits; arguments as FCOSHead's."""
-        # The host chooses its top candidates before it decodes: most logits
-        # are never read.
+        """Return boxes from logits; same arguments as FCOSHead."""
+        # The host decodes only its top candidates, so most logits are never
+        # read.
         host = self.bbox_coder, self.prior_generator
         self.bbox_coder = _LogitsCoder(coder=host[0], grid=self.box_grid)
         self.prior_generator = _PointsWithStride(host[1])
@@ -171,7 +171,7 @@ class GridFCOSHead(RefinementMixin, GridDenseHeadMixin, FCOSHead):
     def _flat_targets(
         self, levels: list[Tensor], batch_gt_instances: Any
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return x, y and unit in pixels, label and distances, all levels."""
+        """Return x, y and unit in pixels, labels and distances, all levels."""
         points = self.prior_generator.grid_priors(
             [level.shape[-2:] for level in levels],
             dtype=levels[0].dtype,

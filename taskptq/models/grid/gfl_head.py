@@ -23,10 +23,10 @@ __all__ = ['GridGFLHead', 'GridIntegral']
 
 
 class GridIntegral(nn.Module):
-    """Expectation over a grid in the place of GFL's own integral.
+    """Expectation over a grid, replacing GFL's own integral.
 
     Args:
-        grid: Its grid.
+        grid: The grid.
     """
 
     def __init__(self, *, grid: BoxGrid) -> None:
@@ -34,7 +34,7 @@ class GridIntegral(nn.Module):
         self.grid = grid
 
     def forward(self, logits: Tensor) -> Tensor:
-        """Return distances, (N, 4), of logits, (..., 4 (n + 1))."""
+        """Return distances from logits, (..., 4 (n + 1)) -> (N, 4)."""
         points = self.grid.num_points
         return self.grid(logits.reshape(-1, 4, points))
 
@@ -44,19 +44,19 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
     """mmdet's GFLHead whose distances lie on a grid dense around 0.
 
     The unit of the grid is the level's stride. By default alpha=16 as in
-    GFL, beta=0.125, n=16: from 0.33 strides at a side that is near to 2.2 at
-    one far away, where GFL has 1 throughout.
+    GFL, beta=0.125, n=16: points are 0.33 strides apart at a near side and
+    2.2 at a far one; in GFL always 1.
 
     With a ``loss_bbox`` of ``dict(type='taskptq.GridLoss', _delete_=True)``,
-    cross-entropy over the grid (and its uncertainty) replaces both losses of
-    boxes, as UGS does. With GFL's own losses both are kept: GIoU on the
+    cross-entropy over the grid (and its uncertainty) replaces both box
+    losses, as in UGS. GFL's own losses are both kept: GIoU on the
     expectations, and the distribution focal loss, which on such a grid weighs
-    the two points around a target by their distances to it. A GridLoss may
-    also stand in ``loss_dfl``.
+    the two points around a target by their distances to it. ``loss_dfl`` may
+    also be a GridLoss.
 
     Args:
         *args: Arguments of GFLHead.
-        reg_max: Of the host's configs; ``grid`` is what counts.
+        reg_max: Ignored; ``grid`` replaces this setting of the host.
         **kwargs: Arguments of GridDenseHeadMixin and GFLHead.
     """
 
@@ -93,7 +93,7 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         stride: tuple[int, int],
         avg_factor: float,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return the losses of a level; arguments as GFLHead's.
+        """Return the losses of a level; same arguments as GFLHead.
 
         Args:
             anchors: (B, A, 4) in pixels.
@@ -102,12 +102,12 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
             labels: (B, A).
             label_weights: (B, A).
             bbox_targets: Boxes in pixels, (B, A, 4).
-            stride: Of the level, the same in x and y.
+            stride: Stride of the level, the same in x and y.
             avg_factor: Number of positive anchors.
 
         Returns:
-            Losses of classes and of boxes; ``loss_dfl``, or ``loss_iou`` with
-            a GridLoss; and what the host divides the last two by.
+            Losses of classes and of boxes, ``loss_dfl`` (``loss_iou`` with a
+            GridLoss), and the host's divisor of the last two.
         """
         labels = labels.reshape(-1)
         scores = rows(cls_score, self.cls_out_channels)
@@ -142,7 +142,7 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         return loss_cls, loss_bbox, other, confidence.sum()
 
     def loss_by_feat(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Return the losses; arguments as GFLHead's."""
+        """Return the losses; same arguments as GFLHead."""
         losses: dict[str, Any] = super().loss_by_feat(*args, **kwargs)
         if self.has_grid_loss:
             other = losses.pop('loss_dfl')
@@ -153,7 +153,7 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
     def _distribution_loss(
         self, logits: Tensor, targets: Tensor, weight: Tensor
     ) -> Tensor:
-        """Return ``loss_dfl``, mean over the sides; (N, 4, n + 1), (N, 4)."""
+        """Return ``loss_dfl`` of (N, 4, n + 1) logits, averaged over sides."""
         if isinstance(self.loss_dfl, GridLoss):
             loss: Tensor = self.loss_dfl(
                 logits, targets, weight=weight, avg_factor=4.0
@@ -163,7 +163,7 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         positions = self.box_grid.two_hot(targets) @ indices.to(
             self.box_grid.points.dtype
         )
-        # The host looks up the point after the one below a target.
+        # The host also looks up the point above a target.
         positions = positions.clamp(max=self.box_grid.num_intervals - 1e-3)
         loss = self.loss_dfl(
             logits.flatten(0, 1),
@@ -186,7 +186,7 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        # GFL saves its points 0, 1, 2, ...; this head's are never saved.
+        # GFL saves its points 0, 1, 2, ...; this head doesn't save its own.
         given = state_dict.pop(f'{prefix}integral.project', None)
         own = self.box_grid.points
         if (
@@ -199,9 +199,9 @@ class GridGFLHead(RefinementMixin, GridDenseHeadMixin, GFLHead):
                 {key: value.clone() for key, value in layer.items()}
             )
             print_log(
-                f'{prefix}gfl_reg: kept as initialized, since the '
-                "checkpoint's is over GFL's uniform grid; everything else "
-                'was loaded, train this part',
+                f'{prefix}gfl_reg: kept as initialized, because the '
+                "checkpoint's layer is for GFL's uniform grid; everything "
+                'else was loaded: train this part',
                 logger='current',
                 level=logging.WARNING,
             )

@@ -1,26 +1,26 @@
-"""What heads that localize by classification over a grid have in common.
+"""Common parts of heads that localize by classification over a grid.
 
-A head of mmdet becomes a grid head by its config alone:
+A config alone turns a head of mmdet into a grid head:
 
     rpn_head=dict(
         type='taskptq.GridRPNHead',
         grid=dict(alpha=2, beta=1, num_intervals=10),
         loss_bbox=dict(type='taskptq.GridLoss', _delete_=True))
 
-Its regression layer gives n + 1 logits for each coordinate; assigners,
+Its regression layer predicts n + 1 logits per coordinate; assigners,
 samplers, classification and the box coder stay the host's. The coder is
-wrapped: targets are encoded by the host's, logits are read as expectations
-(in float32, after the host has chosen its top candidates) and then decoded by
-the host's. So nothing of the host's decoding is repeated here.
+wrapped: the host's encodes targets, and decodes the expectations of the
+logits (computed in float32, after the host has chosen its top candidates), so
+nothing of the host's decoding is repeated here.
 
-Bits of the head. The regression layer (`rpn_reg`, `fc_reg`, `retina_reg`) is
-an edge layer, at 8 bits or more unless an override of the qconfig says
-otherwise; these run it at 4 bits, with 3 or 2 in the same way:
+The regression layer (`rpn_reg`, `fc_reg`, `retina_reg`) is an edge layer with
+8 bits or more, unless the qconfig overrides it. This runs it at 4 bits (3 or
+2 work the same way):
 
     overrides=[dict(pattern='*.fc_reg', weight=dict(num_bits=4),
                     activation=dict(num_bits=4))]
 
-Its weights have a scale for each output channel, thus for each logit of each
+Its weights have one scale per output channel, so one per logit of each
 coordinate. Softmax and expectation stay float, as the swap report says.
 """
 
@@ -49,16 +49,16 @@ class GridLoss(nn.Module):
 
     L = CE(p, p*) + weight * U, summed over the coordinates of a box, with
     U = 0, U = H(p) for 'min' (UGS) or U = |H(p) - H(p*)| for 'match' (C-BBL,
-    reconstructed). The head that owns the loss gives it its grid.
+    our reconstruction). The head that owns the loss binds its grid.
 
     Args:
         uncertainty: None, 'min' or 'match'.
-        uncertainty_weight: Factor of U; UGS takes 0.5 for 'min'.
+        uncertainty_weight: Factor of U; UGS uses 0.5 for 'min'.
         loss_weight: Factor of the whole loss.
         reduction: 'none', 'mean' or 'sum'.
 
     Raises:
-        ValueError: If a setting is none of the above.
+        ValueError: If a setting is not one of these.
     """
 
     def __init__(
@@ -88,20 +88,20 @@ class GridLoss(nn.Module):
         self._grid: tuple[BoxGrid, ...] = ()
 
     def bind(self, grid: BoxGrid) -> None:
-        """Take the grid of the head that owns this loss."""
+        """Set the grid of the head that owns this loss."""
         self._grid = (grid,)
 
     @property
     def grid(self) -> BoxGrid:
-        """The grid that the logits are over.
+        """The grid of the logits.
 
         Raises:
-            RuntimeError: If no head has given one.
+            RuntimeError: If no head has bound one.
         """
         if not self._grid:
             raise RuntimeError(
-                'GridLoss has no grid: it belongs into loss_bbox of a grid '
-                'head, e.g. taskptq.GridRPNHead'
+                'GridLoss has no grid: use it as loss_bbox of a grid head, '
+                'e.g. taskptq.GridRPNHead'
             )
         return self._grid[0]
 
@@ -118,9 +118,9 @@ class GridLoss(nn.Module):
         Args:
             pred: Logits, (N, 4 (n + 1)) or (N, 4, n + 1).
             target: Encoded boxes, (N, 4), clamped to the grid.
-            weight: (N,) or (N, 4); rows without any cost nothing.
-            avg_factor: What a mean divides by instead of 4 N.
-            reduction_override: A reduction for this call.
+            weight: (N,) or (N, 4); rows without any are skipped.
+            avg_factor: Divisor of the mean instead of 4 N.
+            reduction_override: Reduction for this call.
 
         Returns:
             A scalar, or (N, 4) for the reduction 'none'.
@@ -137,7 +137,7 @@ class GridLoss(nn.Module):
             )
         divisor = target.numel() if avg_factor is None else avg_factor
         if weight.dim():
-            # Most anchors are negative: their softmax is not worth its time.
+            # Skip the softmax of negative anchors, which are the most.
             rows = (weight > 0).any(dim=-1)
             logits, target, weight = logits[rows], target[rows], weight[rows]
         total = (weight * self.per_coordinate(logits, target)).sum()
@@ -172,10 +172,10 @@ class GridLoss(nn.Module):
 
 
 class GridBoxCoder(BaseBBoxCoder):
-    """A host's box coder behind a grid: logits in, boxes out.
+    """A host's box coder that decodes logits over a grid.
 
-    Its ``encode_size`` makes the host reserve n + 1 channels for each
-    coordinate. Targets are those of the host's coder.
+    Its ``encode_size`` makes the host reserve n + 1 channels per coordinate.
+    Targets are those of the host's coder.
 
     Args:
         coder: Coder of the host.
@@ -189,27 +189,27 @@ class GridBoxCoder(BaseBBoxCoder):
         self.encode_size = coder.encode_size * grid.num_points
 
     def expectation(self, logits: Tensor) -> Tensor:
-        """Return encoded coordinates, (..., K), of logits (..., K (n + 1))."""
+        """Return encoded coordinates, (..., K (n + 1)) -> (..., K)."""
         points = self.grid.num_points
-        # -1 is ambiguous where there are no rows.
+        # -1 would be ambiguous without rows.
         return self.grid(
             logits.unflatten(-1, (logits.shape[-1] // points, points))
         )
 
     def encode(self, bboxes: Any, gt_bboxes: Any, **kwargs: Any) -> Tensor:
-        """Return encoded boxes as the host's coder gives them, (N, 4)."""
+        """Return boxes as the host's coder encodes them, (N, 4)."""
         return self.coder.encode(bboxes, gt_bboxes, **kwargs)
 
     def decode(
         self, bboxes: Any, pred_bboxes: Tensor, *args: Any, **kwargs: Any
     ) -> Any:
-        """Return what the host's coder makes of the expectations.
+        """Decode the expectations by the host's coder.
 
         Args:
             bboxes: Priors, (N, 4) in pixels.
-            pred_bboxes: Logits, (N, K 4 (n + 1)) with K boxes a prior.
-            *args: For the host's coder, e.g. ``max_shape``.
-            **kwargs: The same.
+            pred_bboxes: Logits, (N, K 4 (n + 1)) with K boxes per prior.
+            *args: Arguments of the host's coder, e.g. ``max_shape``.
+            **kwargs: Arguments of the host's coder.
         """
         return self.coder.decode(
             bboxes, self.expectation(pred_bboxes), *args, **kwargs
@@ -217,25 +217,26 @@ class GridBoxCoder(BaseBBoxCoder):
 
 
 class GridHeadMixin:
-    """Makes a head of mmdet localize over a grid; stands before its class.
+    """Make a head of mmdet localize over a grid; precedes it in the bases.
 
-    The head calls :meth:`use_grid` when its coder and loss exist and before
-    its regression layer is made.
+    The head must call :meth:`use_grid` after making its coder and loss and
+    before making its regression layer.
     """
 
     # Settings of BoxGrid if the config gives none.
     default_grid: ClassVar[Mapping[str, Any]]
-    # Names of the layers whose shape differs from the host's.
+    # Names of the layers whose shapes differ from the host's.
     regression_layers: ClassVar[tuple[str, ...]]
 
     def use_grid(self, grid: Mapping[str, Any] | None) -> None:
-        """Make the grid and put it between the head and its coder and loss.
+        """Make the grid, wrap the coder with it and bind it to the loss.
 
         Args:
-            grid: Arguments of BoxGrid; None takes the head's own.
+            grid: Arguments of BoxGrid; None is the head's default.
 
         Raises:
-            ValueError: If ``loss_bbox`` cannot learn from logits.
+            ValueError: If ``loss_bbox`` and ``reg_decoded_bbox`` don't fit
+                together.
         """
         self.box_grid = BoxGrid(**(grid or self.default_grid))
         self.bbox_coder = GridBoxCoder(
@@ -246,14 +247,14 @@ class GridHeadMixin:
             raise ValueError(
                 f'{type(self).__name__}: loss_bbox='
                 f'{type(self.loss_bbox).__name__} with reg_decoded_bbox='
-                f'{self.reg_decoded_bbox}: take taskptq.GridLoss and False, '
-                'or a loss of boxes and True'
+                f'{self.reg_decoded_bbox}: use taskptq.GridLoss and False, '
+                'or a box loss and True'
             )
         if is_grid_loss:
             self.loss_bbox.bind(self.box_grid)
 
     def get_targets(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the host's targets: four numbers a box, no logits."""
+        """Return the host's targets: four numbers per box, not logits."""
         wrapped = self.bbox_coder
         self.bbox_coder = wrapped.coder
         try:
@@ -268,13 +269,13 @@ class GridHeadMixin:
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Load all but a regression layer of another shape.
+        """Load everything except regression layers of another shape.
 
-        The caller hands a copy, so entries may be replaced by this head's.
+        The caller passes a copy, so entries may be replaced.
         """
         kept = []
         for name in self.regression_layers:
-            # Its own weights only: a quantizer's state may change its shape.
+            # Only its own weights: a quantizer's state may change shape.
             layer = self.get_submodule(name)
             own = {
                 f'{prefix}{name}.{key}': value.detach()
@@ -289,9 +290,9 @@ class GridHeadMixin:
             )
         if kept:
             print_log(
-                f'{", ".join(kept)}: kept as initialized, since the '
-                'checkpoint holds a regression layer of another shape; '
-                'everything else was loaded, train this part',
+                f'{", ".join(kept)}: kept as initialized, because the '
+                "checkpoint's regression layer has another shape; "
+                'everything else was loaded: train this part',
                 logger='current',
                 level=logging.WARNING,
             )
@@ -299,5 +300,5 @@ class GridHeadMixin:
 
 
 def _fits(given: Any, own: Tensor) -> bool:
-    """Whether a tensor is not another layer's; an absent one is no matter."""
+    """Return True if missing or of this layer's shape."""
     return given is None or tuple(given.shape) == tuple(own.shape)

@@ -1,19 +1,19 @@
-"""Uncertainty-guided refinement: a second look at perturbed features.
+"""Uncertainty-guided refinement: a second pass on perturbed features.
 
-UGS (arXiv 2303.01803) trains a grid head a second time on features that were
-moved to where it is less certain: for each pyramid level P_i,
+UGS (arXiv 2303.01803) trains a grid head a second time on features that are
+shifted to make it less certain: for each pyramid level P_i,
 
     eps_i = rho grad_{P_i} L_UM / ||grad_{P_i} L_UM||_2,
 
-and gamma L_loc(P_i + eps_i) joins the loss. The paper leaves open what is
-shared between the passes; here L_UM is the entropy over the positive boxes,
-the norm is that of one level of one image, eps is a constant to the gradient,
-and the second pass has the weights and the targets of the first. Only training
-changes: inference and checkpoints are those of the head. The heads of DETRs
-see queries, not the pyramid, and have no refinement.
+and gamma L_loc(P_i + eps_i) is added to the loss. The paper doesn't say what
+the passes share. Here L_UM is the entropy over the positive boxes, the norm
+is per level and image, eps is constant for the gradient, and the second pass
+reuses weights and targets of the first. Only training changes, not inference
+or checkpoints. Heads of DETRs read queries, not the pyramid, and have no
+refinement.
 
-Dense heads and RPN take ``refinement=dict(rho=0.5, weight=0.1)``. The second
-stage takes it in its RoI head, whatever its box head is:
+Dense heads and RPN accept ``refinement=dict(rho=0.5, weight=0.1)``. For the
+second stage it is a setting of the RoI head, whatever its box head:
 
     roi_head=dict(
         type='taskptq.RefinedStandardRoIHead',
@@ -76,16 +76,16 @@ class Refinement:
         first: Callable[[Features], Any],
         again: Callable[[Features], Mapping[str, Any]],
     ) -> tuple[Any, Tensor]:
-        """Make both passes.
+        """Run both passes.
 
         Args:
-            head: Holds the GridLoss whose boxes count.
-            features: Each (B, C, H, W).
-            first: Makes the first pass on features that carry a gradient.
-            again: Makes the second pass; returns its losses by name.
+            head: Head with the GridLoss whose boxes count.
+            features: Pyramid levels, (B, C, H, W) each.
+            first: Runs the first pass on features that carry a gradient.
+            again: Runs the second pass and returns its losses by name.
 
         Returns:
-            What ``first`` returned, and the weighted loss of the second.
+            Result of ``first``, and the weighted loss of the second pass.
         """
         inputs = tuple(
             x if x.requires_grad else x.detach().requires_grad_()
@@ -101,14 +101,14 @@ class Refinement:
 def perturbed(
     uncertainty: Tensor, features: Features, *, rho: float
 ) -> Features:
-    """Move each level of each image by rho towards more uncertainty.
+    """Shift each level of each image by rho towards more uncertainty.
 
-    A level that no box depends on stays where it is. The graph of
-    ``uncertainty`` is kept, since the training step needs it as well.
+    A level that no box depends on stays unchanged. The graph of
+    ``uncertainty`` is kept, because the training step needs it too.
 
     Args:
         uncertainty: Scalar that depends on the features.
-        features: Each (B, C, H, W).
+        features: Pyramid levels, (B, C, H, W) each.
         rho: L2 norm of a step.
     """
     gradients = torch.autograd.grad(
@@ -124,14 +124,14 @@ def unit_steps(gradient: Tensor) -> Tensor:
     """Divide each image's gradient, (B, C, H, W), by its L2 norm."""
     rows = gradient.detach().float().flatten(1)
     norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
-    # Not 0 / 0 without positive boxes, and no step of an overflow.
+    # Avoid 0 / 0 without positive boxes, and steps from an overflow.
     usable = torch.isfinite(norm) & (norm > 0)
     steps = torch.where(usable, rows / norm, torch.zeros_like(rows))
     return steps.view_as(gradient)
 
 
 def localization(losses: Mapping[str, Any]) -> Tensor:
-    """Add up what the second pass says about places, not classes."""
+    """Sum the localization losses of the second pass."""
     total: Tensor | None = None
     for name, value in losses.items():
         if 'bbox' not in name and 'dfl' not in name:
@@ -141,15 +141,15 @@ def localization(losses: Mapping[str, Any]) -> Tensor:
             total = part.mean() if total is None else total + part.mean()
     if total is None:
         raise ValueError(
-            f'refinement: none of the losses {sorted(losses)} is one of '
-            'localization (loss_bbox, loss_rpn_bbox, loss_dfl)'
+            f'refinement: none of the losses {sorted(losses)} is a '
+            'localization loss (loss_bbox, loss_rpn_bbox, loss_dfl)'
         )
     return total
 
 
 @contextmanager
 def recorded_uncertainty(head: nn.Module) -> Iterator[list[Tensor]]:
-    """Collect the entropy of the boxes of each GridLoss that is computed."""
+    """Collect the entropy of the boxes in each call of a GridLoss."""
     terms: list[Tensor] = []
 
     def record(
@@ -178,7 +178,7 @@ def entropy_of(
     avg_factor: Any = None,
     reduction_override: str | None = None,
 ) -> Tensor:
-    """Return the weighted entropy of what a GridLoss was called with."""
+    """Return the weighted entropy of the arguments of a GridLoss call."""
     del avg_factor, reduction_override  # a factor, which the norm cancels
     logits = pred.reshape(*target.shape, loss.grid.num_points)
     if weight is None:
@@ -194,25 +194,25 @@ def read_settings(
     """Check that a head can be refined.
 
     Raises:
-        ValueError: If it has no GridLoss, or a setting is impossible.
+        ValueError: If it has no GridLoss, or a setting is invalid.
     """
     if settings is None:
         return None
     if not any(isinstance(module, GridLoss) for module in head.modules()):
         raise ValueError(
             f'{type(head).__name__}: refinement follows the uncertainty of '
-            'grid logits, but the head has no taskptq.GridLoss; set one, or '
+            'grid logits, but the head has no taskptq.GridLoss: set one, or '
             'refinement=None'
         )
     return Refinement(**settings)
 
 
 class RefinementMixin:
-    """Refinement of a dense head or RPN; stands before all its classes.
+    """Refinement of a dense head or RPN; comes first in the bases.
 
     Args:
         *args: Arguments of the head.
-        refinement: Arguments of Refinement; None trains without.
+        refinement: Arguments of Refinement; None turns it off.
         **kwargs: Arguments of the head.
     """
 
@@ -258,7 +258,7 @@ class RefinementMixin:
         return {**losses, 'loss_refine': extra}, predictions
 
     def get_targets(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the host's targets; in a second pass, the first's."""
+        """Return the host's targets; in a second pass, those of the first."""
         if self._replayed:
             return self._replayed.popleft()
         targets = super().get_targets(*args, **kwargs)
@@ -276,7 +276,7 @@ class RefinementMixin:
         self._recorded = []
 
         def again(features: Features) -> Mapping[str, Any]:
-            # A sampler that draws would draw other boxes.
+            # A random sampler would draw other boxes.
             self._replayed.extend(self._recorded or ())
             self._recorded = None
             return host.loss(features, batch_data_samples)
@@ -289,11 +289,11 @@ class RefinementMixin:
 
 
 class RefinedRoIHeadMixin:
-    """Refinement of a second stage; stands before the RoI head's class.
+    """Refinement of a second stage; precedes the RoI head in the bases.
 
     Args:
         *args: Arguments of the host's RoI head.
-        refinement: Arguments of Refinement; None trains without.
+        refinement: Arguments of Refinement; None turns it off.
         **kwargs: Arguments of the host's RoI head.
     """
 
@@ -336,7 +336,7 @@ class RefinedStandardRoIHead(RefinedRoIHeadMixin, StandardRoIHead):
 
 @MODELS.register_module()
 class RefinedCascadeRoIHead(RefinedRoIHeadMixin, CascadeRoIHead):
-    """mmdet's CascadeRoIHead with ``refinement`` of each of its stages."""
+    """mmdet's CascadeRoIHead with ``refinement`` of each stage."""
 
     def bbox_loss(
         self, stage: int, x: Features, sampling_results: Any

@@ -15,9 +15,9 @@ __all__ = ['GridRetinaHead']
 class GridRetinaHead(RefinementMixin, GridAnchorHeadMixin, RetinaHead):
     """mmdet's RetinaHead with n + 1 logits for each delta of each anchor.
 
-    By default alpha=2, beta=1, n=10. With 9 anchors a place the regression
-    layer, a 3x3 conv, then costs as much as a layer of its tower and a half
-    at 256 channels; n=4 or n=5 costs less than one.
+    By default alpha=2, beta=1, n=10. With 9 anchors per location and 256
+    channels, the regression layer (a 3x3 conv) then costs as much as one and
+    a half layers of its tower; with n=4 or n=5 less than one.
     """
 
     regression_layers = ('retina_reg',)

@@ -1,4 +1,4 @@
-"""NWD in mmdet: as metric of assigners, as loss, and inside NMS.
+"""NWD in mmdet: as a metric of assigners, as a loss, and in NMS.
 
 The formula is in ``taskptq.methods.box_grid.wasserstein``.
 """
@@ -22,17 +22,17 @@ __all__ = ['NWDLoss', 'NWDistance', 'wasserstein_nms']
 class NWDistance:
     """Normalized Wasserstein similarity as ``iou_calculator``.
 
-    For every assigner of mmdet that takes one, e.g.
+    For every assigner of mmdet that accepts one, e.g.
     ``dict(type='MaxIoUAssigner', pos_iou_thr=0.7, neg_iou_thr=0.3,
-    iou_calculator=dict(type='taskptq.NWDistance'))``. Thresholds mean
-    another thing than with IoU: equal boxes 1.8 px apart score 0.87.
+    iou_calculator=dict(type='taskptq.NWDistance'))``. Thresholds differ from
+    those for IoU: equal boxes 1.8 px apart score 0.87.
 
     Args:
         constant: C of exp(-W_2 / C) in pixels of the network's input; about
             the mean object size of the data set (12.8 for AI-TOD).
 
     Raises:
-        ValueError: If it is not positive.
+        ValueError: If the constant is not positive.
     """
 
     def __init__(self, *, constant: float = 12.8) -> None:
@@ -53,17 +53,17 @@ class NWDistance:
 
         Args:
             bboxes1: (M, 4 or 5) of x1, y1, x2, y2 in pixels, or a BaseBoxes;
-                a fifth column, a score, is left out.
-            bboxes2: (N, 4 or 5), the same.
+                a fifth column, the score, is ignored.
+            bboxes2: (N, 4 or 5), in the same form.
             mode: 'iou' stands for NWD. 'iof', which assigners use to find
-                boxes inside ignored regions, stays what it is.
-            is_aligned: Compare boxes of the same row only; M = N.
+                boxes inside ignored regions, stays unchanged.
+            is_aligned: Compare boxes row by row only; M = N.
 
         Returns:
             (M, N), or (M,) if aligned; in [0, 1].
 
         Raises:
-            ValueError: If the mode is another one.
+            ValueError: If the mode is neither.
         """
         one = get_box_tensor(bboxes1)[..., :4]
         two = get_box_tensor(bboxes2)[..., :4]
@@ -71,7 +71,7 @@ class NWDistance:
             return bbox_overlaps(one, two, mode, is_aligned)
         if mode != 'iou':
             raise ValueError(
-                f'mode={mode!r}: NWDistance knows iou (NWD) and iof'
+                f'mode={mode!r}: NWDistance supports iou (NWD) and iof'
             )
         return wasserstein_similarity(
             one, two, constant=self.constant, aligned=is_aligned
@@ -88,7 +88,7 @@ class NWDLoss(nn.Module):
     Args:
         constant: C of exp(-W_2 / C), in the unit of the boxes.
         reduction: 'none', 'mean' or 'sum'.
-        loss_weight: Factor of the loss; the paper takes 2 (one-stage) to 10
+        loss_weight: Factor of the loss; the paper uses 2 (one-stage) to 10
             (region proposals).
     """
 
@@ -116,10 +116,10 @@ class NWDLoss(nn.Module):
 
         Args:
             pred: (N, 4) of x1, y1, x2, y2.
-            target: (N, 4), the same.
-            weight: (N,) or (N, 4), whose mean over the coordinates counts.
-            avg_factor: What a mean divides by instead of N.
-            reduction_override: A reduction for this call.
+            target: (N, 4) of x1, y1, x2, y2.
+            weight: (N,), or (N, 4), which is averaged over coordinates.
+            avg_factor: Divisor of the mean instead of N.
+            reduction_override: Reduction for this call.
         """
         reduction = reduction_override or self.reduction
         if weight is not None and weight.dim() > 1:
@@ -141,25 +141,26 @@ def wasserstein_nms(
     constant: float = 12.8,
     max_num: int = -1,
 ) -> tuple[Tensor, Tensor]:
-    """Greedy NMS that compares by NWD, in the form of mmcv's operators.
+    """Run greedy NMS that compares by NWD, with the interface of mmcv's.
 
-    mmcv keeps no registry of them: ``batched_nms`` calls the ``type`` of its
+    mmcv has no registry for NMS: ``batched_nms`` calls the ``type`` of its
     settings if that is a function, and otherwise evaluates it as Python
-    inside of mmcv. So a config in the new, pure Python style writes
-    ``nms=dict(type=wasserstein_nms, iou_threshold=0.85)``, and a config in
-    text style gives the expression
+    inside mmcv. A config in the new, pure Python style thus writes
+    ``nms=dict(type=wasserstein_nms, iou_threshold=0.85)``, a config in text
+    style the expression
     ``type='__import__("taskptq.models.grid.wasserstein", fromlist=["x"])'
     '.wasserstein_nms'``.
 
     ``batched_nms`` separates classes by shifting their boxes past the largest
-    coordinate. That separates every overlap, but NWD also sees neighbors:
-    below a threshold of about 0.8 let classes suppress each other anyway
-    (``class_agnostic=True``), or expect it in opposite corners of an image.
+    coordinate. That removes overlaps, but NWD also compares neighbors: below
+    a threshold of about 0.8, boxes of two classes in opposite corners of an
+    image can suppress each other. Set ``class_agnostic=True`` there to let
+    classes suppress each other everywhere.
 
     Args:
         boxes: (N, 4) of x1, y1, x2, y2 in pixels.
         scores: (N,).
-        iou_threshold: A box goes if its NWD with a better one is above it.
+        iou_threshold: NWD with a better box above which a box is removed.
         constant: C of exp(-W_2 / C) in pixels.
         max_num: Most boxes to keep, -1 for all.
 

@@ -229,7 +229,7 @@ def test_refuses_what_does_not_compare():
         score(np.zeros((1, 3)), np.zeros((1, 4)))
     with pytest.raises(ValueError, match='rows=None'):
         score(four_lanes(), four_lanes())
-    with pytest.raises(ValueError, match='do not have the 28 rows'):
+    with pytest.raises(ValueError, match='do not match the 28 rows'):
         score(np.zeros((1, 3)), np.zeros((1, 3)), rows=ROWS)
     with pytest.raises(ValueError, match=r'lane 0 has shape \(3, 3\)'):
         sample_lanes([np.zeros((3, 3))], ROWS)

@@ -137,7 +137,7 @@ def test_cross_entropy_alone_finds_the_boxes(name):
 @pytest.mark.parametrize(
     ('zoo_name', 'changes', 'message'),
     [
-        ('fcos', dict(loss_bbox=GIOU, loss_iou=GIOU), 'loss_iou beside'),
+        ('fcos', dict(loss_bbox=GIOU, loss_iou=GIOU), 'loss_iou is given'),
         ('atss', dict(reg_decoded_bbox=False), 'reg_decoded_bbox=False'),
         ('gfl', dict(grid=dict(alpha=-1.0)), 'alpha=-1'),
     ],
