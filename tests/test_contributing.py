@@ -10,12 +10,15 @@ import pytest
 pytest.importorskip('mmengine')
 
 import taskptq.methods
+from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe_source import read_recipe
 from taskptq.recipes import folders, resolve
 
 ROOT = Path(__file__).resolve().parents[1]
 GUIDE = (ROOT / 'CONTRIBUTING.md').read_text(encoding='utf-8')
 # A block with the file's path in its first line.
 FILE = re.compile(r'^```python\n# (\S+\.py)\n(.*?)^```$', re.DOTALL | re.M)
+RECIPE = re.compile(r'^```python\n(recipe = .*?)^```$', re.DOTALL | re.M)
 SECTIONS = {
     'observer': 'Your own observer',
     'quantizer': 'Your own quantizer',
@@ -65,6 +68,15 @@ def import_file(path):
     return importlib.import_module(name.replace('/', '.'))
 
 
+def recipes_of(title):
+    """Return the recipes that a section's other blocks define."""
+    body = GUIDE.partition(f'\n## {title}\n')[2].partition('\n## ')[0]
+    for block in RECIPE.findall(body):
+        space = {}
+        exec(block, space)
+        yield space['recipe']
+
+
 def run_tests(content):
     """Run every test function of a file; return how many there were."""
     space = {'__name__': 'walkthrough'}
@@ -88,6 +100,9 @@ def test_a_walkthrough_runs(section, written):
     for path in files:
         if path.startswith('taskptq/recipes/'):
             resolve(f'{SCOPE}::w4a4_{Path(path).stem}')
+    for recipe in recipes_of(SECTIONS[section]):
+        settings = read_recipe(recipe)
+        Recipe.from_config(settings.pop('qconfig'), **settings)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,8 @@ import pytest
 pytest.importorskip('mmengine')
 
 from taskptq.engine.calibration_data import CalibrationConfig
+from taskptq.engine.pipeline import Recipe
+from taskptq.engine.short_names import short_name
 from taskptq.prepare import qconfig
 from taskptq.qat.distillation import DistillationConfig
 from taskptq.recipes import KEYS
@@ -71,13 +73,16 @@ def test_every_key_of_a_qconfig_is_on_the_page():
     assert sorted(found) == sorted((*qconfig.KEYS, *qconfig._OWN_KEYS))
 
 
-def test_the_example_is_a_qconfig():
-    (source,) = re.findall(
-        r'^```python\n(qconfig = .*?)^```$', section('`qconfig`'), re.S | re.M
-    )
+def test_the_examples_are_recipes():
+    blocks = [
+        *re.findall(r'^```python\n(qconfig = .*?)^```$', PAGE, re.S | re.M),
+        *re.findall(r'^```python\n(rewrites = .*?)^```$', PAGE, re.S | re.M),
+    ]
     space = {}
-    exec(source, space)
-    qconfig.QConfig.from_dict(space['qconfig'])
+    for block in blocks:
+        exec(block, space)
+    recipe = Recipe.from_config(space['qconfig'], rewrites=space['rewrites'])
+    assert len(recipe.rewrites) == 2
 
 
 @pytest.mark.parametrize(
@@ -98,4 +103,7 @@ def test_every_registered_class_is_on_the_page(kind, registry):
     }
     # A base class that sets no range of its own.
     own.discard('HistogramObserver')
-    assert set(re.findall(r'`(\w+)`', line)) == own
+    written = re.findall(r'`(\w+)` or `(\w+)`', line)
+    assert {name for _, name in written} == own
+    for short, name in written:
+        assert short == short_name(name, kind=registry.name)
