@@ -1,4 +1,4 @@
-"""Training of quantized models inside mmengine's loops."""
+"""Quantization-aware training in mmengine's loops."""
 
 from taskptq.qat.hook import QATHook
 

@@ -1,8 +1,8 @@
-"""``L = L_GT + lambda L_DRD``: a detector's loss with a float teacher's.
+"""``L = L_GT + lambda L_DRD``: a detector's loss plus a float teacher's.
 
 Distribution rectification distillation of Q-DETR, Xu et al., CVPR 2023,
-equations 10 to 15, in training: the foreground is ground truth. Which
-queries are compared, and how, is in ``taskptq/methods``.
+equations 10 to 15, for training: the foreground comes from ground truth.
+``taskptq/methods/qdetr`` selects and compares the queries.
 """
 
 from __future__ import annotations
@@ -57,35 +57,37 @@ WEIGHT = Number(low=0, high=1e6)
 
 @dataclass(frozen=True, kw_only=True)
 class DistillationConfig:
-    """What a config's ``distillation`` may say.
+    """Settings of ``distillation``.
 
     Args:
-        weight: lambda of the paper, 0 or more.
+        weight: lambda of the paper, >= 0.
         normalize: Divide L_DRD by the root mean square norm of the teacher's
             features. The paper does not, and its lambda suits the features
-            of its models: where they are long, L_DRD drowns the detector's
-            own loss.
-        box_weight: Of the boxes of foreground queries, each against the
-            teacher's of its own index, 5 L1 + 2 (1 - GIoU); 0 or more. Not
-            in the paper, nor is the next one.
-        class_weight: Of the class logits of all queries, each against the
-            teacher's of its own index (KL divergence, the means over the
-            foreground and over the others added); 0 or more.
-        tau: How near the best query of a ground truth a foreground query
-            is, in [0, 1]; 1 keeps none.
-        mu1: Weight of the boxes' similarity when partners are chosen.
-        mu2: Weight of their L1 distance.
-        matching: 'argmax', or 'hungarian' to give each teacher query away
-            once at most.
+            of its models: with longer features, L_DRD would dominate the
+            detector's own loss.
+        box_weight: Weight of the box term, >= 0; not in the paper. It
+            compares each foreground query with the teacher's query of the
+            same index: 5 L1 + 2 (1 - GIoU).
+        class_weight: Weight of the class term, >= 0; not in the paper. It
+            compares the logits of each query with the teacher's of the same
+            index: KL divergence, mean over the foreground plus mean over the
+            rest.
+        tau: Similarity to a ground truth's best query that makes a query
+            foreground, in [0, 1]; 1 keeps none.
+        mu1: Weight of box similarity in matching.
+        mu2: Weight of the boxes' L1 distance in matching.
+        matching: 'argmax', or 'hungarian' to use each teacher query at most
+            once.
         metric: 'giou', or 'nwd' for tiny objects.
         layers: Decoder layers whose features are compared: 'last', or 'all'
             (their mean), each matched by its own boxes.
-        fqm: False compares all queries, each with that of its own index.
+        fqm: False compares all queries, each with the teacher's of the same
+            index.
         teacher: ``dict(config=..., checkpoint=...)`` of another float model;
-            None is the float model that the training begins with.
+            None is the float model that training starts from.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     weight: float = setting(2.5, WEIGHT)
@@ -109,14 +111,15 @@ class DistillationConfig:
             check_teacher(teacher, name='distillation.teacher')
         if teacher is not None and not self.fqm:
             raise ValueError(
-                'distillation.fqm=False pairs queries by index, which mean '
-                'nothing to another teacher: leave teacher out'
+                'distillation.fqm=False pairs queries by index, but the '
+                'queries of another teacher have another order: remove '
+                'teacher'
             )
         if teacher is not None and self.agrees:
             raise ValueError(
-                'distillation.box_weight and class_weight compare queries of '
-                'one index, which mean nothing to another teacher: leave '
-                'them or teacher out'
+                'distillation.box_weight and class_weight pair queries by '
+                'index, but the queries of another teacher have another '
+                'order: remove them or teacher'
             )
 
     @classmethod
@@ -124,7 +127,7 @@ class DistillationConfig:
         """Read the config's dict.
 
         Raises:
-            SettingError: If a key is unknown or a value impossible.
+            SettingError: If a key is unknown or a value invalid.
         """
         known = [item.name for item in fields(cls)]
         check_keys(config, known, name='distillation')
@@ -132,7 +135,7 @@ class DistillationConfig:
 
     @property
     def agrees(self) -> bool:
-        """Whether boxes or classes are compared with the teacher's."""
+        """Whether the box or the class term is used."""
         return bool(self.box_weight or self.class_weight)
 
     def to_dict(self) -> dict[str, Any]:
@@ -141,13 +144,16 @@ class DistillationConfig:
 
 
 def cross_attention_taps(model: nn.Module) -> dict[int, nn.Module]:
-    """Return what gives the features of each decoder layer out.
+    """Return the module that outputs the features of each decoder layer.
 
     Args:
         model: Prepared DETR.
 
+    Returns:
+        Layer index -> module.
+
     Raises:
-        ValueError: If it has no such decoder.
+        ValueError: If the model has no such decoder.
     """
     taps = {}
     if hasattr(model, 'decoder') and hasattr(model, 'num_queries'):
@@ -160,18 +166,18 @@ def cross_attention_taps(model: nn.Module) -> dict[int, nn.Module]:
         raise ValueError(
             f'distillation needs a DETR whose cross-attention has a '
             f'quantized counterpart, and {type(model).__name__} has none: '
-            'check qconfig.keep_float, or leave distillation out'
+            'check qconfig.keep_float, or remove distillation'
         )
     return taps
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderView:
-    """What one forward showed of a detector's decoder.
+    """Outputs of a detector's decoder, recorded during one forward.
 
     Args:
         attended: Co-attended features of each layer, (B, N, E).
-        boxes: Of each layer, (B, N, 4), normalized cx, cy, w, h.
+        boxes: Boxes of each layer, (B, N, 4), normalized cx, cy, w, h.
         classes: Logits of each layer, (B, N, C).
     """
 
@@ -183,10 +189,10 @@ class DecoderView:
     def of(
         cls, model: nn.Module, found: Mapping[Any, Any], head: Sequence[Tensor]
     ) -> DecoderView:
-        """Take over what was recorded, without denoising queries.
+        """Build from a recording, without denoising queries.
 
         Args:
-            model: The detector that ran.
+            model: Detector that ran.
             found: Features by layer, (B, denoising + N, E).
             head: Logits and boxes of the last L layers,
                 (L, B, denoising + N, C or 4).
@@ -212,14 +218,14 @@ class DecoderView:
 
 
 def ground_truth(samples: Sequence[Any], *, like: Tensor) -> list[Tensor]:
-    """Return each image's boxes as a DETR's head writes them.
+    """Return each image's boxes in the format of a DETR head.
 
     Args:
-        samples: mmdet's data samples, boxes as corners in pixels.
-        like: Tensor whose device and dtype they get.
+        samples: mmdet's data samples; boxes as corners in pixels.
+        like: Tensor whose device and dtype the boxes get.
 
     Returns:
-        (G, 4) for each image: cx, cy, w, h relative to the image's size.
+        (G, 4) for each image: cx, cy, w, h relative to the image size.
     """
     found = []
     for sample in samples:
@@ -233,18 +239,18 @@ def ground_truth(samples: Sequence[Any], *, like: Tensor) -> list[Tensor]:
 
 
 class Distillation:
-    """Adds the teacher's part to the loss of one detector.
+    """Distillation term in the loss of one detector.
 
-    The teacher is no sub-module of the student: no optimizer, checkpoint or
-    ``train()`` reaches it.
+    The teacher is not a sub-module of the student, so that no optimizer,
+    checkpoint or ``train()`` reaches it.
 
     Args:
-        student: Prepared DETR under training.
+        student: Prepared DETR in training.
         teacher: Prepared float DETR.
         config: Settings.
 
     Raises:
-        ValueError: If one of them is no DETR, or they cannot be compared.
+        ValueError: If either is not a DETR, or they cannot be compared.
     """
 
     def __init__(
@@ -261,9 +267,9 @@ class Distillation:
         other = cross_attention_taps(teacher)
         if config.layers == 'all' and own.keys() != other.keys():
             raise ValueError(
-                f"distillation.layers='all' compares layer by layer, and the "
-                f'teacher has {len(other)} decoder layers, the model '
-                f"{len(own)}: take layers='last'"
+                f"distillation.layers='all' compares layer by layer, but the "
+                f'teacher has {len(other)} decoder layers and the model '
+                f"{len(own)}: use layers='last'"
             )
         last = [(max(own), max(other))]
         pairs = [(layer, layer) for layer in own]
@@ -273,32 +279,32 @@ class Distillation:
         self._own_loss: Callable[..., Any] | None = None
 
     def attach(self) -> None:
-        """Let the student's ``loss`` give ours out as well."""
+        """Make the student's ``loss`` include the distillation."""
         self._own_loss = self.student.loss
-        # On the instance: the host's class is not touched.
+        # On the instance, so that the host's class stays untouched.
         self.student.loss = self.loss
 
     def detach(self) -> None:
-        """Give the student its own loss back."""
+        """Restore the student's own loss."""
         vars(self.student).pop('loss', None)
         self._own_loss = None
 
     def loss(
         self, inputs: Tensor, samples: Sequence[Any], **kwargs: Any
     ) -> dict[str, Any]:
-        """Return the detector's losses and ``loss_drd``, already weighted.
+        """Return the detector's losses and the weighted ``loss_drd``.
 
         Args:
-            inputs: Preprocessed images; the teacher reads the same.
+            inputs: Preprocessed images for student and teacher.
             samples: Their data samples.
-            kwargs: Handed to the detector.
+            kwargs: Further arguments of the detector's ``loss``.
         """
         assert self._own_loss is not None
         with self._recorded(self.student) as found:
             losses = dict(self._own_loss(inputs, samples, **kwargs))
         student = DecoderView.of(self.student, found, found[HEAD])
         with torch.no_grad(), self._recorded(self.teacher) as found:
-            # Heads are run past their hooks in this mode.
+            # Tensor mode calls head.forward, which bypasses hooks.
             head = self.teacher(inputs, samples, mode='tensor')
         teacher = DecoderView.of(self.teacher, found, head)
         terms = [
@@ -312,7 +318,7 @@ class Distillation:
     def _recorded(
         self, model: nn.Module
     ) -> AbstractContextManager[dict[Any, Any]]:
-        """Watch the cross-attentions and the head while a model runs."""
+        """Record cross-attentions and head while a model runs."""
         places: dict[Any, nn.Module] = dict(cross_attention_taps(model))
         return recorded({**places, HEAD: model.bbox_head})
 
@@ -324,7 +330,13 @@ class Distillation:
         *,
         pair: tuple[int, int],
     ) -> dict[str, Tensor]:
-        """Return the weighted losses of one decoder layer and the teacher's.
+        """Return the weighted losses between two decoder layers.
+
+        Args:
+            student: Outputs of the student.
+            teacher: Outputs of the teacher.
+            samples: Data samples of the images.
+            pair: Layer of the student and layer of the teacher.
 
         Raises:
             ValueError: If their features have different widths.
@@ -334,7 +346,7 @@ class Distillation:
             raise ValueError(
                 f'the co-attended features of the teacher have '
                 f'{target.shape[-1]} channels, those of the model '
-                f'{feature.shape[-1]}: take a teacher of the same width'
+                f'{feature.shape[-1]}: use a teacher of the same width'
             )
         match = self._match(student, teacher, samples, pair=pair)
         distance = (
@@ -358,7 +370,7 @@ class Distillation:
         *,
         pair: tuple[int, int],
     ) -> QueryMatch:
-        """Return the pairs of queries whose features are compared."""
+        """Return the pairs of queries to compare."""
         boxes = student.boxes[pair[0]].detach()
         if not self.config.fqm:
             return all_queries(boxes)
@@ -384,7 +396,7 @@ class Distillation:
         pair: tuple[int, int],
         match: QueryMatch,
     ) -> dict[str, Tensor]:
-        """Return how boxes and classes differ from the same queries'."""
+        """Return the box and class terms."""
         config, own = self.config, replace(match, teacher=match.student)
         found = {}
         if config.box_weight:
@@ -401,7 +413,7 @@ class Distillation:
             )
             near = torch.zeros_like(apart, dtype=torch.bool)
             near[match.image, match.student] = True
-            # A mean over no query is 0, not undefined.
+            # The mean over no queries is 0, not NaN.
             means = [
                 apart[chosen].sum() / chosen.sum().clamp(min=1)
                 for chosen in (near, ~near)

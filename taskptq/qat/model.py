@@ -1,8 +1,8 @@
-"""Quantization-aware training: what it does to a model, without a runner.
+"""Prepare a model for quantization-aware training, without a runner.
 
-BatchNorms are folded before training, as they are before calibration: the
-weights that train are then the ones that ship. A norm that cannot be folded
-keeps its statistics, for the same reason.
+BatchNorms are folded before training, as before calibration, so that the
+weights that train are the ones that ship. A norm that cannot be folded keeps
+its statistics for the same reason.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ MAX_NAMED = 5
 
 @dataclass(frozen=True, kw_only=True)
 class Learned:
-    """One parameter of a quantizer that trains.
+    """Trainable parameter of a quantizer.
 
     Args:
         name: Qualified name.
-        quantizer: Its owner.
+        quantizer: Owner of the parameter.
         parameter: The parameter.
     """
 
@@ -59,11 +59,11 @@ class Learned:
         return self.name.rpartition('.')[2]
 
     def magnitude(self) -> float:
-        """Return what relative steps are relative to.
+        """Return the unit of relative steps.
 
-        An offset counts codes and may be zero, so it is the length of the
-        grid: a step then moves an end of the range about as far as the same
-        step of the scale does.
+        An offset counts codes and may be zero, so its unit is the length of
+        the grid: a step then moves an end of the range about as far as the
+        same step of the scale.
         """
         if self.kind == 'offset':
             return float(self.quantizer.quant_max - self.quantizer.quant_min)
@@ -71,7 +71,7 @@ class Learned:
 
 
 def learned_parameters(model: nn.Module) -> list[Learned]:
-    """List what the calibrated quantizers of a model can learn.
+    """List the trainable parameters of a model's calibrated quantizers.
 
     Args:
         model: Prepared model.
@@ -98,35 +98,35 @@ def prepare_training(
     batch: Any = None,
     decisions: Decisions | None = None,
 ) -> SwapReport:
-    """Fold and swap a float model that is to be trained, in place.
+    """Fold and swap a float model in place, for training.
 
     A folded norm leaves a bias, which trains if its convolution does. In
-    stage 1 the quantizers outside of the backbone are there, so that the
-    next stage finds the same structure, but they are never calibrated and
-    pass everything through.
+    stage 1 the quantizers outside the backbone exist, so that the next stage
+    finds the same structure, but they are never calibrated and pass their
+    inputs through.
 
     Args:
         model: Float model.
         qconfig: Recipe of the quantizers.
         stage: 1 or 2.
-        batch: What each fold and swap is compared on; see ``prepare``.
-        decisions: What to repeat instead, without data.
+        batch: Batch on which each fold and swap is verified; see ``prepare``.
+        decisions: Recorded decisions to replay instead, without data.
 
     Returns:
-        The fate of each layer in this stage.
+        What happened to each layer in this stage.
 
     Raises:
-        ValueError: If the model has no backbone to begin with, or see
+        ValueError: If stage 1 finds no backbone; see also
             ``taskptq.prepare.prepare``.
     """
     part = STAGES[stage]
     if part is not None and not hasattr(model, part):
         raise ValueError(
-            f'stage={stage} quantizes model.{part} alone, and '
+            f'stage={stage} quantizes only model.{part}, but '
             f'{type(model).__name__} has none: train with stage=2'
         )
     model.eval()
-    # Held until the end: the ids of what is alive are unique.
+    # Kept alive until the end, so that ids stay unique.
     before = list(model.parameters())
     known = {id(parameter) for parameter in before}
     report = prepare_in_place(model, qconfig, batch=batch, decisions=decisions)
@@ -147,7 +147,7 @@ def prepare_training(
                 activation_bits=None,
                 attention_bits=None,
                 softmax_bits=None,
-                reason=f'stage {stage} quantizes the {part} alone',
+                reason=f'stage {stage} quantizes only the {part}',
             )
             for row in report.rows
         ]
@@ -159,7 +159,7 @@ def _is_in(name: str, part: str) -> bool:
 
 
 def _leave_float(model: nn.Module, part: str) -> None:
-    """Take the observers away that would calibrate another part."""
+    """Remove the observers outside the part, so that it is not calibrated."""
     for name, quantizer in quantizers(model):
         if not _is_in(name, part):
             quantizer.observer = None
@@ -168,11 +168,13 @@ def _leave_float(model: nn.Module, part: str) -> None:
 def calibrate_rest(
     model: nn.Module, batches: Sequence[Any], *, unreached: str = 'error'
 ) -> CalibrationReport:
-    """Calibrate what has no range yet, behind what has one.
+    """Calibrate the quantizers that have no range yet.
+
+    Quantizers trained by an earlier stage are on meanwhile, so that the
+    others see the inputs of training.
 
     Args:
-        model: Prepared model; quantizers that an earlier stage trained are
-            on, so that the others see what they will see.
+        model: Prepared model.
         batches: Collated calibration batches.
         unreached: See ``calibrate``.
     """
@@ -198,10 +200,10 @@ def _enabled(found: Sequence[Quantizer]) -> Iterator[None]:
 
 
 def start_learning(model: nn.Module) -> list[Learned]:
-    """Turn the quantizers on for good, and let their parameters train.
+    """Turn the quantizers on and make their parameters trainable.
 
     Returns:
-        What trains besides the model's own parameters.
+        The quantizers' trainable parameters.
     """
     enable(model)
     learned = learned_parameters(model)
@@ -217,11 +219,11 @@ def frozen_norms(model: nn.Module) -> list[nn.Module]:
 
 @torch.no_grad()
 def keep_valid(learned: Sequence[Learned]) -> None:
-    """Bring what an optimizer step made impossible back to a valid grid.
+    """Clamp parameters to valid values after an optimizer step.
 
     Args:
-        learned: Parameters that train; scales stay positive, offsets inside
-            their grids.
+        learned: Trainable parameters; scales are kept positive, offsets
+            inside their grids.
     """
     for item in learned:
         if item.kind == 'scale':
@@ -235,17 +237,17 @@ def keep_valid(learned: Sequence[Learned]) -> None:
 def load_training_state(
     model: nn.Module, weights: Mapping[str, Tensor]
 ) -> None:
-    """Give a prepared model the weights of a training checkpoint.
+    """Load the weights of a training checkpoint into a prepared model.
 
-    What has no range in the checkpoint stays to be calibrated.
+    Quantizers without a range in the checkpoint stay uncalibrated.
 
     Args:
         model: Prepared model.
-        weights: Tensors of a model that was prepared in the same way.
+        weights: Tensors of a model prepared in the same way.
 
     Raises:
         ValueError: If they do not fit, a quantizer had other bits, or a
-            number is one that no training leaves.
+            number is impossible.
     """
     refuse_bad_numbers(model, weights)
     try:
@@ -254,8 +256,8 @@ def load_training_state(
         reasons = [line.strip() for line in str(error).splitlines()[1:]]
         raise ValueError(
             f'the training checkpoint does not fit {type(model).__name__}: '
-            f'{"; ".join(reasons[:MAX_NAMED])} ({len(reasons)} in all); take '
-            'the config that it was trained with'
+            f'{"; ".join(reasons[:MAX_NAMED])} ({len(reasons)} in all); use '
+            'the config it was trained with'
         ) from error
     idle = tuple(
         f'{name}.'
@@ -275,8 +277,8 @@ def load_training_state(
     if misfits:
         raise ValueError(
             f'the training checkpoint does not fit {type(model).__name__}: '
-            f'{"; ".join(misfits[:MAX_NAMED])} ({len(misfits)} in all); take '
-            'the config and the bits that it was trained with'
+            f'{"; ".join(misfits[:MAX_NAMED])} ({len(misfits)} in all); use '
+            'the config and the bits it was trained with'
         )
 
 
@@ -290,12 +292,12 @@ def refuse_bad_numbers(
         weights: Tensors of the checkpoint.
 
     Raises:
-        ValueError: Naming the first tensor whose numbers cannot be.
+        ValueError: If a number is impossible; names the first such tensor.
     """
     for name, value in weights.items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise ValueError(
-                f'the training checkpoint has NaN or infinity in {name}: take '
+                f'the training checkpoint has NaN or infinity in {name}: use '
                 'an earlier checkpoint'
             )
     for name, quantizer in quantizers(model):
@@ -303,7 +305,7 @@ def refuse_bad_numbers(
         if problem is not None:
             raise ValueError(
                 f'the training checkpoint does not fit: it has '
-                f'{name}.{problem}; take the config and the bits that it was '
+                f'{name}.{problem}; use the config and the bits it was '
                 'trained with, or another checkpoint'
             )
 
@@ -311,7 +313,7 @@ def refuse_bad_numbers(
 def grid_problem(
     quantizer: Quantizer, weights: Mapping[str, Tensor], *, prefix: str
 ) -> str | None:
-    """Say which number of one quantizer's state cannot be.
+    """Return the first impossible number in one quantizer's state.
 
     Args:
         quantizer: Quantizer of the model, with the recipe's spec.
@@ -319,8 +321,8 @@ def grid_problem(
         prefix: The quantizer's name and a dot.
 
     Returns:
-        Name, value and what is allowed; None if all is well, also where the
-        checkpoint has no range yet.
+        Name, value and what is allowed; None if the state is valid or has
+        no range yet.
     """
     grid = weights.get(f'{prefix}grid')
     if grid is None or not grid.numel():
@@ -331,7 +333,7 @@ def grid_problem(
     allowed = [quantizer.spec.bounds(signed=s) for s in (True, False)]
     if (low, high) not in allowed:
         return (
-            f'grid={[low, high]}, {high - low + 1} levels there, '
+            f'grid={[low, high]}, {high - low + 1} levels instead of '
             f'{quantizer.spec.num_levels} in qconfig'
         )
     for part in ('scale', 'gain'):
@@ -347,5 +349,5 @@ def grid_problem(
             and value.ndim == 1
             and bool(((value >= low) & (value <= high)).all())
         ):
-            return f'{part} outside of the grid {low} to {high}'
+            return f'{part} outside the grid {low} to {high}'
     return None

@@ -1,8 +1,8 @@
-"""Optimizer and schedulers over a model that has become a quantized one.
+"""Rebuild the optimizer and the schedulers for a quantized model.
 
-mmengine's Runner builds both before any hook runs, around the parameters of
-the float model. They are built once more from the config, and parameters of
-quantizers get groups of their own.
+mmengine's Runner builds both before any hook runs, from the parameters of the
+float model. They are rebuilt from the config, with separate groups for the
+quantizers' parameters.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from taskptq.qat.model import Learned
 __all__ = ['KINDS', 'read_lr_mult', 'rebuild_optimization', 'separate']
 
 KINDS = ('scale', 'offset', 'gamma', 'beta')
-# Of relative steps: at AdamW's usual 1e-4 a scale moves by 1e-3 of itself.
+# For relative steps: at AdamW's usual 1e-4, a scale moves by 0.1 % per step.
 RELATIVE_MULT = 10.0
 MULTIPLIER = Number(low=0, high=1e6)
 
@@ -31,10 +31,10 @@ def read_lr_mult(
     """Check the learning rate multipliers of a config.
 
     Args:
-        value: One for all, or some by kind of parameter, or None.
+        value: One for all kinds of parameters, or some by kind, or None.
 
     Raises:
-        SettingError: If a kind is unknown or a multiplier impossible.
+        SettingError: If a kind is unknown or a multiplier invalid.
     """
     if value is None:
         return None
@@ -54,7 +54,7 @@ def rebuild_optimization(
     *,
     lr_mult: Mapping[str, float] | None,
 ) -> None:
-    """Build optimizer wrapper and schedulers anew, from the runner's config.
+    """Rebuild optimizer wrapper and schedulers from the runner's config.
 
     Args:
         runner: Runner in training; its model is quantized.
@@ -62,13 +62,13 @@ def rebuild_optimization(
         lr_mult: See :func:`separate`.
 
     Raises:
-        ValueError: If the config does not say how to build them.
+        ValueError: If they were not built from the config.
     """
     config = runner.cfg.get('optim_wrapper')
     if not isinstance(config, Mapping):
         raise ValueError(
-            'QATHook builds the optimizer anew: give optim_wrapper to the '
-            'config as a dict'
+            'QATHook rebuilds the optimizer: set optim_wrapper in the config '
+            'to a dict'
         )
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is None and runner.param_schedulers:
@@ -82,11 +82,12 @@ def rebuild_optimization(
         missing -= separate(optimizer, learned, lr_mult=lr_mult)
     if missing:
         raise ValueError(
-            f'the optimizer has no group with {min(missing)}: take a '
+            f'the optimizer has no group with {min(missing)}: use a '
             'constructor in optim_wrapper that covers all parameters'
         )
     runner.optim_wrapper = wrapper
-    # Learning rates are scaled with the batch size before schedulers exist.
+    # Learning rates must be scaled with the batch size before schedulers
+    # read them.
     runner.param_schedulers = None
     runner.scale_lr(wrapper, runner.auto_scale_lr)
     if schedulers is not None:
@@ -110,23 +111,22 @@ def separate(
     *,
     lr_mult: Mapping[str, float] | None,
 ) -> set[str]:
-    """Give each parameter of a quantizer its own group, without decay.
+    """Move each quantizer parameter to its own group, without weight decay.
 
-    Its learning rate is that of the group which the config's
-    ``paramwise_cfg`` put it into, times the multiplier of its kind. Steps of
-    Adam and its like have the size of the learning rate whatever the
-    gradient's, so there the rate is relative to the parameter's magnitude;
-    SGD's steps follow the gradient, which LSQ scales by itself (section
-    2.2).
+    Its learning rate is that of its group under the config's
+    ``paramwise_cfg``, times the multiplier of its kind. Adam and similar
+    optimizers take steps the size of the learning rate whatever the gradient,
+    so there the rate is relative to the parameter's magnitude. SGD's steps
+    follow the gradient, which LSQ already scales (its section 2.2).
 
     Args:
-        optimizer: Just built; changed in place.
+        optimizer: New optimizer; changed in place.
         learned: Parameters of the quantizers.
-        lr_mult: By kind of parameter (``KINDS``); None, or a kind left out,
-            is 10 for relative rates and 1 for SGD.
+        lr_mult: Multiplier by kind of parameter (``KINDS``); missing kinds,
+            or None, default to 10 for relative rates and 1 for SGD.
 
     Returns:
-        Names of the parameters that the optimizer has.
+        Names of the quantizer parameters in the optimizer.
     """
     relative = not isinstance(optimizer, SGD)
     by_id = {id(item.parameter): item for item in learned}
@@ -154,6 +154,6 @@ def separate(
         if rest:
             group['params'] = rest
             shared.append(group)
-    # Own groups come last: loggers show the rate of the first.
+    # Added last, since loggers show the learning rate of the first group.
     optimizer.param_groups[:] = [*shared, *own]
     return names

@@ -136,7 +136,7 @@ class Witness:
 
     def start(self, runner):
         hook = next(h for h in runner.hooks if type(h).__name__ == 'QATHook')
-        self.teacher = hook._teacher
+        self.teacher = hook._teacher.model
         self.calibrated = {
             name: q.calibrated for name, q in quantizers(runner.model)
         }
