@@ -222,7 +222,7 @@ def test_a_file_of_which_most_is_left_over(config, checkpoint, tmp_path):
     size = sum(value.numel() for value in state.values())
     path = tmp_path / 'larger.pth'
     torch.save({**state, 'student.weight': torch.ones(size + 9)}, path)
-    with pytest.raises(ValueError, match='no use for 1 of'):
+    with pytest.raises(ValueError, match='does not use 1 of'):
         apis.quantize(
             config,
             path,

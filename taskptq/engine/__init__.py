@@ -1,4 +1,4 @@
-"""Layer 5: where the lower layers meet mmengine."""
+"""Connect the lower layers to mmengine."""
 
 from taskptq.engine.builder import (
     build_adapter,

@@ -1,8 +1,8 @@
 """Named outputs of a model, for objectives that look beyond one block.
 
-An adapter is registered by the dotted name of the model class that it serves
-and is found along the model's MRO, so the adapter of a base class serves its
-subclasses until they have one of their own.
+An adapter is registered under the dotted name of its model class and looked up
+along the model's MRO, so the adapter of a base class serves all subclasses
+without their own.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ __all__ = [
 def name_tensors(
     value: Any, *, prefix: str = ''
 ) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, tensor) of nested outputs; other leaves are left out.
+    """Yield (name, tensor) of nested outputs and skip other leaves.
 
     Args:
         value: Tensor, or nested sequences and mappings of them.
@@ -50,11 +50,11 @@ def name_tensors(
 
 @ADAPTERS.register_module(name='torch.nn.modules.module.Module')
 class Adapter:
-    """Default: every output tensor of a raw forward, under its position.
+    """Default adapter: every output tensor of a raw forward, by position.
 
     Args:
-        model: The model that it serves; a quantized copy of it may be passed
-            to ``forward_heads`` as well.
+        model: Model to adapt; ``forward_heads`` also accepts a quantized copy
+            of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -86,7 +86,7 @@ class Adapter:
     def foreground_proxy(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Say how much each place of an output matters.
+        """Return how much each position of an output matters.
 
         Args:
             heads: Outputs of ``forward_heads`` of the float model.
@@ -105,7 +105,7 @@ class Adapter:
         """Turn outputs into predictions, one per image.
 
         Raises:
-            NotImplementedError: If the model class has no adapter that can.
+            NotImplementedError: If this adapter cannot decode.
         """
         raise NotImplementedError(
             f'{type(self).__name__} cannot decode the outputs of '
@@ -117,7 +117,7 @@ class Adapter:
     name='mmdet.models.detectors.single_stage.SingleStageDetector'
 )
 class DenseDetectorAdapter(Adapter):
-    """One-stage detectors: maps of class scores first, then boxes and others.
+    """Adapter of one-stage detectors.
 
     Outputs are named ``'{kind}.{level}'``; kind 0 holds the class scores,
     (N, anchors * classes, H, W), kind 1 the boxes.
@@ -129,7 +129,7 @@ class DenseDetectorAdapter(Adapter):
     }
 
     def class_probabilities(self, scores: Tensor) -> Tensor:
-        """Return the best foreground probability at each place.
+        """Return the highest foreground probability at each position.
 
         Args:
             scores: Logits, (N, anchors * classes, H, W).
@@ -148,7 +148,7 @@ class DenseDetectorAdapter(Adapter):
     def foreground_proxy(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Weight each place of a level by its best class probability."""
+        """Weight each position of a level by its highest class probability."""
         ones = super().foreground_proxy(heads)
         by_level = {
             name.rpartition('.')[2]: self.class_probabilities(head)
@@ -163,10 +163,10 @@ class DenseDetectorAdapter(Adapter):
     def box_distributions(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return what a grid head gave, the points on the last axis.
+        """Return the distributions of a grid head, points on the last axis.
 
         Args:
-            heads: Outputs, or weights of their shapes.
+            heads: Outputs, or weights of the same shapes.
 
         Returns:
             ``'1.{level}'`` (N, anchors, H, W, 4, n + 1); nothing if the
@@ -199,10 +199,9 @@ class DenseDetectorAdapter(Adapter):
 
 @ADAPTERS.register_module(name='mmseg.models.segmentors.base.BaseSegmentor')
 class SegmentorAdapter(Adapter):
-    """Segmentors: one map of logits, (N, classes, H, W).
+    """Adapter of segmentors: one map of logits, (N, classes, H, W).
 
-    There is no background to tell from a foreground, so every place weighs
-    the same.
+    There is no foreground, so all positions have the same weight.
     """
 
     def decode(

@@ -1,9 +1,8 @@
 """Calibration images: the training split through the test pipeline.
 
-A calibration set is a lazy sequence of collated batches. Nothing but file
-paths is kept, so memory does not grow with the number of images, and since
-the test pipeline draws nothing at random, reading a batch twice gives the
-same tensors.
+A calibration set is a lazy sequence of collated batches. Only file paths are
+kept, so memory does not grow with the number of images. The test pipeline has
+no randomness, so reading a batch twice gives the same tensors.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ UNREACHED = ('error', 'float')
 
 
 class DatasetRule(Rule):
-    """The config of a dataset, or a built one."""
+    """Rule for a dataset config or a built dataset."""
 
     def convert(self, value: Any, name: str) -> Any:
         """Return the dataset."""
@@ -74,7 +73,7 @@ class DatasetRule(Rule):
 
 
 class TransformRule(Rule):
-    """The config of a transform, or a built one."""
+    """Rule for a transform config or a built transform."""
 
     def convert(self, value: Any, name: str) -> Any:
         """Return the transform."""
@@ -98,21 +97,21 @@ PIPELINE = Items(
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrationConfig:
-    """What a config's ``calibration`` may say.
+    """Settings of ``calibration``.
 
     Args:
         num_images: Number of images over all ranks, at least 1.
-        dataset: Dataset config or dataset; None takes the one of
-            ``train_dataloader``. Wrappers around it are taken off.
-        pipeline: Transforms; None takes those of the evaluation set.
-        batch_size: Images per batch; None takes the evaluation loader's.
-        seed: Seed of the random choice.
-        allow_overlap: Accept images that the evaluation uses as well.
-        unreached: What to do about quantizers that no image reached:
-            'error' refuses them, 'float' leaves them float.
+        dataset: Dataset config or dataset, whose wrappers are removed; None
+            uses that of ``train_dataloader``.
+        pipeline: Transforms; None uses those of the evaluation set.
+        batch_size: Images per batch; None uses that of the evaluation.
+        seed: Seed for choosing the images.
+        allow_overlap: Accept images that the evaluation also uses.
+        unreached: Handling of quantizers that no image reached: 'error'
+            refuses them, 'float' leaves them float.
 
     Raises:
-        SettingError: If a value cannot be.
+        SettingError: If a value is invalid.
     """
 
     num_images: int = setting(256, Whole(low=1))
@@ -136,11 +135,11 @@ class CalibrationConfig:
         """Read the config's dict.
 
         Args:
-            config: Keys are this class' fields; None takes all defaults.
-            seed: Seed where the dict has none.
+            config: Keys are the fields of this class; None is all defaults.
+            seed: Seed if the dict has none.
 
         Raises:
-            SettingError: If a key is unknown or a value impossible.
+            SettingError: If a key is unknown or a value invalid.
         """
         options = {} if config is None else config
         known = [item.name for item in fields(cls)]
@@ -148,13 +147,13 @@ class CalibrationConfig:
         return cls(**{'seed': seed, **options})
 
     def recipe(self) -> dict[str, Any]:
-        """Return what a quantized file records: no paths, plain types."""
+        """Return the settings for a quantized file: plain types, no paths."""
         recorded = {
             'num_images': self.num_images,
             'batch_size': self.batch_size,
             'seed': self.seed,
         }
-        # Left out where it is the default, which older files do not name.
+        # The default is left out, since older files do not have this key.
         if self.unreached != 'error':
             recorded['unreached'] = self.unreached
         return recorded
@@ -162,14 +161,14 @@ class CalibrationConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationSource:
-    """What calibration takes from the evaluation it precedes.
+    """Parts of the following evaluation that calibration uses.
 
     Args:
-        dataset: Dataset that will be evaluated, built.
+        dataset: Dataset of the evaluation, built.
         collate: Function from a list of samples to a batch.
         batch_size: Images per batch.
-        plain_pipeline: Transforms to use where the dataset's are made for
-            test-time augmentation, or None.
+        plain_pipeline: Transforms to use if the dataset's are for test-time
+            augmentation, or None.
     """
 
     dataset: Any
@@ -181,7 +180,7 @@ class EvaluationSource:
     def from_loader(
         cls, loader: Any, *, plain_pipeline: Sequence[Any] | None = None
     ) -> EvaluationSource:
-        """Take over from a DataLoader.
+        """Read the parts from a DataLoader.
 
         Args:
             loader: DataLoader of the evaluation.
@@ -196,7 +195,7 @@ class EvaluationSource:
 
     @classmethod
     def from_config(cls, loader: Mapping[str, Any]) -> EvaluationSource:
-        """Build the dataset of a dataloader config, and nothing else of it.
+        """Build only the dataset of a dataloader config.
 
         Args:
             loader: ``test_dataloader`` or ``val_dataloader`` of a config.
@@ -241,7 +240,7 @@ def test_steps(
     """Choose the transforms for the calibration images.
 
     Raises:
-        ValueError: If only a test-time augmentation pipeline is there.
+        ValueError: If there is only a pipeline for test-time augmentation.
     """
     if config.pipeline is not None:
         return list(config.pipeline)
@@ -252,14 +251,14 @@ def test_steps(
         return steps
     if source.plain_pipeline is None:
         raise ValueError(
-            'the evaluation pipeline is made for test-time augmentation: give '
-            'calibration.pipeline the transforms of a plain test'
+            'the evaluation pipeline is for test-time augmentation: set '
+            'calibration.pipeline to the transforms of a plain test'
         )
     return list(source.plain_pipeline)
 
 
 class CalibrationBatches(Sequence[Any]):
-    """Collated batches, read when they are asked for.
+    """Collated batches, read on access.
 
     Args:
         datasets: Datasets with the calibration pipeline.
@@ -312,8 +311,8 @@ class CalibrationBatches(Sequence[Any]):
         if sample is None:
             raise ValueError(
                 'the calibration pipeline drops image '
-                f'{image_path(self.datasets[part], index)}: give '
-                'calibration.pipeline transforms that keep every image'
+                f'{image_path(self.datasets[part], index)}: set '
+                'calibration.pipeline to transforms that keep every image'
             )
         return sample
 
@@ -329,8 +328,8 @@ class CalibrationBatches(Sequence[Any]):
         others = image_paths(evaluated)
         if not self.paths or not others:
             print_log(
-                'The datasets give no image paths: whether calibration and '
-                'evaluation share images could not be checked.',
+                'The datasets have no image paths, so an overlap of '
+                'calibration and evaluation cannot be detected.',
                 logger='current',
                 level=30,
             )
@@ -346,18 +345,17 @@ class CalibrationBatches(Sequence[Any]):
 def choose(
     places: Sequence[tuple[int, int]], *, num_images: int, seed: int
 ) -> list[tuple[int, int]]:
-    """Draw images without replacement; this rank's share of them.
+    """Draw images without replacement and return this rank's share.
 
-    Ranks take turns, so the shares of all ranks together are what a single
-    process would use.
+    Ranks take turns, so together they use the images of a single process.
 
     Args:
         places: (dataset, index) of every image.
-        num_images: How many to draw, over all ranks.
+        num_images: Number of images to draw, over all ranks.
         seed: Seed of the draw.
 
     Raises:
-        ValueError: If there are too few, also for the number of ranks.
+        ValueError: If there are too few images, or fewer than ranks.
     """
     rank, world_size = get_dist_info()
     if not places:
@@ -365,7 +363,7 @@ def choose(
     if len(places) < num_images:
         raise ValueError(
             f'calibration.num_images is {num_images}, but the calibration '
-            f'set has {len(places)} images: ask for at most that many'
+            f'set has only {len(places)} images: ask for at most that many'
         )
     if num_images < world_size:
         raise ValueError(
@@ -380,7 +378,7 @@ def choose(
 def list_images(
     datasets: Sequence[Any],
 ) -> tuple[list[tuple[int, int]], set[str]]:
-    """List every image once, however often the datasets repeat it.
+    """List every image once, even if datasets repeat it.
 
     Returns:
         (dataset, index) of each image, and the resolved paths.
@@ -400,22 +398,22 @@ def list_images(
 def build_calibration(
     config: CalibrationConfig, *, source: EvaluationSource, default: Any = None
 ) -> CalibrationBatches:
-    """Make the calibration batches of this rank.
+    """Build the calibration batches of this rank.
 
     Args:
-        config: The config's ``calibration``.
-        source: The evaluation that will follow.
-        default: Dataset config or dataset where ``config`` names none.
+        config: Settings of the calibration.
+        source: The evaluation that follows.
+        default: Dataset config or dataset to use if ``config`` has none.
 
     Raises:
-        ValueError: If there is no dataset, it is empty, has fewer images than
-            asked for, or shares images with the evaluation.
+        ValueError: If there is no dataset, it is empty, has too few images,
+            or shares images with the evaluation.
     """
     wrapped = config.dataset if config.dataset is not None else default
     if wrapped is None:
         raise ValueError(
-            'the config has no train_dataloader to calibrate with: give '
-            'calibration.dataset a dataset of training images'
+            'the config has no train_dataloader to calibrate with: set '
+            'calibration.dataset to a dataset of training images'
         )
     leaves = leaf_datasets(wrapped)
     steps = test_steps(config, source)
@@ -440,7 +438,7 @@ def build_calibration(
 def _drop_labels(
     datasets: Sequence[Any], *, plain: Sequence[Any], place: tuple[int, int]
 ) -> None:
-    """Leave the label-reading steps out, where the others work without."""
+    """Remove the steps that read labels, if the others work without them."""
     part, index = place
     for number, dataset in enumerate(datasets):
         if not hasattr(dataset, 'pipeline'):

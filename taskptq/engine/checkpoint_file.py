@@ -1,4 +1,4 @@
-"""Reading float checkpoints without running what they bring along."""
+"""Read float checkpoints without running code from them."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ __all__ = [
 TRAINING_KEY = 'taskptq_qat'
 
 MAX_NAMED = 5
-# Smaller views that repeat their elements are common and harmless.
+# Smaller views with repeated elements are common and harmless.
 MAX_VIEW_BYTES = 1 << 20
-# The model zoos end names in the first digits of the file's sha256; eight
-# digits may also be a date.
+# Names in the model zoos end with the first digits of the file's sha256;
+# eight digits may also be a date.
 HASH_IN_NAME = re.compile(r'-(?!20\d{6}\.)([0-9a-f]{8})\.[^.]+$')
 
 
 def local_file(checkpoint: str | Path) -> Path:
-    """Return a file's path; one behind a URL is fetched once into a cache.
+    """Return the path of a local file or of the cached download of a URL.
 
-    The cache has a folder for each whole URL: two addresses may end in the
-    same name. A name with a hash, as in the model zoos, is checked.
+    The cache has a folder for each full URL, since two URLs may end in the
+    same file name. A hash in the name, as in the model zoos, is verified.
 
     Args:
-        checkpoint: Path, or http(s) URL as the model zoos give it.
+        checkpoint: Path, or http(s) URL as in the model zoos.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the URL gives nothing, or other bytes than the hash in
-            its name says.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the download fails or does not match the hash in its
+            name.
     """
     url = str(checkpoint)
     parts = urlparse(url)
@@ -68,19 +68,19 @@ def local_file(checkpoint: str | Path) -> Path:
 
 
 def fetch(url: str, path: Path) -> None:
-    """Download a file; ``path`` exists only once all of it is there.
+    """Download a file; ``path`` exists only once it is complete.
 
     Args:
-        url: Where it lies.
-        path: Where to put it; its folder is made.
+        url: Address.
+        path: Target; its folder is created.
 
     Raises:
-        ValueError: If it cannot be had, or its hash is another one.
+        ValueError: If the download fails or does not match the hash.
     """
     hashed = HASH_IN_NAME.search(path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # It writes beside the target and renames; two processes may do so.
+        # Writes next to the target and renames, which two processes may do.
         torch.hub.download_url_to_file(
             url,
             str(path),
@@ -89,9 +89,9 @@ def fetch(url: str, path: Path) -> None:
         )
     except RuntimeError as error:
         raise ValueError(
-            f'{url} does not have the sha256 that its name gives, so it is '
-            'damaged or another file: if you trust it all the same, fetch it '
-            'yourself and give its path'
+            f'{url} does not match the sha256 in its name, so it is damaged '
+            'or another file: if you trust it anyway, fetch it yourself and '
+            'give its path'
         ) from error
     except (OSError, http.client.HTTPException) as error:
         raise ValueError(
@@ -105,22 +105,22 @@ def read_checkpoint(
 ) -> dict[str, Any]:
     """Read a checkpoint file, float or quantized, onto the CPU.
 
-    What the file asks for is checked before any of it is done, see
+    The file is checked before any of its instructions run, see
     ``taskptq.export.reader``.
 
     Args:
         path: Local file.
-        trust_checkpoint: Unpickle everything, which runs code that the file
-            names; plain files are read as without it.
+        trust_checkpoint: Unpickle files that hold more than plain data,
+            which can run code from them.
 
     Returns:
-        The content; of a quantized file a ``VerifiedPayload``.
+        The contents; a ``VerifiedPayload`` for a quantized file.
 
     Raises:
-        ValueError: If the file is truncated, is no checkpoint, or needs
-            objects other than plain ones while it is not trusted.
-        QuantizedCheckpointError: If it is a quantized file that was changed,
-            is incomplete, or of another schema.
+        ValueError: If the file is truncated, not a checkpoint, or holds more
+            than plain data without being trusted.
+        QuantizedCheckpointError: If a quantized file was changed, is
+            incomplete, or has an unknown schema.
     """
     allow_history_buffers()
     try:
@@ -128,8 +128,8 @@ def read_checkpoint(
     except NotPlainFileError as error:
         raise ValueError(
             f'{path} was not loaded, because it {error}, which no plain '
-            'checkpoint does, and unpickling it could run code from the '
-            'file: if you trust its source, allow it with --trust-checkpoint '
+            'checkpoint does, and unpickling could run code from the file: '
+            'if you trust its source, allow it with --trust-checkpoint '
             '(in Python: trust_checkpoint=True)'
         ) from error
     except FileError as error:
@@ -154,7 +154,8 @@ def named_tensors(checkpoint: Any) -> Iterator[tuple[str, Tensor]]:
     """Yield all tensors in nested dicts, lists and tuples, with their names.
 
     Args:
-        checkpoint: May share parts and be circular; each part is seen once.
+        checkpoint: Nested data, possibly shared or circular; each part is
+            visited once.
     """
     left: list[tuple[str, Any]] = [('', checkpoint)]
     seen: set[int] = set()
@@ -175,13 +176,13 @@ def named_tensors(checkpoint: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def tensor_problem(tensor: Tensor) -> str:
-    """Say why a tensor cannot be a weight; empty if it can."""
+    """Return why a tensor cannot be a weight; empty if it can."""
     if tensor.layout != torch.strided or tensor.is_nested:
         return 'a sparse or nested tensor'
     if tensor.is_meta:
         return 'a meta tensor, which has no values'
     if tensor.is_quantized:
-        return f'a tensor of the dtype {tensor.dtype}'
+        return f'a tensor of dtype {tensor.dtype}'
     size = tensor.numel() * tensor.element_size()
     if size > max(tensor.untyped_storage().nbytes(), MAX_VIEW_BYTES):
         return (
@@ -194,22 +195,22 @@ def tensor_problem(tensor: Tensor) -> str:
 def load_float_weights(
     model: nn.Module, checkpoint: Mapping[str, Any], *, path: str | Path
 ) -> None:
-    """Load a float checkpoint's weights into a model of its own dtype.
+    """Load a float checkpoint's weights into a model, in the model's dtype.
 
     Args:
-        model: Built model; tensors stored as float16 become its float32.
-        checkpoint: Content of the file: a state dict, or one under
+        model: Built model; float16 tensors are cast to its float32.
+        checkpoint: Contents of the file: a state dict, or one under
             ``state_dict``.
         path: The file, for messages.
 
     Raises:
-        ValueError: If it is a quantized file, or weights are missing or of
-            another shape.
+        ValueError: If it is a quantized file, or weights are missing or have
+            other shapes.
     """
     if is_quantized(checkpoint):
         raise ValueError(
-            f'{path} is quantized already: give the float '
-            'checkpoint that it was made from'
+            f'{path} is already quantized: give the float checkpoint it was '
+            'made from'
         )
     state = checkpoint.get('state_dict', checkpoint)
     if not isinstance(state, Mapping):
@@ -240,9 +241,9 @@ def load_float_weights(
         and not weights[name].is_floating_point()
     ]
     if not lacking:
-        # Modules may read names of older versions: what is missing then.
+        # Only a load shows what is missing: modules may accept old names.
         found = model.load_state_dict(weights, strict=False)
-        # BatchNorm's counters are in no formula of the evaluation.
+        # num_batches_tracked is unused in eval mode.
         lacking = [
             f'lacks {name}'
             for name in found.missing_keys
@@ -257,8 +258,8 @@ def load_float_weights(
     unused = sorted(set(weights) - set(own))
     if unused:
         print_log(
-            f'{path} holds {len(unused)} tensors that the model has no use '
-            f'for, e.g. {unused[0]}',
+            f'{path} holds {len(unused)} tensors that the model does not '
+            f'use, e.g. {unused[0]}',
             logger='current',
             level=30,
         )

@@ -1,9 +1,9 @@
-"""What a Runner may read: no code, and no weights of another model.
+"""Keep a Runner from reading code, or weights of another model.
 
-mmengine's loader unpickles whatever the safe way of ``torch.load`` refuses.
-A guarded runner is pointed at the same file through a loader of ours, which
-reads plain types only. The check and the reading are one step, so nobody can
-exchange the file in between, and its content is held once.
+mmengine's loader unpickles whatever the safe mode of ``torch.load`` refuses.
+A guarded runner reads the same file through our own loader, which accepts
+only plain types. Checking and reading are one step, so the file cannot be
+exchanged in between and is held in memory once.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ __all__ = [
     'refuse_resumed_misfit',
 ]
 
-# In front of the path of a file that only the loaders below may read.
+# Prefixes of paths that only the loaders below may read.
 CHECKED = 'taskptq-checked:'
 RESUMED = 'taskptq-resumed:'
 
@@ -44,25 +44,25 @@ def guard_runner(
 ) -> None:
     """Make a runner read its checkpoint without running code from it.
 
-    A file behind a URL is fetched, once. Call it in ``before_run``, after
-    which the runner reads. Does nothing where weights are loaded already.
+    A URL is downloaded once. Call this in ``before_run``, before the runner
+    reads. Does nothing if weights are already loaded.
 
     Args:
         runner: Runner that is about to train or to evaluate.
-        training: Whether it trains; then pretrained files that the model's
-            ``init_cfg`` names are read in the same way.
+        training: Whether it trains; pretrained files in the model's
+            ``init_cfg`` are then read in the same way.
         trust_checkpoint: Leave reading to mmengine, which may run code.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the runner would resume without training, or read from
-            where nothing can be checked.
+            a storage that cannot be checked.
     """
     resume = runner._resume
     if resume and not training:
         raise ValueError(
-            'resume=True goes on with a training, and this run evaluates: '
-            'give the checkpoint as load_from, with resume=False'
+            'resume=True continues a training, but this run evaluates: give '
+            'the checkpoint as load_from, with resume=False'
         )
     if getattr(runner, '_has_loaded', False):
         return
@@ -81,12 +81,12 @@ def guard_runner(
 def guarded_runner(
     cfg: Config, *, training: bool, trust_checkpoint: bool = False
 ) -> Runner:
-    """Build the runner of a config, guarded whatever its hooks are.
+    """Build the runner of a config, guarded independently of its hooks.
 
     Args:
         cfg: Config of the run.
         training: See :func:`guard_runner`.
-        trust_checkpoint: See :func:`guard_runner`; set in its hooks, too.
+        trust_checkpoint: See :func:`guard_runner`; also set in its hooks.
 
     Raises:
         FileNotFoundError: See :func:`guard_runner`.
@@ -109,10 +109,10 @@ def guarded_runner(
 
 
 class ResumeFitHook(Hook):
-    """Refuses to go on with a training from weights of another model.
+    """Refuse to resume a training with weights of another model.
 
-    For runners without a hook of ours. Weights that a training starts from
-    may fit in part only.
+    For runners without a hook of ours. Weights to start a training from may
+    fit only in part.
     """
 
     priority = 'VERY_HIGH'
@@ -120,7 +120,7 @@ class ResumeFitHook(Hook):
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
-        """Check the weights of a resumed checkpoint.
+        """Check the weights of a checkpoint to resume.
 
         Raises:
             ValueError: See ``refuse_misfit``.
@@ -131,11 +131,11 @@ class ResumeFitHook(Hook):
 def refuse_resumed_misfit(
     runner: Runner, checkpoint: Mapping[str, Any]
 ) -> None:
-    """Refuse weights of another model where a training goes on.
+    """Refuse weights of another model if the runner resumes.
 
     Args:
         runner: Runner that is loading the checkpoint.
-        checkpoint: Content of the file.
+        checkpoint: Contents of the file.
 
     Raises:
         ValueError: See :func:`refuse_misfit`.
@@ -154,7 +154,7 @@ def refuse_resumed_misfit(
 
 
 def guarded_path(load_from: str | None) -> Path | None:
-    """Return the file that a guarded runner reads, None if there is none."""
+    """Return the file that a guarded runner reads, or None."""
     if load_from is None:
         return None
     for prefix in (CHECKED, RESUMED):
@@ -165,17 +165,17 @@ def guarded_path(load_from: str | None) -> Path | None:
 def guarded(
     source: str, *, resume: bool = False, trust_checkpoint: bool = False
 ) -> str:
-    """Return what mmengine's loader is to read instead of ``source``.
+    """Return the guarded location to read instead of ``source``.
 
     Args:
-        source: What a config may give: path, URL, ``torchvision://`` or
-            ``open-mmlab://`` and a name.
-        resume: Whether a training goes on from it.
+        source: Path, URL, or ``torchvision://`` or ``open-mmlab://`` and a
+            name.
+        resume: Whether a training continues from it.
         trust_checkpoint: See :func:`guard_runner`.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is of a storage that is read by other means.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If its storage cannot be checked.
     """
     if source.startswith((CHECKED, RESUMED)):
         return source
@@ -185,7 +185,7 @@ def guarded(
             return source
         raise ValueError(
             f'{source} cannot be checked before it is read: copy it to a '
-            'local file, or if you trust its source, allow it with '
+            'local file or, if you trust its source, allow it with '
             'trust_checkpoint=True'
         )
     path = str(fetched(location))
@@ -198,13 +198,13 @@ def zoo_url(source: str) -> str | None:
     """Return the path or URL behind a name of mmengine's loader.
 
     Args:
-        source: As for :func:`guarded`.
+        source: See :func:`guarded`.
 
     Returns:
-        None for storages that are read by other means, e.g. ``s3://``.
+        The location; None for other storages, e.g. ``s3://``.
 
     Raises:
-        ValueError: If a model zoo has no such name.
+        ValueError: If the model zoo has no such name.
     """
     scheme, separator, name = source.partition('://')
     if not separator or scheme in ('http', 'https'):
@@ -218,7 +218,7 @@ def zoo_url(source: str) -> str | None:
     else:
         return None
     if name not in known:
-        raise ValueError(f'{source}: that model zoo has no {name}')
+        raise ValueError(f'{source}: the model zoo has no {name}')
     found = str(known[name])
     if '://' not in found:
         home = mmengine_checkpoint._get_mmengine_home()
@@ -227,7 +227,7 @@ def zoo_url(source: str) -> str | None:
 
 
 def fetched(location: str) -> Path:
-    """Return a local path; processes of one machine share one download."""
+    """Return a local path; processes on one machine share one download."""
     if '://' not in location:
         return local_file(location).absolute()
     try:
@@ -242,11 +242,11 @@ def fetched(location: str) -> Path:
 def load_from_checked(
     filename: str, map_location: Any = None
 ) -> dict[str, Any]:
-    """Read a guarded file for mmengine; its tensors come to the CPU.
+    """Read a guarded file for mmengine, onto the CPU.
 
     Args:
-        filename: Path behind the prefix.
-        map_location: Where the caller copies the tensors to by itself.
+        filename: Path with the prefix.
+        map_location: Unused; callers copy the tensors themselves.
 
     Raises:
         ValueError: See ``read_checkpoint``.
@@ -260,14 +260,15 @@ def load_from_checked(
 def load_from_resumed(
     filename: str, map_location: Any = None
 ) -> dict[str, Any]:
-    """Read a guarded file from which a training goes on.
+    """Read a guarded file to resume a training from.
 
     Args:
-        filename: Path behind the prefix.
-        map_location: Where the caller copies the tensors to by itself.
+        filename: Path with the prefix.
+        map_location: Unused; callers copy the tensors themselves.
 
     Raises:
-        ValueError: See ``read_checkpoint``; or if it is not of a training.
+        ValueError: If it is not the checkpoint of a training; see also
+            ``read_checkpoint``.
     """
     path = filename.removeprefix(RESUMED)
     checkpoint = read_checkpoint(path)
@@ -282,7 +283,7 @@ def load_from_resumed(
 
 
 def training_state_problem(checkpoint: Mapping[str, Any]) -> str | None:
-    """Say what a resume would trip over, None if nothing."""
+    """Return what would break a resume, or None."""
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping):
         return 'it has no meta'
@@ -306,12 +307,13 @@ def training_state_problem(checkpoint: Mapping[str, Any]) -> str | None:
 
 
 def drop_config_text(checkpoint: Mapping[str, Any]) -> None:
-    """Take away the config's text, which ``Runner.resume`` runs as Python.
+    """Remove the config's text, which ``Runner.resume`` runs as Python.
 
-    The runner only reads from it how many GPUs were used before mmengine.
+    The runner only reads the number of GPUs from it, for checkpoints older
+    than mmengine.
 
     Args:
-        checkpoint: What was read; changed in place.
+        checkpoint: Loaded checkpoint; changed in place.
     """
     meta = checkpoint.get('meta')
     if isinstance(meta, dict):
@@ -319,13 +321,13 @@ def drop_config_text(checkpoint: Mapping[str, Any]) -> None:
 
 
 def guard_pretrained(model: nn.Module) -> None:
-    """Have the files of ``init_cfg`` read without running code from them.
+    """Make the files of ``init_cfg`` be read without running code.
 
     Args:
-        model: Built model; copies of its modules' ``init_cfg`` are changed.
+        model: Built model; its modules get changed copies of ``init_cfg``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If a file does not exist.
         ValueError: See :func:`guarded`.
     """
     for module in model.modules():

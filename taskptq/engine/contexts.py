@@ -1,4 +1,4 @@
-"""What a quantization runs in: its seed, and where lower layers log to."""
+"""Contexts of a quantization: seeding and logging."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ['seeded', 'shared_log']
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed torch inside, and leave its generators outside as they were."""
+    """Seed torch inside the context and restore its generators afterwards."""
     devices = []
     if torch.cuda.is_available():
         devices = [torch.cuda.current_device()]
@@ -25,7 +25,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 @contextmanager
 def shared_log() -> Iterator[None]:
-    """Send what the lower layers log to mmengine's current logger."""
+    """Send the logs of the lower layers to mmengine's current logger."""
     target = MMLogger.get_current_instance()
     lower = logging.getLogger('taskptq')
     before = lower.handlers, lower.level, lower.propagate

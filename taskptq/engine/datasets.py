@@ -1,4 +1,4 @@
-"""Datasets as calibration needs them: without wrappers, other transforms."""
+"""Datasets for calibration: without wrappers and with other transforms."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = [
     'works_on',
 ]
 
-# Steps that read labels; no test pipeline needs them to make an input.
+# Steps that read labels, which no test pipeline needs for its inputs.
 ANNOTATION_STEPS = ('Annotations', 'Panoptic')
 EMPTY_SET = (
     'the calibration set is empty: check calibration.dataset, its '
@@ -42,7 +42,7 @@ def build_dataset(config: Any) -> Any:
 
 
 def leaf_datasets(dataset: Any) -> list[Any]:
-    """Take the wrappers (mix, repeat, class balance, concatenation) off.
+    """Remove wrappers (mix, repeat, class balance, concatenation).
 
     Args:
         dataset: Dataset config or built dataset, wrapped at any depth.
@@ -84,17 +84,16 @@ def pipeline_steps(dataset: Any) -> list[Any] | None:
 
 
 def reads_labels(step: Any) -> bool:
-    """Whether a transform loads or filters annotations."""
+    """Return whether a transform loads or filters annotations."""
     name = step_name(step)
     return any(word in name for word in ANNOTATION_STEPS)
 
 
 def build_filled(leaf: Any) -> Any:
-    """Build a dataset that has images.
+    """Build a dataset and check that it has images.
 
     Raises:
-        ValueError: If it has none: mmengine's own message for this is about
-            arrays.
+        ValueError: If it has none; mmengine's own message is about arrays.
     """
     try:
         return build_dataset(leaf)
@@ -128,7 +127,7 @@ def with_pipeline(leaf: Any, steps: Sequence[Any] | None) -> Any:
 
 
 def read_sample(dataset: Any, index: int) -> Any:
-    """Read one sample, without mmengine's silent choice of another one."""
+    """Read one sample; mmengine would silently replace a dropped one."""
     if hasattr(dataset, 'prepare_data'):
         return dataset.prepare_data(index)
     return dataset[index]
@@ -154,9 +153,9 @@ def image_paths(dataset: Any) -> set[str]:
 
 
 def works_on(dataset: Any, index: int) -> bool:
-    """Whether a dataset's pipeline gets through an image."""
+    """Return whether a dataset's pipeline runs on an image."""
     try:
         return read_sample(dataset, index) is not None
     except (KeyError, AssertionError, AttributeError, TypeError, ValueError):
-        # What transforms raise when a key of the results is missing.
+        # Raised by transforms if a key of the results is missing.
         return False

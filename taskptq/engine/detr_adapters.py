@@ -1,9 +1,8 @@
 """Named outputs of mmdet's DETR family, query by query.
 
-Written for DETR, Conditional DETR, DAB-DETR, Deformable DETR and DINO. A
-model is run in two parts, so that training of the decoder alone need not
-repeat what comes before it: ``trunk`` up to the encoder's outputs, and
-``forward_from`` from there on.
+For DETR, Conditional DETR, DAB-DETR, Deformable DETR and DINO. A model runs in
+two parts, so that training only the decoder does not repeat the rest:
+``trunk`` up to the encoder's outputs, and ``forward_from`` from there on.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ __all__ = [
 ]
 
 SELECTED = 'selected'
-# Attention of a decoder layer -> name of the feature it gives.
+# Attention of a decoder layer -> name of its output feature.
 TAPPED = {'cross_attn': 'attended', 'self_attn': 'self_attended'}
 FLOWS = frozenset(
     {'mmdet.models.detectors.base_detr', 'mmdet.models.detectors.dino'}
@@ -40,11 +39,11 @@ SELECTIONS = frozenset(
 
 
 def decoder_taps(model: nn.Module) -> dict[str, nn.Module]:
-    """Find where the co-attended features D of a decoder pass.
+    """Find the modules that output the co-attended features D of a decoder.
 
     Args:
-        model: Detector with ``decoder.layers``; attentions that are not
-            swapped for their counterparts have no such place.
+        model: Detector with ``decoder.layers``; only swapped attentions have
+            such a module.
 
     Returns:
         ``'attended.{layer}'`` of the cross-attention and
@@ -81,7 +80,7 @@ def recorded(taps: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
 
 
 def matching_queries(feature: Tensor, *, num_queries: int) -> Tensor:
-    """Leave denoising queries out, which come first while DINO trains.
+    """Drop the denoising queries, which come first while DINO trains.
 
     Args:
         feature: (B, denoising + num_queries, ...).
@@ -92,16 +91,15 @@ def matching_queries(feature: Tensor, *, num_queries: int) -> Tensor:
 
 @ADAPTERS.register_module(name='mmdet.models.detectors.detr.DETR')
 class DetrAdapter(Adapter):
-    """DETR, Conditional DETR, DAB-DETR, in eval mode.
+    """Adapter of DETR, Conditional DETR and DAB-DETR, in eval mode.
 
     Outputs of each decoder layer: ``cls.{layer}`` (B, N, C) logits,
-    ``box.{layer}`` (B, N, 4) as cx, cy, w, h normalised by the image,
+    ``box.{layer}`` (B, N, 4) as cx, cy, w, h relative to the image,
     ``attended.{layer}`` and ``self_attended.{layer}`` (B, N, E), the
     co-attended features of a swapped model's attentions.
 
     Args:
-        model: The detector; a quantized copy of it may be passed to the
-            methods as well.
+        model: The detector; the methods also accept a quantized copy of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -110,7 +108,7 @@ class DetrAdapter(Adapter):
 
     @property
     def use_sigmoid(self) -> bool:
-        """Whether classes are independent; else a softmax with background."""
+        """Whether classes use a sigmoid, not a softmax with background."""
         return bool(self.model.bbox_head.loss_cls.use_sigmoid)
 
     def trunk(self, model: nn.Module, batch: Any) -> dict[str, Any]:
@@ -124,13 +122,14 @@ class DetrAdapter(Adapter):
             Plain inputs of :meth:`forward_from`.
 
         Raises:
-            NotImplementedError: If the detector goes a way of its own.
+            NotImplementedError: If the detector overrides
+                ``forward_transformer``.
         """
         if type(model).forward_transformer.__module__ not in FLOWS:
             raise NotImplementedError(
-                f'{type(model).__name__} has a forward_transformer of its '
-                f'own, which {type(self).__name__} does not follow: register '
-                'an adapter for its class'
+                f'{type(model).__name__} has its own forward_transformer, '
+                f'which {type(self).__name__} does not support: register an '
+                'adapter for its class'
             )
         data = model.data_preprocessor(batch, False)
         features = model.extract_feat(data['inputs'])
@@ -149,13 +148,13 @@ class DetrAdapter(Adapter):
         *,
         heads: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """Run decoder and head on what :meth:`trunk` gave.
+        """Run decoder and head on the outputs of :meth:`trunk`.
 
         Args:
             model: Float or quantized model.
-            trunk: Inputs; not written to.
-            heads: Outputs of another model whose selection of queries is
-                followed; None selects anew.
+            trunk: Inputs; not modified.
+            heads: Outputs of another model whose selected queries are
+                reused; None selects queries.
         """
         outputs: dict[str, Tensor] = {}
         inputs = dict(trunk['decoder'])
@@ -164,7 +163,7 @@ class DetrAdapter(Adapter):
         with recorded(taps) as features:
             states = model.forward_decoder(**inputs)
         scores, boxes = model.bbox_head(**states)
-        # Without intermediate outputs there is that of the last layer only.
+        # Without intermediate outputs, only the last layer's is available.
         first = len(model.decoder.layers) - len(scores)
         for number, (score, box) in enumerate(
             zip(scores, boxes, strict=True), start=first
@@ -182,12 +181,12 @@ class DetrAdapter(Adapter):
         outputs: dict[str, Tensor],
         heads: Mapping[str, Tensor] | None,
     ) -> dict[str, Any]:
-        """Make the decoder's queries.
+        """Build the decoder's queries.
 
         Args:
             model: Float or quantized model.
             memory: The encoder's outputs.
-            outputs: Receives what the choice of queries depends on.
+            outputs: Receives the outputs that the selection depends on.
             heads: See :meth:`forward_from`.
         """
         return dict(model.pre_decoder(**memory)[0])
@@ -204,7 +203,7 @@ class DetrAdapter(Adapter):
     def forward_like(
         self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Run a model for the queries that another one selected.
+        """Run a model on the queries that another model selected.
 
         Args:
             model: Float or quantized model.
@@ -214,7 +213,7 @@ class DetrAdapter(Adapter):
         return self.forward_from(model, self.trunk(model, batch), heads=heads)
 
     def class_probabilities(self, logits: Tensor) -> Tensor:
-        """Return the best foreground probability of each query.
+        """Return the highest foreground probability of each query.
 
         Args:
             logits: (B, N, C).
@@ -231,7 +230,7 @@ class DetrAdapter(Adapter):
     def foreground_proxy(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Weight each query by the best class probability of its layer."""
+        """Weight each query by its highest class probability in the layer."""
         layers = [
             name.partition('.')[2] for name in heads if name.startswith('cls.')
         ]
@@ -268,11 +267,11 @@ class DetrAdapter(Adapter):
     name='mmdet.models.detectors.deformable_detr.DeformableDETR'
 )
 class DeformableDetrAdapter(DetrAdapter):
-    """Deformable DETR, one-stage or two-stage.
+    """Adapter of Deformable DETR, one-stage or two-stage.
 
-    Two-stage models select their queries among the encoder's tokens by
-    score. ``selected`` (B, N) holds the chosen tokens; a quantized model
-    that is compared query by query follows the float one's choice.
+    Two-stage models select their queries from the encoder's tokens by score.
+    ``selected`` (B, N) holds the selected tokens; a quantized model that is
+    compared query by query reuses the float model's selection.
     """
 
     def selection_scores(self, logits: Tensor) -> Tensor:
@@ -289,15 +288,15 @@ class DeformableDetrAdapter(DetrAdapter):
         """Make the decoder's queries, see :meth:`DetrAdapter.queries`.
 
         Raises:
-            NotImplementedError: If the detector selects in a way of its own.
+            NotImplementedError: If the detector overrides ``pre_decoder``.
         """
         if not model.as_two_stage:
             return super().queries(model, memory, outputs, heads)
         if type(model).pre_decoder.__module__ not in SELECTIONS:
             raise NotImplementedError(
-                f'{type(model).__name__} has a pre_decoder of its own, whose '
-                f'selection of queries {type(self).__name__} does not know: '
-                'register an adapter for its class'
+                f'{type(model).__name__} has its own pre_decoder, whose '
+                f'selection of queries {type(self).__name__} does not '
+                'support: register an adapter for its class'
             )
         selected = None if heads is None else heads.get(SELECTED)
         branch = model.bbox_head.cls_branches[model.decoder.num_layers]
@@ -321,7 +320,10 @@ class DeformableDetrAdapter(DetrAdapter):
 
 @ADAPTERS.register_module(name='mmdet.models.detectors.dino.DINO')
 class DinoAdapter(DeformableDetrAdapter):
-    """DINO: selects by the best class; no denoising queries in eval mode."""
+    """Adapter of DINO, which selects by the best class.
+
+    In eval mode there are no denoising queries.
+    """
 
     def selection_scores(self, logits: Tensor) -> Tensor:
         """Return what tokens are selected by, (B, M, C) -> (B, M)."""
@@ -329,11 +331,11 @@ class DinoAdapter(DeformableDetrAdapter):
 
 
 def ranking(selected: Tensor, *, like: Tensor) -> Tensor:
-    """Return logits by which a top-k selects given tokens in given order.
+    """Return logits from which a top-k selects given tokens in given order.
 
     Args:
-        selected: (B, N) token numbers, best first.
-        like: (B, M, C) logits; only their shape and device are taken.
+        selected: (B, N) token indices, best first.
+        like: (B, M, C) logits; only their shape and device are used.
 
     Returns:
         (B, M, C) float32: N down to 1 at the tokens, 0 elsewhere.

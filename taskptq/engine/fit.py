@@ -1,4 +1,4 @@
-"""Whether the weights of a file are those of a model."""
+"""Check whether a file's weights belong to a model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 __all__ = ['refuse_misfit']
 
-# What Runner.load_checkpoint makes of the names in every file.
+# Runner.load_checkpoint renames the weights of every file like this.
 WRAPPER_PREFIX = re.compile('^module.')
-# Most of a file's weights left over: the model is only a part of what the
+# With more weights left over, the model is only a part of the one that the
 # file was written for, or another one whose layers fit by chance. Heads of a
-# second task or counters stay far below.
+# second task and counters stay far below this share.
 MAX_UNEXPECTED = 0.5
 MAX_NAMED = 3
 
@@ -29,21 +29,21 @@ def refuse_misfit(
     path: str | Path | None,
     logger: Any,
 ) -> None:
-    """Refuse weights that mmengine would load with a warning alone.
+    """Refuse misfitting weights that mmengine would load with a warning.
 
-    The weights are loaded into the model as it is, as mmengine will do once
-    more: hosts bring names of older versions up to date while they load.
+    The weights are loaded into the model as mmengine will do again, because
+    hosts update names of older versions while they load.
 
     Args:
         model: Unwrapped float model.
-        checkpoint: Content of the file: a state dict, or one under
+        checkpoint: Contents of the file: a state dict, or one under
             ``state_dict``.
         path: The file, for messages.
-        logger: Logger for what is left over.
+        logger: Logger for unused weights.
 
     Raises:
-        ValueError: If weights are missing or of another shape, or most of
-            the file's weights are of no use to the model.
+        ValueError: If weights are missing or have other shapes, or the model
+            does not use most of the file's weights.
     """
     name = 'the checkpoint' if path is None else str(path)
     state = checkpoint.get('state_dict', checkpoint)
@@ -81,7 +81,7 @@ def refuse_misfit(
 
 
 def complex_weights(model: nn.Module, weights: Mapping[str, Any]) -> list[str]:
-    """Name complex weights of real parameters: torch drops half of them."""
+    """List complex weights of real parameters, which torch would truncate."""
     own = model.state_dict()
     return [
         f'{key} holds complex numbers'
@@ -101,7 +101,7 @@ def refuse_leftovers(
     model: nn.Module,
     logger: Any,
 ) -> None:
-    """Warn of weights that the model has no use for; refuse too many.
+    """Warn about weights that the model does not use; refuse too many.
 
     Raises:
         ValueError: If they are more than half of the file's weights.
@@ -116,7 +116,7 @@ def refuse_leftovers(
         return
     share = sum(sizes[key] for key in unexpected) / max(sum(sizes.values()), 1)
     left = (
-        f'{type(model).__name__} has no use for {len(unexpected)} of the '
+        f'{type(model).__name__} does not use {len(unexpected)} of the '
         f'{len(sizes)} tensors in {name}, {share:.0%} of its weights: '
         f'{", ".join(unexpected[:MAX_NAMED])}'
     )
@@ -133,7 +133,7 @@ def load_weights(
     *,
     metadata: Mapping[str, Any] | None = None,
 ) -> tuple[list[str], list[str], list[str]]:
-    """Load a state dict as mmengine does, which only logs what it finds.
+    """Load a state dict as mmengine does, but return the problems.
 
     Args:
         model: Model without wrappers.
@@ -141,7 +141,7 @@ def load_weights(
         metadata: Versions of the modules that wrote them.
 
     Returns:
-        Missing names, unexpected names, and what else is wrong.
+        Missing names, unexpected names, and other problems.
     """
     missing: list[str] = []
     unexpected: list[str] = []
@@ -167,7 +167,7 @@ def _load_below(
     found: Any,
     errors: list[str],
 ) -> None:
-    """Load one module and those below it; adds to ``found`` and errors."""
+    """Load one module and its children; add to ``found`` and ``errors``."""
     module._load_from_state_dict(
         state, prefix, metadata.get(prefix[:-1], {}), True, *found, errors
     )

@@ -1,7 +1,7 @@
 """Named outputs of two-stage detectors, with or without grid heads.
 
-Proposals depend on the model that makes them: for an objective that compares
-two models, the second one sees the regions of the first (``forward_like``).
+Proposals depend on the model. For an objective that compares two models, the
+second one runs on the regions of the first (``forward_like``).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ['TwoStageAdapter', 'pack_regions', 'unpack_regions']
 
 
 def pack_regions(rois: Tensor) -> Tensor:
-    """Store regions as integers, bit for bit: they are no head's output.
+    """Store regions bit for bit as integers, since no head outputs them.
 
     Args:
         rois: (R, 5), index of the image and x1, y1, x2, y2 in pixels.
@@ -37,7 +37,7 @@ def pack_regions(rois: Tensor) -> Tensor:
 
 
 def unpack_regions(packed: Tensor) -> Tensor:
-    """Return what :func:`pack_regions` stored."""
+    """Undo :func:`pack_regions`."""
     return packed.contiguous().view(torch.float32)
 
 
@@ -45,17 +45,17 @@ def unpack_regions(packed: Tensor) -> Tensor:
     name='mmdet.models.detectors.two_stage.TwoStageDetector'
 )
 class TwoStageAdapter(Adapter):
-    """Faster R-CNN and its like: region proposals, then one box head.
+    """Adapter of Faster R-CNN and similar: region proposals, one box head.
 
-    Outputs are ``'rpn_cls.{level}'`` (N, A, H, W) and ``'rpn_box.{level}'``
-    (N, A * K, H, W), then for all regions of the batch ``'cls'``
-    (R, classes + 1) and ``'box'`` (R, classes * K), as the heads give them:
-    K is 4 deltas, or 4 (n + 1) logits over a grid. ``'rois'`` says where the
-    last two were computed (:func:`pack_regions`).
+    Raw outputs are ``'rpn_cls.{level}'`` (N, A, H, W) and
+    ``'rpn_box.{level}'`` (N, A * K, H, W), and for all regions of the batch
+    ``'cls'`` (R, classes + 1) and ``'box'`` (R, classes * K). K is 4 deltas,
+    or 4 (n + 1) logits over a grid. ``'rois'`` holds the regions
+    (:func:`pack_regions`).
 
     Args:
-        model: The detector; a quantized copy of it may be passed to
-            ``forward_heads`` as well.
+        model: The detector; ``forward_heads`` also accepts a quantized copy
+            of it.
     """
 
     head_kinds: ClassVar[dict[str, str]] = {
@@ -82,7 +82,7 @@ class TwoStageAdapter(Adapter):
     def forward_like(
         self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Run a model on the proposals of another one.
+        """Run a model on the proposals of another model.
 
         Args:
             model: Float or quantized model.
@@ -126,7 +126,7 @@ class TwoStageAdapter(Adapter):
         boxes: Sequence[Tensor],
         samples: Sequence[Any],
     ) -> Tensor:
-        """Return the regions that the second stage looks at, (R, 5)."""
+        """Return the regions for the second stage, (R, 5)."""
         found = model.rpn_head.predict_by_feat(
             scores,
             boxes,
@@ -145,9 +145,9 @@ class TwoStageAdapter(Adapter):
     def foreground_proxy(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return each anchor's objectness, each region's class probability.
+        """Return anchors' objectness and regions' class probabilities.
 
-        A class-specific box counts by the probability of its class.
+        A class-specific box gets the probability of its class.
         """
         weights = super().foreground_proxy(heads)
         for name, head in heads.items():
@@ -184,14 +184,14 @@ class TwoStageAdapter(Adapter):
     def box_distributions(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return what grid heads gave, the points on the last axis.
+        """Return the distributions of grid heads, points on the last axis.
 
         Args:
-            heads: Outputs, or weights of their shapes.
+            heads: Outputs, or weights of the same shapes.
 
         Returns:
             ``'rpn_box.{level}'`` (N, A, H, W, 4, n + 1) and ``'box'``
-            (R, K, 4, n + 1), where these heads have a grid.
+            (R, K, 4, n + 1), for heads with a grid.
         """
         found: dict[str, Tensor] = {}
         points = num_points(self.model.rpn_head)

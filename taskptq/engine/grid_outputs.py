@@ -1,4 +1,4 @@
-"""Outputs of heads that localize over a grid, with the points last."""
+"""Reshape outputs of heads that localize over a grid, points last."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ['box_probability', 'num_points', 'split_map', 'split_regions']
 
 
 def num_points(head: Any) -> int | None:
-    """Return the logits of one coordinate; None for a head without a grid.
+    """Return the number of logits per coordinate, or None without a grid.
 
     Args:
         head: Grid head, or mmdet's GFLHead, whose grid is 0 to ``reg_max``.
@@ -47,7 +47,7 @@ def split_regions(output: Tensor, *, points: int) -> Tensor:
     Returns:
         (R, K, 4, points).
     """
-    # -1 is ambiguous where there are no rows.
+    # -1 is ambiguous without rows.
     return output.unflatten(1, (output.shape[1] // (4 * points), 4, points))
 
 

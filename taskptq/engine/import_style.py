@@ -1,7 +1,7 @@
-"""Writing a config in mmengine's import style, with its classes as imports.
+"""Write a config in mmengine's import style, with its classes as imports.
 
-``Config.dump`` writes classes and functions as strings, which not every part
-of a host looks up: ``nms=dict(type=nms)`` is one that is evaluated instead.
+``Config.dump`` writes classes and functions as strings, which hosts do not
+always look up: ``nms=dict(type=nms)``, for example, is evaluated instead.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ __all__ = ['import_style_text', 'lazy_settings', 'type_name']
 
 
 def lazy_settings(config: Config) -> dict[str, Any]:
-    """Return a config's settings, with imported objects as they are.
+    """Return a config's settings, keeping imported objects.
 
     Args:
         config: Config of either style.
@@ -29,10 +29,10 @@ def lazy_settings(config: Config) -> dict[str, Any]:
 
 
 def type_name(kind: Any) -> str:
-    """Return the last part of what a ``type`` names.
+    """Return the last part of the name behind a ``type``.
 
     Args:
-        kind: Name, dotted path, class, or what import style has for one.
+        kind: Name, dotted path, class, or a class's import-style object.
     """
     if isinstance(kind, type):
         return kind.__name__
@@ -40,17 +40,17 @@ def type_name(kind: Any) -> str:
 
 
 def import_style_text(settings: Mapping[str, Any]) -> str:
-    """Write settings as Python source that evaluates to the same.
+    """Write settings as Python source that evaluates to them.
 
     Args:
-        settings: Top-level names and values: plain ones, classes, functions,
-            and what import style has for these.
+        settings: Top-level names and values: plain values, classes,
+            functions, and their import-style objects.
 
     Returns:
         Source of a config that needs no other file.
 
     Raises:
-        ValueError: If a value cannot be written as source, by its name.
+        ValueError: If a value cannot be written as source; names it.
     """
     source = _Source(taken=set(settings))
     lines = [
@@ -62,10 +62,10 @@ def import_style_text(settings: Mapping[str, Any]) -> str:
 
 
 class _Source:
-    """Values as source, and the imports that it needs.
+    """Source of values, with the imports they need.
 
     Args:
-        taken: Names that imports must not take.
+        taken: Names that imports must not use.
     """
 
     def __init__(self, *, taken: set[str]) -> None:
@@ -78,7 +78,7 @@ class _Source:
 
         Args:
             value: See :func:`import_style_text`.
-            where: Its name, for messages.
+            where: Name of the value, for messages.
         """
         if isinstance(value, Mapping):
             items = [
@@ -123,7 +123,7 @@ class _Source:
         )
 
     def _alias(self, module: str, name: str | None) -> str:
-        """Import a name, or a module, under one that is free."""
+        """Import a name or a module under a free name."""
         found = self.aliases.get((module, name))
         if found is not None:
             return found

@@ -1,4 +1,4 @@
-"""How a run that cannot work ends: early, and in one sentence."""
+"""End a run that cannot work early, with one sentence."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ OWN_HOOKS = ('PTQHook', 'QATHook')
 
 @contextmanager
 def one_sentence() -> Iterator[None]:
-    """End a command line tool with the sentence of our own checks.
+    """End a command with the message of our own checks, without traceback.
 
-    Errors of a host, and of code that is wrong, keep their traceback.
+    Errors of a host and bugs keep their traceback.
 
     Raises:
-        SystemExit: With the sentence.
+        SystemExit: With the message.
     """
     try:
         yield
@@ -47,13 +47,13 @@ def one_sentence() -> Iterator[None]:
 
 
 def check_hooks(hooks: Iterable[Any] | None) -> None:
-    """Read the settings of our hooks before anything is built.
+    """Check the settings of our hooks before anything is built.
 
     Args:
         hooks: ``custom_hooks`` of a config.
 
     Raises:
-        ValueError: With what a hook says about its settings.
+        ValueError: With a hook's message about its settings.
     """
     for hook in hooks or ():
         if not isinstance(hook, Mapping) or (
@@ -79,7 +79,7 @@ def registered_hook(name: str) -> type:
 
 
 def raised_here(error: BaseException) -> bool:
-    """Whether an error was raised in a module of this package."""
+    """Return whether an error was raised in a module of this package."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -90,14 +90,14 @@ def raised_here(error: BaseException) -> bool:
 
 
 def refuse_unwritable_folder(path: str | Path, *, name: str) -> None:
-    """Refuse a folder that is to be written into, before the work.
+    """Refuse an output folder that cannot be written, before the work.
 
     Args:
-        path: The folder, which need not exist yet.
-        name: The setting that gives it.
+        path: Folder, which need not exist yet.
+        name: Name of its setting.
 
     Raises:
-        ValueError: If it is a file or lies below one, or is read-only.
+        ValueError: If it is a file, lies below one, or is read-only.
     """
     path = Path(path)
     folder = path.absolute()
@@ -105,7 +105,7 @@ def refuse_unwritable_folder(path: str | Path, *, name: str) -> None:
         folder = folder.parent
     if not folder.is_dir():
         raise ValueError(
-            f'{name}={path} cannot be made, because {folder} is not a '
+            f'{name}={path} cannot be created, because {folder} is not a '
             'folder: choose another'
         )
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -116,11 +116,11 @@ def refuse_unwritable_folder(path: str | Path, *, name: str) -> None:
 
 
 def refuse_unwritable_file(path: str | Path, *, name: str) -> None:
-    """Refuse a file that is to be written, before the work.
+    """Refuse an output file that cannot be written, before the work.
 
     Args:
-        path: The file, which need not exist yet.
-        name: The setting that gives it.
+        path: File, which need not exist yet.
+        name: Name of its setting.
 
     Raises:
         ValueError: If it is a folder, or its folder cannot be written.

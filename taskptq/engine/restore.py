@@ -1,4 +1,4 @@
-"""A quantized model from its file: everything is checked before it changes."""
+"""Rebuild a quantized model from its file, after checking everything."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ __all__ = ['restore_model']
 def restore_model(
     payload: Mapping[str, Any], model: nn.Module
 ) -> dict[str, Any]:
-    """Rebuild a quantized model from its file's content, in place.
+    """Rebuild a quantized model from its file's contents, in place.
 
-    Everything in the file is checked first, on an outline of the model: a
-    refused file leaves the model as it was.
+    The whole file is checked first on an outline of the model, so a refused
+    file leaves the model unchanged.
 
     Args:
-        payload: Content of a quantized file.
+        payload: Contents of a quantized file.
         model: Float model of the same config, with any weights.
 
     Returns:
@@ -39,7 +39,7 @@ def restore_model(
 
     Raises:
         QuantizedCheckpointError: If the file cannot be used with this model.
-        RuntimeError: If the model is quantized already.
+        RuntimeError: If the model is already quantized.
     """
     refuse_quantized(model)
     payload = verify(payload)
@@ -62,10 +62,10 @@ def restore_model(
 
 
 def read_qconfig(recipe: Mapping[str, Any]) -> QConfig:
-    """Build the qconfig of a file's recipe, which may be a stranger's.
+    """Build the qconfig of a file's recipe, which is not trusted.
 
     Raises:
-        ValueError: If it is missing, or a setting or a name is impossible.
+        ValueError: If it is missing, or a setting or a name is invalid.
     """
     if not isinstance(recipe.get('qconfig'), Mapping):
         raise ValueError('its recipe has no qconfig')
@@ -73,20 +73,20 @@ def read_qconfig(recipe: Mapping[str, Any]) -> QConfig:
 
 
 def read_decisions(payload: Mapping[str, Any], model: nn.Module) -> Decisions:
-    """Return the decisions that a file records, or that follow from it.
+    """Return the decisions that a file records or implies.
 
     Raises:
-        ValueError: If they are not as ``Decisions.to_dict`` writes them.
+        ValueError: If they are not in the format of ``Decisions.to_dict``.
     """
     structure = payload.get('structure')
     if structure is not None and 'decisions' in structure:
         return Decisions.from_dict(structure['decisions'])
-    # Files of schema 1 record none.
+    # Files of schema 1 record no decisions.
     return Decisions.inferred(model, {*payload['weights'], *payload['float']})
 
 
 def outline(model: nn.Module) -> nn.Module:
-    """Copy a model without the memory of its parameters and buffers."""
+    """Copy a model without memory for its parameters and buffers."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         empty = tensor.detach().to('meta')

@@ -1,4 +1,4 @@
-"""Another float detector that a reconstruction learns from."""
+"""Another float detector as the teacher of a reconstruction."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ KEYS = frozenset({'config', 'checkpoint', 'trust_checkpoint'})
 
 
 class Teacher:
-    """A float model and its adapter; it is only run, never trained.
+    """Float model and its adapter; it runs but is never trained.
 
     Args:
         model: From :func:`build_teacher_model`.
         adapter: The model's adapter.
-        name: What tells it from other teachers.
+        name: Unique name of the teacher.
     """
 
     def __init__(self, model: nn.Module, adapter: Any, *, name: str) -> None:
@@ -45,12 +45,12 @@ class Teacher:
     def run(
         self, batches: Sequence[Any], *, device: torch.device
     ) -> list[dict[str, Tensor]]:
-        """Return the named outputs on each batch; then leave the device.
+        """Return the named outputs on each batch, then free the device.
 
         Args:
             batches: Collated batches of the student's dataloader; the
-                teacher's own preprocessor reads them.
-            device: Where to run, and where the outputs stay.
+                teacher applies its own preprocessor.
+            device: Device to run on; the outputs stay there.
         """
         self.model.to(device)
         with calibration_mode(self.model), float_only(self.model):
@@ -65,12 +65,12 @@ class Teacher:
 def build_teacher_model(settings: Mapping[str, Any]) -> nn.Module:
     """Build a teacher with its weights.
 
-    Its layers are swapped for their counterparts, all of whose quantizers
-    stay off, because those show the features inside of attentions.
+    Its layers are replaced by their counterparts with all quantizers off,
+    because those expose the features inside attentions.
 
     Args:
-        settings: ``config`` and ``checkpoint``, paths (the latter may be a
-            URL); ``trust_checkpoint`` as in ``read_checkpoint``.
+        settings: Paths ``config`` and ``checkpoint`` (or its URL), and
+            optionally ``trust_checkpoint``, see ``read_checkpoint``.
 
     Raises:
         FileNotFoundError: If a file does not exist.
@@ -81,8 +81,8 @@ def build_teacher_model(settings: Mapping[str, Any]) -> nn.Module:
     missing = sorted({'config', 'checkpoint'} - set(settings))
     if unknown or missing:
         raise ValueError(
-            f'teacher={dict(settings)}: give config and checkpoint, and at '
-            'most trust_checkpoint beside them'
+            f'teacher={dict(settings)}: give config and checkpoint, and '
+            'optionally trust_checkpoint'
         )
     if not Path(settings['config']).is_file():
         raise FileNotFoundError(
@@ -97,7 +97,7 @@ def build_teacher_model(settings: Mapping[str, Any]) -> nn.Module:
     content = read_checkpoint(path, trust_checkpoint=trusted)
     scope = config.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
-        # A copy: some classes take parts out of what they are built from.
+        # Copied, since some classes pop items from their config.
         model = revert_sync_batchnorm(
             MODELS.build(copy.deepcopy(config.model))
         ).eval()

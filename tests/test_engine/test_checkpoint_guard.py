@@ -132,7 +132,7 @@ def test_training_runs_nothing_of_the_file(
 def test_resume_outside_of_training_is_refused(make_runner, float_checkpoint):
     for hooks in ([dict(type='taskptq.PTQHook', **QUANTIZE)], [QAT]):
         runner = make_runner(float_checkpoint, custom_hooks=hooks, resume=True)
-        with pytest.raises(ValueError, match='resume=True goes on with'):
+        with pytest.raises(ValueError, match='resume=True continues'):
             runner.test()
 
 
@@ -401,7 +401,7 @@ def test_weights_that_fit(change):
         (lambda s: s.update({3: torch.ones(1)}), 'has no state_dict'),
         (
             lambda s: s.update({'other.weight': torch.ones(300)}),
-            'no use for 1',
+            'does not use 1',
         ),
     ],
 )
@@ -430,7 +430,7 @@ def test_some_weights_left_over_are_a_warning(caplog):
     state = {**weights_of(model), 'auxiliary.weight': torch.ones(8)}
     with caplog.at_level('WARNING'):
         refuse_misfit(model, state, path='a.pth', logger=LOGGER)
-    assert 'no use for 1' in caplog.text
+    assert 'does not use 1' in caplog.text
     assert 'auxiliary.weight' in caplog.text
 
 

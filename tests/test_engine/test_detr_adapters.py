@@ -407,8 +407,8 @@ def test_detectors_with_another_flow_are_refused(build):
             raise AssertionError
 
     for cls, message in (
-        (OtherFlow, 'forward_transformer of its'),
-        (OtherSelection, 'pre_decoder of its own'),
+        (OtherFlow, 'its own forward_transformer'),
+        (OtherSelection, 'its own pre_decoder'),
     ):
         model.__class__ = cls
         adapter = build_adapter(model)
