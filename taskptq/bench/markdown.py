@@ -94,7 +94,7 @@ def to_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 
 def render_benchmarks(records: Sequence[Mapping[str, Any]]) -> str:
-    """Return one line for each result of ``tools/benchmark.py``.
+    """Return one line for each result of ``tools/benchmarks``.
 
     Args:
         records: Contents of its JSON files.

@@ -133,7 +133,7 @@ class QConfig:
     def from_dict(
         cls, config: Mapping[str, Any], *, resolve: Resolve | None = None
     ) -> QConfig:
-        """Read the plain form (CONTRIBUTING.md shows every key).
+        """Read the plain form (taskptq/recipes/README.md has every key).
 
         Args:
             config: Keys weight, activation, attention, query, key, value,

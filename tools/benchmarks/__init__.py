@@ -1,1 +1,1 @@
-"""What ``tools/benchmark.py`` measures, one file for each question."""
+"""What ``tools/benchmarks`` measures, one file for each question."""
