@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from torch import nn
@@ -10,6 +10,7 @@ from torch import nn
 from taskptq.hosts.registry import BLOCKS, is_a
 from taskptq.modules.base import QuantModule
 from taskptq.prepare.patterns import check_all_used, matches
+from taskptq.prepare.structure import find_blocks
 
 SCOPES = ('layer', 'block', 'network')
 
@@ -53,20 +54,22 @@ def split_blocks(
     model: nn.Module,
     *,
     scope: str = 'block',
-    callable_names: Collection[str] | None = None,
+    callable_names: Collection[str] | Mapping[str, int] | None = None,
     extra: Collection[str] = (),
 ) -> list[Unit]:
     """Return the units, in definition order.
 
-    A unit is the outermost module of a listed block class (or one that
-    ``extra`` names) that holds counterparts; counterparts outside of any
-    become units of their own.
+    A unit is the outermost module of a registered block class (or one that
+    ``extra`` names) that holds counterparts; around layers outside of any,
+    blocks are found by the model's structure (``find_blocks``). What is left
+    becomes units of single layers.
 
     Args:
         model: Swapped model.
         scope: 'layer', 'block' or 'network'.
-        callable_names: Modules that a forward pass was seen to call; a block
-            that is never called as a module is split into its children.
+        callable_names: Modules that a forward pass was seen to call, with
+            the number of calls if it is known. A block that is never called
+            as a module is split into its children.
         extra: Name patterns of further blocks.
 
     Raises:
@@ -78,17 +81,48 @@ def split_blocks(
         return [Unit('', model)]
     names = [name for name, _ in model.named_modules()]
     check_all_used(extra, names, argument='reconstruction.blocks')
+    blocks: set[str] = set()
+    if scope == 'block':
+        blocks = _listed_blocks(model, callable_names, extra)
+        calls = _count_calls(callable_names)
+        blocks |= find_blocks(model, listed=blocks, calls=calls)
     units: list[Unit] = []
-    _collect(model, '', scope, callable_names, extra, units, set())
+    _collect(model, '', blocks, callable_names, units, set())
     return units
+
+
+def _listed_blocks(
+    model: nn.Module,
+    callable_names: Collection[str] | None,
+    extra: Collection[str],
+) -> set[str]:
+    """Names of the blocks of a registered class, and of the user's."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if name
+        and (callable_names is None or name in callable_names)
+        and (
+            is_a(module, BLOCKS)
+            or any(matches(name, pattern) for pattern in extra)
+        )
+        and _holds_layers(module)
+    }
+
+
+def _count_calls(
+    names: Collection[str] | Mapping[str, int] | None,
+) -> Mapping[str, int] | None:
+    if names is None or isinstance(names, Mapping):
+        return names
+    return dict.fromkeys(names, 1)
 
 
 def _collect(
     module: nn.Module,
     name: str,
-    scope: str,
+    blocks: Collection[str],
     callable_names: Collection[str] | None,
-    extra: Collection[str],
     units: list[Unit],
     seen: set[int],
 ) -> None:
@@ -96,27 +130,16 @@ def _collect(
         return
     seen.add(id(module))
     is_called = callable_names is None or name in callable_names
-    is_block = (
-        scope == 'block'
-        and name
-        and (
-            is_a(module, BLOCKS)
-            or any(matches(name, pattern) for pattern in extra)
-        )
-    )
-    if is_block and is_called and _holds_layers(module):
+    # An attention is one layer with its projections: they act together.
+    if name in blocks or (isinstance(module, QuantModule) and is_called):
         units.append(Unit(name, module))
         seen.update(id(child) for child in module.modules())
         return
     if isinstance(module, QuantModule):
-        # An attention is one layer with its projections: they act together.
-        if is_called:
-            units.append(Unit(name, module))
-            seen.update(id(child) for child in module.modules())
         return
     for child_name, child in module.named_children():
         path = f'{name}.{child_name}' if name else child_name
-        _collect(child, path, scope, callable_names, extra, units, seen)
+        _collect(child, path, blocks, callable_names, units, seen)
 
 
 def _holds_layers(module: nn.Module) -> bool:

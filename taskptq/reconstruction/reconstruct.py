@@ -114,7 +114,7 @@ def reconstruct(
     trained = [u for u in last if u.steps and u.num_weights]
     if trained:
         weights = sum(unit.num_weights for unit in trained)
-        for name in ('decided', 'turned'):
+        for name in ('settled', 'flipped'):
             shares = (getattr(u, name) * u.num_weights for u in trained)
             setattr(report, name, sum(shares) / weights)
     report.seconds = time.perf_counter() - start
@@ -366,7 +366,7 @@ class _Run:
             describe = getattr(self.loss, 'report', None)
             report.loss = {} if describe is None else describe()
         if (
-            result.turned == 0
+            result.flipped == 0
             and config.weight_lr > 0
             and not result.taken_back
         ):
@@ -388,9 +388,11 @@ def _has_codes(module: QuantModule) -> bool:
     return any(q is not None and q.calibrated for q in found)
 
 
-def _on_all_ranks(names: set[str]) -> set[str]:
-    """Keep the names that every rank has, as ranks must train in step."""
-    return set.intersection(*gathered(names))
+def _on_all_ranks(calls: dict[str, int]) -> dict[str, int]:
+    """Keep what every rank calls, and the most calls: they train in step."""
+    ranks = gathered(calls)
+    names = set.intersection(*(set(rank) for rank in ranks))
+    return {name: max(rank[name] for rank in ranks) for name in sorted(names)}
 
 
 def _check_order(plans: Sequence[Plan]) -> None:

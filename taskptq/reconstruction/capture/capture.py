@@ -11,6 +11,7 @@ unit may differ between batches (by prompts or views).
 from __future__ import annotations
 
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -56,12 +57,12 @@ def trace(
 
 def called_modules(
     model: nn.Module, batch: Any, *, forward: Forward
-) -> set[str]:
-    """Return the names of all modules that a forward pass calls."""
-    called: set[str] = set()
+) -> dict[str, int]:
+    """Return how often a forward pass calls each module that it calls."""
+    called: Counter[str] = Counter()
     handles = [
         module.register_forward_pre_hook(
-            lambda _m, _a, name=name: called.add(name)
+            lambda _m, _a, name=name: called.update([name])
         )
         for name, module in model.named_modules()
     ]
@@ -80,7 +81,7 @@ def first_full_batch(
     *,
     layers: set[str],
     forward: Forward,
-) -> tuple[int, set[str], int]:
+) -> tuple[int, dict[str, int], int]:
     """Find a batch that calls every layer, among the first few.
 
     An image without prompts or proposals skips a whole head.
@@ -93,16 +94,16 @@ def first_full_batch(
 
     Returns:
         Number of the batch (of that with the most modules if none calls all
-        layers), the names of the called modules, and the number of batches
+        layers), how often it calls each module, and the number of batches
         run.
     """
-    best: set[str] = set()
+    best: dict[str, int] = {}
     chosen = number = 0
     for number, batch in enumerate(batches[:TRACED_BATCHES]):
         called = called_modules(model, batch, forward=forward)
         if len(called) > len(best):
             best, chosen = called, number
-        if layers <= called:
+        if layers <= called.keys():
             break
     return chosen, best, number + 1
 
