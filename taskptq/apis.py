@@ -30,7 +30,8 @@ from taskptq.engine.config_file import read_config
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.in_memory import Forward, quantize_in_memory
-from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.engine.pipeline import quantize_model
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,

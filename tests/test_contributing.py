@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip('mmengine')
 
 import taskptq.methods
-from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import read_recipe
 from taskptq.recipes import folders, resolve
 

@@ -43,12 +43,9 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.contexts import seeded
-from taskptq.engine.pipeline import (
-    Recipe,
-    apply_rewrites,
-    quantize_model,
-)
+from taskptq.engine.pipeline import apply_rewrites, quantize_model
 from taskptq.engine.ptq_hook import plain_pipeline
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.recipes import resolve
 from taskptq.registry import SUPPORTED_VERSIONS, installed_version

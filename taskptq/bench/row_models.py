@@ -14,10 +14,8 @@ from taskptq.bench.measurement import Measurement, file_digest, read_recipe
 from taskptq.bench.table import Row, Table
 from taskptq.engine.checkpoint_file import read_checkpoint
 from taskptq.engine.contexts import seeded
-from taskptq.engine.pipeline import (
-    Recipe,
-    quantize_model,
-)
+from taskptq.engine.pipeline import quantize_model
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.restore import restore_model
 
 WORK_DIR = Path('work_dirs') / 'row_models'

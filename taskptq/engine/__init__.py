@@ -12,8 +12,9 @@ from taskptq.engine.calibration_data import (
     EvaluationSource,
     build_calibration,
 )
-from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.ptq_hook import PTQHook
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.restore import restore_model
 
 __all__ = [

@@ -18,12 +18,8 @@ from taskptq.core.setting_error import SettingError, refuse
 from taskptq.engine.adapters import Adapter, name_tensors
 from taskptq.engine.builder import build_adapter
 from taskptq.engine.calibration_data import CalibrationConfig
-from taskptq.engine.pipeline import (
-    Recipe,
-    quantize_model,
-    refuse_quantized,
-    run_batch,
-)
+from taskptq.engine.pipeline import quantize_model, refuse_quantized, run_batch
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,

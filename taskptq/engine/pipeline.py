@@ -6,17 +6,14 @@ reports that a user reads afterwards.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import barrier, is_main_process
-from mmengine.logging import print_log
 from torch import nn
 
 from taskptq.calibration.calibrate import CalibrationReport, calibrate
@@ -24,128 +21,29 @@ from taskptq.core.distributed import gathered
 from taskptq.engine.builder import (
     build_adapter,
     build_loss,
-    build_qconfig,
     build_rewrites,
-    registered_part,
     to_plain,
 )
 from taskptq.engine.contexts import seeded, shared_log
-from taskptq.engine.hook_settings import check_recipe
-from taskptq.export.checkpoint import (
-    pack_model,
-    save,
+from taskptq.engine.quantization_report import (
+    STATE_DIR,
+    structure_of,
+    swap_summary,
+    write_results,
+    write_swap_report,
 )
+from taskptq.engine.recipe import Recipe
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import Decisions, QConfig, SwapReport, prepare
 from taskptq.prepare.blocks import Unit
 from taskptq.prepare.products import trace_products
+from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.freeze import freeze
-from taskptq.reconstruction.reconstruct import (
-    ReconstructionConfig,
-    reconstruct,
-)
+from taskptq.reconstruction.reconstruct import reconstruct
 from taskptq.reconstruction.state_folder import locked
-from taskptq.registry import RECON_LOSSES, REWRITES
 from taskptq.version import __version__
 
-__all__ = ['Recipe', 'RewriteStats', 'quantize_model', 'run_batch']
-
-STATE_DIR = 'reconstruction_state'
-# Where this machine keeps what; no part of how a model is quantized.
-LOCAL_SETTINGS = ('cache_dir', 'cache_disk_bytes')
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a model is quantized.
-
-    Args:
-        qconfig: Quantizers of each layer.
-        reconstruction: Settings of the reconstruction; None leaves it out.
-        loss: Config of its ReconLoss; None is the mean squared error.
-        rewrites: Configs of the ModelRewrites that run first.
-        calibration: What the file records about the calibration images.
-        seed: Seed of everything drawn at random.
-    """
-
-    qconfig: QConfig
-    reconstruction: Mapping[str, Any] | None = None
-    loss: Mapping[str, Any] | None = None
-    rewrites: Sequence[Mapping[str, Any]] = ()
-    calibration: Mapping[str, Any] = field(default_factory=dict)
-    seed: int = 0
-
-    @classmethod
-    def from_config(
-        cls,
-        qconfig: Mapping[str, Any] | QConfig,
-        *,
-        reconstruction: Mapping[str, Any] | None = None,
-        loss: Mapping[str, Any] | None = None,
-        rewrites: Sequence[Mapping[str, Any]] | None = None,
-        calibration: Mapping[str, Any] | None = None,
-        seed: int = 0,
-    ) -> Recipe:
-        """Read a config's dicts and check them.
-
-        Args:
-            qconfig: See ``QConfig.from_dict``.
-            reconstruction: See ``ReconstructionConfig``; None leaves it out.
-            loss: Config of a ReconLoss; None is ``reconstruction['loss']``.
-            rewrites: Configs of ModelRewrites.
-            calibration: What to record about the images, plain.
-            seed: Seed where ``reconstruction`` has none.
-
-        Raises:
-            ValueError: If a key or value is impossible.
-        """
-        check_recipe(
-            reconstruction=reconstruction,
-            loss=loss,
-            rewrites=rewrites,
-            seed=seed,
-        )
-        settings = None
-        if reconstruction is not None:
-            settings = {'seed': seed, **to_plain(reconstruction)}
-            own_loss = settings.pop('loss', None)
-            loss = own_loss if loss is None else loss
-            ReconstructionConfig.from_dict(settings)
-        elif loss is not None:
-            raise ValueError(
-                'a loss is of no use without reconstruction: give '
-                'reconstruction=dict(...) or leave loss out'
-            )
-        return cls(
-            qconfig=build_qconfig(qconfig),
-            reconstruction=settings,
-            loss=registered_part(RECON_LOSSES, loss),
-            rewrites=[
-                registered_part(REWRITES, one) for one in rewrites or ()
-            ],
-            calibration=dict(calibration or {}),
-            seed=seed,
-        )
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types, as the quantized file keeps them."""
-        settings = to_plain(self.reconstruction)
-        if settings is not None:
-            for name in LOCAL_SETTINGS:
-                settings.pop(name, None)
-        return {
-            'qconfig': to_plain(self.qconfig.to_dict()),
-            'reconstruction': settings,
-            'loss': to_plain(self.loss),
-            'rewrites': to_plain(self.rewrites),
-            'calibration': to_plain(self.calibration),
-            'seed': self.seed,
-        }
-
-    def digest(self) -> str:
-        """Return a short name that differs between recipes."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+__all__ = ['RewriteStats', 'quantize_model', 'run_batch']
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -457,27 +355,6 @@ def report_what_ran(
     write_swap_report(swapped, work_dir)
 
 
-def swap_summary(report: SwapReport) -> dict[str, Any]:
-    """Return the counts of a swap for ``quantization_report.json``."""
-    summary: dict[str, Any] = {
-        'num_quantized': report.count('quantized'),
-        'num_partly': report.count('partly'),
-        'num_float': report.count('float'),
-        'num_unreached': report.count('unreached'),
-    }
-    if report.products is not None:
-        summary['share_of_macs'] = report.products.share
-    return summary
-
-
-def structure_of(report: SwapReport) -> dict[str, Any]:
-    """Return what a quantized file keeps of a model's structure, plain."""
-    structure: dict[str, Any] = {'decisions': report.decisions.to_dict()}
-    if report.products is not None:
-        structure['products'] = report.products.to_dict()
-    return to_plain(structure)
-
-
 def refuse_quantized(model: nn.Module) -> None:
     """Raise if a model has quantized counterparts already.
 
@@ -490,68 +367,3 @@ def refuse_quantized(model: nn.Module) -> None:
             f'the model is quantized already (e.g. {found[0][0]}): build it '
             'anew from its config'
         )
-
-
-def write_swap_report(report: SwapReport, work_dir: Path) -> None:
-    """Write the fate of each layer, as JSON and as a table; main process."""
-    if not is_main_process():
-        return
-    report.save(work_dir / 'swap_report.json')
-    (work_dir / 'swap_report.txt').write_text(
-        report.table() + '\n', encoding='utf-8'
-    )
-    print_log(
-        f'{report.summary()}; see {work_dir / "swap_report.txt"}',
-        logger='current',
-    )
-
-
-def write_results(
-    model: nn.Module,
-    report: dict[str, Any],
-    *,
-    work_dir: Path,
-    out: Path,
-    meta: Mapping[str, Any] | None,
-    structure: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write the quantized file and the report; main process only.
-
-    Args:
-        model: Frozen model.
-        report: What was done, with the recipe.
-        work_dir: Folder of the report.
-        out: Quantized file.
-        meta: Plain facts for the file.
-        structure: See :func:`structure_of`.
-
-    Returns:
-        The report, with the file's path and size where it was written.
-    """
-    # Another rank may still be writing the state that is removed below.
-    barrier()
-    if is_main_process():
-        payload = pack_model(
-            model,
-            recipe=report['recipe'],
-            meta=to_plain({'model': type(model).__name__, **(meta or {})}),
-            structure=structure,
-        )
-        save(payload, out)
-        report |= {
-            'checkpoint': str(out),
-            'file_bytes': out.stat().st_size,
-            'digest': payload['digest'],
-        }
-        text = json.dumps(report, indent=1) + '\n'
-        target = work_dir / 'quantization_report.json'
-        target.write_text(text, encoding='utf-8')
-        # The state served to resume what is now finished.
-        shutil.rmtree(work_dir / STATE_DIR, ignore_errors=True)
-        print_log(
-            f'Quantized in {report["seconds"]:.1f} s: {out} '
-            f'({report["file_bytes"] / 2**20:.2f} MiB), report {target}',
-            logger='current',
-        )
-    barrier()
-    return report

@@ -28,7 +28,8 @@ from taskptq.engine.checkpoint_guard import (
 from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
-from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.engine.pipeline import quantize_model
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,

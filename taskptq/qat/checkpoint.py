@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from taskptq.core.settings import shown
 from taskptq.engine.builder import to_plain
 from taskptq.engine.checkpoint_file import TRAINING_KEY
-from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.restore import read_decisions
 from taskptq.export.checkpoint import is_quantized
 from taskptq.prepare import Decisions

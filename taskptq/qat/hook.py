@@ -25,15 +25,15 @@ from taskptq.engine.checkpoint_guard import (
 )
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.fit import refuse_misfit
-from taskptq.engine.pipeline import (
-    Recipe,
-    refuse_quantized,
+from taskptq.engine.pipeline import refuse_quantized
+from taskptq.engine.ptq_hook import unwrap
+from taskptq.engine.quantization_report import (
     structure_of,
     swap_summary,
     write_results,
     write_swap_report,
 )
-from taskptq.engine.ptq_hook import unwrap
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,

@@ -6,11 +6,9 @@ import json
 import pytest
 import torch
 
-from taskptq.engine.pipeline import (
-    STATE_DIR,
-    Recipe,
-    quantize_model,
-)
+from taskptq.engine.pipeline import quantize_model
+from taskptq.engine.quantization_report import STATE_DIR
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.restore import restore_model
 from taskptq.export.checkpoint import QuantizedCheckpointError, load
 from taskptq.registry import RECON_LOSSES, REWRITES

@@ -4,8 +4,8 @@ import pytest
 
 from taskptq.core import MinMaxObserver, MSEObserver
 from taskptq.engine.builder import build_loss, build_qconfig, build_rewrites
-from taskptq.engine.pipeline import Recipe
 from taskptq.engine.ptq_hook import PTQHook
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.short_names import (
     find_by_short_name,
     short_name,

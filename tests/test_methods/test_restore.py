@@ -20,7 +20,8 @@ REWRITES = [
 
 
 def quantize(model, name, folder, *, rewrites):
-    from taskptq.engine.pipeline import Recipe, quantize_model
+    from taskptq.engine.pipeline import quantize_model
+    from taskptq.engine.recipe import Recipe
 
     qconfig = dict(
         weight=dict(num_bits=4), activation=dict(num_bits=4), edge_bits=None

@@ -27,7 +27,7 @@ def _projects():
 def digest(settings):
     """A digest of the checked Recipe, and of how it is trained."""
     from taskptq.engine.builder import to_plain
-    from taskptq.engine.pipeline import Recipe
+    from taskptq.engine.recipe import Recipe
 
     recipe = Recipe.from_config(
         settings['qconfig'],

@@ -9,7 +9,7 @@ import pytest
 pytest.importorskip('mmengine')
 
 from taskptq.engine.calibration_data import CalibrationConfig
-from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.short_names import short_name
 from taskptq.prepare import qconfig
 from taskptq.qat.distillation import DistillationConfig

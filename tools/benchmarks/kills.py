@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 
-from taskptq.engine.pipeline import Recipe, quantize_model
+from taskptq.engine.pipeline import quantize_model
+from taskptq.engine.recipe import Recipe
 from taskptq.reconstruction.state_folder import FolderInUseError
 from taskptq.testing import tiny_batches, tiny_model
 

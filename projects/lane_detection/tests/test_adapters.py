@@ -17,7 +17,7 @@ from lane_detection.models import (
 from taskptq.calibration import calibrate
 from taskptq.core.switches import quantizing
 from taskptq.engine.builder import build_adapter, build_loss
-from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe import Recipe
 from taskptq.methods.selective_focus import SelectiveFocusLoss
 from taskptq.methods.selective_focus.decoded_distance import LaneDistance
 from taskptq.methods.selective_focus.semantic_focus import (

@@ -23,7 +23,7 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
-from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.recipes import resolve
 

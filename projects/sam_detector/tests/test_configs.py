@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 import sam_detector  # noqa: F401  (registers the classes)
-from taskptq.engine.pipeline import Recipe
+from taskptq.engine.recipe import Recipe
 from taskptq.prepare.patterns import matches
 from taskptq.recipes import method_names, resolve
 

@@ -1,0 +1,113 @@
+"""A recipe: how a model is quantized, checked and in plain types."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from taskptq.engine.builder import build_qconfig, registered_part, to_plain
+from taskptq.engine.hook_settings import check_recipe
+from taskptq.prepare import QConfig
+from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.registry import RECON_LOSSES, REWRITES
+
+__all__ = ['Recipe']
+
+# Where this machine keeps what; no part of how a model is quantized.
+LOCAL_SETTINGS = ('cache_dir', 'cache_disk_bytes')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a model is quantized.
+
+    Args:
+        qconfig: Quantizers of each layer.
+        reconstruction: Settings of the reconstruction; None leaves it out.
+        loss: Config of its ReconLoss; None is the mean squared error.
+        rewrites: Configs of the ModelRewrites that run first.
+        calibration: What the file records about the calibration images.
+        seed: Seed of everything drawn at random.
+    """
+
+    qconfig: QConfig
+    reconstruction: Mapping[str, Any] | None = None
+    loss: Mapping[str, Any] | None = None
+    rewrites: Sequence[Mapping[str, Any]] = ()
+    calibration: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+    @classmethod
+    def from_config(
+        cls,
+        qconfig: Mapping[str, Any] | QConfig,
+        *,
+        reconstruction: Mapping[str, Any] | None = None,
+        loss: Mapping[str, Any] | None = None,
+        rewrites: Sequence[Mapping[str, Any]] | None = None,
+        calibration: Mapping[str, Any] | None = None,
+        seed: int = 0,
+    ) -> Recipe:
+        """Read a config's dicts and check them.
+
+        Args:
+            qconfig: See ``QConfig.from_dict``.
+            reconstruction: See ``ReconstructionConfig``; None leaves it out.
+            loss: Config of a ReconLoss; None is ``reconstruction['loss']``.
+            rewrites: Configs of ModelRewrites.
+            calibration: What to record about the images, plain.
+            seed: Seed where ``reconstruction`` has none.
+
+        Raises:
+            ValueError: If a key or value is impossible.
+        """
+        check_recipe(
+            reconstruction=reconstruction,
+            loss=loss,
+            rewrites=rewrites,
+            seed=seed,
+        )
+        settings = None
+        if reconstruction is not None:
+            settings = {'seed': seed, **to_plain(reconstruction)}
+            own_loss = settings.pop('loss', None)
+            loss = own_loss if loss is None else loss
+            ReconstructionConfig.from_dict(settings)
+        elif loss is not None:
+            raise ValueError(
+                'a loss is of no use without reconstruction: give '
+                'reconstruction=dict(...) or leave loss out'
+            )
+        return cls(
+            qconfig=build_qconfig(qconfig),
+            reconstruction=settings,
+            loss=registered_part(RECON_LOSSES, loss),
+            rewrites=[
+                registered_part(REWRITES, one) for one in rewrites or ()
+            ],
+            calibration=dict(calibration or {}),
+            seed=seed,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types, as the quantized file keeps them."""
+        settings = to_plain(self.reconstruction)
+        if settings is not None:
+            for name in LOCAL_SETTINGS:
+                settings.pop(name, None)
+        return {
+            'qconfig': to_plain(self.qconfig.to_dict()),
+            'reconstruction': settings,
+            'loss': to_plain(self.loss),
+            'rewrites': to_plain(self.rewrites),
+            'calibration': to_plain(self.calibration),
+            'seed': self.seed,
+        }
+
+    def digest(self) -> str:
+        """Return a short name that differs between recipes."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
