@@ -27,7 +27,7 @@ __all__ = ['main', 'merge', 'sam_size']
 
 
 def sam_size(state: dict[str, Tensor]) -> str:
-    """Name the size of SAM that a state dict is of.
+    """Return the size of SAM in a state dict.
 
     Args:
         state: SAM's weights under the names of an official file.
@@ -36,7 +36,7 @@ def sam_size(state: dict[str, Tensor]) -> str:
         A key of ``SAM_SIZES``.
 
     Raises:
-        ValueError: If it is none of them.
+        ValueError: If it matches none of them.
     """
     blocks = {
         key.split('.')[2]
@@ -52,8 +52,8 @@ def sam_size(state: dict[str, Tensor]) -> str:
             return name
     raise ValueError(
         f'the image encoder with {len(blocks)} blocks and a positional table '
-        f'of shape {shape} is none of {", ".join(SAM_SIZES)}: give the file '
-        'of one of these'
+        f'of shape {shape} is not one of {", ".join(SAM_SIZES)}: give the '
+        'file of one of these'
     )
 
 
@@ -70,8 +70,8 @@ def merge(
         sam: Official SAM file, or mm checkpoint of a SAMDetector.
         detector: Checkpoint of mmdet, path or URL; None for SAM alone.
         out: File to write.
-        trust_checkpoint: Unpickle a detector's file that is not plain, which
-            runs code that it names.
+        trust_checkpoint: Unpickle a detector's file that holds more than
+            plain data, which can run code from it.
 
     Returns:
         The new file's ``meta``.
@@ -98,7 +98,7 @@ def merge(
 def dataset_meta(
     detector: str | Path, *, trust_checkpoint: bool
 ) -> dict[str, Any]:
-    """Return a detector's classes, as its file records them."""
+    """Return a detector's classes from its file."""
     content = read_checkpoint(
         local_file(detector), trust_checkpoint=trust_checkpoint
     )
@@ -107,7 +107,7 @@ def dataset_meta(
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; None takes ``sys.argv``."""
+    """Read the command line; None reads ``sys.argv``."""
     parser = argparse.ArgumentParser(
         prog='python -m sam_detector.convert',
         description='Merge SAM and a detector into one checkpoint',
@@ -118,8 +118,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
-        help="unpickle a detector's file that is not plain, which runs code "
-        'that it names: for files whose source you trust',
+        help="unpickle a detector's file that holds more than plain data, "
+        'which can run code from it: only for sources you trust',
     )
     return parser.parse_args(argv)
 

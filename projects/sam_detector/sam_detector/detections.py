@@ -1,4 +1,4 @@
-"""Detections that are kept for the next model, and those there are none of."""
+"""Cached detections, and predictions for images without any."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ['Detections', 'image_key', 'no_instances']
 
 
 class Detections(dict[tuple[Any, ...], InstanceData]):
-    """Detections by image; copies of a model share one."""
+    """Detections by image; copies of a model share one instance."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Detections:
         return self
 
 
 def image_key(sample: Any) -> tuple[Any, ...] | None:
-    """Name what the detector sees, None if the sample has no file."""
+    """Return the key of the detector's input, None without a file."""
     path = sample.metainfo.get('img_path')
     if path is None:
         return None
@@ -26,7 +26,7 @@ def image_key(sample: Any) -> tuple[Any, ...] | None:
 
 
 def no_instances(sample: Any, *, device: torch.device) -> InstanceData:
-    """Return the prediction for an image without any prompt."""
+    """Return the prediction for an image without prompts."""
     height, width = sample.ori_shape[:2]
     empty = torch.zeros(0, device=device)
     return InstanceData(

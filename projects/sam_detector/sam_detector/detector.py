@@ -29,25 +29,27 @@ from .views import View, assign_views, paste_masks, read_views
 
 __all__ = ['PromptTesting', 'SAMDetector']
 
-# Three masks where a lone point leaves open what it means, as SAM is trained.
+# Three masks for a lone point, whose object is ambiguous, as SAM is trained.
 AMBIGUOUS = 'points'
 
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTesting:
-    """What ``test_cfg`` of a SAM detector may say.
+    """Settings of a SAM detector's ``test_cfg``.
 
     Args:
-        max_prompts: Most detections of an image, best first; None for all.
+        max_prompts: Maximum number of detections per image, best first; None
+            for all.
         score_thr: Detections with a lower score are dropped.
         mask_threshold: Logits above it are foreground.
-        views_per_batch: Most views that the image encoder sees at a time.
+        views_per_batch: Maximum number of views per batch of the image
+            encoder.
         iou_in_scores: Rank masks by detection score times predicted IoU
-            (``mask_scores``, which CocoMetric takes for masks only).
-        remember_detections: Run the detector once for each image file, also
-            for copies of this model: for tables that compare many quantized
-            SAMs behind one float detector. A detector with quantized layers
-            is never remembered.
+            (``mask_scores``, which CocoMetric uses only for masks).
+        remember_detections: Run the detector once per image file, also for
+            copies of this model: for tables that compare many quantized SAMs
+            behind one float detector. Detections of quantized detectors are
+            never kept.
     """
 
     max_prompts: int | None = None
@@ -66,27 +68,27 @@ class PromptTesting:
 
 @MODELS.register_module()
 class SAMDetector(BaseDetector):
-    """A detector's boxes prompt SAM for the masks of the objects.
+    """Detector whose boxes prompt SAM for the objects' masks.
 
     Args:
         sam: Config of a PromptedSAM.
         detector: Config of any mmdet detector; None to train SAM alone, or
             to evaluate with prompts from annotations. It stays frozen.
-        prompts: What to prompt with, of ``detector``, ``gt_box``,
-            ``gt_point``, ``gt_box_point``. The first gives the predictions,
-            all of them ``data_sample.prompted``. Prompts from annotations
-            are left out where an image has none loaded.
-        multimask_output: Three masks for each prompt, of which the one of
-            highest predicted IoU counts: True, False, or ``points`` (where
-            the prompt is a lone point).
+        prompts: Kinds of prompts, of ``detector``, ``gt_box``, ``gt_point``,
+            ``gt_box_point``. The first makes the predictions, all of them
+            make ``data_sample.prompted``. Prompts from annotations are
+            skipped for images without loaded annotations.
+        multimask_output: Predict three masks per prompt and use the one of
+            highest predicted IoU: True, False, or ``points`` (only for lone
+            points).
         train_cfg: Fields of ``training.PromptTraining``.
         test_cfg: Fields of :class:`PromptTesting`.
         data_preprocessor: Config of a SAMDataPreprocessor.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
 
     Raises:
-        ValueError: If a kind of prompt is unknown, there is none, or it needs
-            a detector that is not there.
+        ValueError: If ``prompts`` is empty, has an unknown kind, or needs a
+            missing detector.
     """
 
     def __init__(
@@ -122,7 +124,7 @@ class SAMDetector(BaseDetector):
         self.train(self.training)
 
     def train(self, mode: bool = True) -> SAMDetector:
-        """Set the mode of SAM; the detector always stays in eval mode."""
+        """Set the mode of SAM; the detector stays in eval mode."""
         super().train(mode)
         if self.detector is not None:
             self.detector.eval()
@@ -145,7 +147,7 @@ class SAMDetector(BaseDetector):
         """Load SAM from an official file or an mm checkpoint.
 
         Raises:
-            ValueError: If the file holds no SAM, or one of another size.
+            ValueError: If the file holds no SAM or another size.
         """
         self.sam.load(path)
 
@@ -156,7 +158,7 @@ class SAMDetector(BaseDetector):
         *args: Any,
         **kwargs: Any,
     ) -> None:
-        """Accept official SAM files as they are."""
+        """Accept the keys of official SAM files."""
         self._detections = Detections()
         add_sam_prefix(state_dict, prefix=prefix)
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
@@ -243,7 +245,7 @@ class SAMDetector(BaseDetector):
         return found
 
     def _remembers(self) -> bool:
-        """Whether detections are kept; those of quantized layers are not."""
+        """Return whether to keep detections; not those of quantized layers."""
         return self.test_cfg.remember_detections and not any(
             isinstance(m, QuantModule) for m in self.detector.modules()
         )
@@ -251,7 +253,7 @@ class SAMDetector(BaseDetector):
     def requests(
         self, sample: Any, detections: Any, *, device: torch.device
     ) -> dict[str, Request]:
-        """Return the prompts of an image by their kind."""
+        """Return the prompts of an image by kind."""
         annotated = sample.get('gt_instances')
         found = {}
         for kind in self.prompts:
@@ -272,10 +274,10 @@ class SAMDetector(BaseDetector):
 
         Args:
             views: (V, 3, S, S).
-            index: Which of them.
+            index: Indices of the views to embed.
 
         Returns:
-            (1, C, S / 16, S / 16) by the index of the view.
+            Index of the view -> (1, C, S / 16, S / 16).
         """
         index = sorted(index)
         step = self.test_cfg.views_per_batch
@@ -316,9 +318,9 @@ class SAMDetector(BaseDetector):
 
         Args:
             request: P prompts.
-            place: (P,), the view of each.
+            place: (P,), index of the view of each prompt.
             geometry: The image's views.
-            embeddings: By the index of the view.
+            embeddings: Index of the view -> embedding.
             sample: Data sample of the image.
         """
         height, width = sample.ori_shape[:2]
@@ -345,7 +347,7 @@ class SAMDetector(BaseDetector):
     def best_masks(
         self, embedding: Tensor, request: Request, view: View, index: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Decode some prompts of a view; the best mask of each.
+        """Decode some prompts of a view and return the best mask of each.
 
         Returns:
             Logits (Q, S / 4, S / 4) and predicted IoUs (Q,).
@@ -390,7 +392,7 @@ class SAMDetector(BaseDetector):
         batch_inputs: dict[str, Any],
         batch_data_samples: Sequence[Any] | None = None,
     ) -> dict[str, Tensor]:
-        """Return the raw outputs for the first kind of prompt there is.
+        """Return the raw outputs for the first available kind of prompt.
 
         Returns:
             ``embeddings`` (views with prompts, C, S / 16, S / 16); with data

@@ -23,7 +23,7 @@ def add_sam_prefix(state: MutableMapping[str, Any], *, prefix: str) -> None:
 
     Args:
         state: State dict that is being loaded.
-        prefix: Of the SAM detector's own keys in it.
+        prefix: Prefix of the SAM detector's own keys in it.
     """
     parts = tuple(prefix + part for part in SAM_PARTS)
     for key in [key for key in state if key.startswith(parts)]:
@@ -39,10 +39,11 @@ def detector_weights(
     Args:
         path: Checkpoint of mmdet, path or URL, or of a SAMDetector (keys
             below ``detector.``).
-        trust_checkpoint: Unpickle what is not plain, which runs code.
+        trust_checkpoint: Unpickle files that hold more than plain data,
+            which can run code from them.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If it cannot be read, is quantized, or has no weights.
     """
     content = read_checkpoint(
@@ -50,7 +51,7 @@ def detector_weights(
     )
     if is_quantized(content):
         raise ValueError(
-            f'{path} is quantized already: give the float '
+            f'{path} is already quantized: give the float '
             'checkpoint of the detector'
         )
     state = content.get('state_dict', content)
@@ -80,19 +81,19 @@ def detector_weights(
 def load_exactly(
     module: nn.Module, weights: Mapping[str, Tensor], *, path: str | Path
 ) -> None:
-    """Load weights; every one must be there, fit, and be of use.
+    """Load weights, none of which may be missing, misfit or unused.
 
     Args:
-        module: Takes the weights.
+        module: Module to load into.
         weights: State dict.
         path: Their file, for the message.
 
     Raises:
-        ValueError: Names the first few that are missing, unexpected or of
-            another shape.
+        ValueError: If weights are missing, unexpected or of another shape;
+            names the first few.
     """
     own = module.state_dict()
-    # BatchNorm's counters are in no formula of the evaluation.
+    # num_batches_tracked is unused in eval mode.
     missing = [
         key
         for key in own

@@ -12,22 +12,22 @@ __all__ = ['box_weights', 'dice_loss', 'focal_loss', 'mask_iou']
 def box_weights(
     boxes: Tensor, *, size: int, margin: float, outside: float
 ) -> Tensor:
-    """Weigh the pixels around each object.
+    """Weight the pixels around each object.
 
-    Small objects fill a hundredth of a view: a mean over all pixels would
-    hardly see their edges. Pixels in the box grown by ``margin`` share the
-    weight 1, the others share ``outside``.
+    Small objects fill a hundredth of a view, so their edges would hardly
+    count in a mean over all pixels. Pixels in the box grown by ``margin``
+    share the weight 1, the others share ``outside``.
 
     Args:
         boxes: (P, 4), x1, y1, x2, y2 in pixels of the mask.
         size: Side of the mask.
         margin: How far each edge moves out, relative to the box's side, or
             to 4 pixels if that is shorter.
-        outside: Weight of all pixels outside together.
+        outside: Total weight of all pixels outside.
 
     Returns:
-        (P, size, size), with the sum 1 + ``outside``; the grown box has to
-        reach a pixel's center, and to leave one out.
+        (P, size, size) with the sum 1 + ``outside``; the grown box must
+        contain a pixel's center and exclude another.
     """
     grow = margin * (boxes[:, 2:] - boxes[:, :2]).clamp(min=4)
     low, high = boxes[:, :2] - grow, boxes[:, 2:] + grow

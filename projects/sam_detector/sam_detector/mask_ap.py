@@ -1,4 +1,4 @@
-"""COCO's mask AP of predictions and annotations that are in memory."""
+"""COCO's mask AP of predictions and annotations in memory."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def mask_average_precision(
 ) -> dict[str, float]:
     """Compute COCO's mask AP.
 
-    Unlike COCO's 100, the limit on the predictions of an image is its number
-    of objects if that is larger: each object has been prompted once.
+    COCO limits an image to 100 predictions; here the limit is its number of
+    objects if that is larger, since each object was prompted once.
 
     Args:
         images: ``shape`` (height, width), ``labels``, run lengths ``truth``
@@ -65,7 +65,7 @@ def mask_average_precision(
 
 
 def average(precision: np.ndarray) -> float:
-    """Average over what exists; -1 marks classes without objects."""
+    """Average over existing entries; -1 marks classes without objects."""
     return float(precision[precision > -1].mean())
 
 

@@ -1,4 +1,4 @@
-"""Metrics of prompted masks, beside the trivial masks of the same prompts."""
+"""Metrics of prompted masks and of trivial masks for the same prompts."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ __all__ = [
     'paired_iou',
 ]
 
-# Unknown to a detection: which object it means.
+# A detection does not know its object.
 DETECTED = 'detector'
 DIGITS = 4
 
 
 @METRICS.register_module()
 class InstanceCocoMetric(CocoMetric):
-    """CocoMetric that gives 0 instead of nothing.
+    """CocoMetric that returns 0 for a model without predictions.
 
-    mmdet's returns an empty dict when a model predicts nothing at all, as
-    badly quantized ones do.
+    mmdet's returns an empty dict, and badly quantized models do predict
+    nothing.
     """
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Compute the metrics; those that could not be are 0."""
+        """Compute the metrics; missing ones are 0."""
         found = dict(super().compute_metrics(results))
         if self.format_only:
             return found
@@ -62,7 +62,7 @@ class PromptedMaskMetric(BaseMetric):
     For prompts from annotations, mask i belongs to object i:
 
     - ``miou``: mean over all objects of the mask's IoU;
-    - ``miou_box``, ``miou_ellipse``: the same of two trivial masks, the
+    - ``miou_box``, ``miou_ellipse``: the same for two trivial masks, the
       filled box of the object and the ellipse inscribed in it;
     - ``segm_mAP``, ``segm_mAP_50``, ``segm_mAP_75``: COCO's mask AP.
 
@@ -71,18 +71,18 @@ class PromptedMaskMetric(BaseMetric):
     if that reaches ``iou_thr``:
 
     - ``matched_miou``: mean mask IoU over the matched pairs;
-    - ``matched_miou_box``, ``matched_miou_ellipse``: the same of the trivial
+    - ``matched_miou_box``, ``matched_miou_ellipse``: the same for the trivial
       masks of the detected box;
     - ``recall``: share of the objects that were matched;
-    - ``miou``: mean over all objects, those not matched count 0.
+    - ``miou``: mean over all objects; unmatched ones count 0.
 
     Args:
-        prompts: A kind that the model's ``prompts`` has.
+        prompts: One kind of the model's ``prompts``.
         mask_ap: Also compute mask AP, for prompts from annotations.
-        score: What ranks the masks for AP: ``iou`` (predicted) or ``one``.
-        iou_thr: Least box IoU of a match.
+        score: Score of the masks for AP: ``iou`` (predicted) or ``one``.
+        iou_thr: Minimum box IoU of a match.
         collect_device: See BaseMetric.
-        prefix: Of the results' names; None is ``prompts``.
+        prefix: Prefix of the results' names; None is ``prompts``.
 
     Raises:
         ValueError: If ``score`` is unknown.
@@ -122,7 +122,7 @@ class PromptedMaskMetric(BaseMetric):
             self.results.append(self.compare(sample))
 
     def compare(self, sample: Mapping[str, Any]) -> dict[str, Any]:
-        """Return what one image contributes."""
+        """Return the contribution of one image."""
         truth = annotated_masks(sample)
         labels = as_array(sample['gt_instances']['labels'])
         predicted = self.predictions(sample)
@@ -174,12 +174,12 @@ class PromptedMaskMetric(BaseMetric):
         """Return the predictions for this metric's prompts.
 
         Raises:
-            ValueError: If the model gave none.
+            ValueError: If the model made none.
         """
         prompted = sample.get('prompted') or {}
         if self.prompts not in prompted:
             raise ValueError(
-                f'the model gave no masks for prompts={self.prompts!r}, only '
+                f'the model made no masks for prompts={self.prompts!r}, only '
                 f'for {sorted(prompted)}: add it to the prompts of '
                 'SAMDetector, and LoadAnnotations to the test pipeline'
             )
@@ -236,7 +236,7 @@ def as_array(value: Any) -> np.ndarray:
 
 
 def mean(values: np.ndarray) -> float:
-    """Return the mean; 0 of nothing."""
+    """Return the mean, 0 for no values."""
     return float(values.mean()) if len(values) else 0.0
 
 
@@ -253,7 +253,7 @@ def paired_iou(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def filled_boxes(boxes: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Fill boxes: pixels whose centers are inside.
+    """Fill boxes: all pixels whose centers are inside.
 
     Args:
         boxes: (N, 4), x1, y1, x2, y2 in pixels, edges included.

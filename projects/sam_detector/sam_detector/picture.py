@@ -70,10 +70,10 @@ def draw_masks(
             N objects are the same ones in every column.
         out: PNG file to write.
         captions: Name of the model -> a line below each of its pictures.
-        tile_inches: Side of one picture.
+        tile_inches: Side of one picture in inches.
 
     Raises:
-        ValueError: If a model has not as many entries as there are images.
+        ValueError: If a model does not have one entry per image.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -108,7 +108,7 @@ def draw_masks(
 def show(
     axis: Any, image: np.ndarray, *, title: str, caption: str = ''
 ) -> None:
-    """Put one picture into its place."""
+    """Draw one picture."""
     axis.imshow(image, interpolation='nearest')
     axis.set_title(title, fontsize=9)
     axis.set_xlabel(caption, fontsize=8)

@@ -1,4 +1,4 @@
-"""Normalizes the two inputs of a SAM detector."""
+"""Preprocessor of a SAM detector's two inputs."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ['SAMDataPreprocessor']
 
 @MODELS.register_module()
 class SAMDataPreprocessor(BaseDataPreprocessor):
-    """Normalize and pad SAM's views; leave the image to the detector's.
+    """Normalize and pad SAM's views; the detector's own handles the image.
 
     Args:
-        image_size: Side of SAM's input, S; views of another are refused.
-        mean: Of each channel, RGB.
-        std: Of each channel, RGB.
+        image_size: Side of SAM's input, S; other views are refused.
+        mean: Mean of each channel, RGB.
+        std: Standard deviation of each channel, RGB.
         detector: Config of the detector's data preprocessor; None without a
             detector.
-        non_blocking: Of the copies to the device.
+        non_blocking: Copy to the device asynchronously.
     """
 
     mean: Tensor
@@ -55,7 +55,7 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
         Args:
             data: ``inputs`` as :class:`.transforms.PackSAMInputs` packs them,
                 collated, and ``data_samples``.
-            training: Whether a training step asks.
+            training: Whether the batch is for training.
 
         Returns:
             ``inputs`` (sam: a list of (V, 3, S, S) per image; img: (B, 3, H,
@@ -91,7 +91,7 @@ class SAMDataPreprocessor(BaseDataPreprocessor):
 
         Args:
             views: (V, 3, S, S), uint8.
-            sizes: (V, 2), height and width that are image; None for all.
+            sizes: (V, 2), height and width without padding; None for all.
         """
         if tuple(views.shape[-2:]) != (self.image_size, self.image_size):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a SAM detector is asked for: prompts in pixels of the image."""
+"""Prompts of a SAM detector, in pixels of the image."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Request:
     Args:
         boxes: (P, 4), x1, y1, x2, y2 of the objects.
         labels: (P,), classes.
-        scores: (P,), of the detector; None for annotations.
+        scores: (P,), the detector's scores; None for annotations.
         points: (P, 2), x, y of a point in each object, or None.
         box_prompts: Whether the boxes are prompts.
     """
@@ -41,9 +41,9 @@ class Request:
 
     @property
     def extent(self) -> Tensor:
-        """Return the box of what is known of each object, (P, 4).
+        """Return the known extent of each object as a box, (P, 4).
 
-        A lone point does not tell how large its object is.
+        A lone point does not show the size of its object.
         """
         if self.box_prompts or self.points is None:
             return self.boxes
@@ -54,7 +54,7 @@ class Request:
 
         Args:
             view: The view.
-            index: (Q,), which prompts.
+            index: (Q,), indices of the prompts.
         """
         boxes = points = labels = None
         if self.box_prompts:
@@ -72,7 +72,7 @@ def detector_request(
 
     Args:
         detections: mmdet's InstanceData (bboxes, scores, labels).
-        max_prompts: Most boxes of an image; None for all.
+        max_prompts: Maximum number of boxes per image; None for all.
         score_thr: Boxes with a lower score are dropped.
     """
     order = detections.scores.argsort(descending=True, stable=True)
@@ -93,10 +93,10 @@ def ground_truth_request(
         kind: ``gt_box``, ``gt_point`` or ``gt_box_point``.
         instances: mmdet's InstanceData (bboxes, labels; masks for points),
             in pixels of the original image.
-        device: Where the prompts go.
+        device: Device of the prompts.
 
     Raises:
-        ValueError: If points are asked for, but there are no masks.
+        ValueError: If points are requested, but there are no masks.
     """
     boxes = as_plain_boxes(instances.bboxes).to(device).float()
     points = None

@@ -10,9 +10,9 @@ from torch.nn import functional
 
 __all__ = ['Prompts', 'inner_points', 'jitter_boxes']
 
-# How sharply a filled box falls off at its edge, in cells of the mask.
+# Falloff of a filled box at its edge, in cells of the mask.
 EDGE_GAIN = 1.0
-# Logits of a mask prompt: +-10 where it is sure, as SAM's own masks reach.
+# Limit of a mask prompt's logits, +-10 as in SAM's own masks.
 MASK_LOGIT = 10.0
 
 
@@ -66,21 +66,21 @@ class Prompts:
         )
 
     def box_masks(self, *, image_size: int, cells: int) -> Tensor:
-        """Draw each box, filled, as logits of a low-resolution mask.
+        """Draw each box filled, as logits of a low-resolution mask.
 
         Args:
             image_size: Side of the view in pixels.
             cells: Side of the mask.
 
         Returns:
-            (P, 1, cells, cells); the sign changes at the box's edge, with a
-            slope that tells where between two cells the edge lies.
+            (P, 1, cells, cells); the sign changes at the box's edge, and the
+            slope encodes where the edge lies between two cells.
 
         Raises:
             ValueError: If the prompts have no boxes.
         """
         if self.boxes is None:
-            raise ValueError('prompts without boxes have no box to draw')
+            raise ValueError('the prompts have no boxes to draw')
         boxes = self.boxes * (cells / image_size)
         centers = torch.arange(cells, device=boxes.device) + 0.5
         x1, y1, x2, y2 = (side[:, None] for side in boxes.unbind(dim=1))
@@ -102,7 +102,7 @@ def jitter_boxes(
     Args:
         boxes: (P, 4), x1, y1, x2, y2 in pixels.
         ratio: Standard deviation of the move, relative to the box's side
-            (SAM's paper: 0.1), cut off at twice that.
+            (SAM's paper: 0.1); moves are clipped at twice that.
         image_size: Side of the view; the result is clipped to it.
         generator: Source of randomness.
 
@@ -119,7 +119,7 @@ def jitter_boxes(
 def inner_points(
     masks: Tensor, *, random: bool, generator: torch.Generator | None = None
 ) -> Tensor:
-    """Choose a point inside of each mask.
+    """Choose a point inside each mask.
 
     Args:
         masks: (P, H, W), bool or 0 and 1.
@@ -130,11 +130,11 @@ def inner_points(
         generator: Source of randomness.
 
     Returns:
-        (P, 2), x, y of the pixel's center in pixels of the mask. An empty
-        mask has no such point: it gives its first pixel.
+        (P, 2), x, y of the pixel's center in pixels of the mask; the first
+        pixel for an empty mask.
 
     Raises:
-        ValueError: If a random point of an empty mask is asked for.
+        ValueError: If ``random`` is set and a mask is empty.
     """
     width = masks.shape[-1]
     weight = masks.float()

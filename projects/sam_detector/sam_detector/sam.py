@@ -31,7 +31,7 @@ from .prompts import Prompts
 
 __all__ = ['SAM_SIZES', 'PromptedSAM', 'SAMSize', 'read_sam_file']
 
-# Of the official model; the channels are RGB.
+# Statistics of the official model; channels are RGB.
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
 
@@ -42,15 +42,15 @@ class SAMSize:
 
     Args:
         embed_dim: Channels of the image encoder.
-        depth: Its blocks.
-        num_heads: Its heads.
-        global_blocks: Indices of its blocks that attend globally.
+        depth: Blocks of the image encoder.
+        num_heads: Attention heads of the image encoder.
+        global_blocks: Indices of the blocks with global attention.
         image_size: Side of the input in pixels.
         window_size: Side of an attention window in tokens.
         prompt_dim: Channels of embedding, prompts and mask decoder.
         decoder_heads: Heads of the mask decoder.
-        decoder_mlp_dim: Hidden channels of its MLPs.
-        iou_hidden_dim: Hidden channels of its IoU head.
+        decoder_mlp_dim: Hidden channels of the decoder's MLPs.
+        iou_hidden_dim: Hidden channels of the decoder's IoU head.
         patch_size: Side of an image patch in pixels.
 
     Raises:
@@ -72,7 +72,7 @@ class SAMSize:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            # No window at all is what segment_anything writes as 0.
+            # In segment_anything, 0 means no windows.
             least = 0 if field.name == 'window_size' else 1
             if isinstance(value, int) and value < least:
                 raise ValueError(
@@ -172,18 +172,17 @@ def read_sam_file(path: str | Path) -> dict[str, Tensor]:
 
     Args:
         path: File of plain tensors, or an mm checkpoint whose ``state_dict``
-            has SAM's keys, with or without the prefix ``sam.``; a URL is
-            fetched first.
+            has SAM's keys, with or without the prefix ``sam.``; or its URL.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         ValueError: If the file cannot be read, is quantized, or has no
             tensor of an image encoder.
     """
     content = read_checkpoint(local_file(path))
     if is_quantized(content):
         raise ValueError(
-            f'{path} is quantized already: give the float checkpoint of SAM'
+            f'{path} is already quantized: give the float checkpoint of SAM'
         )
     state = content.get('state_dict', content)
     if not isinstance(state, Mapping):
@@ -196,7 +195,7 @@ def read_sam_file(path: str | Path) -> dict[str, Tensor]:
         }
     if not any(key.startswith('image_encoder.') for key in state):
         raise ValueError(
-            f'{path} holds no SAM: none of its {len(state)} keys starts with '
+            f'{path} holds no SAM: none of its {len(state)} keys start with '
             '"image_encoder."; give an official SAM file or a checkpoint of '
             'a SAMDetector'
         )
@@ -212,17 +211,17 @@ class PromptedSAM(BaseModule):
     Args:
         size: A key of ``SAM_SIZES``.
         checkpoint: File to load, see :func:`read_sam_file`.
-        prompts_per_batch: Most prompts that the mask decoder sees at a time.
-            Its memory grows with them: about 40 MB each for the official
-            sizes (4096 image tokens), 2 MB for ``tiny``.
-        box_mask_prompt: Also give each box as a low-resolution mask, filled.
-            The official weights were not trained so.
-        init_cfg: As of every mm module.
+        prompts_per_batch: Maximum number of prompts per batch of the mask
+            decoder. Each takes about 40 MB for the official sizes (4096
+            image tokens), 2 MB for ``tiny``.
+        box_mask_prompt: Also prompt with each box as a filled low-resolution
+            mask. The official weights were not trained this way.
+        init_cfg: See mmengine's BaseModule.
         **overrides: Fields of :class:`SAMSize`.
 
     Raises:
-        ValueError: If the size or an override is unknown, or a number is not
-            possible.
+        ValueError: If the size or an override is unknown, or a number is
+            invalid.
     """
 
     pixel_mean: Tensor
@@ -252,8 +251,8 @@ class PromptedSAM(BaseModule):
         unknown = sorted(set(overrides) - set(known))
         if unknown:
             raise ValueError(
-                f'{unknown[0]}={overrides[unknown[0]]!r} is no setting of '
-                f'SAM: known are {", ".join(known)}'
+                f'{unknown[0]}={overrides[unknown[0]]!r} is not a setting of '
+                f'SAM: choose from {", ".join(known)}'
             )
         self.size = replace(SAM_SIZES[size], **overrides)
         self.image_size = self.size.image_size
@@ -274,7 +273,7 @@ class PromptedSAM(BaseModule):
             self.load(checkpoint)
 
     def _init_tables(self) -> None:
-        """Start the positional table small instead of at zero."""
+        """Initialize the positional table with small values, not zeros."""
         table = self.image_encoder.pos_embed
         if table is not None and not table.is_meta:
             nn.init.trunc_normal_(table, std=0.02)
@@ -283,9 +282,9 @@ class PromptedSAM(BaseModule):
         """Load the weights of a file, all of them.
 
         Raises:
-            FileNotFoundError: If there is no such file.
+            FileNotFoundError: If the file does not exist.
             ValueError: If the file holds no SAM, or keys or shapes differ;
-                the first few are named.
+                names the first few.
         """
         load_exactly(self, read_sam_file(path), path=path)
 
@@ -313,7 +312,7 @@ class PromptedSAM(BaseModule):
         Args:
             embedding: (1, C, S / 16, S / 16).
             prompts: P prompts, coordinates in pixels of the S x S view.
-            multimask_output: Three masks for each prompt instead of one.
+            multimask_output: Predict three masks per prompt instead of one.
 
         Returns:
             Logits (P, M, S / 4, S / 4) and predicted IoUs (P, M), M = 3 or 1.

@@ -1,4 +1,4 @@
-"""Training of SAM from prompts that are drawn from the annotations."""
+"""Training of SAM with prompts drawn from the annotations."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ __all__ = ['PromptTraining', 'prompt_losses']
 
 @dataclass(frozen=True, kw_only=True)
 class PromptTraining:
-    """How SAM is trained.
+    """Settings of SAM's training.
 
-    SAM's paper: focal (x 20) + dice + squared error of the predicted IoU;
-    boxes jittered by 10 %; a single point asks for three masks, of which the
-    best is trained. Ours: the focal term looks at the surroundings of the
-    box (see :func:`.losses.box_weights`).
+    From SAM's paper: focal (x 20) + dice + squared error of the predicted
+    IoU; boxes jittered by 10 %; three masks for a single point, of which the
+    best is trained. Ours: the focal term is weighted around the box (see
+    :func:`.losses.box_weights`).
 
     Args:
-        max_prompts: Most objects of one view that are prompted.
+        max_prompts: Maximum number of prompted objects per view.
         box_ratio: Share of views prompted by boxes.
-        point_ratio: Share prompted by a point; the rest by both.
-        exact_ratio: Share of boxes that are left as annotated.
+        point_ratio: Share of views prompted by a point; the rest use both.
+        exact_ratio: Share of boxes left as annotated.
         jitter: See :func:`.prompts.jitter_boxes`.
-        focal_weight: Of the focal term.
-        dice_weight: Of the dice term.
-        iou_weight: Of the predicted IoU.
-        alpha: Of the focal loss.
-        gamma: Of the focal loss.
-        margin: Growth of the box that the focal term looks at.
-        outside: Weight of what is outside of it.
+        focal_weight: Weight of the focal term.
+        dice_weight: Weight of the dice term.
+        iou_weight: Weight of the predicted IoU's squared error.
+        alpha: Foreground weight in the focal loss.
+        gamma: Exponent of the focal loss.
+        margin: Growth of the box in the focal term.
+        outside: Weight of the pixels outside the grown box.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
     """
 
     max_prompts: int = 12
@@ -73,7 +73,7 @@ class PromptTraining:
                 f'train_cfg.box_ratio={self.box_ratio} and point_ratio='
                 f'{self.point_ratio} must not exceed 1 together'
             )
-        # Sides move by up to twice the jitter: beyond, boxes turn inside out.
+        # Sides move by up to twice the jitter, and boxes must not flip.
         if not 0 <= self.jitter <= 0.25:
             raise ValueError(
                 f'train_cfg.jitter={self.jitter} must lie in [0, 0.25]'

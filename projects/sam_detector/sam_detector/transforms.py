@@ -29,13 +29,13 @@ VIEW_KEYS = (
 
 
 def tile_origins(length: int, *, tile: int, overlap: float) -> list[int]:
-    """Place tiles of equal size along one side, evenly, without a gap.
+    """Place tiles of equal size evenly along one side, without gaps.
 
     Args:
         length: Side of the image in pixels.
         tile: Side of a tile in pixels.
-        overlap: Least overlap of neighbors, relative to ``tile``; origins
-            are whole pixels, so up to one pixel may be missing.
+        overlap: Minimum overlap of neighbors, relative to ``tile``; rounding
+            to whole pixels may cost up to one pixel.
 
     Returns:
         The first pixel of each tile, ascending from 0; the last tile ends
@@ -49,16 +49,16 @@ def tile_origins(length: int, *, tile: int, overlap: float) -> list[int]:
 
 @TRANSFORMS.register_module()
 class SAMViews(BaseTransform):
-    """Cut the views that SAM embeds; stands before the detector's Resize.
+    """Cut the views that SAM embeds; use it before the detector's Resize.
 
     The last view is the whole image, its longest side resized to
-    ``image_size``. With a ``zoom``, square tiles that magnify the image come
-    before it: small objects need more pixels than a small SAM has at scale 1.
+    ``image_size``. With a ``zoom``, magnified square tiles come before it,
+    since small objects need more pixels than a small SAM has at scale 1.
 
     Args:
         image_size: Side of SAM's input, S.
-        zoom: Magnification of the tiles; None for none.
-        overlap: Least overlap of neighboring tiles, relative to their side.
+        zoom: Magnification of the tiles; None for no tiles.
+        overlap: Minimum overlap of neighboring tiles, relative to their side.
 
     Raises:
         ValueError: If the overlap is not in [0, 1), or tiles would be
@@ -120,7 +120,7 @@ class SAMViews(BaseTransform):
         """Resize the longest side to ``image_size``."""
         height, width = image.shape[:2]
         scale = self.image_size / max(height, width)
-        # Halves go up, as in SAM; a thin image keeps a row.
+        # Halves round up, as in SAM; a thin image keeps one row.
         size = (
             max(int(width * scale + 0.5), 1),
             max(int(height * scale + 0.5), 1),
@@ -139,12 +139,13 @@ class ZoomCrop(BaseTransform):
 
     Args:
         image_size: Side of SAM's input, S.
-        zoom: Least and largest magnification, drawn log-uniformly.
-        min_visible: Objects of which less is left in the crop are dropped.
-        min_pixels: And those with fewer pixels left, in the halved view.
+        zoom: Range of the magnification, drawn log-uniformly.
+        min_visible: Objects with a smaller share inside the crop are
+            dropped.
+        min_pixels: Objects with fewer pixels in the halved view are dropped.
 
     Raises:
-        ValueError: If a value cannot be.
+        ValueError: If a value is invalid.
 
     Required keys: img (BGR, uint8), gt_masks, gt_bboxes_labels. Changed:
     gt_bboxes (around the halved masks, in pixels of the view), gt_masks (at
@@ -216,7 +217,7 @@ class ZoomCrop(BaseTransform):
     def crop_objects(
         self, results: dict[str, Any], masks: np.ndarray, cropped: np.ndarray
     ) -> None:
-        """Keep the objects that are still there, in the view's pixels."""
+        """Keep the visible objects, in pixels of the view."""
         half = self.image_size // 2
         whole = masks.sum(axis=(1, 2))
         left = cropped.sum(axis=(1, 2))
@@ -261,12 +262,12 @@ def mask_box(mask: np.ndarray) -> np.ndarray:
 
 @TRANSFORMS.register_module()
 class PackSAMInputs(PackDetInputs):
-    """Pack the views and, if asked, the detector's image.
+    """Pack the views and, optionally, the detector's image.
 
     Args:
         image_size: Side of SAM's input, S.
-        with_detector: Also pack the image as the detector reads it.
-        meta_keys: What goes to the data sample's metainfo.
+        with_detector: Also pack the detector's image.
+        meta_keys: Keys of the data sample's metainfo.
     """
 
     def __init__(

@@ -1,6 +1,6 @@
-"""Geometry of views: image regions that SAM sees resized, and the way back.
+"""Geometry of views: map prompts into SAM's frame and masks back.
 
-A view is a region of the original image, resized to its valid part of SAM's
+A view is a region of the original image, resized to the valid part of SAM's
 square S x S frame; the rest of the frame is padding. Boxes and points go from
 the image into the frame, masks come back.
 """
@@ -23,12 +23,12 @@ class View:
     """One view of an image.
 
     Args:
-        x: Left edge of its region in pixels of the original image.
-        y: Upper edge.
+        x: Left edge of the region in pixels of the original image.
+        y: Upper edge of the region.
         width: Width of the region in pixels of the original image.
-        height: Height.
-        valid_width: Width in the frame that the region is resized to.
-        valid_height: Height.
+        height: Height of the region.
+        valid_width: Width of the resized region in the frame.
+        valid_height: Height of the resized region in the frame.
     """
 
     x: int
@@ -105,14 +105,14 @@ def assign_views(
 ) -> Tensor:
     """Choose the view of each prompt.
 
-    Of the tiles that contain the grown box, the one whose center is nearest;
-    the last view (the whole image) where no tile does.
+    This is the tile with the nearest center among those that contain the
+    grown box, or the last view (the whole image) if there is none.
 
     Args:
         boxes: (P, 4), x1, y1, x2, y2 in pixels of the original image.
         views: Tiles, then the whole image.
-        margin: Growth of the box, relative to its sides, half of it on each
-            side. Beyond the edge of the image nothing is asked for.
+        margin: Growth of the box relative to its sides, half on each side;
+            clipped to the image.
 
     Returns:
         (P,) indices into ``views``.
@@ -151,16 +151,16 @@ def paste_masks(
     image_shape: tuple[int, int],
     threshold: float = 0.0,
 ) -> Tensor:
-    """Bring low-resolution masks of a view to the original image.
+    """Paste low-resolution masks of a view into the original image.
 
-    As SAM does: upsample to the frame, crop the valid part, resize it to its
-    region, compare with the threshold. Both steps are bilinear, so a pixel
-    exceeds the threshold only if one of the four cells around it does:
-    everything else need not be computed.
+    As in SAM: upsample to the frame, crop the valid part, resize it to its
+    region, compare with the threshold. Both resizings are bilinear, so a
+    pixel exceeds the threshold only if one of the four cells around it does,
+    and the rest is skipped.
 
     Args:
         logits: (P, S / 4, S / 4).
-        view: Where they belong.
+        view: View of the masks.
         frame: Side of the frame, S.
         image_shape: Height and width of the original image.
         threshold: Logits above it are foreground.
@@ -197,7 +197,7 @@ def paste_masks(
         region = mask[
             view.y : view.y + view.height, view.x : view.x + view.width
         ]
-        # A region may reach beyond the image by a rounded pixel.
+        # Rounding may extend a region beyond the image by a pixel.
         target = region[to_y, to_x]
         target |= part[: target.shape[0], : target.shape[1]] > threshold
     return masks
@@ -226,7 +226,7 @@ def resize_matrix(
 
 
 def needed(matrix: Tensor, inside: Tensor) -> tuple[slice, slice]:
-    """Find the pixels that foreground cells reach, and all their cells.
+    """Find the pixels affected by foreground cells, and all their cells.
 
     Args:
         matrix: (size, cells), see :func:`resize_matrix`.

@@ -171,7 +171,7 @@ def test_the_command_fails_with_one_sentence(files):
     state = torch.load(folder / 'sam.pth', weights_only=True)
     state = {k: v for k, v in state.items() if '.blocks.1.' not in k}
     torch.save(state, folder / 'other.pth')
-    with pytest.raises(SystemExit, match=f'none of {", ".join(SAM_SIZES)}'):
+    with pytest.raises(SystemExit, match=f'not one of {", ".join(SAM_SIZES)}'):
         convert.main(['--sam', str(folder / 'other.pth'), *out])
 
 

@@ -87,7 +87,7 @@ def test_box_masks_of_no_box():
     none = Prompts(boxes=torch.zeros(0, 4))
     assert none.box_masks(image_size=64, cells=16).shape == (0, 1, 16, 16)
     points = Prompts(points=torch.zeros(1, 1, 2), labels=torch.ones(1, 1))
-    with pytest.raises(ValueError, match='no box to draw'):
+    with pytest.raises(ValueError, match='no boxes to draw'):
         points.box_masks(image_size=64, cells=16)
 
 

@@ -143,7 +143,10 @@ def test_tiny_is_small_and_starts_with_positions():
     [
         ({'size': 'vit_g'}, "size='vit_g' is unknown: choose one of vit_b"),
         ({'prompts_per_batch': 0}, 'prompts_per_batch=0 must be at least 1'),
-        ({'dept': 3}, r'dept=3 is no setting of SAM: known are embed_dim'),
+        (
+            {'dept': 3},
+            r'dept=3 is not a setting of SAM: choose from embed_dim',
+        ),
         (
             {'depth': 0, 'global_blocks': ()},
             'depth=0 of SAM must be at least 1',
