@@ -24,7 +24,7 @@ from taskptq.calibration import calibrate
 from taskptq.core import Observer, QuantizerConfig, QuantSpec
 from taskptq.core.settings import SettingError, shown
 from taskptq.prepare import QConfig, prepare
-from taskptq.prepare.qconfig import HEADED, POINTS
+from taskptq.prepare.points import HEADED, POINTS
 from taskptq.reconstruction.config import (
     NETWORK_SETTINGS,
     ReconstructionConfig,

@@ -20,7 +20,8 @@ from taskptq import core
 from taskptq.core.settings import shown
 from taskptq.engine.short_names import find_by_short_name, nearest_names
 from taskptq.engine.teacher import Teacher, build_teacher_model
-from taskptq.prepare.qconfig import POINTS, QConfig
+from taskptq.prepare.points import POINTS
+from taskptq.prepare.qconfig import QConfig
 from taskptq.reconstruction.losses import MSEReconLoss
 from taskptq.registry import (
     ADAPTERS,

@@ -16,8 +16,6 @@ from taskptq.core import (
 )
 from taskptq.core.settings import (
     Flag,
-    Items,
-    Pattern,
     Table,
     Text,
     Whole,
@@ -33,36 +31,24 @@ from taskptq.core.settings import (
 from taskptq.core.spec import MAX_BITS, MIN_BITS
 from taskptq.modules.base import Scheme
 from taskptq.prepare.patterns import check_patterns, matches
+from taskptq.prepare.points import (
+    DEFAULTS,
+    HEADED,
+    KEYS,
+    OPERANDS,
+    OWN_KEYS,
+    POINTS,
+    SPEC_KEYS,
+    at_least,
+    check_overrides,
+    check_shapes,
+    complete_points,
+    overridden,
+    plain,
+    written,
+)
 
 Resolve = Callable[[str, str], type]
-
-OPERANDS = ('query', 'key', 'value')
-POINTS = ('weight', 'activation', 'attention', *OPERANDS, 'softmax')
-# Points whose tensors have heads.
-HEADED = ('attention', *OPERANDS, 'softmax')
-KEYS = (*POINTS, 'edge_bits', 'edges', 'overrides', 'keep_float')
-_SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
-_OWN_KEYS = ('type', *_SPEC_KEYS, 'per_channel', 'per_head', 'observer')
-# Every layer tries every pattern.
-MAX_OVERRIDES = 1000
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    'weight': {
-        'type': 'AffineQuantizer',
-        'num_bits': 8,
-        'symmetric': True,
-        'signed': None,
-        'per_channel': True,
-        'observer': {'type': 'MinMaxObserver'},
-    },
-    'activation': {
-        'type': 'AffineQuantizer',
-        'num_bits': 8,
-        'symmetric': False,
-        'signed': None,
-        'per_channel': False,
-        'observer': {'type': 'MinMaxObserver'},
-    },
-}
 
 
 def resolve_imported(kind: str, name: str) -> type:
@@ -91,7 +77,8 @@ def resolve_imported(kind: str, name: str) -> type:
 
 
 def _subclasses(base: type) -> Iterator[type]:
-    for found in base.__subclasses__():
+    children: list[type] = base.__subclasses__()
+    for found in children:
         yield found
         yield from _subclasses(found)
 
@@ -126,7 +113,7 @@ class QConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, name='qconfig')
-        object.__setattr__(self, 'overrides', _overrides(self.overrides))
+        object.__setattr__(self, 'overrides', check_overrides(self.overrides))
         self.check()
 
     @classmethod
@@ -145,9 +132,9 @@ class QConfig:
             SettingError: On an unknown key or a value that cannot be.
         """
         check_keys(config, KEYS, name='qconfig')
-        _check_shapes(config, where='qconfig')
+        check_shapes(config, where='qconfig')
         return cls(
-            points=_points(config),
+            points=complete_points(config),
             edge_bits=config.get('edge_bits', 8),
             edges=config.get('edges', ()),
             overrides=config.get('overrides', ()),
@@ -163,10 +150,10 @@ class QConfig:
         """
         points = Table(keys=POINTS, required=POINTS)
         points.read(self.points, name='qconfig.points')
-        _check_shapes(self.points, where='qconfig')
+        check_shapes(self.points, where='qconfig')
         for name, settings in self.points.items():
             if settings is not False:
-                complete = Table(required=tuple(_DEFAULTS['weight']))
+                complete = Table(required=tuple(DEFAULTS['weight']))
                 complete.read(settings, name=f'qconfig.{name}')
         for argument, found in self.patterns().items():
             check_patterns(found, argument=argument)
@@ -179,8 +166,8 @@ class QConfig:
     def _check_points(
         self, override: Mapping[str, Any], *, where: str, seen: set[str]
     ) -> None:
-        for point, given in _overridden(self.points, override).items():
-            key = f'{point} {_written(given)}'
+        for point, given in overridden(self.points, override).items():
+            key = f'{point} {written(given)}'
             # Most overrides repeat what others say, or change one point.
             if key in seen:
                 continue
@@ -196,7 +183,7 @@ class QConfig:
         self._build_once(point, given, where=where)
         edge = given
         if self.edge_bits is not None:
-            edge = _at_least(given, self.edge_bits)
+            edge = at_least(given, self.edge_bits)
         if edge != given:
             self._build_once(point, edge, where=where)
 
@@ -217,10 +204,10 @@ class QConfig:
             if points[name] == points['attention']:
                 points.pop(name)
         return {
-            **{name: _plain(settings) for name, settings in points.items()},
+            **{name: plain(settings) for name, settings in points.items()},
             'edge_bits': self.edge_bits,
             'edges': list(self.edges),
-            'overrides': [_plain(override) for override in self.overrides],
+            'overrides': [plain(override) for override in self.overrides],
             'keep_float': list(self.keep_float),
         }
 
@@ -238,17 +225,17 @@ class QConfig:
         """
         chosen = {point: self.points[point] for point in POINTS}
         if positions and chosen['query'] is not False:
-            chosen['activation'] = _at_least(
+            chosen['activation'] = at_least(
                 chosen['activation'], chosen['query']['num_bits']
             )
         if edge and self.edge_bits is not None:
             chosen = {
-                point: _at_least(settings, self.edge_bits)
+                point: at_least(settings, self.edge_bits)
                 for point, settings in chosen.items()
             }
         used = [o for o in self.overrides if matches(name, o['pattern'])]
         for override in used:
-            chosen = _overridden(chosen, override)
+            chosen = overridden(chosen, override)
         chosen.pop('attention')
         if len(used) > 1:
             # Each was checked alone; their sum is known only here.
@@ -277,7 +264,7 @@ class QConfig:
             return None
         settings = dict(settings)
         observer = dict(settings.pop('observer'))
-        spec = {key: settings.pop(key) for key in _SPEC_KEYS}
+        spec = {key: settings.pop(key) for key in SPEC_KEYS}
         flag = Flag()
         per_channel = flag.read(
             settings.pop('per_channel'), name='per_channel'
@@ -297,7 +284,7 @@ class QConfig:
             settings,
             name='',
             own=('self', 'spec', 'observer'),
-            also=_OWN_KEYS,
+            also=OWN_KEYS,
         )
         with within('observer'):
             observer_type = self._find(
@@ -397,106 +384,3 @@ def _check_types(config: QuantizerConfig, point: str) -> None:
             'give None or True, since a symmetric grid without a sign holds '
             'no negative weights',
         )
-
-
-def _points(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Complete the settings of every point."""
-    weight = _merge(_DEFAULTS['weight'], config.get('weight'))
-    activation = _merge(_DEFAULTS['activation'], config.get('activation'))
-    attention = _merge(activation, config.get('attention'))
-    operands = {name: _merge(attention, config.get(name)) for name in OPERANDS}
-    return {
-        'weight': weight,
-        'activation': activation,
-        'attention': attention,
-        **operands,
-        'softmax': _merge(activation, config.get('softmax')),
-    }
-
-
-def _overrides(overrides: Any) -> tuple[Mapping[str, Any], ...]:
-    """Check the shape of every override."""
-    rule = Items(
-        of=Table(), what='a list of dict(pattern=...)', most=MAX_OVERRIDES
-    )
-    rule.read(overrides, name='qconfig.overrides')
-    for number, override in enumerate(overrides):
-        name = f'qconfig.overrides[{number}]'
-        check_keys(override, ('pattern', *POINTS), name=name)
-        if 'pattern' not in override:
-            raise refuse(name, override, 'give it a pattern of layer names')
-        Pattern().read(override['pattern'], name=f'{name}.pattern')
-        _check_shapes(override, where=name)
-    return tuple(overrides)
-
-
-def _check_shapes(config: Mapping[str, Any], *, where: str) -> None:
-    """Refuse points and observers that are not dicts."""
-    for point in POINTS:
-        given = config.get(point)
-        if given is None or given is False:
-            continue
-        name = f'{where}.{point}'
-        if not isinstance(given, Mapping):
-            raise refuse(
-                name, given, 'give a dict, or False to leave it float'
-            )
-        Table().read(given, name=name)
-        observer = Table(optional=True)
-        observer.read(given.get('observer'), name=f'{name}.observer')
-
-
-def _overridden(
-    points: Mapping[str, Any], override: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Apply one override; its ``attention`` reaches q, k and v first."""
-    merged = {}
-    for point, settings in points.items():
-        if point in OPERANDS:
-            general = override.get('attention')
-            settings = _merge(settings, general)
-        merged[point] = _merge(settings, override.get(point))
-    return merged
-
-
-def _merge(base: Any, update: Any) -> Any:
-    """Settings of a point with some of them replaced; False is float."""
-    if update is None:
-        return base
-    if update is False:
-        return False
-    merged = dict(base) if base is not False else dict(_DEFAULTS['activation'])
-    if update.get('type', merged['type']) != merged['type']:
-        # Further arguments belong to the quantizer they were given for.
-        common = {*_DEFAULTS['weight'], 'per_head'}
-        merged = {k: v for k, v in merged.items() if k in common}
-    merged.update({k: v for k, v in update.items() if k != 'observer'})
-    observer = update.get('observer')
-    if observer is not None:
-        same = observer.get('type') in (None, merged['observer']['type'])
-        inherited = merged['observer'] if same else {}
-        merged['observer'] = {**inherited, **observer}
-    return merged
-
-
-def _written(settings: Any) -> str:
-    """Return settings as text."""
-    try:
-        return repr(settings)
-    except ValueError:
-        # Python refuses to write numbers of thousands of digits.
-        return f'unwritable {id(settings)}'
-
-
-def _at_least(settings: Any, num_bits: int) -> Any:
-    if settings is False:
-        return False
-    return {**settings, 'num_bits': max(settings['num_bits'], num_bits)}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return value

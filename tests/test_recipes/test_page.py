@@ -11,7 +11,7 @@ pytest.importorskip('mmengine')
 from taskptq.engine.calibration_data import CalibrationConfig
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.short_names import short_name
-from taskptq.prepare import qconfig
+from taskptq.prepare import points
 from taskptq.qat.distillation import DistillationConfig
 from taskptq.recipes import KEYS
 from taskptq.reconstruction.config import ReconstructionConfig
@@ -70,7 +70,7 @@ def test_every_key_of_a_recipe_is_on_the_page():
 
 def test_every_key_of_a_qconfig_is_on_the_page():
     found = first_cells(section('`qconfig`'))
-    assert sorted(found) == sorted((*qconfig.KEYS, *qconfig._OWN_KEYS))
+    assert sorted(found) == sorted((*points.KEYS, *points.OWN_KEYS))
 
 
 def test_the_examples_are_recipes():
