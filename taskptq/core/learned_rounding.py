@@ -124,7 +124,7 @@ class LearnedRounding(nn.Module):
         return rounding_penalty(self.alpha, beta)
 
     @torch.no_grad()
-    def decided(self) -> Tensor:
+    def settled(self) -> Tensor:
         """Return how many roundings are settled: |h - 0.5| > 0.49.
 
         Straight-through roundings always are.

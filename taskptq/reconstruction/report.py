@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from taskptq.reconstruction.rounding.learned import UnitResult
+from taskptq.reconstruction.rounding.learned import UnitResult, stored_names
 
 
 @dataclass(kw_only=True)
@@ -20,8 +20,8 @@ class ReconstructionReport:
         resumed_seconds: Time that training these took.
         uncalled: Layers that no traced batch calls; rounded to nearest.
         spilled_bytes: Bytes of the activation cache written to disk.
-        decided: Share of all roundings settled before freezing.
-        turned: Share of all roundings that the last phase flipped.
+        settled: Share of all roundings settled before freezing.
+        flipped: Share of all roundings that the last phase flipped.
         loss: Report of a network-wise loss (its ``report()``), plain types.
         seconds: Wall time, without ``resumed_seconds``.
     """
@@ -33,8 +33,8 @@ class ReconstructionReport:
     resumed_seconds: float = 0.0
     uncalled: list[str] = field(default_factory=list)
     spilled_bytes: int = 0
-    decided: float | None = None
-    turned: float | None = None
+    settled: float | None = None
+    flipped: float | None = None
     loss: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
 
@@ -44,6 +44,6 @@ class ReconstructionReport:
         self.resumed_seconds += result.seconds
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
+        """Return plain types, by their stored names."""
         units = [unit.to_dict() for unit in self.units]
-        return {**vars(self), 'units': units}
+        return {**stored_names(vars(self)), 'units': units}

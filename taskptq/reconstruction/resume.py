@@ -85,7 +85,7 @@ class UnitStates:
             layers[layer].set_codes(parameter, codes.to(weight.device))
         for name, quantizer in quantizers(unit.module):
             quantizer.load_state_dict(state['quantizers'][name])
-        return UnitResult(**state['result'])
+        return UnitResult.from_dict(state['result'])
 
     def _read(self, path: Path, unit: Unit) -> dict[str, Any] | None:
         """Read and check a state; None if the file cannot be used."""

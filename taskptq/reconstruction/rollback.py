@@ -80,7 +80,7 @@ def keep_better(
     if result.set_loss_end < result.set_loss_start:
         after.restore()
         return
-    result.taken_back, result.turned = True, 0.0
+    result.taken_back, result.flipped = True, 0.0
     logger.warning(
         'the loss over the calibration set went from %.4g to %.4g in %d '
         'steps on the network, which are undone: lower weight_lr or '

@@ -7,7 +7,6 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -208,14 +207,14 @@ def _check_result(result: Any, unit: Unit) -> None:
     expected = UnitResult(name=unit.name).to_dict()
     if not isinstance(result, dict) or result.keys() != expected.keys():
         raise StateError('its result has other fields')
-    for field in fields(UnitResult):
-        value, default = result[field.name], expected[field.name]
+    for name, default in expected.items():
+        value = result[name]
         optional = default is None
         wanted = float if optional else type(default)
         if type(value) is not wanted and not (optional and value is None):
-            raise StateError(f'its result has {field.name}={value!r:.40}')
+            raise StateError(f'its result has {name}={value!r:.40}')
         if type(value) is int and not 0 <= value < 1 << 53:
-            raise StateError(f'its result has {field.name}={value!r:.40}')
+            raise StateError(f'its result has {name}={value!r:.40}')
     if result['name'] != unit.name:
         raise StateError('it belongs to another unit')
 

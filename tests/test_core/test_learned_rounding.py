@@ -80,7 +80,7 @@ def test_decided_soft_weights_equal_hard_ones():
     soft = rounding()
     rounding.soft = False
     torch.testing.assert_close(rounding(), soft)
-    assert rounding.decided() == 48
+    assert rounding.settled() == 48
     assert rounding.regularization(2.0).item() == 0
 
 
@@ -205,4 +205,4 @@ def test_straight_through_is_hard_forward_and_soft_backward():
     inside = soft != 0
     assert inside.float().mean() > 0.8
     assert torch.equal(rounding.alpha.grad[inside], soft[inside])
-    assert rounding.decided() == weight.numel()
+    assert rounding.settled() == weight.numel()

@@ -307,13 +307,13 @@ def test_a_rounding_leans_towards_codes():
     assert not torch.equal(nearest, codes)
     soft = (rounding() / rounding.scale + rounding.zero_point).detach()
     assert float((soft - codes).abs().max()) == pytest.approx(0.1, abs=1e-5)
-    assert rounding.decided() == 0
+    assert rounding.settled() == 0
 
 
 def test_network_steps_have_settings_of_their_own(quantized, quick, forward):
     """With rates of 0 the network phase leaves the blocks' codes alone."""
     batches = tiny_batches('conv', num_batches=2, batch_size=8)
-    codes, turned = [], []
+    codes, flipped = [], []
     for network in (None, {'weight_lr': 0.0}, {'straight_through': True}):
         model = quantized('conv', batches, bits=2)
         steps = (
@@ -330,19 +330,19 @@ def test_network_steps_have_settings_of_their_own(quantized, quick, forward):
             progress=False,
         )
         codes.append(codes_of(model))
-        turned.append(report.turned)
+        flipped.append(report.flipped)
     blocks, still, hard = codes
-    assert turned[0] > 0.02  # from the nearest codes
-    assert turned[1] == 0
+    assert flipped[0] > 0.02  # from the nearest codes
+    assert flipped[1] == 0
     changed = sum((blocks[n] != hard[n]).sum().item() for n in blocks)
     total = sum(codes.numel() for codes in blocks.values())
-    assert turned[2] == pytest.approx(changed / total) != 0
+    assert flipped[2] == pytest.approx(changed / total) != 0
     assert all(torch.equal(blocks[n], still[n]) for n in blocks)
     assert any(not torch.equal(blocks[n], hard[n]) for n in blocks)
-    assert report.units[-1].decided == 1.0
+    assert report.units[-1].settled == 1.0
 
 
-def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
+def test_says_that_no_rounding_flipped(quantized, quick, forward, caplog):
     batches = tiny_batches('conv', num_batches=2, batch_size=8)
     for rate, expected in ((1e-4, 1), (0.3, 0)):
         caplog.clear()
@@ -358,125 +358,6 @@ def test_says_that_no_rounding_turned(quantized, quick, forward, caplog):
         )
         found = [r for r in caplog.records if 'flipped' in r.getMessage()]
         assert len(found) == expected
-
-
-@pytest.mark.parametrize('scope', ['block', 'network'])
-@pytest.mark.parametrize('harmful', [False, True])
-def test_keep_better(
-    quantized, quick, forward, caplog, tmp_path, scope, harmful
-):
-    """Steps that raise the loss of the set leave no trace."""
-    batches = tiny_batches('conv', num_batches=3, batch_size=4)
-    before = quantized('conv', batches, bits=2)
-    if scope == 'block':
-        reconstruct(
-            before, batches, quick(steps=3), forward=forward, progress=False
-        )
-    model = quantized('conv', batches, bits=2)
-    own = {
-        'keep_better': True,
-        'drop_prob': 0.0,
-        'straight_through': True,
-        'weight_lr': 0.1,
-        'scale_lr': 1e-3,
-    }
-    settings = {'steps': 3, 'network_steps': 100, 'network': own}
-    if scope == 'network':
-        settings = {'scope': 'network', 'steps': 100, **own}
-    report = reconstruct(
-        model,
-        batches,
-        quick(**settings),
-        forward=forward,
-        loss=backwards if harmful else MSEReconLoss(),
-        adapter=Adapter(),
-        progress=False,
-        state_dir=tmp_path,
-    )
-    result = report.units[-1]
-    assert result.set_loss_start == pytest.approx(set_error(before, batches))
-    assert result.taken_back is harmful
-    assert (result.set_loss_end > result.set_loss_start) is harmful
-    told = [r for r in caplog.records if 'undone' in r.getMessage()]
-    assert len(told) == harmful
-    if harmful:
-        assert report.turned == 0
-        assert same_state(model, before)
-    else:
-        assert set_error(model, batches) == pytest.approx(result.set_loss_end)
-        assert not same_state(model, before)
-    # an interrupted run goes on from what was kept
-    again = quantized('conv', batches, bits=2)
-    reconstruct(
-        again,
-        batches,
-        quick(**settings),
-        forward=forward,
-        loss=backwards if harmful else MSEReconLoss(),
-        adapter=Adapter(),
-        progress=False,
-        state_dir=tmp_path,
-    )
-    assert same_state(again, model)
-
-
-def backwards(quant_out, float_out, context):
-    """An error whose gradient points the wrong way."""
-    error = MSEReconLoss()(quant_out, float_out, context)
-    return -error if torch.is_grad_enabled() else error
-
-
-def set_error(model, batches):
-    """Mean error of the heads, images weighing alike."""
-    data = NetworkData(model, batches, Adapter())
-    loss = MSEReconLoss()
-    return sum(
-        float(loss(data.run_quantized(number), target, None))
-        for number, target in enumerate(data.targets)
-    ) / len(batches)
-
-
-def same_state(a, b):
-    ranges = [
-        {
-            name: value
-            for name, value in model.state_dict().items()
-            if 'quantizer' in name
-        }
-        for model in (a, b)
-    ]
-    return all(
-        torch.equal(codes_of(a)[name], codes)
-        for name, codes in codes_of(b).items()
-    ) and all(
-        torch.equal(ranges[0][name], value)
-        for name, value in ranges[1].items()
-    )
-
-
-@pytest.mark.parametrize(
-    ('settings', 'message'),
-    [
-        ({'network': {'weight_lr': 0.1}}, 'give network_steps as well'),
-        (
-            {'keep_better': True},
-            'keep_better=True: remove it, or train the whole',
-        ),
-        (
-            {'network_batch_size': 0},
-            'network_batch_size=0: give a whole number',
-        ),
-        ({'network': {'steps': 3}, 'network_steps': 3}, "unknown key 'steps'"),
-        ({'network': {'drop_prob': 2.0}, 'network_steps': 3}, 'drop_prob=2.0'),
-        (
-            {'network': {'weight_lr': '1e-3'}, 'network_steps': 3},
-            "weight_lr='1e-3': give a number .*write 1.0e-3",
-        ),
-    ],
-)
-def test_network_settings_that_cannot_be(settings, message):
-    with pytest.raises(ValueError, match=message):
-        ReconstructionConfig(**settings)
 
 
 def test_network_steps_need_an_adapter(quantized, quick, forward):

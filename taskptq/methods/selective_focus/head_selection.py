@@ -79,11 +79,11 @@ class HeadSelection:
         """
         kept = self.kept(sensitivities)
         total = sum(sensitivities[name] for name in kept)
-        alike = self.selection is None or total <= 0
+        equal = self.selection is None or total <= 0
         even = 1 / max(1, len(sensitivities))
         weights = {}
         for name, value in sensitivities.items():
-            share = even if alike else value / total * (name in kept)
+            share = even if equal else value / total * (name in kept)
             weights[name] = (1 - self.floor) * share + self.floor * even
         return weights
 

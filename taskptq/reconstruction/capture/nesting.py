@@ -82,7 +82,7 @@ def is_float(leaf: Tensor) -> bool:
 
 
 def counts_things(dtype: torch.dtype) -> bool:
-    """Whether a tensor holds integers, whose rows are no independent items.
+    """Whether a tensor holds integers, whose rows aren't independent items.
 
     Deformable attention, for example, reads one row of shapes per level.
     """

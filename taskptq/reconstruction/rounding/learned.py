@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ from taskptq.reconstruction.losses import Outputs, ReconContext, ReconLoss
 
 # Steps between checks of the loss and the roundings (each costs a sync).
 CHECK_EVERY = 25
+# Field -> its name in state files and results, where older files have it too.
+STORED_NAMES = {'settled': 'decided', 'flipped': 'turned'}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +43,8 @@ class UnitResult:
         steps: Optimizer steps.
         loss_start: Loss of the first step.
         loss_end: Mean loss of the last steps.
-        decided: Share of roundings settled before they were made hard.
-        turned: Share of weights that ended on another code than they started
+        settled: Share of roundings settled before they were made hard.
+        flipped: Share of weights that ended on another code than they started
             on, which is the nearest one or that of an earlier phase.
         num_weights: Number of roundings.
         set_loss_start: Mean loss of all calibration batches, quantized and
@@ -56,8 +58,8 @@ class UnitResult:
     steps: int = 0
     loss_start: float = math.nan
     loss_end: float = math.nan
-    decided: float = math.nan
-    turned: float = math.nan
+    settled: float = math.nan
+    flipped: float = math.nan
     num_weights: int = 0
     set_loss_start: float | None = None
     set_loss_end: float | None = None
@@ -65,8 +67,23 @@ class UnitResult:
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
-        return dict(vars(self))
+        """Return plain types, by their stored names."""
+        return stored_names(vars(self))
+
+    @classmethod
+    def from_dict(cls, stored: Mapping[str, Any]) -> UnitResult:
+        """Read what :meth:`to_dict` returned."""
+        names = {STORED_NAMES.get(f.name, f.name): f.name for f in fields(cls)}
+        return cls(**{names[name]: value for name, value in stored.items()})
+
+
+def stored_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Rename fields as in state files and results.
+
+    >>> stored_names({'steps': 400, 'settled': 0.99})
+    {'steps': 400, 'decided': 0.99}
+    """
+    return {STORED_NAMES.get(k, k): value for k, value in values.items()}
 
 
 @dataclass
@@ -81,16 +98,16 @@ class _Learned:
     def parameters(self) -> list[nn.Parameter]:
         return [rounding.alpha for rounding in self.roundings] + self.scales
 
-    def decided(self) -> float:
+    def settled(self) -> float:
         """Return the share of roundings with |h - 0.5| > 0.49."""
         total = sum(r.alpha.numel() for r in self.roundings)
         if not total:
             return math.nan
-        done = torch.stack([r.decided() for r in self.roundings]).sum()
+        done = torch.stack([r.settled() for r in self.roundings]).sum()
         return float(done) / total
 
     @torch.no_grad()
-    def turned(self) -> float:
+    def flipped(self) -> float:
         """Return the share of weights on another code than they started on."""
         total = sum(r.alpha.numel() for r in self.roundings)
         if not total:
@@ -133,8 +150,8 @@ def train_unit(
             trainer = _Trainer(unit, learned, config, loss, adapter)
             if not trainer.is_good_enough(draw(), result):
                 trainer.fit(draw, result, on_step)
-                result.decided = learned.decided()
-                result.turned = learned.turned()
+                result.settled = learned.settled()
+                result.flipped = learned.flipped()
                 if on_trained is not None:
                     on_trained(unit)
     return result
@@ -359,9 +376,9 @@ class _Trainer:
             return False
         if float(level) < 0.99 * self.best:
             self.best, self.best_step = float(level), step
-        decided = self.learned.decided()
+        settled = self.learned.settled()
         return step - self.best_step >= self.config.patience and (
-            math.isnan(decided) or decided >= 0.999
+            math.isnan(settled) or settled >= 0.999
         )
 
     def _average_gradients(self) -> None:

@@ -9,7 +9,11 @@ from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.losses import MSEReconLoss
-from taskptq.reconstruction.rounding.learned import Minibatch, train_unit
+from taskptq.reconstruction.rounding.learned import (
+    Minibatch,
+    UnitResult,
+    train_unit,
+)
 from taskptq.testing import TinyBlock, tiny_batches
 
 
@@ -70,8 +74,8 @@ def test_loss_falls(unit, draw, quick, drop_prob):
     )
 
 
-def test_penalty_decides_the_roundings(unit, draw, quick):
-    decided = [
+def test_penalty_settles_the_roundings(unit, draw, quick):
+    settled = [
         train(
             unit,
             draw,
@@ -83,11 +87,11 @@ def test_penalty_decides_the_roundings(unit, draw, quick):
                 beta_start=20.0,
                 beta_end=2.0,
             ),
-        ).decided
+        ).settled
         for weight in (0.0, 300.0)
     ]
-    assert decided[0] < 0.8
-    assert decided[1] > 0.9
+    assert settled[0] < 0.8
+    assert settled[1] > 0.9
 
 
 def test_roundings_move_away_from_nearest(unit, draw, quick):
@@ -212,10 +216,10 @@ def test_patience_stops_scales_on_a_plateau(unit, draw, quick):
 
 
 def test_patience_waits_for_the_roundings(unit, draw, quick):
-    # Without a penalty nothing is decided: a plateau alone does not stop.
+    # Without a penalty nothing settles: a plateau alone does not stop.
     config = quick(steps=150, warmup=1.0, patience=25)
     result = train(unit, draw, config)
-    assert result.decided < 0.999
+    assert result.settled < 0.999
     assert result.steps == 150
 
 
@@ -251,7 +255,7 @@ def test_layer_that_some_minibatches_leave_out(quantized, quick):
         draw,
         quick(steps=60, weight_lr=0.3, rounding_weight=100.0, warmup=0.1),
     )
-    assert result.decided > 0.6
+    assert result.settled > 0.6
     # The penalty alone drives a weight to the code it is nearest to.
     assert torch.equal(unit.module.never.codes(), before)
 
@@ -298,3 +302,14 @@ def test_context_tells_what_a_loss_may_know(unit, draw, quick):
     assert {c.num_steps for c in contexts} == {3}
     assert contexts[0].adapter is adapter
     assert contexts[0].heads_float == {}
+
+
+def test_results_keep_their_names_in_files():
+    """State files and results of older versions stay readable."""
+    result = UnitResult(
+        name='stem', loss_start=2.0, loss_end=1.0, settled=0.9, flipped=0.1
+    )
+    stored = result.to_dict()
+    assert (stored['decided'], stored['turned']) == (0.9, 0.1)
+    assert not stored.keys() & {'settled', 'flipped'}
+    assert UnitResult.from_dict(stored) == result
