@@ -4,9 +4,9 @@
 
 For each split's folder with ``images`` and ``annotations`` it writes
 ``VisDrone2019-DET-<split>/<split>.json``. A line of the text files is ``left,
-top, width, height, score, category, truncation, occlusion``; boxes of score 0
+top, width, height, score, category, truncation, occlusion``. Boxes of score 0
 and of the categories 0 (ignored region) and 11 (others) become crowds of all
-classes, which COCO's evaluation leaves out.
+classes, which COCO's evaluation ignores.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ def image_size(path: Path) -> tuple[int, int]:
 
 
 def read_boxes(path: Path) -> Iterator[tuple[list[int], int, bool]]:
-    """Yield (left, top, width, height), category, and whether it counts.
+    """Yield (left, top, width, height), category, and whether the box counts.
 
     Args:
         path: Text file of an image.
 
     Raises:
-        ValueError: If a line has not at least six numbers.
+        ValueError: If a line has fewer than six numbers.
     """
     for number, line in enumerate(path.read_text().splitlines(), start=1):
         fields = [field for field in line.strip().split(',') if field]
@@ -56,7 +56,7 @@ def read_boxes(path: Path) -> Iterator[tuple[list[int], int, bool]]:
             continue
         if len(fields) < 6:
             raise ValueError(
-                f'{path}, line {number}: {line!r} has not six numbers'
+                f'{path}, line {number}: {line!r} has fewer than six numbers'
             )
         left, top, width, height, score, category = map(int, fields[:6])
         if width > 0 and height > 0:
@@ -68,7 +68,7 @@ def convert(folder: Path) -> dict[str, Any]:
     """Return a split as COCO's dict.
 
     Args:
-        folder: With ``images`` and ``annotations``.
+        folder: Folder with ``images`` and ``annotations``.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
@@ -108,13 +108,13 @@ def convert(folder: Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Convert all splits that are there.
+    """Convert all existing splits.
 
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: If there is none, or a text file is not as it should be.
+        SystemExit: If there is no split, or a text file is malformed.
     """
     parser = argparse.ArgumentParser(description='VisDrone to COCO JSON')
     parser.add_argument('root', type=Path, help='folder of the splits')

@@ -17,8 +17,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Waiting threads sleep: two that spin beside a busy process slow each other
-# down many times over. torch reads it when it is loaded.
+# Waiting threads sleep: spinning ones slow each other down many times over on
+# a busy machine. torch reads this when it is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
@@ -135,8 +135,8 @@ def draw_boxes(
     """Draw a row for each image and a column for each model.
 
     Args:
-        models: By title.
-        batches: Of one image each.
+        models: Title -> model.
+        batches: Batches of one image.
         path: PNG file.
         side: Side of a picture in pixels of the image.
     """
@@ -165,11 +165,11 @@ def draw_boxes(
 def distributions(
     models: Mapping[str, nn.Module], batch: dict[str, Any], *, count: int
 ) -> tuple[list[dict[str, Any]], Any, bool]:
-    """Compare grids of the regions that the float model is surest of.
+    """Compare distributions of the float model's most confident regions.
 
     Args:
-        models: By title, the float one first.
-        batch: Of one image.
+        models: Title -> model, the float one first.
+        batch: Batch of one image.
         count: Number of regions.
 
     Returns:
@@ -185,7 +185,7 @@ def distributions(
     boxes = adapter.box_distributions(heads)
     name = 'box' if 'box' in boxes else next(iter(boxes), None)
     if name is None:
-        raise ValueError('the model has no grid head: leave --grids out')
+        raise ValueError('the model has no grid head: omit --grids')
     weight = adapter.foreground_proxy(heads)[name].expand_as(heads[name])
     sure = adapter.box_distributions({name: weight})[name][..., 0, 0]
     order = sure.flatten().argsort(descending=True)[:count]

@@ -1,4 +1,4 @@
-"""Measure what the README of grid heads tells beside its tables.
+"""Measure the figures of the grid heads' README that are not in its tables.
 
     python make_report.py errors CONFIG CHECKPOINT --out E.json
         [--plot E.png] [--recipes w4a4_mse ...]
@@ -7,12 +7,12 @@
     python make_report.py cost CONFIG CHECKPOINT ... --out C.json
     python make_report.py branches TABLE ... --rows w4a4_mse --out B.json
 
-``errors`` rounds the logits of the float model's foreground, or takes those
-of quantized models, and compares the errors of boxes with the formula;
-``grids`` ranks grids by it; ``gradients`` compares localization gradients of
-several models, or of checkpoints of one training, with the first one;
-``cost`` does so with the time of their heads; ``branches`` evaluates scores
-of quantized models with boxes of float ones, and the reverse.
+``errors`` rounds the logits of the float model's foreground, or uses those of
+quantized models, and compares the errors of boxes with the formula; ``grids``
+ranks grids by it; ``gradients`` compares localization gradients of several
+models, or of checkpoints of one training, with the first one; ``cost``
+compares the time of their heads; ``branches`` evaluates quantized scores with
+float boxes, and the reverse.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Waiting threads sleep: two that spin beside a busy process slow each other
-# down many times over. torch reads it when it is loaded.
+# Waiting threads sleep: spinning ones slow each other down many times over on
+# a busy machine. torch reads this when it is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 
 import torch
@@ -73,7 +73,7 @@ BITS = (8, 6, 4, 3, 2)
 SHARES = (0.25, 0.5, 1.0, 1.5, 2.0)
 BETAS = (0.0, 0.25, 0.5, 1.0, 1.5, 2.0)
 INTERVALS = (5, 10, 16)
-# Coordinates that a ranking looks at.
+# Number of coordinates used for a ranking.
 MAX_TARGETS = 20000
 
 
@@ -194,7 +194,7 @@ def box_errors(found: Foreground, bits: int) -> dict[str, Any]:
 
 
 def layer_errors(found: Foreground) -> dict[str, Any]:
-    """Compare errors of logits that a quantized model gave."""
+    """Compare errors of a quantized model's logits."""
     assert found.changed is not None
     step = observed_step(found.logits, found.changed)
     return {
@@ -228,10 +228,10 @@ def plot(heads: Mapping[str, Any], path: Path) -> None:
 
 
 def report_grids(args: argparse.Namespace) -> dict[str, Any]:
-    """Rank grids by what rounded logits would cost on real coordinates.
+    """Rank grids by the error of rounded logits on real coordinates.
 
-    The float model's own coordinates stand for the targets, and the spread
-    of its distributions for the uncertainty of predictions.
+    The float model's coordinates serve as targets, and the spread of its
+    distributions as the uncertainty of predictions.
     """
     cfg, model = load_float(args.config, args.checkpoint)
     batches = training_batches(cfg, num_images=args.images, seed=args.seed)
@@ -256,7 +256,7 @@ def report_grids(args: argparse.Namespace) -> dict[str, Any]:
                 sorted({*BETAS, found.grid.beta}),
                 sorted({*INTERVALS, found.grid.num_intervals}),
             )
-            # The formula of the points overflows no float, but merges them.
+            # Extreme settings do not overflow but make points coincide.
             if alpha * beta < 12
         ]
         logits = found.logits
@@ -301,7 +301,7 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
     """Return (config, checkpoint) of each model.
 
     Raises:
-        ValueError: If the arguments are no pairs.
+        ValueError: If the arguments are not pairs.
     """
     if len(models) % 2:
         raise ValueError(
@@ -313,7 +313,7 @@ def pairs_of(models: Sequence[str]) -> list[tuple[str, str]]:
 def report_cost(args: argparse.Namespace) -> dict[str, Any]:
     """Compare the time of heads with the first model's.
 
-    All models get the images of the first one's data.
+    All models run on images of the first model's data.
     """
     pairs = pairs_of(args.models)
     loaded = [load_float(*pair) for pair in pairs]
@@ -343,7 +343,7 @@ def report_gradients(args: argparse.Namespace) -> dict[str, Any]:
     found = []
     for config, checkpoint in pairs_of(args.models):
         cfg, model = load_float(config, checkpoint)
-        # Augmentation and sampling draw from torch and numpy alike.
+        # Augmentation and sampling use both torch and numpy.
         set_random_seed(args.seed)
         layers = gradient_variances(
             model, training_data(cfg, num_batches=args.batches, seed=args.seed)
@@ -415,7 +415,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: If the model or an argument is impossible.
+        SystemExit: If the model or an argument is invalid.
     """
     args = parse_args(argv)
     words = sys.argv[1:] if argv is None else argv

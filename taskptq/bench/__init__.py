@@ -1,1 +1,1 @@
-"""Tables of results: what is measured, and how it is shown."""
+"""Measure tables of results and render them."""

@@ -1,4 +1,4 @@
-"""What rows tell of attentions, and the trivial masks, as Markdown."""
+"""Render rows' softmax grids, key peaks and trivial masks as Markdown."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from taskptq.bench.results import Results, float_rows
 
 Row = Mapping[str, Any]
 
-# Whose softmax grids are shown where a marker names no row: those with one
-# granularity for the tensor, as published.
+# Row shown if a marker names none: one granularity per tensor, as published.
 ADAPTIVE = ('ptq4sam-s', 'agq-s', 'ptq4sam-l', 'agq')
 BITS = 'w4a4'
 INTEGRATION = 'BimodalIntegration'
 POINT = '.softmax_quantizer'
-# In the place of tau.
+# Shown instead of tau.
 UNIFORM = 0
 TRIVIAL = (('filled box', 'miou_box'), ('inscribed ellipse', 'miou_ellipse'))
 
@@ -27,13 +26,13 @@ def pick_row(
     """Choose the row to show; None if none has been measured.
 
     Args:
-        results: Content of a results file.
-        wanted: Method and bits, and perhaps the seed; empty takes the first
-            row of ``ADAPTIVE`` at ``BITS``, or else the first of all.
-        has: Whether a row has what is to be shown.
+        results: Contents of a results file.
+        wanted: Method, bits and optionally the seed; empty selects the first
+            row of ``ADAPTIVE`` at ``BITS``, or else the first row.
+        has: Returns whether a row has the data to show.
 
     Raises:
-        ValueError: If ``wanted`` is no method and bits.
+        ValueError: If ``wanted`` is not a method and bits.
     """
     if wanted and len(wanted) not in (2, 3):
         raise ValueError(
@@ -65,7 +64,7 @@ def _title(row: Row) -> str:
 
 
 def common_prefix(names: Sequence[str]) -> str:
-    """Return the modules that all names are in, with the last dot.
+    """Return the module path shared by all names, with its last dot.
 
     >>> common_prefix(['sam.a.x', 'sam.a.y', 'sam.b'])
     'sam.'
@@ -80,10 +79,10 @@ def common_prefix(names: Sequence[str]) -> str:
 
 
 def render_softmax(row: Row) -> str:
-    """Return the grid of each softmax, and how many are better for it.
+    """Return the grid of each softmax, and how many improved.
 
     Args:
-        row: With ``softmax``: what the search of each grid found.
+        row: Row with ``softmax``, the result of each grid search.
     """
     found = {
         name.removesuffix(POINT): grid for name, grid in row['softmax'].items()
@@ -107,7 +106,7 @@ def render_softmax(row: Row) -> str:
 
 
 def _taus(taus: Sequence[int]) -> str:
-    """Name one granularity, or those of the heads with their number.
+    """Format one granularity, or the heads' granularities with counts.
 
     >>> _taus([2]), _taus([4, 0, 4])
     ('2', 'uniform (1 head), 4 (2 heads)')
@@ -124,7 +123,7 @@ def _taus(taus: Sequence[int]) -> str:
 
 
 def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
-    """Count the softmaxes whose grid is better than the fixed ones."""
+    """Count the softmaxes whose grid beats the fixed ones."""
     grids = found.values()
     below = sum(
         grid['error'] < min(grid['error_tau1'], grid['error_uniform'])
@@ -141,7 +140,7 @@ def _verdict(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def bimodal_entries(row: Row) -> list[Mapping[str, Any]]:
-    """Return what a row's BimodalIntegration says of each attention."""
+    """Return a row's BimodalIntegration entries, one per attention."""
     return [
         entry
         for report in row.get('rewrites') or ()
@@ -151,10 +150,10 @@ def bimodal_entries(row: Row) -> list[Mapping[str, Any]]:
 
 
 def render_peaks(row: Row) -> str:
-    """Return what BimodalIntegration decided on each attention.
+    """Return BimodalIntegration's decision for each attention.
 
     Args:
-        row: With a report of it in ``rewrites``.
+        row: Row with its report in ``rewrites``.
     """
     entries = bimodal_entries(row)
     prefix = common_prefix([entry['name'] for entry in entries])
@@ -193,11 +192,11 @@ def _range(bounds: Sequence[float] | None) -> str:
 
 
 def render_baselines(results: Results) -> str:
-    """Return the mean IoU of trivial masks beside the float model's.
+    """Return the mean IoU of trivial masks and of the float model.
 
     Args:
-        results: Whose float metrics have ``<prompts>/[matched_]miou``, and
-            the same with ``_box`` and ``_ellipse``.
+        results: Results whose float metrics have
+            ``<prompts>/[matched_]miou``, also with ``_box`` and ``_ellipse``.
 
     Raises:
         ValueError: If there are none.
@@ -206,7 +205,7 @@ def render_baselines(results: Results) -> str:
     if not lines:
         raise ValueError(
             f'results of {results["model"]}_{results["dataset"]} have no '
-            '<prompts>/miou_box: a baselines marker is of no use there'
+            '<prompts>/miou_box, which a baselines marker needs'
         )
     return ''.join(f'{line}\n' for line in lines)
 

@@ -1,4 +1,4 @@
-"""Parts of mmdet's DETRs, by the names of their modules."""
+"""Parts of mmdet's DETRs, by module names."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from taskptq.modules.attention import QuantAttention
 from taskptq.prepare import QConfig, prepare
 from taskptq.prepare.patterns import matches
 
-# Group -> patterns of its modules. They hold for DETR, Conditional DETR,
-# DAB-DETR, Deformable DETR and DINO, each of which lacks some.
+# Group -> patterns of its modules, for DETR, Conditional DETR, DAB-DETR,
+# Deformable DETR and DINO, each of which lacks some.
 GROUPS: dict[str, tuple[str, ...]] = {
     'backbone': ('backbone.*',),
     'neck': ('neck.*',),
@@ -30,7 +30,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     'decoder FFN': (r're:decoder\.layers\.\d+\.ffn\..+',),
     'head and reference points': (
         'bbox_head.*',
-        # What makes positions of queries from reference points, or these.
+        # Layers that make queries' positions or reference points.
         r're:decoder\.(query_scale|ref_point_head|ref_anchor_head)\..+',
         r're:(reference_points_fc|memory_trans_fc|pos_trans_fc)',
     ),
@@ -52,7 +52,7 @@ def quantized_names(model: nn.Module, qconfig: QConfig) -> list[str]:
     """Return the modules of a float model that a recipe quantizes.
 
     Args:
-        model: Float model; it stays as it is.
+        model: Float model; not changed.
         qconfig: The recipe.
     """
     report = prepare(copy.deepcopy(model), qconfig)
@@ -60,7 +60,7 @@ def quantized_names(model: nn.Module, qconfig: QConfig) -> list[str]:
 
 
 def partition(names: Sequence[str]) -> dict[str, list[str]]:
-    """Sort modules into the groups; groups without any are left out.
+    """Sort modules into the groups and omit empty groups.
 
     Args:
         names: Qualified names.
@@ -78,8 +78,8 @@ def partition(names: Sequence[str]) -> dict[str, list[str]]:
         if len(groups) != 1:
             where = ' and '.join(groups) or 'no group'
             raise ValueError(
-                f'{name} belongs to {where}: this report knows the parts of '
-                'DETR, Conditional DETR, DAB-DETR, Deformable DETR and DINO'
+                f'{name} belongs to {where}: this report supports DETR, '
+                'Conditional DETR, DAB-DETR, Deformable DETR and DINO'
             )
         found[groups[0]].append(name)
     return {group: members for group, members in found.items() if members}
@@ -137,7 +137,7 @@ def progressive_steps(
 
 
 def query_points(model: Any) -> dict[str, str]:
-    """Find where queries meet keys in each layer of a decoder.
+    """Find the query quantizer of each layer of a decoder.
 
     Args:
         model: Swapped detector with ``decoder.layers``.

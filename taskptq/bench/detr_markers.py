@@ -1,8 +1,8 @@
-"""Markers of README files that tell of DETRs.
+"""Markers of README files for reports on DETRs.
 
-Beside those of ``collect_results.py``, in the same form: ``progressive``,
-``sensitivity-ap``, ``queries`` and ``alignment`` show what
-``detr_report.py`` wrote to ``configs/<family>/results/<name>.json``.
+``progressive``, ``sensitivity-ap``, ``queries`` and ``alignment`` have the
+form of ``collect_results.py``'s markers and show
+``configs/<family>/results/<name>.json``, written by ``detr_report.py``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Report = Mapping[str, Any]
 def update_detr_text(
     text: str, root: Path, families: Sequence[str], entries: Mapping[str, Any]
 ) -> str:
-    """Return a README's text with all of these markers new.
+    """Return a README's text with all of these markers updated.
 
     Args:
         text: The README.
@@ -49,7 +49,7 @@ def update_detr_text(
 def render_report(
     kind: str, name: str, *, root: Path, families: Sequence[str]
 ) -> str | None:
-    """Return what ``detr_report.py`` measured; None if it has not yet.
+    """Return a report of ``detr_report.py``; None if not measured yet.
 
     Raises:
         ValueError: If the file is another kind of report.
@@ -95,7 +95,7 @@ def render_progressive(report: Report) -> str:
 
 
 def render_sensitivity(report: Report) -> str:
-    """Return a line for each group, the greatest loss first."""
+    """Return a line for each group, the largest loss first."""
     columns = columns_of(report)
     reference = report['float']
     ordered = sorted(
@@ -167,7 +167,7 @@ def query_lines(name: str, stages: Report) -> Iterator[list[str]]:
 
 
 def render_alignment(report: Report) -> str:
-    """Return the float model's line, and that with aligned queries."""
+    """Return the lines of the float model, without and with alignment."""
     columns = columns_of(report)
     reference, aligned = report['float'], report['aligned']
     lines = [
@@ -187,7 +187,7 @@ def columns_of(report: Report) -> dict[str, str]:
 
 
 def conditions(report: Report) -> str:
-    """Say what the parts were quantized to, and which a model lacks."""
+    """Return the bits and method of the parts, and the missing parts."""
     text = f'At {report["bits"].upper()} by `{report["method"]}`.'
     if report['absent']:
         text += f' The model has no {", no ".join(report["absent"])}.'
@@ -195,7 +195,7 @@ def conditions(report: Report) -> str:
 
 
 def difference(reference: Report, found: Report, key: str) -> float | None:
-    """Return how much a metric fell; None if one lacks it."""
+    """Return how much a metric fell; None if either lacks it."""
     values = [one['metrics'].get(key) for one in (reference, found)]
     return None if None in values else values[0] - values[1]
 
@@ -211,10 +211,10 @@ def decimals(value: float | None) -> str:
 
 
 def share(value: float, reference: float) -> str:
-    """Return a value as percentage of float's."""
+    """Return a value as a percentage of float's."""
     return f'{value / reference:.1%}' if reference else ''
 
 
 def span(values: Sequence[float]) -> str:
-    """Return the least and the greatest."""
+    """Return the minimum and maximum."""
     return f'{decimals(values[0])} to {decimals(values[1])}'

@@ -1,4 +1,4 @@
-"""The Runner of a table's float model: its config, with what is measured."""
+"""Build the Runner that measures a table's float model."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def checkpoint_file(table: Table) -> Path:
 
 
 def measured_config(table: Table, work_dir: Path) -> Config:
-    """Read the config of a float model, with what the table measures.
+    """Read the config of a float model, with the table's test sets.
 
     Args:
-        table: Names config, grounds and split.
+        table: Table with config, test sets (``grounds``) and split.
         work_dir: Folder of the log.
 
     Returns:
@@ -76,7 +76,7 @@ def build_runner(cfg: Config) -> Runner:
         cfg: See :func:`measured_config`.
     """
     runner = Runner.from_cfg(cfg)
-    # The loop alone calls its hooks, which count on what they set up here.
+    # Only the loop runs, so the hooks' set-up must be called here.
     remove_ema_hooks(runner)
     runner.call_hook('before_run')
     return runner

@@ -1,8 +1,8 @@
-"""Two models under the same quantization: which one loses less of itself.
+"""Compare the relative losses of two models under the same quantization.
 
-A README shows it between ``<!-- losses:<one table> <other table> <header>
--->`` and ``<!-- /losses -->``, the header being that of a column, e.g. AP75
-(``_`` for a space in it).
+A README shows them between ``<!-- losses:<one table> <other table> <header>
+-->`` and ``<!-- /losses -->``; the header is that of a column, e.g. AP75 (with
+``_`` for spaces).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from taskptq.bench.markdown import groups, to_markdown
 from taskptq.bench.results import Results, float_summary, summary_of
 from taskptq.bench.table import Table
 
-# A loss of the other model that is worth comparing with.
+# Smallest loss of the other model that makes a ratio meaningful.
 DISCRIMINATING = 0.10
 TARGET = 0.7
 
@@ -28,9 +28,9 @@ class Loss:
         bits: Bit widths.
         method: Name of the method.
         scope: ``model`` or ``head``.
-        one: 1 - value / float of the model in question.
-        other: The same of the one that it is compared with.
-        num_seeds: The fewer seeds of the two.
+        one: 1 - value / float of the first model.
+        other: 1 - value / float of the other model.
+        num_seeds: Number of seeds, the smaller one of the two.
     """
 
     bits: str
@@ -42,7 +42,7 @@ class Loss:
 
     @property
     def ratio(self) -> float | None:
-        """How much of the other's loss it has; None if that is too small."""
+        """Ratio to the other's loss; None if that is too small."""
         if self.other < DISCRIMINATING:
             return None
         return self.one / self.other
@@ -54,12 +54,12 @@ def relative_losses(
     """Compare all rows that both models have.
 
     Args:
-        one: Results of the model in question.
-        other: Results of the one that it is compared with.
+        one: Results of the first model.
+        other: Results of the other model.
         metric: Field or metric of a row.
 
     Returns:
-        Most bits first; rows without the metric are left out.
+        The losses, most bits first; rows without the metric are omitted.
     """
     references = [
         float_summary(results, metric=metric) for results in (one, other)
@@ -95,11 +95,11 @@ def metric_of(table: Table, header: str) -> str:
     """Return the metric behind a column's header.
 
     Args:
-        table: Its columns are looked at.
-        header: With ``_`` for spaces.
+        table: Table with the column.
+        header: Header with ``_`` for spaces.
 
     Raises:
-        ValueError: If there is no such column.
+        ValueError: If the table has no such column.
     """
     columns: Mapping[str, str] = {
         title.replace(' ', '_'): key for title, key in table.columns.items()
@@ -116,8 +116,8 @@ def render_losses(losses: Sequence[Loss], *, names: Sequence[str]) -> str:
     """Return the comparison as Markdown, ending in a newline.
 
     Args:
-        losses: Of :func:`relative_losses`.
-        names: Of the model in question and of the other.
+        losses: From :func:`relative_losses`.
+        names: Names of the first and of the other model.
     """
     header = [
         'bits',
@@ -146,7 +146,7 @@ def render_losses(losses: Sequence[Loss], *, names: Sequence[str]) -> str:
 
 
 def verdict(loss: Loss) -> str:
-    """Return whether the target is met, where it applies."""
+    """Return whether the target is met, if it applies."""
     if loss.ratio is None:
         return ''
     return 'yes' if loss.ratio <= TARGET else 'no'
@@ -155,15 +155,15 @@ def verdict(loss: Loss) -> str:
 def render_pair(
     entries: Mapping[str, Any], name: str, words: Sequence[str]
 ) -> str | None:
-    """Return what belongs between the markers; None if not measured yet.
+    """Return the text between the markers; None if not measured yet.
 
     Args:
         entries: Name of a table -> entry with ``table`` and ``results``.
-        name: Table of the model in question.
+        name: Table of the first model.
         words: Name of the other table, and the header.
 
     Raises:
-        ValueError: If the words are no table and header.
+        ValueError: If the words are not a table and a header.
     """
     if len(words) != 2:
         raise ValueError(

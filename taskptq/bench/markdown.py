@@ -22,7 +22,7 @@ LADDER = (
     'w2a2',
 )
 METHODS = (
-    # Statistics only, then learned: plain, published, ours.
+    # Statistics first, then learned methods: plain, published, ours.
     'minmax',
     'mse',
     'aciq',
@@ -71,7 +71,7 @@ KIB = 1024
 
 
 def to_markdown(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Lay out a table, columns of equal width.
+    """Format a table with aligned columns.
 
     Args:
         header: Names of the columns.
@@ -143,7 +143,7 @@ def groups(results: Results) -> Iterator[tuple[str, str, Summary]]:
 
 
 def _number(value: float | None) -> str:
-    """Shares of 1 with three decimals, percentages with two."""
+    """Format shares of 1 with three decimals, percentages with two."""
     if value is None:
         return ''
     return f'{value:.2f}' if abs(value) > 1 else f'{value:.3f}'
@@ -195,8 +195,8 @@ def render_results(
 
     Args:
         results: Content of a results file.
-        columns: Header -> key of ``metrics``; the metric's own entry gives
-            the header of the value.
+        columns: Header -> key of ``metrics``; the metric's own entry names
+            the value's column.
     """
     metric = results['metric']
     columns = dict(columns or {})

@@ -1,4 +1,4 @@
-"""Kinds of marker in README files beyond those of result tables."""
+"""Kinds of README markers besides those of result tables."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from taskptq.bench.training_markers import update_training_text
 
 __all__ = ['Updater', 'register', 'updaters']
 
-# (text, root, families, entries) -> the text with its markers new; families
+# (text, root, families, entries) -> the text with updated markers; families
 # are the patterns of folders with results, entries all tables by name.
 Updater = Callable[[str, Path, Sequence[str], Mapping[str, Any]], str]
 
@@ -23,7 +23,7 @@ def register(name: str, updater: Updater) -> None:
 
     Args:
         name: Name of the project; registering it again replaces it.
-        updater: Returns a README's text with all of its markers new.
+        updater: Returns a README's text with all of its markers updated.
     """
     _REGISTERED[name] = updater
 

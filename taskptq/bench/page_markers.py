@@ -1,4 +1,4 @@
-"""What belongs between the two lines of a marker in a Markdown file."""
+"""Render the text between the two lines of a marker in a Markdown file."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SUMMARY_CELLS = (
     ('w2a4', 'qdrop'),
 )
 ABSENT = 'Not measured yet.\n'
-# Kinds of marker that show one row: what it must have -> how it is shown.
+# Markers that show one row: data that the row must have, and its renderer.
 ROW_KINDS = {
     'softmax': (lambda row: row.get('softmax'), render_softmax),
     'peaks': (bimodal_entries, render_peaks),
@@ -51,20 +51,20 @@ def render(
     sets: Mapping[str, EntrySet] | None = None,
     root: Path = Path(),
 ) -> str:
-    """Return what belongs between two markers, ending in a newline.
+    """Return the text between two markers, ending in a newline.
 
     Args:
         kind: One of ``KINDS``.
         name: ``<model>_<dataset>``, ``summary``, or a folder.
         entries: All tables.
-        row: What the marker names: method, bits and perhaps seed for
+        row: Words of the marker: method, bits and optionally seed for
             ``softmax`` and ``peaks``, recipes for ``rows`` and ``models``.
         sets: All sets of targets.
         root: The repository's top level.
 
     Raises:
-        ValueError: If there is no such table, if a row is named where none
-            can be, or if its name is malformed.
+        ValueError: If the table does not exist, a row is named but not
+            allowed, or its name is malformed.
     """
     if kind == 'models':
         return render_models(
@@ -88,7 +88,7 @@ def render(
 
 
 def render_entry(kind: str, entry: Entry, *, row: Sequence[str]) -> str:
-    """Return what a marker shows of one model's results."""
+    """Return the text of a marker for one model's results."""
     if entry.results is None:
         return ABSENT
     if kind == 'targets':
@@ -105,7 +105,7 @@ def render_entry(kind: str, entry: Entry, *, row: Sequence[str]) -> str:
 
 
 def render_all(name: str, entries: Mapping[str, Entry], *, root: Path) -> str:
-    """Return the table over all models, or that of the benchmarks."""
+    """Return the table of all models, or of the benchmarks."""
     if name == BENCHMARKS:
         files = sorted(root.glob(BENCHMARK_RESULTS))
         records = [json.loads(file.read_text()) for file in files]
@@ -133,7 +133,7 @@ def entries_below(folder: Path, entries: Mapping[str, Entry]) -> list[Entry]:
     """Return the tables in a folder and below it.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there are none.
     """
     found = [
         entry
@@ -184,7 +184,7 @@ def render_rows(
 
 
 def render_table(table: Table, results: Results) -> str:
-    """Return the table of a model, and at which bits methods compare."""
+    """Return the table of a model, and the bits at which methods compare."""
     text = render_results(results, columns=table.columns) + '\n'
     if table.discriminating is None:
         return text
@@ -197,7 +197,7 @@ def as_list(lines: Sequence[str]) -> str:
 
 
 def set_lines(entry: EntrySet) -> list[str]:
-    """Return a line for each target of a set; none if nothing is there."""
+    """Return a line for each target of a set, none without results."""
     if all(member.results is None for member in entry.members):
         return []
     return [

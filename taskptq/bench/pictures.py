@@ -14,10 +14,10 @@ def chosen_batches(dataset: Any, *, count: int) -> list[dict[str, Any]]:
 
     Args:
         dataset: Evaluated data set.
-        count: Images.
+        count: Number of images.
 
     Raises:
-        ValueError: If the data set has fewer images, or none is asked for.
+        ValueError: If ``count`` is 0 or exceeds the data set.
     """
     total = len(dataset)
     if not 1 <= count <= total:
@@ -30,10 +30,10 @@ def chosen_batches(dataset: Any, *, count: int) -> list[dict[str, Any]]:
 
 
 def picture_of(batch: dict[str, Any]) -> tuple[Any, Tensor, Tensor]:
-    """Return the image in its own size, RGB, its true boxes and labels.
+    """Return the image at its original size (RGB), its boxes and labels.
 
     Args:
-        batch: Of one image whose annotations are those of its own size.
+        batch: Batch of one image, with annotations at its original size.
     """
     import mmcv
 
@@ -54,11 +54,11 @@ def predict(
 
     Args:
         model: Detector.
-        batch: Of one image.
-        score: Least confidence, exclusive.
+        batch: Batch of one image.
+        score: Confidence that must be exceeded.
 
     Returns:
-        (N, 4) in the image's own pixels, and (N,).
+        (N, 4) in pixels of the original image, and (N,).
     """
     found = model.test_step(
         {
@@ -76,10 +76,10 @@ def outline(
     """Draw one box of an image.
 
     Args:
-        axes: matplotlib's.
+        axes: matplotlib axes.
         box: x1, y1, x2, y2 in pixels of the image.
-        color: Any of matplotlib's.
-        corner: Left and top of the part of the image that is drawn.
+        color: matplotlib color.
+        corner: Left and top of the drawn part of the image.
     """
     left, top, right, bottom = (float(value) for value in box)
     axes.add_patch(

@@ -1,12 +1,12 @@
-"""Evaluate as published code of this field does: to show what it is worth.
+"""Evaluate like the published code of this field, to expose its faults.
 
 The public code of QDrop's followers (PTQ4SAM, Lv et al., CVPR 2024, and
-successors) has two faults at evaluation: the random drop stays on in the
-quantizers of layer inputs, so that half of their values are float, and only
-the first layer of each unit is rounded hard, so that the weights of the
-others lie off their integer grids. No integer runtime can compute such a
-model. It is made on request only, cannot be frozen or packed, and its score
-is for a row beside the correct one.
+successors) has two faults at evaluation. The random drop stays on in the
+quantizers of layer inputs, so half of their values are float; and only the
+first layer of each unit is rounded hard, so the weights of the others are off
+their integer grids. No integer runtime can compute such a model. It is made
+only on request, cannot be frozen or packed, and its score is shown next to
+the correct one.
 """
 
 from __future__ import annotations
@@ -22,12 +22,8 @@ from torch import nn
 
 from taskptq.core import LearnedRounding, enable
 from taskptq.core.switches import is_weight_quantizer, quantizers
-from taskptq.engine.pipeline import (
-    Ending,
-    Recipe,
-    refuse_quantized,
-    run_steps,
-)
+from taskptq.engine.pipeline import Ending, refuse_quantized, run_steps
+from taskptq.engine.recipe import Recipe
 from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 
@@ -42,10 +38,14 @@ DROP_PROB = 0.5
 
 
 class SoftRoundings:
-    """Collects learned roundings while they are soft.
+    """Collect learned roundings while they are soft.
 
-    Give it to ``reconstruct`` as ``on_trained``. The first layer of a unit
-    is passed over: that one is rounded hard.
+    Pass it to ``reconstruct`` as ``on_trained``. The first layer of each unit
+    is skipped, since it is rounded hard.
+
+    Attributes:
+        num_units: Units with learned roundings.
+        found: Layer name -> layer and its roundings.
     """
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class SoftRoundings:
         ] = {}
 
     def __call__(self, unit: Unit) -> None:
-        """Take in a trained unit."""
+        """Collect the roundings of a trained unit."""
         learned = [
             (name, module, module.roundings)
             for name, module in unit.layers()
@@ -69,26 +69,26 @@ class SoftRoundings:
 def leave_as_published(
     model: nn.Module, soft: SoftRoundings
 ) -> dict[str, Any]:
-    """Bring a reconstructed model into the state that is evaluated there.
+    """Put a reconstructed model into the state that published code evaluates.
 
-    Its outputs are random from now on (torch's global generator), and
-    ``freeze`` and ``pack_model`` refuse it.
+    Its outputs become random (torch's global generator), and ``freeze`` and
+    ``pack_model`` refuse it.
 
     Args:
         model: Reconstructed with ``on_trained=soft``, not frozen.
-        soft: What was collected.
+        soft: The collected roundings.
 
     Returns:
-        Names of the quantizers that drop and of the soft layers, and the
-        share of all learned weights of these that lie off the grid by more
-        than a hundredth of a step.
+        Names of the dropping quantizers and of the soft layers, and the share
+        of the soft layers' weights that are off the grid by more than 0.01
+        steps.
 
     Raises:
         ValueError: If no rounding was learned.
     """
     if not soft.num_units:
         raise ValueError(
-            'published evaluation needs learned roundings, and there are '
+            'published evaluation needs learned roundings, but there are '
             "none: give reconstruction=dict(rounding='adaround', "
             'skip_below=0.0)'
         )
@@ -129,11 +129,10 @@ def quantize_as_published(
     recipe: Recipe,
     work_dir: str | Path,
 ) -> dict[str, Any]:
-    """Quantize in place, without the steps that make it a quantized model.
+    """Quantize a model in place the way published code evaluates it.
 
-    See the top of this file. ``quantize_model`` and the
-    hook never do this. It always starts anew: a saved unit has no soft
-    rounding.
+    ``quantize_model`` and the hooks never do this. Nothing is resumed, since
+    saved units have no soft roundings.
 
     Args:
         model: Float model with its weights, not wrapped.
@@ -145,14 +144,14 @@ def quantize_as_published(
         The report, plain types; ``published_eval`` marks it.
 
     Raises:
-        RuntimeError: If the model is quantized already.
+        RuntimeError: If the model is already quantized.
         ValueError: If the recipe learns no rounding.
     """
     refuse_quantized(model)
     settings = recipe.reconstruction
     if settings is None or settings.get('rounding', 'adaround') != 'adaround':
         raise ValueError(
-            'published evaluation is of learned roundings: give '
+            'published evaluation needs learned roundings: give '
             "reconstruction=dict(rounding='adaround')"
         )
     work_dir = Path(work_dir)
@@ -180,10 +179,13 @@ def quantize_as_published(
 
 
 def published_note(report: Mapping[str, Any]) -> dict[str, str]:
-    """Return the note of a result that is of no quantized model.
+    """Return the note for a result that no quantized model can reproduce.
 
     Args:
         report: Report of the quantization.
+
+    Returns:
+        The entry ``note``; empty for ordinary quantizations.
     """
     found = report.get('published_eval')
     if found is None:

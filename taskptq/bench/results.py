@@ -20,7 +20,7 @@ def load_results(path: Path) -> Results | None:
 
 
 def save_results(results: Results, path: Path) -> None:
-    """Write a results file in one step: it is never half written.
+    """Write a results file atomically.
 
     Args:
         results: Plain types; numbers must be finite.
@@ -41,12 +41,12 @@ def row_name(row: Mapping[str, Any]) -> str:
 def put_row(
     results: Results, row: Mapping[str, Any], *, order: Sequence[str]
 ) -> None:
-    """Add a measured row, or replace the one of its name.
+    """Add a measured row, or replace the row of the same name.
 
     Args:
         results: Changed in place.
         row: The measured row.
-        order: Names of the table's rows; others stay behind them.
+        order: Names of the table's rows; other rows come after them.
     """
     rows = {row_name(old): old for old in results['rows']}
     rows[row_name(row)] = dict(row)
@@ -66,7 +66,7 @@ def float_rows(results: Results) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """What the seeds of one method at one bit width have in common.
+    """Summary of the seeds of one method at one bit width.
 
     Args:
         mean: Mean of the values.
@@ -96,14 +96,14 @@ def lookup(row: Mapping[str, Any], key: str) -> float | None:
 def summarize(
     rows: Sequence[Mapping[str, Any]], *, metric: str | None = None
 ) -> Summary | None:
-    """Summarize rows that differ in their seeds only.
+    """Summarize rows that differ only in their seeds.
 
     Args:
         rows: The rows.
         metric: Field or metric to summarize; None is their value.
 
     Returns:
-        None if there is no row, or one lacks the metric.
+        The summary; None without rows, or if one lacks the metric.
     """
     found = [lookup(row, metric or 'value') for row in rows]
     values = [value for value in found if value is not None]

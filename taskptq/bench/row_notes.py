@@ -1,4 +1,4 @@
-"""What a row of a table tells of its quantization beside its scores."""
+"""Notes on the quantization in a table's row, in addition to its scores."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import Any
 
 
 def reconstruction_seconds(rebuilt: Mapping[str, Any]) -> float:
-    """Return what a reconstruction took, with the units it took over.
+    """Return the seconds of a reconstruction, including resumed units.
 
     Args:
-        rebuilt: Report of the reconstruction, or nothing.
+        rebuilt: Report of the reconstruction; may be empty.
     """
     return round(
         rebuilt.get('seconds', 0.0) + rebuilt.get('resumed_seconds', 0.0), 2
@@ -18,7 +18,7 @@ def reconstruction_seconds(rebuilt: Mapping[str, Any]) -> float:
 
 
 def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
-    """Return a row's note if some of its units were not trained for it.
+    """Return a note if some units of a row were not trained for it.
 
     Args:
         rebuilt: Report of the reconstruction.
@@ -35,7 +35,7 @@ def resume_note(rebuilt: Mapping[str, Any]) -> dict[str, str]:
 
 
 def set_loss_note(rebuilt: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the loss of the calibration set around steps on the network.
+    """Return the calibration set's loss before and after network steps.
 
     Args:
         rebuilt: Report of the reconstruction.
@@ -53,7 +53,7 @@ def set_loss_note(rebuilt: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def rewrite_notes(report: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what a row tells of its rewrites and of its softmax grids.
+    """Return a row's entries on its rewrites and its softmax grids.
 
     Args:
         report: Report of the quantization.

@@ -1,4 +1,4 @@
-"""Tables of results: what a ``*.table.yml`` asks to be measured."""
+"""Tables of results: the contents of a ``*.table.yml``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 
 SUFFIX = '.table.yml'
 SPLITS = ('test', 'val')
-# A method evaluated as published code does; alone it is that of QDrop.
+# Suffix of a method evaluated like published code; alone it means QDrop.
 PUBLISHED = 'published-eval'
 GROUP_KEYS = ('methods', 'bits', 'seeds', 'reconstruction', 'qconfig', 'scope')
 
@@ -27,12 +27,12 @@ class Row:
             ``published-eval`` and ``<method>+published-eval`` see
             ``taskptq/bench/published_eval.py``.
         bits: Bit widths, e.g. ``w2a4``.
-        seed: Seed of the choice of images and of everything drawn.
+        seed: Seed for choosing images and for all other randomness.
         recipe: Name of the recipe that the settings below change.
         rewrites: ModelRewrites that run before the recipe's.
-        reconstruction: Settings that replace the recipe's.
-        qconfig: The same for the quantizers.
-        scope: ``model``, or ``head`` if only that is quantized.
+        reconstruction: Settings that override the recipe's.
+        qconfig: Quantizer settings that override the recipe's.
+        scope: ``model``, or ``head`` if only the head is quantized.
     """
 
     method: str
@@ -46,18 +46,18 @@ class Row:
 
     @property
     def name(self) -> str:
-        """What ``--rows`` is matched against, e.g. ``qdrop w2a4 0``."""
+        """Name that ``--rows`` is matched against, e.g. ``qdrop w2a4 0``."""
         return f'{self.method} {self.bits} {self.seed}'
 
     @property
     def published(self) -> bool:
-        """Whether it is evaluated as published code does."""
+        """Whether it is evaluated like published code."""
         return self.method.endswith(PUBLISHED)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Content of a ``*.table.yml``.
+    """Contents of a ``*.table.yml``.
 
     Args:
         path: The file.
@@ -68,21 +68,21 @@ class Table:
         metric: Key of the evaluator's result that is a row's value.
         groups: Methods x bits x seeds, in the order in which they run.
         split: ``test``, or ``val`` for choosing settings.
-        grounds: Config whose keys replace those of ``config`` while the table
-            is measured: loaders and evaluators of several grounds, and
-            perhaps ``reference_evaluator``, which runs over the float model
-            first. ``{work_dir}`` in the evaluators is the table's folder.
-        prepare: Command that makes the checkpoint, where it isn't shipped.
-        discriminating: Bits at which methods are compared: the most at which
-            plain quantization (MSE) loses at least 10 % of float.
+        grounds: Config with the test sets of the table. Its keys replace
+            those of ``config``: loaders and evaluators of several sets, and
+            optionally ``reference_evaluator``, which first runs on the float
+            model. ``{work_dir}`` in the evaluators is the table's folder.
+        prepare: Command that makes a checkpoint that isn't shipped.
+        discriminating: Bits at which methods are compared: the highest at
+            which plain quantization (MSE) loses at least 10 % of float.
         calibration: See ``CalibrationConfig``.
         reconstruction: Settings for every row that learns.
-        recipes: Project whose methods count before those of taskptq, e.g.
+        recipes: Project whose methods take precedence over taskptq's, e.g.
             ``sam_detector``.
         rewrites: ModelRewrites of the float model, which is measured with
             them; they are part of every row's recipe, before its own.
         columns: Header -> key of ``metrics``, for the printed table.
-        targets: See ``_targets.py``.
+        targets: See ``targets.py``.
         metafile: ``task``, ``metric`` and ``factor`` for metafile.yml.
     """
 
@@ -112,14 +112,14 @@ class Table:
 
     @property
     def results(self) -> Path:
-        """Return the results file beside the table."""
+        """Return the results file next to the table."""
         return self.path.parent / 'results' / f'{self.name}.json'
 
     def rows(self, pattern: str | None = None) -> list[Row]:
-        """List the rows, first those of the first group.
+        """List the rows, group by group.
 
         Args:
-            pattern: Regular expression to be found in the rows' names.
+            pattern: Regular expression to search in the rows' names.
         """
         found = {
             row.name: row
@@ -147,7 +147,7 @@ class Table:
         return name if self.recipes is None else f'{self.recipes}::{name}'
 
     def command(self, row: Row) -> str:
-        """Return the command line that measures a row anew."""
+        """Return the command line that measures a row again."""
         pattern = '^' + row.name.replace('+', r'\+') + '$'
         words = [
             'python',

@@ -1,13 +1,13 @@
 """Targets over several tables: means over models.
 
-A ``<name>.targets.yml`` beside the tables has
+A ``<name>.targets.yml`` next to the tables has
 
 - ``tables``: their names, or name -> bits at which its methods are compared;
-  without bits those that the table calls ``discriminating``,
-- ``targets``: as in a table (see ``_targets.py``), with one ``method`` each.
+  by default the table's ``discriminating`` bits,
+- ``targets``: as in a table (see ``targets.py``), with one ``method`` each.
   Means, spreads and the float model's values are averaged over the tables;
-  without ``metric`` each table's own value counts. ``bits`` of a target
-  replace the tables'.
+  without ``metric``, each table's own value counts. ``bits`` of a target
+  override the tables'.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ OTHERS = ('above', 'against', 'not_below', 'max_ratio_to', 'min_gain_over')
 
 @dataclass(frozen=True, kw_only=True)
 class TargetSet:
-    """Content of a ``*.targets.yml``.
+    """Contents of a ``*.targets.yml``.
 
     Args:
         path: The file.
@@ -58,7 +58,7 @@ class TargetSet:
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
-    """A table of a set.
+    """One table of a set.
 
     Args:
         table: The table.
@@ -71,7 +71,7 @@ class Member:
     bits: str | None
 
     def look(self, method: str, target: Target) -> Summary | None:
-        """Summarize what was measured of a method; None if nothing."""
+        """Summarize the results of a method; None if not measured."""
         if self.results is None:
             return None
         bits = bits_of(target, default=self.bits)
@@ -115,9 +115,9 @@ def evaluate_set(target: Target, members: Sequence[Member]) -> dict[str, Any]:
         members: The tables.
 
     Returns:
-        As of ``evaluate_targets``, with ``tables``, the number of tables
-        that have all that is compared, and ``of_tables``; ``status`` is
-        ``partial`` where some of them lack it.
+        The outcome as from ``evaluate_targets``, plus ``tables``, the number
+        of tables with all compared results, and ``of_tables``; ``status`` is
+        ``partial`` if some tables lack results.
     """
     needed = {target['method'], *needed_by(target)}
     usable = [
@@ -138,7 +138,7 @@ def evaluate_set(target: Target, members: Sequence[Member]) -> dict[str, Any]:
 
 
 def needed_by(target: Target) -> list[str]:
-    """Return the methods that a target compares its own with."""
+    """Return the methods that a target compares with."""
     found = [
         name for key in OTHERS if key in target for name in names(target[key])
     ]
@@ -146,7 +146,7 @@ def needed_by(target: Target) -> list[str]:
 
 
 def average(summaries: Sequence[Summary | None]) -> Summary | None:
-    """Average what was measured of one method in several tables."""
+    """Average the results of one method over several tables."""
     found = [summary for summary in summaries if summary is not None]
     if not found:
         return None
@@ -162,7 +162,7 @@ def describe_set(record: Mapping[str, Any]) -> str:
     """Return a target's outcome as one line.
 
     Args:
-        record: Of :func:`evaluate_set`.
+        record: From :func:`evaluate_set`.
     """
     text = describe(record)
     if not record['tables']:

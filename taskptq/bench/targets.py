@@ -1,21 +1,21 @@
-"""Targets of a table: what was promised against what was measured.
+"""Compare the targets of a table with its results.
 
-A target of a ``*.table.yml`` names ``method`` (one, or several of which the
-best counts; ``float`` is the float model) and ``bits``, and at most one of
+A target of a ``*.table.yml`` has a ``method`` (or several, of which the best
+counts; ``float`` is the float model), ``bits``, and at most one of
 
 - ``min_value``: lowest value,
 - ``min_share_of_float``: lowest share of the float model's value,
-- ``max_drop_from_float``: most that may be lost of it,
+- ``max_drop_from_float``: largest allowed drop from the float model's value,
 - ``above``: methods whose mean it must exceed by more than the seed spread
   (the larger of the two spreads, largest value minus smallest),
-- ``against``: the same differences, reported only,
+- ``against``: the same differences, only reported,
 - ``not_below``: methods whose mean it must not miss by more than the spread,
 - ``max_ratio_to``: method -> highest ratio to its mean,
-- ``min_gain_over``: method -> least difference to its mean.
+- ``min_gain_over``: method -> smallest difference to its mean.
 
-With none of them the share of float is reported only. ``metric`` is the field
-or metric of a row that counts, instead of its value; ``lower_is_better: true``
-says so. Differences count only at discriminating bits: where ``plain``
+With none of them, the share of float is only reported. ``metric`` is the field
+or metric that counts instead of a row's value, ``lower_is_better: true`` if
+lower is better. Differences count only at discriminating bits, where ``plain``
 (MinMax) keeps at most 90 % of float.
 """
 
@@ -40,11 +40,11 @@ KINDS = (
 KEYS = ('name', 'method', 'bits', 'metric', 'lower_is_better', 'plain', *KINDS)
 PLAIN = 'minmax'
 PLAIN_SHARE = 0.9
-# Sums of decimals miss a bound that they meet exactly by less than this.
+# Rounding error of decimal sums that exactly meet a bound.
 ROUNDING = 1e-9
-# Stands for a mean of zero that something is divided by.
+# Replaces a mean of zero as divisor.
 TINY = 1e-12
-# Method -> what was measured of it, None if nothing
+# Method -> its results, None if not measured
 Lookup = Callable[[str], 'Summary | None']
 Target = Mapping[str, Any]
 
@@ -59,10 +59,10 @@ def evaluate_targets(
         results: Content of a results file.
 
     Returns:
-        For each target ``status`` (``pass``, ``fail``, ``one seed`` where a
+        For each target ``status`` (``pass``, ``fail``, ``one seed`` if a
         difference has no spread to exceed, ``reported``, ``missing``),
-        ``measured``, ``required`` and ``short_by``; shares and differences
-        are fractions and differences of the metric.
+        ``measured``, ``required`` and ``short_by``; shares are fractions,
+        differences are in the unit of the metric.
 
     Raises:
         ValueError: If a target has an unknown key, or no bits.
@@ -91,7 +91,7 @@ def bits_of(target: Target, *, default: str | None = None) -> str:
 
     Args:
         target: The target; its keys are checked.
-        default: Bits where it names none.
+        default: Bits if it names none.
 
     Raises:
         ValueError: If a key is unknown, or no bits are known.
@@ -113,18 +113,18 @@ def bits_of(target: Target, *, default: str | None = None) -> str:
 def measured_of(
     results: Results, *, method: str, bits: str, metric: str | None = None
 ) -> Summary | None:
-    """Summarize a method, which may be ``float``; None if not measured."""
+    """Summarize a method or ``float``; None if not measured."""
     if method == FLOAT:
         return float_summary(results, metric=metric)
     return summary_of(results, method=method, bits=bits, metric=metric)
 
 
 def evaluate(target: Target, *, look: Lookup, bits: str) -> dict[str, Any]:
-    """Compare one target with what was measured.
+    """Compare one target with the results.
 
     Args:
         target: See the module.
-        look: Finds what was measured of a method.
+        look: Returns the results of a method.
         bits: Bits of the methods.
     """
     lower = bool(target.get('lower_is_better'))
@@ -158,7 +158,7 @@ def evaluate(target: Target, *, look: Lookup, bits: str) -> dict[str, Any]:
 
 
 def names(value: Any) -> list[str]:
-    """Return the methods that a target names, one or several."""
+    """Return the one or several methods that a target names."""
     return [value] if isinstance(value, str) else list(value)
 
 
@@ -180,7 +180,7 @@ def _bounded(
     at_least: float | None = None,
     at_most: float | None = None,
 ) -> dict[str, Any]:
-    """Return the outcome of a figure and its bound, one of the two."""
+    """Return the outcome of a figure and its lower or upper bound."""
     lacking = measured - at_most if at_least is None else at_least - measured
     met = lacking <= ROUNDING
     return {
@@ -280,15 +280,15 @@ def _status(kind: str, margin: float, num_seeds: int) -> str:
 def discriminating(
     results: Results, *, bits: str, plain: str = PLAIN
 ) -> bool | None:
-    """Whether plain quantization loses at least 10 % of float.
+    """Return whether plain quantization loses at least 10 % of float.
 
     Args:
-        results: Content of a results file.
+        results: Contents of a results file.
         bits: Bits to judge.
-        plain: Method that is called plain.
+        plain: Method that counts as plain.
 
     Returns:
-        None if it isn't measured.
+        The answer; None if it isn't measured.
     """
     found = summary_of(results, method=plain, bits=bits)
     reference = float_summary(results)
@@ -301,7 +301,7 @@ def describe(record: Mapping[str, Any]) -> str:
     """Return a target's outcome as one line.
 
     Args:
-        record: One of :func:`evaluate_targets`.
+        record: One item from :func:`evaluate_targets`.
     """
     head = f'{record["status"]:8} {record["name"]}: '
     if record['status'] == 'missing':

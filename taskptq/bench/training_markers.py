@@ -1,4 +1,4 @@
-"""Markers of README files that show trained models and their losses.
+"""README markers for trained models and their losses.
 
 - ``training`` and ``training-targets``: see ``training_table.py``,
 - ``losses``: see ``loss_ratio.py``.
@@ -33,7 +33,7 @@ TRAINING = {
 def update_training_text(
     text: str, root: Path, families: Sequence[str], entries: Mapping[str, Any]
 ) -> str:
-    """Return a README's text with all of these markers new.
+    """Return a README's text with all of these markers updated.
 
     Args:
         text: The README.

@@ -1,8 +1,8 @@
 """Tables of trained models: variants x seeds of one experiment.
 
-A ``<name>.train.yml`` says which configs are trained how often, float ones or
-quantized ones (``QATHook``), and ``run_training.py`` writes
-``results/<name>.train.json`` beside it. A README shows it between
+A ``<name>.train.yml`` lists configs of float or quantized (``QATHook``)
+trainings and their seeds; ``run_training.py`` writes
+``results/<name>.train.json`` next to it. A README shows it between
 ``<!-- training:<name> -->`` and ``<!-- /training -->``, its targets between
 ``<!-- training-targets:<name> -->`` and ``<!-- /training-targets -->``.
 """
@@ -41,7 +41,7 @@ class Run:
     Args:
         variant: Name of the variant.
         config: Its config.
-        seed: Seed of weights, order of images and augmentation.
+        seed: Seed of weights, image order and augmentation.
     """
 
     variant: str
@@ -50,26 +50,25 @@ class Run:
 
     @property
     def name(self) -> str:
-        """What ``--runs`` is matched against, e.g. ``grid-um 0``."""
+        """Name that ``--runs`` is matched against, e.g. ``grid-um 0``."""
         return f'{self.variant} {self.seed}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTable:
-    """Content of a ``*.train.yml``.
+    """Contents of a ``*.train.yml``.
 
     Args:
         path: The file.
         metric: Key of the evaluator's result that is a row's value.
-        variants: ``name``, ``config``, ``seeds`` (default: 0) and ``title``
-            of each.
+        variants: Each with ``name``, ``config``, ``seeds`` (default: 0) and
+            ``title``.
         columns: Header -> key of ``metrics``, for the printed table.
-        targets: ``name``, ``metric``, ``variants`` of which the best counts,
-            ``baseline``, and ``min_gain`` beyond the seed spread or
-            ``max_ratio``.
-        checkpoints: Folder that the runs of seed ``publish`` are published
-            to; None publishes none.
-        publish: See there.
+        targets: Each with ``name``, ``metric``, ``variants`` of which the
+            best counts, ``baseline``, and ``min_gain`` beyond the seed spread
+            or ``max_ratio``.
+        checkpoints: Folder for published runs; None publishes none.
+        publish: Seed of the runs to publish.
     """
 
     path: Path
@@ -87,11 +86,11 @@ class TrainingTable:
 
     @property
     def results(self) -> Path:
-        """Return the results file beside the table."""
+        """Return the results file next to the table."""
         return self.path.parent / 'results' / f'{self.name}.train.json'
 
     def runs(self) -> list[Run]:
-        """List the runs: all first seeds, then all second ones, ..."""
+        """List the runs: all first seeds, then all second seeds, ..."""
         found = [
             (place, Run(variant=one['name'], config=one['config'], seed=seed))
             for one in self.variants
@@ -100,7 +99,7 @@ class TrainingTable:
         return [run for _, run in sorted(found, key=lambda item: item[0])]
 
     def rows(self) -> list[Row]:
-        """Return the measured rows; empty if there are none."""
+        """Return the measured rows, possibly none."""
         results = load_results(self.results)
         return [] if results is None else list(results['rows'])
 
@@ -217,11 +216,11 @@ def _cell(summary: Summary | None) -> str:
 
 
 def evaluate_training_targets(table: TrainingTable) -> list[dict[str, Any]]:
-    """Compare targets with what was measured.
+    """Compare targets with the results.
 
     Returns:
         For each target ``status`` (``pass``, ``fail``, ``one seed``,
-        ``missing``), the best ``variant`` (of those with several seeds, if
+        ``missing``), the best ``variant`` (among those with several seeds, if
         any), ``value``, ``baseline``, ``gain`` or ``ratio``, and ``spread``,
         the larger of the two seed spreads.
     """
@@ -247,7 +246,7 @@ def _evaluate(
     }
     if not found or base is None:
         return record
-    # One lucky seed is no best variant where others have several.
+    # A single lucky seed must not beat variants with several seeds.
     several = {name: own for name, own in found.items() if own.num_seeds > 1}
     choose = min if lower else max
     best = choose(several or found, key=lambda name: found[name].mean)

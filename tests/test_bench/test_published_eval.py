@@ -1,18 +1,28 @@
 """The faults of published evaluation, on request only."""
 
 import copy
+import importlib
+import json
 
 import pytest
 import torch
 
-from taskptq.bench.published_eval import SoftRoundings, leave_as_published
+from taskptq.bench.published_eval import (
+    SoftRoundings,
+    leave_as_published,
+    quantize_as_published,
+)
 from taskptq.calibration import calibrate
 from taskptq.core.switches import is_weight_quantizer, quantizers
+from taskptq.engine.pipeline import quantize_model
+from taskptq.engine.recipe import Recipe
 from taskptq.export import QuantizedCheckpointError, pack_model
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, prepare, split_blocks
 from taskptq.reconstruction import ReconstructionConfig, freeze, reconstruct
 from taskptq.testing import tiny_batches, tiny_model
+
+SETTINGS = dict(steps=3, batch_size=2, skip_below=0.0)
 
 
 def run_model(model, batch):
@@ -155,3 +165,61 @@ def test_needs_learned_roundings(rounding):
     with pytest.raises(ValueError, match='needs learned roundings'):
         leave_as_published(model, soft)
     freeze(model)
+
+
+@pytest.fixture
+def net(tiny_path):
+    torch.manual_seed(0)
+    return importlib.import_module('tiny_task').TinyNet()
+
+
+@pytest.fixture
+def net_batches():
+    generator = torch.Generator().manual_seed(3)
+    return [
+        {
+            'inputs': list(torch.randn(4, 3, 8, 8, generator=generator)),
+            'labels': [0] * 4,
+        }
+        for _ in range(2)
+    ]
+
+
+def test_it_is_marked_and_writes_no_model(net, net_batches, qconfig, tmp_path):
+    recipe = Recipe.from_config(qconfig, reconstruction=SETTINGS)
+    report = quantize_as_published(
+        net, net_batches, recipe=recipe, work_dir=tmp_path
+    )
+    written = json.loads((tmp_path / 'published_eval_report.json').read_text())
+    assert written == report
+    assert report['published_eval']['dropping']
+    assert {'freeze', 'file_bytes', 'checkpoint', 'digest'}.isdisjoint(report)
+    assert not list(tmp_path.rglob('*.pth'))
+    with torch.no_grad():
+        one, two = (net.test_step(net_batches[0]) for _ in range(2))
+    assert any(
+        not torch.equal(a['logits'], b['logits'])
+        for a, b in zip(one, two, strict=True)
+    )
+    with pytest.raises(RuntimeError, match='quantized already'):
+        quantize_as_published(
+            net, net_batches, recipe=recipe, work_dir=tmp_path
+        )
+
+
+def test_nothing_else_does_it(net, net_batches, qconfig, tmp_path):
+    recipe = Recipe.from_config(qconfig, reconstruction=SETTINGS)
+    report = quantize_model(net, net_batches, recipe=recipe, work_dir=tmp_path)
+    assert 'published_eval' not in report
+    assert report['freeze']['num_weights']
+
+
+@pytest.mark.parametrize('settings', [None, dict(SETTINGS, rounding='gptq')])
+def test_refuses_recipes_without_learned_rounding(
+    net, net_batches, qconfig, tmp_path, settings
+):
+    recipe = Recipe.from_config(qconfig, reconstruction=settings)
+    with pytest.raises(ValueError, match='learned roundings'):
+        quantize_as_published(
+            net, net_batches, recipe=recipe, work_dir=tmp_path
+        )

@@ -1,4 +1,4 @@
-"""What grid heads predict on real images, where the objects are."""
+"""Predictions of grid heads on real images, at the objects."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Foreground:
 
     Args:
         grid: The head's grid.
-        logits: Of the float model, (N, 4, n + 1).
-        changed: Of the quantized model at the same places; None without one.
+        logits: Logits of the float model, (N, 4, n + 1).
+        changed: Logits of the quantized model at the same positions, or None.
         decode: Coordinates (N, 4) -> boxes (N, 4) in pixels.
     """
 
@@ -57,7 +57,7 @@ class Foreground:
 
 
 def load_float(config: str, checkpoint: str) -> tuple[Config, nn.Module]:
-    """Read a config and build its float model with its weights."""
+    """Read a config and build its float model with weights."""
     cfg = load_config(config)
     path = local_file(checkpoint)
     model = build_model(cfg)
@@ -68,7 +68,7 @@ def load_float(config: str, checkpoint: str) -> tuple[Config, nn.Module]:
 def training_batches(
     cfg: Config, *, num_images: int, seed: int
 ) -> Sequence[Any]:
-    """Return batches of training images, read by the test pipeline."""
+    """Return batches of training images, through the test pipeline."""
     return build_calibration(
         CalibrationConfig(num_images=num_images, seed=seed),
         source=EvaluationSource.from_config(cfg.test_dataloader),
@@ -89,11 +89,11 @@ def foreground_logits(
     Args:
         model: Float model.
         batches: Collated batches.
-        quant_model: Runs on the float model's regions.
-        threshold: Least confidence of a foreground place.
+        quant_model: Quantized model to run on the float model's regions.
+        threshold: Minimum confidence of a foreground position.
 
     Returns:
-        By head; levels of a pyramid are one head.
+        Head -> its foreground; levels of a pyramid are one head.
 
     Raises:
         ValueError: If the model has no grid head, or nothing is foreground.
@@ -146,7 +146,7 @@ def head_of(model: nn.Module, name: str) -> Any:
 def priors_of(
     model: nn.Module, name: str, heads: dict[str, Tensor], logits: Tensor
 ) -> Tensor:
-    """Return what a head's boxes are relative to.
+    """Return the priors that a head's boxes are relative to.
 
     Args:
         model: The detector.
@@ -155,8 +155,8 @@ def priors_of(
         logits: The output's distributions.
 
     Returns:
-        Regions or anchors (x1, y1, x2, y2), or points (x, y, stride), the
-        last axis behind axes that broadcast to the places.
+        Regions or anchors (x1, y1, x2, y2), or points (x, y, stride) on the
+        last axis; the other axes broadcast to the positions.
     """
     if 'rois' in heads and name == 'box':
         return unpack_regions(heads['rois'])[:, None, 1:]
@@ -226,7 +226,7 @@ def grid_of(head: Any) -> Any:
 
 
 def decode_sides(points: Tensor, sides: Tensor) -> Tensor:
-    """Turn distances in strides into boxes.
+    """Convert distances in strides to boxes.
 
     Args:
         points: (N, 3), x, y and stride in pixels.
@@ -243,16 +243,16 @@ def head_seconds(
 ) -> list[float]:
     """Time the heads of detectors on their own features of one batch.
 
-    Everything behind the neck counts, decoding and suppression too. Models
-    take turns, and the best of each counts.
+    This includes everything after the neck, also decoding and suppression.
+    Models take turns, and each one's best time counts.
 
     Args:
         models: Float detectors in eval mode.
         batch: Collated batch.
-        repeats: Turns.
+        repeats: Number of turns.
 
     Returns:
-        Processor time of each in seconds.
+        Processor time of each model in seconds.
     """
     prepared = []
     for model in models:
@@ -269,7 +269,7 @@ def head_seconds(
 
 
 def run_heads(model: nn.Module, features: Any, samples: Any) -> None:
-    """Run all that is behind the neck."""
+    """Run everything after the neck."""
     if not hasattr(model, 'roi_head'):
         model.bbox_head.predict(features, samples, rescale=True)
         return
@@ -304,11 +304,11 @@ def gradient_variances(
 
     Args:
         model: Float detector; it ends in eval mode.
-        batches: Of the training loader.
+        batches: Batches of the training loader.
 
     Returns:
-        By layer, see ``GradientVariance.to_dict``; sizes are in pixels of
-        the network's input.
+        Layer -> ``GradientVariance.to_dict``; sizes are in pixels of the
+        network's input.
     """
     layers = {
         name: module
@@ -332,7 +332,7 @@ def add_gradients(
     layers: dict[str, nn.Module],
     found: dict[str, GradientVariance],
 ) -> None:
-    """Take one batch in."""
+    """Add the gradients of one batch."""
     data = model.data_preprocessor(batch, True)
     rois: list[Tensor] = []
     with ExitStack() as stack:
@@ -355,7 +355,7 @@ def add_gradients(
     gradients = iter(torch.autograd.grad(loss, flat, allow_unused=True))
     for name, outputs in watched.items():
         own = [g for g in (next(gradients) for _ in outputs) if g is not None]
-        # A dense detector divides by its positives, whose number varies.
+        # A dense detector divides by its varying number of positives.
         factor = 1.0
         if extractor is None:
             factor = float(sum((g.abs().amax(1) > 0).sum() for g in own))
@@ -374,7 +374,7 @@ def add_gradients(
 
 
 def priors_count(model: nn.Module, name: str) -> int:
-    """Return the priors of a place."""
+    """Return the number of priors per position."""
     head = model.get_submodule(name.rpartition('.')[0])
     return int(getattr(head, 'num_base_priors', 1))
 
@@ -388,14 +388,14 @@ def region_sizes(rois: Tensor) -> Tensor:
 def place_sizes(
     data: dict[str, Any], gradient: Tensor, num_priors: int
 ) -> Tensor:
-    """Return the size of the object at each place of a map.
+    """Return the size of the object at each position of a map.
 
-    That is the smallest box around it, or else the nearest one.
+    This is the smallest box that contains it, or else the nearest box.
 
     Args:
         data: Preprocessed batch.
         gradient: (N, C, H, W).
-        num_priors: Priors of a place.
+        num_priors: Number of priors per position.
 
     Returns:
         Roots of areas in pixels, (N * H * W, priors).
@@ -421,7 +421,7 @@ def sizes_at(centers: Tensor, boxes: Any) -> Tensor:
         boxes: (G, 4), x1, y1, x2, y2.
 
     Returns:
-        (P,), infinite without any box.
+        (P,), infinite without boxes.
     """
     boxes = getattr(boxes, 'tensor', boxes)
     if not len(boxes):

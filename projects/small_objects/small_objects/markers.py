@@ -1,4 +1,4 @@
-"""Markers of README files that show what ``make_report.py`` measured.
+"""README markers for the reports of ``make_report.py``.
 
 ``grid-error``, ``grid-choice``, ``gradients``, ``head-cost`` and
 ``branches`` read ``configs/<family>/results/<name>.json``.
@@ -27,7 +27,7 @@ Report = Mapping[str, Any]
 def update_grid_text(
     text: str, root: Path, families: Sequence[str], entries: Mapping[str, Any]
 ) -> str:
-    """Return a README's text with all of these markers new.
+    """Return a README's text with all of these markers updated.
 
     Args:
         text: The README.
@@ -46,7 +46,7 @@ def update_grid_text(
 def render_report(
     kind: str, name: str, *, root: Path, families: Sequence[str]
 ) -> str | None:
-    """Return what ``make_report.py`` measured; None if it has not yet."""
+    """Return a report of ``make_report.py``; None if not measured yet."""
     paths = [
         path
         for family in families
@@ -123,7 +123,7 @@ def as_cell(value: float | None) -> str:
 
 
 def render_choice(report: Report) -> str:
-    """Return the best grids of each head, and the one in use."""
+    """Return the best grids of each head and the grid in use."""
     lines = []
     for name, head in report['heads'].items():
         rows = [
@@ -162,7 +162,7 @@ def render_choice(report: Report) -> str:
 
 
 def render_gradients(report: Report) -> str:
-    """Return the noise of small boxes, each model's and the ratio."""
+    """Return each model's gradient noise of small boxes, and the ratio."""
     lines = []
     for model in report['models']:
         for name, groups in model['layers'].items():

@@ -1,4 +1,4 @@
-"""A detector whose scores come from one model and whose boxes from another."""
+"""A detector with the scores of one model and the boxes of another."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ __all__ = ['MixedDetector']
 class MixedDetector(nn.Module):
     """Two copies of a detector, e.g. float and quantized, run as one.
 
-    Scores, centerness and other factors of scores are the first copy's, and
-    what the regression layers give is the second's, in each stage. Both
+    In each stage, scores, centerness and other score factors come from the
+    first copy, the outputs of the regression layers from the second. Both
     copies see the same regions.
 
     Args:
         scores: Detector in eval mode that classifies.
-        boxes: Another one, of the same layout, that localizes.
+        boxes: Detector of the same layout that localizes.
 
     Raises:
-        ValueError: If the detector is neither a single-stage one nor a
-            two-stage one with a single box head.
+        ValueError: If the detector is neither a single-stage detector nor a
+            two-stage detector with a single box head.
     """
 
     def __init__(self, scores: nn.Module, boxes: nn.Module) -> None:
@@ -36,7 +36,7 @@ class MixedDetector(nn.Module):
         if not isinstance(head, nn.Module) or isinstance(head, nn.ModuleList):
             raise ValueError(
                 f'{type(boxes).__name__} has no single bbox_head '
-                'whose scores and boxes could be told apart'
+                'with separate scores and boxes'
             )
         self.scores = scores
         self.boxes = boxes
@@ -72,7 +72,7 @@ class MixedDetector(nn.Module):
         samples: Any,
         rescale: bool,
     ) -> Any:
-        """Return what a dense head predicts from both copies' features."""
+        """Return a dense head's predictions from both copies' features."""
         head = getattr(self.boxes, name)
         classes, _, *factors = getattr(self.scores, name)(of_scores)
         return head.predict_by_feat(
@@ -86,7 +86,7 @@ class MixedDetector(nn.Module):
     def _two_stages(
         self, of_scores: Any, of_boxes: Any, *, samples: Any
     ) -> Any:
-        """Return what the second stage predicts on mixed proposals."""
+        """Return the second stage's predictions on mixed proposals."""
         proposals = self._dense(
             'rpn_head', of_scores, of_boxes, samples=samples, rescale=False
         )

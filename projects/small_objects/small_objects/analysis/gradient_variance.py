@@ -1,15 +1,15 @@
-"""How noisy the localization gradient of small boxes is.
+"""Measure the noise of small boxes' localization gradients.
 
-Gradients of heads with different outputs compare where both have the same
-kind of tensor: at the input of the layer that regresses. Positive place i
-pulls it by ``g_i = W^T d_i``, with d_i the gradient at that place's outputs
-and W the layer's weight, (outputs, inputs of one place); for a convolution an
-input of one place is the patch under its kernel. The localization loss alone
-reaches those outputs, whatever else is summed into the loss.
+Gradients of heads with different outputs are compared where both have the same
+kind of tensor: at the input of the regression layer. Positive position i
+contributes ``g_i = W^T d_i``, where d_i is the gradient at its outputs and W
+the layer's weight, (outputs, inputs of one position); for a convolution, the
+inputs of one position are the patch under its kernel. Only the localization
+loss reaches those outputs, whatever else the total loss contains.
 
-UGS (Sun et al., ICCV 2025) compares variances of anchors below 32 px. Losses
-have different scales, so that the variance is also given relative to the mean
-square: ``E|g - E g|^2 / E|g|^2``, and the spread of the norm relative to its
+UGS (Sun et al., ICCV 2025) compares variances of anchors below 32 px. Since
+losses have different scales, the variance is also given relative to the mean
+square, ``E|g - E g|^2 / E|g|^2``, and the spread of the norm relative to its
 mean.
 """
 
@@ -33,7 +33,7 @@ def watch_outputs(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Collect a layer's outputs, one for each call, with their graph.
 
     Args:
-        layer: E.g. a regression layer; called once for each pyramid level.
+        layer: Layer called once per pyramid level, e.g. for regression.
     """
     found: list[Tensor] = []
 
@@ -48,7 +48,7 @@ def watch_outputs(layer: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def place_gradients(gradient: Tensor, *, num_priors: int = 1) -> Tensor:
-    """Sort a gradient by places.
+    """Sort a gradient by position.
 
     Args:
         gradient: (R, A * K) of a linear layer, or (N, A * K, H, W) of a
@@ -56,7 +56,7 @@ def place_gradients(gradient: Tensor, *, num_priors: int = 1) -> Tensor:
         num_priors: A.
 
     Returns:
-        (M, A, K): M is R, or the places in the order (N, H, W).
+        (M, A, K): M is R, or the positions in the order (N, H, W).
     """
     if gradient.dim() == 4:
         gradient = gradient.permute(0, 2, 3, 1).flatten(0, 2)
@@ -73,7 +73,7 @@ class _Sums:
     total: Tensor | None = None
 
     def add(self, vectors: Tensor) -> None:
-        """Take gradients in, (M, D)."""
+        """Add gradients, (M, D)."""
         if not len(vectors):
             return
         vectors = vectors.double()
@@ -85,7 +85,7 @@ class _Sums:
         self.total = added if self.total is None else self.total + added
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the statistics; None where there are no gradients."""
+        """Return the statistics; None without gradients."""
         if not self.count or self.total is None:
             return {
                 'count': 0,
@@ -110,7 +110,7 @@ class _Sums:
 
 @dataclass
 class GradientVariance:
-    """Adds up gradients at the input of a regression layer, by box size.
+    """Statistics of gradients at a regression layer's input, by box size.
 
     Args:
         edges: Bounds between the groups, in pixels.
@@ -125,7 +125,7 @@ class GradientVariance:
         """Check that each group has a name.
 
         Raises:
-            ValueError: If it has not.
+            ValueError: If names and edges do not match.
         """
         if len(self.names) != len(self.edges) + 1:
             raise ValueError(
@@ -143,14 +143,16 @@ class GradientVariance:
         sizes: Tensor,
         factor: float = 1.0,
     ) -> None:
-        """Take the gradient of one call of the layer in.
+        """Add the gradient of one call of the layer.
 
         Args:
-            gradient: At the layer's output, (R, A * K) or (N, A * K, H, W).
-            weight: The layer's, (A * K, C) or (A * K, C, k, k).
-            sizes: Roots of the boxes' areas in pixels, (M, A) over places
+            gradient: Gradient at the layer's output, (R, A * K) or
+                (N, A * K, H, W).
+            weight: The layer's weight, (A * K, C) or (A * K, C, k, k).
+            sizes: Roots of the boxes' areas in pixels, (M, A) over positions
                 and priors as in :func:`place_gradients`.
-            factor: Undoes the loss' average, e.g. the number of regions.
+            factor: Undoes the averaging of the loss, e.g. the number of
+                regions.
 
         Raises:
             ValueError: If the sizes do not fit the gradient.
@@ -180,9 +182,9 @@ class GradientVariance:
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Return the statistics of each group, plain types.
 
-        ``count`` of positive places; ``mean_norm`` E|g|; ``variance``
-        E|g - E g|^2; ``relative_variance`` of it to E|g|^2; ``norm_spread``,
-        the deviation of |g| over its mean.
+        ``count`` of positive positions; ``mean_norm`` E|g|; ``variance``
+        E|g - E g|^2; ``relative_variance``, the variance over E|g|^2;
+        ``norm_spread``, the standard deviation of |g| over its mean.
         """
         return {name: sums.to_dict() for name, sums in self._sums.items()}
 
@@ -193,8 +195,8 @@ def compare_variances(
     """Return how many times noisier the first of two heads is.
 
     Args:
-        one: :meth:`GradientVariance.to_dict`, e.g. of Smooth-L1.
-        other: E.g. of a grid head.
+        one: From :meth:`GradientVariance.to_dict`, e.g. for Smooth-L1.
+        other: The same for the other head, e.g. a grid head.
 
     Returns:
         By group, the ratios of the last three statistics; None without

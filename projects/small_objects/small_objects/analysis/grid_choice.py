@@ -1,4 +1,4 @@
-"""Which grid would suffer least from quantized logits."""
+"""Choose the grid that suffers least from quantized logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from small_objects.analysis.grid_error import Grid, rms
 
-# Ten evenly likely values of a standard normal variable.
+# Ten equally likely values of a standard normal variable.
 QUANTILES = (
     -1.645,
     -1.036,
@@ -23,7 +23,7 @@ QUANTILES = (
     1.036,
     1.645,
 )
-# Probability of points that a target distribution leaves out.
+# Probability of points outside a target distribution.
 LEAST = 1e-12
 
 
@@ -38,24 +38,24 @@ def choose_grid(
 ) -> list[dict[str, Any]]:
     """Rank grids by the error that quantized logits would cause.
 
-    The predictions are supposed to be right: two-hot at the target, or, with
-    a ``spread``, the mean of two-hot distributions around it. A target
-    outside of a grid costs what the grid cuts off.
+    Predictions are assumed to be correct: two-hot at the target, or with a
+    ``spread`` the mean of two-hot distributions around it. For a target
+    outside a grid, the clipped distance counts as its error.
 
     Args:
         targets: Encoded coordinates of training boxes, (N,) or (N, 4).
-        make: Grid of keyword arguments, e.g. ``BoxGrid``.
+        make: Makes a grid from keyword arguments, e.g. ``BoxGrid``.
         settings: Keyword arguments of each candidate.
         num_bits: Bits of the logits.
         logit_range: Largest minus smallest logit; the step is this over
             2^num_bits - 1.
-        spread: Deviation of the predictions' own uncertainty, in the unit of
-            the targets.
+        spread: Standard deviation of the predictions' uncertainty, in the
+            unit of the targets.
 
     Returns:
         The candidates, best first: their settings, ``rounding`` and
         ``clipping`` (rms errors in the unit of the targets), ``total`` (both)
-        and ``outside``, the share of targets that the grid cuts off.
+        and ``outside``, the share of targets outside the grid.
 
     Raises:
         ValueError: If there is no target.

@@ -1,16 +1,16 @@
-"""Does the error formula of quantized grid logits hold, and for which grid?
+"""Compare the error formula of quantized grid logits with measured errors.
 
 A box coordinate T that is the expectation over a grid changes by p_i (y_i - T)
-with logit i, so logits on a step s give, to first order,
+with logit i, so for logits on a step s, to first order,
 
 ``rms(T) = s / sqrt(12) sqrt(sum_i p_i^2 (y_i - T)^2)``,
 
-for two points at distance d ``s / sqrt(12) sqrt(2) p (1 - p) d``; a coordinate
-that is regressed directly over a range R with b bits has ``R / (2^b - 1) /
-sqrt(12)`` everywhere. The functions here round real logits and compare what
-happens with what the formula says; ``grid_choice`` chooses a grid by it. They
-take the grid as an argument (``methods.box_grid.BoxGrid``); results are plain
-types.
+which for two points at distance d is ``s / sqrt(12) sqrt(2) p (1 - p) d``. A
+coordinate regressed directly over a range R with b bits has the error
+``R / (2^b - 1) / sqrt(12)`` everywhere. The functions here round real logits
+and compare the errors with the formula, by which ``grid_choice`` chooses a
+grid. They take the grid as an argument (``methods.box_grid.BoxGrid``); results
+are plain types.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from taskptq.core import QuantSpec
 from taskptq.core.functional import fake_quantize, range_to_affine
 
 GRANULARITIES = ('tensor', 'coordinate', 'logit')
-# Errors below this share of the grid's width are those of float32 itself.
+# Errors below this share of the grid's width come from float32 itself.
 SMALLEST = 1e-6
 # Share of the errors that is left of a single logit's.
 FLOOR = 1e-12
 
 
 class Grid(Protocol):
-    """What is used of a grid: its points, and three readings of logits."""
+    """Interface of a grid: its points, and three functions of logits."""
 
     points: Tensor
 
@@ -51,12 +51,12 @@ class Grid(Protocol):
 def round_values(
     values: Tensor, *, num_bits: int, ch_axis: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Put values on the asymmetric integer grid of their own range.
+    """Round values to the asymmetric integer grid of their own range.
 
     Args:
         values: Any shape.
         num_bits: 2 to 8.
-        ch_axis: Axis with a range for each index; None is one for all.
+        ch_axis: Axis with one range per index; None is one range for all.
 
     Returns:
         Rounded values, and the step, () or (C,).
@@ -115,19 +115,19 @@ def round_logits(
 
 
 def observed_step(logits: Tensor, changed: Tensor) -> Tensor:
-    """Return the step whose rounding would make errors of this size.
+    """Return the step whose rounding would cause errors of this size.
 
-    For logits that were not rounded themselves, but come from a quantized
-    layer: rms error times sqrt(12), for each coordinate.
+    For logits that were not rounded but come from a quantized layer: rms
+    error times sqrt(12), for each coordinate.
 
     Args:
-        logits: (N, 4, n + 1).
-        changed: The same of the quantized model.
+        logits: Float, (N, 4, n + 1).
+        changed: Quantized, the same shape.
 
     Returns:
         (4, 1).
     """
-    # A shift that all logits of a coordinate share changes no probability.
+    # A common shift of a coordinate's logits changes no probability.
     error = (changed - logits).float()
     error = error - error.mean(dim=-1, keepdim=True)
     freedom = (logits.shape[-1] - 1) / logits.shape[-1]
@@ -143,7 +143,7 @@ def compare_expectations(
     step: Tensor,
     num_bins: int = 20,
 ) -> dict[str, Any]:
-    """Compare the error of coordinates with what the formula predicts.
+    """Compare the error of coordinates with the formula's prediction.
 
     Args:
         logits: Float, (N, 4, n + 1).
@@ -172,10 +172,10 @@ def compare_boxes(
     decode: Callable[[Tensor], Tensor],
     num_bins: int = 20,
 ) -> dict[str, Any]:
-    """Do the same for decoded boxes, in pixels.
+    """Compare the error of decoded boxes with the formula's, in pixels.
 
-    The formula's errors of the four coordinates are independent and pass
-    through the derivatives of the decoding (central differences).
+    The predicted errors of the four coordinates are treated as independent
+    and propagated by the derivatives of the decoding (central differences).
 
     Args:
         logits: Float, (N, 4, n + 1).
@@ -210,20 +210,20 @@ def summarize(
 ) -> dict[str, Any]:
     """Compare predicted rms errors with measured errors.
 
-    A single error says little about its rms, so that values of about the
-    same predicted error are put together.
+    A single error says little about its rms, so values of similar predicted
+    error are binned.
 
     Args:
         predicted: Predicted rms errors, any shape.
         error: Measured errors, the same shape.
         num_bins: Bins of equally many values, by predicted error.
-        smallest: Bins whose errors are both below this are left out.
+        smallest: Bins with both errors below this are omitted.
 
     Returns:
         ``predicted`` and ``measured`` (rms over all values), ``ratio`` of
         measured to predicted, ``correlation`` (of the logarithms, over the
-        bins; None for fewer than three), ``worst`` (the bin ratio that is
-        farthest from 1) and ``bins`` of the first two and ``count``.
+        bins; None for fewer than three), ``worst`` (the bins' ratio farthest
+        from 1) and ``bins``, each with the first two and ``count``.
 
     Raises:
         ValueError: If there is no value.
@@ -263,14 +263,14 @@ def compare_by_location(
     direct: Tensor,
     edges: Sequence[float],
 ) -> list[dict[str, Any]]:
-    """Compare both kinds of regression where coordinates lie.
+    """Compare both kinds of regression by the location of coordinates.
 
     Args:
         logits: Float, (N, 4, n + 1).
         changed: Quantized, the same shape.
         grid: The grid.
         step: Step of the logits, broadcasts to them.
-        direct: The coordinates themselves rounded to as many bits, (N, 4).
+        direct: Coordinates rounded directly to the same bits, (N, 4).
         edges: Bounds of |T|, ascending, in the unit of the coordinates.
 
     Returns:
@@ -307,25 +307,25 @@ def measure_bits(
     edges: Sequence[float] | None = None,
     num_bins: int = 20,
 ) -> dict[str, dict[str, Any]]:
-    """Round logits to several bit widths, and direct coordinates with them.
+    """Round logits and direct coordinates to several bit widths.
 
     Args:
         logits: Float logits of the foreground, (N, 4, n + 1).
         grid: The grid.
         bits: Bit widths.
         granularity: See :func:`round_logits`.
-        edges: See :func:`compare_by_location`; None takes the magnitudes of
-            the grid's points.
+        edges: See :func:`compare_by_location`; None is the magnitudes of the
+            grid's points.
         num_bins: See :func:`compare_expectations`.
 
     Returns:
-        By bit width ('8', ...): :func:`compare_expectations`, with
-        ``direct`` (rms error of rounding T itself, a scale for each
-        coordinate) and ``by_location``.
+        Bit width ('8', ...) -> :func:`compare_expectations`, with ``direct``
+        (rms error of rounding T itself, one scale per coordinate) and
+        ``by_location``.
     """
     value = grid.expectation(logits)
     if edges is None:
-        # Doubles of mirrored points differ in their last bits.
+        # Mirrored points differ in their last bits.
         magnitudes = {round(abs(y), 6) for y in grid.points.tolist()}
         edges = [*sorted({0.0, *magnitudes})[:-1], math.inf]
     found = {}
