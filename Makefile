@@ -1,10 +1,10 @@
 # `make demo` and `make test` do the whole set-up first (once; about a quarter
-# of an hour on two cores, since mmcv is compiled). `make setup` may be run
+# of an hour on two cores, since mmcv is compiled). `make setup` can be run
 # again at any time: it repairs what is broken and leaves the rest alone.
 #
 #   PYTHON        a Python from 3.10 to 3.12 to build .venv with
 #   DIR           for data-link: the folder that holds the data sets
-#   WORKERS       test processes that run at the same time
+#   WORKERS       number of parallel test processes
 #   TESTS         what to test: files, folders or test ids
 #   PYTEST_ARGS   further options, e.g. PYTEST_ARGS='-m "not slow"'
 

@@ -111,7 +111,7 @@ def test_every_head_is_timed(benchmark, write, tmp_path, capsys, make, heads):
 
 
 def test_two_detectors_are_refused(benchmark, write):
-    with pytest.raises(SystemExit, match='two configs of one detector'):
+    with pytest.raises(SystemExit, match='configs of the same detector'):
         benchmark.main(
             [
                 'head-cost',

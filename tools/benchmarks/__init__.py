@@ -1,1 +1,1 @@
-"""What ``tools/benchmarks`` measures, one file for each question."""
+"""Benchmarks of speed, memory and robustness, one file each."""

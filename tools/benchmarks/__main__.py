@@ -7,8 +7,8 @@
     python tools/benchmarks head-cost GRID_CONFIG PLAIN_CONFIG
     python tools/benchmarks kills [--tries 20]
 
-Each prints what it found and writes it as JSON, with the command, the commit
-and the environment. What is compared is always run in turns within one call.
+Each prints its result and writes it as JSON, with the command, the commit and
+the environment. Things that are compared take turns within one call.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-# Waiting threads sleep: two that spin beside a busy process slow each other
-# down many times over. torch reads it when it is loaded.
+# Waiting threads sleep: spinning ones slow each other down many times over on
+# a busy machine. torch reads this when it is loaded.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -51,7 +51,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     _add_eval_speed(commands)
     _add_reconstruction_speed(commands)
     _add_memory(commands, 'memory')
-    # What the memory benchmark starts for each number of images.
+    # Started by the memory benchmark for each number of images.
     _add_memory(commands, 'memory-worker')
     _add_profile(commands)
     _add_head_cost(commands)
@@ -205,7 +205,7 @@ def _add_head_cost(commands: Any) -> None:
 
 def _add_kills(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
-        'kills', help='what killed and concurrent quantizations end with'
+        'kills', help='results of killed and concurrent quantizations'
     )
     parser.add_argument(
         '--tries', type=count, default=20, help='tries of each kind'
@@ -251,7 +251,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Run one benchmark, print and write what it found.
+    """Run one benchmark, print and write its result.
 
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.

@@ -1,10 +1,10 @@
-"""Give files that a stranger might have crafted to every tool that reads.
+"""Give maliciously crafted files to every tool that reads files.
 
     python tools/benchmarks/crafted_files.py [--only NAME ...] [--tools ...]
 
-Nothing of a file may run; no file may take 1 GiB or 20 s more than a good
-one; what must be refused is refused in one sentence. Needs data/bccd and
-data/camvid. Each run is a fork of one process that has the packages ready.
+No code of a file may run; no file may take 1 GiB or 20 s more than a good one;
+every refusal is one sentence. Needs data/bccd and data/camvid. Each run is a
+fork of one process that has imported the packages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 OUT = 'tools/benchmarks/results/crafted-files.json'
-# One thread: what is forked must not wait for threads left behind.
+# One thread, since forks must not wait for threads of the parent.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 sys.path.insert(0, str(REPOSITORY / 'tools'))
@@ -61,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--seconds',
         type=float,
         default=90,
-        help='time on the processor after which a run is stopped',
+        help='processor time after which a run is stopped',
     )
     parser.add_argument(
         '--list', action='store_true', help='name the files and stop'
@@ -107,7 +107,7 @@ def summary(rows: list[dict[str, Any]]) -> list[str]:
 def report(
     rows: list[dict[str, Any]], baselines: dict[tuple[str, str], Any]
 ) -> dict[str, Any]:
-    """Return what is written: totals, baselines, every run."""
+    """Return the contents of the JSON file: totals, baselines, every run."""
     return {
         'files': len({row['file'] for row in rows}),
         'runs': len(rows),

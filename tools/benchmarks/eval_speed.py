@@ -21,7 +21,7 @@ TARGET = 1.6
 def one_pass(model: nn.Module, batches: Sequence[Any]) -> float:
     """Return the seconds of one pass over all batches.
 
-    A pass is what the test loop does: preprocessing, forward, decoding.
+    Like the test loop, a pass does preprocessing, forward and decoding.
     """
     start = time.perf_counter()
     for batch in batches:
@@ -32,7 +32,7 @@ def one_pass(model: nn.Module, batches: Sequence[Any]) -> float:
 def interleaved(
     models: dict[str, nn.Module], batches: Sequence[Any], *, repeats: int
 ) -> dict[str, list[float]]:
-    """Time models by turns, so that a busy moment hits all alike.
+    """Time models in turns, so that load from outside affects all equally.
 
     Args:
         models: Name -> model.
@@ -100,11 +100,11 @@ def measure(
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Say it in words."""
+    """Return the result as text."""
     medians = result['median_seconds']
     return [
         f'evaluation of {result["num_images"]} images, medians of '
-        f'{len(result["seconds"]["float"])} passes by turns:',
+        f'{len(result["seconds"]["float"])} passes in turns:',
         f'  float      {medians["float"]:.2f} s',
         f'  quantized  {medians["quantized"]:.2f} s',
         f'  ratio      {result["ratio"]:.2f} (target at most {TARGET})',

@@ -1,4 +1,4 @@
-"""Inference time of a grid head against the plain head that it replaces."""
+"""Inference time of a grid head against the plain head it replaces."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def blank_samples(num_images: int, *, size: tuple[int, int]) -> list[Any]:
 def head_work(
     model: nn.Module, *, features: Any, proposals: Any, samples: list[Any]
 ) -> dict[str, dict[str, Work]]:
-    """Return what to time: head -> stage -> function.
+    """Return the functions to time: head -> stage -> function.
 
-    ``forward`` is the head's layers, ``predict`` also decodes its boxes and
-    suppresses doubles, as an evaluation does.
+    ``forward`` runs the head's layers, ``predict`` also decodes boxes and
+    suppresses duplicates, as an evaluation does.
 
     Args:
         model: Detector of one or two stages.
@@ -78,7 +78,7 @@ def head_work(
 
 @torch.no_grad()
 def by_turns(work: Mapping[str, Work], *, repeats: int) -> dict[str, float]:
-    """Return the median seconds of each function, called by turns.
+    """Return the median seconds of each function, called in turns.
 
     Args:
         work: Name -> function.
@@ -98,12 +98,12 @@ def by_turns(work: Mapping[str, Work], *, repeats: int) -> dict[str, float]:
 def inputs_of(
     model: nn.Module, *, batch_size: int, size: tuple[int, int]
 ) -> dict[str, Any]:
-    """Make what the heads read, from images of noise.
+    """Make the heads' inputs from noise images.
 
     Args:
         model: Detector whose backbone, neck and RPN are used.
-        batch_size: Images.
-        size: Their height and width.
+        batch_size: Number of images.
+        size: Height and width of the images.
     """
     samples = blank_samples(batch_size, size=size)
     with run_setup.single_seed():
@@ -131,10 +131,10 @@ def measure(
         config_path: Config of the model with grid heads.
         plain: Config of the model with plain heads.
         repeats: Timed calls of each.
-        batch_size: Images of a call.
+        batch_size: Images per call.
         size: Height and width of the images.
-        checkpoint: Weights of the former; None leaves them random.
-        plain_checkpoint: Weights of the latter; None leaves them random.
+        checkpoint: Weights of the grid heads; None leaves them random.
+        plain_checkpoint: Weights of the plain heads; None leaves them random.
 
     Raises:
         ValueError: If the models do not have the same heads.
@@ -148,7 +148,7 @@ def measure(
     if work['plain'].keys() != work['grid'].keys():
         raise ValueError(
             f'{config_path} has the heads {sorted(work["grid"])}, but {plain} '
-            f'has {sorted(work["plain"])}: give two configs of one detector'
+            f'has {sorted(work["plain"])}: give configs of the same detector'
         )
     heads = {
         head: {
@@ -189,11 +189,11 @@ def measure(
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Say it in words."""
+    """Return the result as text."""
     height, width = result['size']
     text = [
         f'heads on {result["batch_size"]} images of {height}x{width}, '
-        f'medians of {result["repeats"]} calls by turns:'
+        f'medians of {result["repeats"]} calls in turns:'
     ]
     for head, stages in result['median_seconds'].items():
         for stage, seconds in stages.items():

@@ -1,8 +1,8 @@
-"""Kill quantizations at random moments: what do the next runs end with?
+"""Kill quantizations at random moments and check the results of later runs.
 
-A tiny model is quantized in processes of their own, with states to resume
-from and activations on disk. Every try ends with the bits of an uninterrupted
-run, or a run is refused; nothing else passes.
+A tiny model is quantized in separate processes, with resume states and
+activations on disk. Every try must end with the bits of an uninterrupted run,
+or be refused.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ from taskptq.engine.recipe import Recipe
 from taskptq.reconstruction.state_folder import FolderInUseError
 from taskptq.testing import tiny_batches, tiny_model
 
-# Torch and mmengine are imported once: a fork of this process starts at once.
+# Torch and mmengine are imported once, so a fork of this process is fast.
 FORK = multiprocessing.get_context('fork')
 BITS = {'num_bits': 3, 'symmetric': False}
 REFUSED = 3
-# A try is killed so often before it may end.
+# Number of kills before a try may end.
 MOST_KILLS = 3
 LIMIT = 600.0  # seconds for one run
 
 
 def quantize_once(folder: Path, *, steps: int) -> None:
-    """Quantize into a folder; the process then ends.
+    """Quantize into a folder, then end the process.
 
     Args:
-        folder: Takes the work folder and spilled activations.
-        steps: Of each unit.
+        folder: Parent of the work folder and of spilled activations.
+        steps: Steps of each unit.
     """
     torch.set_num_threads(1)
     recipe = Recipe.from_config(
@@ -59,7 +59,7 @@ def quantize_once(folder: Path, *, steps: int) -> None:
             'cache_dir': str(folder / 'cache'),
         },
     )
-    # What a child says would mix with the table.
+    # A child's output would mix with the table.
     sys.stdout = sys.stderr = (folder / 'output.txt').open('a')
     try:
         quantize_model(
@@ -114,13 +114,13 @@ def wait_for_write(process: BaseProcess, folder: Path) -> None:
 
 
 def digest_of(folder: Path) -> str:
-    """Return the digest of what a run wrote."""
+    """Return the digest of a run's output."""
     payload = torch.load(folder / 'work/quantized.pth', weights_only=True)
     return str(payload['digest'])
 
 
 def remains(folder: Path) -> list[str]:
-    """Return what should not be there any more after a finished run."""
+    """Return files that a finished run should have removed."""
     found = [
         *folder.glob('work/**/*.partial'),
         *folder.glob('work/reconstruction_state'),
@@ -132,12 +132,12 @@ def remains(folder: Path) -> list[str]:
 def killed(
     folder: Path, *, seconds: float, steps: int, writing: bool
 ) -> dict[str, Any]:
-    """Kill a quantization some times, then let it end.
+    """Kill a quantization several times, then let it finish.
 
     Args:
         folder: Empty folder.
-        seconds: What an uninterrupted run takes.
-        steps: Of each unit.
+        seconds: Duration of an uninterrupted run.
+        steps: Steps of each unit.
         writing: Kill while a file is being written, else at any moment.
     """
     kills = 0
@@ -179,7 +179,7 @@ def _result(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """Give an empty folder, removed afterwards."""
+    """Create an empty folder and remove it afterwards."""
     with tempfile.TemporaryDirectory(prefix='taskptq-kills-') as name:
         yield Path(name)
 
@@ -188,9 +188,9 @@ def measure(*, tries: int, steps: int, seed: int) -> dict[str, Any]:
     """Run all tries.
 
     Args:
-        tries: Of each kind.
-        steps: Of each unit.
-        seed: Of the moments.
+        tries: Number of tries of each kind.
+        steps: Steps of each unit.
+        seed: Seed of the moments.
     """
     random.seed(seed)
     with scratch() as folder:
@@ -226,7 +226,7 @@ def measure(*, tries: int, steps: int, seed: int) -> dict[str, Any]:
 
 
 def _judge(found: dict[str, Any], expected: str) -> Counter[str]:
-    """Count what came of a try; 'wrong' is what may not be."""
+    """Count the outcomes of a try; 'wrong' must not occur."""
     codes = found['codes']
     same = found['digest'] == expected and not found['remains']
     fine = same and set(codes) <= {0, REFUSED} and 0 in codes
@@ -241,7 +241,7 @@ def _judge(found: dict[str, Any], expected: str) -> Counter[str]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Say it in words."""
+    """Return the result as text."""
     rows = [
         f'  {name}: {row["identical"]} of {result["tries"]} end with the '
         f'same bits after {row["kills"]} kills, {row["refused"]} runs '

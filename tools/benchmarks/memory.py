@@ -18,16 +18,16 @@ from taskptq.engine.pipeline import run_batch
 from taskptq.reconstruction import reconstruct
 
 TARGET = 1.02
-# The allocator's own luck moves a peak by some percent: medians are compared.
+# Peaks vary by some percent with the allocator, so medians are compared.
 REPEATS = 3
 MIB = 2**20
 
 
 class RandomImages(Sequence[Any]):
-    """Batches of noise, made when asked for; a batch is always the same.
+    """Batches of noise, generated on access; each batch is reproducible.
 
     Args:
-        num_images: Images in all.
+        num_images: Total number of images.
         batch_size: Images per batch.
         size: Height and width in pixels.
     """
@@ -75,7 +75,7 @@ class RandomImages(Sequence[Any]):
 def images(
     config: Any, *, num_images: int, batch_size: int
 ) -> tuple[Sequence[Any], str]:
-    """Return training images; noise where the data set is not there."""
+    """Return training images, or noise if the data set is missing."""
     dataset = config.train_dataloader.dataset
     root = Path(dataset.get('data_root') or '.')
     if (root / dataset.get('ann_file', '')).is_file():
@@ -90,8 +90,8 @@ def images(
 def peak_bytes() -> int:
     """Return this process' peak resident memory.
 
-    Linux carries ``ru_maxrss`` over from the parent process at a start, so
-    the kernel's own high-water mark is read where there is one.
+    On Linux a process inherits ``ru_maxrss`` from its parent, so the kernel's
+    own high-water mark is read if available.
     """
     status = Path('/proc/self/status')
     if status.exists():
@@ -112,7 +112,7 @@ def work(
     steps: int,
     batch_size: int,
 ) -> dict[str, Any]:
-    """Reconstruct once in this process and say what it took at most."""
+    """Reconstruct once in this process and return its peak memory."""
     config = run_setup.read_config(config_path)
     batches, source = images(
         config, num_images=num_images, batch_size=batch_size
@@ -151,7 +151,7 @@ def measure(
     batch_size: int,
     script: str,
 ) -> dict[str, Any]:
-    """Reconstruct with N and with 2N images, in processes of their own.
+    """Reconstruct with N and with 2N images, in separate processes.
 
     Args:
         config_path: Config of the float model.
@@ -226,7 +226,7 @@ def _run_worker(arguments: list[str]) -> dict[str, Any]:
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Say it in words."""
+    """Return the result as text."""
     rows = [
         f'  {run["num_images"]:4d} images ({run["images"]}): peak '
         f'{run["peak_bytes"] / MIB:.0f} MiB, spilled '

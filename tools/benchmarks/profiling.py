@@ -1,4 +1,4 @@
-"""Where the time of a reconstruction step goes."""
+"""Profile the operators of a reconstruction step."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def measure(
         checkpoint: Float checkpoint.
         recipe: Name of the recipe, or a file that sets its parts.
         num_images: Calibration images.
-        unit: Its qualified name; None takes the one in the middle.
-        steps: Steps to profile, after as many to warm up.
+        unit: Qualified name of the unit; None is the one in the middle.
+        steps: Steps to profile, after as many warm-up steps.
         rows: Operators to list.
 
     Raises:
@@ -48,7 +48,7 @@ def measure(
     name = unit or list(units)[len(units) // 2]
     if name not in units:
         raise ValueError(
-            f'no unit is called {name!r}; they are {", ".join(units)}'
+            f'there is no unit {name!r}: choose from {", ".join(units)}'
         )
     with run_setup.single_seed():
         session = Session(model, units[name], batches, settings)
@@ -80,9 +80,9 @@ def measure(
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Say it in words."""
+    """Return the result as text."""
     return [
-        f'{result["unit"]}: {1000 * result["seconds_per_step"]:.0f} ms a '
+        f'{result["unit"]}: {1000 * result["seconds_per_step"]:.0f} ms per '
         'step under the profiler',
         result['table'],
     ]

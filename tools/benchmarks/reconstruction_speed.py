@@ -1,4 +1,4 @@
-"""Steps per second of our reconstruction against the plain loop."""
+"""Steps per second of our reconstruction and of a plain loop."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TARGET = 3.0
 
 
 def spread(units: Sequence[Unit], *, count: int | None) -> list[Unit]:
-    """Pick units evenly over the model's depth, the ends among them."""
+    """Pick units evenly over the model's depth, including both ends."""
     if count is None or count >= len(units):
         return list(units)
     if count == 1:
@@ -39,10 +39,10 @@ def measure_unit(
     rounds: int,
     reference_steps: int,
 ) -> dict[str, Any]:
-    """Time both loops on one unit, by turns.
+    """Time both loops on one unit, in turns.
 
     Args:
-        model: Calibrated model; left as it is.
+        model: Calibrated model; not changed.
         unit: The unit.
         batches: Minibatches of ``config.batch_size`` images.
         config: Settings, with the steps to run in each round.
@@ -50,7 +50,8 @@ def measure_unit(
         reference_steps: Steps of the plain loop in each round.
 
     Returns:
-        Seconds per step: of ours, and of fetching and the rest of theirs.
+        Seconds per step of ours, and of fetching and the rest in the plain
+        loop.
     """
     own = copy.deepcopy(model)
     session = Session(
@@ -100,9 +101,9 @@ def measure(
         checkpoint: Float checkpoint.
         recipe: Name of the recipe, or a file that sets its parts.
         num_images: Calibration images.
-        num_units: Units to time, evenly spread; None takes all.
-        steps: Steps of our loop in each round; a third of it of the other.
-        rounds: Turns.
+        num_units: Units to time, evenly spread; None times all.
+        steps: Steps of our loop per round; the plain loop does a third.
+        rounds: Turns of both loops.
     """
     config = run_setup.read_config(config_path)
     full = run_setup.reconstruction(recipe)
@@ -165,11 +166,11 @@ def summarize(
     steps: int,
     fetches_per_unit: int,
 ) -> dict[str, Any]:
-    """Turn seconds into steps per second of a whole reconstruction.
+    """Convert seconds to steps per second of a whole reconstruction.
 
     Args:
         rows: Seconds per step of each timed unit.
-        overhead: Seconds that ours spends on captures, for all units.
+        overhead: Seconds that our loop spends on captures, for all units.
         num_units: Units of the model.
         steps: Steps of each unit in the full recipe.
         fetches_per_unit: Minibatches that hold all calibration images.
@@ -192,7 +193,7 @@ def summarize(
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    """Say it in words."""
+    """Return the result as text."""
     rate = result['steps_per_second']
     rows = [
         f'  {row["unit"]:<28} {1000 * row["ours"]:8.0f} '

@@ -1,11 +1,10 @@
 """A plain reconstruction loop, for comparison only.
 
-For each minibatch it runs the model from the image up to the unit twice, as
-float for the unit's target and quantized for its input; every quantizer is
-written out in single tensor expressions, and rounding starts from the weight
-at each step. It learns the same parameters by the same loss (the weight of
-the rounding penalty is fixed, which costs the same) as
-``taskptq.calibration``.
+For each minibatch it runs the model from the image up to the unit twice: float
+for the unit's target and quantized for its input. Every quantizer is written
+as single tensor expressions, and each step rounds from the weight again. It
+learns the same parameters by the same loss as ``taskptq.reconstruction``,
+apart from a fixed weight of the rounding penalty, which costs the same.
 """
 
 from __future__ import annotations
@@ -47,7 +46,7 @@ def plain_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:
 
 
 class _Plain:
-    """Fake quantization in single expressions, straight-through gradient."""
+    """Fake quantization by single expressions, straight-through gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x``, quantized if enabled."""
@@ -84,7 +83,7 @@ class PlainLSQ(_Plain, LSQQuantizer):
 
 
 class PlainRounding(nn.Module):
-    """AdaRound (Nagel et al., ICML 2020, Eqs. 22, 23), nothing kept.
+    """AdaRound (Nagel et al., ICML 2020, Eqs. 22, 23), without caching.
 
     Args:
         quantizer: The weight's calibrated quantizer.
@@ -109,7 +108,7 @@ class PlainRounding(nn.Module):
         )
 
     def share_up(self) -> Tensor:
-        """Return how much of a step each weight goes up, in [0, 1]."""
+        """Return the share of a step by which each weight rises, in [0, 1]."""
         return torch.clamp(torch.sigmoid(self.alpha) * 1.2 - 0.1, 0, 1)
 
     def forward(self) -> Tensor:
@@ -127,7 +126,7 @@ class PlainRounding(nn.Module):
 
 
 def plain_copy(model: nn.Module) -> nn.Module:
-    """Copy a calibrated model, with plain quantizers.
+    """Copy a calibrated model with plain quantizers.
 
     Raises:
         TypeError: If it has a quantizer that is not affine.
@@ -158,7 +157,7 @@ def _plain_quantizer(quantizer: nn.Module) -> nn.Module:
 
 
 class _Done(Exception):
-    """The unit ran as often as it does: skip the rest of the model."""
+    """All calls of the unit are done: skip the rest of the model."""
 
 
 class ReferenceLoop:
@@ -167,7 +166,7 @@ class ReferenceLoop:
     Args:
         model: Calibrated model; copied.
         name: Qualified name of the unit.
-        num_calls: How often a forward pass calls it.
+        num_calls: Number of its calls in a forward pass.
         batches: Collated minibatches, held in memory.
         config: Settings.
     """
@@ -220,7 +219,7 @@ class ReferenceLoop:
         """Do one step.
 
         Returns:
-            Seconds of fetching inputs and targets, seconds of the rest.
+            Seconds for fetching inputs and targets, and for the rest.
         """
         start = time.perf_counter()
         batch = self.batches[int(torch.randint(len(self.batches), ()))]
@@ -240,12 +239,12 @@ class ReferenceLoop:
         return fetched - start, time.perf_counter() - fetched
 
     def fetch(self, batch: Any) -> tuple[list[Any], list[Tensor]]:
-        """Run the model from the image; returns the unit's calls."""
+        """Run the model from the image and return the unit's calls."""
         inputs: list[Any] = []
         outputs: list[Tensor] = []
 
         def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-            # Copies, since a later layer may work in place.
+            # Copied, since a later layer may work in place.
             leaves, skeleton = flatten((args, kwargs))
             inputs.append(([leaf.clone() for leaf in leaves], skeleton))
 

@@ -1,4 +1,4 @@
-"""Models, images and facts about the run that all benchmarks need."""
+"""Models, images and run information for all benchmarks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def quiet() -> None:
-    """Keep mmengine's log out of the numbers."""
+    """Keep mmengine's log out of the output."""
     MMLogger.get_instance('taskptq', logger_name='taskptq', log_level='ERROR')
 
 
@@ -59,7 +59,7 @@ def load_float(config: Config, checkpoint: str) -> nn.Module:
 def calibration_batches(
     config: Config, *, num_images: int, batch_size: int
 ) -> CalibrationBatches:
-    """Return images of the training split, read when asked for."""
+    """Return images of the training split, read on access."""
     return build_calibration(
         CalibrationConfig(num_images=num_images, batch_size=batch_size),
         source=evaluation_source(config),
@@ -88,7 +88,7 @@ def test_batches(
 def prepared(
     model: nn.Module, batches: Sequence[Any], *, recipe: str
 ) -> nn.Module:
-    """Swap and calibrate a float model in place; no rewrite is run.
+    """Swap and calibrate a float model in place, without rewrites.
 
     Args:
         model: Float model.
@@ -113,14 +113,14 @@ def read_config(path: str) -> Config:
 
 @contextmanager
 def single_seed(seed: int = 0) -> Iterator[None]:
-    """Draw from a fixed seed inside."""
+    """Use a fixed seed inside the context."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def environment() -> dict[str, Any]:
-    """Return what the numbers depend on beside the code."""
+    """Return what the numbers depend on, besides the code."""
     return {
         'taskptq': __version__,
         'torch': torch.__version__,
@@ -134,7 +134,7 @@ def environment() -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """Return the checkout's commit, None outside of one."""
+    """Return the checkout's commit, None outside a checkout."""
     try:
         done = subprocess.run(
             ['git', 'rev-parse', 'HEAD'],
@@ -151,11 +151,11 @@ def commit() -> str | None:
 def write_result(
     result: dict[str, Any], *, name: str, out: str | None
 ) -> Path:
-    """Write what a benchmark measured.
+    """Write the result of a benchmark.
 
     Args:
         result: Plain types.
-        name: The benchmark, with the model's name where there is one.
+        name: Name of the benchmark and, if any, of the model.
         out: JSON file; None is ``work_dirs/benchmark/<name>.json``.
     """
     path = Path(out or f'work_dirs/benchmark/{name}.json')

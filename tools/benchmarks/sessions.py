@@ -1,4 +1,4 @@
-"""One unit of a model, ready to be trained by our own loop."""
+"""One unit of a model, ready to train with our own loop."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from taskptq.reconstruction.rounding.learned import UnitResult
 def units_of(
     model: nn.Module, batch: Any, config: ReconstructionConfig
 ) -> list[Unit]:
-    """Return the units in execution order, as reconstruction sees them."""
+    """Return the units of a reconstruction, in execution order."""
     called = called_modules(model, batch, forward=run_batch)
     units = split_blocks(
         model, scope=config.scope, callable_names=called, extra=config.blocks
@@ -37,7 +37,7 @@ def units_of(
 
 
 class Session:
-    """One unit with its inputs and targets, captured behind the prefix.
+    """One unit with its inputs and targets, captured after the prefix.
 
     Args:
         model: Calibrated model.
@@ -72,7 +72,7 @@ class Session:
         self.data.compute('float', keep=None)
 
     def train(self) -> UnitResult:
-        """Train the unit anew; the result says how long it took."""
+        """Train the unit again; the result holds the time it took."""
         display = RunProgress(1, self.config.steps, enabled=False)
         return self.run._train(self.unit, 0, self.data, display)
 

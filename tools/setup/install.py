@@ -1,10 +1,10 @@
 """Set up ``.venv``: pinned packages, mmcv from source, taskptq itself.
 
-Run by ``make setup`` with any Python from 3.10 to 3.12; uses the standard
-library only. Every step first looks whether it is still needed, so running it
-again after an interruption, or after something in ``.venv`` was broken, goes
-on where it is necessary. The steps are: the environment, torch, mmcv (built
-from its source distribution against that torch), everything else, taskptq.
+Run by ``make setup`` with any Python from 3.10 to 3.12; uses only the standard
+library. Every step first checks whether it is needed, so another run continues
+after an interruption or repairs a broken ``.venv``. The steps are: the
+environment, torch, mmcv (built from its source distribution against that
+torch), everything else, taskptq.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ TRY_ALL = (
     'import mmdet.apis, mmdet.datasets, mmseg.apis, mmseg.datasets, '
     'segment_anything, taskptq.registry'
 )
-# Runs inside .venv: prints the requirements that are not installed exactly.
+# Runs inside .venv: prints the requirements that are not met.
 LIST_UNMET = """
 import re, sys
 from importlib import metadata
@@ -59,8 +59,8 @@ for path in sys.argv[1:]:
                 version.split('+')[0], prereleases=True):
             print(line)
 """
-# Runs inside .venv: prints the folders that are installed in editable mode,
-# unless their setup.py (commands, entry points) changed since.
+# Runs inside .venv: prints the folders installed in editable mode whose
+# setup.py (commands, entry points) has not changed since.
 LIST_EDITABLE = """
 import json
 from importlib import metadata
@@ -81,11 +81,11 @@ for found in metadata.distributions():
 
 
 class SetupError(Exception):
-    """Something that the user has to put right, in one sentence."""
+    """A problem that the user has to fix, in one sentence."""
 
 
 def say(text: str) -> None:
-    """Print one line of progress at once."""
+    """Print one line of progress immediately."""
     print(f'[setup] {text}', flush=True)
 
 
@@ -108,7 +108,7 @@ def build_environment() -> dict[str, str]:
 
 
 def run_python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the Python of ``.venv`` quietly, outside of the repository."""
+    """Run the Python of ``.venv`` quietly, outside the repository."""
     return subprocess.run(
         [str(PYTHON), *arguments],
         cwd=VENV,
@@ -130,8 +130,8 @@ def pip_install(*arguments: str | Path) -> None:
     )
     if result.returncode != 0:
         raise SetupError(
-            f'`{shlex.join(command)}` failed (see above); put right what it '
-            'complains about and run `make setup` again.'
+            f'`{shlex.join(command)}` failed (see above); fix the problem '
+            'and run `make setup` again.'
         )
 
 
@@ -144,7 +144,7 @@ def unmet(*paths: Path) -> list[str]:
 
 
 def pip_runs() -> bool:
-    """Tell whether ``.venv`` has a Python and a pip that start."""
+    """Return whether ``.venv`` has a working Python and pip."""
     return (
         PYTHON.exists()
         and run_python('-m', 'pip', '--version').returncode == 0
@@ -152,10 +152,10 @@ def pip_runs() -> bool:
 
 
 def make_venv() -> None:
-    """Create ``.venv``, or repair one whose Python or pip does not run.
+    """Create ``.venv``, or repair it if its Python or pip does not run.
 
     Raises:
-        SetupError: If this Python cannot make one.
+        SetupError: If this Python cannot create it.
     """
     if pip_runs():
         return
@@ -177,7 +177,7 @@ def make_venv() -> None:
 
 
 def install_torch() -> None:
-    """Install torch and what mmcv's build needs."""
+    """Install torch and the requirements of mmcv's build."""
     missing = unmet(TORCH)
     if missing:
         say(
@@ -214,7 +214,7 @@ def check_compiler() -> None:
 
 
 def show_build(lines: IO[str]) -> None:
-    """Log a build's output and show its counter: ``[12/78]``, ninja's way."""
+    """Log a build's output and show ninja's counter, e.g. ``[12/78]``."""
     start = time.monotonic()
     with BUILD_LOG.open('w', encoding='utf-8') as log:
         for line in lines:
@@ -279,16 +279,16 @@ def install_mmcv() -> None:
 
 
 def check_mmcv() -> None:
-    """Run one of mmcv's operators; build mmcv anew if that fails.
+    """Run one of mmcv's operators; rebuild mmcv if that fails.
 
-    The reasons are damage, or a build that pip kept from another torch.
+    It fails after damage, or if pip kept a build against another torch.
 
     Raises:
         SetupError: If the operators do not run after a fresh build either.
     """
     if run_python('-c', TRY_MMCV).returncode == 0:
         return
-    say('the installed mmcv does not run, building it anew')
+    say('the installed mmcv does not run, rebuilding it')
     build_mmcv('--force-reinstall', '--no-cache-dir')
     result = run_python('-c', TRY_MMCV)
     if result.returncode != 0:
@@ -306,7 +306,7 @@ def install_others() -> None:
 
 
 def install_editable() -> None:
-    """Install taskptq, and the projects that are packages, in place."""
+    """Install taskptq and the packages of projects in editable mode."""
     present = run_python('-c', LIST_EDITABLE).stdout.split()
     folders = [
         ROOT,
@@ -322,14 +322,14 @@ def install_editable() -> None:
 
 
 def verify() -> None:
-    """Import what the tests and the demo need; repair what does not import.
+    """Import the packages of tests and demo; reinstall if that fails.
 
     Raises:
         SetupError: If something still cannot be imported.
     """
     if run_python('-c', f'{TRY_MMCV}\n{TRY_ALL}').returncode == 0:
         return
-    say('an installed package does not import, installing all of them anew')
+    say('an installed package does not import, reinstalling all of them')
     pip_install(
         '-q',
         '--no-deps',
@@ -349,7 +349,7 @@ def verify() -> None:
 
 
 def set_up(stamp: Path) -> None:
-    """Do the steps that are necessary, then write the stamp."""
+    """Run the necessary steps, then write the stamp."""
     make_venv()
     install_torch()
     install_mmcv()
@@ -375,7 +375,7 @@ def main() -> int:
         print(f'[setup] {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('[setup] interrupted; `make setup` goes on', file=sys.stderr)
+        print('[setup] interrupted; `make setup` continues', file=sys.stderr)
         return 130
     return 0
 

@@ -1,5 +1,4 @@
-"""Checkpoint files that are not what they seem, and what tools do with them.
+"""Malicious and damaged checkpoint files, and how tools handle them.
 
-Whatever a file here would run creates an empty marker file in the folder of
-the run, and nothing else.
+Code in these files only creates an empty marker file in the folder of the run.
 """

@@ -1,4 +1,4 @@
-"""One crafted file: what it is, how it is made, who gets it."""
+"""One crafted file: its effect, how to write it, which tools get it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ __all__ = [
 # An importable module whose import leaves the marker.
 MODULE = 'crafted_marker'
 QAT_KEY = 'taskptq_qat'
-# What a digest ends in where a file is too odd to have one.
+# Errors of computing a digest over odd contents.
 NO_DIGEST = (
     ArithmeticError,
     AttributeError,
@@ -37,7 +37,7 @@ NO_DIGEST = (
 
 @dataclass(frozen=True, kw_only=True)
 class Good:
-    """The files that crafted ones are made from, of one host's model.
+    """The valid files of one host's model, which crafted ones are made from.
 
     Args:
         folder: Holds ``float.pth``, ``quantized.pth``, ``training.pth``
@@ -65,7 +65,7 @@ class Good:
         )
 
     def read(self, source: str) -> dict[str, Any]:
-        """Read a good file's content."""
+        """Read a good file's contents."""
         return torch.load(
             self.path(source), map_location='cpu', weights_only=False
         )
@@ -79,14 +79,14 @@ class Case:
     """A crafted file.
 
     Args:
-        name: Unique, also the file's stem.
-        kind: Which module makes it, for the totals.
-        effect: What it would do to a trusting reader.
+        name: Unique name, also the file's stem.
+        kind: Module that makes it, for the totals.
+        effect: Effect on a reader that trusts it.
         write: Makes the file from the good ones.
-        source: The good file that it is compared with: ``float``,
-            ``quantized``, ``training``, ``epoch``, ``state``.
+        source: Good file to compare it with: ``float``, ``quantized``,
+            ``training``, ``epoch``, ``state``.
         expect: ``refused``, ``accepted`` (harmless) or ``either``.
-        tools: Who gets it; None gives it to all who read its source.
+        tools: Tools that get it; None for all that read its source.
     """
 
     name: str
@@ -99,10 +99,10 @@ class Case:
 
 
 def redigest(payload: dict[str, Any]) -> None:
-    """Give a changed payload its right digest, as anyone can.
+    """Give a changed payload a valid digest, which anyone can compute.
 
     Args:
-        payload: Content of a quantized file; keeps its old digest where the
+        payload: Contents of a quantized file; keeps its old digest if the
             version under test cannot compute one.
     """
     from taskptq.export.schema import compute_digest
@@ -116,11 +116,11 @@ def redigest(payload: dict[str, Any]) -> None:
 def edited(
     change: Callable[[dict[str, Any]], Any], *, digest: bool = True
 ) -> Write:
-    """Return how to write a changed quantized file.
+    """Return a function that writes a changed quantized file.
 
     Args:
-        change: Gets the payload and changes it in place.
-        digest: Compute the digest anew; not where that would take for ever.
+        change: Changes the payload in place.
+        digest: Recompute the digest; False if that would take forever.
     """
 
     def write(good: Good, path: Path) -> None:
@@ -136,7 +136,7 @@ def edited(
 def edited_float(
     change: Callable[[dict[str, Any]], Any], *, source: str = 'float'
 ) -> Write:
-    """Return how to write a changed float checkpoint; see :func:`edited`."""
+    """Do the same as :func:`edited` for a float checkpoint."""
 
     def write(good: Good, path: Path) -> None:
         payload = good.read(source)
@@ -147,15 +147,15 @@ def edited_float(
 
 
 def edited_training(change: Callable[[dict[str, Any]], Any]) -> Write:
-    """Return how to write a changed checkpoint of QATHook.
+    """Return a function that writes a changed checkpoint of QATHook.
 
     Args:
-        change: Gets the entry with recipe and weights.
+        change: Changes the entry with recipe and weights in place.
     """
 
     def write(good: Good, path: Path) -> None:
         payload = good.read('training')
-        # A config in meta is not what these files are about.
+        # A config in meta would be a second reason for refusal.
         payload['meta'] = {**payload.get('meta', {}), 'cfg': ''}
         change(payload[QAT_KEY])
         torch.save(payload, path)
@@ -164,7 +164,7 @@ def edited_training(change: Callable[[dict[str, Any]], Any]) -> Write:
 
 
 def first(entries: Mapping[str, Any], *, ending: str = '') -> str:
-    """Return the first name with an ending and a value that is not empty."""
+    """Return the first name with an ending and a non-empty value."""
     for name, value in entries.items():
         filled = not hasattr(value, 'numel') or value.numel() > 0
         if name.endswith(ending) and filled:

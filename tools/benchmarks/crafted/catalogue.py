@@ -18,7 +18,7 @@ from .case import Case
 
 __all__ = ['all_cases', 'is_wide', 'select']
 
-# Given to every tool: some of each kind. The others go to one or two.
+# Some of each kind, given to every tool. The others go to one or two.
 WIDE = (
     'pickle-*',
     'container-cut-half',
@@ -96,10 +96,10 @@ def all_cases() -> list[Case]:
 
 
 def select(patterns: Sequence[str] | None) -> list[Case]:
-    """Return the cases that a command line asks for.
+    """Return the selected cases.
 
     Args:
-        patterns: Shell patterns of names or kinds; None takes all.
+        patterns: Shell patterns of names or kinds; None selects all.
     """
     return [
         case
@@ -113,7 +113,7 @@ def select(patterns: Sequence[str] | None) -> list[Case]:
 
 
 def is_wide(case: Case) -> bool:
-    """Whether every tool gets the file."""
+    """Return whether every tool gets the file."""
     return case.tools is not None or any(
         fnmatchcase(case.name, pattern) for pattern in WIDE
     )

@@ -1,4 +1,4 @@
-"""Archives that are cut, flipped, or more than they seem."""
+"""Archives that are truncated, have flipped bits, or hide something."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ FLIPS: dict[str, Callable[[bytes], int]] = {
 
 
 def _bomb(entry: str, size: int) -> Callable[[Good, Path], None]:
-    """Add or replace an entry by deflated zeros."""
+    """Add an entry of deflated zeros, or replace one."""
 
     def write(good: Good, path: Path) -> None:
         donor = good.path('quantized')
@@ -127,7 +127,7 @@ def _bomb_tensor(good: Good, path: Path) -> None:
 
 
 def _declare(pickled: bytes, count: int) -> bytes:
-    """Let the storage that was pickled last declare another length.
+    """Change the length that the last pickled storage declares.
 
     Args:
         pickled: ``data.pkl``; its last storage has 1 to 255 elements.
@@ -320,7 +320,7 @@ def _bombs() -> list[Case]:
     return [
         _case(
             'bomb-entry',
-            'a 3 MB entry of no use takes 3 GiB',
+            'an unused 3 MB entry takes 3 GiB',
             _bomb('extra', 3 * GIB),
         ),
         _case(
@@ -355,7 +355,7 @@ def cases() -> list[Case]:
                 ('last-byte', -1),
             )
         ),
-        # Some bits mean nothing; the digest covers all that do.
+        # Some bits mean nothing; the digest covers all others.
         *(
             _case(
                 f'flip-{n}',
@@ -421,7 +421,7 @@ def cases() -> list[Case]:
         ),
         _case(
             'version-text',
-            'a version record that is no number',
+            'a version record that is not a number',
             edited_version,
         ),
     ]

@@ -1,4 +1,4 @@
-"""Quantized files with a right digest and impossible numbers."""
+"""Quantized files with a valid digest and impossible numbers."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _field(field: str, to: Any) -> Callable[[Payload], None]:
 
 
 def _one(tensor: Tensor, value: float) -> Tensor:
-    """Return a copy whose last element is another."""
+    """Return a copy with another last element."""
     # Zero points are stored in as few bytes as they need.
     changed = (
         tensor.clone()
@@ -270,7 +270,7 @@ def _packed() -> list[tuple[str, str, Callable[[Payload], None]]]:
 
 def cases() -> list[Case]:
     """List them."""
-    # A scale of 1e-44 is positive; whether it is believed is no matter.
+    # A scale of 1e-44 is positive, so it may be accepted or refused.
     lenient = ('denormal', 'scale-huge', 'float64')
     return [
         Case(

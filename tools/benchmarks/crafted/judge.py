@@ -1,4 +1,4 @@
-"""Whether an outcome is what a user may expect of a crafted file."""
+"""Judge whether a tool handled a crafted file correctly."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MORE_SECONDS = 20
 LONGEST = 1000
 ERROR = re.compile(r'^(?P<kind>[A-Za-z_][\w.]*): (?P<text>.+)$')
 FRAME = re.compile(r'^\s*File "(?P<path>[^"]+)", line \d+, in ', re.M)
-# Errors of the language, which no one reads as a sentence.
+# Errors of the language, which are not meant for users.
 BARE = (
     'AttributeError',
     'KeyError',
@@ -54,13 +54,13 @@ def judge(
     marked: bool,
     package: Path,
 ) -> list[str]:
-    """List what is wrong with an outcome.
+    """List the violations of an outcome.
 
     Args:
         case: The crafted file.
-        tool: Who got it.
-        outcome: What happened.
-        baseline: What the tool does with the good file.
+        tool: Tool that got it.
+        outcome: Its outcome.
+        baseline: The tool's outcome with the good file.
         marked: Whether the marker appeared.
         package: Folder of the package under test.
     """
@@ -85,16 +85,19 @@ def judge(
 
 
 def must_refuse(case: Case, tool: str) -> bool:
-    """Whether a file must be refused; quantizing refuses quantized ones."""
+    """Return whether a file must be refused.
+
+    Quantizing also refuses quantized files.
+    """
     twice = tool == 'quantize' and case.source == 'quantized'
     return case.expect == 'refused' or twice
 
 
 def is_sentence(output: str, *, tool: str, package: Path) -> bool:
-    """Whether the output ends in one sentence of ours.
+    """Return whether the output ends with one sentence of ours.
 
-    For our tools that is a line of its own, without a traceback; for others
-    the message of an error that was raised in the package.
+    For our tools this is a separate line without a traceback, for others the
+    message of an error raised in the package.
     """
     line = last_line(output)
     if '\x1b' in line or not 20 <= len(line) <= LONGEST:

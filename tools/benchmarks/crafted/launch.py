@@ -1,4 +1,4 @@
-"""How each tool is given a file."""
+"""Run each tool on a file."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ HOST_TOOLS = (
 )
 TOOLS = (*OWN_TOOLS, *HOST_TOOLS)
 EVERY = ('test', 'quantize', 'apis', 'mmdet', 'mmseg')
-# Who gets a file: of each kind some go to every tool, the others to one or
-# two, since all tools read through the same checks.
+# Some files of each kind go to every tool, the others to one or two, since
+# all tools read through the same checks.
 _WIDE = {'float': EVERY, 'quantized': EVERY, 'training': ('test', 'mmdet')}
 _NARROW = {
     'float': ('test', 'mmdet'),
@@ -40,7 +40,7 @@ def tools_of(case: Case, *, wide: bool) -> tuple[str, ...]:
 
     Args:
         case: The crafted file.
-        wide: To every tool that reads such files.
+        wide: Use every tool that reads such files.
     """
     if case.tools is not None:
         return case.tools

@@ -1,4 +1,4 @@
-"""Float checkpoints that are plain, and not of this model."""
+"""Plain float checkpoints that do not fit the model."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ __all__ = ['Call', 'archive', 'dumps', 'string', 'swap_pickle']
 
 
 class Call:
-    """Pickles as the call of a function; arguments may be calls again."""
+    """Object that pickles as a function call; arguments may be calls."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.function, self.args = function, args
@@ -23,7 +23,7 @@ class Call:
         return self.function, self.args
 
     def __call__(self) -> None:
-        """Pickle wants a callable where the function is a call itself."""
+        """Be callable, as pickle demands of a call's function."""
 
 
 def dumps(value: Any, *, protocol: int = 2) -> bytes:
@@ -49,10 +49,10 @@ def archive(
 
     Args:
         path: File to write.
-        pickled: Content of ``data.pkl``.
-        donor: Archive of torch.save whose tensors are taken along.
+        pickled: Contents of ``data.pkl``.
+        donor: Archive of torch.save whose tensors are copied.
         deflate: Compress the entries, which torch.save never does.
-        name: Root folder inside of the archive.
+        name: Root folder in the archive.
     """
     kind = zipfile.ZIP_DEFLATED if deflate else zipfile.ZIP_STORED
     with zipfile.ZipFile(path, 'w', kind, allowZip64=True) as out:
@@ -81,12 +81,12 @@ def pickle_of(path: Path) -> bytes:
 def swap_pickle(
     change: Callable[[bytes], bytes], donor: Path, path: Path
 ) -> None:
-    """Write an archive anew with a changed ``data.pkl``."""
+    """Write an archive with a changed ``data.pkl``."""
     archive(path, change(pickle_of(donor)), donor=donor)
 
 
 def saved(value: Any, *, protocol: int = 2, legacy: bool = False) -> bytes:
-    """Return what torch.save writes, as bytes."""
+    """Return the bytes that torch.save writes."""
     import torch
 
     buffer = io.BytesIO()

@@ -24,7 +24,7 @@ from .opcodes import Call, archive, dumps, saved, string
 __all__ = ['cases']
 
 KIND = 'pickle'
-# Every way to one call: what the pickle names, and with what arguments.
+# Ways to one call: the named function and its arguments.
 CALLS: dict[str, Callable[[Good], Call]] = {
     'os-system': lambda g: Call(os.system, g.command),
     'popen': lambda g: Call(subprocess.Popen, ['/bin/sh', '-c', g.command]),
@@ -48,7 +48,7 @@ PLACES = ('optimizer', 'meta', 'message_hub', 'param_schedulers', 'ema')
 
 
 def _through_history(good: Good) -> Call:
-    """Reach eval by attributes of a class that safe loading allows."""
+    """Reach eval through attributes of a class that safe loading allows."""
     start = Call(builtins.getattr, HistoryBuffer, '__init__')
     scope = Call(builtins.getattr, start, '__globals__')
     found = Call(Call(builtins.getattr, scope, 'get'), '__builtins__')
@@ -101,7 +101,7 @@ def _by_hand(make: Callable[[Good], bytes]) -> Callable[[Good, Path], None]:
 
 
 def _build_trick(good: Good) -> bytes:
-    """BUILD gives an object a ``__setstate__``, a second one calls it."""
+    """Give an object a ``__setstate__`` by BUILD; a second BUILD calls it."""
     return (
         b'\x80\x02ccollections\nOrderedDict\n)R}'
         + string('__setstate__')
@@ -225,7 +225,7 @@ def _rebuild_type(good: Good, path: Path) -> None:
 
 
 def _ordered_dict(good: Good, path: Path) -> None:
-    """Attributes of an allowed class are replaced; harmless if loaded."""
+    """Replace attributes of an allowed class; harmless if loaded."""
     payload = good.read('float')
     state = OrderedDict(payload['state_dict'])
     state.copy = 'none'  # type: ignore[method-assign]

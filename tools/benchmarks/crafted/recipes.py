@@ -1,4 +1,4 @@
-"""Quantized files with a right digest and a recipe that is an attack."""
+"""Quantized files with a valid digest and a malicious recipe."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POINTS = (
     'value',
     'softmax',
 )
-# Matches no layer's name, after as many tries as there are ways to cut it.
+# Matches no layer's name, after exponentially many tries.
 BACKTRACKING = 're:((([a-z0-9_.])+)+)+!'
 
 
@@ -32,11 +32,11 @@ def pipepager(good: Good) -> dict[str, Any]:
 
 
 def in_recipe(keys: str, value: Any) -> Write:
-    """Return how to write a file with one dotted entry of its recipe set.
+    """Return a function that writes a file with one recipe entry changed.
 
     Args:
-        keys: Below ``recipe``.
-        value: What it becomes; a function of the good files, or a value.
+        keys: Dotted keys below ``recipe``.
+        value: New value, or a function of the good files that returns it.
     """
 
     def write(good: Good, path: Path) -> None:
@@ -209,17 +209,17 @@ def _patterns() -> list[tuple[str, str, Write]]:
     return [
         (
             'backtracking-keep',
-            'keep_float backtracks for ever',
+            'keep_float backtracks forever',
             in_recipe('qconfig.keep_float', [BACKTRACKING]),
         ),
         (
             'backtracking-edges',
-            'edges backtracks for ever',
+            'edges backtracks forever',
             in_recipe('qconfig.edges', [BACKTRACKING]),
         ),
         (
             'backtracking-override',
-            'an override backtracks for ever',
+            'an override backtracks forever',
             in_recipe('qconfig.overrides', [override]),
         ),
         (
@@ -258,7 +258,7 @@ def _patterns() -> list[tuple[str, str, Write]]:
         ),
         (
             'pattern-broken',
-            'a pattern that is none',
+            'an invalid pattern',
             in_recipe('qconfig.keep_float', ['re:(']),
         ),
         (
@@ -367,8 +367,8 @@ def _whole() -> list[tuple[str, str, Write]]:
 def cases() -> list[Case]:
     """List them."""
     listed = [*_commands(), *_types(), *_arguments(), *_patterns(), *_whole()]
-    # What a restore does not build may stay in the file, unread; a base
-    # class or a setting that changes nothing is no danger either.
+    # Parts that a restore does not build may stay in the file unread; a base
+    # class or a setting without effect is harmless, too.
     unread = {
         'loss',
         'rewrites',

@@ -1,4 +1,4 @@
-"""One run over crafted files: write each, give it to each tool, judge."""
+"""One run over crafted files: write each, run each tool on it, judge."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .worker import Outcome, forked
 
 __all__ = ['Session', 'preload']
 
-# Imported once, so that a run is a fork away.
+# Imported once, so that each run only needs a fork.
 PRELOADED = (
     'torch',
     'mmengine.runner',
@@ -42,7 +42,7 @@ WRITE_SECONDS = 300
 
 
 def preload(root: Path) -> Path:
-    """Import what the tools need from a checkout, and stay in one thread.
+    """Import a checkout's modules for the tools, and stay single-threaded.
 
     Args:
         root: Checkout under test.
@@ -51,7 +51,7 @@ def preload(root: Path) -> Path:
         Folder of the package that was imported.
 
     Raises:
-        RuntimeError: If the package is that of another checkout.
+        RuntimeError: If the package comes from another checkout.
     """
     sys.path.insert(1, str(root))
     warnings.filterwarnings('ignore')
@@ -67,14 +67,14 @@ def preload(root: Path) -> Path:
 
 
 class Session:
-    """Keeps the good files and the baselines of one run.
+    """Good files and baselines of one run.
 
     Args:
-        folder: Empty folder for everything that is written.
+        folder: Empty folder for all output.
         root: Checkout under test.
         package: Folder of its package.
-        say: Gets a line for each run.
-        seconds: Time on the processor after which a run is stopped.
+        say: Called with a line for each run.
+        seconds: Processor time after which a run is stopped.
     """
 
     def __init__(
@@ -106,11 +106,11 @@ class Session:
         )
 
     def good(self, host: str, source: str) -> Good:
-        """Return a host's good files, with one of them made if need be.
+        """Return a host's good files, making one of them if necessary.
 
         Args:
             host: Key of ``HOSTS``.
-            source: The file that has to be there.
+            source: The file that must exist.
 
         Raises:
             RuntimeError: If it cannot be made.
@@ -148,8 +148,8 @@ class Session:
 
         Args:
             case: The crafted file.
-            tools: Tools to try; None tries all that the case names.
-            wide: Give it to every tool.
+            tools: Tools to try; None tries those of the case.
+            wide: Try every tool.
         """
         rows = []
         for tool in tools_of(case, wide=wide):
@@ -187,7 +187,7 @@ class Session:
         _remove(work)
         work.mkdir()
         self.marker.unlink(missing_ok=True)
-        # Hosts name their experiments after the second.
+        # Hosts name their experiments after the current second.
         return self._fork(
             launcher(
                 tool,
@@ -202,7 +202,7 @@ class Session:
         )
 
     def baseline(self, tool: str, source: str) -> Outcome:
-        """Return what a tool does with a good file.
+        """Return a tool's outcome with a good file.
 
         Raises:
             RuntimeError: If it refuses it.
@@ -269,7 +269,7 @@ class Session:
         return row
 
     def _public(self, line: str) -> str:
-        """Leave out where the run kept its files."""
+        """Remove the run's folders from a line."""
         return line.replace(f'{self.folder}{os.sep}', '').replace(
             f'{self.root}{os.sep}', ''
         )

@@ -1,4 +1,4 @@
-"""The good files: of a small detector and a small segmentor, two images."""
+"""Make the good files, from a small detector and a small segmentor."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ QCONFIG = """dict(
 LOADER = """dict(
     batch_size=2, num_workers=0, persistent_workers=False,
     dataset=dict(indices=2))"""
-# Two images, no average: a run takes seconds.
+# Two images and no averaging, so that a run takes seconds.
 CONFIG = """_base_ = [{base!r}]
 test_dataloader = {loader}
 val_dataloader = {loader}
@@ -52,8 +52,8 @@ def write_module(folder: Path, marker: Path) -> None:
     """Write the package whose import leaves the marker.
 
     Args:
-        folder: Goes on the path of the run.
-        marker: File that it creates.
+        folder: Folder on the import path of the run.
+        marker: File that the import creates.
     """
     package = folder / MODULE
     package.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def write_configs(folder: Path, *, root: Path, host: str) -> None:
     """Write the configs and recipes of one host's runs.
 
     Args:
-        folder: Where to.
+        folder: Output folder.
         root: Checkout under test.
         host: Key of ``HOSTS``.
     """
@@ -94,11 +94,11 @@ def write_configs(folder: Path, *, root: Path, host: str) -> None:
 
 
 def make_good(good: Good, name: str, *, root: Path, host: str) -> None:
-    """Make one of the good files, in a process of its own.
+    """Make one of the good files in a separate process.
 
     Args:
-        good: Where they go.
-        name: Which one.
+        good: The good files.
+        name: Name of the file to make.
         root: Checkout under test.
         host: Key of ``HOSTS``.
     """

@@ -1,4 +1,4 @@
-"""Quantized files with a right digest and the wrong contents."""
+"""Quantized files with a valid digest and invalid contents."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Payload = dict[str, Any]
 
 
 def planted(section: str, pickled: bytes) -> Write:
-    """Return how to write a file with hand-made pickle in a section.
+    """Return a function that writes a hand-made pickle into a section.
 
     Args:
         section: Plain section that gets the entry ``extra``.
@@ -104,7 +104,7 @@ def _cycle() -> list[Any]:
 
 
 def _shared(levels: int = 60) -> list[Any]:
-    """A list that is 2**60 long once written out."""
+    """Return a nested list that has 2**60 items when written out."""
     found: list[Any] = [0]
     for _ in range(levels):
         found = [found, found]
@@ -399,7 +399,7 @@ def _entries() -> list[tuple[str, str, Callable[[Payload], None]]]:
 
 
 def _plain() -> list[Case]:
-    """What plain data can do: cycles, shares, depth, odd types."""
+    """List attacks by plain data: cycles, sharing, depth, odd types."""
     deep = b']' * 100_000 + b'a' * 99_999
     dicts = (b'}' + string('a')) * 3000 + b'N' + b's' * 3000
     return [
@@ -468,14 +468,14 @@ def _plain() -> list[Case]:
         ),
         _case(
             'hundred-thousand',
-            '100,000 names, right digest',
+            '100,000 names, valid digest',
             edited(_many_keys('float', 10**5)),
         ),
     ]
 
 
 def _older() -> list[Case]:
-    """Files of schema 1, which are read under the same checks."""
+    """List files of schema 1, which get the same checks."""
 
     def schema_1(change: Callable[[Payload], None]) -> Write:
         def both(payload: Payload) -> None:

@@ -1,4 +1,4 @@
-"""Checkpoints to go on from: of trainings, and of a reconstruction."""
+"""Checkpoints of trainings and of a reconstruction, to resume from."""
 
 from __future__ import annotations
 
@@ -181,7 +181,7 @@ def _qat() -> list[tuple[str, str, Write, str]]:
         ('report-list', 'the report is a list', _set('report', [1])),
         (
             'teacher',
-            'a teacher outside of the folder',
+            'a teacher outside the folder',
             _set('teacher', '../../../etc/passwd'),
         ),
     ]
@@ -288,7 +288,7 @@ def _resume() -> list[Case]:
 
 
 def _state(change: Callable[[Good, list[Path]], None]) -> Write:
-    """Return how to write a folder of finished units, then change it."""
+    """Return a function that writes a changed folder of finished units."""
 
     def write(good: Good, path: Path) -> None:
         shutil.copytree(good.path('state'), path)

@@ -1,4 +1,4 @@
-"""Runs a function in a forked process, watched: time, memory, output."""
+"""Run a function in a forked process and watch time, memory, output."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import NoReturn
 __all__ = ['Outcome', 'forked']
 
 TICKS = os.sysconf('SC_CLK_TCK')
-# Busy neighbours slow a run down, but only so far.
+# Limit of the slowdown by other processes.
 MOST_WALL = 6
 
 PAGE = resource.getpagesize()
@@ -27,15 +27,15 @@ KEPT_BYTES = 2**20
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run did.
+    """Outcome of a run.
 
     Args:
-        code: Exit status; negative is the signal that ended it.
-        seconds: Time on the processor, which busy neighbours do not change.
+        code: Exit status; a negative value is the signal that ended it.
+        seconds: Processor time, which other processes do not change.
         wall: Wall time in seconds.
-        peak_mib: Peak of the process' resident memory.
+        peak_mib: Peak resident memory of the process, in MiB.
         ended: '' or why it was stopped: ``time`` or ``memory``.
-        output: The end of what it printed.
+        output: End of its output.
     """
 
     code: int
@@ -56,10 +56,10 @@ def forked(
     """Run a function in a child of this process, with its imports ready.
 
     Args:
-        run: What to do there; the exit status is that of a script.
-        log: File that gets its output.
-        seconds: Time on the processor after which it is stopped; wall time
-            may be six times as long.
+        run: Function to run; the exit status is that of a script.
+        log: File for its output.
+        seconds: Processor time after which it is stopped; wall time may be
+            six times as long.
         limit_mib: Resident memory at which it is stopped.
     """
     sys.stdout.flush()
@@ -75,7 +75,7 @@ def forked(
         limit_mib=limit_mib,
     )
     wall = time.perf_counter() - start
-    # What it started must not outlive it.
+    # Its own children must not outlive it.
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)
     return Outcome(
@@ -113,7 +113,7 @@ def _watch(
 
 
 def _processor(pid: int) -> float:
-    """Return the seconds that a process has run."""
+    """Return the processor time of a process in seconds."""
     try:
         text = Path(f'/proc/{pid}/stat').read_text(encoding='ascii')
     except OSError:
@@ -131,7 +131,7 @@ def _resident_mib(pid: int) -> float:
 
 
 def _child(run: Callable[[], object], log: Path) -> NoReturn:
-    """Do what the interpreter does with a script, and leave."""
+    """Run like a script, and exit."""
     code = 1
     try:
         os.setpgid(0, 0)
