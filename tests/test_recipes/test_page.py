@@ -1,5 +1,6 @@
 """The page of all keys of a recipe: complete, and with true defaults."""
 
+import inspect
 import re
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -9,10 +10,12 @@ import pytest
 pytest.importorskip('mmengine')
 
 from taskptq.engine.calibration_data import CalibrationConfig
+from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.short_names import short_name
 from taskptq.prepare import points
 from taskptq.qat.distillation import DistillationConfig
+from taskptq.qat.hook import QATHook
 from taskptq.recipes import KEYS
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.registry import OBSERVERS, QUANTIZERS, RECON_LOSSES, REWRITES
@@ -107,3 +110,20 @@ def test_every_registered_class_is_on_the_page(kind, registry):
     assert {name for _, name in written} == own
     for short, name in written:
         assert short == short_name(name, kind=registry.name)
+
+
+def test_every_argument_of_the_hooks_is_on_the_page():
+    written = dict(
+        re.findall(
+            r'^\| `(\w+)` \| `([^`]+)` \|',
+            section('Arguments of the hooks'),
+            re.M,
+        )
+    )
+    found = {
+        name: repr(parameter.default)
+        for hook in (PTQHook, QATHook)
+        for name, parameter in inspect.signature(hook).parameters.items()
+        if name not in (*KEYS, 'recipe')
+    }
+    assert written == found
