@@ -261,7 +261,7 @@ class BoxGrid(nn.Module):
         self, fn: Callable[[Tensor], Tensor], recurse: bool = True
     ) -> BoxGrid:
         """Move like any module, but never round the points to half."""
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         wide = self.points.dtype == torch.float64
         dtype = torch.float64 if wide else torch.float32
         self.points = self._make_points().to(self.points.device, dtype)

@@ -199,7 +199,7 @@ class ForegroundKLLoss:
         """Return grid logits (..., n + 1) and weights (...) by head."""
         split = getattr(adapter, 'box_distributions', None)
         boxes: dict[str, Tensor] = {} if split is None else split(heads)
-        if not boxes:
+        if split is None or not boxes:
             return {}, {}
         full = {name: weights[name].expand_as(heads[name]) for name in boxes}
         return boxes, {
@@ -229,7 +229,8 @@ class ForegroundKLLoss:
         focused = self.focus.weights(float_out, adapter=adapter)
         boxes, weights = self._boxes(float_out, focused, adapter=adapter)
         quant = adapter.box_distributions(quant_out)
-        loss = self.box_weight * self._divergence(quant, boxes, weights)
+        of_boxes = self._divergence(quant, boxes, weights)
+        loss: Tensor = self.box_weight * of_boxes
         if not self.other_weight:
             return loss
         others = self.focus.errors(

@@ -14,7 +14,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -90,12 +90,13 @@ class _Plan:
     def factors(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
         """Yield each parameter and the factor to multiply it by."""
         giver = self.group.giver
-        for rows in (giver.weight, giver.bias):
+        bias = cast('nn.Parameter | None', giver.bias)
+        for rows in (_weight(giver), bias):
             if rows is not None:
                 shape = (-1, *[1] * (rows.dim() - 1))
                 yield rows, (1 / self.scales).reshape(shape)
         for _, layer in self.group.readers:
-            yield layer.weight, _to_weight(layer, self.scales)
+            yield _weight(layer), _to_weight(layer, self.scales)
 
 
 @dataclass
@@ -256,9 +257,13 @@ def _spread(peaks: Tensor) -> float | None:
     return float(live.max() / live.median()) if live.numel() else None
 
 
+def _weight(layer: nn.Module) -> nn.Parameter:
+    return cast('nn.Parameter', layer.weight)
+
+
 def _column_peaks(layer: nn.Module) -> Tensor:
     """Return the largest weight on each input channel, (C,)."""
-    weight = layer.weight.detach()
+    weight = _weight(layer).detach()
     groups = int(getattr(layer, 'groups', 1))
     by_input = weight.reshape(
         groups, weight.shape[0] // groups, weight.shape[1], -1
@@ -268,7 +273,7 @@ def _column_peaks(layer: nn.Module) -> Tensor:
 
 def _to_weight(layer: nn.Module, scales: Tensor) -> Tensor:
     """Shape scales of the input channels as factors of a layer's weight."""
-    weight = layer.weight
+    weight = _weight(layer)
     groups = int(getattr(layer, 'groups', 1))
     per_group = scales.reshape(groups, 1, -1).expand(
         -1, weight.shape[0] // groups, -1

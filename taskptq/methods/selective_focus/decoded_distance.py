@@ -124,7 +124,8 @@ def build_distance(config: Any) -> Distance:
         ValueError: If the name is unknown.
     """
     if callable(config) and not isinstance(config, Mapping):
-        return config
+        distance: Distance = config
+        return distance
     settings = {'type': config} if isinstance(config, str) else config
     settings = Table(required=('type',)).read(settings, name='distance')
     name = settings.pop('type')

@@ -13,6 +13,8 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
+from torch import Tensor
+
 from taskptq.methods.selective_focus.head_swaps import HeadSwaps
 
 __all__ = ['MonotoneCurve', 'build_curves', 'isotonic']
@@ -75,7 +77,7 @@ class MonotoneCurve:
 
 def build_curves(
     swaps: HeadSwaps,
-    quant: Sequence[Mapping[str, object]],
+    quant: Sequence[Mapping[str, Tensor]],
     *,
     errors: Mapping[str, float],
     strengths: Sequence[float],

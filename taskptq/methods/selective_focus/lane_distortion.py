@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 __all__ = [
@@ -129,7 +130,7 @@ def lane_distortion(
 
 
 def matched_distortion(
-    first: np.ndarray, second: np.ndarray, *, gamma: float, tau: float
+    first: NDArray[Any], second: NDArray[Any], *, gamma: float, tau: float
 ) -> LaneDistortion:
     """Compute :func:`lane_distortion` for non-empty lanes (L, R)."""
     there, here = np.isfinite(first), np.isfinite(second)  # La x R, Lb x R
@@ -173,7 +174,7 @@ def matched_distortion(
     )
 
 
-def at_rows(lanes: Any, rows: Any) -> np.ndarray:
+def at_rows(lanes: Any, rows: Any) -> NDArray[Any]:
     """Return lanes of either form as x at rows, (L, R)."""
     if isinstance(lanes, (np.ndarray, Tensor)) and lanes.ndim == 2:
         array = as_array(lanes)
@@ -191,7 +192,7 @@ def at_rows(lanes: Any, rows: Any) -> np.ndarray:
     return sample_lanes(lanes, rows)
 
 
-def sample_lanes(lanes: Sequence[Any], rows: Any) -> np.ndarray:
+def sample_lanes(lanes: Sequence[Any], rows: Any) -> NDArray[Any]:
     """Return the x of polylines at rows.
 
     A lane is absent above its highest and below its lowest point. Points that
@@ -228,14 +229,16 @@ def sample_lanes(lanes: Sequence[Any], rows: Any) -> np.ndarray:
     return sampled
 
 
-def as_array(values: Any) -> np.ndarray:
+def as_array(values: Any) -> NDArray[Any]:
     """Return values of any kind as a float64 array."""
     if isinstance(values, Tensor):
         values = values.detach().cpu().numpy()
     return np.asarray(values, dtype=np.float64)
 
 
-def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def min_cost_assignment(
+    cost: NDArray[Any],
+) -> tuple[NDArray[Any], NDArray[Any]]:
     """Return the one-to-one assignment of least total cost.
 
     Shortest augmenting paths with prices of rows and columns (Kuhn, 1955;
@@ -279,13 +282,13 @@ def min_cost_assignment(cost: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def cheapest_path(
-    cost: np.ndarray,
+    cost: NDArray[Any],
     row: int,
     *,
-    owner: np.ndarray,
-    row_price: np.ndarray,
-    column_price: np.ndarray,
-) -> tuple[int, np.ndarray]:
+    owner: NDArray[Any],
+    row_price: NDArray[Any],
+    column_price: NDArray[Any],
+) -> tuple[int, NDArray[Any]]:
     """Find the cheapest path from a row to a free column; update the prices.
 
     Returns:

@@ -172,7 +172,8 @@ class SemanticFocus:
             for name, weight in weights.items():
                 if name in ignored:
                     continue
-                head, dims = heads[name], ()
+                head = heads[name]
+                dims: tuple[int, ...] = ()
                 if self.normalize == 'channel':
                     dims = channel_dims(name, head, adapter=adapter)
                 moments.setdefault(name, _Moments(dims)).add(head, weight)
@@ -272,5 +273,5 @@ class _Moments:
         total, first, second = mean_over_ranks(self.sums)
         seen = total > 0
         total = total.where(seen, torch.ones_like(total))
-        variance = second / total - (first / total).square()
+        variance: Tensor = second / total - (first / total).square()
         return variance.clamp(min=0).where(seen, torch.ones_like(total))
