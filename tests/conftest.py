@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from quick_runner import quick_runner  # noqa: F401 - a fixture
 
 import taskptq.methods  # noqa: F401 - so that recipes find its classes by name
 from taskptq.calibration import calibrate

@@ -1,28 +1,18 @@
 """Two gloo processes, started as tools/dist_test.sh does, against one."""
 
-import importlib.util
 import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+import ranks_worker
 import torch
 
-WORKER = Path(__file__).with_name('worker.py')
 EXACT = ['minmax', 'mse', 'percentile', 'kl', 'aligned']
 LEARNED = ['adaround', 'layer', 'gptq', 'branch', 'branch gptq']
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope='module')
-def worker():
-    spec = importlib.util.spec_from_file_location('worker', WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope='module')
@@ -38,7 +28,7 @@ def ranks(tmp_path_factory, repo_root):
             '--nproc_per_node=2',
             '--master_addr=127.0.0.1',
             f'--master_port={free_port()}',
-            str(WORKER),
+            ranks_worker.__file__,
             'ranks',
             str(folder),
         ],
@@ -72,12 +62,12 @@ def test_both_ranks_end_with_the_same_bits(ranks, name):
 
 
 @pytest.mark.parametrize('name', EXACT)
-def test_ranges_are_those_of_one_process(ranks, worker, name):
-    assert_equal(ranks[0][name], worker.run_case(name))
+def test_ranges_are_those_of_one_process(ranks, name):
+    assert_equal(ranks[0][name], ranks_worker.run_case(name))
 
 
-def test_a_shard_alone_would_differ(ranks, worker):
-    alone = worker.run_case('minmax', rank=0, world_size=2)['state']
+def test_a_shard_alone_would_differ(ranks):
+    alone = ranks_worker.run_case('minmax', rank=0, world_size=2)['state']
     state = ranks[0]['minmax']['state']
     assert any(
         not torch.equal(value, alone[name])
@@ -87,17 +77,17 @@ def test_a_shard_alone_would_differ(ranks, worker):
 
 
 @pytest.mark.parametrize('name', LEARNED)
-def test_reconstruction_did_something(ranks, worker, name, monkeypatch):
-    kind, observer, _ = worker.CASES[name]
-    monkeypatch.setitem(worker.CASES, 'nearest', (kind, observer, None))
-    nearest = worker.run_case('nearest')['codes']
+def test_reconstruction_did_something(ranks, name, monkeypatch):
+    kind, observer, _ = ranks_worker.CASES[name]
+    monkeypatch.setitem(ranks_worker.CASES, 'nearest', (kind, observer, None))
+    nearest = ranks_worker.run_case('nearest')['codes']
     codes = ranks[0][name]['codes']
     assert any(not torch.equal(codes[key], nearest[key]) for key in codes)
 
 
-def test_closed_form_rounds_as_one_process_does(ranks, worker):
+def test_closed_form_rounds_as_one_process_does(ranks):
     codes = ranks[0]['gptq']['codes']
-    single = worker.run_case('gptq')['codes']
+    single = ranks_worker.run_case('gptq')['codes']
     same = torch.cat([(codes[k] == single[k]).flatten() for k in codes])
     # The Hessians are equal up to the order of their sums.
     assert same.float().mean() > 0.99

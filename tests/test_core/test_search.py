@@ -1,3 +1,5 @@
+"""Searches for ranges and points: bounds, ties and equal results."""
+
 import math
 
 import pytest
@@ -90,3 +92,26 @@ def test_local_minima_do_not_catch_it(phase):
     assert point.item() == pytest.approx(
         dense[error(dense).argmin()].item(), rel=0.02
     )
+
+
+@pytest.mark.parametrize('symmetric', [True, False])
+def test_of_equal_ranges_the_widest_is_taken(symmetric):
+    """It clips fewer of the values that calibration did not see."""
+    values = torch.tensor([[-1.0, 0.5, 2.0]])
+    low, high = search_range(
+        values,
+        spec=QuantSpec(num_bits=3, symmetric=symmetric),
+        signed=True,
+        weights=torch.zeros(3),
+        refine_rounds=1,
+    )
+    # The refinement of each end goes up to 1.2 times the first sweep's.
+    widest = 1.0 if symmetric else 1.2
+    assert (low.item(), high.item()) == pytest.approx((-widest, 2 * widest))
+
+
+def test_of_equal_points_the_first_is_kept():
+    low, high = torch.full((3,), 0.5), torch.full((3,), 2.0)
+    point, value = minimize_bounded(torch.zeros_like, low=low, high=high)
+    assert torch.equal(point, low)
+    assert value.tolist() == [0, 0, 0]

@@ -1,6 +1,7 @@
 """Prepared tiny models, and how the tests run them."""
 
 import pytest
+import ranks_worker
 import torch
 
 from taskptq.prepare import split_blocks
@@ -26,6 +27,16 @@ def quick():
         return ReconstructionConfig.from_dict(settings)
 
     return make
+
+
+@pytest.fixture
+def quick_run():
+    """A short resumable run."""
+
+    def run(folder, **kwargs):
+        return ranks_worker.resumable(folder, **{'steps': 8} | kwargs)
+
+    return run
 
 
 @pytest.fixture

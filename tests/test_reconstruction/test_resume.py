@@ -1,42 +1,29 @@
+"""A reconstruction that was killed goes on, and ends with the same bits."""
+
 import errno
 import importlib
-import importlib.util
 import logging
 import os
-import pickle
-import shutil
 import signal
 import subprocess
 import sys
 import time
-import zipfile
-from pathlib import Path
 
 import pytest
+import ranks_worker
 import torch
 
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction import MSEReconLoss
 from taskptq.reconstruction.resume import UnitStates
 from taskptq.reconstruction.rounding.learned import UnitResult
-from taskptq.reconstruction.state_file import StateError, write_state
 from taskptq.testing import tiny_batches
-
-WORKER = Path(__file__).resolve().parents[1] / 'test_calibration/worker.py'
-
-
-@pytest.fixture(scope='module')
-def worker():
-    spec = importlib.util.spec_from_file_location('worker', WORKER)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def start(folder, repo_root):
     path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
     return subprocess.Popen(
-        [sys.executable, str(WORKER), 'resume', str(folder)],
+        [sys.executable, ranks_worker.__file__, 'resume', str(folder)],
         env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path},
         stderr=subprocess.PIPE,
         text=True,
@@ -52,7 +39,7 @@ def wait_for(path, process):
 
 
 @pytest.mark.slow
-def test_killed_run_ends_with_the_same_bits(worker, tmp_path, repo_root):
+def test_killed_run_ends_with_the_same_bits(tmp_path, repo_root):
     process = start(tmp_path, repo_root)
     wait_for(tmp_path / 'states/unit_001_rank0.pth', process)
     os.kill(process.pid, signal.SIGKILL)
@@ -68,22 +55,12 @@ def test_killed_run_ends_with_the_same_bits(worker, tmp_path, repo_root):
     assert process.returncode == 0, errors
     done = torch.load(tmp_path / 'done.pth')
     assert done['resumed'] == len(left)
-    _, uninterrupted = worker.resumable(None)
+    _, uninterrupted = ranks_worker.resumable(None)
     assert done['digest'] == uninterrupted['digest']
 
 
 class Interrupted(Exception):
     pass
-
-
-@pytest.fixture
-def quick_run(worker):
-    """A short resumable run."""
-
-    def run(folder, **kwargs):
-        return worker.resumable(folder, **{'steps': 8} | kwargs)
-
-    return run
 
 
 @pytest.mark.parametrize('rounding', ['adaround', 'gptq', 'nearest'])
@@ -201,157 +178,6 @@ def test_half_written_state_is_no_state(quick_run, tmp_path):
     assert not whole.with_suffix('.partial').exists()
 
 
-NAME = 'unit_002_rank0.pth'
-KEY = 'layer2.conv1:weight'
-POINT = 'conv1.input_quantizer'
-
-
-def change(key, value):
-    """Change an entry, and the digest over the content with it."""
-
-    def apply(path):
-        state = torch.load(path, weights_only=True)
-        *places, last = key
-        node = state
-        for place in places:
-            node = node[place]
-        node[last] = value(node[last]) if callable(value) else value
-        state.pop('content')
-        try:
-            write_state(path, state)
-        except StateError:  # what has no digest is not written
-            torch.save({**state, 'content': 'x'}, path)
-
-    return apply
-
-
-def alter_codes(path):
-    """Change a code within its grid, and leave the digest as it was."""
-    state = torch.load(path, weights_only=True)
-    codes = state['codes'][KEY].view(-1)
-    codes[0] = 0 if codes[0] else 1
-    torch.save(state, path)
-
-
-def first_version(path):
-    state = torch.load(path, weights_only=True)
-    torch.save(
-        {
-            key: state[key]
-            for key in ('digest', 'result', 'codes', 'quantizers')
-        },
-        path,
-    )
-
-
-def compressed(path):
-    with zipfile.ZipFile(path) as archive:
-        parts = {name: archive.read(name) for name in archive.namelist()}
-    parts['archive/zeros'] = bytes(1 << 26)
-    with zipfile.ZipFile(path, 'w', zipfile.ZIP_DEFLATED) as archive:
-        for name, data in parts.items():
-            archive.writestr(name, data)
-
-
-DAMAGES = {
-    'empty': lambda path: path.write_bytes(b''),
-    'text': lambda path: path.write_text('no state'),
-    'half': lambda path: path.write_bytes(
-        path.read_bytes()[: path.stat().st_size // 2]
-    ),
-    'one bit': lambda path: path.write_bytes(
-        bytes(b ^ (i == 3000) for i, b in enumerate(path.read_bytes()))
-    ),
-    'pickle': lambda path: path.write_bytes(pickle.dumps({'a': 1})),
-    'another pickle': lambda path: torch.save(Path('x'), path),
-    'tensor': lambda path: torch.save(torch.ones(3), path),
-    'other keys': lambda path: torch.save({'digest': 'x', 3: 4}, path),
-    'large': lambda path: torch.save(torch.ones(1 << 21), path),
-    'compressed': compressed,
-    'first version': first_version,
-    'altered codes': alter_codes,
-    'a list as digest': change(['digest'], None),
-    'a tensor as digest': change(['digest'], torch.ones(3)),
-    'altered digest': change(['digest'], 'x'),
-    'codes off the grid': change(['codes', KEY], lambda c: c + 8),
-    'codes of another shape': change(['codes', KEY], lambda c: c[:1]),
-    'codes of another type': change(['codes', KEY], lambda c: c.float()),
-    'codes as a list': change(['codes', KEY], None),
-    'codes of another layer': change(
-        ['codes'], lambda c: c | {'head:weight': c[KEY]}
-    ),
-    'no codes': change(['codes'], None),
-    'repeated codes': change(
-        ['codes', KEY], lambda c: c.view(-1)[:1].expand(1 << 40)
-    ),
-    'sparse codes': change(['codes', KEY], lambda c: c.to_sparse()),
-    'no quantizers': change(['quantizers'], lambda q: {}),
-    'quantizers as text': change(['quantizers'], 'none'),
-    'no scale': change(['quantizers', POINT], lambda q: {'grid': q['grid']}),
-    'negative scale': change(['quantizers', POINT, 'scale'], lambda s: -s),
-    'endless scale': change(['quantizers', POINT, 'scale'], lambda s: s / 0),
-    'two scales': change(
-        ['quantizers', POINT, 'scale'], lambda s: s.repeat(2)
-    ),
-    'wide grid': change(['quantizers', POINT, 'grid'], lambda g: g * 1000),
-    'weight scale': change(
-        ['quantizers', 'conv1.weight_quantizer', 'scale'], lambda s: s * 2
-    ),
-    'result of another unit': change(['result', 'name'], 'stem'),
-    'steps as text': change(['result', 'steps'], '8'),
-    'negative steps': change(['result', 'steps'], -1),
-    'result without fields': change(['result'], lambda r: {}),
-}
-
-
-@pytest.fixture(scope='module')
-def finished(worker, tmp_path_factory):
-    """States of a whole run, and what it ended with."""
-    folder = tmp_path_factory.mktemp('finished')
-    _, payload = worker.resumable(folder, steps=8)
-    return folder, payload['digest']
-
-
-@pytest.mark.parametrize('kind', DAMAGES)
-def test_a_state_that_is_not_whole_is_none(
-    quick_run, finished, kind, tmp_path, caplog
-):
-    folder, expected = finished
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
-    path = tmp_path / NAME
-    before = path.read_bytes()
-    DAMAGES[kind](path)
-    assert path.read_bytes() != before
-    with caplog.at_level(logging.WARNING, logger='taskptq'):
-        report, payload = quick_run(tmp_path)
-    warnings = [r.getMessage() for r in caplog.records]
-    assert len(warnings) == 1
-    assert warnings[0].startswith(f'{path} ')
-    assert '\n' not in warnings[0]
-    assert report.resumed_units == 3
-    assert payload['digest'] == expected
-    # The next run finds the new one.
-    assert quick_run(tmp_path)[0].resumed_units == 4
-
-
-def test_nothing_of_a_bad_state_reaches_the_model(quantized, quick, tmp_path):
-    model = quantized('transformer')
-    unit = Unit('layers.0', model.layers[0])
-
-    def states():
-        return UnitStates(tmp_path, model, quick(), loss=MSEReconLoss())
-
-    states().save(0, unit, UnitResult(name=unit.name))
-    path = tmp_path / 'unit_000_rank0.pth'
-    *_, last = dict(torch.load(path)['quantizers'])
-    change(['quantizers', last], lambda state: state | {'more': None})(path)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    assert states().load(0, unit) is None
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-    assert not any(m.rounded_parameters for _, m in unit.layers())
-
-
 def test_ranks_with_different_codes_train_anew(
     quantized, quick, tmp_path, monkeypatch
 ):
@@ -395,9 +221,9 @@ def test_full_disk_is_told_with_path_and_bytes(
 
 
 @pytest.mark.parametrize('scope', ['layer', 'block'])
-def test_stop_between_units(worker, scope, tmp_path, monkeypatch):
+def test_stop_between_units(scope, tmp_path, monkeypatch):
     options = {'steps': 8, 'scope': scope}
-    _, expected = worker.resumable(None, **options)
+    _, expected = ranks_worker.resumable(None, **options)
     original = MSEReconLoss.__call__
 
     def interrupted(loss, quant_out, float_out, context):
@@ -408,7 +234,7 @@ def test_stop_between_units(worker, scope, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(MSEReconLoss, '__call__', interrupted)
         with pytest.raises(Interrupted):
-            worker.resumable(tmp_path, **options)
-    report, payload = worker.resumable(tmp_path, **options)
+            ranks_worker.resumable(tmp_path, **options)
+    report, payload = ranks_worker.resumable(tmp_path, **options)
     assert report.resumed_units == len(report.units) - 1
     assert payload['digest'] == expected['digest']
