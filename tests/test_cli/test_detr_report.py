@@ -407,7 +407,7 @@ def test_impossible_arguments_are_one_sentence(tools, task):
     table = str(task('detr'))
     with pytest.raises(SystemExit, match='there is no table'):
         main(['alignment', 'absent.table.yml', '--out', 'a.json'])
-    with pytest.raises(SystemExit, match='there is no config file'):
+    with pytest.raises(SystemExit, match='bits of weight have to be 2 to 8'):
         main(
             [
                 'progressive',

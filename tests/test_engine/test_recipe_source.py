@@ -9,20 +9,48 @@ from mmengine.config import Config, ConfigDict
 
 from taskptq import apis
 from taskptq.core.settings import SettingError
+from taskptq.engine.builder import build_qconfig, to_plain
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe_source import read_recipe, with_recipe
 from taskptq.qat.hook import QATHook
-from taskptq.recipes import method_names, resolve
+from taskptq.recipes import method_names, register_folder, resolve
 
 ROOT = Path(__file__).resolve().parents[2]
+RECIPES = {
+    'taskptq': ROOT / 'taskptq/recipes',
+    **{
+        name: ROOT / f'projects/{name}/{name}/recipes'
+        for name in ('lane_detection', 'sam_detector')
+    },
+}
 # Methods that train: PTQHook would drop their distillation.
 TRAINED = [
     name
     for name in method_names()
     if resolve(f'w4a4_{name}').get('distillation')
 ]
-NAMES = [f'w2a4-8_{name}' for name in method_names() if name not in TRAINED]
+# A few bits of each scope; test_digests.py has those of its tables.
+BITS = {
+    'taskptq': ('w2a4-8', 'w8a8'),
+    'lane_detection': ('w3a3',),
+    'sam_detector': ('w4a4',),
+}
+NAMES = [
+    f'{scope}::{bits}_{path.stem}'
+    for scope in BITS
+    for path in sorted(RECIPES[scope].glob('[!_]*.py'))
+    for bits in BITS[scope]
+    if scope != 'taskptq'
+    or (path.stem in method_names() and path.stem not in TRAINED)
+]
 CALIBRATION = dict(num_images=8)
+
+
+@pytest.fixture(scope='module', autouse=True)
+def _projects():
+    """What importing the projects does."""
+    for name, folder in RECIPES.items():
+        register_folder(folder, scope=name)
 
 
 def test_a_name_a_dict_a_file_and_a_list(tmp_path):
@@ -222,11 +250,70 @@ def test_hook_api_and_tool_make_the_same_recipe(
     hook = PTQHook(recipe=name)
     apis.quantize(Config(), 'float.pth', recipe=name, work_dir=tmp_path)
     written = run_tool('--recipe', name)
-    digests = {recipe.digest() for recipe in (hook.recipe, *made)}
     assert len(made) == 2
-    assert digests == {written.recipe.digest()}
-    assert hook.recipe.to_dict()['rewrites'] == resolve(name).get(
-        'rewrites', []
+    check_one_recipe([hook.recipe, *made, written.recipe], parts=resolve(name))
+
+
+def check_one_recipe(recipes, *, parts):
+    """Recipes are the same, and nothing of what was asked for is lost."""
+    (_,) = {recipe.digest() for recipe in recipes}
+    settings = dict(parts['reconstruction'] or {})
+    loss = settings.pop('loss', None) or parts.get('loss')
+    expected = build_qconfig(parts['qconfig']).to_dict()
+    for recipe in recipes:
+        content = recipe.to_dict()
+        assert content['qconfig'] == to_plain(expected)
+        assert content['rewrites'] == parts.get('rewrites', [])
+        assert content['loss'] == loss
+        if parts['reconstruction'] is None:
+            assert content['reconstruction'] is None
+        else:
+            assert settings.items() <= content['reconstruction'].items()
+
+
+# Recipes that need more than a name; a dict reaches the tool as a file.
+WRITTEN = {
+    'list': ['w4a4_qdrop', dict(reconstruction=dict(steps=10))],
+    'dict': dict(
+        qconfig=dict(weight=dict(num_bits=3)),
+        reconstruction=dict(rounding='gptq'),
+        rewrites=[dict(type='CrossLayerEqualization')],
+    ),
+    'rewrites in a list': [
+        'w4a4-8_drd-centering',
+        dict(rewrites=[dict(type='CrossLayerEqualization')]),
+        dict(loss=dict(type='MSEReconLoss')),
+    ],
+    'project': ['sam_detector::w4a4_ptq4sam-l', dict(qconfig=dict(edges=[]))],
+}
+
+
+@pytest.mark.parametrize('case', WRITTEN)
+def test_parts_and_files_make_the_same_recipe(case, made, run_tool, tmp_path):
+    recipe = WRITTEN[case]
+    given = recipe if isinstance(recipe, list) else [recipe]
+    words = []
+    for number, part in enumerate(given):
+        if isinstance(part, dict):
+            path = tmp_path / f'part_{number}.py'
+            Config(part).dump(path)
+            part = str(path)
+        words.append(part)
+    hook = PTQHook(recipe=recipe)
+    from_files = PTQHook(recipe=words)
+    apis.quantize(Config(), 'float.pth', recipe=recipe, work_dir=tmp_path)
+    options = [word for part in words for word in ('--recipe', part)]
+    written = run_tool(*options)
+    assert len(made) == 2
+    parts = read_recipe(recipe)
+    parts = {**parts, 'reconstruction': parts.get('reconstruction')}
+    if 'loss' in parts:
+        # Given apart, it counts before the reconstruction's own.
+        parts['reconstruction'] = {
+            k: v for k, v in parts['reconstruction'].items() if k != 'loss'
+        }
+    check_one_recipe(
+        [hook.recipe, from_files.recipe, *made, written.recipe], parts=parts
     )
 
 

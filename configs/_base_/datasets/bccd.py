@@ -1,5 +1,6 @@
 # Blood cells: 640x480 micrographs, read at half size. Crops keep every batch
 # at 320x240, so that scale jitter costs no extra time.
+_base_ = ['./loaders.py']
 dataset_type = 'CocoDataset'
 data_root = 'data/bccd/'
 metainfo = dict(
@@ -44,11 +45,6 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,
@@ -60,11 +56,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,
@@ -76,11 +67,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,

@@ -22,21 +22,9 @@ train_pipeline = [
     dict(type='PackDetInputs'),
 ]
 test_pipeline = [
-    dict(type='LoadImageFromFile'),
+    _base_.test_pipeline[0],
     dict(type='Resize', scale=image_scale, keep_ratio=True),
-    # The boxes stay in the coordinates of the original image, where the
-    # metric compares them.
-    dict(type='LoadAnnotations', with_bbox=True),
-    dict(
-        type='PackDetInputs',
-        meta_keys=(
-            'img_id',
-            'img_path',
-            'ori_shape',
-            'img_shape',
-            'scale_factor',
-        ),
-    ),
+    *_base_.test_pipeline[2:],
 ]
 
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))

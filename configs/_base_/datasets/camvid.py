@@ -1,5 +1,6 @@
 # CamVid with its customary 11 classes (255 = void): 480x360 street scenes,
 # read at two thirds of their size; scores are taken at the original size.
+_base_ = ['./loaders.py']
 dataset_type = 'BaseSegDataset'
 data_root = 'data/camvid/'
 metainfo = dict(
@@ -57,11 +58,6 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,
@@ -74,11 +70,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,
@@ -90,11 +81,6 @@ val_dataloader = dict(
     ),
 )
 test_dataloader = dict(
-    batch_size=8,
-    num_workers=2,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,

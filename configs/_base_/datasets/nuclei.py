@@ -1,6 +1,7 @@
 # Cell nuclei: micrographs of 256 to 520 px, 90 % of the nuclei below 32x32 px.
 # Magnified 1.5 times, nuclei are 15 to 72 px wide (10th to 90th percentile,
 # median 27). The set has two splits; the second one is both val and test.
+_base_ = ['./loaders.py']
 dataset_type = 'CocoDataset'
 data_root = 'data/nuclei/'
 metainfo = dict(classes=('nucleus',), palette=[(40, 120, 220)])
@@ -38,11 +39,7 @@ test_pipeline = [
 ]
 
 train_dataloader = dict(
-    batch_size=8,
     num_workers=1,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,
@@ -54,11 +51,7 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
     num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         metainfo=metainfo,

@@ -1,15 +1,10 @@
 # One clip of CULane: 130 training and 40 validation frames.
-_base_ = './pipelines.py'
+_base_ = ['./pipelines.py', './small_loaders.py']
 dataset_type = 'CULaneDataset'
 data_root = 'data/culane_mini/'
 input_frame = dict(top=250, size=(144, 400), reduce=2)
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -19,11 +14,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -1,16 +1,11 @@
 # Both small sets at once. The training frames of culane_mini are shown four
 # times as often as a drawn road; scores are given for each set.
-_base_ = './pipelines.py'
+_base_ = ['./pipelines.py', './small_loaders.py']
 dataset_type = 'CULaneDataset'
 culane_frame = dict(top=250, size=(144, 400), reduce=2)
 roads_frame = dict(top=250, size=(144, 400))
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type='ConcatDataset',
         datasets=[
@@ -36,11 +31,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ConcatDataset',
         datasets=[

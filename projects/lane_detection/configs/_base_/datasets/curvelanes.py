@@ -1,17 +1,12 @@
 # CurveLanes: three sizes of frames, any number of lanes. The lanes of its
 # test split are not public, so tests run on the validation split.
-_base_ = './pipelines.py'
+_base_ = ['./pipelines.py', './loaders.py']
 dataset_type = 'CurveLanesDataset'
 data_root = 'data/curvelanes/'
 # First row of the crop, by height of the frame.
 input_frame = dict(top=[(1440, 640), (720, 368), (660, 180)], size=(320, 800))
 
 train_dataloader = dict(
-    batch_size=16,
-    num_workers=8,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -22,11 +17,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=16,
-    num_workers=4,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,

@@ -1,17 +1,12 @@
 # Drawn roads in CULane's layout, made by
 # `python -m lane_detection.roads --out work_dirs/roads`: the images are half
 # as large as the frame of their annotations, 1640x590.
-_base_ = './pipelines.py'
+_base_ = ['./pipelines.py', './small_loaders.py']
 dataset_type = 'CULaneDataset'
 data_root = 'work_dirs/roads/'
 input_frame = dict(top=250, size=(144, 400))
 
 train_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=True,
-    sampler=dict(type='DefaultSampler', shuffle=True),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
@@ -21,11 +16,6 @@ train_dataloader = dict(
     ),
 )
 val_dataloader = dict(
-    batch_size=8,
-    num_workers=1,
-    persistent_workers=True,
-    drop_last=False,
-    sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type=dataset_type,
         data_root=data_root,
