@@ -1,4 +1,4 @@
-"""How network-wise objectives of taskptq see a lane detector."""
+"""Adapters of lane detectors for taskptq's network-wise objectives."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from taskptq.registry import ADAPTERS
 
 __all__ = ['LaneAdapter']
 
-# Noise on the background of these makes false lanes, or ends true ones.
+# Noise on their background creates false lanes or ends true ones.
 CONFIDENCE = ('*hm', 'cls', 'logits', 'seg', 'exist', 'mask', 'range')
-# Head class -> dimensions of a tensor that are channels, where they are not
-# the second of a map or the last of a list of queries.
+# Head class -> channel dimensions of its tensors, unless they are the second
+# of a map or the last of a list of queries.
 CHANNEL_DIMS: dict[str, dict[str, tuple[int, ...]]] = {
     'BezierLaneHead': {'curves': (2, 3)},
     'CondLaneHead': {'mask': (), 'reg': (), 'range': (2,)},
@@ -24,11 +24,11 @@ CHANNEL_DIMS: dict[str, dict[str, tuple[int, ...]]] = {
 
 @ADAPTERS.register_module(name='lane_detection.models.detector.LaneDetector')
 class LaneAdapter(Adapter):
-    """Lane detectors: the named tensors of their head.
+    """Adapter of lane detectors: the named tensors of their head.
 
     Args:
-        model: A LaneDetector; a quantized copy of it may be passed to
-            ``forward_heads`` as well.
+        model: A LaneDetector; ``forward_heads`` also accepts a quantized copy
+            of it.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,13 +42,13 @@ class LaneAdapter(Adapter):
     def forward_like(
         self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Run a model for the instances that another one found.
+        """Run a model on the instances that another model found.
 
         Args:
             model: Float or quantized model.
             batch: Collated batch.
-            heads: Outputs of the other model; its ``seeds``, if any, say
-                where the outputs for each instance belong.
+            heads: Outputs of the other model; its ``seeds``, if any, are the
+                positions of the instances.
         """
         data = model.data_preprocessor(batch, False)
         return dict(

@@ -1,4 +1,4 @@
-"""Turn the published weights of LSTR into a checkpoint of this project.
+"""Convert the published weights of LSTR to a checkpoint of this project.
 
     python -m lane_detection.convert_lstr lstr_tusimple.pkl lstr_tusimple.pth
 
@@ -24,7 +24,7 @@ from taskptq.engine.checkpoint_file import local_file, read_checkpoint
 __all__ = ['convert', 'main', 'rename']
 
 PREFIX = 'module.'
-# Counters of operations that a profiler left in the file.
+# Operation counters that a profiler left in the file.
 COUNTERS = ('total_ops', 'total_params')
 # Pattern of the names in the file -> name here.
 RULES: dict[str, str] = {
@@ -46,11 +46,11 @@ for _old, _new in {
     )
 for _index, _old in enumerate(('specific_embed', 'shared_embed')):
     for _layer in range(3):
-        # Here a ReLU lies between two linears of a sequence.
+        # Here the sequence has ReLUs between its linears.
         RULES[rf'{_old}\.layers\.{_layer}\.(.+)'] = (
             rf'head.reg_branches.{_index}.{2 * _layer}.\1'
         )
-# Layers that every LSTR has; without them the file is something else.
+# Layers of every LSTR; a file without them holds something else.
 REQUIRED = (
     'backbone.conv1.weight',
     'head.input_proj.weight',
@@ -67,13 +67,13 @@ def rename(name: str) -> str | None:
     """Return the name of a weight in an LSTR of this project.
 
     Args:
-        name: As the file has it, with or without ``module.``.
+        name: Name in the file, with or without ``module.``.
 
     Returns:
-        The new name, or None for a counter, which is no weight.
+        The new name, or None for a counter.
 
     Raises:
-        ValueError: If no LSTR has such a weight.
+        ValueError: If LSTR has no such weight.
     """
     short = name.removeprefix(PREFIX)
     if short.rpartition('.')[2] in COUNTERS:
@@ -83,7 +83,7 @@ def rename(name: str) -> str | None:
         if found is not None:
             return found.expand(replacement)
     raise ValueError(
-        f'{name} is no weight of LSTR: give the file of its authors'
+        f'{name} is not a weight of LSTR: give the file of its authors'
     )
 
 
@@ -91,10 +91,10 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the weights under the names of a LaneDetector with LSTRHead.
 
     Args:
-        state: Content of the published file.
+        state: Contents of the published file.
 
     Raises:
-        ValueError: If weights of LSTR are missing or others are there.
+        ValueError: If weights are missing or unknown.
     """
     converted = {}
     for name, value in state.items():
@@ -108,7 +108,7 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             'the weights of LSTR as its authors published them'
         )
     for name in [n for n in converted if n.endswith('.running_mean')]:
-        # Frozen norms have no counter; those of mm count from zero.
+        # Frozen norms have no counter; mm's start at zero.
         counter = name.replace('running_mean', 'num_batches_tracked')
         converted.setdefault(counter, torch.tensor(0))
     return converted
@@ -135,7 +135,7 @@ def convert_file(source: str | Path, out: str | Path) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run the command; None takes ``sys.argv``."""
+    """Run the command; None reads ``sys.argv``."""
     parser = argparse.ArgumentParser(
         prog='python -m lane_detection.convert_lstr',
         description='Convert the published weights of LSTR',

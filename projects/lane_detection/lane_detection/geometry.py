@@ -1,7 +1,7 @@
-"""Lanes between the original image and the network's input, and slots.
+"""Map lanes between original image and network input; assign slots.
 
-The network sees a crop of the original image, resized. This one mapping is
-kept in the metainfo keys ``crop`` (x0, y0, x1, y1 in original pixels) and
+The network sees a resized crop of the original image. This mapping is stored
+in the metainfo keys ``crop`` (x0, y0, x1, y1 in original pixels) and
 ``img_shape`` (h, w of the input); nothing else in the project maps points.
 Coordinates are continuous: pixel i covers [i, i + 1), so that a crop and a
 resize are exactly ``x' = (x - x0) * w / (x1 - x0)`` and a flip ``x' = w - x``.
@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 Points = TypeVar('Points', np.ndarray, Tensor)
-# Lowest points of a lane that say where it meets the bottom of the image.
+# Number of lowest points that define where a lane meets the bottom.
 BOTTOM_POINTS = 6
 
 
@@ -60,7 +60,7 @@ def frame_mapping(
 
 
 def like(values: tuple[float, float], points: Points) -> Points:
-    """Return two numbers as an array or tensor beside ``points``."""
+    """Return two numbers as an array or tensor like ``points``."""
     if isinstance(points, Tensor):
         return cast(Points, points.new_tensor(values))
     dtype = points.dtype if points.dtype.kind == 'f' else np.float32
@@ -118,15 +118,15 @@ def original_lanes(data_sample: LaneDataSample) -> list[np.ndarray]:
     """
     if lane_frame(data_sample) != 'original':
         raise ValueError(
-            'the lanes were moved together with the image, where they lay '
-            "before isn't known: load them after LaneResize, as the test "
+            'the lanes were moved together with the image, so their original '
+            'position is unknown: load them after LaneResize, as the test '
             'pipelines do'
         )
     return list(data_sample.gt_lanes.points)
 
 
 def lane_frame(data_sample: LaneDataSample) -> str:
-    """Return ``'input'`` or ``'original'``; the latter if nothing says."""
+    """Return ``'input'`` or ``'original'`` (the default)."""
     return str(data_sample.metainfo.get('lane_frame', 'original'))
 
 
@@ -137,8 +137,8 @@ def bottom_up(points: np.ndarray) -> np.ndarray:
         points: (n, 2), x and y in pixels, in either direction.
 
     Returns:
-        (m, 2) float32: the same order or its reverse; points that repeat
-        their predecessor, which no spline can go through, are left out.
+        (m, 2) float32 in the same or reverse order, without points that
+        repeat their predecessor, which no spline can interpolate.
     """
     points = np.asarray(points, dtype=np.float32).reshape(-1, 2)
     if len(points) < 2:
@@ -154,7 +154,7 @@ def resample(points: np.ndarray, *, num_points: int) -> np.ndarray:
 
     Args:
         points: (n, 2), n >= 1.
-        num_points: How many.
+        num_points: Number of points.
 
     Returns:
         (num_points, 2) float32, the first and the last one kept.
@@ -171,12 +171,12 @@ def resample(points: np.ndarray, *, num_points: int) -> np.ndarray:
 def is_visible(
     points: np.ndarray, *, shape: tuple[int, int], min_length: float = 2.0
 ) -> bool:
-    """Whether enough of a lane lies in an image.
+    """Return whether enough of a lane lies in an image.
 
     Args:
         points: (n, 2), x and y in pixels.
         shape: Height and width of the image in pixels.
-        min_length: Pixels of the lane that must lie inside.
+        min_length: Minimum length inside, in pixels.
     """
     if len(points) < 2:
         return False
@@ -187,7 +187,7 @@ def is_visible(
 
 
 def bottom_x(points: np.ndarray, *, height: float) -> float:
-    """Return where a lane meets the bottom of the image, prolonged straight.
+    """Return where a lane, extended straight, meets the image's bottom.
 
     Args:
         points: (n, 2), n >= 1, from the bottom upwards.
@@ -204,12 +204,12 @@ def bottom_x(points: np.ndarray, *, height: float) -> float:
 def assign_slots(
     lanes: Sequence[np.ndarray], *, shape: tuple[int, int], num_slots: int = 4
 ) -> np.ndarray:
-    """Give lanes the fixed slots of segmentation models.
+    """Assign lanes to the fixed slots of segmentation models.
 
-    Half of the slots lie left of the image's center line and half right of
-    it, judged at the bottom of the image, where lanes that end above it are
-    prolonged. The slots beside the center are filled first: with four slots,
-    1 and 2 bound the lane that the car is in.
+    Half of the slots are left of the image's center line and half right of
+    it, at the bottom of the image, to which lanes that end above it are
+    extended. The slots next to the center are filled first: with four slots,
+    1 and 2 bound the car's own lane.
 
     Args:
         lanes: (n, 2) arrays from the bottom upwards, in pixels.
@@ -217,7 +217,7 @@ def assign_slots(
         num_slots: Even number of slots.
 
     Returns:
-        (L,) int64, in [0, num_slots), -1 where a side has no slot left.
+        (L,) int64 in [0, num_slots), or -1 if a side has no free slot.
 
     Raises:
         ValueError: If the number of slots is odd.
@@ -247,7 +247,7 @@ def assign_slots(
 def order_slots(
     lanes: Sequence[np.ndarray], exists: Sequence[int], *, height: float
 ) -> np.ndarray | None:
-    """Give lanes the slots that a data set's own flags name.
+    """Assign lanes to the slots given by a data set's flags.
 
     Args:
         lanes: (n, 2) arrays from the bottom upwards, in pixels.
@@ -255,8 +255,8 @@ def order_slots(
         height: Row of the bottom of the image.
 
     Returns:
-        (L,) int64, or None where flags and lanes differ in number, so that
-        the flags cannot say which lane is which.
+        (L,) int64, or None if the numbers of flags and lanes differ, so that
+        the assignment is unknown.
     """
     taken = np.flatnonzero(exists)
     if len(taken) != len(lanes) or any(len(lane) == 0 for lane in lanes):

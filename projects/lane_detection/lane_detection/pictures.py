@@ -1,4 +1,4 @@
-"""What pictures of several models of the same frames need."""
+"""Pictures of several models on the same frames."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TILE = (4.4, 1.75)
 
 
 class Frames:
-    """Frames of one category, spaced evenly, whatever models make of them.
+    """Frames of one category, evenly spaced rather than chosen by result.
 
     Args:
         dataset: Built lane data set, or a concatenation of some.
@@ -60,7 +60,7 @@ class Frames:
         ]
 
     def batch(self) -> dict[str, list[Any]]:
-        """Read the frames anew, as one batch."""
+        """Read the frames again, as one batch."""
         samples = [self.dataset[index] for index in self.indices]
         return {
             key: [sample[key] for sample in samples]
@@ -83,7 +83,7 @@ def run_heads(
     Args:
         model: Float model.
         quantized: Quantized copy of it.
-        frames: What they see.
+        frames: Their inputs.
         adapter: The float model's adapter.
 
     Returns:
@@ -107,12 +107,12 @@ def foreground_maps(
     """Return the foreground of a frame as maps.
 
     Args:
-        weights: What an adapter's ``foreground_proxy`` returned.
+        weights: Outputs of an adapter's ``foreground_proxy``.
         index: The frame's place in the batch.
 
     Returns:
-        Names of the heads that share a map -> weights in [0, 1], (h, w); of
-        maps for several lanes the highest value counts.
+        Names of the heads that share a map -> weights in [0, 1], (h, w); the
+        maximum over the maps of several lanes.
 
     Raises:
         ValueError: If the model has no maps: its heads list lanes.
@@ -136,7 +136,7 @@ def read_image(sample: Any) -> np.ndarray:
     """Read the file of a frame, (h, w, 3), BGR.
 
     Raises:
-        FileNotFoundError: If it is gone.
+        FileNotFoundError: If it is missing.
     """
     image = cv2.imread(str(sample.img_path))
     if image is None:
@@ -145,7 +145,7 @@ def read_image(sample: Any) -> np.ndarray:
 
 
 def input_image(sample: Any) -> np.ndarray:
-    """Return what the network sees of a frame, (h, w, 3), RGB, resized.
+    """Return the network's view of a frame, (h, w, 3), RGB, resized.
 
     Args:
         sample: LaneDataSample, with ``crop`` and ``ori_shape``.
@@ -162,7 +162,7 @@ def input_image(sample: Any) -> np.ndarray:
 def draw_lines(
     sample: Any, lanes: InstanceData | None, *, width: int
 ) -> np.ndarray:
-    """Draw lanes on a frame, or without any its annotations; RGB."""
+    """Draw lanes, or else the annotations, on a frame; RGB."""
     image = read_image(sample)
     if lanes is None:
         scale = (
@@ -190,22 +190,22 @@ def draw_comparison(
 
     Args:
         columns: Name of a model -> its data samples of the frames.
-        out: PNG file; its folder is made.
+        out: PNG file; its folder is created.
         captions: Name of a model -> a line below each of its pictures.
-        width: Of the lines, in pixels of a frame.
+        width: Line width in pixels of a frame.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: If the models have not the same number of frames.
+        ValueError: If the models differ in their number of frames.
     """
     from matplotlib.figure import Figure
 
     counts = {len(samples) for samples in columns.values()}
     if len(counts) != 1:
         raise ValueError(
-            f'the models have {sorted(counts)} frames: give each the same'
+            f'the models have {sorted(counts)} frames: give equally many'
         )
     truth = next(iter(columns.values()))
     figure = Figure(
@@ -237,7 +237,7 @@ def draw_comparison(
 def show(
     axes: Any, image: np.ndarray, *, title: str, caption: str = ''
 ) -> None:
-    """Put one picture into its place."""
+    """Draw one picture."""
     axes.imshow(image)
     axes.set_title(title, fontsize=10)
     axes.set_xlabel(caption, fontsize=8)

@@ -1,9 +1,9 @@
 """Choose the anchors of LaneATT that a training set uses.
 
 ``python -m lane_detection.select_anchors CONFIG --out anchors.json`` counts
-how often each anchor of the config's head has found a lane of the training
-set, after its augmentation, and writes the indices of the most frequent ones.
-Name the file in the head's ``anchor_file``.
+how often each anchor of the config's head matches a lane of the augmented
+training set, and writes the indices of the most frequent ones. Set the head's
+``anchor_file`` to this file.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ __all__ = ['count_matches', 'main', 'most_frequent']
 def count_matches(
     head: Any, sample: Any, *, positive: float, negative: float
 ) -> Tensor:
-    """Return which anchors have found a lane of one image, (N,), 0 or 1.
+    """Return which anchors match a lane of one image, (N,), 0 or 1.
 
     Args:
         head: LaneATTHead with all anchors.
         sample: LaneDataSample.
         positive: See ``match_anchors``; LaneATT counts with 30 pixels.
-        negative: Likewise, 35.
+        negative: See ``match_anchors``; LaneATT counts with 35 pixels.
     """
     targets = encode_lanes(
         sample,
@@ -56,12 +56,12 @@ def most_frequent(counts: Tensor, *, keep: int) -> list[int]:
     """Return the indices of the largest counts, in ascending order.
 
     Raises:
-        ValueError: If more are asked for than there are.
+        ValueError: If ``keep`` exceeds the number of anchors.
     """
     if keep > len(counts):
         raise ValueError(
-            f'keep={keep} of {len(counts)} anchors: keep fewer, or leave '
-            'anchor_file out'
+            f'keep={keep} of {len(counts)} anchors: keep fewer, or omit '
+            'anchor_file'
         )
     order = counts.argsort(descending=True, stable=True)[:keep]
     return sorted(order.tolist())
@@ -98,7 +98,7 @@ def main() -> None:
         json.dumps(most_frequent(counts, keep=args.keep)) + '\n'
     )
     print_log(
-        f'{int((counts > 0).sum())} of {len(counts)} anchors found a lane in '
+        f'{int((counts > 0).sum())} of {len(counts)} anchors match a lane in '
         f'{len(dataset)} images; {args.keep} written to {args.out}',
         logger='current',
     )

@@ -1,4 +1,4 @@
-"""What travels with an image: annotated and predicted lanes."""
+"""Data sample of an image: annotated and predicted lanes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class LaneDataSample(BaseDataElement):
 
     ``gt_lanes`` is an InstanceData of
 
-    - ``points``: list of (n, 2) arrays, in the pixels that the metainfo key
-      ``lane_frame`` names: ``'original'`` or, where a training pipeline moved
-      the lanes together with the image, ``'input'``;
+    - ``points``: list of (n, 2) arrays, in the pixels given by the metainfo
+      key ``lane_frame``: ``'original'``, or ``'input'`` if a training
+      pipeline moved the lanes together with the image;
     - ``slots``: (L,) int64, the lane's place in the fixed order of
       segmentation models, left to right; -1 for none.
 

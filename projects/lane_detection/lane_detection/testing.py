@@ -64,7 +64,7 @@ def lane_sample(
     """Return a data sample of CULane's frame.
 
     Args:
-        lanes: In original pixels.
+        lanes: (n, 2) arrays in original pixels.
         img_shape: (h, w) of the input.
     """
     slots = torch.full((len(lanes),), -1)
@@ -91,7 +91,7 @@ def tiny_image(sample: LaneDataSample) -> Tensor:
 def tiny_backbone(
     *, num_stages: int = 4, out_indices: Sequence[int] = (1, 2, 3)
 ) -> dict[str, Any]:
-    """Return the config of a ResNet-18 of an eighth of its width."""
+    """Return the config of a ResNet-18 with an eighth of its width."""
     return dict(
         type='ResNet',
         depth=18,

@@ -1,4 +1,4 @@
-"""Draws lanes on images."""
+"""Draw lanes on images."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ def draw_lanes(
     Args:
         image: (h, w, 3) uint8, BGR.
         lanes: (n, 2) arrays, x and y.
-        colors: Of the lanes from left to right, used again if they run out.
-        width: Of the lines, in pixels of the image.
+        colors: Colors of the lanes from left to right, reused in turn.
+        width: Line width in pixels of the image.
         scale: Pixels of the image per unit of x and of y.
-        dashed: Whether to draw every other piece only.
+        dashed: Whether to draw only every other piece.
     """
     image = np.ascontiguousarray(image).copy()
     lanes = [
@@ -55,7 +55,7 @@ def draw_lanes(
     lanes.sort(key=lambda lane: float(lane[0, 0]))
     for index, lane in enumerate(lanes):
         points = (lane * scale - 0.5) * 16
-        # OpenCV overflows far outside; such points are nowhere near.
+        # OpenCV overflows far outside the image, so such points are clipped.
         points = points.clip(-(2**19), 2**19).round().astype(np.int32)
         pieces = (
             [points[i : i + 2] for i in range(0, len(points) - 1, 2)]
@@ -87,9 +87,9 @@ def draw_sample(
     Args:
         image: (h, w, 3) uint8, BGR: the image file, in any size.
         sample: Lanes in original pixels.
-        score_thr: Predictions with a lower score are left out.
+        score_thr: Predictions with a lower score are omitted.
         truth: Whether to draw annotations, if they are in original pixels.
-        width: Of the lines in pixels of the image.
+        width: Line width in pixels of the image.
     """
     height, across = sample.metainfo.get('ori_shape', image.shape)[:2]
     scale = (image.shape[1] / across, image.shape[0] / height)
@@ -121,12 +121,12 @@ class LaneVisualizationHook(Hook):
     """Write pictures of the lanes found in validation and test runs.
 
     Args:
-        draw: Whether to draw at all; mm's ``--show-dir`` switches it on.
-        interval: Of the images that are drawn.
-        max_images: Most pictures per run; None for no limit.
-        score_thr: Predictions with a lower score are left out.
-        truth: Whether to draw annotations too.
-        line_width: In pixels of the image.
+        draw: Whether to draw; mm's ``--show-dir`` turns it on.
+        interval: Draw every n-th image.
+        max_images: Maximum number of pictures per run; None for no limit.
+        score_thr: Predictions with a lower score are omitted.
+        truth: Whether to also draw annotations.
+        line_width: Line width in pixels of the image.
         test_out_dir: Folder for the pictures, relative to the runner's.
     """
 
@@ -156,11 +156,11 @@ class LaneVisualizationHook(Hook):
         self.written = 0
 
     def before_val_epoch(self, runner: Runner) -> None:
-        """Start counting anew."""
+        """Restart counting."""
         self.seen = self.written = 0
 
     def before_test_epoch(self, runner: Runner) -> None:
-        """Start counting anew."""
+        """Restart counting."""
         self.seen = self.written = 0
 
     def after_val_iter(
@@ -186,10 +186,10 @@ class LaneVisualizationHook(Hook):
     def draw_batch(
         self, runner: Runner, outputs: Sequence[LaneDataSample], *, folder: str
     ) -> None:
-        """Draw the images of a batch that are due.
+        """Draw the selected images of a batch.
 
         Raises:
-            FileNotFoundError: If an image file is gone.
+            FileNotFoundError: If an image file is missing.
         """
         if not self.draw:
             return

@@ -1,6 +1,5 @@
 """Network-wise objectives on lane detectors: heads, seeds, configs."""
 
-
 import pytest
 import torch
 from mmengine.model import BaseModule

@@ -114,5 +114,5 @@ def test_rows_outside_of_the_image_are_absent():
 
 
 def test_rows_of_wrong_length():
-    with pytest.raises(ValueError, match='3 values and h_samples has 48'):
+    with pytest.raises(ValueError, match='3 values, but h_samples has 48'):
         rows_to_lanes([[1, 2, 3]], H_SAMPLES)

@@ -273,7 +273,7 @@ def test_conversion_refuses_other_files(model, tmp_path):
     from lane_detection.convert_lstr import convert, main
 
     state = published_names(model)
-    with pytest.raises(ValueError, match='no weight of LSTR'):
+    with pytest.raises(ValueError, match='not a weight of LSTR'):
         convert(state | {'module.fpn.weight': torch.zeros(1)})
     del state['module.query_embed.weight']
     with pytest.raises(ValueError, match=r'no head\.query_embed\.weight'):

@@ -388,7 +388,7 @@ def test_refuses_bad_references(tmp_path):
     with pytest.raises(FileNotFoundError, match='LaneDump'):
         CULaneMetric(reference=str(path))
     path.write_text('{}')
-    with pytest.raises(ValueError, match='no file of predicted lanes'):
+    with pytest.raises(ValueError, match='not a file of predicted lanes'):
         CULaneMetric(reference=str(path))
     path.write_text('lanes')
     with pytest.raises(ValueError, match='is not a JSON file'):

@@ -1,4 +1,4 @@
-"""What the lane data sets share: frames, ids and the input's crop."""
+"""Base class of the lane data sets: frames, ids and the input's crop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def read_lanes(info: Mapping[str, Any]) -> list[np.ndarray]:
             ``lanes_file``, or ``lane_rows`` and ``h_samples``.
 
     Raises:
-        KeyError: If the item says nothing about lanes.
+        KeyError: If the item has no lanes.
     """
     name = info.get('lane_format')
     if name == 'culane':
@@ -33,8 +33,8 @@ def read_lanes(info: Mapping[str, Any]) -> list[np.ndarray]:
     if name == 'tusimple':
         return rows_to_lanes(info['lane_rows'], info['h_samples'])
     raise KeyError(
-        f'lane_format={name!r} of {info.get("img_path")} is none of culane, '
-        'tusimple, curvelanes: use a lane data set'
+        f'lane_format={name!r} of {info.get("img_path")} is not culane, '
+        'tusimple or curvelanes: use a lane data set'
     )
 
 
@@ -42,22 +42,21 @@ class LaneDataset(BaseDataset):
     """Images with lanes.
 
     Args:
-        input_frame: What the network sees, once for all pipelines of this
-            data set: ``top``, the first row of the crop in original pixels,
-            or (height of the original, row) pairs; ``bottom`` likewise,
-            missing for the last row; ``size``, (h, w) of the input;
-            ``reduce``, 1, 2 or 4, at which part of their size images are
-            read. LoadLaneImage, LaneCrop and LaneResize look here unless they
-            have arguments of their own.
-        label_shape: Height and width of the frame that the annotations are
-            given in; None if it is that of the image file. An image of other
-            size shows the whole frame all the same, smaller or larger.
+        input_frame: The network's input, for all pipelines of this data set:
+            ``top``, the first row of the crop in original pixels, or (height
+            of the original, row) pairs; ``bottom``, the row after the last
+            one in the same form, missing for no limit; ``size``, (h, w) of
+            the input; ``reduce``, 1, 2 or 4, the divisor at which images are
+            read. Defaults of LoadLaneImage, LaneCrop and LaneResize.
+        label_shape: Height and width of the annotations' frame; None if it is
+            that of the image file. An image of another size still shows the
+            whole frame, smaller or larger.
         num_slots: Slots of segmentation models.
-        category: Category of every image; None for none, or for the data
-            set's own.
-        check_files: Whether to look for the first image at once, so that a
-            wrong root is noticed before a run starts.
-        kwargs: Of BaseDataset.
+        category: Category of every image; None for none or the data set's
+            own.
+        check_files: Whether to check immediately that the first image exists,
+            so that a wrong root shows before a run starts.
+        kwargs: Further arguments of BaseDataset.
     """
 
     def __init__(
@@ -78,7 +77,7 @@ class LaneDataset(BaseDataset):
         super().__init__(*args, **kwargs)
 
     def get_data_info(self, idx: int) -> dict[str, Any]:
-        """Return one item, with what all items share."""
+        """Return one item, with the keys common to all items."""
         info: dict[str, Any] = super().get_data_info(idx)
         info['num_slots'] = self.num_slots
         if self.input_frame is not None:
@@ -90,7 +89,7 @@ class LaneDataset(BaseDataset):
         return info
 
     def filter_data(self) -> list[dict[str, Any]]:
-        """Leave out images with less than ``filter_cfg.min_lanes`` lanes.
+        """Drop images with fewer than ``filter_cfg.min_lanes`` lanes.
 
         ``filter_cfg = dict(filter_empty_gt=True)`` means at least one.
         """
@@ -105,14 +104,14 @@ class LaneDataset(BaseDataset):
         ]
 
     def checked(self, items: list[dict[str, Any]]) -> list[dict[str, Any]]:
-        """Return the items if there are some and the first image exists.
+        """Return the items, checking the first image.
 
         Raises:
-            ValueError: If there is no item.
+            ValueError: If there are no items.
             FileNotFoundError: If the first image is missing.
         """
         if not items:
-            raise ValueError(f'ann_file={self.ann_file} lists no image')
+            raise ValueError(f'ann_file={self.ann_file} lists no images')
         first = items[0]['img_path']
         if self.check_files and not Path(first).is_file():
             raise FileNotFoundError(
@@ -123,10 +122,10 @@ class LaneDataset(BaseDataset):
         return items
 
     def below(self, name: str, *, prefix: str) -> str:
-        """Join a name from a list, leading slash or not, to a prefix.
+        """Join a prefix and a name from a list, with or without slash.
 
         Args:
-            name: Path as the list spells it.
+            name: Path as spelled in the list.
             prefix: Key of ``data_prefix``.
         """
         root = self.data_prefix.get(prefix) or self.data_root or ''

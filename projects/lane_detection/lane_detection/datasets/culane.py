@@ -13,7 +13,7 @@ from .lane_files import read_lines
 
 __all__ = ['CULANE_CATEGORIES', 'CULaneDataset', 'parse_list_line']
 
-# Files of list/test_split, as "test<number>_<name>.txt".
+# Files of list/test_split are named "test<number>_<name>.txt".
 CULANE_CATEGORIES = (
     'normal',
     'crowd',
@@ -37,7 +37,7 @@ def parse_list_line(line: str) -> tuple[str, tuple[int, ...] | None]:
         Path without the leading slash, and the flags or None.
 
     Raises:
-        ValueError: If the line has another form.
+        ValueError: If the line is malformed.
     """
     words = line.split()
     name = words[0].lstrip('/')
@@ -54,22 +54,23 @@ def parse_list_line(line: str) -> tuple[str, tuple[int, ...] | None]:
 
 @DATASETS.register_module()
 class CULaneDataset(LaneDataset):
-    """Images of a list, each with a ``.lines.txt`` beside it.
+    """Images of a list, each with a ``.lines.txt`` next to it.
 
     Lists spell paths with or without a leading slash; ``*_gt.txt`` lists also
-    name the slots that hold a lane, which are otherwise judged from where the
-    lanes meet the bottom of the image. Lane files are read when an image is.
+    name the slots that hold a lane, which are otherwise derived from where
+    the lanes meet the bottom of the image. Lane files are read with their
+    image.
 
     Args:
-        label_shape: As in LaneDataset. None for images of which the
-            annotations are in their own pixels.
+        label_shape: See LaneDataset; None for annotations in pixels of their
+            image.
         category_dir: Folder of the category lists, relative to the data root,
             e.g. ``'list/test_split'``; None gives images no category.
-        expected_lanes: Number of annotated lanes of the whole list, counted
-            at the start; None doesn't count. The official test set has
-            104,886; an older archive of annotations with less gives F1 scores
-            that compare to nobody's.
-        kwargs: Of LaneDataset.
+        expected_lanes: Number of annotated lanes in the whole list, checked
+            at the start; None skips the check. The official test set has
+            104,886; F1 scores with an older archive, which has fewer, are not
+            comparable.
+        kwargs: Further arguments of LaneDataset.
     """
 
     METAINFO = dict(dataset_type='culane', classes=('lane',))  # noqa: RUF012
@@ -126,7 +127,7 @@ class CULaneDataset(LaneDataset):
         """Return the category of each image of the category lists.
 
         Raises:
-            FileNotFoundError: If there is no such list.
+            FileNotFoundError: If there are no such lists.
         """
         if self.category_dir is None:
             return {}
@@ -144,7 +145,7 @@ class CULaneDataset(LaneDataset):
         }
 
     def check_number(self, items: Sequence[dict[str, Any]]) -> None:
-        """Compare the number of annotated lanes to the expected one.
+        """Compare the number of annotated lanes with the expected one.
 
         Raises:
             ValueError: If they differ.

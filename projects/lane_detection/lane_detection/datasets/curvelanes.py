@@ -23,7 +23,7 @@ class CurveLanesDataset(LaneDataset):
     (1440, 640), (720, 368), (660, 180)]``.
 
     Args:
-        kwargs: Of LaneDataset.
+        kwargs: Further arguments of LaneDataset.
     """
 
     METAINFO = dict(  # noqa: RUF012
@@ -51,7 +51,7 @@ class CurveLanesDataset(LaneDataset):
         if len(path.parts) == 1:
             # Some lists hold bare names.
             path = 'images' / path
-        # The last folder called "images" is the one beside "labels".
+        # The last folder named "images" is next to "labels".
         parts = list(path.parts)
         if 'images' in parts:
             place = len(parts) - 1 - parts[::-1].index('images')

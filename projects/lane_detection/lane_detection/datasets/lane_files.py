@@ -27,7 +27,7 @@ __all__ = [
     'write_culane',
 ]
 
-# What TuSimple writes where a lane has no point in a row.
+# TuSimple's value for rows without a point of the lane.
 ABSENT = -2
 
 
@@ -36,10 +36,10 @@ def read_text(path: str | Path, *, what: str) -> str:
 
     Args:
         path: The file.
-        what: What it is and where it comes from, for the message.
+        what: Description and origin of the file, for the message.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
     """
     try:
         return Path(path).read_text(encoding='utf-8')
@@ -57,8 +57,8 @@ def parse_culane(text: str, *, path: str | Path) -> list[np.ndarray]:
     """Parse a ``.lines.txt``: a lane per line, x and y alternating.
 
     Args:
-        text: The file's content; an empty one means that there are no lanes.
-        path: The file's name, for messages.
+        text: Contents of the file; empty without lanes.
+        path: Path of the file, for messages.
 
     Raises:
         ValueError: If a line isn't an even number of finite numbers.
@@ -94,7 +94,7 @@ def read_culane(path: str | Path) -> list[np.ndarray]:
     text = read_text(
         path,
         what='CULane keeps the lanes of an image in a .lines.txt '
-        'beside it (annotations_new.tar.gz, and the archives of the test '
+        'next to it (annotations_new.tar.gz, and the archives of the test '
         'drivers); unpack them over the images',
     )
     return parse_culane(text, path=path)
@@ -108,7 +108,7 @@ def format_culane(lanes: Sequence[np.ndarray]) -> str:
 
 
 def write_culane(lanes: Sequence[np.ndarray], path: str | Path) -> None:
-    """Write a ``.lines.txt``; its folder is made if it is missing."""
+    """Write a ``.lines.txt``, creating its folder if necessary."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(format_culane(lanes), encoding='utf-8')
@@ -142,15 +142,15 @@ def read_curvelanes(path: str | Path) -> list[np.ndarray]:
 def rows_to_lanes(
     rows: Sequence[Sequence[float]], h_samples: Sequence[float]
 ) -> list[np.ndarray]:
-    """Turn TuSimple's x per row into polylines.
+    """Convert TuSimple's x per row to polylines.
 
     Args:
-        rows: Of each lane, x in each row of ``h_samples``; negative where the
-            lane has no point.
+        rows: x of each lane in each row of ``h_samples``; negative for no
+            point.
         h_samples: (R,) y in pixels.
 
     Returns:
-        Polylines; lanes without any point are left out.
+        Polylines; lanes without points are omitted.
     """
     y = np.asarray(h_samples, dtype=np.float32)
     lanes = []
@@ -158,8 +158,8 @@ def rows_to_lanes(
         x = np.asarray(xs, dtype=np.float32)
         if len(x) != len(y):
             raise ValueError(
-                f'a lane has {len(x)} values and h_samples has {len(y)} '
-                'rows: they must be equal in number'
+                f'a lane has {len(x)} values, but h_samples has {len(y)} '
+                'rows: give one value per row'
             )
         there = x >= 0
         if there.any():
@@ -180,10 +180,10 @@ def lanes_to_rows(
         lanes: (n, 2) arrays, y decreasing.
         h_samples: (R,) y in pixels.
         width: Width of the image in pixels; points outside are absent.
-        absent: What to write in rows without a point.
+        absent: Value for rows without a point.
 
     Returns:
-        Of each lane that has a point left, x in each row.
+        x in each row, for each lane with at least one point.
     """
     y = np.asarray(h_samples, dtype=np.float64)
     rows: list[list[Any]] = []

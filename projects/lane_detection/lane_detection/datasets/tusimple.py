@@ -26,10 +26,10 @@ class TuSimpleDataset(LaneDataset):
     Args:
         ann_file: The file or files; the training set has three.
         label_shape: As in LaneDataset.
-        label_scale: What to multiply x and y of the annotations with to get
-            pixels of ``label_shape``; for annotations of reduced images.
+        label_scale: Factor from the annotations' x and y to pixels of
+            ``label_shape``, for annotations of reduced images.
         num_slots: Slots of segmentation models; some images have five lanes.
-        kwargs: Of LaneDataset.
+        kwargs: Further arguments of LaneDataset.
     """
 
     METAINFO = dict(  # noqa: RUF012
@@ -120,7 +120,7 @@ class TuSimpleDataset(LaneDataset):
             'lane_format': 'tusimple',
             'lane_rows': [[self.scaled(x) for x in lane] for lane in lanes],
             'h_samples': [self.scaled(y) for y in rows],
-            # Polylines cannot say it, and the official script counts them.
+            # Lost in polylines, but counted by the official script.
             'num_absent_lanes': sum(
                 all(x < 0 for x in lane) for lane in lanes
             ),
@@ -128,7 +128,7 @@ class TuSimpleDataset(LaneDataset):
         }
 
     def scaled(self, value: float) -> float:
-        """Scale a coordinate; what is absent stays so."""
+        """Scale a coordinate, keeping the mark of absent points."""
         if value < 0 or self.label_scale == 1:
             return value
         return value * self.label_scale

@@ -1,4 +1,4 @@
-"""What the lane metrics share: where their lanes come from."""
+"""Base class of the lane metrics, and readers of their lanes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def predicted_lanes(sample: Mapping[str, Any]) -> list[np.ndarray]:
     """Return the predicted lanes, (n, 2) each in original pixels.
 
     Raises:
-        ValueError: If the model gave none.
+        ValueError: If the model made none.
     """
     found = sample.get('pred_lanes')
     if found is None:
@@ -80,17 +80,18 @@ def scaled_lanes(
 
 
 class LaneMetric(BaseMetric):
-    """Compares predicted lanes to annotated or to other predicted ones.
+    """Compare predicted lanes with annotated or other predicted ones.
 
     Args:
-        reference: ``'gt'`` for the annotations, or the file that a
-            :class:`LaneDump` wrote of another model: then its lanes are the
-            truth, so the metric tells how far the models agree.
-        categories: Counts only images of these categories, so that one pass
-            over several sets is judged set by set; None counts all.
+        reference: ``'gt'`` for the annotations, or a file written by
+            :class:`LaneDump` for another model: its lanes are then the truth,
+            so the metric measures the agreement of the models.
+        categories: Count only images of these categories, so that one pass
+            over several sets is evaluated set by set; None counts all.
         collect_device: See BaseMetric.
-        prefix: Of the results' names; None is no prefix for annotations and
-            ``agreement`` for a file, so that both can be measured at once.
+        prefix: Prefix of the results' names; None is no prefix for
+            annotations and ``agreement`` for a file, so that both can be
+            measured at once.
 
     Raises:
         FileNotFoundError: If the file is missing.
@@ -116,10 +117,10 @@ class LaneMetric(BaseMetric):
         self.prefix = prefix
 
     def counts(self, sample: Mapping[str, Any]) -> bool:
-        """Whether an image is one of those to count.
+        """Return whether an image counts.
 
-        One that isn't still adds an empty result, for processes must have
-        equally many.
+        An image that doesn't still adds an empty result, since processes
+        need equally many.
         """
         return (
             self.categories is None
@@ -127,10 +128,10 @@ class LaneMetric(BaseMetric):
         )
 
     def reference_lanes(self, sample: Mapping[str, Any]) -> list[np.ndarray]:
-        """Return what an image's predictions are compared to.
+        """Return the lanes to compare an image's predictions with.
 
         Raises:
-            ValueError: If there is nothing for the image.
+            ValueError: If there are none for the image.
         """
         if self.predictions is None:
             return annotated_lanes(sample)

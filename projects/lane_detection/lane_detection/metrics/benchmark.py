@@ -1,4 +1,4 @@
-"""Measures how many images a second CULaneMetric evaluates.
+"""Measure how many images per second CULaneMetric evaluates.
 
 Usage::
 
@@ -58,7 +58,7 @@ def random_lanes(
 def random_samples(
     num_images: int, *, seed: int = 0, num_lanes: int = 4
 ) -> list[dict[str, Any]]:
-    """Draw annotated lanes, and predictions some pixels beside them."""
+    """Draw annotated lanes, and predictions shifted by some pixels."""
     generator = np.random.default_rng(seed)
     samples = []
     for number in range(num_images):
@@ -88,7 +88,7 @@ def random_samples(
 def measure(
     samples: Sequence[dict[str, Any]], *, num_workers: int
 ) -> tuple[float, dict[str, float]]:
-    """Return images per second, starting of processes included, and F1."""
+    """Return images per second, including process start, and F1."""
     metric = CULaneMetric(num_workers=num_workers)
     start = time.perf_counter()
     for first in range(0, len(samples), BATCH_SIZE):
@@ -108,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         '--num-workers',
         type=int,
         default=2,
-        help='processes, 0: none but this',
+        help='worker processes; 0 uses only this process',
     )
     parser.add_argument('--seed', type=int, default=0)
     args = parser.parse_args(argv)

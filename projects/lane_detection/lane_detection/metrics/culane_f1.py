@@ -1,10 +1,10 @@
 """CULane's F1: lanes as wide strokes, compared by their pixels.
 
 Follows the benchmark's own tool step by step: natural cubic splines, strokes
-of 30 pixels on a canvas of 590 x 1640, an exact one-to-one matching, and a
-hit only if the IoU is strictly greater than the threshold. It is faster since
-strokes are not images but spans in rows, of the same pixels (see
-:mod:`.strokes`), and each lane becomes one once, not once for each pair.
+of 30 pixels on a canvas of 590 x 1640, an exact one-to-one matching, and a hit
+only if the IoU is strictly greater than the threshold. It is faster, since
+strokes are row spans of the same pixels instead of images (see
+:mod:`.strokes`), and each lane is drawn once instead of once per pair.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def lane_iou(
 
     Args:
         lanes: N lanes, (n, 2) each, x and y in pixels of the canvas.
-        others: M lanes, likewise.
-        drawing: How lanes are drawn; None is CULane's way.
+        others: M lanes in the same format.
+        drawing: Settings for drawing lanes; None is CULane's.
 
     Returns:
         (N, M), float64.
@@ -62,17 +62,17 @@ def count_hits(
     thresholds: Sequence[float] = (0.5,),
     drawing: LaneDrawing | None = None,
 ) -> np.ndarray:
-    """Count right, wrong and missed lanes of an image.
+    """Count correct, wrong and missed lanes of an image.
 
-    The matching has the greatest sum of IoU, whatever the threshold; a
+    The matching maximizes the sum of IoU, independently of the threshold; a
     matched pair is a hit if its IoU is strictly greater. Lanes too short to
-    be drawn count as well.
+    be drawn also count.
 
     Args:
         predicted: Lanes, (n, 2) each, x and y in pixels of the canvas.
-        truth: Lanes, likewise.
-        thresholds: Of the IoU.
-        drawing: How lanes are drawn; None is CULane's way.
+        truth: True lanes in the same format.
+        thresholds: IoU thresholds.
+        drawing: Settings for drawing lanes; None is CULane's.
 
     Returns:
         (thresholds, 3), int: true positives, false positives, false
@@ -91,7 +91,7 @@ def lane_scores(
 ) -> dict[str, float]:
     """Return F1, precision and recall of summed counts.
 
-    A ratio of nothing is 0 (the official tool prints -1 for a precision
+    An undefined ratio is 0 (the official tool prints -1 for the precision
     without predictions).
 
     >>> lane_scores(1, 1, 3)
@@ -99,7 +99,7 @@ def lane_scores(
     """
     predicted = true_positives + false_positives
     there = true_positives + false_negatives
-    # 2 P R / (P + R), with numbers for which P or R doesn't exist as well
+    # 2 P R / (P + R), also defined if P or R is not
     return {
         'F1': 2 * true_positives / max(predicted + there, 1),
         'precision': true_positives / max(predicted, 1),

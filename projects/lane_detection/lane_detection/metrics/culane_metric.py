@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from typing import Any
 
-# The maintained fork of mmdet has a CULaneMetric for its CLRNet alone, which
-# compares polygons. It is loaded first, so that the name means the metric
-# below whatever is imported later.
+# The maintained fork of mmdet has a CULaneMetric only for its CLRNet, which
+# compares polygons. It is imported first, so that the name always means the
+# metric below.
 import mmdet.evaluation  # noqa: F401
 import numpy as np
 from mmdet.registry import METRICS
@@ -29,7 +29,7 @@ Counts = tuple[str | None, list[list[int]]]
 def count_images(
     pairs: Sequence[Pair], thresholds: Sequence[float], drawing: LaneDrawing
 ) -> list[Counts]:
-    """Count right, wrong and missed lanes of images."""
+    """Count correct, wrong and missed lanes of images."""
     return [
         (
             category,
@@ -45,25 +45,26 @@ def count_images(
 class CULaneMetric(LaneMetric):
     """CULane's F1, precision and recall.
 
-    Follows the benchmark's own tool (see :mod:`.culane_f1`). Each image is
-    counted as it comes; only its counts are kept and, at the end, summed over
-    all images, so memory doesn't grow with what is predicted and several
-    processes give what one gives.
+    Follows the benchmark's own tool (see :mod:`.culane_f1`). Images are
+    counted one by one, and only the counts are kept and summed at the end, so
+    memory doesn't grow with the predictions, and several processes give the
+    same result as one.
 
     Results, for a threshold of 0.5: ``F1_50``, ``precision_50``,
-    ``recall_50``, in [0, 1]; the same as ``<category>/F1_50`` and so on for
-    each category that the images have. Categories without any true lane, as
-    CULane's crossroads, have ``<category>/FP_50`` instead, their number of
-    false positives; these count in the total, too.
+    ``recall_50``, in [0, 1], also as ``<category>/F1_50`` etc. for each
+    category of the images. Categories without true lanes, like CULane's
+    crossroads, have ``<category>/FP_50`` instead, their number of false
+    positives, which also count in the total.
 
     Args:
         iou_thrs: Thresholds of the IoU; hits are strictly above.
         canvas: Height and width on which lanes are drawn; lanes of images of
             other sizes are scaled to it.
-        lane_width: Of the drawn lanes, in pixels of the canvas.
+        lane_width: Width of the drawn lanes, in pixels of the canvas.
         subdivisions: Points of the spline between two points of a lane.
-        step: Instead of them, their distance in pixels of the canvas.
-        num_workers: Processes that count; 0 counts in the process itself.
+        step: Alternatively, their distance in pixels of the canvas.
+        num_workers: Number of processes for counting; 0 counts in the main
+            process.
         reference: See LaneMetric.
         categories: See LaneMetric.
         collect_device: See BaseMetric.
@@ -140,7 +141,7 @@ class CULaneMetric(LaneMetric):
         return predicted, truth, sample.get('category')
 
     def evaluate(self, size: int) -> dict[str, float]:
-        """Wait for the processes, then evaluate as every metric."""
+        """Wait for the processes, then evaluate as usual."""
         for future in self.pending:
             self.results += future.result()
         self.pending.clear()
@@ -190,16 +191,16 @@ class CurveLanesMetric(CULaneMetric):
     """CurveLanes' F1, precision and recall.
 
     Lanes are scaled to 224 x 224 pixels and drawn 5 pixels wide, with the
-    points of their splines one pixel apart; otherwise as
+    points of their splines one pixel apart; otherwise like
     :class:`CULaneMetric`, whose arguments it has. Points are rounded to
-    pixels, as CULane's tool does.
+    pixels, as in CULane's tool.
 
     Args:
         iou_thrs: Thresholds of the IoU; hits are strictly above.
         canvas: Height and width on which lanes are drawn.
-        lane_width: Of the drawn lanes, in pixels of the canvas.
+        lane_width: Width of the drawn lanes, in pixels of the canvas.
         step: Distance of a spline's points, in pixels of the canvas.
-        kwargs: Of CULaneMetric.
+        kwargs: Further arguments of CULaneMetric.
     """
 
     def __init__(

@@ -10,15 +10,15 @@ from scipy.linalg import solveh_banded
 
 __all__ = ['distinct_points', 'lane_curves']
 
-# Farther out than any image; keeps coordinates drawable.
+# Beyond any image; keeps coordinates drawable.
 FAR = 2.0**15
 
 
 def distinct_points(lane: Any) -> np.ndarray:
-    """Return the points of a lane that a curve can go through.
+    """Return the points of a lane that a curve can pass through.
 
-    Points that are not finite are left out, and so are those that repeat the
-    point before them: they would make a spline's equations singular.
+    Points that are not finite, or repeat their predecessor, are dropped: they
+    would make a spline's equations singular.
 
     Args:
         lane: (n, 2), x and y in pixels.
@@ -57,7 +57,7 @@ def lane_curves(
     Args:
         lanes: (n, 2) each, x and y in pixels.
         subdivisions: Points of a segment, the last point not counted.
-        step: Instead of them, distance of the points in t, in pixels.
+        step: Alternatively, distance of the points in t, in pixels.
 
     Returns:
         (m, 2), float32, for each lane; (0, 2) for a lane of fewer than two
@@ -82,11 +82,10 @@ def lane_curves(
 def curves_through(
     lanes: list[np.ndarray], *, subdivisions: int, step: float | None
 ) -> list[np.ndarray]:
-    """Do the work of :func:`lane_curves` for lanes of distinct points.
+    """Compute :func:`lane_curves` for lanes of distinct points.
 
-    The points of all lanes are put in one row. Where one lane ends and the
-    next begins the equations are decoupled, so that one solve and one
-    evaluation serve all.
+    The points of all lanes are concatenated. Between lanes the equations are
+    decoupled, so that one solve and one evaluation suffice.
     """
     if not lanes:
         return []
@@ -103,7 +102,7 @@ def curves_through(
     h = lengths[:, None]
     linear = slopes - h * (2 * second[:-1] + second[1:]) / 6
     cubic = np.diff(second, axis=0) / (6 * h)
-    # The last point of a lane is a segment of one point, t = 0.
+    # The last point of a lane is a one-point segment, t = 0.
     counts = np.ones(len(points), dtype=int)
     spacing = np.zeros(len(points))
     spacing[:-1] = lengths / subdivisions if step is None else step

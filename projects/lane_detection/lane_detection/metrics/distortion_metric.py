@@ -16,11 +16,11 @@ __all__ = ['LaneDistortionMetric', 'common_rows']
 
 
 def common_rows(sample: Mapping[str, Any], *, num_rows: int) -> np.ndarray:
-    """Return the y of rows spread evenly over what the network sees.
+    """Return the y of rows spread evenly over the network's input.
 
     Args:
         sample: Has ``crop``, or else ``ori_shape``.
-        num_rows: How many.
+        num_rows: Number of rows.
 
     Returns:
         (num_rows,), in original pixels, centers of equal strips.
@@ -41,16 +41,16 @@ class LaneDistortionMetric(LaneMetric):
 
     - ``lds``: mean over the images of the score, in [0, gamma]; 0 means the
       same lanes;
-    - ``lds_distance``: mean distance of matched lanes over the rows that
-      both have, each capped at gamma;
+    - ``lds_distance``: mean distance of matched lanes over their common rows,
+      each capped at gamma;
     - ``lds_matched``: share of the reference's lanes that were matched.
 
     Args:
-        reference: See LaneMetric; mostly the file of the float model.
-        num_rows: Rows on which lanes are compared, evenly over the crop.
-        rows: Their y in original pixels instead.
-        gamma: Penalty of a row without partner, in pixels.
-        tau: Mean distance from which lanes are not the same, in pixels.
+        reference: See LaneMetric; usually the file of the float model.
+        num_rows: Number of compared rows, evenly spaced over the crop.
+        rows: Alternatively, y of the rows in original pixels.
+        gamma: Penalty of an unmatched row, in pixels.
+        tau: Mean distance in pixels from which lanes count as different.
         categories: See LaneMetric.
         collect_device: See BaseMetric.
         prefix: See LaneMetric.

@@ -1,4 +1,4 @@
-"""Write predicted lanes, for later comparison or for the official tools."""
+"""Write predicted lanes for a comparison or for the official tools."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from .predictions import write_predictions
 __all__ = ['LaneDump']
 
 LAYOUTS = ('json', 'culane', 'tusimple')
-# Milliseconds written for TuSimple's tool, which scores from 200 on as lost.
+# Milliseconds for TuSimple's tool, which counts 200 and more as missed.
 RUN_TIME = 10
 
 
 @METRICS.register_module()
 class LaneDump(BaseMetric):
-    """Writes the predicted lanes of a data set; gives no score.
+    """Write the predicted lanes of a data set; without a score.
 
     Args:
-        out: File to write; with ``layout='culane'``, folder.
-        layout: ``'json'``, what the lane metrics take as ``reference``;
-            ``'culane'``, a ``.lines.txt`` for each image below the folder;
-            ``'tusimple'``, JSON lines with x at the image's ``h_samples``.
+        out: File to write, or folder with ``layout='culane'``.
+        layout: ``'json'``, the ``reference`` of lane metrics; ``'culane'``, a
+            ``.lines.txt`` for each image below the folder; ``'tusimple'``,
+            JSON lines with x at the image's ``h_samples``.
         collect_device: See BaseMetric.
 
     Raises:
@@ -102,7 +102,7 @@ class LaneDump(BaseMetric):
 
 
 def predicted_scores(sample: Mapping[str, Any]) -> list[float]:
-    """Return the scores of the predicted lanes; 1 where there are none."""
+    """Return the scores of the predicted lanes; 1 if they have none."""
     found = sample['pred_lanes']
     scores = found.get('scores')
     if scores is None:

@@ -1,4 +1,4 @@
-"""Files of predicted lanes, by which models are compared to each other."""
+"""Files of predicted lanes, for comparing models with each other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 __all__ = ['read_predictions', 'write_predictions']
 
 SCHEMA = 'lane_detection.predictions.v1'
-# 0.001 pixel: far below what a metric tells apart
+# 0.001 pixels, far below the resolution of any metric
 DIGITS = 3
 
 
@@ -22,9 +22,9 @@ def write_predictions(
     """Write the predictions of a model.
 
     Args:
-        images: By the images' ids: ``lanes``, (n, 2) each in original
-            pixels, and ``scores``, one for each lane.
-        path: JSON file; its folder is made if it is missing.
+        images: Image id -> ``lanes``, (n, 2) each in original pixels, and
+            ``scores``, one for each lane.
+        path: JSON file; its folder is created if necessary.
     """
     content = {
         'schema': SCHEMA,
@@ -52,11 +52,11 @@ def read_predictions(path: str | Path) -> dict[str, list[np.ndarray]]:
     """Read the lanes of a file written by :func:`write_predictions`.
 
     Returns:
-        Lanes, (n, 2) float32 each in original pixels, by the images' ids.
+        Image id -> lanes, (n, 2) float32 each in original pixels.
 
     Raises:
         FileNotFoundError: If the file is missing.
-        ValueError: If it is something else.
+        ValueError: If it holds something else.
     """
     try:
         content = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -69,7 +69,7 @@ def read_predictions(path: str | Path) -> dict[str, list[np.ndarray]]:
         raise ValueError(f'{path} is not a JSON file: {error}') from None
     if not isinstance(content, dict) or content.get('schema') != SCHEMA:
         raise ValueError(
-            f'{path} is no file of predicted lanes ({SCHEMA}): '
+            f'{path} is not a file of predicted lanes ({SCHEMA}): '
             'write it with LaneDump'
         )
     return {

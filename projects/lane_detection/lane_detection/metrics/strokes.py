@@ -1,12 +1,12 @@
-"""Wide strokes along curves, kept as one span of pixels for each row.
+"""Wide strokes along curves, stored as one span of pixels per row.
 
-What is drawn is what ``cv2.line`` draws between consecutive points, pixel by
-pixel: a polygon with a disc at each end. A curve that only climbs crosses a
-row in one piece, so its stroke is one span in each row, and the spans of all
-curves of an image follow from a table of what single steps cover, without
-drawing anything. Other curves are drawn. Where the canvas cuts a slanted step,
-OpenCV rounds the part that is left once more; this is not imitated, and
-changes single pixels at the edge, an IoU of CULane by about 0.0001.
+The pixels are exactly those of ``cv2.line`` between consecutive points: a
+polygon with a disc at each end. A curve that only climbs crosses each row
+once, so its stroke is one span per row, and the spans of all curves of an
+image follow from a table of the pixels of single steps, without drawing. Other
+curves are drawn. Where the canvas cuts a slanted step, OpenCV rounds the
+remaining part again; this is not reproduced and changes single pixels at the
+edge, and CULane's IoU by about 0.0001.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ __all__ = ['LaneDrawing', 'Stroke', 'draw_strokes', 'stroke_iou']
 # Longest step of the table, in pixels along x and y.
 REACH = 2
 STEPS = 2 * REACH + 1
-# More than any coordinate: where a step covers nothing.
+# Exceeds any coordinate; marks rows that a step does not cover.
 NOTHING = 2**20
 
 
 @dataclass(frozen=True)
 class LaneDrawing:
-    """How lanes are drawn.
+    """Settings for drawing lanes.
 
     Attributes:
         canvas: Height and width, in pixels.
-        width: Of the strokes, in pixels.
+        width: Width of the strokes, in pixels.
         subdivisions: Points of a spline between two points of a lane.
-        step: Instead of them, their distance in pixels.
+        step: Alternatively, their distance in pixels.
 
     Raises:
         ValueError: If canvas or width is not positive.
@@ -57,7 +57,7 @@ class LaneDrawing:
 
     @property
     def margin(self) -> int:
-        """How far a step's pixels can lie from where it starts."""
+        """Maximum distance of a step's pixels from its start."""
         return (self.width + 1) // 2 + REACH + 1
 
 
@@ -65,12 +65,12 @@ class Stroke(NamedTuple):
     """A drawn curve.
 
     Attributes:
-        top: First row, inside of the canvas.
-        left: First pixel of each row, (R,), inside of the canvas.
-        right: Behind the last pixel of each row, (R,), at least ``left``.
+        top: First row, inside the canvas.
+        left: First pixel of each row, (R,), inside the canvas.
+        right: One past the last pixel of each row, (R,), at least ``left``.
         area: Number of pixels.
-        mask: (R, width of the canvas), bool, if the rows are not all of one
-            piece; None if ``left`` and ``right`` say all.
+        mask: (R, width of the canvas), bool, if some row is not contiguous;
+            None if ``left`` and ``right`` suffice.
     """
 
     top: int
@@ -83,7 +83,7 @@ class Stroke(NamedTuple):
 def draw_strokes(
     curves: Sequence[np.ndarray], drawing: LaneDrawing
 ) -> list[Stroke | None]:
-    """Draw curves, each on a canvas of its own.
+    """Draw each curve on a separate canvas.
 
     Args:
         curves: (m, 2) each, x and y in pixels.
@@ -112,9 +112,9 @@ def draw_strokes(
 
 
 def pixel_path(curve: np.ndarray) -> np.ndarray:
-    """Round points to pixels and leave out repetitions.
+    """Round points to pixels and drop repetitions.
 
-    Points in the same pixel draw the same, but the last one stays, so that
+    Points in the same pixel draw the same, but the last one is kept, so that
     there is something to draw.
 
     Returns:
@@ -127,16 +127,16 @@ def pixel_path(curve: np.ndarray) -> np.ndarray:
 
 
 class StepTable(NamedTuple):
-    """What steps of up to two pixels cover.
+    """Pixels covered by steps of up to two pixels.
 
     Attributes:
         disc: (K,), int32: first pixel of the disc at a point in each of K
-            rows around it, relative to the point; the last one lies as far
-            on the other side.
+            rows around it, relative to the point; the last pixel is at the
+            same distance on the other side.
         rows: (steps, 2, E): rows in which a step covers more than its two
-            discs do, as index of ``disc``, on the left and on the right.
+            discs, as index of ``disc``, on the left and on the right.
         limits: (steps, 2, E): the first pixel there and minus the last one,
-            relative to the start; ``NOTHING`` in unused places.
+            relative to the start; ``NOTHING`` in unused entries.
     """
 
     disc: np.ndarray
@@ -186,10 +186,10 @@ def climbing_strokes(
 ) -> list[Stroke | None]:
     """Draw paths of short steps that never turn back in y.
 
-    Every step covers a span in each row near it, and steps that follow each
-    other share a disc, so the union of their spans in a row is a span again,
-    from the least to the greatest pixel. All paths are worked on at once,
-    each in rows of its own.
+    Every step covers a span in each row near it, and consecutive steps share
+    a disc, so the union of their spans in a row is again a span, from the
+    first to the last pixel. All paths are processed at once, each in its own
+    rows.
 
     Args:
         paths: (k, 2) each, int, k >= 2.
@@ -210,7 +210,7 @@ def climbing_strokes(
             np.stack([x, y - lowest + base, STEPS * steps[:, 1] + steps[:, 0]])
         )
         blocks.append((number, lowest - margin, base))
-        # Rows around the path, and as many free ones behind them.
+        # Rows around the path, and as many free rows after them.
         base += int(y.max()) - lowest + 4 * margin + 1
     if not blocks:
         return strokes
@@ -236,15 +236,15 @@ def row_limits(
     """Return the first and last pixel that steps cover in each row.
 
     Args:
-        x: Where the steps start, (S,).
-        rows: Their rows, (S,); equal ones follow each other.
-        kinds: Their numbers in the table, (S,).
-        num_rows: Number of rows, T, enough for what the last step covers.
-        width: Of the stroke.
+        x: Starts of the steps, (S,).
+        rows: Rows of the starts, (S,); equal ones are adjacent.
+        kinds: Indices of the steps in the table, (S,).
+        num_rows: Number of rows, T, including those of the last step.
+        width: Width of the stroke in pixels.
 
     Returns:
-        First and last pixel, (T - 1,) each; row r of it is r minus the margin
-        of the drawing. ``NOTHING`` and ``-NOTHING`` or near where no pixel is.
+        First and last pixel, (T - 1,) each; row r is r minus the drawing's
+        margin. About ``NOTHING`` and ``-NOTHING`` in rows without pixels.
     """
     table = step_table(width)
     size = len(table.disc)
@@ -253,8 +253,8 @@ def row_limits(
     points[:, rows[groups]] = np.minimum.reduceat(
         np.stack([x, -x]), groups, axis=1
     )
-    # Row r and place k in the table belong to row r + k. Cut one element off
-    # each line, and the k-th line moves k places to the right.
+    # Row r and index k in the table belong to row r + k. Dropping one element
+    # per line moves the k-th line k places to the right.
     lines = points[:, None] + table.disc[:, None]  # 2 x K x T
     moved = lines.reshape(2, -1)[:, : size * (num_rows - 1)]
     least = moved.reshape(2, size, num_rows - 1).min(axis=1)

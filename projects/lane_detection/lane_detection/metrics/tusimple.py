@@ -1,8 +1,8 @@
 """TuSimple's accuracy, false positives and false negatives of an image.
 
-Follows the benchmark's own script step by step, its oddities included: a
-prediction may match several lanes, so false positives can be negative; and
-with five or more lanes the worst of them is forgiven.
+Follows the benchmark's own script step by step, including its oddities: a
+prediction may match several lanes, so false positives can be negative, and
+with five or more lanes the worst one is forgiven.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 
 __all__ = ['TuSimpleScore', 'tusimple_f1', 'tusimple_score']
 
-# x distance at which a vertical lane's row is wrong, in pixels of 1280 x 720
+# x distance at which a row of a vertical lane is wrong, in 1280 x 720 pixels
 PIXEL_THRESHOLD = 20.0
-# share of rows that a found lane has right
+# share of correct rows of a found lane
 LANE_THRESHOLD = 0.85
 MAX_RUN_TIME = 200.0
 MAX_ADDED = 2
@@ -28,9 +28,9 @@ class TuSimpleScore(NamedTuple):
     """Scores of an image.
 
     Attributes:
-        accuracy: Mean share of right rows, in [0, 1].
-        fp: Predicted lanes without partner, as share of the predicted.
-        fn: Lanes not found, as share of the lanes.
+        accuracy: Mean share of correct rows, in [0, 1].
+        fp: Share of predicted lanes without a match.
+        fn: Share of true lanes that were not found.
     """
 
     accuracy: float
@@ -50,7 +50,7 @@ def tusimple_score(
     Args:
         predicted: Lanes, x at each of the rows in pixels, negative where
             absent.
-        truth: Lanes, likewise.
+        truth: True lanes in the same format.
         h_samples: y of the rows, R, in pixels.
         run_time: Time of the prediction, in milliseconds.
 
@@ -61,7 +61,7 @@ def tusimple_score(
         for number, lane in enumerate(lanes):
             if len(lane) != len(h_samples):
                 raise ValueError(
-                    f'{name} lane {number} has {len(lane)} rows and '
+                    f'{name} lane {number} has {len(lane)} rows, but '
                     f'h_samples {len(h_samples)}: give one x for each row, '
                     'negative where the lane is absent'
                 )
@@ -87,13 +87,13 @@ def tusimple_score(
 def best_accuracies(
     found: np.ndarray, there: np.ndarray, rows: np.ndarray
 ) -> np.ndarray:
-    """Return the share of right rows of the best prediction for each lane.
+    """Return each lane's share of correct rows in its best prediction.
 
-    Rows from which both are absent are right.
+    Rows where both are absent are correct.
 
     Args:
         found: Predicted lanes (P, R), x in pixels, negative where absent.
-        there: True lanes (N, R), likewise.
+        there: True lanes (N, R) in the same format.
         rows: y of the rows, (R,).
 
     Returns:

@@ -15,7 +15,7 @@ from .tusimple import TuSimpleScore, tusimple_f1, tusimple_score
 __all__ = ['TUSIMPLE_CANVAS', 'TuSimpleMetric']
 
 TUSIMPLE_CANVAS = (720, 1280)
-# How far, in pixels, a point may lie from the row that it belongs to.
+# Maximum distance in pixels of a point from its row.
 ROW_TOLERANCE = 0.01
 
 
@@ -23,19 +23,18 @@ ROW_TOLERANCE = 0.01
 class TuSimpleMetric(LaneMetric):
     """TuSimple's accuracy, FP and FN, and the F1 that papers report.
 
-    Follows the benchmark's own script (see :mod:`.tusimple`); the time of a
-    prediction, which that script limits to 200 ms, is not judged. Results:
-    ``accuracy``, ``FP``, ``FN``, means over the images, and ``F1`` of these
-    means.
+    Follows the benchmark's own script (see :mod:`.tusimple`), apart from its
+    time limit of 200 ms for a prediction. Results: ``accuracy``, ``FP``,
+    ``FN``, means over the images, and ``F1`` of these means.
 
-    Predicted lanes are read at the rows of the annotations, ``h_samples``,
+    Predicted lanes are sampled at the rows of the annotations, ``h_samples``,
     between their lowest and highest point and inside the image; those without
-    any such row are left out, as in a file of predictions. Annotated lanes
-    without any point count as lanes, as in the script.
+    any such row are dropped, as in a file of predictions. Annotated lanes
+    without points count as lanes, as in the script.
 
     Args:
-        canvas: Height and width of the frame whose pixels the thresholds
-            mean; lanes and rows of images of other sizes are scaled to it.
+        canvas: Height and width of the frame for the thresholds in pixels;
+            lanes and rows of images of other sizes are scaled to it.
         reference: See LaneMetric.
         categories: See LaneMetric.
         collect_device: See BaseMetric.
@@ -138,7 +137,7 @@ def finite_points(lane: np.ndarray) -> np.ndarray:
 def annotated_rows(
     lanes: list[np.ndarray], rows: np.ndarray
 ) -> list[np.ndarray]:
-    """Return annotated lanes as x at rows, with the gaps that they have.
+    """Return annotated lanes as x at rows, keeping gaps.
 
     Raises:
         ValueError: If a point isn't in one of the rows.
@@ -149,8 +148,8 @@ def annotated_rows(
         if not (gaps.min(axis=1) < ROW_TOLERANCE).all():
             raise ValueError(
                 f'annotated lane {number} has points between the rows '
-                'h_samples: the metric needs the annotations of '
-                'TuSimpleDataset as they are'
+                'h_samples: the metric needs the unchanged annotations of '
+                'TuSimpleDataset'
             )
         values = np.full(len(rows), float(ABSENT))
         values[gaps.argmin(axis=1)] = lane[:, 0]

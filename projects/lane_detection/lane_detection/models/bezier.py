@@ -66,11 +66,11 @@ def fit_cubic(points: NDArray[np.floating]) -> Tensor:
 
 
 def cut_to_image(control: Tensor, *, num_samples: int = 100) -> Tensor | None:
-    """Cut a curve to the piece inside of the unit square.
+    """Cut a curve to the piece inside the unit square.
 
     Args:
         control: (4, 2), normalized by the size of the image.
-        num_samples: Where the curve is looked at; the piece reaches from the
+        num_samples: Samples along the curve; the piece reaches from the
             first to the last sample inside.
 
     Returns:

@@ -28,27 +28,27 @@ __all__ = ['BezierLaneHead', 'local_maxima']
 class BezierLaneHead(LaneHead):
     """Curve-based head of BezierLaneNet (arXiv 2203.02431).
 
-    The height of the map is averaged away; its W columns are the queries.
+    The map is averaged over its height; its W columns are the queries.
     Outputs: ``logits`` (B, W) and ``curves`` (B, W, 4, 2), control points from
-    the bottom upwards, normalized by the input's size, which may lie outside.
+    the bottom upwards, normalized by the input's size, possibly outside it.
 
     Args:
-        in_channels: Of the fused map.
-        aux_channels: Of the backbone's map, which an auxiliary segmentation
-            learns from in training; None goes without.
-        num_convs: Of convolutions along the columns.
+        in_channels: Channels of the fused map.
+        aux_channels: Channels of the backbone's map for an auxiliary
+            segmentation in training; None for no such branch.
+        num_convs: Number of convolutions along the columns.
         aux_hidden: Channels inside the auxiliary branch.
-        loss_weights: ``curve``, ``logits``, ``seg``.
-        positive_weight: How much more a positive counts than a negative.
-        lane_width: Of the auxiliary target, in pixels of the input.
-        relative: Let the x of control points count from the middle of the
-            query's column. The paper's are absolute, which convolutions along
-            the columns learn late.
-        train_cfg: ``window``, columns that a query competes with in matching;
+        loss_weights: Weights of ``curve``, ``logits``, ``seg``.
+        positive_weight: Weight of a positive relative to a negative.
+        lane_width: Lane width in the auxiliary target, in pixels of the input.
+        relative: Make the x of control points relative to the center of the
+            query's column. In the paper they are absolute, which convolutions
+            along the columns learn slowly.
+        train_cfg: ``window``, number of columns that compete in matching;
             ``num_samples`` of the curve loss.
         test_cfg: ``score_thr``, ``window``, ``max_lanes``, ``num_samples`` of
             a lane.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
     """
 
     head_names: ClassVar[tuple[str, ...]] = ('logits', 'curves')
@@ -270,7 +270,7 @@ class BezierLaneHead(LaneHead):
 
 
 def local_maxima(scores: Tensor, window: int) -> Tensor:
-    """Say which column is the largest of those around it.
+    """Return which columns are local maxima.
 
     Args:
         scores: (B, W).

@@ -1,4 +1,4 @@
-"""BezierLaneNet between backbone and head."""
+"""Neck of BezierLaneNet."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class DilatedBottleneck(BaseModule):
     """``x + f(x)``; the last activation is before the addition.
 
     Args:
-        channels: Of input and output.
-        mid_channels: Of the dilated convolution.
-        dilation: Of the 3x3 convolution.
+        channels: Channels of input and output.
+        mid_channels: Channels of the dilated convolution.
+        dilation: Dilation of the 3x3 convolution.
     """
 
     def __init__(
@@ -56,14 +56,14 @@ class DilatedBottleneck(BaseModule):
 
 
 class FeatureFlipFusion(BaseModule):
-    """Add the mirrored features: the other lane of a pair tells of this one.
+    """Add the mirrored features, since lanes come in pairs.
 
     The mirrored map is aligned by a modulated deformable convolution, whose
     offsets and mask come from both maps.
 
     Args:
-        channels: Of input and output.
-        deformable: Whether to align; False takes an ordinary 3x3 convolution
+        channels: Channels of input and output.
+        deformable: Whether to align; False uses an ordinary 3x3 convolution
             and needs no torchvision.
 
     Raises:
@@ -81,7 +81,7 @@ class FeatureFlipFusion(BaseModule):
             channels, channels, 1, norm_cfg=_NORM, act_cfg=None
         )
         self.conv_offset: nn.Module | None = None
-        # conv1 and bn1: by these names quantization knows what to fold.
+        # Quantization folds conv1 and bn1 by these names.
         if deformable:
             # dy, dx of the nine taps, and a weight of each
             self.conv_offset = nn.Conv2d(2 * channels, 27, 3, padding=1)
@@ -115,11 +115,11 @@ class BezierNeck(BaseModule):
     """Dilated bottlenecks and feature flip fusion (arXiv 2203.02431).
 
     Args:
-        in_channels: Of the last feature map.
-        mid_channels: Of the bottlenecks.
+        in_channels: Channels of the last feature map.
+        mid_channels: Channels of the bottlenecks.
         dilations: One bottleneck for each.
         deformable: See :class:`FeatureFlipFusion`.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
     """
 
     def __init__(

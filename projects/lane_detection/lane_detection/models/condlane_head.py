@@ -1,4 +1,4 @@
-"""CondLaneNet: a convolution of its own for each lane."""
+"""CondLaneNet: each lane has its own convolution."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ __all__ = ['CondLaneHead', 'RowRange', 'dynamic_maps', 'heatmap_peaks']
 
 
 class RowRange(BaseModule):
-    """Say from each row of a lane's map whether the lane has that row.
+    """Predict from each row of a lane's map whether the lane has that row.
 
     Args:
-        width: Of the map, in cells.
-        hidden: Features in between.
+        width: Width of the map, in cells.
+        hidden: Number of hidden features.
     """
 
     def __init__(self, width: int, *, hidden: int = 64) -> None:
@@ -48,31 +48,32 @@ class CondLaneHead(LaneHead):
     Outputs: ``hm`` (B, 1, h, w), logits of a lane's start, at the stride of
     the second map; ``params`` (B, 2 (C + 3), h, w), weights and biases of two
     1x1 convolutions over the C features and two coordinates of the first map;
-    and, for each of K seeds, what those convolutions give at the stride of
-    the first map: ``mask`` (B, K, H, W), where a row's softmax says the
-    column, ``reg`` (B, K, H, W), cells from a column to the lane, and
+    and, for each of K seeds, the outputs of those convolutions at the stride
+    of the first map: ``mask`` (B, K, H, W), whose softmax over a row locates
+    the column, ``reg`` (B, K, H, W), cells from a column to the lane, and
     ``range`` (B, K, 2, H), logits of a row being absent or present.
 
-    Seeds are the K highest peaks of ``hm``, whatever their height: every
-    image has as many, and ``decode`` drops the weak ones. They are given
-    back as ``seeds`` (B, K), flat cells of ``hm``, which is no head. To
-    compare a quantized model with its float one, hand the float model's
-    seeds to the other. The product of parameters and features is a matmul of
+    Seeds are the K highest peaks of ``hm``, regardless of their height, so
+    that all images have equally many; ``decode`` drops the weak ones. They
+    are returned as ``seeds`` (B, K), flat cells of ``hm``, which are not a
+    head. To compare a quantized model with its float model, pass the float
+    model's seeds to it. The product of parameters and features is a matmul of
     two activations; it stays float when the convolutions are quantized.
 
     Args:
         img_size: (h, w) of the network's input.
-        in_channels: Of both maps.
-        strides: Of the first and of the second map.
+        in_channels: Channels of both maps.
+        strides: Strides of the first and the second map.
         mask_channels: C.
-        num_mask_convs: Convolutions ahead of the dynamic ones.
+        num_mask_convs: Number of convolutions before the dynamic ones.
         num_seeds: K.
         loss_weights: ``hm``, ``reg``, ``location``, ``range``.
         train_cfg: ``radius`` of the Gaussians, in cells of the second map;
-            ``reg_radius``, columns beside a lane from which ``reg`` learns.
+            ``reg_radius``, number of columns next to a lane that train
+            ``reg``.
         test_cfg: ``score_thr`` of a seed; ``seed_distance`` in cells of the
-            second map: of nearer seeds the best one stays.
-        init_cfg: As of every mm module.
+            second map, within which only the best seed is kept.
+        init_cfg: See mmengine's BaseModule.
     """
 
     head_names: ClassVar[tuple[str, ...]] = (
@@ -127,8 +128,8 @@ class CondLaneHead(LaneHead):
 
         Args:
             feats: Maps at both strides, finer first.
-            seeds: (B, K), flat cells to compute conditional heads for; None
-                takes the highest peaks.
+            seeds: (B, K), flat cells for the conditional heads; None uses the
+                highest peaks.
         """
         outputs = self._dense(feats)
         features = outputs.pop('features')
@@ -154,7 +155,7 @@ class CondLaneHead(LaneHead):
     def loss(
         self, feats: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> dict[str, Tensor]:
-        """Return the losses; conditional heads run at the lanes' starts."""
+        """Return the losses, with conditional heads at the lanes' starts."""
         return self.loss_by_feat(self._dense(feats), data_samples)
 
     def loss_by_feat(
@@ -221,7 +222,7 @@ class CondLaneHead(LaneHead):
         """Turn the heads into lanes; see ``LaneHead.decode``.
 
         The column of a row is the integer part of its expectation; ``reg`` at
-        that column adds the rest. A lane reaches from one row below its first
+        that column adds the rest. A lane extends from one row below its first
         present row to one above its last.
         """
         column = expected_column(outputs['mask']).long()
@@ -287,7 +288,7 @@ class CondLaneHead(LaneHead):
     def foreground_proxy(
         self, outputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Return starts for the dense heads, each seed's own for the others.
+        """Return starts for the dense heads, the seeds' own for the others.
 
         ``mask`` and ``reg``: the row's softmax times the seed's confidence,
         (B, K, H, W); ``range``: the seed's confidence, (B, K, 1, 1).
@@ -305,7 +306,7 @@ class CondLaneHead(LaneHead):
 
 
 def heatmap_peaks(heatmap: Tensor, *, count: int) -> Tensor:
-    """Return the highest cells that no neighbour exceeds.
+    """Return the highest local maxima.
 
     Args:
         heatmap: (B, 1, h, w), any real numbers.
@@ -346,7 +347,7 @@ def dynamic_maps(features: Tensor, params: Tensor) -> tuple[Tensor, Tensor]:
 def with_coordinates(x: Tensor) -> Tensor:
     """Append row and column, from -1 to 1, (B, C, H, W) -> (B, C + 2, H, W).
 
-    The published code means to normalize them, but its slice changes nothing.
+    The published code tries to normalize them, but its slice has no effect.
     """
     height, width = x.shape[-2:]
     rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
@@ -370,6 +371,6 @@ def _at_cells(maps: Tensor, cells: Tensor) -> Tensor:
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    """Mean where counted; 0 if nowhere."""
+    """Return the mean over counted values, 0 for none."""
     total = values.where(counted, values.new_zeros(())).sum()
     return total / counted.sum().clamp(min=1)

@@ -23,7 +23,7 @@ class CondLaneTargets:
         heatmap: (h, w), 1 at the start of each lane.
         seeds: (L,), flat cell of each start.
         xs: (L, H), column at the middle of each row, in cells; NaN in rows
-            that the lane does not have.
+            without the lane.
     """
 
     heatmap: NDArray[np.float32]
@@ -42,17 +42,17 @@ def encode_lanes(
 ) -> CondLaneTargets:
     """Return the rows and the starts of an image's lanes.
 
-    The Gaussian of a start reaches at most half the way to the next one. Of
-    two lanes that start in the same cell, the second is left out: one cell
-    has one set of parameters.
+    The Gaussian of a start reaches at most half way to the next one. Of two
+    lanes that start in the same cell, the second is dropped, since a cell has
+    only one set of parameters.
 
     Args:
         sample: LaneDataSample.
         size: (H, W) of the masks.
-        stride: Of the masks.
+        stride: Stride of the masks.
         seed_size: (h, w) of the heat map.
-        seed_stride: Of the heat map.
-        radius: Of a Gaussian, in cells of the heat map.
+        seed_stride: Stride of the heat map.
+        radius: Radius of a Gaussian, in cells of the heat map.
     """
     rows = (np.arange(size[0]) + 0.5) * stride
     positions, starts = [], []
@@ -90,7 +90,7 @@ def encode_lanes(
 def _start(
     lane: NDArray[np.float64], *, size: tuple[int, int], stride: int
 ) -> NDArray[np.float64] | None:
-    """Lowest point of a lane inside of the image, in pixels."""
+    """Return the lowest point of a lane inside the image, in pixels."""
     limit = np.array([size[1], size[0]]) * stride
     inside = ((lane >= 0) & (lane <= limit)).all(axis=1)
     return lane[inside.argmax()] if inside.any() else None

@@ -17,8 +17,8 @@ __all__ = ['LaneDataPreprocessor', 'LaneDetector']
 class LaneDataPreprocessor(ImgDataPreprocessor):
     """Normalize images of equal size and stack them.
 
-    The lanes of a batch are mapped by crop and input size alone, so nothing
-    is padded here. Arguments are those of mmengine's ImgDataPreprocessor.
+    Lanes are mapped only by crop and input size, so nothing is padded.
+    Arguments are those of mmengine's ImgDataPreprocessor.
     """
 
     def forward(
@@ -29,7 +29,7 @@ class LaneDataPreprocessor(ImgDataPreprocessor):
         Args:
             data: ``inputs``, (3, H, W) each or (B, 3, H, W), and
                 ``data_samples``.
-            training: Whether a training step asks.
+            training: Whether the batch is for training.
 
         Raises:
             ValueError: If the images differ in size.
@@ -52,13 +52,13 @@ class LaneDetector(BaseModel):
 
     Args:
         backbone: Config of the backbone.
-        head: Config of the head; it is also given ``train_cfg`` and
+        head: Config of the head; it also receives ``train_cfg`` and
             ``test_cfg``.
-        neck: Config of the neck; None hands the backbone's features on.
+        neck: Config of the neck; None passes the backbone's features on.
         data_preprocessor: Config of a LaneDataPreprocessor.
         train_cfg: Settings of the head's loss.
         test_cfg: Settings of the head's ``decode``.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
     """
 
     def __init__(
@@ -107,13 +107,11 @@ class LaneDetector(BaseModel):
 
         Args:
             inputs: Normalized images, (B, 3, H, W).
-            data_samples: LaneDataSample of each image; only 'tensor' can do
-                without.
-            mode: 'tensor' gives the named tensors of the head, 'loss' the
+            data_samples: LaneDataSample of each image; optional for 'tensor'.
+            mode: 'tensor' returns the named tensors of the head, 'loss' the
                 losses by name, 'predict' the samples with ``pred_lanes``.
-            seeds: With 'tensor', for heads with outputs for each instance:
-                the places to compute them for, so that the outputs of two
-                models compare.
+            seeds: With 'tensor', positions of the instances for heads with
+                outputs per instance, so that two models can be compared.
 
         Raises:
             ValueError: If the mode is unknown or the samples are missing.

@@ -22,12 +22,12 @@ __all__ = ['DenseBranch', 'GANetHead']
 
 
 class DenseBranch(BaseModule):
-    """A 3x3 convolution and a 1x1 one.
+    """A 3x3 and a 1x1 convolution.
 
     Args:
-        channels: Of the input.
-        out_channels: Of the output.
-        bias: What the last bias starts at.
+        channels: Channels of the input.
+        out_channels: Channels of the output.
+        bias: Initial value of the last bias.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class GANetHead(LaneHead):
     Outputs at the stride of the map, all in cells: ``kpt_hm`` (B, 1, H, W),
     logits of a lane point; ``pts_offset`` (B, 2, H, W), dx and dy from the
     point to its lane's start, the lowest point; ``int_offset`` (B, 2, H, W),
-    what the cell's index leaves of x and y. The heat map of starts, whose
-    loss has weight 0 in the released settings, is left out.
+    the fractions of x and y within the cell. The heat map of starts is
+    omitted, since its loss has weight 0 in the released settings.
 
     Args:
-        in_channels: Of the first map.
-        stride: Of that map.
-        aggregation: Arguments of a LaneAggregation ahead of the heat map;
-            None goes without.
-        num_points: Points that a lane is resampled to.
+        in_channels: Channels of the first map.
+        stride: Stride of that map.
+        aggregation: Arguments of a LaneAggregation before the heat map, or
+            None.
+        num_points: Number of points of a resampled lane.
         loss_weights: ``hm``, ``int``, ``pts``, ``aux``.
         train_cfg: ``radius`` of the Gaussians, in cells.
         test_cfg: ``score_thr`` of a point; ``cluster_radius`` of starts and
-            votes, in cells; ``min_points``, lanes of so few are dropped;
-            ``max_points`` that are grouped, best first: a bound on the time
-            that a broken model can take.
-        init_cfg: As of every mm module.
+            votes, in cells; ``min_points``, lanes with so few are dropped;
+            ``max_points`` to group, best first, which limits the time for a
+            broken model.
+        init_cfg: See mmengine's BaseModule.
     """
 
     head_names: ClassVar[tuple[str, ...]] = (
@@ -122,7 +122,7 @@ class GANetHead(LaneHead):
     def loss(
         self, feats: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> dict[str, Tensor]:
-        """Return the losses; the aggregation's own is counted only here."""
+        """Return the losses, including the aggregation's own."""
         outputs, points = self._maps(feats[0])
         if points is not None:
             outputs['points'] = points
@@ -207,7 +207,7 @@ class GANetHead(LaneHead):
         return lane_instances(lanes, scores=confidence, meta=meta)
 
     def _chosen(self, scores: Tensor) -> Tensor:
-        """Rows and columns of the points, by row, (n, 2)."""
+        """Return rows and columns of the points, by row, (n, 2)."""
         kept = (scores > self.test_cfg.get('score_thr', 0.4)).nonzero()
         limit = self.test_cfg.get('max_points', 1000)
         if len(kept) > limit:
@@ -227,14 +227,14 @@ class GANetHead(LaneHead):
 def _masked_l1(
     outputs: Mapping[str, Tensor], maps: Mapping[str, Tensor], name: str
 ) -> Tensor:
-    """Sum of |error| where the mask is 1, over its number of ones."""
+    """Return the sum of |error| under the mask over its number of ones."""
     mask = maps['mask'][:, None]
     error = (outputs[name] - maps[name]).abs() * mask
     return error.sum() / (mask.sum() + 1e-4)
 
 
 def _auxiliary_loss(points: Tensor, targets: Sequence[GANetTargets]) -> Tensor:
-    """Mean over the images with lanes."""
+    """Return the mean loss over the images with lanes."""
     losses = [
         aggregation_loss(points[i], cells=t.cells, samples=t.samples)
         for i, t in enumerate(targets)

@@ -46,14 +46,14 @@ def encode_lanes(
 ) -> GANetTargets:
     """Draw the lanes of one image into maps.
 
-    Where two points fall into one cell, the later one stays.
+    If two points fall into one cell, the later one wins.
 
     Args:
         sample: LaneDataSample.
         size: (H, W) of the maps.
         stride: Pixels of the input in a cell.
         num_points: Points of a lane.
-        radius: Of the Gaussians, in cells.
+        radius: Radius of the Gaussians, in cells.
     """
     height, width = size
     targets = GANetTargets(
@@ -90,17 +90,17 @@ def resample_lane(
     num_points: int,
     clip: bool = True,
 ) -> NDArray[np.float64]:
-    """Return points of a lane at equally spaced rows of its own.
+    """Return points of a lane at equally spaced rows.
 
     Args:
         lane: (n, 2), x and y in cells.
         size: (H, W) of the map.
-        num_points: Before those outside of the map are left out.
-        clip: Whether they are left out.
+        num_points: Number of points before clipping.
+        clip: Whether to drop points outside the map.
 
     Returns:
-        (m, 2), from the bottom upwards; empty if the lane has no two rows in
-        the map.
+        (m, 2), from the bottom upwards; empty if the lane has fewer than two
+        rows in the map.
     """
     height, width = size
     inside = (lane[:, 0] > 0) & (lane[:, 0] < width)
@@ -111,7 +111,7 @@ def resample_lane(
     if bottom <= top:
         return np.zeros((0, 2))
     rows = np.linspace(bottom, top, num_points)
-    # In pixels, since the spacing that the spline asks for is one in pixels.
+    # In pixels, since the minimum gap of the spline's points is in pixels.
     xs = lane_positions(lane * 8, rows * 8, linear_up_to=3) / 8
     points = np.stack([xs, rows], axis=-1)
     points = points[np.isfinite(xs)]

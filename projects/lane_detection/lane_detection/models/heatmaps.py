@@ -22,7 +22,7 @@ def draw_gaussian(
         heatmap: (H, W), in [0, 1].
         x: Column of the centre, inside the map.
         y: Row of the centre.
-        radius: In cells.
+        radius: Radius in cells.
     """
     height, width = heatmap.shape
     top, bottom = max(y - radius, 0), min(y + radius + 1, height)

@@ -1,4 +1,4 @@
-"""GANet's way from key points to lanes."""
+"""Group GANet's key points into lanes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = [
 
 
 def horizontal_peaks(scores: Tensor) -> Tensor:
-    """Set to zero what is not the largest of itself and both neighbours.
+    """Set cells to zero that are smaller than a horizontal neighbor.
 
     Args:
         scores: (B, 1, H, W), not negative.
@@ -31,16 +31,16 @@ def group_points(
 ) -> list[NDArray[np.int64]]:
     """Group points that vote for the same start.
 
-    A point less than one row above its own vote is a start. Each point goes to
-    the first cluster of starts whose centre its vote is near to.
+    A point less than one row above its own vote is a start. Each point joins
+    the first cluster of starts whose center is near its vote.
 
     Args:
         cells: Column and row of each point, (n, 2).
-        votes: Where each says its lane starts, x and y in cells, (n, 2).
-        radius: Of clusters and votes, in cells.
+        votes: Predicted start of each point's lane, x and y in cells, (n, 2).
+        radius: Radius of clusters and votes, in cells.
 
     Returns:
-        Indices of the points of each group, none of it empty.
+        Indices of the points of each group; no group is empty.
     """
     starts = np.flatnonzero(votes[:, 1] - cells[:, 1] < 1)
     if len(starts) == 0:
@@ -62,7 +62,7 @@ def cluster_starts(
 
     Args:
         cells: Column and row of each start, (n, 2), n >= 1.
-        radius: In cells.
+        radius: Radius in cells.
 
     Returns:
         Centre of each cluster, truncated to integers, (k, 2).

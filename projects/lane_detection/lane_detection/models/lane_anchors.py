@@ -44,7 +44,7 @@ def border_rays(*, num_side: int = 72, num_bottom: int = 128) -> Tensor:
     """Return the rays of LaneATT (arXiv 2010.12035).
 
     Args:
-        num_side: Origins on the left border, and on the right one.
+        num_side: Origins on the left and on the right border, each.
         num_bottom: Origins on the lower border.
 
     Returns:
@@ -76,7 +76,7 @@ def ray_positions(rays: Tensor, heights: Tensor) -> Tensor:
         heights: (R,).
 
     Returns:
-        (N, R); outside of [0, 1] where the ray has left the image.
+        (N, R); outside [0, 1] where the ray has left the image.
     """
     x, y, angle = (part[:, None] for part in rays.unbind(1))
     return x + (y - heights) / angle.tan()

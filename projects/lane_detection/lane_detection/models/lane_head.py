@@ -1,4 +1,4 @@
-"""What every lane head shares."""
+"""Base class of the lane heads."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ['LaneHead', 'lane_instances']
 class LaneHead(BaseModule, metaclass=ABCMeta):
     """Named output tensors, their loss, and their way back to lanes.
 
-    A subclass names its tensors in ``head_names``; ``forward`` returns them in
-    that order, each with the batch in dimension 0.
+    A subclass lists its tensors in ``head_names``; ``forward`` returns them in
+    this order, each with the batch in dimension 0.
 
     Args:
-        train_cfg: Settings of the loss; a subclass says which.
-        test_cfg: Settings of ``decode``; a subclass says which.
-        init_cfg: As of every mm module.
+        train_cfg: Settings of the loss, defined by the subclass.
+        test_cfg: Settings of ``decode``, defined by the subclass.
+        init_cfg: See mmengine's BaseModule.
     """
 
     head_names: ClassVar[tuple[str, ...]] = ()
@@ -54,10 +54,10 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
     def loss_by_feat(
         self, outputs: Mapping[str, Tensor], data_samples: Sequence[Any]
     ) -> dict[str, Tensor]:
-        """Return the losses by name, ``loss`` in each name that counts.
+        """Return the losses by name; names with ``loss`` are summed.
 
         Args:
-            outputs: What ``forward`` returned.
+            outputs: Outputs of ``forward``.
             data_samples: LaneDataSample of each image.
         """
 
@@ -65,14 +65,14 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
     def decode(
         self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
     ) -> list[InstanceData]:
-        """Turn named tensors into lanes.
+        """Convert named tensors to lanes.
 
-        It is pure: it reads tensors, buffers and settings, calls no module,
-        and changes nothing, so that the tensors of a float and of a quantized
-        model, or a mixture of both, can be decoded alike.
+        It is pure: it only reads tensors, buffers and settings and calls no
+        module, so that tensors of a float model, a quantized model or a
+        mixture of both are decoded in the same way.
 
         Args:
-            outputs: What ``forward`` returned.
+            outputs: Outputs of ``forward``.
             metas: ``metainfo`` of each image.
 
         Returns:
@@ -84,14 +84,14 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
     def foreground_proxy(
         self, outputs: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Say how likely each place of a tensor belongs to a lane.
+        """Return how likely each position of a tensor belongs to a lane.
 
         Args:
-            outputs: What ``forward`` of the float model returned.
+            outputs: Outputs of the float model's ``forward``.
 
         Returns:
             Detached weights in [0, 1] that broadcast to each tensor; all ones
-            here.
+            by default.
         """
         return {
             name: torch.ones((), device=output.device)
@@ -119,7 +119,7 @@ def lane_instances(
 
     Args:
         lanes: (n, 2) each, x and y in pixels of the network's input, from the
-            bottom upwards. Lanes of fewer than two points are left out.
+            bottom upwards. Lanes of fewer than two points are dropped.
         scores: (L,), confidence of each lane.
         meta: ``metainfo`` of the image.
 

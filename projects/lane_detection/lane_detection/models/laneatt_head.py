@@ -26,7 +26,7 @@ __all__ = ['AnchorAttention', 'LaneATTHead']
 
 
 class AnchorAttention(BaseModule):
-    """Mix the features of all anchors, by weights that each one predicts.
+    """Mix the features of all anchors with weights predicted by each one.
 
     Args:
         in_features: Features of an anchor.
@@ -45,8 +45,8 @@ class AnchorAttention(BaseModule):
         """Return the weights, (B, N, N), rows of sum 1, zero diagonal."""
         batch, count, _ = local.shape
         others = self.fc_attention(local).softmax(-1)  # B x N x (N - 1)
-        # N rows of N - 1 numbers are N - 1 rows of N numbers; what is missing
-        # between the rows is the diagonal, but for the first of all entries.
+        # N rows of N - 1 numbers are N - 1 rows of N numbers; the diagonal
+        # belongs between these rows, apart from its first entry.
         gaps = others.reshape(batch, count - 1, count)
         gaps = F.pad(gaps, (0, 1)).flatten(1)
         return F.pad(gaps, (1, 0)).view(batch, count, count)
@@ -64,12 +64,12 @@ class LaneATTHead(LaneHead):
     lane; ``reg`` (B, N, 1 + R), number of rows and the offsets in pixels.
 
     Args:
-        in_channels: Of the last feature map.
+        in_channels: Channels of the last feature map.
         img_size: (h, w) of the network's input.
-        feat_channels: Of the features that anchors gather.
-        stride: Of the last feature map.
+        feat_channels: Channels of the features that anchors gather.
+        stride: Stride of the last feature map.
         num_rows: R.
-        num_side: Origins of anchors on the left, and on the right border.
+        num_side: Origins of anchors on the left and on the right border, each.
         num_bottom: Origins on the lower border.
         anchor_file: JSON list of the anchors to keep, as
             ``python -m lane_detection.select_anchors`` writes it; None keeps
@@ -77,10 +77,11 @@ class LaneATTHead(LaneHead):
         loss_cls: ``weight``, ``alpha`` and ``gamma`` of the focal loss.
         init_std: Standard deviation of the layers' initial weights.
         train_cfg: ``positive`` and ``negative``, distances in pixels below
-            and above which an anchor is one; ``nms``, None or threshold and
-            max_keep of the suppression that chooses what is trained.
+            and above which an anchor counts as such; ``nms``, None or
+            ``threshold`` and ``max_keep`` of the suppression that selects the
+            trained anchors.
         test_cfg: ``score_thr``, ``nms_thr`` in pixels, ``max_lanes``.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
     """
 
     head_names: ClassVar[tuple[str, ...]] = ('cls', 'reg')
@@ -125,7 +126,7 @@ class LaneATTHead(LaneHead):
         self.fc_reg = nn.Linear(2 * features, 1 + num_rows)
 
     def _add_anchors(self, rays: Tensor, stride: int) -> None:
-        """Register what is fixed: anchors, and where they read features."""
+        """Register the anchors, and where they read features."""
         width = self.img_size[1]
         xs = ray_positions(rays, row_heights(self.num_rows)) * width
         starts = ((1 - rays[:, 1]) * (self.num_rows - 1)).round().long()
@@ -230,7 +231,7 @@ class LaneATTHead(LaneHead):
 
     @torch.no_grad()
     def _trained_anchors(self, outputs: Mapping[str, Tensor]) -> Tensor:
-        """Indices of the anchors that the loss sees."""
+        """Return the indices of the anchors in the loss."""
         nms = self.train_cfg.get('nms')
         if nms is None:
             return torch.arange(len(self.anchors), device=self.anchors.device)
@@ -248,7 +249,7 @@ class LaneATTHead(LaneHead):
     def _regression_target(
         self, reg: Tensor, chosen: Tensor, targets: LaneRows, matched: Tensor
     ) -> Tensor:
-        """Targets of positive anchors; rows outside a lane cost nothing."""
+        """Return targets of positive anchors; rows outside a lane are free."""
         starts = self.starts[chosen]
         rows = torch.arange(self.num_rows, device=reg.device)
         last = (targets.valid * rows).amax(-1)[matched]  # row where it ends
@@ -294,7 +295,7 @@ class LaneATTHead(LaneHead):
             lanes.xs[kept], lanes.valid[kept], self.starts[kept], strict=True
         ):
             inside = (xs >= 0) & (xs <= self.img_size[1])
-            # An anchor of the side borders goes on downwards, as long as it
+            # An anchor of the side borders continues downwards while it
             # stays in the image.
             below = inside[:start].flip(0).cumprod(0).flip(0).bool()
             shown = valid & inside
@@ -303,12 +304,12 @@ class LaneATTHead(LaneHead):
         return lane_instances(points, scores=scores[kept], meta=meta)
 
     def _check_size(self, meta: Mapping[str, Any]) -> None:
-        """Refuse an input that the anchors were not made for."""
+        """Refuse an input of another size than the anchors'."""
         size = tuple(meta['img_shape'][:2])
         if size != self.img_size:
             raise ValueError(
                 f"head.img_size={self.img_size}, but the pipeline's input is "
-                f'{size}: give both the same'
+                f'{size}: set both to the same'
             )
 
     def foreground_proxy(

@@ -32,7 +32,7 @@ class LaneRows:
 
     @property
     def known(self) -> Tensor:
-        """Rows whose x is known, inside of the image or not."""
+        """Rows whose x is known, inside or outside the image."""
         return self.xs.isfinite()
 
 
@@ -45,16 +45,16 @@ def encode_lanes(
 ) -> LaneRows:
     """Return the lanes of one image at the head's rows.
 
-    Below its lowest point a lane goes on linearly. It covers its lowest
-    contiguous piece inside of the image: counting all outside rows as bottom
-    ones, as LaneATT's own code does, moves a lane that leaves the image at
-    its upper end as well.
+    Below its lowest point a lane continues linearly. It covers its lowest
+    contiguous piece inside the image. LaneATT's own code counts all outside
+    rows as bottom rows, which shifts lanes that also leave the image at their
+    upper end.
 
     Args:
         sample: LaneDataSample.
         num_rows: R.
         img_size: (h, w) of the input.
-        device: Of the result.
+        device: Device of the result.
 
     Returns:
         Lanes with at least two rows in the image, (G, R).
@@ -85,15 +85,15 @@ def match_anchors(
 ) -> tuple[Tensor, Tensor]:
     """Assign lanes to anchors by their mean distance over common rows.
 
-    Common are the rows from the higher of both starts to the lane's end.
-    A lane without a close anchor is not forced on one.
+    Common rows reach from the higher of both starts to the lane's end.
+    A lane without a close anchor stays unassigned.
 
     Args:
         anchors: (N, R), x in pixels.
         targets: Lanes, (G, R).
         starts: (N,), first row of each anchor.
-        positive: Nearer than this, in pixels, an anchor has found its lane.
-        negative: Farther than this it has none.
+        positive: Distance in pixels below which an anchor matches a lane.
+        negative: Distance in pixels above which it is background.
 
     Returns:
         Labels, (N,): 1 lane, 0 background, -1 neither; and the index of the

@@ -8,7 +8,7 @@ from torch import Tensor
 
 __all__ = ['line_distances', 'line_nms']
 
-# Up to so many lanes are kept one at a time.
+# Limit for keeping lanes one at a time.
 MAX_ROUNDS = 64
 
 
@@ -50,21 +50,21 @@ def line_nms(
     threshold: float,
     max_keep: int | None = None,
 ) -> Tensor:
-    """Keep the best of the lanes that run side by side, greedily.
+    """Suppress lanes close to better ones, greedily.
 
-    A lane is suppressed by a better one that is kept, when both share a row
-    and differ by less than ``threshold`` on average over the shared rows.
-    With a low limit, each round compares one kept lane with all others, so
-    that the cost is that of the lanes kept. Else all pairs are compared at
-    once, and what remains is done on the CPU: a round for each of a thousand
-    lanes would wait for the device as often.
+    A kept lane suppresses a worse one if they share rows and differ by less
+    than ``threshold`` on average over these rows. With a low limit, each
+    round compares one kept lane with all others, so the cost depends on the
+    kept lanes. Otherwise all pairs are compared at once and the rest is done
+    on the CPU, since a round for each of a thousand lanes would wait for the
+    device a thousand times.
 
     Args:
         xs: (N, R), x of each lane at each row, in pixels.
-        scores: (N,). Of equal scores the first wins.
+        scores: (N,); with equal scores, the first wins.
         valid: (N, R), bool, rows that the lane has.
-        threshold: In pixels.
-        max_keep: Stop after so many; None keeps all that survive.
+        threshold: Distance in pixels.
+        max_keep: Maximum number of kept lanes; None keeps all survivors.
 
     Returns:
         Indices of the kept lanes, best first, (K,).
@@ -95,7 +95,7 @@ def line_nms(
 
 
 def _survivors(near: Tensor) -> Tensor:
-    """Return which lanes no better survivor is near to, (N, N) -> (K,)."""
+    """Return the lanes without a better survivor nearby, (N, N) -> (K,)."""
     pairs = near.cpu().numpy()
     alive = np.ones(len(pairs), dtype=bool)
     for i in range(len(pairs)):

@@ -1,4 +1,4 @@
-"""LSTR: a small transformer that gives each lane as a curve.
+"""LSTR: a small transformer that predicts each lane as a curve.
 
 Architecture, matching and losses after Liu et al., "End-to-end Lane Shape
 Prediction with Transformers", WACV 2021.
@@ -31,7 +31,7 @@ __all__ = ['LSTRHead', 'LSTRResNet', 'LSTRTesting']
 
 @MODELS.register_module()
 class LSTRResNet(ResNet):
-    """ResNet with one block less in its first stage: ``depth=16``."""
+    """ResNet with one block fewer in its first stage: ``depth=16``."""
 
     arch_settings: ClassVar[dict[int, Any]] = {
         **ResNet.arch_settings,
@@ -41,12 +41,12 @@ class LSTRResNet(ResNet):
 
 @dataclass(frozen=True, kw_only=True)
 class LSTRTesting:
-    """What ``test_cfg`` of an LSTRHead may say.
+    """Settings of an LSTRHead's ``test_cfg``.
 
     Args:
-        score_thr: A query is a lane above this probability.
-        num_points: Of each decoded lane; those outside of the image are then
-            left out.
+        score_thr: A query above this probability is a lane.
+        num_points: Points of each decoded lane; those outside the image are
+            dropped.
     """
 
     score_thr: float = 0.5
@@ -55,26 +55,26 @@ class LSTRTesting:
 
 @MODELS.register_module()
 class LSTRHead(LaneHead):
-    """Encoder, decoder and the three small networks behind it.
+    """Encoder, decoder and three small networks.
 
-    ``logits``, (B, Q, 2), are of no lane and of a lane; ``curve``, (B, Q, 8),
+    ``logits``, (B, Q, 2), stand for no lane and lane; ``curve``, (B, Q, 8),
     holds lower, upper, k, f, m, n, b, b' (see ``lstr_curves``), of which k,
-    f, m and n are the same for all queries of an image.
+    f, m and n are shared by all queries of an image.
 
     The transformer's layers are those of mmdet's DETR.
 
     Args:
-        in_channels: Of the feature map.
-        embed_dims: Of tokens and queries.
-        num_queries: Most lanes, Q.
-        num_heads: Of each attention.
-        feedforward_channels: Of each layer.
-        num_encoder_layers: Of the encoder.
-        num_decoder_layers: Of the decoder; each has a loss of its own.
-        dropout: Of the transformer, in training.
+        in_channels: Channels of the feature map.
+        embed_dims: Channels of tokens and queries.
+        num_queries: Maximum number of lanes, Q.
+        num_heads: Heads of each attention.
+        feedforward_channels: Hidden channels of each layer.
+        num_encoder_layers: Layers of the encoder.
+        num_decoder_layers: Layers of the decoder; each has its own loss.
+        dropout: Dropout of the transformer, in training.
         train_cfg: Fields of :class:`.lstr_loss.LSTRLossWeights`.
         test_cfg: Fields of :class:`LSTRTesting`.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
     """
 
     head_names: ClassVar[tuple[str, ...]] = ('logits', 'curve')
@@ -103,7 +103,7 @@ class LSTRHead(LaneHead):
         self.position = SinePositionalEncoding(embed_dims // 2, normalize=True)
 
         def layer(*names: str) -> dict[str, Any]:
-            # Configs of their own: the layers fill in what is missing.
+            # Separate configs, since the layers fill in missing keys.
             attention = {
                 'embed_dims': embed_dims,
                 'num_heads': num_heads,
@@ -129,7 +129,7 @@ class LSTRHead(LaneHead):
         )
         self.query_embed = nn.Embedding(num_queries, embed_dims)
         self.class_embed = nn.Linear(embed_dims, 2)
-        # Of each query: lower, upper, b, b'; of the image: k, f, m, n.
+        # Per query: lower, upper, b, b'; per image: k, f, m, n.
         self.reg_branches = nn.ModuleList(
             [
                 three_layers(embed_dims, 4),
@@ -146,7 +146,7 @@ class LSTRHead(LaneHead):
                     nn.init.xavier_uniform_(parameter)
 
     def hidden_states(self, feats: Sequence[Tensor]) -> Tensor:
-        """Return the queries behind each decoder layer, (L, B, Q, C)."""
+        """Return the queries after each decoder layer, (L, B, Q, C)."""
         x = self.input_proj(feats[-1])
         position = self.position(None, x).flatten(2).transpose(1, 2)
         tokens = x.flatten(2).transpose(1, 2)  # B x H W x C

@@ -39,7 +39,7 @@ def curve_points(curves: Tensor, *, num_points: int) -> Tensor:
 
     Args:
         curves: (L, 8).
-        num_points: Of each, P.
+        num_points: Points of each curve, P.
 
     Returns:
         (L, P, 2), x and y as fractions, at equal steps of y from the upper

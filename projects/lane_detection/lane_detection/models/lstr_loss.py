@@ -17,18 +17,18 @@ from .lstr_curves import curve_x
 
 __all__ = ['CurveTargets', 'LSTRLossWeights', 'curve_losses', 'curve_targets']
 
-# Most that one matched distance may count: curves have a pole.
+# Limit of a matched distance, since curves have a pole.
 MAX_COST = 1e6
 
 
 @dataclass(frozen=True, kw_only=True)
 class LSTRLossWeights:
-    """What ``train_cfg`` of an LSTRHead may say.
+    """Settings of an LSTRHead's ``train_cfg``.
 
     Args:
-        classes: Of the cross entropy and of its matching cost.
-        curve: Of the distances in x.
-        limits: Of lower and upper end.
+        classes: Weight of the cross entropy and of its matching cost.
+        curve: Weight of the distances in x.
+        limits: Weight of lower and upper end.
         no_lane: Class weight of queries without a lane.
         num_rows: Rows of the full height at which curves are compared.
     """
@@ -45,11 +45,11 @@ class CurveTargets:
     """Lanes of one image, in fractions of the input's width and height.
 
     Args:
-        limits: (L, 2), smallest and largest y inside of the image.
-        x: (L, P), at rows from top to bottom; 0 where not valid.
-        valid: (L, P), where the lane has that row.
-        weights: (L,), at most 1: ``sqrt(total points / the lane's points)``,
-            over the largest of them.
+        limits: (L, 2), smallest and largest y inside the image.
+        x: (L, P), x at rows from top to bottom; 0 where not valid.
+        valid: (L, P), whether the lane has that row.
+        weights: (L,), at most 1: ``sqrt(total points / the lane's points)``
+            over the largest of these.
     """
 
     limits: Tensor
@@ -71,7 +71,7 @@ def curve_targets(
     Args:
         sample: LaneDataSample.
         num_rows: P.
-        device: Of the result.
+        device: Device of the result.
     """
     height, width = sample.metainfo['img_shape'][:2]
     rows = rows_of(num_rows)
@@ -128,8 +128,8 @@ def match(
     Args:
         logits: (Q, 2).
         curves: (Q, 8).
-        targets: Of the image.
-        weights: Of the costs, as of the losses.
+        targets: Targets of the image.
+        weights: Weights of the costs, the same as of the losses.
 
     Returns:
         Indices of queries and of their lanes.
@@ -160,13 +160,13 @@ def curve_losses(
     Args:
         logits: (B, Q, 2).
         curves: (B, Q, 8).
-        targets: Of each image.
-        weights: Of the losses.
+        targets: Targets of each image.
+        weights: Weights of the losses.
     """
     labels = torch.zeros(
         logits.shape[:2], dtype=torch.long, device=logits.device
     )
-    # Zero, but of the right graph, where no image has a lane.
+    # Zero without lanes, but connected to the graph.
     loss_curve = curves.sum() * 0
     loss_lower, loss_upper = loss_curve, loss_curve
     num_lanes = 0

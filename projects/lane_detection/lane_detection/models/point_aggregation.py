@@ -18,16 +18,16 @@ __all__ = ['LaneAggregation', 'aggregation_loss']
 class LaneAggregation(BaseModule):
     """Gather features at points that each cell predicts on its lane.
 
-    This is a deformable convolution along one dimension. It is written as a
-    bilinear look-up and a 1x1 convolution, so that it needs no compiled
-    operator and its weights are those of an ordinary convolution.
+    This is a deformable convolution along one dimension, implemented as a
+    bilinear look-up and a 1x1 convolution. It thus needs no compiled operator
+    and has the weights of an ordinary convolution.
 
     Args:
-        channels: Of input and output.
-        hidden_channels: Of the convolutions before.
+        channels: Channels of input and output.
+        hidden_channels: Channels of the preceding convolutions.
         num_points: Points, M.
-        offset_gradient: Factor on the gradient that the offset branch sends
-            to the features.
+        offset_gradient: Factor on the gradient from the offset branch to the
+            features.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class LaneAggregation(BaseModule):
 
 
 def gather_points(x: Tensor, offsets: Tensor) -> Tensor:
-    """Look up features, bilinearly, zero outside of the map.
+    """Look up features bilinearly, with zeros outside the map.
 
     Args:
         x: (B, C, H, W).
@@ -114,17 +114,17 @@ def aggregation_loss(
 ) -> Tensor:
     """Pull the points of a lane's cells to that lane.
 
-    The M points of a cell are assigned to different samples of its lane, by
+    The M points of a cell are assigned to different samples of its lane, at
     the smallest sum of squared distances.
 
     Args:
-        offsets: Of one image, (M, 2, H, W).
+        offsets: Offsets of one image, (M, 2, H, W).
         cells: Column and row of each lane's cells, (n, 2), int.
         samples: Points of each lane, (S, 2), x and y in cells, S >= M.
-        beta: Of the smooth L1 loss.
+        beta: Parameter of the smooth L1 loss.
 
     Returns:
-        Sum over all points, and divided by their number; a scalar.
+        Mean over all points, a scalar.
     """
     found, wanted = [], []
     for lane_cells, lane in zip(cells, samples, strict=True):

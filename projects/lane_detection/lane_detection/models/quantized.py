@@ -1,7 +1,7 @@
 """Counterparts of this project's attentions, and of torchvision's DCN.
 
 Everything else of the models is an ordinary convolution or linear layer,
-which taskptq maps by itself.
+which taskptq maps itself.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ class QuantPositionAttention(QuantAttention):
 class QuantAnchorAttention(QuantModule):
     """Counterpart of laneatt_head.AnchorAttention.
 
-    A linear layer gives the logits, so that of the matmuls of an attention
-    only the second is one of two activations.
+    A linear layer makes the logits, so only the attention's second matmul has
+    two activations.
     """
 
     def add_quantizers(self, scheme: Scheme) -> None:
@@ -54,8 +54,8 @@ class QuantAnchorAttention(QuantModule):
 class QuantDeformConv2d(QuantModule):
     """Counterpart of torchvision.ops.DeformConv2d.
 
-    Features and weights are quantized; offsets and masks, which decide where
-    is read and how much of it, are left as they come.
+    Features and weights are quantized; offsets and masks stay float, since
+    they decide where and how much to read.
     """
 
     weight_slots: ClassVar[dict[str, str]] = {'weight': 'weight_quantizer'}

@@ -22,16 +22,16 @@ __all__ = ['BilateralUpsampler', 'NonBottleneck1d', 'RESANeck', 'shift_of']
 
 
 def shift_of(direction: str, step: int, *, num_steps: int, size: int) -> int:
-    """Return how far away the slice is that a step reads.
+    """Return the distance of the slice that a step reads.
 
-    Step k reads ``x[(i + size // 2^(num_steps - k)) mod size]`` where the
-    messages go down or right, and that of the opposite sign elsewhere: after
-    all steps each slice has heard of all others.
+    Step k reads ``x[(i + size // 2^(num_steps - k)) mod size]`` for messages
+    that go down or right, with the opposite sign otherwise. After all steps,
+    each slice has received messages from all others.
 
     Args:
         direction: One of ``DIRECTIONS``.
         step: From 0.
-        num_steps: Of one direction.
+        num_steps: Number of steps per direction.
         size: Number of slices.
     """
     distance = size // 2 ** (num_steps - step)
@@ -42,18 +42,18 @@ def shift_of(direction: str, step: int, *, num_steps: int, size: int) -> int:
 class RESANeck(BaseModule):
     """Reduce the channels, then add shifted copies in four directions.
 
-    ``x <- x + alpha * relu(conv_k(shifted x))`` with a kernel of its own for
+    ``x <- x + alpha * relu(conv_k(shifted x))`` with a separate kernel for
     each direction and step.
 
     Args:
-        in_channels: Of the feature map that is read.
-        channels: Of the result.
+        in_channels: Channels of the input map.
+        channels: Channels of the result.
         kernel_size: Taps of the message kernels.
         num_steps: Steps of each direction.
         alpha: Weight of the messages.
-        in_index: Which of the backbone's maps is read.
-        norm_cfg: Of the reduction.
-        init_cfg: As of every mm module.
+        in_index: Index of the backbone's map to read.
+        norm_cfg: Norm of the reduction.
+        init_cfg: See mmengine's BaseModule.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class RESANeck(BaseModule):
         )
 
     def init_weights(self) -> None:
-        """Draw small message kernels, as those of SCNN."""
+        """Initialize with small message kernels, as in SCNN."""
         super().init_weights()
         for convs in self.messages.values():
             for module in convs:
@@ -132,8 +132,8 @@ class NonBottleneck1d(BaseModule):
     After Romera et al., "ERFNet", T-ITS 2018.
 
     Args:
-        channels: In and out.
-        norm_cfg: After each pair.
+        channels: Channels of input and output.
+        norm_cfg: Norm after each pair.
     """
 
     def __init__(self, channels: int, *, norm_cfg: dict[str, Any]) -> None:
@@ -158,9 +158,9 @@ class UpsampleBlock(BaseModule):
     """Double the size on a fine and on a coarse path and add both.
 
     Args:
-        in_channels: Of the input.
-        out_channels: Of the result.
-        norm_cfg: Of all norms.
+        in_channels: Channels of the input.
+        out_channels: Channels of the result.
+        norm_cfg: Config of all norms.
     """
 
     def __init__(
@@ -198,12 +198,12 @@ class UpsampleBlock(BaseModule):
 
 @MODELS.register_module()
 class BilateralUpsampler(BaseModule):
-    """RESA's decoder: three times twice the size, with half the channels.
+    """RESA's decoder: three blocks that double the size, halve the channels.
 
     Args:
-        in_channels: Of the input; the result has an eighth of them.
-        norm_cfg: Of all norms.
-        init_cfg: As of every mm module.
+        in_channels: Channels of the input; the result has an eighth of them.
+        norm_cfg: Config of all norms.
+        init_cfg: See mmengine's BaseModule.
     """
 
     def __init__(

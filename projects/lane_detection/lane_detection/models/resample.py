@@ -16,12 +16,12 @@ Array: TypeAlias = NDArray[np.float64]
 def falling_points(
     points: NDArray[np.floating], *, min_gap: float = 0.5
 ) -> Array:
-    """Return a lane from the bottom upwards, with one point for each row.
+    """Return a lane from the bottom upwards, with one point per row.
 
     Args:
         points: (n, 2), x and y in pixels, in either direction.
-        min_gap: A point less than this above the one before is left out: a
-            spline through two points of nearly the same row overshoots.
+        min_gap: Minimum distance in y of consecutive points; closer points
+            are dropped, since a spline through them overshoots.
 
     Returns:
         (m, 2), y strictly decreasing.
@@ -50,13 +50,13 @@ def lane_positions(
     Args:
         points: (n, 2), x and y in pixels.
         rows: (R,), y in pixels.
-        extend_down: Go on below the lowest point, along the line through the
-            two lowest ones.
-        linear_up_to: With at most so many points, interpolate linearly.
+        extend_down: Continue below the lowest point, along the line through
+            the two lowest ones.
+        linear_up_to: Interpolate linearly with at most so many points.
 
     Returns:
-        (R,), NaN in rows that the lane does not have. A lane of fewer than
-        two rows has none.
+        (R,), NaN in rows without the lane; all NaN for a lane of fewer than
+        two rows.
     """
     lane = falling_points(points)
     rows = np.asarray(rows, dtype=np.float64)
@@ -68,7 +68,7 @@ def lane_positions(
     spline = InterpolatedUnivariateSpline(
         lane[::-1, 1], lane[::-1, 0], k=degree
     )
-    # Half a thousandth of a pixel forgives rounding at the ends.
+    # A tolerance of 0.0005 pixels for rounding at the ends.
     inside = (rows >= low - 5e-4) & (rows <= high + 5e-4)
     result[inside] = spline(rows[inside])
     if extend_down:

@@ -43,14 +43,13 @@ def direction_kernel(direction: str, kernel_size: int) -> tuple[int, int]:
 class SliceConv(ConvModule):
     """One pass over a map, slice by slice, in one direction.
 
-    ``x_i <- x_i + relu(conv(x_{i-1}))`` where ``x_{i-1}`` has been updated
-    already. One kernel serves all slices. As a ConvModule that repeats itself
-    it is one block to quantization, which sees a conv that is called once for
-    each slice.
+    ``x_i <- x_i + relu(conv(x_{i-1}))`` where ``x_{i-1}`` is already updated.
+    All slices share one kernel. As a ConvModule it is one block for
+    quantization: a conv that is called once per slice.
 
     Args:
-        channels: Of the map, C.
-        direction: In which the messages go, one of ``DIRECTIONS``.
+        channels: Channels of the map, C.
+        direction: Direction of the messages, one of ``DIRECTIONS``.
         kernel_size: Taps across the direction.
     """
 
@@ -69,9 +68,9 @@ class SliceConv(ConvModule):
         self.direction = direction
 
     def init_weights(self) -> None:
-        """Draw small weights: the recurrence multiplies what they do.
+        """Initialize with small weights, since the recurrence compounds them.
 
-        Uniform in +-sqrt(2 / (5 * channels * taps)), as the authors' code.
+        Uniform in +-sqrt(2 / (5 * channels * taps)), as in the authors' code.
         """
         height, width = self.conv.kernel_size
         taps = self.conv.in_channels * height * width
@@ -98,12 +97,12 @@ class SCNNNeck(BaseModule):
     """Reduce the channels, then pass messages in four directions.
 
     Args:
-        in_channels: Of the feature map that is read.
-        channels: Of the result.
+        in_channels: Channels of the input map.
+        channels: Channels of the result.
         kernel_size: Taps of the message kernels.
-        in_index: Which of the backbone's maps is read.
-        norm_cfg: Of the reduction.
-        init_cfg: As of every mm module.
+        in_index: Index of the backbone's map to read.
+        norm_cfg: Norm of the reduction.
+        init_cfg: See mmengine's BaseModule.
     """
 
     def __init__(

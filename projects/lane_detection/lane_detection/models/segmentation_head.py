@@ -1,4 +1,4 @@
-"""Lanes as a segmentation with one class for each slot, and who exists."""
+"""Segmentation of lanes with one class per slot, and existence."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ['SegmentationHead', 'SegmentationTesting', 'SegmentationTraining']
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTraining:
-    """What ``train_cfg`` of a SegmentationHead may say.
+    """Settings of a SegmentationHead's ``train_cfg``.
 
     Args:
         seg_loss: 'cross_entropy' (SCNN) or 'dice' (RESA).
-        seg_weight: Of that loss.
-        exist_weight: Of the binary cross entropy of existence.
+        seg_weight: Weight of that loss.
+        exist_weight: Weight of the binary cross entropy of existence.
         background_weight: Class weight of the background.
-        lane_width: Of the drawn lanes, in pixels of the original image.
+        lane_width: Width of the drawn lanes, in pixels of the original image.
     """
 
     seg_loss: str = 'cross_entropy'
@@ -47,7 +47,7 @@ class SegmentationTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class SegmentationTesting:
-    """What ``test_cfg`` of a SegmentationHead may say.
+    """Settings of a SegmentationHead's ``test_cfg``.
 
     Args:
         exist_thr: A slot holds a lane above this probability.
@@ -81,18 +81,18 @@ class SegmentationHead(LaneHead):
     slot; ``exist``, (B, slots), the logits of a lane in each slot.
 
     Args:
-        in_channels: Of the feature map.
+        in_channels: Channels of the feature map.
         feat_shape: (h, w) of the feature map, which the existence layer needs.
-        num_slots: Most lanes; each has a place, from left to right.
+        num_slots: Maximum number of lanes, with fixed places left to right.
         decoder: Config of a module that enlarges the features before the
-            segmentation; None segments them as they are.
-        exist_from: What existence is read from: 'seg', the segmentation
-            (SCNN), or 'features' (RESA; a must with a decoder).
-        hidden_channels: Of the existence layers.
-        dropout: Before the segmentation.
+            segmentation, or None.
+        exist_from: Source of existence: 'seg', the segmentation (SCNN), or
+            'features' (RESA; required with a decoder).
+        hidden_channels: Channels of the existence layers.
+        dropout: Dropout before the segmentation.
         train_cfg: Fields of :class:`SegmentationTraining`.
         test_cfg: Fields of :class:`SegmentationTesting`.
-        init_cfg: As of every mm module.
+        init_cfg: See mmengine's BaseModule.
 
     Raises:
         ValueError: If ``exist_from`` is unknown or does not fit.
@@ -241,8 +241,8 @@ class SegmentationHead(LaneHead):
     ) -> dict[str, Tensor]:
         """Weight ``seg`` by one minus the background's probability.
 
-        All of ``exist`` weighs alike: a slot that turns from empty to taken
-        costs as much as the reverse.
+        All of ``exist`` has the same weight: a slot that becomes occupied
+        costs as much as one that becomes empty.
         """
         seg = outputs['seg'].detach()
         return super().foreground_proxy(outputs) | {

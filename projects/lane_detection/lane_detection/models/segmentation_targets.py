@@ -1,4 +1,4 @@
-"""Draws lanes into masks, as segmentation heads are trained."""
+"""Draw lanes into masks as targets of segmentation heads."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..geometry import input_lanes
 
 __all__ = ['IGNORED', 'draw_lanes', 'segmentation_targets']
 
-# Pixels of lanes that no slot is known for.
+# Pixels of lanes without a known slot.
 IGNORED = 255
-# Binary digits after the point of what is drawn.
+# Fractional bits of drawn coordinates.
 _SHIFT = 4
 
 
@@ -31,12 +31,12 @@ def draw_lanes(
 
     Args:
         lanes: (n, 2) each, x and y in pixels of the input.
-        classes: Value to draw each of them with.
+        classes: Value of each lane in the mask.
         size: (H, W).
-        width: In pixels.
+        width: Line width in pixels.
     """
     mask = np.zeros(size, dtype=np.uint8)
-    # What is ignored goes below: a known lane is worth more.
+    # Ignored lanes are drawn first, so that known lanes cover them.
     order = sorted(range(len(lanes)), key=lambda i: classes[i] != IGNORED)
     for i in order:
         if len(lanes[i]) < 2:
@@ -60,17 +60,17 @@ def draw_lanes(
 def segmentation_targets(
     data_samples: Sequence[Any], *, num_slots: int, lane_width: float
 ) -> tuple[Tensor, Tensor]:
-    """Return what a segmentation head shall say.
+    """Return the targets of a segmentation head.
 
     Args:
         data_samples: LaneDataSample of each image, all of one input size.
         num_slots: Lanes of other slots are ignored.
-        lane_width: In pixels of the original image.
+        lane_width: Width of the lanes in pixels of the original image.
 
     Returns:
         Masks, (B, H, W) int64, of 0 (background), 1 to ``num_slots``, or
-        ``IGNORED``; and existence, (B, num_slots) of 0 or 1, which is that
-        any pixel of the slot was drawn.
+        ``IGNORED``; and existence, (B, num_slots) of 0 or 1: whether any
+        pixel of the slot was drawn.
 
     Raises:
         ValueError: If the lanes of an image have no slots.
@@ -82,8 +82,8 @@ def segmentation_targets(
         slots = getattr(sample.gt_lanes, 'slots', None)
         if slots is None:
             raise ValueError(
-                'gt_lanes of a sample has no slots, which a segmentation '
-                'head is trained by: let the pipeline pack them'
+                'gt_lanes of a sample has no slots, which segmentation heads '
+                'need for training: let the pipeline pack them'
             )
         known = [0 <= int(slot) < num_slots for slot in slots]
         classes = [

@@ -27,8 +27,8 @@ class PositionAttention(BaseModule):
     The logits are not scaled; gamma starts at 0.
 
     Args:
-        channels: Of input and output.
-        key_channels: Of q and k.
+        channels: Channels of input and output.
+        key_channels: Channels of q and k.
     """
 
     def __init__(self, channels: int, *, key_channels: int) -> None:
@@ -53,7 +53,7 @@ class PositionAttention(BaseModule):
         return q, k, v
 
     def add(self, x: Tensor, out: Tensor) -> Tensor:
-        """Add what was attended to, (B, H * W, C), to the map."""
+        """Add the attention's output, (B, H * W, C), to the map."""
         return x + self.gamma * out.transpose(1, 2).reshape(x.shape)
 
 
@@ -64,9 +64,9 @@ class AttentionLayer(BaseModule):
     """Convolution, sine embedding, position attention, convolution.
 
     Args:
-        in_channels: Of the input.
-        channels: Of the output, an even number.
-        key_channels: Of q and k.
+        in_channels: Channels of the input.
+        channels: Channels of the output, an even number.
+        key_channels: Channels of q and k.
     """
 
     def __init__(
@@ -95,13 +95,13 @@ class TransFPN(BaseModule):
     The neck of GANet (arXiv 2204.07335) and CondLaneNet.
 
     Args:
-        in_channels: Of the backbone's maps, finest first.
-        out_channels: Of every output.
-        key_channels: Of q and k.
+        in_channels: Channels of the backbone's maps, finest first.
+        out_channels: Channels of every output.
+        key_channels: Channels of q and k.
         num_attention: Attention layers on the coarsest map.
         smooth: Whether a 3x3 convolution follows each sum.
-        num_outs: Levels that are returned, finest first.
-        init_cfg: As of every mm module.
+        num_outs: Number of returned levels, finest first.
+        init_cfg: See mmengine's BaseModule.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ def sine_embedding(channels: int, height: int, width: int) -> Tensor:
     """Return DETR's fixed embedding of the cells, not normalized.
 
     Args:
-        channels: Half of them tell the row, half the column.
+        channels: Number of channels; half encode the row, half the column.
         height: In cells, counted from 1.
         width: In cells.
 

@@ -1,8 +1,8 @@
-"""The focus on what decoding reads.
+"""Focus on the outputs that decoding reads.
 
-Of regression heads the foreground, of confidence heads every place, since
-noise on their background makes false lanes. All heads weigh the same, and
-within a head each channel, whose unit is its own.
+For regression heads this is the foreground; for confidence heads all
+positions, since noise on their background creates false lanes. All heads have
+the same weight, and so have the channels of a head, each in its own unit.
 """
 
 reconstruction = dict(

@@ -1,4 +1,4 @@
-"""Sensitivity Aware Selection: heads by how their error distorts the lanes."""
+"""Sensitivity Aware Selection: weight heads by the distortion of lanes."""
 
 reconstruction = dict(
     loss=dict(

@@ -1,7 +1,7 @@
-"""Ours: the ground of ours-s, QDrop's blocks, then Selective Focus.
+"""Ours: the statistics of ours-s, QDrop's blocks, then Selective Focus.
 
-Selective Focus works on the whole network. Half of qdrop's steps, so that
-both phases take about as long as its one.
+Selective Focus works on the whole network. With half of qdrop's steps, both
+phases together take about as long as qdrop's one.
 """
 
 base = ['qdrop-selective-focus', '_ours-ground']

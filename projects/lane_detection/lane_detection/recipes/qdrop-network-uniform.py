@@ -1,7 +1,7 @@
-"""Blocks first, the network afterwards.
+"""Blocks first, then the network.
 
-As qdrop, then the error of the named heads, all heads and places weighted the
-same, from the roundings and scales that the blocks ended with.
+Like qdrop, then on the error of the named heads, with the same weight for all
+heads and positions, from the blocks' final roundings and scales.
 """
 
 base = 'qdrop'

@@ -1,3 +1,3 @@
-"""QDrop on the ground of ours-s: what its statistics alone change."""
+"""QDrop on top of ours-s, to show the effect of its statistics."""
 
 base = ['qdrop', '_ours-ground']

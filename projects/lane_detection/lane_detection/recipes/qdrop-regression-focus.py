@@ -1,3 +1,3 @@
-"""QDrop's blocks, then the network with the focus on what decoding reads."""
+"""QDrop's blocks, then the network, focused on what decoding reads."""
 
 base = ['qdrop-network-uniform', '_regression-loss']

@@ -1,3 +1,3 @@
-"""As qdrop-regression-focus, on the whole network from the start."""
+"""Like qdrop-regression-focus, on the whole network from the start."""
 
 base = ['network-uniform', '_regression-loss']

@@ -1,7 +1,7 @@
 """Sensitivity Aware Selection alone.
 
-Heads by how much their error distorts the lanes; all places of a head weigh
-the same.
+Heads are weighted by how much their error distorts the lanes; all positions of
+a head have the same weight.
 """
 
 base = ['network-uniform', '_selection']

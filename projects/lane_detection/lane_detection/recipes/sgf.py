@@ -1,8 +1,8 @@
 """Semantic Guided Focus alone.
 
-The foreground of each head first, by the float model's own confidence; all
-heads weigh the same. A reconstruction of Fan et al., AAAI 2024, as are sas
-and selective-focus.
+The foreground of each head comes first, by the float model's own confidence;
+all heads have the same weight. Like sas and selective-focus, a reconstruction
+of Fan et al., AAAI 2024.
 """
 
 base = 'network-uniform'

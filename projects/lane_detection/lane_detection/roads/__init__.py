@@ -1,4 +1,4 @@
-"""Roads out of nothing but a seed, in the layouts of CULane and TuSimple.
+"""Roads drawn from a seed, in the layouts of CULane and TuSimple.
 
 ``python -m lane_detection.roads --out work_dirs/roads`` writes a set.
 """

@@ -14,7 +14,7 @@ def parser() -> argparse.ArgumentParser:
     usual = RoadSet()
     options = argparse.ArgumentParser(
         prog='python -m lane_detection.roads',
-        description='Draw road images with lanes, from a seed alone',
+        description='Draw road images with lanes from a seed',
     )
     options.add_argument(
         '--out', default='work_dirs/roads', help='folder of the set'
@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: With one sentence if the set cannot be made.
+        SystemExit: With one sentence if the set cannot be created.
     """
     args = parser().parse_args(argv)
     start = time.perf_counter()
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         f'{args.out}: {args.num_train} + {args.num_val} images in '
         f'{seconds:.0f} s\n'
         if made
-        else f'{args.out} is there already\n'
+        else f'{args.out} already exists\n'
     )
 
 

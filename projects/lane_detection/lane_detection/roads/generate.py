@@ -1,4 +1,4 @@
-"""Writes a set of road images in a data set's layout."""
+"""Write a set of road images in a data set's layout."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .layouts import LAYOUTS, Item
 
 __all__ = ['RoadSet', 'generate']
 
-# Raise it whenever the images change: older sets are then refused.
+# Increase it whenever the images change, so that older sets are refused.
 VERSION = 1
 STAMP = 'roads.json'
 SPLITS = ('train', 'val')
@@ -26,7 +26,7 @@ SPLITS = ('train', 'val')
 
 @dataclass(frozen=True)
 class RoadSet:
-    """What determines a set of images.
+    """Settings that determine a set of images.
 
     Args:
         num_train: Images of the training split.
@@ -34,10 +34,10 @@ class RoadSet:
         layout: ``'culane'`` or ``'tusimple'``.
         scale: Size of the images relative to the annotations' frame, which is
             1640x590 or 1280x720.
-        seed: Images depend on seed, split and number alone.
+        seed: Images depend only on seed, split and number.
 
     Raises:
-        ValueError: If a value makes no sense.
+        ValueError: If a value is invalid.
     """
 
     num_train: int = 1500
@@ -49,7 +49,7 @@ class RoadSet:
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(
-                f'layout={self.layout!r} is none of {sorted(LAYOUTS)}'
+                f'layout={self.layout!r} is not one of {sorted(LAYOUTS)}'
             )
         if not 0.1 <= self.scale <= 2:
             raise ValueError(f'scale={self.scale} must lie in [0.1, 2]')
@@ -61,10 +61,10 @@ class RoadSet:
 
 
 def generate(out: str | Path, roads: RoadSet, *, workers: int = 1) -> bool:
-    """Write the set, unless it is there already.
+    """Write the set, unless it exists.
 
-    The folder appears whole or not at all, so that several processes may ask
-    for it at the same time.
+    The folder appears complete or not at all, so that several processes may
+    request it at the same time.
 
     Args:
         out: The set's folder.
@@ -72,7 +72,7 @@ def generate(out: str | Path, roads: RoadSet, *, workers: int = 1) -> bool:
         workers: Processes to draw with; the images don't depend on it.
 
     Returns:
-        Whether it was made anew.
+        Whether it was written.
 
     Raises:
         FileExistsError: If the folder holds something else.
@@ -97,7 +97,7 @@ def generate(out: str | Path, roads: RoadSet, *, workers: int = 1) -> bool:
 
 
 def publish(draft: Path, out: Path, roads: RoadSet) -> bool:
-    """Give a finished set its name; False if another process was faster."""
+    """Rename a finished set; return False if another process was faster."""
     try:
         draft.rename(out)
     except OSError:
@@ -108,7 +108,7 @@ def publish(draft: Path, out: Path, roads: RoadSet) -> bool:
 
 
 def is_there(out: Path, roads: RoadSet) -> bool:
-    """Whether a folder holds this very set.
+    """Return whether a folder holds this set.
 
     Raises:
         FileExistsError: If it holds something else.
@@ -120,7 +120,7 @@ def is_there(out: Path, roads: RoadSet) -> bool:
     found = json.loads(stamp.read_text()) if stamp.is_file() else None
     if found != wanted:
         raise FileExistsError(
-            f'out={out} holds {found or "other files"} and not {wanted}: '
+            f'out={out} holds {found or "other files"} instead of {wanted}: '
             'remove it, or choose another folder'
         )
     return True

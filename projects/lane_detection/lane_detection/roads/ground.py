@@ -1,4 +1,4 @@
-"""Draws everything that lies flat: road, verge, paint, patches, shadows."""
+"""Draw everything flat: road, verge, paint, patches, shadows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .scene import WHITE, Camera, Line, Scene
 __all__ = ['Ground', 'draw_ground', 'smooth_noise']
 
 TILE = 256  # pixels of a texture, which repeats
-FAR = 400.0  # meters; what is beyond is horizon
+FAR = 400.0  # meters; beyond is the horizon
 
 
 @dataclass(frozen=True)
@@ -21,9 +21,9 @@ class Ground:
     """The part of an image below the horizon, pixel by pixel.
 
     Attributes:
-        camera: In pixels of the image.
+        camera: Camera in pixels of the image.
         scene: The scene.
-        first_row: Of the part.
+        first_row: First row of the part.
         depth: (R, 1) float32, meters ahead.
         lateral: (R, W) float32, meters right of the center of the car's lane.
         pixel_width: (R, 1), meters that a pixel covers sideways.
@@ -91,9 +91,9 @@ class Ground:
 
         Args:
             left: Meters right of the center of the car's lane.
-            right: Likewise.
+            right: Meters right of the center of the car's lane.
             near: Meters ahead.
-            far: Likewise.
+            far: Meters ahead.
             slant: Meters that the far end is moved to the right.
         """
         depth = np.linspace(near, far, 12)
@@ -134,7 +134,7 @@ def smooth_noise(
 def texture(
     ground: Ground, rng: np.random.Generator, *, per_meter: float
 ) -> np.ndarray:
-    """Return a texture that lies on the ground, (R, W) float32.
+    """Return a texture on the ground, (R, W) float32.
 
     It fades out where its grain is finer than a pixel.
     """
@@ -160,7 +160,7 @@ def draw_ground(
 
     Args:
         scene: The scene.
-        rng: Source of everything that the scene leaves open.
+        rng: Source of everything that the scene does not define.
         shape: Height and width of the image in pixels.
 
     Returns:
@@ -266,7 +266,7 @@ def paint(
 def blend(
     picture: np.ndarray, mask: np.ndarray, color: tuple[float, float, float]
 ) -> None:
-    """Lay a color over a picture, in place; only where there is some."""
+    """Blend a color into a picture where the mask is set, in place."""
     columns = np.flatnonzero(mask.max(axis=0))
     if len(columns) == 0:
         return
@@ -276,7 +276,7 @@ def blend(
 
 
 def sign_mask(ground: Ground, rng: np.random.Generator) -> np.ndarray | None:
-    """Return the opacity of arrows and crosswalks, (R, W), None if none."""
+    """Return the opacity of arrows and crosswalks, (R, W), or None."""
     scene = ground.scene
     if not scene.arrows and scene.crosswalk is None:
         return None
@@ -346,7 +346,7 @@ def cast_shadows(
     shade: np.ndarray,
     coarse: np.ndarray,
 ) -> None:
-    """Darken what trees (ragged) and walls (straight) keep the sun from."""
+    """Draw the shadows of trees (ragged) and walls (straight)."""
     dark = float(rng.uniform(0.4, 0.65))
     left, right = ground.scene.edges
     mask = np.zeros_like(shade)

@@ -23,7 +23,7 @@ MASK_WIDTH = 16  # pixels of the annotations' frame, as in laneseg_label_w16
 
 @dataclass(frozen=True)
 class Item:
-    """What the lists of a set say about an image.
+    """Entry of an image in the lists of a set.
 
     Attributes:
         name: Path below the set's folder.
@@ -37,7 +37,7 @@ class Item:
 
 
 class Layout(Protocol):
-    """Writes images one by one, and the lists at the end."""
+    """Interface that writes images one by one, then the lists."""
 
     def write(
         self,
@@ -71,7 +71,7 @@ def write_jpeg(
 
 
 class CULaneLayout:
-    """Images with ``.lines.txt`` beside them, masks, lists, categories."""
+    """Images with ``.lines.txt`` next to them, masks, lists, categories."""
 
     def write(
         self,

@@ -1,4 +1,4 @@
-"""Draws what stands: sky, skyline, trees, guard rails, vehicles, hood."""
+"""Draw sky, skyline, trees, guard rails, vehicles and hood."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def draw_treeline(
 def draw_roadside(
     ground: Ground, rng: np.random.Generator, picture: np.ndarray
 ) -> None:
-    """Draw guard rails and trees beside the road, in place."""
+    """Draw guard rails and trees along the road, in place."""
     scene, camera = ground.scene, ground.camera
     for side, edge in zip((-1, 1), scene.edges, strict=True):
         if rng.random() < 0.3:

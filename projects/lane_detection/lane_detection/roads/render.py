@@ -1,4 +1,4 @@
-"""Puts a scene together and photographs it."""
+"""Render a scene as a photograph."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def render(
 
     Args:
         scene: What to draw.
-        rng: Source of everything that the scene leaves open.
+        rng: Source of everything that the scene does not define.
         scale: Size of the image relative to the frame of the annotations.
 
     Returns:
@@ -49,7 +49,7 @@ def add_fog(
     """Fade into gray with the distance, in place.
 
     Args:
-        limit: Depth in meters at which 63 % are gone.
+        limit: Depth in meters at which 63 % of the light is lost.
         ground: Gives the distances.
         above: Sky and skyline.
         below: Ground.

@@ -1,4 +1,4 @@
-"""What a road scene consists of, drawn at random, and where its lanes are.
+"""Random road scenes, and where their lanes are.
 
 The ground is flat. A point of it lies ``lateral`` meters right of the camera
 and ``depth`` meters ahead; lines of a road are at a fixed distance from the
@@ -27,7 +27,7 @@ __all__ = [
 
 Number = TypeVar('Number', float, np.ndarray)
 WHITE, YELLOW = (235.0, 238.0, 240.0), (80.0, 190.0, 235.0)
-# A lane that shows in fewer rows is not annotated.
+# A lane visible in fewer rows is not annotated.
 MIN_POINTS = 4
 
 
@@ -58,11 +58,11 @@ TUSIMPLE_FRAME = Frame(
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that looks along the road, level.
+    """A level camera that looks along the road.
 
     Attributes:
-        focal: In pixels.
-        height: Above the ground in meters.
+        focal: Focal length in pixels.
+        height: Height above the ground in meters.
         horizon: Row of the horizon in pixels.
         center: Column of the point straight ahead in pixels.
         aspect: Width of a pixel over its height; an image of a rounded size
@@ -76,7 +76,7 @@ class Camera:
     aspect: float = 1.0
 
     def depth(self, rows: np.ndarray) -> np.ndarray:
-        """Return how far ahead the ground is that shows in rows, meters."""
+        """Return the distance in meters of the ground visible in rows."""
         return self.focal * self.aspect * self.height / (rows - self.horizon)
 
     def project(
@@ -112,7 +112,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Curve:
-    """Where the center of the car's lane is: a cubic of the depth.
+    """Center of the car's lane, a cubic of the depth.
 
     Attributes:
         offset: Meters right of the camera.
@@ -146,9 +146,9 @@ class Line:
         width: Meters.
         color: BGR in [0, 255].
         dash: Lengths of a dash and of a gap in meters; None if solid.
-        phase: Where the dashes begin, in meters.
+        phase: Start of the dashes, in meters.
         strength: Opacity of the paint.
-        wear: Share of the paint that is gone.
+        wear: Share of worn-off paint.
         double: Whether there are two lines side by side.
     """
 
@@ -188,19 +188,19 @@ class Scene:
 
     Attributes:
         frame: Frame of the annotations.
-        camera: In pixels of that frame.
+        camera: Camera in pixels of that frame.
         curve: Center of the car's lane.
-        lines: From left to right.
+        lines: Painted lines from left to right.
         lane_width: Meters.
         edges: Left and right edge of the road, meters from the center of the
             car's lane.
-        cars: From far to near.
+        cars: Vehicles from far to near.
         light: ``'day'``, ``'dusk'`` or ``'night'``.
         shadows: Whether trees and buildings throw shadows on the road.
         glare: Whether a light dazzles the camera.
         arrows: Whether arrows are painted in the lanes.
         crosswalk: Depth of a crosswalk in meters; None for none.
-        fog: Depth in meters at which most is gone; None for none.
+        fog: Visibility in meters; None for no fog.
         hood: Height of the own car's hood, relative to the image.
     """
 
@@ -221,7 +221,7 @@ class Scene:
 
     @property
     def category(self) -> str:
-        """The CULane category that fits best."""
+        """The best fitting CULane category."""
         sharp = (
             abs(
                 self.curve.lateral(60.0)
@@ -293,7 +293,7 @@ def draw_curve(rng: np.random.Generator, lane_width: float) -> Curve:
     """Draw straight, bent and sharply bent roads, some of them S-shaped."""
     bounds = ((0.0, 1.5), (2.0, 9.0), (9.0, 18.0))
     kind = rng.choice(3, p=[0.35, 0.45, 0.2])
-    # How far the road has moved sideways after 60 m, in meters.
+    # Sideways displacement of the road after 60 m, in meters.
     moved = rng.uniform(*bounds[kind]) * rng.choice([-1, 1])
     twisted = rng.uniform(-6, 6) if rng.random() < 0.4 else 0.0
     changing = rng.random() < 0.08
@@ -346,7 +346,7 @@ def draw_lines(
 def draw_cars(
     rng: np.random.Generator, lane_width: float, positions: list[float]
 ) -> tuple[Car, ...]:
-    """Draw vehicles in the lanes, from far to near, none into another."""
+    """Draw vehicles in the lanes, from far to near, without overlap."""
     number = int(
         rng.choice([0, 1, 2, 3, 4, 6], p=[0.25, 0.2, 0.2, 0.15, 0.1, 0.1])
     )
@@ -381,10 +381,10 @@ def draw_cars(
 
 
 def lane_points(scene: Scene) -> list[tuple[int, np.ndarray]]:
-    """Return the lanes as an annotator would give them.
+    """Return the lanes as an annotator would draw them.
 
-    Lanes go on under vehicles and the hood, and end where they leave the
-    image, reach the horizon, or run flat.
+    Lanes continue under vehicles and the hood, and end where they leave the
+    image, reach the horizon, or become flat.
 
     Returns:
         (slot, points) of each lane, points (n, 2) float32 in pixels of the

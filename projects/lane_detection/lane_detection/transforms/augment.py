@@ -17,7 +17,7 @@ __all__ = ['LaneAffine', 'LaneFlip', 'affine_matrix']
 
 
 def refuse_fixed(results: dict[str, Any], name: str) -> None:
-    """Refuse to move an image away from its lanes.
+    """Refuse to move an image without its lanes.
 
     Raises:
         ValueError: If the lanes were loaded in original pixels.
@@ -99,14 +99,14 @@ def affine_matrix(
 
 @TRANSFORMS.register_module()
 class LaneAffine(BaseTransform):
-    """Rotate, zoom and shift; best before the crop, where there is more road.
+    """Rotate, zoom and shift; best before the crop, which removes road.
 
     Args:
         prob: Probability.
         max_angle: Largest rotation in degrees, either way.
-        scale: Least and largest magnification.
+        scale: Smallest and largest magnification.
         max_shift: Largest shift in x and y, relative to the image's sides.
-        fill: Value of pixels from outside of the image.
+        fill: Value of pixels outside the image.
 
     Required keys: img. Changed: img, gt_lanes.
     """
@@ -156,8 +156,8 @@ class LaneAffine(BaseTransform):
 def warp(image: np.ndarray, matrix: np.ndarray, *, fill: int) -> np.ndarray:
     """Apply a map of continuous coordinates to an image.
 
-    OpenCV puts integer coordinates at the centers of pixels, half a pixel
-    away from ours.
+    OpenCV's integer coordinates are the centers of pixels, half a pixel away
+    from ours.
     """
     pixels = matrix.copy()
     pixels[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5

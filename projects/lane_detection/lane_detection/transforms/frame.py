@@ -1,9 +1,9 @@
 """The crop and the resize between the original image and the input.
 
 ``ori_shape`` (h, w) is the frame of the annotations, ``crop`` the part of it
-that the current image shows and ``img_shape`` the current image's size. An
-image file that is smaller than its annotations' frame is thus nothing
-special: it shows the whole frame, resized.
+in the current image and ``img_shape`` the current image's size. An image file
+smaller than its annotations' frame thus needs no special case: it shows the
+whole frame, resized.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ __all__ = [
     'open_frame',
 ]
 
-# A row, or the row for each height of the original image.
+# A row, or a row per height of the original image.
 Row = int | float | Sequence[tuple[float, float]]
 
 
 def open_frame(results: dict[str, Any]) -> None:
-    """Say that the image just read shows the whole frame."""
+    """Record that a new image shows the whole frame."""
     if 'crop' in results:
         return
     shape = tuple(results['img'].shape[:2])
@@ -58,7 +58,7 @@ def move_lanes(
 
 
 def row_of(row: Row, *, height: float, name: str) -> float:
-    """Choose the row for an original image of this height.
+    """Return the row for an original image of this height.
 
     Raises:
         ValueError: If there is none for this height.
@@ -80,10 +80,10 @@ class LaneCrop(BaseTransform):
 
     Args:
         top: First row in original pixels, or (height of the original, row)
-            pairs; None takes it from the data set's ``input_frame``, 0 if
-            there is none.
-        bottom: Row after the last one, likewise; the image's height if there
-            is none.
+            pairs; None takes it from the data set's ``input_frame``, by
+            default 0.
+        bottom: Row after the last one, in the same form; by default the
+            image's height.
 
     Required keys: img. Changed: img, img_shape, crop, gt_lanes if loaded.
 
@@ -105,14 +105,14 @@ class LaneCrop(BaseTransform):
         bottom = self.row(results, 'bottom', height=height, default=height)
         left, _, right, _ = results['crop']
         corners = to_input(np.array([[left, top], [right, bottom]]), results)
-        # Pixels are whole, and the crop is what they say.
+        # The crop is rounded to whole pixels.
         first, last = (round(float(y)) for y in corners[:, 1])
         rows = results['img'].shape[0]
         if not 0 <= first < last <= rows:
             raise ValueError(
-                f'LaneCrop rows [{top:g}, {bottom:g}) leave nothing of, or '
-                f'reach beyond, the rows that are left of the original '
-                f'image of height {height:g}'
+                f'LaneCrop rows [{top:g}, {bottom:g}) are empty or reach '
+                f'beyond the remaining rows of the original image of height '
+                f'{height:g}'
             )
         old = results['crop']
         scale = rows / (old[3] - old[1])
@@ -148,8 +148,8 @@ class LaneCrop(BaseTransform):
 class LaneResize(BaseTransform):
     """Resize to the network's input, without keeping the ratio.
 
-    Lanes that are loaded before it move with the image; those loaded after it
-    stay in original pixels, which is what metrics need.
+    Lanes loaded before it move with the image; those loaded after it stay in
+    original pixels, as metrics need them.
 
     Args:
         size: Height and width; None takes them from ``input_frame``.
@@ -158,7 +158,7 @@ class LaneResize(BaseTransform):
     resized.
 
     Raises:
-        ValueError: If neither says a size.
+        ValueError: If there is no size.
     """
 
     def __init__(self, *, size: tuple[int, int] | None = None) -> None:
@@ -176,7 +176,7 @@ class LaneResize(BaseTransform):
         old_height, old_width = results['img'].shape[:2]
         height, width = (int(side) for side in size)
         if (height, width) != (old_height, old_width):
-            # Averaging keeps markings that are thinner than a pixel.
+            # Averaging preserves markings thinner than a pixel.
             smaller = height <= old_height and width <= old_width
             results['img'] = cv2.resize(
                 results['img'],

@@ -1,4 +1,4 @@
-"""Reads images and their lanes."""
+"""Load images and their lanes."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ READ_FLAGS = {
 
 
 def check_reduce(reduce: int) -> None:
-    """Refuse divisors that JPEG files cannot be read at."""
+    """Refuse divisors unsupported by JPEG readers."""
     if reduce not in READ_FLAGS:
         raise ValueError(f'reduce={reduce} must be one of 1, 2, 4')
 
 
 @TRANSFORMS.register_module()
 class LoadLaneImage(BaseTransform):
-    """Read an image, BGR uint8; a JPEG file at a part of its size if asked.
+    """Read an image (BGR uint8), optionally a JPEG file at reduced size.
 
     Reading 1640x590 at half size takes a third of the time, where the input
-    is smaller anyway. mm's LoadImageFromFile serves as well.
+    is smaller anyway. mm's LoadImageFromFile works, too.
 
     Args:
-        reduce: 1, 2 or 4: divisor of the size; None takes it from the data
-            set's ``input_frame``, 1 if there is none.
+        reduce: Divisor of the size: 1, 2 or 4; None takes it from the data
+            set's ``input_frame``, by default 1.
 
     Required keys: img_path, optionally label_shape. Added: img, img_shape,
     ori_shape, crop.
@@ -82,9 +82,9 @@ class LoadLaneImage(BaseTransform):
 class LoadLaneAnnotations(BaseTransform):
     """Read the lanes of an image and find their slots.
 
-    Before LaneResize (training) lanes are put into pixels of the current
-    image and move with it from then on; after LaneResize (test pipelines)
-    they stay in original pixels.
+    Before LaneResize (training), lanes are mapped to pixels of the current
+    image and move with it; after LaneResize (test pipelines), they stay in
+    original pixels.
 
     Required keys: img, and those of a lane data set's item. Added: gt_lanes
     (list of (n, 2) float32), gt_slots (L,), lane_frame.
@@ -98,7 +98,7 @@ class LoadLaneAnnotations(BaseTransform):
         open_frame(results)
         if results.get('moved'):
             raise ValueError(
-                'LoadLaneAnnotations stands after LaneFlip or LaneAffine, '
+                'LoadLaneAnnotations comes after LaneFlip or LaneAffine, '
                 "which moved the image away from the file's lanes: load "
                 'them before'
             )

@@ -1,4 +1,4 @@
-"""Packs an image and its lanes for the model."""
+"""Pack an image and its lanes for the model."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ META_KEYS = (
 class PackLaneInputs(BaseTransform):
     """Return ``inputs`` (3, h, w) and ``data_samples``, a LaneDataSample.
 
-    Lanes that moved with the image are left out if nothing of them is in the
-    input any more.
+    Lanes that moved with the image are dropped if no part of them is left in
+    the input.
 
     Args:
-        meta_keys: What goes to the data sample's metainfo; None where the
+        meta_keys: Keys of the data sample's metainfo; None if the
             results lack it.
 
     Required keys: img. Optional: gt_lanes, gt_slots.
@@ -62,7 +62,7 @@ class PackLaneInputs(BaseTransform):
         return {'inputs': torch.from_numpy(image), 'data_samples': sample}
 
     def pack_lanes(self, results: dict[str, Any]) -> InstanceData:
-        """Return points and slots of the lanes that count."""
+        """Return points and slots of the visible lanes."""
         points = list(results['gt_lanes'])
         slots = np.asarray(
             results.get('gt_slots', np.full(len(points), -1)), np.int64

@@ -20,7 +20,7 @@ class LanePhotometric(BaseTransform):
     Args:
         brightness: Largest change of all channels, of 255.
         contrast: Largest relative change of the contrast.
-        gamma: Largest exponent; the least one is its inverse.
+        gamma: Largest exponent; the smallest is its inverse.
         color: Largest change of a single channel, of 255.
         saturation: Largest relative change of the saturation.
         blur_prob: Probability of a small Gaussian blur.
@@ -70,7 +70,7 @@ class LanePhotometric(BaseTransform):
         return table.clip(0, 255).round().astype(np.uint8)[None]
 
     def saturate(self, image: np.ndarray) -> np.ndarray:
-        """Mix with the gray image, or away from it."""
+        """Move colors towards or away from gray."""
         share = 1 + random.uniform(-self.saturation, self.saturation)
         gray = cv2.cvtColor(image, cv2.COLOR_BGR2GRAY)
         gray = cv2.cvtColor(gray, cv2.COLOR_GRAY2BGR)

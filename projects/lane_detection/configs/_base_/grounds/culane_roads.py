@@ -1,8 +1,8 @@
-# What a table measures of a model of culane_mini and drawn roads, in one
-# pass: F1 against the annotations of culane_mini's validation frames and of
-# the drawn roads, and agreement with the float model on every frame of
-# culane_mini that is not calibrated with, without annotations. Calibration
-# sees the first 64 training frames.
+# Test sets of tables for models of culane_mini and drawn roads, measured in
+# one pass: F1 against the annotations of culane_mini's validation frames and
+# of the drawn roads, and, without annotations, agreement with the float model
+# on all frames of culane_mini that calibration does not use. Calibration uses
+# the first 64 training frames.
 _base_ = '../datasets/pipelines.py'
 float_lanes = '{work_dir}/float_lanes.json'
 culane = dict(

@@ -1,7 +1,7 @@
-# What a table measures of LSTR with its published weights, in one pass:
-# accuracy on ten frames of TuSimple, and agreement with the float model on
-# every frame of culane_mini that is not calibrated with, without
-# annotations. Calibration sees the first 64 training frames of culane_mini.
+# Test sets of tables for LSTR with its published weights, measured in one
+# pass: accuracy on ten frames of TuSimple and, without annotations, agreement
+# with the float model on all frames of culane_mini that calibration does not
+# use. Calibration uses the first 64 training frames of culane_mini.
 _base_ = '../datasets/pipelines.py'
 float_lanes = '{work_dir}/float_lanes.json'
 culane = dict(
@@ -26,7 +26,7 @@ val_dataloader = dict(
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='ConcatDataset',
-        # The data sets' own name is all that differs.
+        # The data sets differ only in their names.
         ignore_keys=['dataset_type'],
         datasets=[
             dict(
