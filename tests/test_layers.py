@@ -1,9 +1,10 @@
 """Holds the import directions between the layers, from the source text."""
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,46 @@ def test_imports_go_down_only(path):
             'reconstruction must not import registry',
         ),
         (
+            'hosts/mmdet.py',
+            'from taskptq.prepare.patterns import matches',
+            'hosts must not import prepare',
+        ),
+        (
+            'hosts/mmdet.py',
+            'from taskptq.methods.box_grid import BoxGrid',
+            'hosts must not import methods',
+        ),
+        (
+            'calibration/calibrate.py',
+            'from taskptq.reconstruction import reconstruct',
+            'calibration must not import reconstruction',
+        ),
+        (
+            'methods/qdetr/loss.py',
+            'from taskptq.analysis import sensitivity',
+            'methods must not import analysis',
+        ),
+        (
+            'models/grid/head.py',
+            'from taskptq.recipes import resolve',
+            'models must not import recipes',
+        ),
+        (
+            'engine/pipeline.py',
+            'from taskptq.qat.hook import QATHook',
+            'engine must not import qat',
+        ),
+        (
+            'qat/model.py',
+            'from taskptq.bench.results import read_results',
+            'qat must not import bench',
+        ),
+        (
+            'bench/table.py',
+            'from taskptq.cli.main import main',
+            'bench must not import cli',
+        ),
+        (
             'export/packing.py',
             'import taskptq.reconstruction.capture.capture',
             'export must not import reconstruction',
@@ -233,6 +274,176 @@ def test_a_forbidden_import_is_found(file, source, message):
 )
 def test_an_allowed_import_passes(file, source):
     assert violations(source, PACKAGE / file) == []
+
+
+def module_names() -> dict[str, Path]:
+    """Map each module of taskptq to its file."""
+    found = {}
+    for path in SOURCES:
+        name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+        found[name.removesuffix('.__init__')] = path
+    return found
+
+
+def runs_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Yield what runs when a module is imported: no function's inside."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(
+            child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)
+        ):
+            continue
+        if isinstance(child, ast.If) and 'TYPE_CHECKING' in ast.unparse(
+            child.test
+        ):
+            continue
+        yield child
+        yield from runs_on_import(child)
+
+
+def imported_modules(
+    source: str, path: Path, modules: Collection[str]
+) -> set[str]:
+    """Modules that a file imports when it is itself imported."""
+    found = set()
+    for node in runs_on_import(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = absolute_name(node, path)
+            full = {f'{base}.{alias.name}' for alias in node.names}
+            found |= full & set(modules)
+            if full - set(modules):
+                found.add(base)
+    return found & set(modules)
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Return the sets of modules that import each other, sorted."""
+    reached: dict[str, set[str]] = {}
+    for start in graph:
+        seen: set[str] = set()
+        waiting = [start]
+        while waiting:
+            new = graph[waiting.pop()] - seen
+            seen |= new
+            waiting += new
+        reached[start] = seen
+    groups = {
+        tuple(sorted(b for b in reached[a] if a in reached[b]))
+        for a in graph
+        if a in reached[a]
+    }
+    return [list(group) for group in sorted(groups)]
+
+
+def test_no_modules_import_each_other():
+    modules = module_names()
+    assert len(modules) > 150
+    graph = {
+        name: imported_modules(path.read_text(encoding='utf-8'), path, modules)
+        for name, path in modules.items()
+    }
+    assert 'taskptq.core.spec' in graph['taskptq.core.search']
+    assert circles(graph) == []
+
+
+def test_a_circle_is_found():
+    graph = {'a': {'b'}, 'b': {'c', 'd'}, 'c': {'a'}, 'd': set(), 'e': {'e'}}
+    assert circles(graph) == [['a', 'b', 'c'], ['e']]
+
+
+def test_imports_at_the_top_count():
+    source = (
+        'import taskptq.core.spec\n'
+        'from ..hosts import mmdet, lookup\n'
+        'if TYPE_CHECKING:\n    from taskptq.prepare import swap\n'
+        'try:\n    from taskptq.modules.base import QuantModule\n'
+        'except ImportError:\n    pass\n'
+        'def late():\n    import taskptq.prepare.fuse\n'
+    )
+    found = imported_modules(
+        source, PACKAGE / 'prepare' / 'x.py', module_names()
+    )
+    assert found == {
+        'taskptq.core.spec',
+        'taskptq.hosts',
+        'taskptq.hosts.mmdet',
+        'taskptq.modules.base',
+    }
+
+
+GENERIC = (
+    'core',
+    'modules',
+    'hosts',
+    'prepare',
+    'calibration',
+    'reconstruction',
+    'export',
+)
+
+
+def paper_classes() -> set[str]:
+    """Names of the classes that a paper's folder defines for others."""
+    return {
+        node.name
+        for path in (PACKAGE / 'methods').rglob('*.py')
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8')))
+        if isinstance(node, ast.ClassDef) and not node.name.startswith('_')
+    }
+
+
+def names_in_code(source: str) -> Iterator[tuple[int, str]]:
+    """Yield (line, word) of names and strings, docstrings left out."""
+    tree = ast.parse(source)
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef)
+    prose = {
+        node.body[0].value
+        for node in ast.walk(tree)
+        if isinstance(node, documented) and ast.get_docstring(node) is not None
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.lineno, node.attr
+        elif isinstance(node, ast.alias):
+            yield node.lineno, node.name
+        elif isinstance(node, ast.Constant) and node not in prose:
+            for word in re.findall(r'\w+', str(node.value)):
+                yield node.lineno, word
+
+
+@pytest.mark.parametrize('layer', GENERIC)
+def test_generic_code_names_no_class_of_a_paper(layer):
+    classes = paper_classes()
+    assert len(classes) > 30
+    problems = [
+        f'{path.relative_to(ROOT)}:{line}: {name}'
+        for path in SOURCES
+        if part_of(path) == layer
+        for line, name in names_in_code(path.read_text(encoding='utf-8'))
+        if name in classes
+    ]
+    assert problems == []
+
+
+@pytest.mark.parametrize(
+    'source',
+    [
+        'isinstance(x, BoxGrid)',
+        'from somewhere import BoxGrid',
+        'box_grid.BoxGrid()',
+        'kind = "taskptq.methods.box_grid.BoxGrid"',
+        'type(x).__name__ == "BoxGrid"',
+    ],
+)
+def test_a_class_of_a_paper_is_found(source):
+    assert 'BoxGrid' in {name for _, name in names_in_code(source)}
+    prose = f'"""A BoxGrid."""\ndef f():\n    """See BoxGrid."""\n    {source}'
+    assert prose.count('BoxGrid') == 3
+    lines = [line for line, n in names_in_code(prose) if n == 'BoxGrid']
+    assert lines == [4]
 
 
 def test_there_is_no_utils():
