@@ -102,8 +102,11 @@ def test_registered_names(registry_guard):
     assert 'builtins.dict is not a registered observer' in str(error.value)
 
 
-@pytest.mark.parametrize('default_scope', ['mmengine', 'mmdet', 'mmseg'])
-@pytest.mark.parametrize('import_package', [False, True])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('default_scope', 'import_package'),
+    [('mmengine', False), ('mmdet', True), ('mmseg', False)],
+)
 def test_the_hook_is_found_by_its_scoped_name(
     default_scope, import_package, tmp_path
 ):

@@ -39,7 +39,7 @@ def settings(**kwargs):
 
 # ---- one process, to be killed -------------------------------------------
 
-RESUME_STEPS = 250
+RESUME_STEPS = 120
 
 
 def resumable(state_dir, *, seed=0, batches=None, **kwargs):

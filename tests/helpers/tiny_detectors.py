@@ -1,6 +1,7 @@
 """Detectors of mmdet's zoo, shrunk to a few thousand weights, and batches."""
 
 import copy
+import functools
 
 import numpy as np
 import torch
@@ -100,10 +101,16 @@ def build_settings(settings, *, seed=0):
         return MODELS.build(settings)
 
 
+@functools.cache
+def read_zoo(path):
+    """Read the model settings of a config of the zoo, once."""
+    return Config.fromstring(f"_base_ = ['mmdet::{path}']", '.py').model
+
+
 def zoo_settings(name, changes):
     """The model settings of a shrunk detector, changed by path."""
     path, shrunk = ZOO[name]
-    settings = Config.fromstring(f"_base_ = ['mmdet::{path}']", '.py').model
+    settings = copy.deepcopy(read_zoo(path))
     for key, values in (*shrunk.items(), *changes.items()):
         change(settings, key, values)
     return settings

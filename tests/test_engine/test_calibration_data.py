@@ -9,7 +9,6 @@ from taskptq.engine.calibration_data import (
     EvaluationSource,
     build_calibration,
 )
-from taskptq.engine.datasets import leaf_datasets
 
 
 @pytest.fixture
@@ -83,30 +82,6 @@ def test_ranks_share_what_one_process_would_use(build, monkeypatch):
     assert [len(share) for share in shares] == [5, 4]
     assert shares[0] == whole[0::2]
     assert shares[1] == whole[1::2]
-
-
-def test_wrappers_are_taken_off_unbuilt(tiny_config, build):
-    inner = tiny_config.train_dataloader.dataset
-    other = dict(type='TinyDataset', first=50, length=3, pipeline=[])
-    wrapped = dict(
-        type='ConcatDataset',
-        datasets=[
-            dict(type='TinyMix', dataset=inner, pipeline=[]),
-            dict(type='ClassBalancedDataset', dataset=other),
-        ],
-    )
-    assert len(leaf_datasets(wrapped)) == 2
-    batches = build(num_images=27, dataset=wrapped)
-    assert 'tiny/51.png' in images_of(batches)
-
-
-def test_built_datasets_are_unwrapped_and_left_alone(tiny_config, build):
-    from mmengine.registry import DATASETS
-
-    dataset = DATASETS.build(tiny_config.train_dataloader.dataset)
-    batches = build(num_images=24, dataset=dataset)
-    assert len(batches[0]['inputs']) == 4
-    assert len(dataset.dataset.pipeline.transforms) == 1
 
 
 def test_filter_cfg_is_respected(build):

@@ -17,7 +17,6 @@ from taskptq.engine.grid_adapters import (
     pack_regions,
     unpack_regions,
 )
-from taskptq.engine.grid_outputs import box_probability, split_map
 from taskptq.engine.pipeline import prepare_in_place, run_batch
 from taskptq.reconstruction import ReconstructionConfig, reconstruct
 
@@ -59,16 +58,6 @@ def test_regions_survive_packing():
     assert not packed.is_floating_point()
     assert torch.equal(unpack_regions(packed), rois)
     assert unpack_regions(pack_regions(rois[:0])).shape == (0, 5)
-
-
-def test_maps_split_by_prior_coordinate_and_point():
-    output = torch.arange(2 * 3 * 4 * 5 * 2 * 2.0).view(2, 60, 2, 2)
-    split = split_map(output, points=5)
-    assert split.shape == (2, 3, 2, 2, 4, 5)
-    # prior 1, coordinate 2, point 3
-    assert split[1, 1, 0, 1, 2, 3] == output[1, (4 + 2) * 5 + 3, 0, 1]
-    repeated = box_probability(torch.tensor([[0.1, 0.9]]), num_outputs=6)
-    assert repeated.tolist()[0] == pytest.approx([0.1] * 3 + [0.9] * 3)
 
 
 @torch.no_grad()

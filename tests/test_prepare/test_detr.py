@@ -54,6 +54,8 @@ QCONFIG = {
 }
 SIZE, QUERIES, LAYERS = 64, 10, 2
 
+pytestmark = pytest.mark.slow
+
 
 def build(name: str) -> nn.Module:
     """Build the official structure: fewer layers, narrow where it may be."""

@@ -33,6 +33,8 @@ HOSTS = {
     'mmseg': Path(mmseg.__file__).parent,
 }
 SIZE = (64, 96)
+
+pytestmark = pytest.mark.slow
 QCONFIG = {
     'weight': {'num_bits': 4, 'observer': {'type': 'MinMaxObserver'}},
     'activation': {'num_bits': 8, 'observer': {'type': 'MinMaxObserver'}},
@@ -207,7 +209,6 @@ def test_beit_multiplies_by_weights_itself() -> None:
         assert own == 17 * 48 * 3 * 48 + 2 * 17 * 17 * 48
 
 
-@pytest.mark.slow
 def test_tood_multiplies_by_what_it_makes_of_weights() -> None:
     model = build('mmdet', 'tood/tood_r50_fpn_1x_coco.py')
     report, images = reported(model)
@@ -232,7 +233,6 @@ MASK_RCNN = dict(
 )
 
 
-@pytest.mark.slow
 def test_mask_head_that_nothing_reached_is_refused() -> None:
     name = 'mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py'
     model = build('mmdet', name, test_cfg__rcnn__score_thr=0.9, **MASK_RCNN)
@@ -259,7 +259,6 @@ def test_mask_head_that_was_reached() -> None:
     assert report.products.share == 1
 
 
-@pytest.mark.slow
 def test_rtmdet_is_quantized_whole() -> None:
     model = build('mmdet', 'rtmdet/rtmdet_s_8xb32-300e_coco.py')
     report, images = reported(model)
@@ -299,7 +298,6 @@ def test_filters_of_dmnet_and_its_auxiliary_head() -> None:
     }
 
 
-@pytest.mark.slow
 def test_detectors_counts() -> None:
     model = build(
         'mmdet',

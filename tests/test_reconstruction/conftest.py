@@ -1,5 +1,7 @@
 """Prepared tiny models, and how the tests run them."""
 
+import shutil
+
 import pytest
 import ranks_worker
 import torch
@@ -37,6 +39,21 @@ def quick_run():
         return ranks_worker.resumable(folder, **{'steps': 8} | kwargs)
 
     return run
+
+
+@pytest.fixture(scope='session')
+def first_run(tmp_path_factory):
+    """Folder of the states of a short run, and what it ended with."""
+    folder = tmp_path_factory.mktemp('finished')
+    _, payload = ranks_worker.resumable(folder, steps=8)
+    return folder, payload['digest']
+
+
+@pytest.fixture
+def finished(first_run, tmp_path):
+    """Put the states of that run into ``tmp_path``; returns the digest."""
+    shutil.copytree(first_run[0], tmp_path, dirs_exist_ok=True)
+    return first_run[1]
 
 
 @pytest.fixture

@@ -363,7 +363,7 @@ def test_says_that_no_rounding_flipped(quantized, quick, forward, caplog):
 def test_network_steps_need_an_adapter(quantized, quick, forward):
     model, batches = quantized('conv'), tiny_batches('conv')
     before = copy.deepcopy(codes_of(model))
-    with pytest.raises(ValueError, match='network_steps do: register one'):
+    with pytest.raises(ValueError, match='adapter: register one'):
         reconstruct(model, batches, quick(network_steps=3), forward=forward)
     after = codes_of(model)
     assert all(torch.equal(before[name], after[name]) for name in before)

@@ -83,14 +83,15 @@ def test_goes_on_after_the_last_state(quick_run, tmp_path, rounding, lost):
     assert payload['digest'] == expected['digest']
 
 
-def test_finished_run_trains_nothing(quick_run, tmp_path, monkeypatch):
-    _, expected = quick_run(tmp_path)
+def test_finished_run_trains_nothing(
+    quick_run, finished, tmp_path, monkeypatch
+):
     # The package's attribute of that name is the function.
     module = importlib.import_module('taskptq.reconstruction.reconstruct')
     monkeypatch.setattr(module, 'train_unit', pytest.fail)
     report, payload = quick_run(tmp_path)
     assert report.resumed_units == 4
-    assert payload['digest'] == expected['digest']
+    assert payload['digest'] == finished
     assert report.units[1].steps == 8
 
 
@@ -105,21 +106,14 @@ CHANGES = [
 
 @pytest.mark.parametrize('change', CHANGES, ids=lambda c: next(iter(c)))
 def test_states_of_another_recipe_are_ignored(
-    quick_run, tmp_path, change, caplog
+    quick_run, finished, tmp_path, change, caplog
 ):
-    quick_run(tmp_path)
     with caplog.at_level(logging.WARNING, logger='taskptq'):
         report, payload = quick_run(tmp_path, **change)
     assert report.resumed_units == 0
     assert 'belongs to another recipe or checkpoint' in caplog.text
     _, expected = quick_run(None, **change)
     assert payload['digest'] == expected['digest']
-
-
-def test_cache_budget_is_no_part_of_the_recipe(quick_run, tmp_path):
-    quick_run(tmp_path)
-    report, _ = quick_run(tmp_path, cache_bytes=12345)
-    assert report.resumed_units == 4
 
 
 def test_digest_knows_loss_and_float_parts(quantized, quick, tmp_path):
@@ -166,15 +160,14 @@ def test_without_a_folder_nothing_is_written(quick_run, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_half_written_state_is_no_state(quick_run, tmp_path):
-    _, expected = quick_run(tmp_path)
+def test_half_written_state_is_no_state(quick_run, finished, tmp_path):
     whole = tmp_path / 'unit_003_rank0.pth'
     data = whole.read_bytes()
     whole.unlink()
     whole.with_suffix('.partial').write_bytes(data[: len(data) // 2])
     report, payload = quick_run(tmp_path)
     assert report.resumed_units == 3
-    assert payload['digest'] == expected['digest']
+    assert payload['digest'] == finished
     assert not whole.with_suffix('.partial').exists()
 
 
@@ -193,10 +186,12 @@ def test_ranks_with_different_codes_train_anew(
         assert states.load(0, unit) is None
 
 
-def test_cache_settings_are_no_part_of_the_recipe(quick_run, tmp_path):
-    quick_run(tmp_path / 'states')
+def test_cache_settings_are_no_part_of_the_recipe(
+    quick_run, finished, tmp_path
+):
     report, _ = quick_run(
-        tmp_path / 'states',
+        tmp_path,
+        cache_bytes=12345,
         cache_dir=str(tmp_path / 'cache'),
         cache_disk_bytes=1 << 30,
     )

@@ -319,8 +319,10 @@ def mask_error(model, batches):
     )
 
 
-@pytest.mark.parametrize('scope', ['block', 'layer'])
-@pytest.mark.parametrize('rounding', ['adaround', 'gptq'])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('rounding', 'scope'), [('adaround', 'block'), ('gptq', 'layer')]
+)
 def test_decoder_is_reconstructed(rounding, scope, quick):
     counts = [[0], [9], [3], [6, 2]]
     model, batches = make(counts, **DECODER)

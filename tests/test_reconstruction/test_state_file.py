@@ -3,7 +3,6 @@
 import copy
 import logging
 import pickle
-import shutil
 import zipfile
 from pathlib import Path
 
@@ -125,14 +124,6 @@ DAMAGES = {
 
 
 @pytest.fixture(scope='module')
-def finished(tmp_path_factory):
-    """Folder of the states of a whole run, and what it ended with."""
-    folder = tmp_path_factory.mktemp('finished')
-    _, payload = ranks_worker.resumable(folder, steps=8)
-    return folder, payload['digest']
-
-
-@pytest.fixture(scope='module')
 def calibrated():
     """The model of that run before its reconstruction."""
     model = tiny_model('conv')
@@ -145,7 +136,6 @@ def calibrated():
 @pytest.fixture
 def load(finished, calibrated, tmp_path):
     """Load the state of the third unit of the run; returns the model too."""
-    shutil.copytree(finished[0], tmp_path, dirs_exist_ok=True)
     model = copy.deepcopy(calibrated)
     states = UnitStates(
         tmp_path,
@@ -191,14 +181,12 @@ def test_a_state_that_is_not_whole_is_none(
 def test_its_unit_is_trained_again(
     quick_run, finished, kind, tmp_path, caplog
 ):
-    folder, expected = finished
-    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
     DAMAGES[kind](tmp_path / NAME)
     with caplog.at_level(logging.WARNING, logger='taskptq'):
         report, payload = quick_run(tmp_path)
     assert len(caplog.records) == 1
     assert report.resumed_units == 3
-    assert payload['digest'] == expected
+    assert payload['digest'] == finished
     # The next run finds the new one.
     assert quick_run(tmp_path)[0].resumed_units == 4
 

@@ -355,7 +355,7 @@ def test_another_teacher():
     ('other', 'options', 'message'),
     [
         (heads_of(2, width=8), {}, 'attended has 8 channels'),
-        (heads_of(2, layers=5), dict(layers='all'), 'teacher of 3 decoder'),
+        (heads_of(2, layers=5), dict(layers='all'), 'teacher with 3 decoder'),
     ],
 )
 def test_another_teacher_that_does_not_fit(other, options, message):
@@ -387,7 +387,7 @@ def test_another_teacher_with_other_classes():
         (dict(layers='first'), "layers='first'"),
         (dict(agreement='all'), "agreement='all'"),
         (dict(mu1=-1), 'mu1=-1'),
-        (dict(weight=0, box_weight=0, class_weight=0), 'give one of weight'),
+        (dict(weight=0, box_weight=0, class_weight=0), 'set one of weight'),
         (dict(teacher=dict(config='a.py')), 'still a config'),
         (dict(teacher=object(), fqm=False), 'remove teacher'),
     ],

@@ -10,7 +10,6 @@ import tiny_detectors as tiny
 from dense_heads import (
     CASES,
     GIOU,
-    HEADS,
     LAYERS,
     Outputs,
     grid_detector,
@@ -63,8 +62,9 @@ def catch_messages(monkeypatch):
     return messages
 
 
-@pytest.mark.parametrize('zoo_name', HEADS)
-@pytest.mark.parametrize('num_intervals', [16, 7])
+@pytest.mark.parametrize(
+    ('zoo_name', 'num_intervals'), [('fcos', 16), ('atss', 7), ('gfl', 16)]
+)
 def test_plain_checkpoint_loads(zoo_name, num_intervals, monkeypatch):
     messages = catch_messages(monkeypatch)
     grid = dict(
@@ -97,7 +97,7 @@ def test_own_checkpoint_loads_whole(case, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['fcos', 'fcos-tricks', 'atss', 'gfl'])
+@pytest.mark.parametrize('name', ['fcos', 'atss', 'gfl'])
 def test_quantizes_and_evaluates(name):
     zoo_name, changes, _ = CASES[name]
     model = grid_detector(zoo_name, changes)
@@ -109,23 +109,21 @@ def test_quantizes_and_evaluates(name):
     assert rows[layer].reason == 'edge layer'
 
 
-@pytest.mark.parametrize(
-    'name', ['fcos-tricks', 'atss-match', 'gfl-iou', 'atss-sides']
-)
+@pytest.mark.parametrize('name', ['fcos-tricks', 'gfl-iou', 'atss-sides'])
 def test_cross_entropy_alone_finds_the_boxes(name):
     """Its optimum is where the kept loss of boxes vanishes."""
     zoo_name, changes, _ = CASES[name]
     changes = {**changes, 'loss_bbox': grid_loss(), 'loss_iou': GIOU}
     head = grid_detector(zoo_name, changes).bbox_head
     outputs = Outputs(head, zoo_name)
-    optimizer = torch.optim.Adam(outputs.logits, lr=0.3)
+    optimizer = torch.optim.Adam(outputs.logits, lr=0.8)
 
     def total(losses, key):
         value = losses[key]
         return sum(value) if isinstance(value, list) else value
 
     before = total(outputs.losses(head, outputs.logits), 'loss_iou').item()
-    for _ in range(150):
+    for _ in range(50):
         optimizer.zero_grad()
         total(outputs.losses(head, outputs.logits), 'loss_bbox').backward()
         optimizer.step()

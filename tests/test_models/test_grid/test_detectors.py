@@ -138,6 +138,9 @@ def test_plain_checkpoint_loads(case, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    'case', ['faster', 'cascade-classes', 'retinanet'], indirect=True
+)
 def test_quantizes_and_evaluates(case):
     model, _, layers = case
     heads = sorted(name.rpartition('.')[0] for name in layers)

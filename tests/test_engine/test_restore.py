@@ -7,8 +7,6 @@ import torch
 
 from taskptq.testing import tiny_batches, tiny_model
 
-from .conftest import randomized  # isort: skip
-
 pytest.importorskip('mmengine')
 
 REWRITES = [
@@ -17,6 +15,16 @@ REWRITES = [
     dict(type='AttentionCentering'),
     dict(type='CrossLayerEqualization'),
 ]
+
+
+def randomized(model):
+    """Fill every bias with noise: an exact rewrite must face it."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if 'bias' in name:
+                parameter.normal_(std=0.5, generator=generator)
+    return model.eval()
 
 
 def quantize(model, name, folder, *, rewrites):
@@ -53,3 +61,15 @@ def test_quantize_and_restore(name, tmp_path):
         for batch in tiny_batches(name, seed=9):
             assert torch.equal(fresh(batch), model(batch))
             assert not torch.equal(plain(batch), model(batch))
+
+
+def test_outline_takes_no_memory_and_shares_what_was_shared():
+    from taskptq.engine.restore import outline
+
+    model = tiny_model('conv')
+    model.twin = model.head
+    sketch = outline(model)
+    assert all(value.is_meta for value in sketch.state_dict().values())
+    assert sketch.twin is sketch.head
+    assert sketch.state_dict().keys() == model.state_dict().keys()
+    assert not any(v.is_meta for v in model.state_dict().values())
