@@ -243,7 +243,7 @@ def test_tusimple_layout(tmp_path, capsys):
             assert len(lane) == 56
             assert max(lane) >= 0
     main(arguments)
-    assert 'there already' in capsys.readouterr().out
+    assert 'already exists' in capsys.readouterr().out
     with pytest.raises(SystemExit, match='choose another folder'):
         main([*arguments, '--seed', '9'])
 

@@ -189,8 +189,8 @@ def test_plain_loading_works_too(road):
 @pytest.mark.parametrize(
     ('step', 'message'),
     [
-        (LaneCrop(top=600), 'leave nothing'),
-        (LaneCrop(top=300, bottom=250), 'leave nothing'),
+        (LaneCrop(top=600), 'are empty or reach'),
+        (LaneCrop(top=300, bottom=250), 'are empty or reach'),
         (LaneCrop(bottom=700), 'reach beyond'),
         (LaneCrop(top=[(720, 368)]), 'images of height 590'),
         (LaneResize(), 'has no size'),
