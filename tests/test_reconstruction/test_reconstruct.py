@@ -407,7 +407,9 @@ def test_refusals(quantized, quick, forward):
     model, batches = quantized('conv'), tiny_batches('conv')
     with pytest.raises(ValueError, match='calibration set is empty'):
         reconstruct(model, [], quick(), forward=forward)
-    with pytest.raises(ValueError, match="scope='network' and network_steps need"):
+    with pytest.raises(
+        ValueError, match="scope='network' and network_steps need"
+    ):
         reconstruct(model, batches, quick(scope='network'), forward=forward)
     with pytest.raises(ValueError, match=r"rounding='gptq' .* scope='block'"):
         reconstruct(

@@ -38,7 +38,7 @@ TRACED_BATCHES = 4
 
 
 class _Stop(Exception):
-    """Everything is captured: skip the rest of the model."""
+    """Every wanted tensor is captured: skip the rest of the model."""
 
 
 def trace(
