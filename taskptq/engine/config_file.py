@@ -12,7 +12,7 @@ __all__ = ['read_config']
 
 
 def read_config(path: str | Path) -> Config:
-    """Read a config or a fragment.
+    """Read a config or a file of settings.
 
     Args:
         path: The file; or, as in ``_base_``, ``mmdet::`` and the path of one

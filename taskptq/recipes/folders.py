@@ -26,7 +26,7 @@ from taskptq.recipes.merge import merge
 
 KEYS = ('qconfig', 'reconstruction', 'loss', 'rewrites', 'distillation')
 OWN = 'taskptq'
-# Code of this package lies beside its methods.
+# Code of this package, which lies next to its methods.
 CODE = ('folders', 'merge', 'names')
 
 _FOLDERS: dict[str, Path] = {OWN: Path(__file__).parent}
@@ -208,7 +208,7 @@ def _contents(
 
 
 def _scope_of_base(base: str, *, scope: str, path: Path) -> str:
-    """Return where a base lies: beside the method, or in taskptq."""
+    """Return where a base lies: next to the method, or in taskptq."""
     for candidate in (scope, OWN):
         if (_FOLDERS[candidate] / f'{base}.py').is_file():
             return candidate

@@ -70,7 +70,7 @@ def parse(name: str) -> RecipeName:
         name: Bits and method, e.g. ``w4a4-8_drd``.
 
     Raises:
-        SettingError: If it is no such name.
+        SettingError: If the name has another form.
 
     >>> parse('w4a4-8_drd')
     RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None)
@@ -100,7 +100,7 @@ def parse(name: str) -> RecipeName:
 
 
 def _guess(name: Any) -> str:
-    """Say which method may be meant where bits are missing or misspelt."""
+    """Suggest a method where bits are missing or misspelt."""
     last = str(name)[:100].rpartition('_')[2]
     near = difflib.get_close_matches(last, method_names(), n=1)
     return f' (did you mean w4a4_{near[0]}?)' if near else ''

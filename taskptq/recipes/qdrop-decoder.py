@@ -1,6 +1,6 @@
 """As fqm, with the squared error of all outputs of the head.
 
-What fqm and drd are compared with at equal steps.
+The baseline of fqm and drd at equal steps.
 """
 
 base = 'fqm'

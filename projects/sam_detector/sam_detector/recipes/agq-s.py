@@ -1,6 +1,6 @@
-"""Adaptive granularity of PTQ4SAM alone.
+"""Adaptive granularity of PTQ4SAM alone (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = ['mse', '_agq']

@@ -1,6 +1,3 @@
-"""Adaptive granularity of PTQ4SAM alone.
-
-Learned on top of QDrop.
-"""
+"""Adaptive granularity of PTQ4SAM alone (on QDrop)."""
 
 base = ['qdrop', '_agq']

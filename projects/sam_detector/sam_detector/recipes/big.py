@@ -1,6 +1,3 @@
-"""Bimodal integration of PTQ4SAM alone.
-
-Learned on top of QDrop.
-"""
+"""Bimodal integration of PTQ4SAM alone (on QDrop)."""
 
 base = ['qdrop', '_big']

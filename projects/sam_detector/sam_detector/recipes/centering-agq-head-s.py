@@ -1,6 +1,6 @@
-"""As centering-agq, with a granularity for each head.
+"""As centering-agq, with a granularity for each head (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = ['mse', '_agq', '_head', '_centered-keys']

@@ -1,6 +1,3 @@
-"""As centering-agq, with a granularity for each head.
-
-Learned on top of QDrop.
-"""
+"""As centering-agq, with a granularity for each head (on QDrop)."""
 
 base = ['qdrop', '_agq', '_head', '_centered-keys']

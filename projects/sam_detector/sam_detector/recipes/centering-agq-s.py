@@ -1,6 +1,6 @@
-"""Keys centered; softmax on a power-of-two grid.
+"""Keys centered; softmax on a power-of-two grid (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = ['mse', '_agq', '_centered-keys']

@@ -1,6 +1,3 @@
-"""Keys centered; softmax on a power-of-two grid.
-
-Learned on top of QDrop.
-"""
+"""Keys centered; softmax on a power-of-two grid (on QDrop)."""
 
 base = ['qdrop', '_agq', '_centered-keys']

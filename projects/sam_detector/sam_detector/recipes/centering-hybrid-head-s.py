@@ -1,7 +1,7 @@
-"""Keys centered; each softmax head on its best grid.
+"""Keys centered; each softmax head on its best grid (statistics only).
 
 The error is that of the attention's output; a grid is power of two or uniform.
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = ['mse', '_hybrid', '_head', '_centered-keys']

@@ -1,6 +1,6 @@
-"""Keys centered, values not.
+"""Keys centered, values not (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = ['mse', '_centered-keys']

@@ -1,6 +1,6 @@
-"""Keys and values centered at the mean of each channel.
+"""Keys and values centered at the mean of each channel (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = 'mse'

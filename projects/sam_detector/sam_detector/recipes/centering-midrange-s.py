@@ -1,6 +1,6 @@
-"""Keys and values centered between the extremes of each channel.
+"""Keys and values centered at midrange (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+The middle of each channel's range. Ranges of least error, rounding to nearest.
 """
 
 base = 'mse'

@@ -1,6 +1,6 @@
-"""Keys and values centered, in place of bimodal integration.
+"""Keys and values centered (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+In place of bimodal integration. Ranges of least error, rounding to nearest.
 """
 
 base = ['mse', '_centering']

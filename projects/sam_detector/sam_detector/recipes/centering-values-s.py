@@ -1,6 +1,6 @@
-"""Values centered, keys not.
+"""Values centered, keys not (statistics only).
 
-Statistics only: ranges of least error, rounding to nearest.
+Ranges of least error, rounding to nearest.
 """
 
 base = 'mse'

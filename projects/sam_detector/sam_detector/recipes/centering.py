@@ -1,6 +1,6 @@
-"""Keys and values centered, in place of bimodal integration.
+"""Keys and values centered (on QDrop).
 
-Learned on top of QDrop.
+In place of bimodal integration.
 """
 
 base = ['qdrop', '_centering']

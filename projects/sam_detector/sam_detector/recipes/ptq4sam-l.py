@@ -1,6 +1,6 @@
-"""PTQ4SAM (Lv et al., CVPR 2024): bimodal integration and AGQ.
+"""PTQ4SAM (Lv et al., CVPR 2024): BIG and AGQ (on QDrop).
 
-Learned on top of QDrop.
+Bimodal integration and adaptive granularity.
 """
 
 base = ['qdrop', '_agq', '_big']
