@@ -49,7 +49,7 @@ class QuantizedFile:
         return {
             'file': str(self.path),
             'model': meta.get('model'),
-            'config': meta.get('config'),
+            'config': meta.get('config_name'),
             'num_classes': _length(meta.get('dataset_meta'), 'classes'),
             'version': header.get('version'),
             'schema': header['schema'],

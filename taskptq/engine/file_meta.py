@@ -28,7 +28,8 @@ def file_meta(
     if dataset_meta is not None:
         meta['dataset_meta'] = dataset_meta
     if config is not None:
-        meta['config'] = Path(config).stem
+        # Not 'config', which mmengine's Runner runs as Python on a resume.
+        meta['config_name'] = Path(config).stem
     if recipe is not None:
         meta['recipe'] = recipe
     return meta
