@@ -16,7 +16,7 @@ FAMILIES = ('configs/*', 'projects/*/configs', 'projects/*/configs/*')
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A table and its results, None if nothing is measured yet."""
+    """A table and its results, or None if nothing is measured yet."""
 
     table: Table
     results: Results | None
@@ -37,7 +37,7 @@ def find_entries(root: Path) -> dict[str, Entry]:
         root: The top level.
 
     Raises:
-        ValueError: If two tables have one name, or see ``read_table``.
+        ValueError: If two tables share a name; see also ``read_table``.
     """
     entries: dict[str, Entry] = {}
     for pattern in FAMILIES:

@@ -1,4 +1,4 @@
-"""Measuring the rows of a table: one process, everything built once."""
+"""Measure the rows of a table in one process, building everything once."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ WATCHED = (
 
 
 class Replay(Sequence[Any]):
-    """Batches kept in memory, every reader gets copies.
+    """Batches in memory, of which every reader gets copies.
 
-    A model may write into the samples of its batch, and the next model must
-    see what a fresh reading would give.
+    A model may write into the samples of its batch, but the next model must
+    get the original ones.
 
     Args:
         batches: Collated batches.
@@ -88,15 +88,15 @@ class Replay(Sequence[Any]):
 
 
 class Measurement:
-    """The float model of a table, its data, and the way to a row.
+    """The float model and data of a table, and the measurement of its rows.
 
     Args:
-        table: What to measure.
-        device: ``cpu`` or ``cuda``; None takes a GPU if there is one.
+        table: Table to measure.
+        device: ``cpu`` or ``cuda``; None uses a GPU if there is one.
         work_dir: Folder of logs, reports and of the state to resume from.
 
     Raises:
-        SettingError: If a row names no recipe.
+        SettingError: If a row's recipe does not exist.
     """
 
     def __init__(
@@ -115,7 +115,7 @@ class Measurement:
         for row in table.rows():
             resolve(row.recipe)
         self.evaluator = cfg.test_evaluator
-        # Runs first: the others may need the file that it writes.
+        # Runs first, since the others may need the file it writes.
         self.reference = cfg.get('reference_evaluator')
         cfg.test_evaluator = self.reference or cfg.test_evaluator
         self.runner = build_runner(cfg)
@@ -128,7 +128,7 @@ class Measurement:
         self._batches: dict[int, Replay] = {}
 
     def environment(self) -> dict[str, Any]:
-        """Return versions and resources, nothing that names a machine."""
+        """Return versions and resources, without a machine's name."""
         device = next(self.model.parameters()).device
         return describe_environment(device)
 
@@ -152,7 +152,7 @@ class Measurement:
         }
 
     def rewrite(self, model: nn.Module) -> list[Any]:
-        """Run the table's own rewrites; returns their plain reports."""
+        """Run the table's own rewrites and return their reports."""
         if not self.table.rewrites:
             return []
         images = CalibrationConfig.from_dict(self.table.calibration, seed=0)
@@ -162,16 +162,16 @@ class Measurement:
         """Quantize a copy of the float model, and evaluate it.
 
         Args:
-            row: What to measure.
+            row: Row to measure.
 
         Raises:
-            ValueError: If the row's settings are impossible.
+            ValueError: If the row's settings are invalid.
         """
         images = self.images(row)
         recipe = read_recipe(row, images=images)
         model = copy.deepcopy(self.model)
         report = self.quantize(model, recipe=recipe, row=row)
-        # What drops at random is evaluated alike each time.
+        # Random drops are the same in each evaluation.
         with seeded(row.seed):
             metrics, seconds = self.evaluate(model)
         rebuilt = report['reconstruction'] or {}
@@ -201,7 +201,7 @@ class Measurement:
         }
 
     def images(self, row: Row) -> CalibrationConfig:
-        """Return how the row's calibration images are chosen."""
+        """Return the settings of the row's calibration images."""
         return CalibrationConfig.from_dict(
             self.table.calibration, seed=row.seed
         )
@@ -224,7 +224,7 @@ class Measurement:
     def quantize(
         self, model: nn.Module, *, recipe: Recipe, row: Row
     ) -> dict[str, Any]:
-        """Quantize a model in place; its file lives just to be measured."""
+        """Quantize a model in place; only the size of its file is kept."""
         dataset = self.loop.dataloader.dataset
         meta = {'dataset_meta': getattr(dataset, 'metainfo', {})}
         folder = self.work_dir / row.name.replace(' ', '_')
@@ -249,8 +249,8 @@ class Measurement:
     def shared_dir(self) -> Path | None:
         """Return the folder of reconstructed blocks that rows share.
 
-        Rows measured at one commit do: what code has changed is no part of
-        a state's digest.
+        Only rows measured at the same commit share them, since the digest of
+        a state does not cover the code.
         """
         if not re.fullmatch('[0-9a-f]{40}', self.commit):
             return None
@@ -259,10 +259,10 @@ class Measurement:
     def evaluate(
         self, model: nn.Module, *, evaluator: Any = None
     ) -> tuple[dict[str, float], float]:
-        """Run the test loop with an evaluator that has seen nothing.
+        """Run the test loop with a fresh evaluator.
 
         Args:
-            model: What to evaluate.
+            model: Model to evaluate.
             evaluator: Config of other metrics than the table's.
 
         Returns:
@@ -305,8 +305,8 @@ class Measurement:
 def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
     """Read a row's recipe, with the table's changes.
 
-    ``reconstruction`` of the table changes settings of recipes that have a
-    reconstruction; it never adds one.
+    The table's ``reconstruction`` only changes the settings of recipes that
+    have one.
 
     Args:
         row: The row.
@@ -343,7 +343,7 @@ def watch_classes(evaluator: Any) -> dict[str, float]:
         evaluator: mmengine's Evaluator.
 
     Returns:
-        A dict that ``evaluate`` will fill: ``IoU/<class>`` in percent.
+        A dict that ``evaluate`` fills: ``IoU/<class>`` -> percent.
     """
     found: dict[str, float] = {}
     for metric in evaluator.metrics:
@@ -369,7 +369,7 @@ def _watched(
 
 
 def finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Keep what is a finite number (classes without objects give NaN)."""
+    """Keep finite numbers (classes without objects have NaN)."""
     plain = to_plain(metrics)
     return {
         key: float(value)
@@ -384,7 +384,7 @@ def file_digest(path: str | Path) -> str:
 
 
 def current_commit() -> str:
-    """Return git's HEAD, with ``-dirty`` if what is measured was changed."""
+    """Return git's HEAD, with ``-dirty`` if measured code was changed."""
 
     def git(*words: str) -> str:
         done = subprocess.run(

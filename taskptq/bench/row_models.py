@@ -1,4 +1,4 @@
-"""Quantized copies of a table's float model, made as its rows are."""
+"""Quantized copies of a table's float model, made like its rows."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ WORK_DIR = Path('work_dirs') / 'row_models'
 def open_measurement(
     table: Table, *, device: str | None = None
 ) -> Measurement:
-    """Load a table's float model and data, in a work folder of its own.
+    """Load a table's float model and data, with a separate work folder.
 
     Args:
         table: The table.
-        device: ``cpu`` or ``cuda``; None takes a GPU if there is one.
+        device: ``cpu`` or ``cuda``; None uses a GPU if there is one.
     """
     return Measurement(
         table, device=device, work_dir=WORK_DIR / f'{table.name}_{table.split}'
@@ -39,14 +39,14 @@ def row_of(table: Table, name: str, *, seed: int = 0) -> Row:
     """Return a row by its short name; the table need not have it.
 
     Args:
-        table: Gives the row's settings, or else those of every row.
-        name: ``<bits>_<method>``, e.g. ``w4a4-8_drd``; a ``+`` of the
+        table: Table with the row's settings, or with those of every row.
+        name: ``<bits>_<method>``, e.g. ``w4a4-8_drd``; a ``+`` in the
             method's name may be a ``-``, as in its recipe's.
         seed: Seed of the row.
 
     Raises:
-        ValueError: If the name has another form, or the row is evaluated as
-            published code does.
+        ValueError: If the name has another form, or the row is evaluated like
+            published code.
     """
     bits, _, method = name.partition('_')
     if not method:
@@ -68,8 +68,8 @@ def row_of(table: Table, name: str, *, seed: int = 0) -> Row:
         )
     if row.published:
         raise ValueError(
-            f'row {name!r} is evaluated as published code does, '
-            'which no file holds: name the plain method'
+            f'row {name!r} is evaluated like published code, which no '
+            'quantized file can hold: name the plain method'
         )
     return row
 
@@ -80,9 +80,9 @@ def recipe_of(
     """Return a row's recipe, with more layers left float.
 
     Args:
-        measurement: Its table's.
+        measurement: Measurement of its table.
         row: The row.
-        keep_float: Name patterns, beside those of the row.
+        keep_float: Name patterns, in addition to those of the row.
     """
     recipe = read_recipe(row, images=measurement.images(row))
     patterns = (*recipe.qconfig.keep_float, *keep_float)
@@ -97,10 +97,10 @@ def quantized_copy(
     """Quantize a copy of the float model; its file stays in ``work_dirs``.
 
     Args:
-        measurement: Its table's.
+        measurement: Measurement of its table.
         row: The row.
-        reuse: Take the file that lies there, if it has the same recipe and
-            is of the same float checkpoint.
+        reuse: Use the existing file if it has the same recipe and the same
+            float checkpoint.
     """
     recipe = recipe_of(measurement, row)
     model = copy.deepcopy(measurement.model)
@@ -129,7 +129,7 @@ def quantized_copy(
 def evaluate(
     measurement: Measurement, model: nn.Module, *, seed: int
 ) -> dict[str, Any]:
-    """Return ``value`` and ``metrics`` of a model, as a row has them."""
+    """Return ``value`` and ``metrics`` of a model, as in a row."""
     with seeded(seed):
         metrics, _ = measurement.evaluate(model)
     return measurement.scores(metrics)
@@ -138,10 +138,10 @@ def evaluate(
 def column_values(
     scores: Mapping[str, Any], columns: Mapping[str, str]
 ) -> dict[str, float | None]:
-    """Return a row's cells by header; None where it has no such metric.
+    """Return a row's cells by header; None for missing metrics.
 
     Args:
-        scores: With ``metrics``.
+        scores: Scores with ``metrics``.
         columns: Header -> key of ``metrics``.
     """
     return {

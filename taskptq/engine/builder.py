@@ -1,8 +1,8 @@
-"""From a config's dicts to the objects of the lower layers.
+"""Build the objects of the lower layers from a config's dicts.
 
-The core knows no registry, so its classes are registered here, by the names
-that ``taskptq.core.__all__`` lists. Look-ups happen in taskptq's registries
-whatever the default scope of the surrounding project is.
+The core knows no registry, so its classes are registered here, under the names
+in ``taskptq.core.__all__``. Look-ups use taskptq's registries, independently
+of the surrounding project's default scope.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ BASES: dict[str, type] = {
     'observer': core.Observer,
     'quantizer': core.Quantizer,
 }
-# What a recipe of the wrong shape ends in, where a file was made up.
+# Errors caused by the malformed recipe of a forged file.
 UNREADABLE = (
     ArithmeticError,
     AttributeError,
@@ -64,7 +64,8 @@ UNREADABLE = (
 def register_core() -> None:
     """Register every observer and quantizer of the core, and the loss.
 
-    LearnedRounding is no Quantizer: reconstruction makes it, no config.
+    LearnedRounding is not a Quantizer: reconstruction creates it, not a
+    config.
     """
     for name in core.__all__:
         member = getattr(core, name)
@@ -87,8 +88,8 @@ def resolve(kind: str, name: str, *, from_file: bool = False) -> type:
         name: Registered name, with or without the scope ``taskptq.``; in a
             config also its short name, or the dotted path of a registered
             class.
-        from_file: Whether the name comes from a file. Only registered names
-            count there: importing a module already runs its code.
+        from_file: Whether the name comes from a file. Then it must be a
+            registered name, since importing a module runs its code.
 
     Raises:
         ValueError: If no such class is registered, or it is of another kind.
@@ -108,7 +109,7 @@ def find_class(
     """Find a registered class.
 
     Args:
-        registry: Where it must be registered.
+        registry: Registry to search.
         name: Its name; in a config also its short name, its dotted path, or
             the class.
         from_file: See :func:`resolve`.
@@ -181,8 +182,8 @@ def build_qconfig(
         from_file: Whether they come from a file, see :func:`resolve`.
 
     Returns:
-        A QConfig that names every class as it is registered, since a file
-        with any other name could not be read again.
+        A QConfig with registered names, since a file with other names could
+        not be read again.
 
     Raises:
         ValueError: If a key or a type is unknown.
@@ -206,9 +207,9 @@ def build_qconfig(
 
 
 def registered_types(config: Any, *, from_file: bool) -> Any:
-    """Copy a qconfig with every ``type`` as it is registered.
+    """Copy a qconfig with every ``type`` as its registered name.
 
-    What is not shaped like a qconfig is left for ``QConfig.from_dict``.
+    Malformed parts are left for ``QConfig.from_dict`` to refuse.
 
     Args:
         config: Plain settings of all points and ``overrides``.
@@ -240,7 +241,7 @@ def registered_types(config: Any, *, from_file: bool) -> Any:
 def _named_points(
     settings: Mapping[str, Any], *, where: str, from_file: bool
 ) -> dict[str, Any]:
-    """Copy points' settings, with the types as they are registered."""
+    """Copy points' settings, with types as registered names."""
     named = dict(settings)
     for point in POINTS:
         given = spelled_out(settings.get(point))
@@ -261,7 +262,7 @@ def _named_points(
 def _named(
     settings: Mapping[str, Any], kind: str, *, from_file: bool
 ) -> dict[str, Any]:
-    """Copy settings with their ``type``, if given, as it is registered."""
+    """Copy settings, with their ``type``, if any, as its registered name."""
     if settings.get('type') is None:
         return dict(settings)
     found = resolve(kind, settings['type'], from_file=from_file)
@@ -295,9 +296,9 @@ def registered_part(registry: Registry, config: Any) -> Any:
 
 
 def build_loss(config: Mapping[str, Any] | str | None) -> Any:
-    """Build a ReconLoss; None stands for the mean squared error.
+    """Build a ReconLoss; None is the mean squared error.
 
-    A ``teacher=dict(config=..., checkpoint=...)`` of it is built first.
+    Its ``teacher=dict(config=..., checkpoint=...)`` is built first.
     """
     if config is None:
         return None
@@ -320,11 +321,11 @@ def build_rewrites(
 
 
 def _build(registry: Registry, settings: dict[str, Any]) -> Any:
-    """Build a part, whose unknown arguments end in one sentence.
+    """Build a part; an unknown argument is an error of one sentence.
 
     Raises:
-        ValueError: If its class is not registered, or naming the argument
-            that the class does not take.
+        ValueError: If its class is not registered, or does not take an
+            argument.
     """
     cls = find_class(registry, settings.get('type'))
     takes = inspect.signature(cls).parameters
@@ -336,14 +337,14 @@ def _build(registry: Registry, settings: dict[str, Any]) -> Any:
     for name in settings:
         if len(known) == len(takes) and name not in (*known, 'type'):
             raise ValueError(
-                f'{cls.__name__} takes no argument {name!r}: choose of '
+                f'{cls.__name__} takes no argument {name!r}: choose from '
                 f'{", ".join(known)}'
             )
     return registry.build({**settings, 'type': cls})
 
 
 def build_adapter(model: nn.Module) -> Any:
-    """Make the adapter of the most specific class of a model.
+    """Build the adapter of a model's most specific registered class.
 
     Args:
         model: Detector, segmentor or any other model.

@@ -1,4 +1,4 @@
-"""Checks of a recipe's parts, before any work."""
+"""Check a recipe's parts before any work."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_recipe(
 ) -> None:
     """Check a recipe's parts by building them once, without a teacher.
 
-    The numbers of ``reconstruction`` are ``ReconstructionConfig``'s to check.
+    ``ReconstructionConfig`` checks the numbers of ``reconstruction``.
 
     Args:
         reconstruction: Settings, or None.
@@ -32,7 +32,7 @@ def check_recipe(
         seed: Seed of the recipe.
 
     Raises:
-        SettingError: Naming the part, or its argument, that cannot be.
+        SettingError: If a part or an argument is invalid; names it.
     """
     SEED.read(seed, name='seed')
     Table(optional=True).read(reconstruction, name='reconstruction')
@@ -53,7 +53,7 @@ def check_recipe(
 
 
 def _check_loss(config: Any, *, name: str) -> None:
-    """Build a loss once; where it has a teacher, with an empty one."""
+    """Build a loss once, with an empty teacher if it has one."""
     config = spelled_out(config)
     settings = Table(required=('type',), optional=True).read(config, name=name)
     if settings is None:
@@ -69,15 +69,15 @@ def _check_loss(config: Any, *, name: str) -> None:
 def check_teacher(teacher: Any, *, name: str) -> None:
     """Check the config of another float model.
 
-    Whether its files exist counts only where it is used: not where a
-    quantized file is tested.
+    Its files need to exist only when it is used, not when a quantized file
+    is tested.
 
     Args:
         teacher: ``dict(config=..., checkpoint=...)``.
-        name: Dotted name of it.
+        name: Its dotted name.
 
     Raises:
-        SettingError: Naming the key that cannot be.
+        SettingError: If a key is invalid; names it.
     """
     table = Table(keys=tuple(sorted(KEYS)), required=('checkpoint', 'config'))
     table.read(teacher, name=name)

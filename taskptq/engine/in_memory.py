@@ -31,7 +31,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 HALF = (torch.float16, torch.bfloat16)
 PLAIN_LOSS = 'MSEReconLoss'
-# What a model ends in that gets what it does not take.
+# Errors of a model that does not take its batch.
 CALL_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -45,10 +45,10 @@ CALL_ERRORS = (
 
 
 class ForwardAdapter(Adapter):
-    """Every tensor that ``forward`` returns, under its position.
+    """Adapter of every tensor that ``forward`` returns, by position.
 
     Args:
-        model: The model that it serves.
+        model: Model to adapt.
         forward: Runs a model on one batch.
     """
 
@@ -85,18 +85,18 @@ def quantize_in_memory(
             ``work_dir``.
         work_dir: Folder of reports; None is the folder of ``out``.
         unreached: See ``calibrate``.
-        seed: Seed of everything drawn at random.
-        resume: Go on with a reconstruction that was interrupted.
-        meta: Plain facts for the file.
+        seed: Seed of all randomness.
+        resume: Continue an interrupted reconstruction.
+        meta: Information for the file in plain types.
 
     Returns:
         The report, plain types.
 
     Raises:
-        RuntimeError: If the model is quantized already.
-        ValueError: If a setting is impossible, there is no batch, the model
-            is in half precision or does not take the batches, the loss needs
-            an adapter, or results cannot be written.
+        RuntimeError: If the model is already quantized.
+        ValueError: If a setting is invalid, there is no batch, the model is
+            in half precision or does not take the batches, the loss needs an
+            adapter, or results cannot be written.
     """
     refuse_quantized(model)
     refuse_half(model)
@@ -141,7 +141,7 @@ def call_model(model: nn.Module, batch: Any) -> Any:
         model: An mmengine model gets the batch in its ``test_step``; any
             other is called.
         batch: A dict is passed as keyword arguments, a list or tuple as
-            positional ones, all else as the one argument.
+            positional ones, anything else as the only argument.
     """
     if isinstance(model, BaseModel):
         return run_batch(model, batch)
@@ -172,7 +172,7 @@ def keep_batches(batches: Any) -> list[Any]:
     """Return the batches as a list.
 
     Raises:
-        SettingError: If they are none, or one batch instead of several.
+        SettingError: If there are none, or it is a single batch.
     """
     if isinstance(batches, (str, Path, Tensor, Mapping)):
         raise refuse(
@@ -190,10 +190,10 @@ def keep_batches(batches: Any) -> list[Any]:
 
 
 def refuse_half(model: nn.Module) -> None:
-    """Raise if a parameter is in half precision.
+    """Refuse parameters in half precision.
 
     Raises:
-        ValueError: Naming the first of them.
+        ValueError: If there are any; names the first.
     """
     for name, parameter in model.named_parameters():
         if parameter.dtype in HALF:
@@ -207,7 +207,7 @@ def check_takes(model: nn.Module, batch: Any, run: Forward) -> None:
     """Run the float model once, before the work.
 
     Raises:
-        ValueError: If it does not take the batch; says what it was given.
+        ValueError: If it does not take the batch; describes the batch.
     """
     try:
         with calibration_mode(model):
@@ -217,12 +217,12 @@ def check_takes(model: nn.Module, batch: Any, run: Forward) -> None:
         raise ValueError(
             f'{type(model).__name__} does not take batches[0], '
             f'{described(batch)}: {reason}; give '
-            'forward=lambda model, batch: ... that calls it as it has to be'
+            'forward=lambda model, batch: ... that calls it correctly'
         ) from error
 
 
 def described(batch: Any) -> str:
-    """Say what a batch is, and how ``call_model`` passes it."""
+    """Describe a batch for a message."""
     if isinstance(batch, Mapping):
         return f'a dict of {", ".join(map(str, batch))}'
     if isinstance(batch, (list, tuple)):
@@ -234,9 +234,9 @@ def described(batch: Any) -> str:
 
 
 def recorded(batches: list[Any], *, unreached: str) -> dict[str, Any]:
-    """Return what the file records about the batches.
+    """Return the file's record of the batches.
 
-    Their digest belongs to it: an interrupted reconstruction is only resumed
+    It has their digest, so that an interrupted reconstruction is only resumed
     on the same batches.
     """
     digest = hashlib.sha256()
@@ -252,8 +252,8 @@ def choose_adapter(model: nn.Module, run: Forward, recipe: Recipe) -> Any:
     """Return the adapter registered for the model's class, or a plain one.
 
     Raises:
-        SettingError: If the recipe's loss judges named heads, which the
-            plain one does not have.
+        SettingError: If the recipe's loss needs named heads, which the plain
+            adapter does not have.
     """
     adapter = build_adapter(model)
     if type(adapter) is not Adapter:

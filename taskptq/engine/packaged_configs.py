@@ -25,14 +25,14 @@ __all__ = [
 SEPARATOR = '::'
 FOLDER = '.mim/configs'
 OWN = 'taskptq'
-# Of a checkout installed in place; wheels have FOLDER.
+# Folder in a checkout installed in place; wheels have FOLDER.
 CHECKOUT = '../configs'
 EXAMPLE = 'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py'
 NUM_NEAR = 3
 
 
 def is_packaged(name: str | Path) -> bool:
-    """Whether a config's name is that of a package's own config."""
+    """Return whether a config's name refers to a package's config."""
     return SEPARATOR in str(name)
 
 
@@ -45,7 +45,7 @@ def locate(name: str) -> Path:
 
     Raises:
         FileNotFoundError: If the package is not installed, has no configs,
-            or has no such one; the sentence names the nearest.
+            or lacks this one; names the nearest.
     """
     package, _, path = name.partition(SEPARATOR)
     folder = config_folder(package, name=name)
@@ -60,14 +60,14 @@ def locate(name: str) -> Path:
 
 
 def config_folder(package: str, *, name: str = '') -> Path:
-    """Return the folder of a package's configs; the package isn't imported.
+    """Return the folder of a package's configs without importing the package.
 
     Args:
         package: Import name.
-        name: The config that is asked for, for the error.
+        name: Requested config, for the error.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the package has no configs.
     """
     spec = (
         importlib.util.find_spec(package) if package.isidentifier() else None
@@ -92,7 +92,7 @@ def config_names(folder: Path) -> list[str]:
 
 
 def nearest(path: str, names: list[str]) -> list[str]:
-    """Return the names most like a path: by file name, then as a whole."""
+    """Return the names most similar to a path: by file name, then overall."""
     last = {name.rpartition('/')[2]: name for name in names}
     near = difflib.get_close_matches(
         path.rpartition('/')[2], last, n=NUM_NEAR, cutoff=0.6
@@ -103,10 +103,10 @@ def nearest(path: str, names: list[str]) -> list[str]:
 
 
 def base_expression(name: str) -> str:
-    """Return how any host's config inherits a package's config, as source.
+    """Return source by which any host's config inherits a package's config.
 
     Args:
-        name: As in :func:`locate`.
+        name: See :func:`locate`.
 
     >>> base_expression('mmdet::retinanet/r.py')
     "'mmdet::retinanet/r.py'"
@@ -115,7 +115,7 @@ def base_expression(name: str) -> str:
     """
     package, _, path = name.partition(SEPARATOR)
     if MODULE2PACKAGE.get(package) == package:
-        # mmengine finds it, whoever packaged it.
+        # mmengine finds it in both the original and the fork.
         return repr(name)
     folder = FOLDER
     if package == OWN and config_folder(OWN).match(CHECKOUT):

@@ -1,4 +1,4 @@
-"""The whole of a quantization, once: used by the hook and by the API.
+"""The complete quantization, used by the hook and by the API.
 
 rewrites -> prepare -> calibrate -> reconstruct -> freeze -> pack, with the
 reports that a user reads afterwards.
@@ -48,7 +48,7 @@ __all__ = ['RewriteStats', 'quantize_model', 'run_batch']
 
 @dataclass(frozen=True, kw_only=True)
 class RewriteStats:
-    """What a ModelRewrite may look at: the calibration data.
+    """Calibration data for a ModelRewrite.
 
     Args:
         batches: Calibration batches of this rank.
@@ -61,7 +61,7 @@ class RewriteStats:
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """What to do with a reconstructed model instead of freezing it.
+    """Callbacks that replace the freezing of a reconstructed model.
 
     Args:
         on_trained: Called with each unit while its roundings are soft.
@@ -76,7 +76,7 @@ Forward = Callable[[nn.Module, Any], Any]
 
 
 def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Run an mmengine model on one batch as its test loop does.
+    """Run an mmengine model on one batch, like its test loop.
 
     Args:
         model: A ``BaseModel``, or a plain module that takes the batch.
@@ -94,7 +94,7 @@ def apply_rewrites(
     *,
     forward: Forward = run_batch,
 ) -> list[Any]:
-    """Run the rewrites on the float model; returns their plain reports."""
+    """Run the rewrites on the float model and return their reports."""
     stats = RewriteStats(batches=batches, forward=forward)
     reports = []
     for rewrite in build_rewrites(rewrites):
@@ -116,7 +116,7 @@ def reconstruct_model(
     shared_dir: Path | None = None,
     forward: Forward = run_batch,
 ) -> dict[str, Any] | None:
-    """Reconstruct if the recipe says so; returns the plain report."""
+    """Reconstruct if the recipe has a reconstruction; return the report."""
     if recipe.reconstruction is None:
         return None
     state_dir = None
@@ -152,10 +152,10 @@ def quantize_model(
     forward: Forward = run_batch,
     adapter: Any = None,
 ) -> dict[str, Any]:
-    """Quantize a float model in place and write what came of it.
+    """Quantize a float model in place, write its file and reports.
 
-    The model ends in eval mode, quantized for good. ``work_dir`` receives
-    ``swap_report.json``, ``swap_report.txt`` and
+    The model ends up in eval mode, permanently quantized. ``work_dir``
+    receives ``swap_report.json``, ``swap_report.txt`` and
     ``quantization_report.json``; ``out`` the quantized file.
 
     Args:
@@ -164,11 +164,11 @@ def quantize_model(
         recipe: How to quantize.
         work_dir: Folder of reports and of the state to resume from.
         out: Quantized file; None is ``quantized.pth`` in ``work_dir``.
-        resume: Go on with a reconstruction that was interrupted.
-        shared_dir: Folder where recipes that reconstruct the same blocks in
-            the same way, and differ in what follows on the network, find
-            each other's; None shares nothing. Nothing in it is removed.
-        meta: Plain facts for the file, e.g. ``dataset_meta``.
+        resume: Continue an interrupted reconstruction.
+        shared_dir: Folder in which recipes that reconstruct the same blocks
+            in the same way, and differ only in the network phase, share
+            them; None shares nothing. Nothing in it is removed.
+        meta: Information for the file in plain types, e.g. ``dataset_meta``.
         forward: Runs the model on one batch.
         adapter: The model's adapter; None is that of its class.
 
@@ -177,7 +177,7 @@ def quantize_model(
 
     Raises:
         FolderInUseError: If another run uses ``work_dir``.
-        RuntimeError: If the model is quantized already.
+        RuntimeError: If the model is already quantized.
         ValueError: See the steps, e.g. ``calibrate``.
     """
     refuse_quantized(model)
@@ -218,23 +218,23 @@ def run_steps(
     forward: Forward = run_batch,
     adapter: Any = None,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Do all but writing the file; see :func:`quantize_model`.
+    """Do everything but write the file; see :func:`quantize_model`.
 
     Args:
         model: Float model with its weights, not wrapped.
         batches: Collated calibration batches of this rank.
         recipe: How to quantize.
         work_dir: Folder of reports and of the state to resume from.
-        resume: Go on with a reconstruction that was interrupted.
-        ending: What to do instead of freezing; then nothing is saved or
+        resume: Continue an interrupted reconstruction.
+        ending: Callbacks instead of freezing; nothing is then saved or
             resumed.
-        shared_dir: As in :func:`quantize_model`.
+        shared_dir: See :func:`quantize_model`.
         forward: Runs the model on one batch.
         adapter: The model's adapter; None is that of its class.
 
     Returns:
-        The report, without the file's entries; and what the file keeps of
-        the model's structure.
+        The report without the file's entries, and the structure for the
+        file.
     """
     if not batches:
         raise ValueError('calibration set is empty: give at least one batch')
@@ -301,13 +301,14 @@ def prepare_in_place(
     decisions: Decisions | None = None,
     forward: Forward = run_batch,
 ) -> SwapReport:
-    """Fold and swap; new quantizers go where the model's parameters are.
+    """Fold and swap; new quantizers go to the parameters' device.
 
     Args:
         model: Float model in eval mode.
         qconfig: Recipe of the quantizers.
-        batch: What each fold and swap is compared on; see ``prepare``.
-        decisions: What to repeat instead, without data.
+        batch: Batch on which each fold and swap is verified; see
+            ``prepare``.
+        decisions: Recorded decisions to replay instead, without data.
         forward: Runs the model on one batch.
     """
     report = prepare(
@@ -325,7 +326,7 @@ def prepare_in_place(
 
 
 def on_all_ranks(names: set[str]) -> set[str]:
-    """Keep the names that every rank has: all must train one structure."""
+    """Keep the names common to all ranks, which must train one structure."""
     return set.intersection(*gathered(names))
 
 
@@ -338,14 +339,14 @@ def report_what_ran(
     work_dir: Path,
     forward: Forward = run_batch,
 ) -> None:
-    """Trace the calibrated model, and write what of it runs quantized.
+    """Trace the calibrated model and report what runs quantized.
 
     Args:
-        model: Prepared and calibrated.
+        model: Prepared and calibrated model.
         batches: Calibration batches.
-        swapped: Report of the swap, which gets to say what ran.
+        swapped: Report of the swap; gets the traced products.
         calibrated: Report of the calibration.
-        work_dir: Where ``swap_report.json`` and ``swap_report.txt`` go.
+        work_dir: Folder for ``swap_report.json`` and ``swap_report.txt``.
         forward: Runs the model on one batch.
     """
     products = trace_products(
@@ -356,10 +357,10 @@ def report_what_ran(
 
 
 def refuse_quantized(model: nn.Module) -> None:
-    """Raise if a model has quantized counterparts already.
+    """Refuse a model that has quantized counterparts.
 
     Raises:
-        RuntimeError: Names the first of them.
+        RuntimeError: If it has any; names the first.
     """
     found = quant_modules(model)
     if found:

@@ -1,4 +1,4 @@
-"""The hook that quantizes a model inside mmengine's test and val runs."""
+"""Hook that quantizes a model in mmengine's test and val runs."""
 
 from __future__ import annotations
 
@@ -55,11 +55,11 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def remove_ema_hooks(runner: Runner) -> None:
-    """Take EMAHooks out of a runner that evaluates.
+    """Remove EMAHooks from a runner that evaluates.
 
-    They would copy the float model and later exchange its parameters with
-    those of the quantized one. ``state_dict`` of the checkpoints that they
-    write is the average already.
+    They would copy the float model and later swap its parameters with those
+    of the quantized one. ``state_dict`` in their checkpoints already holds
+    the average.
 
     Args:
         runner: Runner that is calling ``before_run`` of its hooks.
@@ -72,8 +72,8 @@ def remove_ema_hooks(runner: Runner) -> None:
         f"PTQHook took {', '.join(names)} out of this run: the checkpoint's "
         'state_dict already holds the averaged weights.'
     )
-    # The runner is walking along this very list: removing a hook that is
-    # still ahead is safe, earlier ones only go from a new list.
+    # The runner is iterating over this list: a hook that is still ahead can
+    # be removed in place, earlier ones only from a new list.
     position = next(
         (
             i
@@ -91,32 +91,32 @@ def remove_ema_hooks(runner: Runner) -> None:
 
 @HOOKS.register_module()
 class PTQHook(Hook):
-    """Quantizes the model of ``Runner.test()`` and ``Runner.val()``.
+    """Quantize the model in ``Runner.test()`` and ``Runner.val()``.
 
-    With a float checkpoint the model is quantized before the evaluation, and
-    the result saved. With a quantized file the model is rebuilt from the
-    file's own recipe, and only evaluated. Inside training it does nothing.
+    With a float checkpoint, the model is quantized before the evaluation and
+    saved. With a quantized file, the model is rebuilt from the file's own
+    recipe and only evaluated. During training the hook does nothing.
 
     Args:
-        qconfig: The quantizers; this or ``recipe`` is needed for float
-            checkpoints.
+        qconfig: The quantizers; float checkpoints need this or ``recipe``.
         recipe: Name such as ``w4a4_qdrop``, dict of its parts, config file
-            that sets them, or a list of these, merged in order. Parts that
-            are given here as well (``qconfig``, ``reconstruction``,
-            ``rewrites``, ``loss``) replace those of the recipe.
+            that sets them, or a list of these, merged in order. Parts given
+            here (``qconfig``, ``reconstruction``, ``rewrites``, ``loss``)
+            replace those of the recipe.
         calibration: See ``CalibrationConfig``.
-        reconstruction: See ``ReconstructionConfig``; None leaves it out.
+        reconstruction: See ``ReconstructionConfig``; None skips it.
         rewrites: Configs of ModelRewrites that run first.
         loss: Config of a ReconLoss; None is ``reconstruction.loss``.
-        seed: Seed of the choice of images and of the reconstruction.
-        out: Quantized file to write; None is ``quantized.pth`` in the
-            work_dir, relative paths are relative to it.
-        resume: Go on with a reconstruction that was interrupted.
-        trust_checkpoint: Unpickle a checkpoint that is not plain, which runs
-            code that it names: for files whose source you trust.
+        seed: Seed for choosing images and of the reconstruction.
+        out: Quantized file to write, relative to the work_dir; None is
+            ``quantized.pth``.
+        resume: Continue an interrupted reconstruction.
+        trust_checkpoint: Unpickle checkpoints that hold more than plain
+            data, which can run code from the file: only for sources you
+            trust.
     """
 
-    # Ahead of EMAHook (NORMAL) and of everything that looks at the model.
+    # Before EMAHook (NORMAL) and every hook that looks at the model.
     priority = 'VERY_HIGH'
 
     def __init__(
@@ -170,13 +170,14 @@ class PTQHook(Hook):
         self._warned = False
 
     def before_run(self, runner: Runner) -> None:
-        """Guard what the runner reads next, and where results go.
+        """Guard the runner's next read and check the outputs.
 
-        Outside of training, EMAHooks are taken out.
+        EMAHooks are removed unless the runner trains.
 
         Raises:
-            FileNotFoundError: If there is no such checkpoint.
-            ValueError: See ``guard_runner``; or if nothing can be written.
+            FileNotFoundError: If the checkpoint does not exist.
+            ValueError: If an output cannot be written; see also
+                ``guard_runner``.
         """
         training = self._in_training(runner)
         guard_runner(
@@ -193,18 +194,18 @@ class PTQHook(Hook):
             )
 
     def after_train(self, runner: Runner) -> None:
-        """Remember that what follows is no training any more."""
+        """Mark training as finished."""
         self._trained = True
 
     def after_load_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
-        """Rebuild the model of a quantized file; check a float one's fit.
+        """Rebuild the model of a quantized file; check a float file's fit.
 
         Args:
             runner: The runner.
-            checkpoint: What was read; its ``state_dict`` is replaced by one
-                that fits the rebuilt model.
+            checkpoint: Loaded checkpoint; its ``state_dict`` is replaced by
+                one that fits the rebuilt model.
 
         Raises:
             QuantizedCheckpointError: If the file cannot be used here.
@@ -221,13 +222,13 @@ class PTQHook(Hook):
             return
         if training:
             raise QuantizedCheckpointError(
-                'a quantized file cannot be trained from: load the float '
+                'training cannot start from a quantized file: load the float '
                 'checkpoint instead'
             )
         model = unwrap(runner.model)
         recipe = restore_model(checkpoint, model)
-        # The runner loads this into the model once more; clones, because a
-        # load must not copy a tensor onto itself.
+        # The runner loads this into the model again. Cloned, because a load
+        # must not copy a tensor onto itself.
         checkpoint['state_dict'] = {
             name: tensor.clone() for name, tensor in model.state_dict().items()
         }
@@ -243,7 +244,7 @@ class PTQHook(Hook):
     ) -> None:
         """Refuse float weights of another model."""
         if TRAINING_KEY in checkpoint:
-            # QATHook rebuilds the model, before or after this hook.
+            # QATHook, which runs before or after this hook, rebuilds it.
             if not any(
                 hasattr(hook, 'checkpoint_key') for hook in runner.hooks
             ):
@@ -277,11 +278,11 @@ class PTQHook(Hook):
         self._prepare_evaluation(runner, runner.val_loop)
 
     def _in_training(self, runner: Runner) -> bool:
-        """Whether ``Runner.train()`` is running (it builds its loop first)."""
+        # Runner.train() builds its loop first.
         return isinstance(runner._train_loop, BaseLoop) and not self._trained
 
     def _prepare_evaluation(self, runner: Runner, loop: BaseLoop) -> None:
-        """Quantize the runner's model, unless that was done before."""
+        """Quantize the runner's model, unless it is already quantized."""
         if self._restored:
             return
         source = EvaluationSource.from_loader(
@@ -323,7 +324,7 @@ class PTQHook(Hook):
         )
 
     def _compare(self, runner: Runner, recipe: Mapping[str, Any]) -> None:
-        """Say so if the config asks for another recipe than the file's."""
+        """Warn if the config's recipe differs from the file's."""
         if self.recipe is None:
             return
         asked = self.recipe.to_dict()
@@ -350,7 +351,7 @@ def plain_pipeline(runner: Runner) -> Sequence[Any] | None:
 
 
 def train_dataset(runner: Runner) -> Any:
-    """Return the training dataset or its config, None if there is none."""
+    """Return the training dataset or its config, or None."""
     loader = runner._train_dataloader
     if loader is None:
         return None

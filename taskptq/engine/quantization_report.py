@@ -1,4 +1,4 @@
-"""What a quantization leaves on disk: its reports and the quantized file."""
+"""Write the reports of a quantization and the quantized file."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def swap_summary(report: SwapReport) -> dict[str, Any]:
 
 
 def structure_of(report: SwapReport) -> dict[str, Any]:
-    """Return what a quantized file keeps of a model's structure, plain."""
+    """Return a model's structure for the quantized file, plain types."""
     structure: dict[str, Any] = {'decisions': report.decisions.to_dict()}
     if report.products is not None:
         structure['products'] = report.products.to_dict()
@@ -41,7 +41,7 @@ def structure_of(report: SwapReport) -> dict[str, Any]:
 
 
 def write_swap_report(report: SwapReport, work_dir: Path) -> None:
-    """Write the fate of each layer, as JSON and as a table; main process."""
+    """Write each layer's outcome as JSON and as a table; main process."""
     if not is_main_process():
         return
     report.save(work_dir / 'swap_report.json')
@@ -67,16 +67,16 @@ def write_results(
 
     Args:
         model: Frozen model.
-        report: What was done, with the recipe.
+        report: Report of all steps, with the recipe.
         work_dir: Folder of the report.
         out: Quantized file.
-        meta: Plain facts for the file.
+        meta: Information for the file in plain types.
         structure: See :func:`structure_of`.
 
     Returns:
-        The report, with the file's path and size where it was written.
+        The report; in the main process with the file's path and size.
     """
-    # Another rank may still be writing the state that is removed below.
+    # Another rank may still write the state that is removed below.
     barrier()
     if is_main_process():
         payload = pack_model(
@@ -94,7 +94,7 @@ def write_results(
         text = json.dumps(report, indent=1) + '\n'
         target = work_dir / 'quantization_report.json'
         target.write_text(text, encoding='utf-8')
-        # The state served to resume what is now finished.
+        # The finished run no longer needs its resume state.
         shutil.rmtree(work_dir / STATE_DIR, ignore_errors=True)
         print_log(
             f'Quantized in {report["seconds"]:.1f} s: {out} '

@@ -16,7 +16,7 @@ from taskptq.registry import RECON_LOSSES, REWRITES
 
 __all__ = ['Recipe']
 
-# Where this machine keeps what; no part of how a model is quantized.
+# Local storage settings, not part of how a model is quantized.
 LOCAL_SETTINGS = ('cache_dir', 'cache_disk_bytes')
 
 
@@ -26,11 +26,11 @@ class Recipe:
 
     Args:
         qconfig: Quantizers of each layer.
-        reconstruction: Settings of the reconstruction; None leaves it out.
+        reconstruction: Settings of the reconstruction; None skips it.
         loss: Config of its ReconLoss; None is the mean squared error.
         rewrites: Configs of the ModelRewrites that run first.
-        calibration: What the file records about the calibration images.
-        seed: Seed of everything drawn at random.
+        calibration: Record of the calibration images for the file.
+        seed: Seed of all randomness.
     """
 
     qconfig: QConfig
@@ -55,14 +55,14 @@ class Recipe:
 
         Args:
             qconfig: See ``QConfig.from_dict``.
-            reconstruction: See ``ReconstructionConfig``; None leaves it out.
+            reconstruction: See ``ReconstructionConfig``; None skips it.
             loss: Config of a ReconLoss; None is ``reconstruction['loss']``.
             rewrites: Configs of ModelRewrites.
-            calibration: What to record about the images, plain.
-            seed: Seed where ``reconstruction`` has none.
+            calibration: Record of the images, plain types.
+            seed: Seed if ``reconstruction`` has none.
 
         Raises:
-            ValueError: If a key or value is impossible.
+            ValueError: If a key or value is invalid.
         """
         check_recipe(
             reconstruction=reconstruction,
@@ -78,8 +78,8 @@ class Recipe:
             ReconstructionConfig.from_dict(settings)
         elif loss is not None:
             raise ValueError(
-                'a loss is of no use without reconstruction: give '
-                'reconstruction=dict(...) or leave loss out'
+                'a loss has no effect without reconstruction: give '
+                'reconstruction=dict(...) or remove loss'
             )
         return cls(
             qconfig=build_qconfig(qconfig),
@@ -93,7 +93,7 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain types, as the quantized file keeps them."""
+        """Return plain types for the quantized file."""
         settings = to_plain(self.reconstruction)
         if settings is not None:
             for name in LOCAL_SETTINGS:

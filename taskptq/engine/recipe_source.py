@@ -12,7 +12,7 @@ from taskptq.recipes import KEYS, merge, resolve
 
 __all__ = ['read_recipe', 'with_recipe']
 
-# What a file may set besides a recipe: mmengine has acted on it by then.
+# Other keys that a file may set, already handled by mmengine.
 NOT_OF_A_RECIPE = ('custom_imports',)
 ALLOWED = (
     'give a name such as w4a4_qdrop, a dict, the path of a file that sets '
@@ -26,13 +26,13 @@ def read_recipe(recipe: Any) -> dict[str, Any]:
     Args:
         recipe: Name, see ``taskptq.recipes``; dict of ``KEYS``; path of a
             config file that sets them; or a list of these, merged in order
-            as mm configs are, ``_delete_`` included.
+            like mm configs, including ``_delete_``.
 
     Returns:
-        ``qconfig`` and what else of ``KEYS`` is set.
+        ``qconfig`` and the other ``KEYS`` that are set.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the file does not exist.
         SettingError: If it is none of these, or sets no ``qconfig``.
     """
     parts = recipe if isinstance(recipe, (list, tuple)) else [recipe]
@@ -61,12 +61,12 @@ def _read_part(part: Any) -> dict[str, Any]:
 
 
 def is_path(part: str | Path) -> bool:
-    """Whether a text is meant as a path, and not as a recipe's name."""
+    """Return whether a text is meant as a path, not as a recipe's name."""
     return isinstance(part, Path) or part.endswith('.py') or '/' in part
 
 
 def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
-    """Return settings, those that are None taken from a recipe.
+    """Return settings, with None replaced by the recipe's values.
 
     Args:
         recipe: See :func:`read_recipe`; None adds nothing.
@@ -74,8 +74,8 @@ def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
         given: Every part of a recipe that the caller uses.
 
     Raises:
-        SettingError: If the recipe sets a part that the caller would drop,
-            or see :func:`read_recipe`.
+        SettingError: If the recipe sets a part that the caller does not use;
+            see also :func:`read_recipe`.
     """
     if recipe is None:
         return given

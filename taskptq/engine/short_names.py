@@ -1,7 +1,7 @@
 """Short names of registered parts: ``mse`` stands for ``MSEObserver``.
 
-They are derived from the registered names, so a part that a user registers
-has one as well. Configs may use them; files record the registered name.
+They are derived from the registered names, so users' own parts have them, too.
+Configs may use them; files record the registered name.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from mmengine.registry import Registry
 
 __all__ = ['find_by_short_name', 'nearest_names', 'short_name', 'short_names']
 
-# What a short name leaves out, by the name of the registry.
+# Registry -> suffixes that short names omit.
 SUFFIXES: dict[str, tuple[str, ...]] = {
     'observer': ('Observer',),
     'quantizer': ('Quantizer',),
@@ -44,9 +44,9 @@ def short_name(name: str, *, kind: str) -> str:
 
 
 def short_names(registry: Registry) -> dict[str, str]:
-    """Return every registered name by its short one, sorted.
+    """Return short name -> registered name, sorted.
 
-    Names that share a short one are left out.
+    Ambiguous short names are omitted.
 
     Args:
         registry: Its own locations are imported first.
@@ -63,7 +63,7 @@ def short_names(registry: Registry) -> dict[str, str]:
 
 
 def find_by_short_name(registry: Registry, name: str) -> type | None:
-    """Find the class that a short name stands for, None if there is none.
+    """Find the class behind a short name, or None.
 
     Args:
         registry: Registry of the class.
@@ -89,10 +89,10 @@ def find_by_short_name(registry: Registry, name: str) -> type | None:
 
 
 def nearest_names(registry: Registry, name: str) -> list[str]:
-    """Return the three names that are most like a name, best first.
+    """Return the three names most similar to a name, best first.
 
     Args:
-        registry: Registry whose names are meant.
+        registry: Registry with the names.
         name: Short or full name that it does not have.
     """
     known = list(short_names(registry))
@@ -102,5 +102,5 @@ def nearest_names(registry: Registry, name: str) -> list[str]:
 
 
 def _bare(name: str) -> str:
-    """Return a name without what separates its words."""
+    """Return a name without word separators."""
     return re.sub('[-_]', '', name)
