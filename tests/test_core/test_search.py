@@ -115,3 +115,20 @@ def test_of_equal_points_the_first_is_kept():
     point, value = minimize_bounded(torch.zeros_like, low=low, high=high)
     assert torch.equal(point, low)
     assert value.tolist() == [0, 0, 0]
+
+
+def test_between_equal_points_the_search_goes_right():
+    """The larger scale clips less."""
+
+    def error(x):
+        return torch.where((x > 1.7) & (x < 1.9), 0.0, 1.0)
+
+    # Both ends and both points of the first golden section give 1.
+    point, value = minimize_bounded(
+        error,
+        low=torch.ones(1),
+        high=torch.full((1,), 2.0),
+        num_candidates=2,
+    )
+    assert value.item() == 0
+    assert 1.7 < point.item() < 1.9
