@@ -242,7 +242,7 @@ def test_memory_refuses_a_budget_that_holds_everything(tools, monkeypatch):
         memory.measure(
             'c.py',
             'c.pth',
-            quant='q.py',
+            recipe='w4a4',
             num_images=4,
             budget_mib=8,
             steps=1,
