@@ -42,7 +42,7 @@ UNIT = 'lane distortion score, px'
 
 
 def say(text: str) -> None:
-    """Tell the user something, at once."""
+    """Print a line immediately."""
     sys.stdout.write(f'{text}\n')
     sys.stdout.flush()
 
@@ -124,12 +124,12 @@ def measure(args: argparse.Namespace) -> tuple[Any, Any]:
 def quantized(
     measurement: Measurement, name: str, *, reuse: bool
 ) -> nn.Module:
-    """Quantize a copy of the float model as the table does.
+    """Quantize a copy of the float model like the table.
 
     Args:
         measurement: The table, its float model and data.
         name: ``METHOD BITS [SEED]``.
-        reuse: Take the file that lies there, if it has the same recipe.
+        reuse: Use the existing file if it has the same recipe.
 
     Raises:
         ValueError: If the table has no such row.
@@ -205,7 +205,7 @@ def heads(args: argparse.Namespace) -> None:
 
 
 def regions(args: argparse.Namespace) -> None:
-    """Measure and draw what noise in parts of each head does."""
+    """Measure and draw the effect of noise in parts of each head."""
     from lane_detection.pictures import run_heads
     from taskptq.analysis.plots import plot_intra_head
     from taskptq.analysis.sensitivity import probe_intra_head
@@ -230,7 +230,7 @@ def regions(args: argparse.Namespace) -> None:
 def report(
     found: dict[str, Any], args: argparse.Namespace, measurement: Measurement
 ) -> None:
-    """Tell the figures, and write them to a file if one is named."""
+    """Print the figures, and write them to a file if requested."""
     for name, values in found.items():
         say(
             f'{name:16s} '
@@ -305,7 +305,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: If a table, row or number is impossible.
+        SystemExit: If a table, row or number is invalid.
     """
     args = parse_args(argv)
     # Configs name paths from the repository's top level.

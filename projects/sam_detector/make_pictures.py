@@ -30,7 +30,7 @@ WORK_DIR = Path('work_dirs/sam_pictures')
 
 
 def say(text: str) -> None:
-    """Tell the user something, at once."""
+    """Print a line immediately."""
     sys.stdout.write(f'{text}\n')
     sys.stdout.flush()
 
@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def table_name(args: argparse.Namespace) -> str:
-    """Return the name of the table asked for."""
+    """Return the name of the requested table."""
     return 'sam-tiny-bimodal_nuclei' if args.bimodal else 'sam-tiny_nuclei'
 
 
@@ -115,7 +115,7 @@ def keys(args: argparse.Namespace, *, command: str) -> None:
     )
 
     bimodal = read_experiment(CONFIGS / 'sam-tiny-bimodal_nuclei.table.yml')
-    # pycocotools talks while it reads annotations.
+    # pycocotools prints while it reads annotations.
     with contextlib.redirect_stdout(io.StringIO()):
         found = measure_keys(
             bimodal, num_images=args.images, seed=args.seed, device=args.device
@@ -172,7 +172,7 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: If a row or a number is impossible.
+        SystemExit: If a row or a number is invalid.
     """
     args = parse_args(argv)
     # Configs name paths from the repository's top level.

@@ -76,7 +76,7 @@ class Table:
         discriminating: Bits at which methods are compared: the highest at
             which plain quantization (MSE) loses at least 10 % of float.
         calibration: See ``CalibrationConfig``.
-        reconstruction: Settings for every row that learns.
+        reconstruction: Settings of every row with a reconstruction.
         recipes: Project whose methods take precedence over taskptq's, e.g.
             ``sam_detector``.
         rewrites: ModelRewrites of the float model, which is measured with

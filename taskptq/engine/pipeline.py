@@ -365,6 +365,6 @@ def refuse_quantized(model: nn.Module) -> None:
     found = quant_modules(model)
     if found:
         raise RuntimeError(
-            f'the model is quantized already (e.g. {found[0][0]}): build it '
-            'anew from its config'
+            f'the model is quantized already (e.g. {found[0][0]}): rebuild '
+            'it from its config'
         )

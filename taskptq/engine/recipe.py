@@ -22,7 +22,7 @@ LOCAL_SETTINGS = ('cache_dir', 'cache_disk_bytes')
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a model is quantized.
+    """Settings that determine how a model is quantized.
 
     Args:
         qconfig: Quantizers of each layer.

@@ -73,7 +73,7 @@ def rebuild_optimization(
     schedulers = runner.cfg.get('param_scheduler')
     if schedulers is None and runner.param_schedulers:
         raise ValueError(
-            'QATHook builds the schedulers anew: give param_scheduler to the '
+            'QATHook rebuilds the schedulers: set param_scheduler in the '
             'config'
         )
     wrapper = runner.build_optim_wrapper(config)

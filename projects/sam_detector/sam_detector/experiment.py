@@ -1,4 +1,4 @@
-"""A table's float model, data and recipes, for what is drawn beside it."""
+"""A table's float model, data and recipes, for its pictures."""
 
 from __future__ import annotations
 
@@ -46,15 +46,15 @@ OWN_SETTINGS = ('reconstruction', 'qconfig')
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment:
-    """What the rows of a ``*.table.yml`` have in common.
+    """Common settings of the rows of a ``*.table.yml``.
 
     Args:
         model: Name of the float model.
         dataset: Name of the data set.
         config: Config of the float model.
-        checkpoint: Its checkpoint.
-        recipes: Project whose methods count before those of taskptq.
-        split: Which dataloader of the config evaluates.
+        checkpoint: Float checkpoint.
+        recipes: Project whose methods take precedence over taskptq's.
+        split: Dataloader of the config that evaluates.
         calibration: See ``CalibrationConfig``.
         reconstruction: Settings for every row that learns.
         rewrites: ModelRewrites before each row's own.
@@ -83,7 +83,7 @@ class Experiment:
         return f'{self.recipes}::{row}'
 
     def recipe(self, row: str, *, seed: int = 0) -> Recipe:
-        """Return how the table quantizes a row.
+        """Return the table's recipe for a row.
 
         Args:
             row: See :meth:`settings`.
@@ -110,11 +110,11 @@ class Experiment:
         )
 
     def images(self, seed: int) -> CalibrationConfig:
-        """Return how the calibration images of a seed are chosen."""
+        """Return the settings of a seed's calibration images."""
         return CalibrationConfig.from_dict(self.calibration, seed=seed)
 
     def source(self) -> EvaluationSource:
-        """Return the data set that the table is about."""
+        """Return the table's data set."""
         config = load_config(self.config)
         return EvaluationSource.from_config(config[f'{self.split}_dataloader'])
 
@@ -124,7 +124,7 @@ class Experiment:
         return build_calibration(images, source=self.source(), default=train)
 
     def float_model(self, device: str = 'cpu') -> nn.Module:
-        """Build the float model with its weights, no rewrite applied."""
+        """Build the float model with its weights, without rewrites."""
         path = local_file(self.checkpoint)
         model = build_model(self.config, device=device)
         load_float_weights(model, read_checkpoint(path), path=path)
@@ -138,22 +138,22 @@ def read_experiment(path: str | Path) -> Experiment:
         path: The file.
 
     Raises:
-        ValueError: If some of its rows have settings of their own, which
-            would be passed over here.
+        ValueError: If some rows have their own settings, which would be
+            ignored here.
     """
     content = yaml.safe_load(Path(path).read_text(encoding='utf-8'))
     for group in content['groups']:
         own = [key for key in OWN_SETTINGS if key in group]
         if own:
             raise ValueError(
-                f'{path}: a group sets {own[0]}, which pictures do not '
-                'follow: move it to the top level'
+                f'{path}: a group sets {own[0]}, which pictures ignore: move '
+                'it to the top level'
             )
     return Experiment(**{key: content[key] for key in USED if key in content})
 
 
 def evenly_spaced(total: int, *, count: int) -> list[int]:
-    """Choose indices regardless of any result: middles of equal parts.
+    """Choose indices independently of results: middles of equal parts.
 
     >>> evenly_spaced(120, count=4)
     [15, 45, 75, 105]
@@ -169,7 +169,7 @@ def evenly_spaced(total: int, *, count: int) -> list[int]:
 
 
 def current_commit() -> str:
-    """Return git's HEAD, with ``-dirty`` if the code was changed since."""
+    """Return git's HEAD, with ``-dirty`` if the code has changed since."""
 
     def git(*words: str) -> str:
         done = subprocess.run(
@@ -178,7 +178,7 @@ def current_commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ''
 
     head = git('rev-parse', '--verify', '--quiet', 'HEAD') or 'uncommitted'
-    # Figures and texts beside the code do not change what is measured.
+    # Figures and texts next to the code do not change the measurement.
     changed = git(
         'status',
         '--porcelain',

@@ -25,7 +25,7 @@ __all__ = ['compact_json', 'draw_keys', 'measure_keys', 'write_keys']
 
 NATURAL = 'natural'
 BIMODAL = 'bimodal (KeyShift)'
-# Stage -> row whose rewrites make it of the bimodal model.
+# Stage -> row whose rewrites turn the bimodal model into it.
 REWRITTEN = {
     'after BIG': 'w4a4_ptq4sam-s',
     'after centering': 'w4a4_centering-s',
@@ -40,21 +40,20 @@ def measure_keys(
 ) -> dict[str, Any]:
     """Describe the keys of the natural and of the bimodal model.
 
-    On training images that the detector prompts, those with which the
-    table's rows of the same seed calibrate, the first ones of them. The
-    distribution of an attention is that of the first batch, on which bimodal
-    integration decides.
+    The images are the first calibration images of the table's rows with the
+    same seed, prompted by the detector. The distribution of an attention is
+    that of the first batch, on which bimodal integration decides.
 
     Args:
         bimodal: Table whose rewrites make the keys bimodal.
-        num_images: Calibration images.
-        seed: Seed of the choice of images.
-        device: Where the model runs.
+        num_images: Number of calibration images.
+        seed: Seed for choosing the images.
+        device: Device of the model.
 
     Returns:
-        ``stages``: by title, what ``key_distributions`` gives; all
-        attentions of the natural model, those from tokens to the image of
-        the others. ``rewrites``: the configs behind each stage.
+        ``stages``: title -> result of ``key_distributions``, for all
+        attentions of the natural model and the token-to-image attentions of
+        the others. ``rewrites``: the configs of each stage.
     """
     model = bimodal.float_model(device)
     images = replace(bimodal.images(seed), num_images=num_images)
@@ -74,7 +73,7 @@ def measure_keys(
 
 
 class Copies(Sequence[Any]):
-    """Batches of which every reader gets a copy: models write into them."""
+    """Batches that are copied for every reader, since models modify them."""
 
     def __init__(self, batches: Sequence[Any]) -> None:
         self._batches = batches
@@ -121,15 +120,15 @@ def write_keys(
     num_images: int,
     seed: int,
 ) -> None:
-    """Write what was measured, with all it takes to measure it again.
+    """Write the measurement, with everything needed to repeat it.
 
     Args:
         found: Result of :func:`measure_keys`.
         out: JSON file.
         experiment: The table.
         command: Command line.
-        num_images: Calibration images.
-        seed: Seed of their choice.
+        num_images: Number of calibration images.
+        seed: Seed for choosing them.
     """
     content = {
         'model': experiment.model.removesuffix('-bimodal'),

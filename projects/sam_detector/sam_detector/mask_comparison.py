@@ -39,7 +39,7 @@ def quantized_copy(
     work_dir: Path,
     reuse: bool = False,
 ) -> nn.Module:
-    """Quantize a copy of the float model as the table does.
+    """Quantize a copy of the float model like the table.
 
     Args:
         model: Float model.
@@ -47,7 +47,7 @@ def quantized_copy(
         row: ``<bits>_<method>``.
         seed: Seed of the row.
         work_dir: Folder of the quantized file.
-        reuse: Take the file that lies there, if it has the same recipe.
+        reuse: Use the existing file if it has the same recipe.
     """
     result = copy.deepcopy(model)
     recipe = experiment.recipe(row, seed=seed)
@@ -68,7 +68,7 @@ def quantized_copy(
 def predict(
     model: nn.Module, source: EvaluationSource, indices: Sequence[int]
 ) -> list[Any]:
-    """Return the data samples of images; each is read anew."""
+    """Return the data samples of images, each freshly read."""
     return [
         model.test_step(source.collate([source.dataset[index]]))[0]
         for index in indices
@@ -98,17 +98,17 @@ def compare_masks(
 ) -> dict[str, list[float]]:
     """Draw annotated, float and quantized masks side by side.
 
-    Prompts are ground-truth boxes. The images are spaced evenly over the
-    data set, whatever the models make of them.
+    Prompts are ground-truth boxes. The images are evenly spaced over the data
+    set rather than chosen by result.
 
     Args:
         experiment: The table.
         rows: ``<bits>_<method>`` of the quantized models.
-        num_images: Images, one line each.
+        num_images: Number of images, one line each.
         out: PNG file.
         work_dir: Folder of the quantized files.
         seed: Seed of the rows.
-        device: Where the models run.
+        device: Device of the models.
         reuse: See :func:`quantized_copy`.
 
     Returns:
@@ -153,7 +153,7 @@ def title(row: str) -> str:
 def draw(
     columns: dict[str, list[Any]], ious: dict[str, list[float]], *, out: Path
 ) -> None:
-    """Write the picture, with the annotated masks beside the others."""
+    """Write the picture, including the annotated masks."""
     samples = columns['float']
     truth = [annotated_masks(sample) for sample in samples]
     masks = {

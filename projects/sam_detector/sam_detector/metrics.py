@@ -297,7 +297,7 @@ def match_boxes(
         gt_boxes: (N, 4).
         gt_labels: (N,).
         scores: (P,).
-        iou_thr: Least box IoU of a match.
+        iou_thr: Minimum box IoU of a match.
 
     Returns:
         Indices of the matched detections and of their objects.

@@ -33,19 +33,19 @@ def measure_row_sums(
 ) -> Sums:
     """Measure how far rows of quantized attentions are from summing to 1.
 
-    On training images that the detector prompts, the first of those with
-    which the table's rows of the same seed calibrate.
+    The images are the first calibration images of the table's rows with the
+    same seed, prompted by the detector.
 
     Args:
         experiment: The table.
         rows: ``<bits>_<method>`` of the quantized models.
-        num_images: Images to look at.
+        num_images: Number of images.
         work_dir: Folder of the quantized files.
         seed: Seed of the rows.
-        device: Where the models run.
+        device: Device of the models.
 
     Returns:
-        By row, what ``row_sum_errors`` gives.
+        Row -> result of ``row_sum_errors``.
 
     Raises:
         ValueError: If a row has no recipe.
@@ -76,14 +76,14 @@ def write_row_sums(
     num_images: int,
     seed: int,
 ) -> None:
-    """Write what was measured, with all it takes to measure it again.
+    """Write the measurement, with everything needed to repeat it.
 
     Args:
         found: Result of :func:`measure_row_sums`.
         out: JSON file.
         experiment: The table.
         command: Command line.
-        num_images: Images looked at.
+        num_images: Number of images.
         seed: Seed of the rows.
     """
     content = {

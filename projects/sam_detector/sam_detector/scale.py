@@ -1,4 +1,4 @@
-"""What a reconstruction of a full-size SAM costs.
+"""Measure the cost of reconstructing a full-size SAM.
 
     python -m sam_detector.scale --size vit_b --recipe w6a6_ptq4sam-l
 
@@ -103,7 +103,7 @@ def noise_batch(seed: int, *, image_size: int, boxes: int) -> dict[str, Any]:
         boxes: Number of boxes.
 
     Returns:
-        What a collated pipeline gives: ``inputs`` and ``data_samples``.
+        A collated batch: ``inputs`` and ``data_samples``.
     """
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(
@@ -169,7 +169,7 @@ def recipe_of(
 def peak_bytes(device: str) -> int | None:
     """Return the peak memory of this process, or of its GPU.
 
-    None where the system does not tell (Windows).
+    None if the system does not report it (Windows).
     """
     if device.startswith('cuda'):
         return torch.cuda.max_memory_allocated(device)
@@ -188,7 +188,7 @@ def peak_bytes(device: str) -> int | None:
 def seconds_of_forward(
     model: nn.Module, batch: dict[str, Any], *, device: str
 ) -> float:
-    """Time one forward of the whole model; a GPU is waited for."""
+    """Time one forward of the whole model, synchronizing a GPU."""
     start = time.perf_counter()
     with torch.no_grad():
         run_batch(model, batch)
@@ -201,8 +201,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Prepare, calibrate and reconstruct.
 
     Returns:
-        Plain figures: seconds, bytes (None if the system does not tell), and
-        the results of the units.
+        Plain figures: seconds, bytes (None if unknown), and the results of
+        the units.
 
     Raises:
         FileNotFoundError: If there is no such recipe file or SAM file.
@@ -243,7 +243,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def without_detector(qconfig: dict[str, Any]) -> dict[str, Any]:
-    """Leave out the patterns of the detector, which isn't here."""
+    """Remove the patterns of the detector, which isn't built."""
     kept = [
         pattern
         for pattern in qconfig.get('keep_float', [])
@@ -255,8 +255,8 @@ def without_detector(qconfig: dict[str, Any]) -> dict[str, Any]:
 def project(found: dict[str, Any], *, images: int, steps: int) -> float:
     """Estimate the seconds of a longer recipe.
 
-    Steps cost what they cost here; all that is not a step (forwards of the
-    whole model, captures, ranges) grows with the number of images.
+    The time per step stays; everything else (forwards of the whole model,
+    captures, ranges) grows with the number of images.
 
     Args:
         found: Result of :func:`measure`.
@@ -275,7 +275,7 @@ def project(found: dict[str, Any], *, images: int, steps: int) -> float:
 
 
 def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
-    """Say what was found."""
+    """Return the result as lines of text."""
     peak = found['peak_bytes']
     memory = 'unknown here' if peak is None else f'{peak / GIB:.1f} GiB'
     text = [
@@ -297,10 +297,10 @@ def lines(found: dict[str, Any], projected: dict[str, Any]) -> list[str]:
 
 
 def commit() -> str | None:
-    """Return the commit of the source tree, None outside of one.
+    """Return the commit of the source tree, or None.
 
-    A copy that is installed inside another project's tree is not tracked by
-    that one, so its commit is not taken.
+    A copy installed inside another project's tree is not tracked there, so
+    that project's commit is not used.
     """
     source = Path(__file__)
     try:
@@ -321,7 +321,7 @@ def commit() -> str | None:
 
 
 def say(text: list[str]) -> None:
-    """Write lines to the standard output of this moment."""
+    """Write lines to the current standard output."""
     logger = logging.getLogger('sam_detector.scale')
     logger.setLevel(logging.INFO)
     handler = logging.StreamHandler(sys.stdout)
@@ -332,7 +332,7 @@ def say(text: list[str]) -> None:
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure, say what was found, and write a JSON file if asked for."""
+    """Measure, print the result, and write a JSON file if requested."""
     args = parse_args(argv)
     MMLogger.get_instance(
         'sam_scale', logger_name='sam_scale', log_level='ERROR'

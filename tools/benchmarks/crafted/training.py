@@ -93,7 +93,7 @@ def _qat() -> list[tuple[str, str, Write, str]]:
         ),
         (
             'backtracking',
-            'keep_float backtracks for ever',
+            'keep_float backtracks forever',
             _recipe('qconfig.keep_float', [BACKTRACKING]),
         ),
         ('stage', 'stage 7', _recipe('training.stage', 7)),

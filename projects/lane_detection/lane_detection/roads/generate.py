@@ -68,7 +68,7 @@ def generate(out: str | Path, roads: RoadSet, *, workers: int = 1) -> bool:
 
     Args:
         out: The set's folder.
-        roads: What to write.
+        roads: Settings of the set.
         workers: Processes to draw with; the images don't depend on it.
 
     Returns:

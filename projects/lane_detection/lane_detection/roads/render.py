@@ -18,7 +18,7 @@ def render(
     """Draw a scene.
 
     Args:
-        scene: What to draw.
+        scene: The scene.
         rng: Source of everything that the scene does not define.
         scale: Size of the image relative to the frame of the annotations.
 
