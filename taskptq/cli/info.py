@@ -1,4 +1,4 @@
-"""Say what a quantized file is.
+"""Describe a quantized file.
 
     taskptq info q.pth [--json]
 
@@ -32,7 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
-    parser = argparse.ArgumentParser(description='Say what a file is')
+    parser = argparse.ArgumentParser(description='Describe a quantized file')
     parser.add_argument('file', help='quantized file, *.pth')
     parser.add_argument(
         '--json', action='store_true', help='print JSON instead of text'
@@ -109,19 +109,19 @@ def _size_text(facts: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return text of a file without what could steer a terminal."""
+    """Replace control characters, which could steer a terminal."""
     return ''.join(c if c.isprintable() else '?' for c in str(text))
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print what a file is.
+    """Print the facts of a file.
 
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: With one sentence if it is no quantized file; with status
-            1 if it was changed since it was written.
+        SystemExit: With one sentence if it is not a quantized file; with
+            status 1 if it was changed since it was written.
     """
     args = parse_args(argv)
     try:

@@ -1,4 +1,4 @@
-"""List what can be named in recipes and configs.
+"""List the names that recipes and configs may use.
 
     taskptq list recipes
     taskptq list configs [PACKAGE]
@@ -18,7 +18,7 @@ Row = tuple[str, ...]
 
 
 def recipe_rows() -> Iterator[Row]:
-    """Yield (scope, method, what it is) of every method file."""
+    """Yield (scope, method, description) of every method file."""
     from taskptq.recipes import method_names, register_folder
     from taskptq.recipes.folders import describe_method, scopes
 
@@ -30,7 +30,7 @@ def recipe_rows() -> Iterator[Row]:
 
 
 def class_rows(registry_name: str) -> Iterator[Row]:
-    """Yield (name, what it is) of every class of one of our registries.
+    """Yield (name, description) of every class of one of our registries.
 
     Args:
         registry_name: Name of the registry in ``taskptq.registry``.
@@ -62,7 +62,7 @@ def config_rows(package: str) -> Iterator[Row]:
 
 
 def project_rows() -> Iterator[Row]:
-    """Yield (name, version, what it is) of every installed project."""
+    """Yield (name, version, description) of every installed project."""
     for entry in installed_projects():
         about = entry.dist.metadata if entry.dist is not None else {}
         yield entry.name, about.get('Version', '-'), about.get('Summary', '')
@@ -90,7 +90,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
-    parser = argparse.ArgumentParser(description='List what can be named')
+    parser = argparse.ArgumentParser(
+        description='List names for recipes and configs'
+    )
     parser.add_argument('kind', choices=KINDS, help='what to list')
     parser.add_argument(
         'package',

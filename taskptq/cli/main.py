@@ -1,4 +1,4 @@
-"""The console command ``taskptq``: one word chooses what to do.
+"""The console command ``taskptq``: its first word is the command.
 
     taskptq quantize CONFIG FLOAT.pth --recipe w4a4_qdrop --out q.pth
     taskptq info q.pth
@@ -23,8 +23,8 @@ COMMANDS = {
     'quantize': 'quantize a float checkpoint',
     'test': 'evaluate a float or a quantized checkpoint',
     'train': 'train a model, with or without quantization',
-    'info': 'print what a quantized file is',
-    'report': 'print which layers of a quantized file are quantized, and how',
+    'info': 'describe a quantized file',
+    'report': 'print which layers of a model are quantized, and how',
     'list': 'list recipes, observers, quantizers, configs and the like',
     'bench': 'measure the rows of a table of results',
 }
@@ -43,7 +43,12 @@ def build_parser() -> argparse.ArgumentParser:
         usage=f'{PROG} [-h] [--version] COMMAND ...',
         description='Post-training quantization for OpenMMLab models.',
         epilog='\n'.join(
-            ['commands:', *lines, '', f'{PROG} COMMAND --help says more.']
+            [
+                'commands:',
+                *lines,
+                '',
+                f'See {PROG} COMMAND --help for the options of one.',
+            ]
         ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -14,7 +14,7 @@ from pathlib import Path
 __all__ = ['installed_projects', 'load_projects', 'recipe_folders']
 
 GROUP = 'taskptq.projects'
-# What importing somebody else's package may end in.
+# What importing a package may raise.
 IMPORT_ERRORS = (
     ArithmeticError,
     AssertionError,

@@ -1,4 +1,4 @@
-"""What a quantized file says about itself, read without running its code."""
+"""Facts of a quantized file, read without running code from it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class QuantizedFile:
     Args:
         path: The file.
         payload: Its content.
-        fault: Why its digest or its numbers cannot be right; '' if they are.
+        fault: Why the digest or the numbers are wrong; '' if they are right.
     """
 
     path: Path
@@ -113,7 +113,7 @@ class QuantizedFile:
             raise QuantizedCheckpointError(f'{self.path}: {error}') from error
 
     def swap_report(self) -> SwapReport:
-        """Return every layer's fate, as far as the file tells it."""
+        """Return the fate of every layer that the file names."""
         products, decisions = self.products(), self.decisions()
         report = SwapReport(
             rows=list(self.rows().values()),
@@ -174,14 +174,14 @@ class QuantizedFile:
 
 
 def open_file(path: str | Path) -> QuantizedFile:
-    """Read a quantized file; nothing that it brings along is run.
+    """Read a quantized file without running code from it.
 
     Args:
         path: The file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        QuantizedCheckpointError: If it is no quantized file, damaged, or of
+        QuantizedCheckpointError: If it is not a quantized file, damaged, or of
             another structure than its schema says.
     """
     path = Path(path)
@@ -211,7 +211,7 @@ def open_file(path: str | Path) -> QuantizedFile:
 
 
 def _kind(payload: Any) -> str:
-    """Say what else a file of torch.save holds."""
+    """Describe a file of torch.save that is not a quantized one."""
     if not isinstance(payload, Mapping):
         return f': it holds a {type(payload).__name__}'
     if TRAINING_KEY in payload:
@@ -223,7 +223,7 @@ def _kind(payload: Any) -> str:
 
 
 def _parts(recipe: Mapping[str, Any]) -> list[str]:
-    """Name what a recipe does besides calibrating, in order of the steps."""
+    """Name the steps of a recipe besides calibration, in order."""
     rewrites = recipe.get('rewrites')
     parts = [
         str(part.get('type'))

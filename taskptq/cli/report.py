@@ -1,9 +1,10 @@
-"""Print what of a model is quantized, in which bits, and what stays float.
+"""Print which layers are quantized, at which bits, and what stays float.
 
     taskptq report q.pth [--json]
 
-Everything is taken from the quantized file; what its calibration warned of
-comes from the ``quantization_report.json`` next to it, if that belongs to it.
+Everything comes from the quantized file, except the warnings of its
+calibration: they are in the ``quantization_report.json`` next to it, which
+counts if it names the same digest.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
     parser = argparse.ArgumentParser(
-        description='Print what of a model is quantized, and how'
+        description='Print which layers are quantized, and how'
     )
     parser.add_argument('file', help='quantized file, *.pth')
     parser.add_argument(
@@ -43,7 +44,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def side_report(file: QuantizedFile) -> Mapping[str, Any]:
-    """Return the report next to a file; empty if it is of another file."""
+    """Return the report next to a file; empty if it describes another."""
     path = file.path.parent / SIDE_FILE
     try:
         report = json.loads(Path(path).read_text(encoding='utf-8'))
@@ -55,7 +56,7 @@ def side_report(file: QuantizedFile) -> Mapping[str, Any]:
 
 
 def warnings_of(swap: SwapReport, side: Mapping[str, Any]) -> list[str]:
-    """Return what a user should know, one sentence each.
+    """Return the warnings, one sentence each.
 
     Args:
         swap: What was swapped and what ran.
@@ -84,7 +85,7 @@ def warnings_of(swap: SwapReport, side: Mapping[str, Any]) -> list[str]:
 
 
 def product_lines(products: ProductReport) -> Iterator[str]:
-    """Yield a line for each product that doesn't run quantized in full."""
+    """Yield a line for each product that is not fully quantized."""
     left = [p for p in products.products if p.both < p.total]
     if not left:
         return
@@ -125,8 +126,8 @@ def main(argv: list[str] | None = None) -> None:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: With one sentence if it is no quantized file; with status
-            1 if it was changed since it was written.
+        SystemExit: With one sentence if it is not a quantized file; with
+            status 1 if it was changed since it was written.
     """
     args = parse_args(argv)
     try:
