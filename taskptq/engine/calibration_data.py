@@ -363,7 +363,7 @@ def choose(
     if len(places) < num_images:
         raise ValueError(
             f'calibration.num_images is {num_images}, but the calibration '
-            f'set has only {len(places)} images: ask for at most that many'
+            f'set has {len(places)} images: ask for at most that many'
         )
     if num_images < world_size:
         raise ValueError(
