@@ -269,6 +269,7 @@ def test_sees_nothing_of_it():
 """
 
 
+@pytest.mark.slow
 def test_registry_guard_restores(tmp_path, repo_root):
     (tmp_path / 'conftest.py').write_text(
         (repo_root / 'tests' / 'conftest.py').read_text()
@@ -276,6 +277,7 @@ def test_registry_guard_restores(tmp_path, repo_root):
     (tmp_path / 'test_probe.py').write_text(
         'import mmengine.hooks\n' + GUARDED_TEST
     )
+    paths = [str(repo_root), str(repo_root / 'tests' / 'helpers')]
     result = subprocess.run(
         [
             sys.executable,
@@ -287,6 +289,7 @@ def test_registry_guard_restores(tmp_path, repo_root):
             'test_probe.py',
         ],
         cwd=tmp_path,
+        env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths)),
         capture_output=True,
         text=True,
         check=False,

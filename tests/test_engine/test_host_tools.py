@@ -196,18 +196,8 @@ def test_host_tool_runs_no_code_of_a_file(tmp_path, fresh_scope):
     )
     mark, bad = tmp_path / 'ran', tmp_path / 'bad.pth'
     torch.save({'state_dict': {}, 'meta': Touch(mark)}, bad)
-    other = tmp_path / 'other.pth'
-    torch.save({'state_dict': {'head.weight': torch.ones(3)}}, other)
-    for path, options, words in (
-        (bad, (), 'trust_checkpoint=True'),
-        (other, (), 'does not fit RetinaNet'),
-        (bad, ('resume=True',), 'this run evaluates'),
-    ):
-        options = ('--cfg-options', *options) if options else ()
-        done = run(
-            tool, config, path, '--work-dir', tmp_path / 'host', *options
-        )
-        assert done.returncode != 0
-        last = done.stderr.strip().splitlines()[-1]
-        assert words in last, done.stderr[-2000:]
-        assert not mark.exists()
+    done = run(tool, config, bad, '--work-dir', tmp_path / 'host')
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert 'trust_checkpoint=True' in last, done.stderr[-2000:]
+    assert not mark.exists()

@@ -95,10 +95,11 @@ def test_config_builds_a_small_model(name, host_scope):
 
 def shorten(cfg, work_dir):
     """Two training iterations, one image to validate, one to test."""
-    for name, count in (('train', 16), ('val', 1), ('test', 1)):
+    for name, count in (('train', 4), ('val', 1), ('test', 1)):
         loader = cfg[f'{name}_dataloader']
         loader.dataset.indices = count
         loader.update(num_workers=0, persistent_workers=False)
+    cfg.train_dataloader.batch_size = 2
     cfg.train_cfg.update(max_epochs=1, val_interval=1)
     cfg.default_hooks.update(checkpoint=None)
     cfg.work_dir = str(work_dir)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from quick_runner import quick_runner  # noqa: F401 - a fixture
 
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
