@@ -12,9 +12,9 @@ from lane_detection.roads import RoadSet, generate
 from taskptq.engine.datasets import image_paths, leaf_datasets
 
 BASE = Path(__file__).resolve().parents[1] / 'configs/_base_'
-NAMES = sorted(
-    p.stem for p in (BASE / 'datasets').glob('*.py') if p.stem != 'pipelines'
-)
+# What several sets inherit.
+SHARED = {'pipelines', 'loaders', 'small_loaders'}
+NAMES = sorted({p.stem for p in (BASE / 'datasets').glob('*.py')} - SHARED)
 LOADERS = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
