@@ -144,6 +144,8 @@ def draw_image(path: Path, *, seed: int) -> None:
 
 def draw_coco(root: Path, *, count: int = 2) -> None:
     """Write data sets in the layout of COCO, one box on each image."""
+    from mmdet.datasets import CocoDataset
+
     for number, split in enumerate(('train2017', 'val2017')):
         images, boxes = [], []
         for i in range(count):
@@ -161,7 +163,11 @@ def draw_coco(root: Path, *, count: int = 2) -> None:
         content = {
             'images': images,
             'annotations': boxes,
-            'categories': [{'id': 1, 'name': 'person'}],
+            # All of them: the random model predicts every class.
+            'categories': [
+                {'id': i + 1, 'name': name}
+                for i, name in enumerate(CocoDataset.METAINFO['classes'])
+            ],
         }
         path = root / 'annotations' / f'instances_{split}.json'
         path.parent.mkdir(parents=True, exist_ok=True)
