@@ -209,7 +209,7 @@ def load_float_weights(
     """
     if is_quantized(checkpoint):
         raise ValueError(
-            f'{path} is already quantized: give the float checkpoint it was '
+            f'{path} is quantized already: give the float checkpoint it was '
             'made from'
         )
     state = checkpoint.get('state_dict', checkpoint)

@@ -51,7 +51,7 @@ def detector_weights(
     )
     if is_quantized(content):
         raise ValueError(
-            f'{path} is already quantized: give the float '
+            f'{path} is quantized already: give the float '
             'checkpoint of the detector'
         )
     state = content.get('state_dict', content)

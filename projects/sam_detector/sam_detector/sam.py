@@ -182,7 +182,7 @@ def read_sam_file(path: str | Path) -> dict[str, Tensor]:
     content = read_checkpoint(local_file(path))
     if is_quantized(content):
         raise ValueError(
-            f'{path} is already quantized: give the float checkpoint of SAM'
+            f'{path} is quantized already: give the float checkpoint of SAM'
         )
     state = content.get('state_dict', content)
     if not isinstance(state, Mapping):
