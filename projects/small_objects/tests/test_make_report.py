@@ -18,6 +18,18 @@ FCOS = 'fcos_r18-half_{}_nuclei'
 
 
 @pytest.fixture
+def pictures(repo_root):
+    """The script, by its path: other projects have one of the same name."""
+    spec = importlib.util.spec_from_file_location(
+        'small_objects_make_pictures',
+        repo_root / 'projects/small_objects/make_pictures.py',
+    )
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
 def tools():
     """Import a module by its dotted name."""
     return importlib.import_module
@@ -346,11 +358,10 @@ def test_branches_report(tools, small, monkeypatch, tmp_path):
     assert lines[-1] == ['small', 'w4a4 mse', 'boxes', '0.300', '']
 
 
-def test_pictures(tools, small, tmp_path):
+def test_pictures(small, tmp_path, pictures):
     import matplotlib.image
     import mmcv
 
-    draw = tools('make_pictures')
     name = FASTER.format('grid')
     models = {
         'float': small.build(name).eval(),
@@ -361,9 +372,9 @@ def test_pictures(tools, small, tmp_path):
     mmcv.imwrite(batch['inputs'][0].permute(1, 2, 0).numpy(), str(path))
     batch['data_samples'][0].set_metainfo({'img_path': str(path)})
     out = tmp_path / 'boxes.png'
-    draw.draw_boxes(models, [batch], out, side=48)
+    pictures.draw_boxes(models, [batch], out, side=48)
     assert matplotlib.image.imread(out).std() > 0.05
-    regions, grid, sides = draw.distributions(models, batch, count=2)
+    regions, grid, sides = pictures.distributions(models, batch, count=2)
     assert len(regions) == 2
     assert not sides
     assert set(regions[0]) == set(models)
@@ -372,11 +383,10 @@ def test_pictures(tools, small, tmp_path):
     assert len(regions[0]['float'][0]) == grid.num_points
     plain = {'float': small.build(FASTER.format('plain')).eval()}
     with pytest.raises(ValueError, match='no grid head'):
-        draw.distributions(plain, batch, count=2)
+        pictures.distributions(plain, batch, count=2)
 
 
-def test_the_crop_holds_most_boxes(tools):
-    draw = tools('make_pictures')
+def test_the_crop_holds_most_boxes(pictures):
     boxes = torch.tensor(
         [
             [0.0, 0, 4, 4],
@@ -385,7 +395,7 @@ def test_the_crop_holds_most_boxes(tools):
             [86.0, 70, 90, 74],
         ]
     )
-    left, top = draw.crop_around(boxes, (100, 120), 40)
+    left, top = pictures.crop_around(boxes, (100, 120), 40)
     assert 0 <= left <= 80
     assert 0 <= top <= 60
     centers = (boxes[1:, :2] + boxes[1:, 2:]) / 2
@@ -393,12 +403,13 @@ def test_the_crop_holds_most_boxes(tools):
     assert ((centers >= corner) & (centers <= corner + 40)).all()
 
 
-def test_models_are_those_of_the_table(tools, monkeypatch):
-    draw = tools('make_pictures')
+def test_models_are_those_of_the_table(monkeypatch, pictures):
     calls = []
-    monkeypatch.setattr(draw, 'load_float', lambda *_: ('cfg', 'float model'))
     monkeypatch.setattr(
-        draw,
+        pictures, 'load_float', lambda *_: ('cfg', 'float model')
+    )
+    monkeypatch.setattr(
+        pictures,
         'quantize',
         lambda *args, **kwargs: (calls.append((args, kwargs)), {}),
     )
@@ -409,7 +420,7 @@ def test_models_are_those_of_the_table(tools, monkeypatch):
         calibration={},
         recipe_name=lambda bits, *, method: f'scope::{bits}_{method}',
     )
-    cfg, models = draw.models_of(table, ['w4a4_head-mse'], seed=3)
+    cfg, models = pictures.models_of(table, ['w4a4_head-mse'], seed=3)
     assert cfg == 'cfg'
     assert list(models) == ['float', 'w4a4_head-mse']
     assert calls[0][1]['recipe'] == 'scope::w4a4_head-mse'
