@@ -35,12 +35,14 @@ from demo_parts.rows import (
 ROOT = Path(__file__).resolve().parents[2]
 # The configs name this folder.
 DATA = Path('work_dirs/demo/data')
+# What the demo itself prints, also while it hides what libraries print.
+CONSOLE = sys.stdout
 
 
 def say(text: str) -> None:
     """Print a line at once."""
-    sys.stdout.write(f'{text}\n')
-    sys.stdout.flush()
+    CONSOLE.write(f'{text}\n')
+    CONSOLE.flush()
 
 
 def measure_rows(out: Path) -> list[Measured]:
@@ -76,8 +78,9 @@ def report_row(job: Future[Measured]) -> None:
 
 
 def load_picture() -> None:
-    """Import what draws the picture."""
-    importlib.import_module('demo_parts.picture')
+    """Import what draws the picture; mmdet talks meanwhile."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        importlib.import_module('demo_parts.picture')
 
 
 def compare(out: Path, *, picture: Path) -> None:

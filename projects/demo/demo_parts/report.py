@@ -98,7 +98,7 @@ def write_html(
 <html lang="en"><head><meta charset="utf-8"><title>taskptq demo</title>
 <style>{STYLE}</style></head><body>
 <h1>A small detector, quantized</h1>
-<p>RetinaNet (0.26 million weights) finds bolts, nuts and washers in pictures
+<p>RetinaNet (0.25 million weights) finds bolts, nuts and washers in pictures
 that the demo draws itself. Each line is one run of
 <code>tools/test.py</code> on the same float checkpoint.</p>
 <table><thead><tr>{head}</tr></thead>

@@ -21,7 +21,7 @@ from demo_parts.shapes import (
 
 WIDTH, HEIGHT = 160, 128  # pixels
 # Least difference of brightness between a part and the bench, of 255.
-MIN_CONTRAST = 40.0
+MIN_CONTRAST = 45.0
 # Room for a part's shadow, in pixels.
 MARGIN = 8
 # Parts whose boxes overlap by more (of the smaller box) are left out.
@@ -67,13 +67,13 @@ def smooth_noise(
 
 def random_placement(rng: np.random.Generator, kind: str) -> Placement:
     """Draw position, size and angle of a part."""
-    size = rng.uniform(13, 22) if kind == 'bolt' else rng.uniform(9, 15)
+    size = rng.uniform(14, 22) if kind == 'bolt' else rng.uniform(10, 15)
     low, high = {
-        'bolt': (0.28, 0.4),
-        'nut': (0.4, 0.52),
-        'washer': (0.52, 0.66),
+        'bolt': (0.34, 0.46),
+        'nut': (0.34, 0.44),
+        'washer': (0.58, 0.7),
     }[kind]
-    margin = 0.7 * size
+    margin = 0.8 * size
     return Placement(
         center=(
             rng.uniform(margin, WIDTH - margin),
@@ -188,5 +188,5 @@ def make_image(
         add_part(image, mask, rng, window=window, pattern=pattern)
         parts.append((label, box))
     noise = rng.standard_normal(image.shape, dtype=np.float32)
-    image += noise * np.float32(rng.uniform(4, 9))
+    image += noise * np.float32(rng.uniform(3, 7))
     return image.clip(0, 255).round().astype(np.uint8), parts

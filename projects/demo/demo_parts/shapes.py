@@ -98,7 +98,7 @@ def shading(kind: str, place: Placement, *, window: Window) -> np.ndarray:
     if kind == 'nut':
         sector = np.pi / 3
         facet = np.floor((np.arctan2(y, x) - place.angle) / sector)
-        return 1 + 0.2 * np.cos(facet * sector + place.angle)
+        return 1 + 0.3 * np.cos(facet * sector + place.angle)
     along = x * np.cos(place.angle) + y * np.sin(place.angle)
     # The head, at the negative end, has no thread.
     thread = 1 + 0.18 * np.sin(2 * np.pi * along / 3.0)
@@ -165,7 +165,7 @@ def _draw_washer(canvas: np.ndarray, place: Placement, window: Window) -> None:
 
 
 def _draw_bolt(canvas: np.ndarray, place: Placement, window: Window) -> None:
-    half_head, half_shaft = place.ratio, 0.5 * place.ratio
+    half_head, half_shaft = place.ratio, 0.55 * place.ratio
     head = np.array(
         [
             [-1.0, -half_head],
