@@ -6,7 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from taskptq.core.head_observer import HEAD_AXIS, HeadObserver
+from taskptq.core.head_observer import (
+    HEAD_AXIS,
+    ChannelObserver,
+    HeadObserver,
+)
 from taskptq.core.observers import MinMaxObserver, Observer
 from taskptq.core.quantizers import AffineQuantizer, Quantizer
 from taskptq.core.settings import (
@@ -34,8 +38,9 @@ class QuantizerConfig:
 
     Args:
         spec: Grid; ``build`` sets its ``ch_axis``.
-        per_channel: Use one scale per output channel of a weight, or per
-            head of an attention operand.
+        per_channel: Use one scale per output channel of a weight, per input
+            channel of a depthwise convolution, or per head of an attention
+            operand.
         quantizer: Class of the quantizer.
         quantizer_kwargs: Its further arguments.
         observer: Class of the observer.
@@ -62,23 +67,34 @@ class QuantizerConfig:
         check_fields(self)
 
     def build(
-        self, *, ch_axis: int | None = None, num_heads: int | None = None
+        self,
+        *,
+        ch_axis: int | None = None,
+        num_heads: int | None = None,
+        num_channels: int | None = None,
     ) -> Quantizer:
         """Build a quantizer with a fresh observer.
 
+        The arguments count only if ``per_channel``.
+
         Args:
-            ch_axis: Output-channel axis; used only if ``per_channel``.
-            num_heads: Heads of an operand (B, H, N, C); used only if
-                ``per_channel``.
+            ch_axis: Output-channel axis of a weight.
+            num_heads: Heads of an operand (B, H, N, C).
+            num_channels: Channels of an input (B, C, H, W).
         """
-        if self.per_channel and num_heads is not None:
+        if not self.per_channel:
+            ch_axis = num_heads = num_channels = None
+        if num_heads is not None or num_channels is not None:
             ch_axis = HEAD_AXIS
-        spec = replace(
-            self.spec, ch_axis=ch_axis if self.per_channel else None
-        )
-        if self.per_channel and num_heads is not None:
-            observer: Observer = HeadObserver(
+        spec = replace(self.spec, ch_axis=ch_axis)
+        observer: Observer
+        if num_heads is not None:
+            observer = HeadObserver(
                 spec, num_heads=num_heads, make=self._make_observer
+            )
+        elif num_channels is not None and self.observer.one_tensor_per_channel:
+            observer = ChannelObserver(
+                spec, num_channels=num_channels, make=self._make_observer
             )
         else:
             observer = self._make_observer(spec)

@@ -1,4 +1,4 @@
-"""Observer for quantizers with one grid per attention head."""
+"""Observers for quantizers with one grid per head or per channel."""
 
 from __future__ import annotations
 
@@ -53,13 +53,17 @@ class HeadObserver(Observer):
             ValueError: If the number of heads differs, or the tensor holds
                 NaN or infinity.
         """
+        self.check(x)
+        for head, part in zip(self.parts(), x.unbind(HEAD_AXIS), strict=True):
+            head.observe(part)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse a tensor that is not (B, H, N, C) with these heads."""
         if x.dim() != 4 or x.shape[HEAD_AXIS] != len(self.heads):
             raise ValueError(
                 f'per_head=True reads (B, {len(self.heads)}, N, C), got the '
                 f'shape {tuple(x.shape)}: set per_head=False for this layer'
             )
-        for head, part in zip(self.parts(), x.unbind(HEAD_AXIS), strict=True):
-            head.observe(part)
 
     @property
     def observed(self) -> bool:
@@ -84,3 +88,31 @@ class HeadObserver(Observer):
             for i in range(2)
         )
         return low, high
+
+
+class ChannelObserver(HeadObserver):
+    """One observer per input channel of a depthwise convolution.
+
+    Args:
+        spec: Grid, with its axis at the channels.
+        num_channels: Channels.
+        make: Makes the observer of one channel, per tensor, from its spec.
+    """
+
+    def __init__(
+        self,
+        spec: QuantSpec,
+        *,
+        num_channels: int,
+        make: Callable[[QuantSpec], Observer],
+    ) -> None:
+        super().__init__(spec, num_heads=num_channels, make=make)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse a tensor that is not (B, C, H, W) with these channels."""
+        if x.dim() != 4 or x.shape[HEAD_AXIS] != len(self.heads):
+            raise ValueError(
+                f'per_channel=True reads (B, {len(self.heads)}, H, W), got '
+                f'the shape {tuple(x.shape)}: set per_channel=False for the '
+                'activation of this layer'
+            )

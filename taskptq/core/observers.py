@@ -55,11 +55,14 @@ class Observer(nn.Module):
             head by itself; empty if it cannot.
         wants_value: Whether to call ``expect_value`` before each
             ``observe``.
+        one_tensor_per_channel: Whether a spec with ``ch_axis`` keeps only
+            the last tensor: enough for weights, not for activations.
     """
 
     points: ClassVar[tuple[str, ...] | None] = None
     head_quantizer: ClassVar[str] = ''
     wants_value: ClassVar[bool] = False
+    one_tensor_per_channel: ClassVar[bool] = False
     reductions: ClassVar[dict[str, str]] = {'min_val': 'min', 'max_val': 'max'}
     min_val: Tensor
     max_val: Tensor
@@ -199,6 +202,7 @@ class HistogramObserver(Observer):
         num_bins: Most bins kept, 2 to 65536.
     """
 
+    one_tensor_per_channel = True
     reductions: ClassVar[dict[str, str]] = {
         'min_val': 'min',
         'max_val': 'max',

@@ -7,8 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from taskptq.core import AffineQuantizer, LSQQuantizer, Quantizer, QuantSpec
-from taskptq.core.head_observer import HEAD_AXIS
+from taskptq.core import AffineQuantizer, LSQQuantizer, Quantizer
 from taskptq.export.errors import shown
 from taskptq.export.packing import MAX_CODE_BITS
 
@@ -234,7 +233,7 @@ def _spec_faults(
             f'has the grid {grid} in the file, but {spec.num_bits} bits in '
             f'the model ({legal[0]} or {legal[1]})'
         )
-    scales = _num_scales(spec, owner)
+    scales = _num_scales(quantizer, owner)
     if (
         scales is not None
         and fields['scale'].numel() != scales
@@ -247,16 +246,15 @@ def _spec_faults(
     yield from _affine_spec_faults(fields, quantizer)
 
 
-def _num_scales(spec: QuantSpec, owner: nn.Module) -> int | None:
+def _num_scales(quantizer: Quantizer, owner: nn.Module) -> int | None:
     """Return the number of scales, or None if it takes a run to find out."""
-    if spec.ch_axis is None:
+    if quantizer.spec.ch_axis is None:
         return 1
-    if spec.ch_axis == HEAD_AXIS and not isinstance(
-        owner, nn.modules.conv._ConvNd
-    ):
-        heads = getattr(owner, 'num_heads', None)
-        return heads if isinstance(heads, int) else None
-    return None
+    if isinstance(owner, nn.modules.conv._ConvNd):
+        is_input = getattr(owner, 'input_quantizer', None) is quantizer
+        return owner.in_channels if is_input else None
+    heads = getattr(owner, 'num_heads', None)
+    return heads if isinstance(heads, int) else None
 
 
 def _affine_spec_faults(fields: Fields, quantizer: Quantizer) -> Iterator[str]:

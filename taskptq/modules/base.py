@@ -43,6 +43,7 @@ def build_quantizer(
     *,
     ch_axis: int | None = None,
     num_heads: int | None = None,
+    num_channels: int | None = None,
 ) -> Quantizer | None:
     """Build a quantizer, or return None without a recipe.
 
@@ -50,10 +51,13 @@ def build_quantizer(
         config: Recipe.
         ch_axis: Output-channel axis of a weight.
         num_heads: Heads of an attention operand.
+        num_channels: Channels of the input of a depthwise convolution.
     """
     if config is None:
         return None
-    return config.build(ch_axis=ch_axis, num_heads=num_heads)
+    return config.build(
+        ch_axis=ch_axis, num_heads=num_heads, num_channels=num_channels
+    )
 
 
 class QuantModule(nn.Module):

@@ -10,12 +10,26 @@ from torch import Tensor, nn
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 
 
+def is_depthwise(module: nn.Module) -> bool:
+    """Whether each output channel of a convolution reads one input channel.
+
+    Input scales per channel are then exact in integers: the scale of an
+    output channel is that of its input channel times that of its weight.
+    """
+    groups = getattr(module, 'groups', 1)
+    return bool(groups > 1 and groups == getattr(module, 'in_channels', None))
+
+
 class _QuantConv(QuantModule):
+    in_channels: int
     weight_slots: ClassVar[dict[str, str]] = {'weight': 'weight_quantizer'}
 
     def add_quantizers(self, scheme: Scheme) -> None:
         """Register the input and weight quantizers."""
-        self.input_quantizer = build_quantizer(scheme.activation)
+        self.input_quantizer = build_quantizer(
+            scheme.activation,
+            num_channels=self.in_channels if is_depthwise(self) else None,
+        )
         super().add_quantizers(scheme)
 
     def quantized_input(self, x: Tensor) -> Tensor:

@@ -270,11 +270,12 @@ class QConfig:
             settings.pop('per_channel'), name='per_channel'
         )
         per_head = flag.read(settings.pop('per_head', False), name='per_head')
-        if per_channel and point != 'weight':
+        if per_channel and point not in ('weight', 'activation'):
             raise refuse(
                 'per_channel',
                 per_channel,
-                'give it to weights only; operands of attention have per_head',
+                'give it to weights and activations only; operands of '
+                'attention have per_head',
             )
         if point in HEADED:
             per_channel = per_head

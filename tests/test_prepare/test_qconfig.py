@@ -1,6 +1,7 @@
 """QConfig: defaults, inheritance, exceptions, errors."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -61,7 +62,9 @@ def test_defaults_are_w8a8() -> None:
     assert scheme.weight.per_channel
     assert scheme.activation.spec.num_bits == 8
     assert not scheme.activation.spec.symmetric
-    assert not scheme.activation.per_channel
+    # On inputs of depthwise convolutions.
+    assert scheme.activation.per_channel
+    assert not scheme.query.per_channel
     assert scheme.weight.quantizer is AffineQuantizer
     assert scheme.weight.observer is MinMaxObserver
 
@@ -89,7 +92,7 @@ def test_attention_points_inherit_from_activation() -> None:
     assert scheme.query.quantizer is LSQQuantizer
     assert scheme.query.observer_kwargs == {'norm_p': 3.0}
     assert scheme.query == scheme.key == scheme.value
-    assert scheme.softmax == scheme.activation
+    assert scheme.softmax == replace(scheme.activation, per_channel=False)
 
 
 def test_operands_inherit_from_attention() -> None:
@@ -318,8 +321,8 @@ def bad_override(**settings: object) -> dict:
         ({'activation': {'signed': 1}}, 'qconfig.activation.signed=1'),
         ({'weight': {'per_channel': 1}}, 'qconfig.weight.per_channel=1'),
         (
-            {'activation': {'per_channel': True}},
-            'qconfig.activation.per_channel=True: give it to weights only',
+            {'attention': {'per_channel': True}},
+            'qconfig.attention.per_channel=True: give it to weights and',
         ),
         ({'softmax': {'per_head': 'yes'}}, "qconfig.softmax.per_head='yes'"),
         ({'weight': 4}, 'qconfig.weight=4: give a dict, or False'),
