@@ -3,7 +3,8 @@
     python -m lane_detection.convert_lstr lstr_tusimple.pkl lstr_tusimple.pth
 
 The file is read without running code from it. The result is what
-``configs/lstr_r18s_tusimple.py`` evaluates.
+``configs/lstr_r18s_tusimple.py`` evaluates, or, from the weights that were
+trained on CULane, ``configs/lstr_r18s_culane-mini.py``.
 """
 
 from __future__ import annotations
@@ -50,6 +51,9 @@ for _index, _old in enumerate(('specific_embed', 'shared_embed')):
         RULES[rf'{_old}\.layers\.{_layer}\.(.+)'] = (
             rf'head.reg_branches.{_index}.{2 * _layer}.\1'
         )
+CLASSES = 'head.class_embed'
+# The last layer of the branch whose first two outputs are a lane's ends.
+ENDS = 'head.reg_branches.0.4'
 # Layers of every LSTR; a file without them holds something else.
 REQUIRED = (
     'backbone.conv1.weight',
@@ -111,7 +115,40 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
         # Frozen norms have no counter; mm's start at zero.
         counter = name.replace('running_mean', 'num_batches_tracked')
         converted.setdefault(counter, torch.tensor(0))
-    return converted
+    return from_culane(converted)
+
+
+def from_culane(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Bring weights that were trained on CULane into TuSimple's form.
+
+    They have three logits, the first of a class that no label uses, then
+    "lane" and "no lane"; and CULane's labels run upwards, so that the two
+    ends of a lane come in the other order.
+
+    Args:
+        state: Weights under the names of this project.
+
+    Returns:
+        The same weights if there are two logits.
+
+    Raises:
+        ValueError: If there are neither two nor three logits.
+    """
+    count = state[f'{CLASSES}.weight'].shape[0]
+    if count == 2:
+        return state
+    if count != 3:
+        raise ValueError(
+            f'class_embed has {count} logits: an LSTR has 2 (TuSimple) or 3 '
+            '(CULane)'
+        )
+    changed = dict(state)
+    for kind in ('weight', 'bias'):
+        logits, ends = state[f'{CLASSES}.{kind}'], state[f'{ENDS}.{kind}']
+        changed[f'{CLASSES}.{kind}'] = logits[[2, 1]].clone()
+        order = [1, 0, *range(2, len(ends))]
+        changed[f'{ENDS}.{kind}'] = ends[order].clone()
+    return changed
 
 
 def convert_file(source: str | Path, out: str | Path) -> dict[str, Any]:

@@ -269,6 +269,27 @@ def test_conversion_of_a_file_of_the_same_format(model, tmp_path):
         assert torch.equal(a, b)
 
 
+def test_conversion_of_culane(model):
+    from lane_detection.convert_lstr import convert
+
+    published = published_names(model)
+    two = convert(published)
+    three = dict(published)
+    for kind in ('weight', 'bias'):
+        name = f'module.class_embed.{kind}'
+        lane, other = published[name][1:], published[name][:1]
+        three[name] = torch.cat([torch.full_like(lane, 9.0), lane, other])
+        name = f'module.specific_embed.layers.2.{kind}'
+        three[name] = published[name][[1, 0, *range(2, 4)]]
+    found = convert(three)
+    assert found.keys() == two.keys()
+    for name, value in two.items():
+        assert torch.equal(found[name], value), name
+    three['module.class_embed.weight'] = torch.zeros(5, 32)
+    with pytest.raises(ValueError, match='5 logits'):
+        convert(three)
+
+
 def test_conversion_refuses_other_files(model, tmp_path):
     from lane_detection.convert_lstr import convert, main
 
