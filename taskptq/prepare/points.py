@@ -34,14 +34,12 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         'observer': {'type': 'MinMaxObserver'},
     },
 }
-# One scale per channel where that is exact: inputs of depthwise convolutions.
-LAYER_INPUT = {**DEFAULTS['activation'], 'per_channel': True}
 
 
 def complete_points(config: Mapping[str, Any]) -> dict[str, Any]:
     """Complete the settings of every point."""
     weight = merge(DEFAULTS['weight'], config.get('weight'))
-    activation = merge(LAYER_INPUT, config.get('activation'))
+    activation = merge(DEFAULTS['activation'], config.get('activation'))
     shared = {**activation, 'per_channel': False} if activation else activation
     attention = merge(shared, config.get('attention'))
     operands = {name: merge(attention, config.get(name)) for name in OPERANDS}
@@ -95,8 +93,6 @@ def overridden(
         if point in OPERANDS:
             general = override.get('attention')
             settings = merge(settings, general)
-        if point == 'activation' and settings is False:
-            settings = LAYER_INPUT if override.get(point) else settings
         merged[point] = merge(settings, override.get(point))
     return merged
 

@@ -15,7 +15,8 @@ from taskptq.recipes.folders import (
 )
 from taskptq.recipes.merge import merge
 
-DEFAULT_METHOD = 'mse'
+# What a name without a method stands for.
+DEFAULT_METHOD = 'mse-depthwise'
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
 BITS = range(2, 9)

@@ -49,6 +49,7 @@ def batches():
 
 
 def quantized(model, **activation):
+    activation = {'per_channel': True, **activation}
     config = QConfig.from_dict(dict(activation=activation, edge_bits=None))
     prepare(model.eval(), config)
     calibrate(model, batches(), forward=run)
@@ -154,10 +155,13 @@ def test_as_integers(transposed):
 def test_round_trip():
     model = quantized(Net())
     freeze(model)
-    recipe = dict(qconfig=QConfig.from_dict(dict(edge_bits=None)).to_dict())
+    config = QConfig.from_dict(
+        dict(activation=dict(per_channel=True), edge_bits=None)
+    )
+    recipe = dict(qconfig=config.to_dict())
     payload = pack_model(model, recipe=recipe, meta={})
     fresh = Net().eval()
-    prepare(fresh, QConfig.from_dict(dict(edge_bits=None)))
+    prepare(fresh, config)
     unpack_model(payload, fresh)
     x = batches()[0]
     with torch.no_grad():
@@ -168,7 +172,8 @@ def test_per_channel_is_for_inputs_of_layers_only():
     config = dict(attention=dict(per_channel=True))
     with pytest.raises(ValueError, match=r'per_channel=True.*per_head'):
         QConfig.from_dict(config)
-    scheme = QConfig.from_dict({}).scheme('any')
+    config = dict(activation=dict(per_channel=True))
+    scheme = QConfig.from_dict(config).scheme('any')
     assert scheme.activation.per_channel
     assert not scheme.query.per_channel
     assert not scheme.softmax.per_channel

@@ -1,7 +1,6 @@
 """QConfig: defaults, inheritance, exceptions, errors."""
 
 import json
-from dataclasses import replace
 
 import pytest
 from torch import nn
@@ -62,9 +61,7 @@ def test_defaults_are_w8a8() -> None:
     assert scheme.weight.per_channel
     assert scheme.activation.spec.num_bits == 8
     assert not scheme.activation.spec.symmetric
-    # On inputs of depthwise convolutions.
-    assert scheme.activation.per_channel
-    assert not scheme.query.per_channel
+    assert not scheme.activation.per_channel
     assert scheme.weight.quantizer is AffineQuantizer
     assert scheme.weight.observer is MinMaxObserver
 
@@ -92,7 +89,7 @@ def test_attention_points_inherit_from_activation() -> None:
     assert scheme.query.quantizer is LSQQuantizer
     assert scheme.query.observer_kwargs == {'norm_p': 3.0}
     assert scheme.query == scheme.key == scheme.value
-    assert scheme.softmax == replace(scheme.activation, per_channel=False)
+    assert scheme.softmax == scheme.activation
 
 
 def test_operands_inherit_from_attention() -> None:

@@ -9,7 +9,7 @@ from taskptq.recipes import RecipeName, method_names, parse, resolve
 @pytest.mark.parametrize(
     ('name', 'expected'),
     [
-        ('w8a8', RecipeName(weight=8, activation=8, method='mse')),
+        ('w8a8', RecipeName(weight=8, activation=8, method='mse-depthwise')),
         ('w4a8_gptq', RecipeName(weight=4, activation=8, method='gptq')),
         (
             'w2a4-8_drd+relative-qat',
@@ -79,7 +79,7 @@ def test_an_error_is_one_short_sentence():
 
 
 def test_no_method_is_ranges_of_least_error():
-    assert resolve('w8a8') == resolve('w8a8_mse')
+    assert resolve('w8a8') == resolve('w8a8_mse-depthwise')
 
 
 @pytest.mark.parametrize('bits', range(2, 9))
