@@ -1,4 +1,4 @@
-"""What a quantized file records about where it comes from."""
+"""The origin of a quantized file, as its ``meta`` records it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def recipe_label(recipe: Any, **own: Any) -> str | None:
 
     Args:
         recipe: As users write it, see ``taskptq.engine.recipe_source``.
-        own: Parts that were given besides it.
+        own: Parts that were given in addition.
 
     >>> recipe_label('w4a4_qdrop'), recipe_label({'qconfig': {}})
     ('w4a4_qdrop', None)
