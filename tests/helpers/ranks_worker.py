@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import taskptq.methods  # noqa: F401 - so that recipes find its classes
 from taskptq.calibration import calibrate
 from taskptq.export import pack_model
 from taskptq.modules.base import quant_modules

@@ -39,7 +39,7 @@ HOSTS = {
 W4 = QConfig.from_dict(
     {'weight': {'num_bits': 4}, 'activation': {'num_bits': 4}}
 )
-SIZE = (64, 96)
+SIZE = (96, 128)
 
 pytestmark = pytest.mark.slow
 
