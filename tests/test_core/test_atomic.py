@@ -151,6 +151,7 @@ write_atomically(sys.argv[1], write)
 """
 
 
+@pytest.mark.slow
 def test_killed_while_writing(tmp_path):
     path = tmp_path / 'a.bin'
     path.write_bytes(b'old')

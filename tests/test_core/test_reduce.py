@@ -63,6 +63,7 @@ def assert_same(one, two, **tolerance):
                 assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('index', [0, 1, 2, 3, 4, 5, 9, 10])
 def test_equal_to_one_process_that_saw_everything(ranks, index):
     saved, expected, _ = ranks

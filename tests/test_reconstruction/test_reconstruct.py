@@ -89,10 +89,23 @@ CASES = [
 ]
 
 
+SLOW = pytest.mark.slow
+
+
+def is_short(case):
+    """Closed forms, and one model for each way to learn."""
+    rounding, scope, name = case
+    return rounding != 'adaround' or (scope, name) in (
+        ('block', 'conv'),
+        ('layer', 'conv'),
+        ('network', 'transformer'),
+    )
+
+
 @pytest.mark.parametrize(
     ('rounding', 'scope', 'name', 'bits'),
     [
-        (*case, bits)
+        pytest.param(*case, bits, marks=() if is_short(case) else SLOW)
         for case in CASES
         for bits in (2, 3)
         if bits == 2 or case == ('adaround', 'block', 'conv')

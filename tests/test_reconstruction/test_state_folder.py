@@ -37,6 +37,7 @@ def holder(tmp_path, repo_root):
     process.communicate()
 
 
+@pytest.mark.slow
 def test_another_process_is_refused_until_it_is_killed(holder, tmp_path):
     folder = tmp_path / 'states'
     with pytest.raises(FolderInUseError) as error, locked(folder):

@@ -57,6 +57,7 @@ def spilling(tmp_path, repo_root):
         process.communicate()
 
 
+@pytest.mark.slow
 def test_only_what_killed_runs_left_is_removed(spilling, tmp_path):
     dead, alive = spilling('end'), spilling('wait')
     own = new_folder(tmp_path)
