@@ -1,5 +1,5 @@
-# `make demo` and `make test` do the whole set-up first (once; about a quarter
-# of an hour on two cores, since mmcv is compiled). `make setup` can be run
+# `make demo` and `make test` do the whole set-up first (once; some ten
+# minutes on two cores, since mmcv is compiled). `make setup` can be run
 # again at any time: it repairs what is broken and leaves the rest alone.
 #
 #   PYTHON        a Python from 3.10 to 3.12 to build .venv with
