@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taskptq.core import AffineQuantizer, LSQQuantizer, Quantizer
+from taskptq.core.head_observer import HEAD_AXIS
 from taskptq.export.errors import shown
 from taskptq.export.packing import MAX_CODE_BITS
 
@@ -253,6 +254,8 @@ def _num_scales(quantizer: Quantizer, owner: nn.Module) -> int | None:
     if isinstance(owner, nn.modules.conv._ConvNd):
         is_input = getattr(owner, 'input_quantizer', None) is quantizer
         return owner.in_channels if is_input else None
+    if quantizer.spec.ch_axis != HEAD_AXIS:
+        return None
     heads = getattr(owner, 'num_heads', None)
     return heads if isinstance(heads, int) else None
 

@@ -168,8 +168,11 @@ def test_recipe(bits, method):
     assert bits == bits_of(scheme)
     weight = scheme.weight.spec
     statistics = ('minmax', 'mse', 'aciq', 'head-mse')
-    # A rewrite, and a grid for each head, leave statistics what they are.
-    plain = method.removesuffix('-heads').removesuffix('-centering')
+    # A rewrite, and a grid for each head or channel, leave statistics as
+    # they are.
+    plain = method
+    for suffix in ('-heads', '-centering', '-depthwise'):
+        plain = plain.removesuffix(suffix)
     without = plain in statistics or method.endswith('-qat')
     if weight.num_bits <= 3 or not without:
         assert not weight.symmetric
