@@ -425,7 +425,9 @@ def test_reconstruction_of_the_network(name: str) -> None:
     ],
 )
 def test_settings_that_exclude_each_other(settings: dict) -> None:
-    with pytest.raises(SettingError, match=': (give|remove it, or)') as caught:
+    with pytest.raises(
+        SettingError, match=r': (give|remove it, or)'
+    ) as caught:
         ReconstructionConfig.from_dict(settings)
     name = caught.value.name.removeprefix('reconstruction.').split('.')[0]
     assert name in {*settings, 'beta_end'}
