@@ -34,10 +34,13 @@ class _QuantConv(QuantModule):
 
     def quantized_input(self, x: Tensor) -> Tensor:
         """Return the input as the convolution reads it."""
-        if self.input_quantizer is None:
+        quantizer = self.input_quantizer
+        if quantizer is None:
             return x
-        x_hat: Tensor = self.input_quantizer(x)
-        return x_hat
+        # A grid's axis counts from the front, and an image may come alone.
+        alone = quantizer.spec.ch_axis is not None and x.dim() == 3
+        x_hat: Tensor = quantizer(x[None] if alone else x)
+        return x_hat[0] if alone else x_hat
 
 
 class QuantConv2d(_QuantConv, nn.Conv2d):

@@ -9,7 +9,7 @@ from taskptq.core import MSEObserver, QuantSpec, float_only, quantizing
 from taskptq.export import pack_model, unpack_model
 from taskptq.modules.conv import is_depthwise
 from taskptq.prepare import QConfig, prepare
-from taskptq.reconstruction import freeze
+from taskptq.reconstruction import ReconstructionConfig, freeze, reconstruct
 
 CHANNELS = 6
 
@@ -177,3 +177,64 @@ def test_per_channel_is_for_inputs_of_layers_only():
     assert scheme.activation.per_channel
     assert not scheme.query.per_channel
     assert not scheme.softmax.per_channel
+
+
+@pytest.mark.parametrize('observer', ['MinMaxObserver', 'MSEObserver'])
+def test_an_image_alone(observer):
+    """(C, H, W) with H = C, where the wrong axis would raise nothing."""
+    image = torch.randn(CHANNELS, CHANNELS, 5)
+    image *= torch.logspace(-2, 1, CHANNELS)[:, None, None]
+    found = []
+    for x in (image, image[None]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(CHANNELS, CHANNELS, 3, groups=CHANNELS)
+        )
+        config = dict(
+            activation=dict(per_channel=True, observer=dict(type=observer)),
+            edge_bits=None,
+        )
+        prepare(model.eval(), QConfig.from_dict(config))
+        calibrate(model, [x], forward=run)
+        freeze(model)
+        with torch.no_grad():
+            found.append((model(x), model[0].input_quantizer.scale))
+    (alone, scale), (batched, expected) = found
+    assert torch.equal(scale, expected)
+    assert torch.equal(alone, batched[0])
+
+
+def test_scales_of_channels_are_learned():
+    model = Net()
+    with torch.no_grad():
+        expected = [model(batch) for batch in batches()]
+    config = dict(
+        weight=dict(num_bits=3, symmetric=False),
+        activation=dict(type='LSQQuantizer', num_bits=4, per_channel=True),
+        edge_bits=None,
+    )
+    prepare(model.eval(), QConfig.from_dict(config))
+    calibrate(model, batches(), forward=run)
+
+    def error():
+        with quantizing(model), torch.no_grad():
+            return sum(
+                float((model(batch) - out).square().sum())
+                for batch, out in zip(batches(), expected, strict=True)
+            )
+
+    before, scale = error(), model.depthwise.input_quantizer.scale.clone()
+    settings = dict(steps=100, batch_size=4, skip_below=0.0, drop_prob=0.5)
+    reconstruct(
+        model,
+        batches(),
+        ReconstructionConfig.from_dict(settings),
+        forward=run,
+        progress=False,
+    )
+    freeze(model)
+    learned = model.depthwise.input_quantizer.scale
+    assert learned.shape == scale.shape
+    assert (learned != scale).all()
+    assert (learned > 0).all()
+    assert error() < before
