@@ -189,7 +189,7 @@ def heads(args: argparse.Namespace) -> None:
     """Measure and draw the sensitivity of each head."""
     from lane_detection.pictures import run_heads
     from taskptq.analysis.plots import plot_inter_head
-    from taskptq.analysis.sensitivity import measure_inter_head
+    from taskptq.analysis.head_noise import measure_inter_head
     from taskptq.engine.builder import build_adapter
     from taskptq.methods.selective_focus.decoded_distance import LaneDistance
 
@@ -208,7 +208,7 @@ def regions(args: argparse.Namespace) -> None:
     """Measure and draw the effect of noise in parts of each head."""
     from lane_detection.pictures import run_heads
     from taskptq.analysis.plots import plot_intra_head
-    from taskptq.analysis.sensitivity import probe_intra_head
+    from taskptq.analysis.head_noise import probe_intra_head
     from taskptq.engine.builder import build_adapter
     from taskptq.methods.selective_focus.decoded_distance import LaneDistance
 

@@ -103,7 +103,7 @@ def plot_intra_head(
     Heads without both regions have no bars.
 
     Args:
-        probe: Result of ``analysis.sensitivity.probe_intra_head``.
+        probe: Result of ``analysis.head_noise.probe_intra_head``.
         path: PNG file; its folder is made.
         unit: Label of the value axis.
 
@@ -130,7 +130,7 @@ def plot_inter_head(
     """Draw how much each head's quantization error distorts predictions.
 
     Args:
-        sensitivities: Result of ``analysis.sensitivity.measure_inter_head``.
+        sensitivities: Result of ``analysis.head_noise.measure_inter_head``.
         path: PNG file; its folder is made.
         unit: Label of the value axis.
 

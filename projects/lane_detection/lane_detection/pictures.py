@@ -88,7 +88,7 @@ def run_heads(
 
     Returns:
         ``heads_float``, ``heads_quant`` and ``metas``, lists of one batch
-        each, as ``analysis.sensitivity`` takes them.
+        each, as ``analysis.head_noise`` takes them.
     """
     batch = frames.batch()
     heads = adapter.forward_heads(model, batch)

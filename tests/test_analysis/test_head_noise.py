@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from taskptq.analysis.sensitivity import measure_inter_head, probe_intra_head
+from taskptq.analysis.head_noise import measure_inter_head, probe_intra_head
 
 
 class Peaks:
