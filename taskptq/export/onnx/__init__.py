@@ -1,0 +1,8 @@
+"""Quantized networks as ONNX files whose layers run in integers."""
+
+from taskptq.export.onnx.emission import exporting
+from taskptq.export.onnx.errors import OnnxExportError
+from taskptq.export.onnx.export import export_onnx
+from taskptq.export.onnx.report import ExportReport
+
+__all__ = ['ExportReport', 'OnnxExportError', 'export_onnx', 'exporting']

@@ -1,0 +1,192 @@
+"""Trace quantizers as placeholder operators of an ONNX graph.
+
+The exporter loses the names of weights and cannot carry every integer type.
+So each quantizer leaves one operator of our own domain with its name, and
+:mod:`.lowering` puts the standard operators in its place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import AffineQuantizer, Quantizer
+from taskptq.core.switches import is_weight_quantizer, quantizers
+from taskptq.export.onnx.errors import OnnxExportError
+from taskptq.modules.base import QuantModule, quant_modules
+
+DOMAIN = 'taskptq'
+ACTIVATION = 'Activation'
+WEIGHT = 'Weight'
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """An integer grid and, for a weight, the codes on it.
+
+    Args:
+        name: Qualified name of the quantizer, or of the weight.
+        scale: (C,) or (1,), float32.
+        zero_point: Like ``scale``, int32.
+        quant_min: Lowest code.
+        quant_max: Highest code.
+        num_bits: Bits of one code.
+        ch_axis: Axis of the channels, None for one grid per tensor.
+        codes: Codes of a weight, int32; None for an activation.
+    """
+
+    name: str
+    scale: Tensor
+    zero_point: Tensor
+    quant_min: int
+    quant_max: int
+    num_bits: int
+    ch_axis: int | None
+    codes: Tensor | None = None
+
+
+@dataclass(kw_only=True)
+class Emitted:
+    """What a trace left in the graph.
+
+    Args:
+        grids: Grid of each placeholder, by its name.
+        decomposed: Quantizers without a uniform grid, computed in floats.
+    """
+
+    grids: dict[str, Grid] = field(default_factory=dict)
+    decomposed: list[str] = field(default_factory=list)
+
+
+class _Placeholder(torch.autograd.Function):
+    """Return fixed values; in a graph, one operator with a name."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, x_hat: Tensor, kind: str, name: str
+    ) -> Tensor:
+        return x_hat.clone()
+
+    @staticmethod
+    def symbolic(g: Any, x: Any, x_hat: Any, kind: str, name: str) -> Any:
+        out = g.op(f'{DOMAIN}::{kind}', x, grid_s=name)
+        return out.setType(x.type())
+
+
+@contextmanager
+def exporting(model: nn.Module) -> Iterator[Emitted]:
+    """Make every active quantizer leave a placeholder while tracing.
+
+    Values stay what they are, so the model computes the same inside.
+
+    Args:
+        model: Frozen model; its quantizers are enabled.
+
+    Raises:
+        OnnxExportError: If a quantizer has no form in ONNX.
+    """
+    emitted = Emitted()
+    changed: list[tuple[nn.Module, str]] = []
+    try:
+        for name, quantizer in quantizers(model):
+            if is_weight_quantizer(name) or not quantizer.calibrated:
+                continue
+            quantizer.__dict__['fake_quantize'] = _of_activation(
+                quantizer, name, emitted
+            )
+            changed.append((quantizer, 'fake_quantize'))
+        for name, module in quant_modules(model):
+            module.__dict__['quantized_weight'] = _of_weight(
+                module, name, emitted
+            )
+            changed.append((module, 'quantized_weight'))
+        yield emitted
+    finally:
+        for owner, attribute in changed:
+            del owner.__dict__[attribute]
+
+
+def grid_of(
+    quantizer: AffineQuantizer, *, name: str, codes: Tensor | None = None
+) -> Grid:
+    """Return a copy of a quantizer's grid."""
+    return Grid(
+        name=name,
+        scale=quantizer.scale.detach().float().cpu().reshape(-1).clone(),
+        zero_point=quantizer.zero_point.detach().cpu().reshape(-1).clone(),
+        quant_min=quantizer.quant_min,
+        quant_max=quantizer.quant_max,
+        num_bits=quantizer.spec.num_bits,
+        ch_axis=quantizer.spec.ch_axis,
+        codes=codes,
+    )
+
+
+def _of_activation(
+    quantizer: Quantizer, name: str, emitted: Emitted
+) -> Callable[[Tensor], Tensor]:
+    """Return what stands in for ``fake_quantize`` of one quantizer."""
+    compute = quantizer.fake_quantize
+    if not isinstance(quantizer, AffineQuantizer):
+        return _in_floats(quantizer, name, emitted)
+
+    def fake_quantize(x: Tensor) -> Tensor:
+        emitted.grids.setdefault(name, grid_of(quantizer, name=name))
+        return _mark(x, compute(x.detach()), kind=ACTIVATION, name=name)
+
+    return fake_quantize
+
+
+def _in_floats(
+    quantizer: Quantizer, name: str, emitted: Emitted
+) -> Callable[[Tensor], Tensor]:
+    """Return the arithmetic of a grid that no standard operator has."""
+    kind = type(quantizer)
+    if (
+        kind.__dict__.get('quantize') is None
+        or kind.__dict__.get('dequantize') is None
+    ):
+        raise OnnxExportError(
+            f'{name} is a {kind.__name__}, which has no form in ONNX: '
+            'quantize with an affine grid there, or leave the point float'
+        )
+
+    def fake_quantize(x: Tensor) -> Tensor:
+        if name not in emitted.decomposed:
+            emitted.decomposed.append(name)
+        return quantizer.dequantize(quantizer.quantize(x))  # type: ignore[operator,no-any-return]
+
+    return fake_quantize
+
+
+def _of_weight(
+    module: QuantModule, name: str, emitted: Emitted
+) -> Callable[..., Tensor]:
+    """Return what stands in for ``quantized_weight`` of one layer."""
+    compute = module.quantized_weight
+
+    def quantized_weight(parameter: str = 'weight') -> Tensor:
+        weight: Tensor = getattr(module, parameter)
+        quantizer = module.weight_quantizer_of(parameter)
+        if quantizer is None or not quantizer.calibrated:
+            return weight
+        if not quantizer.enabled:
+            return weight
+        full = f'{name}.{parameter}' if name else parameter
+        if full not in emitted.grids:
+            codes = module.codes(parameter).cpu()
+            emitted.grids[full] = grid_of(quantizer, name=full, codes=codes)
+        x_hat = compute(parameter).detach()
+        return _mark(weight, x_hat, kind=WEIGHT, name=full)
+
+    return quantized_weight
+
+
+def _mark(x: Tensor, x_hat: Tensor, *, kind: str, name: str) -> Tensor:
+    out: Tensor = _Placeholder.apply(x, x_hat, kind, name)  # type: ignore[no-untyped-call]
+    return out

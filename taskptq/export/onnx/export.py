@@ -1,0 +1,165 @@
+"""Export a quantized network to an ONNX file."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from onnx import helper
+from torch import Tensor, nn
+
+from taskptq.core.setting_error import refuse
+from taskptq.export.onnx.emission import DOMAIN, Emitted, exporting
+from taskptq.export.onnx.errors import OnnxExportError
+from taskptq.export.onnx.graph import Graph, constants_to_initializers
+from taskptq.export.onnx.lowering import lower, store_half_bytes
+from taskptq.export.onnx.report import ExportReport
+from taskptq.export.onnx.targets import find_target
+from taskptq.version import __version__
+
+MIN_OPSET = 13
+MAX_OPSET = 21
+# The newest that torch's exporter writes; what follows only adds types.
+TRACED_OPSET = 20
+HALF_BYTE_OPSET = 21
+IR_VERSION = 10
+
+Inputs = tuple[Tensor, ...]
+
+
+def export_onnx(
+    network: nn.Module,
+    inputs: Inputs,
+    path: str | Path,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None = None,
+    target: str = 'onnxruntime',
+    opset: int = MAX_OPSET,
+    metadata: Mapping[str, str] | None = None,
+    calibration: Iterable[Inputs] = (),
+) -> ExportReport:
+    """Write a network as an ONNX file whose layers run in integers.
+
+    A float network is written as it is. Of a quantized one, every weight
+    becomes integers and every quantizer QuantizeLinear and DequantizeLinear
+    with its own grid.
+
+    Args:
+        network: Maps plain tensors to a tuple of plain tensors, in eval mode
+            and frozen; holds our counterparts.
+        inputs: Example inputs.
+        path: File to write.
+        input_names: Names of the inputs.
+        output_names: Names of the outputs.
+        dynamic_axes: Input or output -> {axis: name} of axes that vary.
+        target: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        opset: Version of the operators, 13 to 21.
+        metadata: Texts for the file.
+        calibration: Inputs on which missing grids are calibrated; without
+            any, ``inputs``.
+
+    Returns:
+        What was written, and how it was verified.
+
+    Raises:
+        OnnxExportError: If a layer has no form in ONNX, or the file does not
+            compute what the network computes.
+        SettingError: If ``target`` or ``opset`` is none of these.
+    """
+    rules = find_target(target)
+    check_opset(opset)
+    with exporting(network) as emitted:
+        model = trace(
+            network,
+            inputs,
+            input_names=input_names,
+            output_names=output_names,
+            dynamic_axes=dynamic_axes,
+            opset=min(opset, TRACED_OPSET),
+        )
+    graph = Graph(model)
+    constants_to_initializers(graph)
+    lower(graph, emitted.grids, target=rules)
+    if opset >= HALF_BYTE_OPSET:
+        store_half_bytes(graph, emitted.grids)
+    graph.finish()
+    stamp(model, opset=opset, metadata=metadata or {})
+    onnx.checker.check_model(model)
+    onnx.save(model, str(path))
+    return ExportReport(
+        path=str(path),
+        target=target,
+        opset=opset,
+        num_weights=sum(g.codes is not None for g in emitted.grids.values()),
+        num_activations=sum(g.codes is None for g in emitted.grids.values()),
+        decomposed=emitted.decomposed,
+    )
+
+
+def check_opset(opset: int) -> None:
+    """Refuse versions of the operators that cannot be written."""
+    if opset not in range(MIN_OPSET, MAX_OPSET + 1):
+        raise refuse('opset', opset, f'give {MIN_OPSET} to {MAX_OPSET}')
+
+
+def trace(
+    network: nn.Module,
+    inputs: Inputs,
+    *,
+    input_names: Sequence[str],
+    output_names: Sequence[str],
+    dynamic_axes: Mapping[str, Mapping[int, str]] | None,
+    opset: int,
+) -> onnx.ModelProto:
+    """Return the graph of a network, with placeholders inside exporting()."""
+    buffer = io.BytesIO()
+    fast_attention = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            # Shapes become constants on purpose: sizes are fixed.
+            warnings.simplefilter('ignore')
+            torch.onnx.export(
+                network,
+                inputs,
+                buffer,
+                input_names=list(input_names),
+                output_names=list(output_names),
+                dynamic_axes={
+                    name: dict(axes)
+                    for name, axes in (dynamic_axes or {}).items()
+                },
+                opset_version=opset,
+                custom_opsets={DOMAIN: 1},
+                dynamo=False,
+            )
+    except torch.onnx.errors.OnnxExporterError as error:
+        text = str(error).strip().splitlines()[0]
+        raise OnnxExportError(
+            f'{type(network).__name__} has an operator without a form in '
+            f'ONNX ({text}): leave this part out of the exported network'
+        ) from error
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_attention)
+    return onnx.load_from_string(buffer.getvalue())
+
+
+def stamp(
+    model: onnx.ModelProto, *, opset: int, metadata: Mapping[str, str]
+) -> None:
+    """Write versions and metadata."""
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid('', opset))
+    model.ir_version = min(IR_VERSION, helper.find_min_ir_version_for(
+        list(model.opset_import)
+    ))
+    model.producer_name = 'taskptq'
+    model.producer_version = __version__
+    helper.set_model_props(model, {'taskptq': __version__, **metadata})
