@@ -1,5 +1,6 @@
 """Connect the lower layers to mmengine."""
 
+from taskptq.engine.agreement_metrics import BoxAgreement, BoxDump
 from taskptq.engine.builder import (
     build_adapter,
     build_loss,
@@ -18,6 +19,8 @@ from taskptq.engine.recipe import Recipe
 from taskptq.engine.restore import restore_model
 
 __all__ = [
+    'BoxAgreement',
+    'BoxDump',
     'CalibrationBatches',
     'CalibrationConfig',
     'EvaluationSource',
