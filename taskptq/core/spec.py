@@ -8,7 +8,9 @@ from typing import Any
 from taskptq.core.settings import Flag, Whole, check_fields, setting
 
 MIN_BITS = 2
-MAX_BITS = 8
+# Of activations; weights are stored in bytes at most.
+MAX_BITS = 16
+MAX_WEIGHT_BITS = 8
 # No layer reads tensors of more than 8 dimensions.
 MAX_AXIS = 7
 
@@ -18,14 +20,15 @@ class QuantSpec:
     """An integer grid, before any scale is known.
 
     Args:
-        num_bits: Bits of one code, 2 to 8.
+        num_bits: Bits of one code, 2 to 16; weights have 8 at most (see
+            ``QConfig``).
         symmetric: Fix the zero point at 0.
         signed: Codes are [-2^(b-1), 2^(b-1) - 1] if True, [0, 2^b - 1] if
             False; None picks unsigned if no observed value is negative.
         ch_axis: Axis with one scale per index; None is one per tensor.
 
     Raises:
-        SettingError: If ``num_bits`` is outside 2 to 8, ``ch_axis`` is
+        SettingError: If ``num_bits`` is outside 2 to 16, ``ch_axis`` is
             negative or a value has the wrong type.
     """
 

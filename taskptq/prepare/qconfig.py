@@ -28,7 +28,7 @@ from taskptq.core.settings import (
     setting,
     within,
 )
-from taskptq.core.spec import MAX_BITS, MIN_BITS
+from taskptq.core.spec import MAX_WEIGHT_BITS, MIN_BITS
 from taskptq.modules.base import Scheme
 from taskptq.prepare.patterns import check_patterns, matches
 from taskptq.prepare.points import (
@@ -104,7 +104,7 @@ class QConfig:
 
     points: Mapping[str, Any]
     edge_bits: int | None = setting(
-        8, Whole(low=MIN_BITS, high=MAX_BITS, optional=True)
+        8, Whole(low=MIN_BITS, high=MAX_WEIGHT_BITS, optional=True)
     )
     edges: tuple[str, ...] = setting((), patterns())
     overrides: tuple[Mapping[str, Any], ...] = ()
@@ -378,6 +378,13 @@ def _check_types(config: QuantizerConfig, point: str) -> None:
                 'give it there, and another type here',
             )
     spec = config.spec
+    if point == 'weight' and spec.num_bits > MAX_WEIGHT_BITS:
+        raise refuse(
+            'num_bits',
+            spec.num_bits,
+            f'give weights {MIN_BITS} to {MAX_WEIGHT_BITS} bits; only '
+            'activations have more',
+        )
     if point == 'weight' and spec.symmetric and spec.signed is False:
         raise refuse(
             'signed',

@@ -19,7 +19,12 @@ from taskptq.recipes.merge import merge
 DEFAULT_METHOD = 'mse-depthwise'
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
-BITS = range(2, 9)
+# By point; 16-bit activations are a rung between 8 bits and float.
+BITS = {
+    'weight': range(2, 9),
+    'activation': range(2, 17),
+    'attention': range(2, 17),
+}
 PATTERN = re.compile(
     r'(?:(?P<scope>\w+)::)?'
     r'w(?P<weight>\d+)a(?P<activation>\d+)(?:-(?P<attention>\d+))?'
@@ -84,15 +89,16 @@ def parse(name: str) -> RecipeName:
             f'give bits and a method, as in {EXAMPLES}{_guess(name)}',
         )
     bits: dict[str, int] = {}
-    for point in ('weight', 'activation', 'attention'):
+    for point, allowed in BITS.items():
         text = found[point]
         if text is None:
             continue
-        if text not in map(str, BITS):
+        if text not in map(str, allowed):
             raise refuse(
                 'recipe',
                 name,
-                f'the bits of {point} have to be {BITS[0]} to {BITS[-1]}',
+                f'the bits of {point} have to be {allowed[0]} to '
+                f'{allowed[-1]}',
             )
         bits[point] = int(text)
     return RecipeName(

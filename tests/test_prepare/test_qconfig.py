@@ -301,7 +301,7 @@ def bad_override(**settings: object) -> dict:
         ({'weight': {4: 4}}, 'qconfig.weight={4: 4}: give a dict'),
         (
             {'weight': {'num_bits': 9}},
-            'qconfig.weight.num_bits=9: give a whole number from 2 to 8',
+            'qconfig.weight.num_bits=9: give weights 2 to 8 bits',
         ),
         ({'weight': {'num_bits': 1}}, 'num_bits=1'),
         ({'weight': {'num_bits': 4.0}}, r'qconfig.weight.num_bits=4\.0'),
@@ -405,8 +405,8 @@ def bad_override(**settings: object) -> dict:
             r'qconfig.overrides\[0\].weight.num_bits=9',
         ),
         (
-            bad_override(attention={'num_bits': 9}),
-            r'qconfig.overrides\[0\].attention.num_bits=9',
+            bad_override(attention={'num_bits': 17}),
+            r'qconfig.overrides\[0\].attention.num_bits=17',
         ),
         ({'weight': {'per_head': True}}, 'qconfig.weight.per_head=True'),
         (

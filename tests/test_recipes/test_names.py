@@ -44,8 +44,9 @@ def test_parts_of_a_name(name, expected):
             'w1a4_mse',
             "recipe='w1a4_mse': the bits of weight have to be 2 to 8",
         ),
-        ('w4a16', 'the bits of activation have to be 2 to 8'),
-        ('w4a4-9_drd', 'the bits of attention have to be 2 to 8'),
+        ('w4a17', 'the bits of activation have to be 2 to 16'),
+        ('w4a4-17_drd', 'the bits of attention have to be 2 to 16'),
+        ('w16a16', 'the bits of weight have to be 2 to 8'),
         ('w04a4', 'the bits of weight have to be 2 to 8'),
         (
             'w4a4_qdorp',

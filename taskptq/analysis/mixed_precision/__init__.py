@@ -1,0 +1,1 @@
+"""Mixed precision: which tensor gets how many bits under a budget."""

@@ -1,0 +1,107 @@
+"""Settings of the recipe key ``mixed_precision``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from taskptq.analysis.mixed_precision.units import FLOAT, Bits
+from taskptq.analysis.sensitivity.record import POINTS
+from taskptq.core.rules import Rule
+from taskptq.core.settings import (
+    Choice,
+    Items,
+    Number,
+    Table,
+    Whole,
+    check_fields,
+    check_keys,
+    refuse,
+    setting,
+)
+from taskptq.core.spec import MAX_BITS, MIN_BITS
+
+__all__ = ['BUDGETS', 'MixedPrecisionConfig']
+
+BUDGETS = ('bops', 'bytes', 'macs_above')
+
+
+class BitsRule(Rule):
+    """Rule for a candidate: whole bits, or float."""
+
+    def convert(self, value: Any, name: str) -> Bits:
+        """Return the candidate."""
+        if value == FLOAT:
+            return FLOAT
+        bits: int = Whole(low=MIN_BITS, high=MAX_BITS).read(value, name=name)
+        return bits
+
+    def allowed(self) -> str:
+        """Name both."""
+        return f'{MIN_BITS} to {MAX_BITS} bits, or {FLOAT!r}'
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecisionConfig:
+    """How bits are chosen, see ``taskptq.analysis.mixed_precision``.
+
+    Args:
+        keep: Share of the float model's score that should remain, (0, 1).
+        budget: Name of a cost -> most of it that may be spent. The first is
+            what is spared; without any it is ``bops``, unlimited.
+        candidates: Bits to choose from besides those of the recipe;
+            'float' leaves an input as it is.
+        points: Points whose bits may change.
+        num_images: Calibration images for sensitivities and verification.
+        probes: Random projections of the outputs for each image.
+
+    Raises:
+        SettingError: If a value is invalid.
+    """
+
+    keep: float = setting(0.99, Number(above=0, below=1))
+    budget: Mapping[str, float] = field(
+        default_factory=dict,
+        metadata={'rule': Table(of=Number(low=0), keys=BUDGETS)},
+    )
+    candidates: tuple[Bits, ...] = setting(
+        (8, 16), Items(of=BitsRule(optional=False), least=1, most=16)
+    )
+    points: tuple[str, ...] = setting(
+        POINTS, Items(of=Choice(choices=POINTS), least=1)
+    )
+    num_images: int = setting(16, Whole(low=1))
+    probes: int = setting(1, Whole(low=1, high=64))
+
+    def __post_init__(self) -> None:
+        check_fields(self, name='mixed_precision')
+        if len(set(self.candidates)) < len(self.candidates):
+            raise refuse(
+                'mixed_precision.candidates',
+                list(self.candidates),
+                'give each candidate once',
+            )
+
+    @classmethod
+    def from_dict(cls, config: Mapping[str, Any]) -> MixedPrecisionConfig:
+        """Read the recipe's dict.
+
+        Raises:
+            SettingError: If a key is unknown or a value invalid.
+        """
+        Table().read(config, name='mixed_precision')
+        known = [item.name for item in fields(cls)]
+        check_keys(config, known, name='mixed_precision')
+        return cls(**config)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types; ``from_dict`` reads them back."""
+        return {
+            'keep': self.keep,
+            'budget': dict(self.budget),
+            'candidates': list(self.candidates),
+            'points': list(self.points),
+            'num_images': self.num_images,
+            'probes': self.probes,
+        }

@@ -1,0 +1,131 @@
+"""What is chosen: the bits of one point of one layer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from taskptq.analysis.sensitivity.record import PointSensitivity
+from taskptq.core.spec import MAX_BITS, MAX_WEIGHT_BITS
+
+__all__ = ['FLOAT', 'Bits', 'Unit', 'group_units', 'width']
+
+FLOAT = 'float'
+FLOAT_WIDTH = 32
+Bits = int | str
+
+
+def width(bits: Bits) -> int:
+    """Return the bits that a value takes; 32 if it is float.
+
+    >>> width(8), width('float')
+    (8, 32)
+    """
+    return FLOAT_WIDTH if isinstance(bits, str) else bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unit:
+    """One point of one layer, whose quantizers get the same bits.
+
+    Args:
+        layer: Qualified name of the counterpart.
+        point: 'weight', 'activation', 'query', 'key', 'value' or 'softmax'.
+        names: Qualified names of its quantizers.
+        num_bits: Bits that the recipe gave it.
+        losses: Estimated output loss by candidate; the candidates are the
+            keys, and ``num_bits`` is one of them.
+        elements: Values of the weights; 0 for other points.
+    """
+
+    layer: str
+    point: str
+    names: tuple[str, ...]
+    num_bits: int
+    losses: Mapping[Bits, float]
+    elements: int = 0
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Layer and point."""
+        return self.layer, self.point
+
+    @property
+    def candidates(self) -> tuple[Bits, ...]:
+        """Candidates, the fewest bits first."""
+        return tuple(sorted(self.losses, key=width))
+
+
+def group_units(
+    points: Iterable[PointSensitivity],
+    *,
+    candidates: Sequence[Bits],
+    only: Sequence[str],
+    edges: Mapping[str, int],
+) -> list[Unit]:
+    """Group the quantizers of a model into what can be chosen.
+
+    The bits of the recipe are always among the candidates. Weights have 8
+    bits at most. Only the inputs of layers whose weights stay quantized may
+    become float, since a layer without any point would leave the model's
+    structure.
+
+    Args:
+        points: Sensitivities of all quantizers.
+        candidates: Bits to choose from, perhaps 'float'.
+        only: Points that may change; others keep their bits.
+        edges: Layer -> least bits, for the first and last layers.
+    """
+    groups: dict[tuple[str, str], list[PointSensitivity]] = {}
+    for found in points:
+        groups.setdefault((found.layer, found.point), []).append(found)
+    weighted = {layer for layer, point in groups if point == 'weight'}
+    units = []
+    for (layer, point), found_here in groups.items():
+        allowed = _allowed(
+            found_here,
+            candidates=candidates if point in only else (),
+            least=edges.get(layer, 0),
+            may_be_float=point == 'activation' and layer in weighted,
+        )
+        units.append(
+            Unit(
+                layer=layer,
+                point=point,
+                names=tuple(one.name for one in found_here),
+                num_bits=found_here[0].num_bits,
+                losses={
+                    bits: sum(one.loss_at(bits) for one in found_here)
+                    for bits in allowed
+                },
+                elements=(
+                    sum(one.elements for one in found_here)
+                    if point == 'weight'
+                    else 0
+                ),
+            )
+        )
+    return units
+
+
+def _allowed(
+    found: Sequence[PointSensitivity],
+    *,
+    candidates: Sequence[Bits],
+    least: int,
+    may_be_float: bool,
+) -> list[Bits]:
+    """Return the candidates of one unit, with the bits that it has."""
+    most = MAX_WEIGHT_BITS if found[0].point == 'weight' else MAX_BITS
+    allowed: list[Bits] = [
+        bits
+        for bits in candidates
+        if (
+            may_be_float
+            if isinstance(bits, str)
+            else least <= bits <= most
+            and all(str(bits) in one.losses for one in found)
+        )
+    ]
+    own = found[0].num_bits
+    return allowed if own in allowed else [own, *allowed]

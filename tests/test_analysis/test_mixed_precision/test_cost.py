@@ -1,0 +1,136 @@
+"""Costs have the units that they say."""
+
+import pytest
+
+from taskptq.analysis.mixed_precision.cost import (
+    BitOperations,
+    Joint,
+    LatencyTable,
+    MacsAbove,
+    Problem,
+    WeightBytes,
+    build_problem,
+    cost_of,
+    named_cost,
+    price_of,
+    uniform_choice,
+)
+from taskptq.analysis.mixed_precision.operands import Product
+from taskptq.analysis.mixed_precision.units import Unit
+
+BITS = (4, 8, 16, 'float')
+WEIGHT, INPUT = ('conv', 'weight'), ('conv', 'activation')
+
+
+def make_unit(layer, point, *, num_bits=8, elements=0):
+    candidates = (4, 8) if point == 'weight' else BITS
+    return Unit(
+        layer=layer,
+        point=point,
+        names=(f'{layer}.{point}',),
+        num_bits=num_bits,
+        losses=dict.fromkeys(candidates, 0.0),
+        elements=elements,
+    )
+
+
+@pytest.fixture
+def problem():
+    return build_problem(
+        [
+            make_unit('stem', 'weight', elements=10),
+            make_unit('stem', 'activation'),
+            make_unit('conv', 'weight', elements=100),
+            make_unit('conv', 'activation'),
+        ],
+        [
+            Product(
+                first=('stem.activation',), second=('stem.weight',), macs=20
+            ),
+            Product(
+                first=('conv.activation',), second=('conv.weight',), macs=60
+            ),
+            Product(first=(), second=('other',), macs=20),
+        ],
+        edges=frozenset({'stem'}),
+    )
+
+
+@pytest.mark.parametrize(
+    ('weight', 'activation', 'expected'),
+    [(8, 8, 60), (4, 8, 30), (4, 4, 15), (8, 16, 120), (8, 'float', 240)],
+)
+def test_bit_operations_are_relative_to_8_by_8(
+    problem, weight, activation, expected
+):
+    choice = {**problem.named(), WEIGHT: weight, INPUT: activation}
+    # The product of two float operands costs 16 times that of two bytes.
+    counted = (expected + 20 * 16) / 80
+    assert cost_of(problem, BitOperations(), choice) == pytest.approx(counted)
+
+
+def test_of_edges_only_added_bits_count(problem):
+    raised = {**problem.named(), ('stem', 'activation'): 16}
+    for cost, added in ((BitOperations(), 20 / 80), (MacsAbove(), 0.2)):
+        price = cost_of(problem, cost, raised) - cost_of(
+            problem, cost, problem.named()
+        )
+        assert price == pytest.approx(added)
+
+
+def test_bytes_of_weights(problem):
+    choice = {**problem.named(), WEIGHT: 4}
+    assert cost_of(problem, WeightBytes(), choice) == 50
+    assert cost_of(problem, WeightBytes(relative=True), choice) == 0.5
+    assert named_cost('bytes', limit=0.5).unit == 'of 8 bits'
+    assert named_cost('bytes', limit=50_000).unit == 'bytes'
+
+
+@pytest.mark.parametrize(
+    ('weight', 'activation', 'expected'),
+    [(8, 8, 0), (4, 4, 0), (4, 16, 0.6), (8, 'float', 0.6)],
+)
+def test_either_operand_may_be_above(problem, weight, activation, expected):
+    choice = {**problem.named(), WEIGHT: weight, INPUT: activation}
+    assert cost_of(problem, MacsAbove(), choice) == pytest.approx(expected)
+
+
+def test_above_is_above_the_bits_of_the_recipe():
+    four = build_problem(
+        [make_unit('conv', 'weight', num_bits=4)],
+        [Product(first=(), second=('conv.weight',), macs=5)],
+    )
+    assert cost_of(four, MacsAbove(), {WEIGHT: 8}) == 1
+    assert cost_of(four, MacsAbove(), {WEIGHT: 4}) == 0
+
+
+def test_a_table_of_measured_times(problem):
+    table = LatencyTable({'conv': {'8x8': 1.0, 'floatx8': 2.5}})
+    assert cost_of(problem, table, problem.named()) == 1.0
+    choice = {**problem.named(), INPUT: 'float'}
+    assert cost_of(problem, table, choice) == 2.5
+    with pytest.raises(ValueError, match="no '16x8' for 'conv'"):
+        cost_of(problem, table, {**problem.named(), INPUT: 16})
+
+
+def test_a_price_is_the_difference_of_two_costs(draw):
+    problem = draw(3, candidates=(4, 8, 16, 'float'))
+    choice = uniform_choice(problem, 8)
+    for cost in (BitOperations(), WeightBytes(), MacsAbove()):
+        for key, unit in problem.units.items():
+            for bits in unit.candidates:
+                changed = {**choice, key: bits}
+                expected = cost_of(problem, cost, changed) - cost_of(
+                    problem, cost, choice
+                )
+                found = price_of(problem, cost, choice, key=key, bits=bits)
+                assert found == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_product_of_a_tensor_with_itself():
+    unit = make_unit('attention', 'query')
+    problem = Problem(
+        units={unit.key: unit},
+        joints=[Joint(first=unit.key, second=unit.key, macs=10)],
+    )
+    assert cost_of(problem, BitOperations(), {unit.key: 16}) == 4
