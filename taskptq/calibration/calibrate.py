@@ -20,6 +20,7 @@ from taskptq.calibration.unreached import (
     leave_float,
 )
 from taskptq.core import observing
+from taskptq.core.progress import Progress
 from taskptq.core.quantizers import Quantizer
 from taskptq.core.reduce import reduce_observers
 from taskptq.modules.base import QuantModule, quant_modules
@@ -105,10 +106,12 @@ def calibrate(
     start = time.perf_counter()
     _check_weights(model)
     watch = _Watch(model)
-    with calibration_mode(model), observing(model), watch.active():
+    shown = Progress('calibrate', total=len(batches))
+    with calibration_mode(model), observing(model), watch.active(), shown:
         for i, batch in enumerate(batches):
             watch.batch = i
             forward(model, batch)
+            shown.advance()
     activations = activation_quantizers(model)
     reduce_observers([q.observer for _, q in activations if q.observer])
     found = find_unreached(

@@ -27,6 +27,7 @@ def test_quiet_without_a_terminal(quantized, quick, forward, capfd, caplog):
 
 def test_live_on_a_terminal(quantized, quick, forward, monkeypatch, capsys):
     monkeypatch.delenv('CI', raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
     monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
     model, batches = quantized('conv'), tiny_batches('conv')
     reconstruct(model, batches, quick(steps=25), forward=forward)
