@@ -10,10 +10,9 @@ from taskptq.core.progress import Progress, listening
 
 
 @pytest.fixture
-def terminal(capsys, monkeypatch):
-    monkeypatch.delenv('CI', raising=False)
+def terminal(monkeypatch):
+    monkeypatch.setattr(progress, 'is_live', lambda: True)
     monkeypatch.setenv('TERM', 'xterm')
-    monkeypatch.setattr('sys.stderr.isatty', lambda: True, raising=False)
 
 
 def run(steps=4, **options):
