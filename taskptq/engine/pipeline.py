@@ -53,10 +53,12 @@ class RewriteStats:
     Args:
         batches: Calibration batches of this rank.
         forward: Runs a model on one batch.
+        qconfig: Recipe of the quantizers; None if it is unknown.
     """
 
     batches: Sequence[Any]
     forward: Any
+    qconfig: QConfig | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,9 +95,10 @@ def apply_rewrites(
     rewrites: Sequence[Mapping[str, Any]],
     *,
     forward: Forward = run_batch,
+    qconfig: QConfig | None = None,
 ) -> list[Any]:
     """Run the rewrites on the float model and return their reports."""
-    stats = RewriteStats(batches=batches, forward=forward)
+    stats = RewriteStats(batches=batches, forward=forward, qconfig=qconfig)
     reports = []
     for rewrite in build_rewrites(rewrites):
         report = rewrite(model, stats)
@@ -244,7 +247,11 @@ def run_steps(
         adapter = build_adapter(model)
     with seeded(recipe.seed), shared_log():
         rewritten = apply_rewrites(
-            model, batches, recipe.rewrites, forward=forward
+            model,
+            batches,
+            recipe.rewrites,
+            forward=forward,
+            qconfig=recipe.qconfig,
         )
         swapped = prepare_in_place(
             model, recipe.qconfig, batch=batches[0], forward=forward

@@ -21,7 +21,7 @@ READERS = (nn.Linear, nn.Conv2d)
 GIVERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 _AFFINE = {'linear', 'conv2d', 'batch_norm', 'layer_norm'}
 # f(s x) = s f(x) for s > 0, channel by channel.
-_HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
+HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
 # Functions that may return their input itself.
 _PASSING = {'dropout', 'dropout_'}
 
@@ -46,7 +46,7 @@ class LayerGroup:
 
 
 @dataclass
-class _Tensor:
+class TrackedTensor:
     """The source and the readers of a tensor."""
 
     giver: str | None = None
@@ -54,17 +54,17 @@ class _Tensor:
     elsewhere: bool = False
 
 
-class _Recorder(TorchFunctionMode):
+class Recorder(TorchFunctionMode):
     """Record what happens to the outputs of layers."""
 
     def __init__(self, owners: Mapping[int, str]) -> None:
         super().__init__()
         self._owners = owners  # id of a weight or bias -> name of its layer
         self._kept: list[Tensor] = []  # so that no id is reused
-        self._known: dict[Key, _Tensor] = {}
+        self._known: dict[Key, TrackedTensor] = {}
         self.used_elsewhere: set[str] = set()
-        self.ends: list[_Tensor] = []
-        self.read: dict[str, list[_Tensor | None]] = defaultdict(list)
+        self.ends: list[TrackedTensor] = []
+        self.read: dict[str, list[TrackedTensor | None]] = defaultdict(list)
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -72,11 +72,11 @@ class _Recorder(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, '__name__', '')
         tensors = list(_tensors((args, kwargs)))
-        keys = [_key(x) for x in tensors]
+        keys = [tensor_key(x) for x in tensors]
         result = func(*args, **kwargs)
         outputs = list(_tensors(result))
         changed = any(
-            _key(x) != key for x, key in zip(tensors, keys, strict=True)
+            tensor_key(x) != key for x, key in zip(tensors, keys, strict=True)
         )
         if tensors and (outputs or changed):
             self._kept += tensors + outputs
@@ -103,14 +103,14 @@ class _Recorder(TorchFunctionMode):
             if owner is not None:
                 self.used_elsewhere.add(owner)
         first = self._known.get(keys[0])
-        follows = name in _HOMOGENEOUS or (
+        follows = name in HOMOGENEOUS or (
             name in _PASSING and outputs and outputs[0] is tensors[0]
         )
         if first is not None and follows and len(outputs) == 1:
-            if _key(outputs[0]) != keys[0] and name in _HOMOGENEOUS:
+            if tensor_key(outputs[0]) != keys[0] and name in HOMOGENEOUS:
                 # One record for the tensors before and after the ReLU, so
                 # that other readers of either count.
-                self._known[_key(outputs[0])] = first
+                self._known[tensor_key(outputs[0])] = first
             return
         for key in keys:
             known = self._known.get(key)
@@ -127,8 +127,8 @@ class _Recorder(TorchFunctionMode):
         return owners.pop() if len(owners) == 1 else None
 
     def _start(self, output: Tensor, layer: str) -> None:
-        tensor = _Tensor(giver=layer)
-        self._known[_key(output)] = tensor
+        tensor = TrackedTensor(giver=layer)
+        self._known[tensor_key(output)] = tensor
         self.ends.append(tensor)
 
 
@@ -153,13 +153,13 @@ def find_layer_groups(
         for name, module in model.named_modules()
         if isinstance(module, GIVERS) and _has_channel_weights(module)
     }
-    shared = _shared_layers(model, layers)
+    shared = shared_layers(model, layers)
     owners = {
         id(parameter): name
         for name, module in layers.items()
         for parameter in module.parameters(recurse=False)
     }
-    recorder = _Recorder(owners)
+    recorder = Recorder(owners)
     with recorder:
         run()
     barred = shared | recorder.used_elsewhere
@@ -199,7 +199,7 @@ def _has_channel_weights(layer: nn.Module) -> bool:
     return getattr(layer, 'weight', None) is not None  # affine=False
 
 
-def _readers(recorder: _Recorder) -> dict[str, set[str]]:
+def _readers(recorder: Recorder) -> dict[str, set[str]]:
     """Return the readers of each layer, except if others read it too."""
     found: dict[str, set[str]] = defaultdict(set)
     other = {x.giver for x in recorder.ends if x.elsewhere or not x.readers}
@@ -209,7 +209,7 @@ def _readers(recorder: _Recorder) -> dict[str, set[str]]:
     return found
 
 
-def _shared_layers(
+def shared_layers(
     model: nn.Module, layers: Mapping[str, nn.Module]
 ) -> set[str]:
     """Return the names of layers that share a parameter with a module."""
@@ -227,7 +227,7 @@ def _shared_layers(
     }
 
 
-def _key(x: Tensor) -> Key:
+def tensor_key(x: Tensor) -> Key:
     with torch._C.DisableTorchFunction():
         return id(x), x._version
 

@@ -1,0 +1,3 @@
+"""As mse-depthwise, with LayerNorms shifted and scaled first (exact)."""
+
+base = ['mse-depthwise', '_outlier-suppression']
