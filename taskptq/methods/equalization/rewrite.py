@@ -10,21 +10,30 @@ reader's weights (Xiao et al., 'SmoothQuant', ICML 2023, equation 4).
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core.settings import Number
+from taskptq.methods.equalization.edits import (
+    Plan,
+    apply_plans,
+    channels_last,
+    column_peaks,
+)
 from taskptq.methods.equalization.scale_groups import (
-    GIVERS,
     LayerGroup,
     find_layer_groups,
+)
+from taskptq.methods.equalization.search import (
+    ALPHAS,
+    GroupErrors,
+    group_errors,
+    no_change,
 )
 from taskptq.methods.rewriting.statistics import gather
 from taskptq.methods.rewriting.verified_rewrite import (
@@ -33,20 +42,16 @@ from taskptq.methods.rewriting.verified_rewrite import (
     CalibrationStats,
     RewriteEntry,
     RewriteReport,
-    relative_error,
 )
 from taskptq.prepare.patterns import check_all_used, matches
 from taskptq.registry import REWRITES
 
 __all__ = ['CrossLayerEqualization', 'equalizing_scales']
 
-logger = logging.getLogger('taskptq')
-
+SEARCH = 'search'
 # Largest change of a layer's output that float32 rounding explains, relative
 # to the output's largest magnitude; it grows from layer to layer.
 TOLERANCE = 1e-4
-# Rows of a layer's output that are compared.
-MAX_ROWS = 1024
 
 
 def equalizing_scales(
@@ -73,59 +78,6 @@ def equalizing_scales(
     return scales
 
 
-@dataclass(kw_only=True)
-class _Plan:
-    """Planned edits of one group of layers.
-
-    Args:
-        group: The layers.
-        scales: (C,) float64, divisor of each channel.
-        entry: Its entry in the report.
-    """
-
-    group: LayerGroup
-    scales: Tensor
-    entry: RewriteEntry
-
-    def factors(self) -> Iterator[tuple[nn.Parameter, Tensor]]:
-        """Yield each parameter and the factor to multiply it by."""
-        giver = self.group.giver
-        bias = cast('nn.Parameter | None', giver.bias)
-        for rows in (_weight(giver), bias):
-            if rows is not None:
-                shape = (-1, *[1] * (rows.dim() - 1))
-                yield rows, (1 / self.scales).reshape(shape)
-        for _, layer in self.group.readers:
-            yield _weight(layer), _to_weight(layer, self.scales)
-
-
-@dataclass
-class _Edits:
-    """Write the factors of groups; a layer may be in two of them."""
-
-    plans: Sequence[_Plan]
-    before: dict[nn.Parameter, Tensor] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.before = {
-            parameter: parameter.detach().clone()
-            for plan in self.plans
-            for parameter, _ in plan.factors()
-        }
-
-    def write(self, plans: Sequence[_Plan]) -> None:
-        """Apply only these plans to the original weights."""
-        products: dict[nn.Parameter, Tensor] = {}
-        for plan in plans:
-            for parameter, factor in plan.factors():
-                value = products.get(parameter)
-                if value is None:
-                    value = self.before[parameter].double()
-                products[parameter] = value * factor.to(value.device)
-        for parameter, value in self.before.items():
-            parameter.copy_(products.get(parameter, value))
-
-
 @REWRITES.register_module()
 class CrossLayerEqualization:
     """Scale the channels between layers to suit one range, exactly.
@@ -136,25 +88,33 @@ class CrossLayerEqualization:
     model run.
 
     Args:
-        alpha: See :func:`equalizing_scales`.
+        alpha: See :func:`equalizing_scales`; 'search' takes for each group
+            the one of 20 with the least output error of the quantized
+            readers (as AWQ does, Lin et al., MLSys 2024), or no scales if
+            none lowers it. The recipe's own bits count.
         limit: See :func:`equalizing_scales`.
         patterns: Names of the layers whose inputs are equalized, as in a
             QConfig; None is all.
         tolerance: Largest relative change of any layer's output.
 
     Raises:
-        ValueError: If ``alpha`` is outside [0, 1] or ``limit`` below 1.
+        ValueError: If ``alpha`` is no number in [0, 1] nor 'search', or
+            ``limit`` is below 1.
     """
 
     def __init__(
         self,
         *,
-        alpha: float = 0.5,
+        alpha: float | str = 0.5,
         limit: float = 100.0,
         patterns: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,
     ) -> None:
-        self.alpha = Number(low=0, high=1).read(alpha, name='alpha')
+        self.alpha = (
+            alpha
+            if isinstance(alpha, str) and alpha == SEARCH
+            else Number(low=0, high=1).read(alpha, name='alpha')
+        )
         self.limit = Number(low=1, high=1e6).read(limit, name='limit')
         self.patterns = PATTERNS.read(patterns, name='patterns')
         self.tolerance = TOLERANCE_RULE.read(tolerance, name='tolerance')
@@ -181,8 +141,19 @@ class CrossLayerEqualization:
                 )
             )
             peaks = _input_peaks(model, groups, stats)
-            plans = [self._plan(group, peaks) for group in groups]
-            _apply(model, plans, stats, tolerance=self.tolerance)
+            found: Mapping[str, GroupErrors] = {}
+            if self.alpha == SEARCH:
+                found = group_errors(model, groups, stats)
+            plans = [
+                self._plan(group, peaks, found.get(group.name))
+                for group in groups
+            ]
+            apply_plans(
+                model,
+                [plan for plan in plans if plan.entry.status == 'applied'],
+                stats,
+                tolerance=self.tolerance,
+            )
         return RewriteReport(
             rewrite=type(self).__name__,
             settings={
@@ -212,30 +183,73 @@ class CrossLayerEqualization:
             )
         ]
 
-    def _plan(self, group: LayerGroup, peaks: Mapping[str, Tensor]) -> _Plan:
+    def _plan(
+        self,
+        group: LayerGroup,
+        peaks: Mapping[str, Tensor],
+        errors: GroupErrors | None,
+    ) -> Plan:
         """Choose the scales of a group, without writing anything."""
         activation = torch.stack(
             [peaks[name] for name, _ in group.readers]
         ).amax(dim=0)
         weight = torch.stack(
-            [_column_peaks(layer) for _, layer in group.readers]
+            [column_peaks(layer) for _, layer in group.readers]
         ).amax(dim=0)
-        scales = equalizing_scales(
-            activation, weight, alpha=self.alpha, limit=self.limit
-        )
-        after = activation.double() / scales
         entry = RewriteEntry(
             name=', '.join(name for name, _ in group.readers),
             part='input',
             status='applied',
-            details={
-                'giver': group.name,
-                'scales': [float(scales.min()), float(scales.max())],
-                'max_to_median_before': _spread(activation),
-                'max_to_median_after': _spread(after),
-            },
+            details={'giver': group.name},
         )
-        return _Plan(group=group, scales=scales, entry=entry)
+        if errors is None:
+            assert not isinstance(self.alpha, str)
+            scales = equalizing_scales(
+                activation, weight, alpha=self.alpha, limit=self.limit
+            )
+        else:
+            scales = self._searched(activation, weight, errors, entry)
+        entry.details |= {
+            'scales': [float(scales.min()), float(scales.max())],
+            'max_to_median_before': _spread(activation),
+            'max_to_median_after': _spread(activation.double() / scales),
+        }
+        return Plan(group=group, scales=scales, entry=entry)
+
+    def _searched(
+        self,
+        activation: Tensor,
+        weight: Tensor,
+        errors: GroupErrors,
+        entry: RewriteEntry,
+    ) -> Tensor:
+        """Return the scales of least error; 1 where there is nothing to win.
+
+        Enters what was found in the report's entry.
+        """
+        same = torch.ones_like(activation, dtype=torch.float64)
+        reason = no_change(errors)
+        if reason:
+            entry.status, entry.reason = 'unchanged', reason
+            return same
+        before = errors.total(same)
+        best, alpha, scales = before, None, same
+        for candidate in ALPHAS:
+            found = equalizing_scales(
+                activation, weight, alpha=candidate, limit=self.limit
+            )
+            error = errors.total(found)
+            if error < best:
+                best, alpha, scales = error, candidate, found
+        entry.details |= {
+            'error_before': before,
+            'error_after': best,
+            'alpha': alpha,
+        }
+        if alpha is None:
+            entry.status = 'unchanged'
+            entry.reason = 'no exponent lowers the error of its readers'
+        return scales
 
 
 def _common(groups: Sequence[LayerGroup]) -> list[LayerGroup]:
@@ -257,36 +271,6 @@ def _spread(peaks: Tensor) -> float | None:
     return float(live.max() / live.median()) if live.numel() else None
 
 
-def _weight(layer: nn.Module) -> nn.Parameter:
-    return cast('nn.Parameter', layer.weight)
-
-
-def _column_peaks(layer: nn.Module) -> Tensor:
-    """Return the largest weight on each input channel, (C,)."""
-    weight = _weight(layer).detach()
-    groups = int(getattr(layer, 'groups', 1))
-    by_input = weight.reshape(
-        groups, weight.shape[0] // groups, weight.shape[1], -1
-    )
-    return by_input.abs().amax(dim=(1, 3)).flatten().cpu()
-
-
-def _to_weight(layer: nn.Module, scales: Tensor) -> Tensor:
-    """Shape scales of the input channels as factors of a layer's weight."""
-    weight = _weight(layer)
-    groups = int(getattr(layer, 'groups', 1))
-    per_group = scales.reshape(groups, 1, -1).expand(
-        -1, weight.shape[0] // groups, -1
-    )
-    return per_group.reshape(*weight.shape[:2], *[1] * (weight.dim() - 2))
-
-
-def _channels_last(layer: nn.Module, x: Tensor) -> Tensor:
-    """Return a layer's input or output as (rows, C)."""
-    axis = -1 if isinstance(layer, nn.Linear | nn.LayerNorm) else 1
-    return x.detach().movedim(axis, -1).reshape(-1, x.shape[axis])
-
-
 def _input_peaks(
     model: nn.Module, groups: Sequence[LayerGroup], stats: CalibrationStats
 ) -> dict[str, Tensor]:
@@ -295,7 +279,7 @@ def _input_peaks(
 
     def watch(name: str) -> Any:
         def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            peaks = _channels_last(module, args[0]).abs().amax(dim=0)
+            peaks = channels_last(module, args[0]).abs().amax(dim=0)
             if not bool(peaks.isfinite().all()):
                 raise ValueError(
                     f'the input of {name} contains NaN or infinity: check '
@@ -319,95 +303,5 @@ def _input_peaks(
         name: torch.stack([rank[name] for rank in ranks if name in rank]).amax(
             dim=0
         )
-        for name in names
-    }
-
-
-def _apply(
-    model: nn.Module,
-    plans: Sequence[_Plan],
-    stats: CalibrationStats,
-    *,
-    tolerance: float,
-) -> None:
-    """Write the edits, and undo those that change any layer's output.
-
-    A change reaches all later layers, so several groups may be undone
-    because of one.
-    """
-    edits = _Edits(plans)
-    before = _outputs(model, stats)
-    standing = list(plans)
-    while standing:
-        edits.write(standing)
-        errors = _errors(before, _outputs(model, stats), standing)
-        bad = [
-            name for name, error in errors.items() if not error <= tolerance
-        ]
-        if not bad:
-            break
-        failed = [
-            plan
-            for plan in standing
-            if any(name in bad for name, _ in plan.group.readers)
-        ]
-        for plan in failed or standing:
-            plan.entry.status = 'undone'
-            plan.entry.reason = (
-                f'the output of {bad[0]} changed by {errors[bad[0]]:.2g}, '
-                f'more than the tolerance of {tolerance:g}'
-            )
-            logger.warning(
-                '%s: equalization of its input was undone: %s',
-                plan.entry.name,
-                plan.entry.reason,
-            )
-        standing = [
-            plan for plan in standing if plan.entry.status == 'applied'
-        ]
-    edits.write(standing)
-    for plan in standing:
-        plan.entry.max_relative_error = max(
-            errors[name] for name, _ in plan.group.readers
-        )
-
-
-def _outputs(model: nn.Module, stats: CalibrationStats) -> dict[str, Tensor]:
-    """Return rows of each layer's output in the first batch, (rows, C)."""
-    found: dict[str, Tensor] = {}
-
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-            rows = _channels_last(module, output)
-            found[name] = rows[:: max(1, len(rows) // MAX_ROWS)].cpu().clone()
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, module in model.named_modules():
-            if isinstance(module, GIVERS):
-                handle = module.register_forward_hook(watch(name))
-                stack.callback(handle.remove)
-        stats.forward(model, stats.batches[0])
-    return found
-
-
-def _errors(
-    before: Mapping[str, Tensor],
-    after: Mapping[str, Tensor],
-    plans: Sequence[_Plan],
-) -> dict[str, float]:
-    """Return the relative change of each layer's output, scales undone."""
-    scales = {plan.group.name: plan.scales for plan in plans}
-    errors = {}
-    for name, expected in before.items():
-        found = after[name].double()
-        if name in scales:
-            found = found * scales[name]
-        errors[name] = relative_error(expected, found)
-    ranks = gather(errors)
-    names = dict.fromkeys(name for rank in ranks for name in rank)
-    return {
-        name: max(rank[name] for rank in ranks if name in rank)
         for name in names
     }

@@ -38,11 +38,14 @@ class LayerGroup:
             can be scaled through its weight and bias.
         readers: (name, Linear or Conv2d) of all that read these channels.
         name: Name of ``giver``.
+        gains: Reader -> factor of each of its output channels, (O,), in the
+            BatchNorm that alone reads it.
     """
 
     name: str
     giver: nn.Module
     readers: tuple[tuple[str, nn.Module], ...]
+    gains: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -168,6 +171,7 @@ def find_layer_groups(
         name: {None if x is None else x.giver for x in found}
         for name, found in recorder.read.items()
     }
+    gains = _gains(layers, sources)
     groups = []
     for name, giver in layers.items():
         names = readers.get(name)
@@ -188,9 +192,28 @@ def find_layer_groups(
                     for reader in layers
                     if reader in names
                 ),
+                gains={
+                    reader: gains[reader] for reader in names & gains.keys()
+                },
             )
         )
     return groups
+
+
+def _gains(
+    layers: Mapping[str, nn.Module], sources: Mapping[str, set[str | None]]
+) -> dict[str, Tensor]:
+    """Return the factors of the BatchNorms that follow a layer, by layer."""
+    found = {}
+    for name, norm in layers.items():
+        source = sources.get(name, set())
+        if not isinstance(norm, nn.BatchNorm2d) or len(source) != 1:
+            continue
+        (layer,) = source
+        if layer is not None and norm.running_var is not None:
+            deviation = (norm.running_var.double() + norm.eps).sqrt()
+            found[layer] = (norm.weight.detach().double() / deviation).cpu()
+    return found
 
 
 def _has_channel_weights(layer: nn.Module) -> bool:

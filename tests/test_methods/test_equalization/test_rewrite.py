@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from taskptq.methods.equalization import edits
 from taskptq.methods.equalization import rewrite as equalization
 from taskptq.methods.equalization.rewrite import (
     CrossLayerEqualization,
@@ -146,7 +147,8 @@ def test_ranks_edit_alike(monkeypatch):
             {'3': 0.0},
         ]
     )
-    monkeypatch.setattr(equalization, 'gather', lambda own: [own, next(other)])
+    for module in (equalization, edits):
+        monkeypatch.setattr(module, 'gather', lambda own: [own, next(other)])
     report = CrossLayerEqualization(alpha=1.0)(model, stats_of(images()))
     found = {entry.name: entry for entry in report.entries}
     assert list(found) == ['3', '5']

@@ -1,0 +1,3 @@
+"""As mse-depthwise, with channels between layers equalized first (exact)."""
+
+base = ['mse-depthwise', '_equalization']
