@@ -41,6 +41,7 @@ __all__ = [
     'LOOPS',
     'METRICS',
     'MODELS',
+    'NETWORK_PARTS',
     'OBSERVERS',
     'QUANTIZERS',
     'RECON_LOSSES',
@@ -271,4 +272,10 @@ ADAPTERS = _root(
     'taskptq.engine.adapters',
     'taskptq.engine.detr_adapters',
     'taskptq.engine.grid_adapters',
+)
+NETWORK_PARTS = _root(
+    'network parts',
+    'taskptq.engine.dense_parts',
+    'taskptq.engine.detr_parts',
+    'taskptq.engine.two_stage_parts',
 )

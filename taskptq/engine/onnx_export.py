@@ -1,0 +1,244 @@
+"""From a model and a batch of images to the files of an export."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.structures import BaseDataElement
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taskptq.engine.network_parts import Part, Run, parts_of
+from taskptq.engine.onnx_metadata import OnnxMetadata, part_path
+from taskptq.engine.onnx_preprocess import preprocessing
+from taskptq.export.runtime import OnnxFileError, Session, read_onnx
+
+__all__ = [
+    'at_size',
+    'export_parts',
+    'preprocessed',
+    'random_batch',
+    'recorded_inputs',
+]
+
+SPARE = 2  # images in the example batch, so that none is taken for all
+
+
+def preprocessed(model: nn.Module, batch: Any) -> dict[str, Any]:
+    """Return a batch as the model's ``data_preprocessor`` makes it.
+
+    A single image is doubled: a trace of a batch of one may take it for all.
+
+    Args:
+        model: Model with a data preprocessor.
+        batch: Collated batch.
+    """
+    with torch.no_grad():
+        data = dict(model.data_preprocessor(copy.deepcopy(batch), False))
+    images, samples = data['inputs'], list(data['data_samples'] or [])
+    if isinstance(images, Tensor) and len(images) < SPARE:
+        data['inputs'] = images.repeat(SPARE, 1, 1, 1)
+        samples = [copy.deepcopy(samples[0]) for _ in range(SPARE)]
+    return {**data, 'data_samples': samples}
+
+
+def random_batch(size: tuple[int, int]) -> dict[str, Any]:
+    """Return a preprocessed batch of noise, for an export without data.
+
+    Args:
+        size: Height and width.
+    """
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(SPARE, 3, *size, generator=generator)
+    samples = [BaseDataElement(metainfo=_frame(size)) for _ in range(SPARE)]
+    return {'inputs': images, 'data_samples': samples}
+
+
+def at_size(data: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
+    """Resize a preprocessed batch to another input size.
+
+    Args:
+        data: See :func:`preprocessed`.
+        size: Height and width.
+    """
+    images = data['inputs']
+    if tuple(images.shape[-2:]) == size:
+        return dict(data)
+    samples = [copy.deepcopy(sample) for sample in data['data_samples']]
+    for sample in samples:
+        sample.set_metainfo(_frame(size))
+    resized = functional.interpolate(
+        images, size=size, mode='bilinear', align_corners=False
+    )
+    return {**data, 'inputs': resized, 'data_samples': samples}
+
+
+def _frame(size: tuple[int, int]) -> dict[str, Any]:
+    """Return the metainfo of an image that fills its frame."""
+    return {
+        'img_shape': size,
+        'ori_shape': size,
+        'pad_shape': size,
+        'batch_input_shape': size,
+        'scale_factor': (1.0, 1.0),
+    }
+
+
+def recorded_inputs(
+    model: nn.Module,
+    batches: Sequence[Mapping[str, Any]],
+    runs: Mapping[str, Run],
+    *,
+    limit: int = 64,
+) -> dict[str, list[tuple[Tensor, ...]]]:
+    """Return what each part is given while the host predicts.
+
+    Args:
+        model: Model; a copy of it runs.
+        batches: Preprocessed batches.
+        runs: A function for each part.
+        limit: Rows that are kept of an input of more rows, such as RoIs.
+    """
+    found: dict[str, list[tuple[Tensor, ...]]] = {name: [] for name in runs}
+
+    def recording(name: str) -> Run:
+        def run(*tensors: Tensor) -> Mapping[str, Tensor]:
+            if len(tensors[0]):
+                kept = tuple(t[:limit].clone() for t in tensors)
+                found[name].append(kept)
+            return runs[name](*tensors)
+
+        return run
+
+    host = copy.deepcopy(model)
+    parts_of(host).install({name: recording(name) for name in runs})
+    with torch.no_grad():
+        for data in batches:
+            host(**copy.deepcopy(dict(data)), mode='predict')
+    return found
+
+
+def export_parts(
+    model: nn.Module,
+    data: Mapping[str, Any],
+    *,
+    out: str | Path,
+    meta: OnnxMetadata,
+    opset: int,
+    calibration: Sequence[Mapping[str, Any]] = (),
+    pipeline: Sequence[Mapping[str, Any]] | None = None,
+) -> list[Any]:
+    """Write the files of a model's network parts.
+
+    Args:
+        model: Float or quantized model with its weights, in eval mode.
+        data: Preprocessed example batch; its size is that of the files.
+        out: File of the main part; the others lie beside it.
+        meta: What the files say; parts, preprocessing and decoding are set
+            here.
+        opset: Version of the ONNX operators.
+        calibration: Preprocessed batches for grids that a runtime needs and
+            the model lacks.
+        pipeline: Transforms of the test set.
+
+    Returns:
+        The report of each file.
+
+    Raises:
+        ValueError: If the model has no known network part, a layer has no
+            form in ONNX, or the size of the images cannot be free.
+    """
+    from taskptq.export.onnx import export_onnx
+
+    dynamic = meta.input_size is None
+    cut = parts_of(model)
+    parts = cut.parts(data, dynamic=dynamic)
+    runs = {part.name: part.network.named_outputs for part in parts}
+    given = recorded_inputs(model, calibration, runs) if calibration else {}
+    meta = replace(
+        meta,
+        parts=[part.name for part in parts],
+        preprocessing=preprocessing(model, pipeline),
+        decoding=cut.decoding(),
+        export=_digest(meta, opset),
+    )
+    reports = []
+    for part in parts:
+        path = part_path(out, part.name)
+        reports.append(
+            export_onnx(
+                part.network,
+                part.inputs,
+                path,
+                input_names=part.input_names,
+                output_names=part.output_names,
+                dynamic_axes=part.dynamic_axes,
+                target=meta.target,
+                opset=opset,
+                metadata=replace(meta, part=part.name).to_texts(),
+                calibration=given.get(part.name, ()),
+            )
+        )
+        check_free_sizes(part, path)
+    return reports
+
+
+def _digest(meta: OnnxMetadata, opset: int) -> str:
+    """Return what tells this export from others."""
+    text = repr((meta.digest, meta.target, meta.input_size, opset))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@torch.no_grad()
+def check_free_sizes(part: Part, path: Path) -> None:
+    """Run a file with each free size changed, as the network is run.
+
+    Raises:
+        OnnxFileError: If a size was frozen while the network was traced.
+    """
+    session = Session(read_onnx(path))
+    for label in sorted(set(_labels(part))):
+        inputs = part.longer(label)
+        expected = part.network.named_outputs(*inputs)
+        problem = ''
+        try:
+            found = session(*inputs)
+        except OnnxFileError as error:
+            problem = str(error)
+        else:
+            wrong = [
+                name
+                for name, tensor in expected.items()
+                if found[name].shape != tensor.shape
+                or not _agree(found[name], tensor)
+            ]
+            if wrong:
+                problem = f'{path}: {wrong[0]} differs from the network'
+        if problem:
+            raise OnnxFileError(
+                f'the {label} of {part.name} cannot be free, because its code '
+                f'computes with it outside of the graph ({problem}): export '
+                'with a fixed --size'
+            )
+
+
+def _labels(part: Part) -> Iterator[str]:
+    for name in part.input_names:
+        yield from part.dynamic_axes.get(name, {}).values()
+
+
+def _agree(found: Tensor, expected: Tensor) -> bool:
+    """Whether two outputs are the same computation.
+
+    Ties round differently in two runtimes, and errors of quantized networks
+    cascade; a frozen size gives something else altogether.
+    """
+    noise = float((found - expected).square().mean())
+    signal = float(expected.square().mean())
+    return noise <= 0.1 * signal + 1e-9
