@@ -6,7 +6,6 @@ import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
@@ -14,10 +13,16 @@ from onnx import helper
 from torch import Tensor, nn
 
 from taskptq.core.setting_error import refuse
-from taskptq.export.onnx.emission import DOMAIN, Emitted, exporting
+from taskptq.export.onnx.completion import Completion, complete
+from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
-from taskptq.export.onnx.graph import Graph, constants_to_initializers
+from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
 from taskptq.export.onnx.lowering import lower, store_half_bytes
+from taskptq.export.onnx.passes import (
+    integer_biases,
+    move_weights,
+    spread_biases,
+)
 from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.targets import find_target
 from taskptq.version import __version__
@@ -44,6 +49,9 @@ def export_onnx(
     opset: int = MAX_OPSET,
     metadata: Mapping[str, str] | None = None,
     calibration: Iterable[Inputs] = (),
+    keep_float: Iterable[str] = (),
+    gates: bool = False,
+    output_grids: bool = True,
 ) -> ExportReport:
     """Write a network as an ONNX file whose layers run in integers.
 
@@ -64,6 +72,9 @@ def export_onnx(
         metadata: Texts for the file.
         calibration: Inputs on which missing grids are calibrated; without
             any, ``inputs``.
+        keep_float: Tensors of the graph that get no grid.
+        gates: Whether SiLU and its kin run in integers, too.
+        output_grids: Whether what the network returns gets grids, too.
 
     Returns:
         What was written, and how it was verified.
@@ -86,7 +97,25 @@ def export_onnx(
         )
     graph = Graph(model)
     constants_to_initializers(graph)
+    feeds = [
+        feeds_of(values, input_names) for values in (calibration or [inputs])
+    ]
+    completion = Completion()
+    if rules.completes and emitted.grids:
+        completion = complete(
+            graph,
+            emitted.grids,
+            feeds=feeds,
+            target=rules,
+            keep_float=keep_float,
+            gates=gates,
+            outputs=output_grids,
+        )
     lower(graph, emitted.grids, target=rules)
+    move_weights(graph)
+    if rules.integer_bias:
+        integer_biases(graph)
+        spread_biases(graph)
     if opset >= HALF_BYTE_OPSET:
         store_half_bytes(graph, emitted.grids)
     graph.finish()
@@ -100,7 +129,16 @@ def export_onnx(
         num_weights=sum(g.codes is not None for g in emitted.grids.values()),
         num_activations=sum(g.codes is None for g in emitted.grids.values()),
         decomposed=emitted.decomposed,
+        added=completion.added,
     )
+
+
+def feeds_of(inputs: Inputs, names: Sequence[str]) -> dict[str, Array]:
+    """Return inputs as the runtime takes them."""
+    return {
+        name: x.detach().cpu().numpy()
+        for name, x in zip(names, inputs, strict=True)
+    }
 
 
 def check_opset(opset: int) -> None:
@@ -129,7 +167,7 @@ def trace(
             torch.onnx.export(
                 network,
                 inputs,
-                buffer,
+                buffer,  # type: ignore[arg-type]
                 input_names=list(input_names),
                 output_names=list(output_names),
                 dynamic_axes={
@@ -157,9 +195,9 @@ def stamp(
     """Write versions and metadata."""
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid('', opset))
-    model.ir_version = min(IR_VERSION, helper.find_min_ir_version_for(
-        list(model.opset_import)
-    ))
+    model.ir_version = min(
+        IR_VERSION, helper.find_min_ir_version_for(list(model.opset_import))
+    )
     model.producer_name = 'taskptq'
     model.producer_version = __version__
     helper.set_model_props(model, {'taskptq': __version__, **metadata})

@@ -29,6 +29,8 @@ class Graph:
             tensor.name: tensor for tensor in self.proto.initializer
         }
         self.outputs = [value.name for value in self.proto.output]
+        for i, node in enumerate(self.proto.node):
+            node.name = node.name or f'{node.op_type}_{i}'
         self._names = {node.name for node in self.proto.node}
         self.refresh()
 
@@ -46,7 +48,8 @@ class Graph:
     @property
     def nodes(self) -> Sequence[onnx.NodeProto]:
         """The nodes, in order of execution."""
-        return self.proto.node
+        nodes: Sequence[onnx.NodeProto] = self.proto.node
+        return nodes
 
     def array(self, name: str) -> Array | None:
         """Return a constant's values, None for what is computed."""
@@ -59,7 +62,7 @@ class Graph:
         Returns:
             Its name; with a suffix if another one has this name.
         """
-        tensor = numpy_helper.from_array(np.ascontiguousarray(array), name)
+        tensor = numpy_helper.from_array(np.array(array, order='C'), name)
         return self.add_tensor(tensor)
 
     def add_tensor(self, tensor: onnx.TensorProto) -> str:
@@ -118,6 +121,21 @@ class Graph:
                     node.input[i] = new
         self.refresh()
 
+    def rename_output(self, name: str) -> str:
+        """Free the name of an output of the graph for another tensor.
+
+        Returns:
+            What the tensor is called now.
+        """
+        new = f'{name}_before_grid'
+        for node in self.nodes:
+            for names in (node.input, node.output):
+                for i, found in enumerate(names):
+                    if found == name:
+                        names[i] = new
+        self.refresh()
+        return new
+
     def finish(self) -> None:
         """Drop what nothing reads, and write the constants back."""
         self.drop_unread()
@@ -164,7 +182,7 @@ def same_tensor(first: onnx.TensorProto, second: onnx.TensorProto) -> bool:
 def digest(tensor: onnx.TensorProto) -> bytes:
     """Return a digest of a constant's values."""
     array = numpy_helper.to_array(tensor)
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).digest()
+    return hashlib.sha256(array.tobytes()).digest()
 
 
 def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
@@ -179,7 +197,9 @@ def constants_to_initializers(graph: Graph) -> None:
     """Turn Constant nodes into initializers."""
     kept = []
     for node in graph.nodes:
-        value = attribute(node, 'value') if node.op_type == 'Constant' else None
+        value = (
+            attribute(node, 'value') if node.op_type == 'Constant' else None
+        )
         if value is None:
             kept.append(node)
             continue

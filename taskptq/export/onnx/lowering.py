@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import onnx
@@ -81,7 +82,9 @@ def _activation(
     scale, zero_point = constants_of(graph, grid, kind=kind, shift=shift)
     base = node.name.rpartition('/')[0] or f'/{grid.name}'
     codes = f'{node.output[0]}_codes'
-    axis = {} if grid.ch_axis is None else {'axis': grid.ch_axis}
+    axis: dict[str, Any] = (
+        {} if grid.ch_axis is None else {'axis': grid.ch_axis}
+    )
     made = [
         graph.node(
             'QuantizeLinear',
@@ -127,7 +130,9 @@ def _weight(
     scale, zero_point = constants_of(graph, grid, kind=kind, shift=shift)
     codes = (grid.codes.numpy() + shift).astype(kind)
     stored = graph.add_constant(codes, f'{grid.name}.codes')
-    axis = {} if grid.ch_axis is None else {'axis': grid.ch_axis}
+    axis: dict[str, Any] = (
+        {} if grid.ch_axis is None else {'axis': grid.ch_axis}
+    )
     return [
         graph.node(
             'DequantizeLinear',
@@ -144,7 +149,7 @@ def constants_of(
 ) -> tuple[str, str]:
     """Add a grid's scale and zero point; return their names."""
     scale = grid.scale.numpy().astype(np.float32)
-    zero_point = (grid.zero_point.numpy() + shift).astype(kind)
+    zero_point: Array = (grid.zero_point.numpy() + shift).astype(kind)
     if grid.ch_axis is None:
         scale, zero_point = scale.reshape(()), zero_point.reshape(())
     return (

@@ -1,0 +1,81 @@
+"""What the operators of an ONNX graph do to integer grids."""
+
+from __future__ import annotations
+
+import onnx
+
+from taskptq.export.onnx.emission import ACTIVATION, DOMAIN
+from taskptq.export.onnx.graph import Graph, attribute
+from taskptq.prepare.grid_plan import (
+    ABSORBED,
+    GRID,
+    MOVER,
+    OTHER,
+    PRODUCT,
+    SMOOTH,
+    SUM,
+    Operator,
+)
+
+KINDS = {
+    'Conv': PRODUCT,
+    'Relu': ABSORBED,
+    'MaxPool': MOVER,
+    'Reshape': MOVER,
+    'Transpose': MOVER,
+    'Flatten': MOVER,
+    'Squeeze': MOVER,
+    'Unsqueeze': MOVER,
+    'Slice': MOVER,
+    'Split': MOVER,
+    'DepthToSpace': MOVER,
+    'SpaceToDepth': MOVER,
+    'Add': SUM,
+    'Concat': SUM,
+    'AveragePool': SUM,
+    'GlobalAveragePool': SUM,
+    'LeakyRelu': SMOOTH,
+    'Sigmoid': SMOOTH,
+    'Mul': SMOOTH,
+}
+
+
+def operators_of(graph: Graph) -> list[Operator]:
+    """Return the operators of a graph with placeholders."""
+    return [
+        Operator(
+            name=node.name,
+            kind=kind_of(node, graph),
+            inputs=tuple(data_inputs(node, graph)),
+            outputs=tuple(name for name in node.output if name),
+        )
+        for node in graph.nodes
+    ]
+
+
+def kind_of(node: onnx.NodeProto, graph: Graph) -> str:
+    """Return what an operator does to a grid."""
+    if node.domain == DOMAIN:
+        return GRID if node.op_type == ACTIVATION else OTHER
+    if node.domain:
+        return OTHER
+    if node.op_type == 'Resize':
+        # Cubic interpolation leaves the range of its input.
+        mode = attribute(node, 'mode', b'nearest')
+        return MOVER if mode in (b'nearest', b'linear') else OTHER
+    kind = KINDS.get(node.op_type, OTHER)
+    reads_constant = len(data_inputs(node, graph)) < 2
+    if node.op_type in ('Add', 'Mul') and reads_constant:
+        return OTHER
+    return kind
+
+
+def data_inputs(node: onnx.NodeProto, graph: Graph) -> list[str]:
+    """Return the tensors whose values an operator passes on.
+
+    Shapes, sizes and constants are none; of a convolution, the input.
+    """
+    names = list(node.input)
+    if node.op_type not in ('Add', 'Mul', 'Concat', 'Sum'):
+        names = names[:1]
+    return [name for name in names if name and name not in graph.constants]

@@ -1,0 +1,382 @@
+"""Passes over graphs of standard operators that runtimes profit from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import helper
+from onnx.reference import ReferenceEvaluator
+
+from taskptq.export.onnx.graph import Array, Graph, attribute
+
+# Operators that only move the values of a weight.
+WEIGHT_MOVES = (
+    'Transpose',
+    'Reshape',
+    'Slice',
+    'Split',
+    'Squeeze',
+    'Unsqueeze',
+    'Flatten',
+    'Gather',
+    'Identity',
+)
+INT32_MAX = np.iinfo(np.int32).max
+
+
+def move_weights(graph: Graph) -> int:
+    """Apply what moves a dequantized weight to its integers instead.
+
+    Runtimes read an integer weight only straight behind DequantizeLinear.
+
+    Returns:
+        How many operators went away.
+    """
+    done = 0
+    again = True
+    while again:
+        again = False
+        for node in list(graph.nodes):
+            source = graph.producer.get(node.input[0]) if node.input else None
+            if (
+                node.op_type in WEIGHT_MOVES
+                and source is not None
+                and is_weight(source, graph)
+                and all(n in graph.constants for n in node.input[1:] if n)
+                and _move(graph, node, source)
+            ):
+                again = True
+                done += 1
+    return done
+
+
+def is_weight(node: onnx.NodeProto, graph: Graph) -> bool:
+    """Whether a node dequantizes a constant."""
+    return bool(
+        node.op_type == 'DequantizeLinear' and node.input[0] in graph.constants
+    )
+
+
+def _move(graph: Graph, node: onnx.NodeProto, source: onnx.NodeProto) -> bool:
+    """Replace one mover of a weight; return False if it mixes its grids."""
+    parts = _spread(graph, source)
+    moved = [_evaluate(graph, node, part) for part in parts]
+    made = []
+    for i, output in enumerate(node.output):
+        codes, scale, zero_point = (part[i] for part in moved)
+        axis = _axis_of(scale, zero_point)
+        if axis is None:
+            return False
+        made.append((output, codes, scale, zero_point, axis))
+    nodes = []
+    for other in graph.nodes:
+        if other.name != node.name:
+            nodes.append(other)
+            continue
+        for output, codes, scale, zero_point, axis in made:
+            stem = source.input[0]
+            suffix = f'.{node.name.strip("/").replace("/", ".")}'
+            grid = [_along(part, axis) for part in (scale, zero_point)]
+            names = [
+                graph.add_constant(array, f'{stem}{suffix}.{what}')
+                for array, what in zip(
+                    (codes, *grid),
+                    ('codes', 'scale', 'zero_point'),
+                    strict=True,
+                )
+            ]
+            extra: dict[str, Any] = {} if axis < 0 else {'axis': axis}
+            nodes.append(
+                graph.node(
+                    'DequantizeLinear',
+                    names,
+                    [output],
+                    name=f'{node.name}/DequantizeLinear',
+                    **extra,
+                )
+            )
+    graph.replace_nodes(nodes)
+    return True
+
+
+def _spread(graph: Graph, source: onnx.NodeProto) -> list[Array]:
+    """Return codes, scales and zero points of a weight, all of its shape."""
+    codes, scale, zero_point = (graph.array(n) for n in source.input)
+    assert codes is not None
+    assert scale is not None
+    assert zero_point is not None
+    shape = [1] * codes.ndim
+    if scale.ndim:
+        shape[attribute(source, 'axis', 1)] = -1
+    return [
+        codes,
+        *(
+            np.broadcast_to(part.reshape(shape), codes.shape)
+            for part in (scale, zero_point)
+        ),
+    ]
+
+
+def _evaluate(graph: Graph, node: onnx.NodeProto, array: Array) -> list[Array]:
+    """Compute one node on an array."""
+    opset = max(o.version for o in graph.model.opset_import if not o.domain)
+    feeds = {node.input[0]: np.ascontiguousarray(array)}
+    for name in node.input[1:]:
+        if name:
+            feeds[name] = graph.array(name)  # type: ignore[assignment]
+    empty = [helper.make_empty_tensor_value_info(n) for n in feeds]
+    outputs = [helper.make_empty_tensor_value_info(n) for n in node.output]
+    model = helper.make_model(
+        helper.make_graph([node], 'move', empty, outputs),
+        opset_imports=[helper.make_opsetid('', opset)],
+    )
+    return list(ReferenceEvaluator(model).run(None, feeds))
+
+
+def _axis_of(scale: Array, zero_point: Array) -> int | None:
+    """Return the axis along which a grid varies; -1 if none, None if more."""
+    found = -1
+    for part in (scale, zero_point):
+        for axis in range(part.ndim):
+            if (
+                part.shape[axis] < 2
+                or (part == part.take([0], axis=axis)).all()
+            ):
+                continue
+            if found not in (-1, axis):
+                return None
+            found = axis
+    return found
+
+
+def _along(array: Array, axis: int) -> Array:
+    """Return one value per index of an axis, or the only value."""
+    if axis < 0:
+        return np.asarray(array.reshape(-1)[0])
+    return np.moveaxis(array, axis, 0).reshape(array.shape[axis], -1)[:, 0]
+
+
+def integer_biases(graph: Graph) -> list[str]:
+    """Store the biases of quantized convolutions and Gemm as int32.
+
+    The scale is that of the products: input's times weight's.
+
+    Returns:
+        Layers whose bias does not fit, and which stay float.
+    """
+    nodes: list[onnx.NodeProto] = []
+    refused: list[str] = []
+    for node in graph.nodes:
+        bias = node.input[2] if len(node.input) > 2 else ''
+        if node.op_type in ('Conv', 'Gemm') and bias in graph.constants:
+            scale = product_scale(graph, node)
+            made = None
+            if scale is not None:
+                made = _integer_bias(graph, node, bias, scale)
+            if made is not None:
+                nodes.append(made)
+                node.input[2] = made.output[0]
+            elif scale is not None:
+                refused.append(node.name)
+        nodes.append(node)
+    graph.replace_nodes(nodes)
+    return refused
+
+
+def product_scale(graph: Graph, node: onnx.NodeProto) -> Array | None:
+    """Return the scale of a layer's sums, (C,); None if it is float."""
+    data = graph.producer.get(node.input[0])
+    weight = graph.producer.get(node.input[1])
+    for found in (data, weight):
+        if found is None or found.op_type != 'DequantizeLinear':
+            return None
+    assert data is not None
+    assert weight is not None
+    if not is_weight(weight, graph):
+        return None
+    scale, step = graph.array(data.input[1]), graph.array(weight.input[1])
+    point = graph.array(data.input[2])
+    if scale is None or step is None or point is None or scale.size > 1:
+        return None
+    return None if point.dtype.itemsize > 1 else scale.reshape(()) * step
+
+
+def _integer_bias(
+    graph: Graph, node: onnx.NodeProto, bias: str, scale: Array
+) -> onnx.NodeProto | None:
+    """Return DequantizeLinear of an int32 bias; None if it overflows."""
+    values = graph.array(bias)
+    assert values is not None
+    if values.ndim != 1:
+        return None
+    steps = np.broadcast_to(scale, values.shape).astype(np.float32)
+    codes = np.rint(values.astype(np.float64) / steps)
+    if np.abs(codes).max(initial=0) > INT32_MAX:
+        return None
+    stored = graph.add_constant(codes.astype(np.int32), f'{bias}.codes')
+    return graph.node(
+        'DequantizeLinear',
+        [
+            stored,
+            graph.add_constant(steps, f'{bias}.scale'),
+            graph.add_constant(
+                np.zeros(len(values), np.int32), f'{bias}.zero_point'
+            ),
+        ],
+        [f'{node.name}_bias_on_grid'],
+        name=f'{node.name}/bias/DequantizeLinear',
+        axis=0,
+    )
+
+
+def spread_biases(graph: Graph) -> int:
+    """Give the biases behind matrix products two leading axes.
+
+    ONNX Runtime turns MatMul and a bias of one axis into a Gemm, which then
+    stays float for want of an output grid.
+
+    Returns:
+        How many.
+    """
+    done = 0
+    for node in graph.nodes:
+        if node.op_type != 'Add':
+            continue
+        for i in (0, 1):
+            values = graph.array(node.input[i])
+            product = graph.producer.get(node.input[1 - i])
+            if (
+                values is None
+                or values.ndim != 1
+                or product is None
+                or product.op_type != 'MatMul'
+                or product_inputs(graph, product) is None
+            ):
+                continue
+            node.input[i] = graph.add_constant(
+                values.reshape(1, 1, -1), f'{node.input[i]}.spread'
+            )
+            done += 1
+    graph.refresh()
+    return done
+
+
+def product_inputs(
+    graph: Graph, node: onnx.NodeProto
+) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """Return what dequantizes the two operands of a product, if both are."""
+    first, second = (graph.producer.get(name) for name in node.input[:2])
+    for found in (first, second):
+        if found is None or found.op_type != 'DequantizeLinear':
+            return None
+    assert first is not None
+    assert second is not None
+    return first, second
+
+
+def integer_products(graph: Graph, *, least: int = 0) -> list[str]:
+    """Run convolutions in integers whose outputs stay float.
+
+    ``Conv`` between dequantized operands becomes ``ConvInteger``, whose sums
+    are then scaled: the same numbers, without a grid on the output.
+
+    Args:
+        graph: Graph of standard operators with integer biases.
+        least: Products per output value below which the extra passes over
+            the output cost more than the integers save.
+
+    Returns:
+        Names of the convolutions.
+    """
+    nodes: list[onnx.NodeProto] = []
+    done: list[str] = []
+    for node in graph.nodes:
+        if node.op_type != 'Conv' or not _runs_float(graph, node, least):
+            nodes.append(node)
+            continue
+        nodes += _conv_integer(graph, node)
+        done.append(node.name)
+    graph.replace_nodes(nodes)
+    return done
+
+
+def _runs_float(graph: Graph, node: onnx.NodeProto, least: int) -> bool:
+    """Whether a convolution has integer operands and a float output."""
+    if product_scale(graph, node) is None:
+        return False
+    weight = graph.producer[node.input[1]]
+    codes = graph.array(weight.input[0])
+    point = graph.array(weight.input[2])
+    assert codes is not None
+    assert point is not None
+    if point.any() or codes[0].size < least:
+        return False
+    if len(node.input) > 2 and node.input[2] not in graph.producer:
+        return False
+    name = node.output[0]
+    while True:
+        readers = graph.readers.get(name, [])
+        if name in graph.outputs or len(readers) != 1:
+            return True
+        if readers[0].op_type != 'Relu':
+            return readers[0].op_type != 'QuantizeLinear'
+        name = readers[0].output[0]
+
+
+def _conv_integer(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+    """Return ConvInteger, Add of the bias, Cast and Mul."""
+    data = graph.producer[node.input[0]]
+    weight = graph.producer[node.input[1]]
+    scale = product_scale(graph, node)
+    codes = graph.array(weight.input[0])
+    assert scale is not None
+    assert codes is not None
+    shape = (1, -1, *[1] * (codes.ndim - 2))
+    steps = np.broadcast_to(scale, codes.shape[:1]).reshape(shape)
+    name, out = node.name, node.output[0]
+    sums = f'{out}_sums'
+    # ONNX Runtime has this operator for weights without a sign only.
+    unsigned = graph.add_constant(
+        (codes.astype(np.int16) + 128).astype(np.uint8),
+        f'{weight.input[0]}.unsigned',
+    )
+    middle = graph.add_constant(np.array(128, np.uint8), 'unsigned_zero')
+    made = [
+        graph.node(
+            'ConvInteger',
+            [data.input[0], unsigned, data.input[2], middle],
+            [sums],
+            name=f'{name}/ConvInteger',
+        )
+    ]
+    made[0].attribute.extend(node.attribute)
+    if len(node.input) > 2:
+        bias = graph.array(graph.producer[node.input[2]].input[0])
+        assert bias is not None
+        stored = graph.add_constant(
+            bias.reshape(shape), f'{node.input[2]}.spread'
+        )
+        made.append(
+            graph.node(
+                'Add', [sums, stored], [f'{sums}_bias'], name=f'{name}/bias'
+            )
+        )
+        sums = f'{sums}_bias'
+    step = graph.add_constant(
+        steps.astype(np.float32), f'{weight.input[0]}.product_scale'
+    )
+    return [
+        *made,
+        graph.node(
+            'Cast',
+            [sums],
+            [f'{sums}_float'],
+            name=f'{name}/Cast',
+            to=onnx.TensorProto.FLOAT,
+        ),
+        graph.node(
+            'Mul', [f'{sums}_float', step], [out], name=f'{name}/scale'
+        ),
+    ]

@@ -1,0 +1,75 @@
+"""Run ONNX graphs in ONNX Runtime while they are made and checked."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx
+from onnx import helper
+
+from taskptq.export.onnx.errors import OnnxExportError
+from taskptq.export.onnx.graph import Array, Graph
+
+Feeds = Mapping[str, Array]
+
+
+def session(
+    model: bytes | str | Path,
+    *,
+    optimize: bool = True,
+    save: str | Path | None = None,
+) -> Any:
+    """Return a session on one thread of the CPU.
+
+    Args:
+        model: File, or its contents.
+        optimize: Whether the runtime fuses operators into integer ones.
+        save: File that receives the optimized graph.
+
+    Raises:
+        OnnxExportError: If ONNX Runtime is not installed.
+    """
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise OnnxExportError(
+            'ONNX Runtime is not installed: pip install "taskptq[onnx]"'
+        ) from error
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = (
+            onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
+    if save is not None:
+        options.optimized_model_filepath = str(save)
+    content = str(model) if isinstance(model, Path) else model
+    return onnxruntime.InferenceSession(
+        content, options, providers=['CPUExecutionProvider']
+    )
+
+
+def inner_session(graph: Graph, names: Sequence[str]) -> Any:
+    """Return a session that returns tensors inside a graph.
+
+    Each operator is computed as it stands, without optimization.
+
+    Args:
+        graph: Graph of standard operators; left as it is.
+        names: Tensors to return, in this order.
+    """
+    model = onnx.ModelProto()
+    model.CopyFrom(graph.model)
+    copy = Graph(model)
+    copy.constants = dict(graph.constants)
+    del copy.proto.output[:]
+    copy.proto.output.extend(
+        helper.make_empty_tensor_value_info(name) for name in names
+    )
+    copy.outputs = list(names)
+    copy.finish()
+    return session(model.SerializeToString(), optimize=False)
