@@ -22,7 +22,7 @@ ELSEWHERE = {
     'cli/draw_boxes.py': 'test_cli/test_detr_report.py',
     'cli/publish.py': 'test_engine/test_tools.py',
     'cli/quantize.py': 'test_engine/test_tools.py',
-    'cli/quantized_file.py': 'test_cli/test_info.py',
+    'export/quantized_file.py': 'test_cli/test_info.py',
     'cli/report.py': 'test_cli/test_info.py',
     'cli/test.py': 'test_engine/test_tools.py',
     'cli/train.py': 'test_engine/test_tools.py',

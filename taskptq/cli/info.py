@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from taskptq.cli.quantized_file import open_file
+from taskptq.export.quantized_file import open_file
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
 TITLES = {

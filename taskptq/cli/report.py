@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from taskptq.cli.info import info_lines, printable
-from taskptq.cli.quantized_file import QuantizedFile, open_file
+from taskptq.export.quantized_file import QuantizedFile, open_file
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.prepare.products_report import ProductReport, percent
 from taskptq.prepare.report import SwapReport

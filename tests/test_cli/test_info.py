@@ -8,7 +8,7 @@ from plain_detector import PlainDetector, images
 
 import taskptq
 from taskptq.cli import info, report
-from taskptq.cli.quantized_file import open_file
+from taskptq.export.quantized_file import open_file
 from taskptq.export.schema import compute_digest
 
 

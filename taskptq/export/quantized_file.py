@@ -126,7 +126,7 @@ class QuantizedFile:
 
     def rows(self) -> dict[str, SwapRow]:
         """Return a row for each quantized layer: its name, class and bits."""
-        bits: dict[str, dict[str, int]] = {}
+        bits: dict[str, dict[str, Any]] = {}
         for key, entry in self._weights().items():
             of_layer = bits.setdefault(key.rpartition('.')[0], {})
             known = of_layer.get('weight_bits', entry['num_bits'])
