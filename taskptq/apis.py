@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,15 +9,12 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
-from mmengine.model import revert_sync_batchnorm
-from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from taskptq.core.rules import Flag
 from taskptq.core.setting_error import SettingError, check_keys, refuse
 from taskptq.engine.calibration_data import (
     CalibrationConfig,
-    EvaluationSource,
     build_calibration,
 )
 from taskptq.engine.checkpoint_file import (
@@ -27,9 +23,15 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.config_file import read_config
+from taskptq.engine.config_model import (
+    build_model,
+    evaluation_source,
+    load_config,
+)
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.in_memory import Forward, quantize_in_memory
+from taskptq.engine.onnx_export import OnnxSource, export_from_config
 from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
@@ -41,6 +43,7 @@ from taskptq.engine.restore import restore_model
 
 __all__ = [
     'build_model',
+    'export_onnx',
     'load_quantized',
     'quantize',
     'read_config',
@@ -69,35 +72,6 @@ def read_fragment(
         raise ValueError(f'{value} sets no {key}')
     found = fragment.to_dict()[key]
     return None if found is None else dict(found)
-
-
-def load_config(config: Config | str | Path) -> Config:
-    """Read a config and make its default scope the current one."""
-    if not isinstance(config, Config):
-        config = read_config(config)
-    init_default_scope(config.get('default_scope', 'mmengine'))
-    return config
-
-
-def build_model(
-    config: Config | str | Path, *, device: str | torch.device = 'cpu'
-) -> nn.Module:
-    """Build a config's model, in eval mode, with random weights.
-
-    Args:
-        config: Config or its path.
-        device: Where to put the model.
-    """
-    config = load_config(config)
-    # Registries of mm packages take keys out of what they build from.
-    model_config = copy.deepcopy(config.model)
-    # What a Runner does with the config's own preprocessor.
-    preprocessor = config.get('preprocess_cfg')
-    if preprocessor is not None:
-        model_config.setdefault('data_preprocessor', preprocessor)
-    model = revert_sync_batchnorm(MODELS.build(model_config))
-    model.cfg = config
-    return model.to(device).eval()
 
 
 def load_quantized(
@@ -131,19 +105,71 @@ def load_quantized(
     return model
 
 
-def evaluation_source(config: Config) -> EvaluationSource:
-    """Take the test set of a config, or else its validation set.
+def export_onnx(
+    config: Config | str | Path,
+    checkpoint: str | Path,
+    *,
+    out: str | Path,
+    target: str = 'onnxruntime',
+    size: tuple[int, int] | None = None,
+    dynamic: bool = False,
+    opset: int = 21,
+    float_model: bool = False,
+    num_images: int = 16,
+    trust_checkpoint: bool = False,
+) -> list[Any]:
+    """Write a quantized (or float) model as ONNX files that a runtime runs.
+
+    Args:
+        config: Config of the float model, or its path.
+        checkpoint: Quantized file; with ``float_model`` a float checkpoint.
+        out: File to write, ``*.onnx``; further parts of a model, such as a
+            RoI head, get files beside it.
+        target: ``onnxruntime``, ``openvino`` or ``tensorrt``.
+        size: Height and width of the images; None takes that of the first
+            calibration batch.
+        dynamic: Leave the size of the images free.
+        opset: Version of the ONNX operators, 13 to 21.
+        float_model: Export a float model.
+        num_images: Training images on which grids that the runtime needs and
+            the model lacks are calibrated; 0 exports without data, then
+            ``size`` is needed.
+        trust_checkpoint: See :func:`quantize`.
+
+    Returns:
+        The report of each file.
 
     Raises:
-        ValueError: If the config has neither.
+        QuantizedCheckpointError: See :func:`load_quantized`.
+        ValueError: If the checkpoint is of the other kind, the model has no
+            network part, or a layer has no form in ONNX.
     """
-    for name in ('test_dataloader', 'val_dataloader'):
-        loader = config.get(name)
-        if loader is not None:
-            return EvaluationSource.from_config(loader)
-    raise ValueError(
-        'the config has neither test_dataloader nor '
-        'val_dataloader: calibration needs their pipeline'
+    refuse_unwritable_file(out, name='out')
+    config = load_config(config)
+    source = OnnxSource.read(
+        local_file(checkpoint),
+        float_model=float_model,
+        trust_checkpoint=trust_checkpoint,
+    )
+    model = build_model(config)
+    source.load_into(model)
+    batches: Sequence[Any] = ()
+    if num_images:
+        images = CalibrationConfig.from_dict({'num_images': num_images})
+        default = (config.get('train_dataloader') or {}).get('dataset')
+        evaluation = evaluation_source(config)
+        batches = build_calibration(images, source=evaluation, default=default)
+        model.dataset_meta = getattr(evaluation.dataset, 'metainfo', {})
+    return export_from_config(
+        model,
+        config,
+        source=source,
+        batches=batches,
+        out=out,
+        target=target,
+        size=size,
+        dynamic=dynamic,
+        opset=opset,
     )
 
 

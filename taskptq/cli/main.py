@@ -21,8 +21,9 @@ from taskptq.version import __version__
 PROG = 'taskptq'
 COMMANDS = {
     'quantize': 'quantize a float checkpoint',
-    'test': 'evaluate a float or a quantized checkpoint',
+    'test': 'evaluate a float, quantized or exported file',
     'train': 'train a model, with or without quantization',
+    'export': 'write a quantized model as ONNX files for a runtime',
     'info': 'describe a quantized file',
     'report': 'print which layers of a model are quantized, and how',
     'list': 'list recipes, observers, quantizers, configs and the like',

@@ -1,6 +1,7 @@
 """Evaluate a float or a quantized checkpoint with mmengine's Runner.
 
     taskptq test CONFIG CHECKPOINT [--work-dir DIR] [--out JSON]
+    taskptq test CONFIG model.onnx
 
 With PTQHook in the config, a float checkpoint is quantized first; a quantized
 file is rebuilt from what it says itself, also where the config has no hook.
@@ -38,6 +39,7 @@ from taskptq.engine.checkpoint_file import (
 )
 from taskptq.engine.checkpoint_guard import guarded_runner
 from taskptq.engine.import_style import type_name
+from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.ptq_hook import unwrap
 from taskptq.engine.refusals import (
     check_hooks,
@@ -46,6 +48,7 @@ from taskptq.engine.refusals import (
     refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import is_quantized
+from taskptq.export.runtime import is_onnx_path, read_onnx
 
 HOOK = 'PTQHook'
 
@@ -58,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """
     parser = argparse.ArgumentParser(description='Test (and quantize) a model')
     parser.add_argument('config', help='config file of the model to test')
-    parser.add_argument('checkpoint', help='float or quantized checkpoint')
+    parser.add_argument('checkpoint', help='float, quantized or exported file')
     parser.add_argument(
         '--work-dir',
         help='folder for logs, reports and the quantized file '
@@ -121,14 +124,15 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def add_hook(cfg: Config, checkpoint: Mapping[str, Any]) -> None:
-    """Add PTQHook to a config that has none, for a quantized file.
+    """Add PTQHook to a config that has none, for a file of ours.
 
     Args:
         cfg: Config of the run; changed in place.
         checkpoint: Content of the file.
     """
     hooks = list(cfg.get('custom_hooks') or [])
-    if is_quantized(checkpoint) and not any(map(is_ptq_hook, hooks)):
+    ours = is_quantized(checkpoint) or is_onnx_path(cfg.load_from)
+    if ours and not any(map(is_ptq_hook, hooks)):
         cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
 
 
@@ -146,9 +150,8 @@ def check_fit(
         ValueError: If weights are missing or of another shape.
     """
     # Checkpoints of QATHook have their weights elsewhere.
-    if is_quantized(checkpoint) or isinstance(
-        checkpoint.get('state_dict'), str
-    ):
+    is_weights = not isinstance(checkpoint.get('state_dict'), str)
+    if is_quantized(checkpoint) or is_onnx_path(path) or not is_weights:
         return
     load_float_weights(unwrap(runner.model), checkpoint, path=path)
 
@@ -231,7 +234,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         isinstance(hook, dict) and bool(hook.get('trust_checkpoint'))
         for hook in cfg.get('custom_hooks') or []
     )
-    checkpoint = read_checkpoint(cfg.load_from, trust_checkpoint=trusted)
+    if is_onnx_path(cfg.load_from):
+        # Refused before anything is built.
+        read_metadata(read_onnx(cfg.load_from))
+        checkpoint: dict[str, Any] = {}
+    else:
+        checkpoint = read_checkpoint(cfg.load_from, trust_checkpoint=trusted)
     add_hook(cfg, checkpoint)
     join_processes_on_cpu(cfg)
     runner = guarded_runner(cfg, training=False, trust_checkpoint=trusted)

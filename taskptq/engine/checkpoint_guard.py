@@ -25,6 +25,7 @@ from torch import nn
 from taskptq.core.setting_error import shown
 from taskptq.engine.checkpoint_file import local_file, read_checkpoint
 from taskptq.engine.fit import refuse_misfit
+from taskptq.export.runtime import is_onnx_path
 
 __all__ = [
     'drop_config_text',
@@ -69,6 +70,9 @@ def guard_runner(
     source = resume if isinstance(resume, str) else runner._load_from
     if resume and source is None:
         source = find_latest_checkpoint(runner.work_dir)
+    if is_onnx_path(source) and not training:
+        # PTQHook claims it, and reads it without running code, too.
+        return
     if source is not None:
         runner._load_from = guarded(
             str(source), resume=bool(resume), trust_checkpoint=trust_checkpoint

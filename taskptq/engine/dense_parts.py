@@ -9,19 +9,21 @@ from typing import Any
 from torch import Tensor, nn
 
 from taskptq.engine.network_parts import (
-    MAIN,
     NetworkParts,
-    Part,
-    Run,
-    image_axes,
-    make_part,
-    nested,
     replace_forward,
 )
 from taskptq.engine.onnx_decode import (
     anchor_decoding,
     class_decoding,
     point_decoding,
+)
+from taskptq.engine.raw_outputs import (
+    MAIN,
+    Part,
+    Run,
+    image_axes,
+    make_part,
+    nested,
 )
 from taskptq.registry import NETWORK_PARTS
 

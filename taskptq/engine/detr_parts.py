@@ -18,8 +18,10 @@ from taskptq.engine.dense_parts import (
     pass_on,
 )
 from taskptq.engine.network_parts import (
-    MAIN,
     NetworkParts,
+)
+from taskptq.engine.raw_outputs import (
+    MAIN,
     Part,
     Run,
     image_axes,

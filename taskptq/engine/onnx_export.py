@@ -5,28 +5,50 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taskptq.engine.network_parts import Part, Run, parts_of
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    read_checkpoint,
+)
+from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.network_parts import (
+    parts_of,
+)
 from taskptq.engine.onnx_metadata import OnnxMetadata, part_path
 from taskptq.engine.onnx_preprocess import preprocessing
-from taskptq.export.runtime import OnnxFileError, Session, read_onnx
+from taskptq.engine.raw_outputs import (
+    Part,
+    Run,
+)
+from taskptq.engine.restore import restore_model
+from taskptq.export.runtime import (
+    OnnxFileError,
+    Session,
+    is_onnx_path,
+    read_onnx,
+)
+from taskptq.export.schema import is_quantized
 
 __all__ = [
+    'OnnxSource',
     'at_size',
+    'export_from_config',
     'export_parts',
     'preprocessed',
     'random_batch',
     'recorded_inputs',
 ]
 
+FLOAT = 'float'
 SPARE = 2  # images in the example batch, so that none is taken for all
 
 
@@ -242,3 +264,132 @@ def _agree(found: Tensor, expected: Tensor) -> bool:
     noise = float((found - expected).square().mean())
     signal = float(expected.square().mean())
     return noise <= 0.1 * signal + 1e-9
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxSource:
+    """A checkpoint to export.
+
+    Args:
+        path: The file.
+        content: Its content, checked.
+    """
+
+    path: Path
+    content: Mapping[str, Any]
+
+    @classmethod
+    def read(
+        cls, path: Path, *, float_model: bool, trust_checkpoint: bool = False
+    ) -> OnnxSource:
+        """Read a checkpoint of the kind that is asked for.
+
+        Raises:
+            ValueError: If it is of the other kind; see also
+                ``read_checkpoint``.
+        """
+        if is_onnx_path(path):
+            raise ValueError(f'{path} is an exported file already')
+        content = read_checkpoint(path, trust_checkpoint=trust_checkpoint)
+        if is_quantized(content) and float_model:
+            raise ValueError(
+                f'{path} is quantized: export it without --float, or give '
+                'the float checkpoint'
+            )
+        if not is_quantized(content) and not float_model:
+            raise ValueError(
+                f'{path} is a float checkpoint: quantize it first (taskptq '
+                'quantize), or export the float model with --float'
+            )
+        return cls(path=path, content=content)
+
+    def load_into(self, model: nn.Module) -> None:
+        """Give a built model the file's structure and weights."""
+        if is_quantized(self.content):
+            restore_model(self.content, model)
+        else:
+            load_float_weights(model, self.content, path=self.path)
+
+    def facts(self) -> dict[str, Any]:
+        """Return recipe and digest, as the metadata of an export has them."""
+        if is_quantized(self.content):
+            meta = self.content['meta']
+            return {
+                'recipe': meta.get('recipe'),
+                'digest': str(self.content['digest']),
+            }
+        digest = hashlib.sha256(self.path.read_bytes()).hexdigest()
+        return {'recipe': FLOAT, 'digest': digest}
+
+
+def export_from_config(
+    model: nn.Module,
+    config: Config,
+    *,
+    source: OnnxSource,
+    batches: Sequence[Any],
+    out: str | Path,
+    target: str,
+    size: tuple[int, int] | None,
+    dynamic: bool,
+    opset: int,
+) -> list[Any]:
+    """Export the model of a config; see ``taskptq.apis.export_onnx``.
+
+    Args:
+        model: The model with its weights, in eval mode.
+        config: Its config.
+        source: The checkpoint.
+        batches: Calibration batches, collated; none exports without data.
+        out: As in ``export_onnx``, like all that follow.
+        target: Runtime.
+        size: Height and width of the images.
+        dynamic: Whether they are free.
+        opset: Version of the operators.
+    """
+    if size is None and not len(batches):
+        raise ValueError(
+            'an export without images cannot know their size: give --size '
+            'HEIGHT WIDTH, or --num-images of at least 1'
+        )
+    calibration = [preprocessed(model, batch) for batch in batches]
+    data = calibration[0] if calibration else random_batch(size)
+    if size is not None:
+        calibration = [at_size(batch, size) for batch in calibration]
+        data = at_size(data, size)
+    height, width = data['inputs'].shape[-2:]
+    calibration = [
+        batch
+        for batch in calibration
+        if dynamic or tuple(batch['inputs'].shape[-2:]) == (height, width)
+    ]
+    known = getattr(model, 'dataset_meta', None) or {}
+    classes = known.get('classes')
+    meta = OnnxMetadata(
+        parts=[],
+        export='',
+        model=type(model).__name__,
+        config=config.filename and Path(config.filename).stem,
+        target=target,
+        input_size=None if dynamic else [int(height), int(width)],
+        classes=None if classes is None else [str(name) for name in classes],
+        **source.facts(),
+    )
+    return export_parts(
+        model,
+        data,
+        out=out,
+        meta=meta,
+        opset=opset,
+        calibration=[] if source.facts()['recipe'] == FLOAT else calibration,
+        pipeline=test_pipeline(config),
+    )
+
+
+def test_pipeline(config: Config) -> Sequence[Mapping[str, Any]] | None:
+    """Return the transforms of a config's test set, if they are named."""
+    loader = config.get('test_dataloader') or config.get('val_dataloader')
+    if not isinstance(loader, Mapping):
+        return None
+    leaf = leaf_datasets(loader['dataset'])[0]
+    return leaf.get('pipeline') if isinstance(leaf, Mapping) else None

@@ -7,7 +7,10 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import nn
 
-from taskptq.engine.network_parts import guard_rest, parts_of
+from taskptq.engine.network_parts import (
+    guard_rest,
+    parts_of,
+)
 from taskptq.engine.onnx_metadata import OnnxMetadata, open_parts
 from taskptq.export.runtime import OnnxFileError, is_onnx_path
 

@@ -8,7 +8,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from taskptq.engine.network_parts import MAIN
+from taskptq.engine.raw_outputs import (
+    MAIN,
+)
 from taskptq.export.errors import shown
 from taskptq.export.runtime import OnnxFile, OnnxFileError, Session, read_onnx
 

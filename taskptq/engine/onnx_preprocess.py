@@ -99,7 +99,9 @@ def _step(name: str, transform: Mapping[str, Any]) -> dict[str, Any] | None:
 def _normalization(preprocessor: Any) -> list[dict[str, Any]] | None:
     """Describe what the data preprocessor does."""
     known = ('mean', 'std', '_channel_conversion', 'channel_conversion')
-    if preprocessor is None or not any(hasattr(preprocessor, k) for k in known):
+    if preprocessor is None or not any(
+        hasattr(preprocessor, k) for k in known
+    ):
         return None
     swaps = getattr(preprocessor, '_channel_conversion', None)
     if swaps is None:
@@ -213,7 +215,9 @@ def pad(image: Array, step: Mapping[str, Any]) -> Array:
         goal = (max(height, width),) * 2
     else:
         goal = (height, width)
-    goal = tuple(-(-side // step['divisor']) * step['divisor'] for side in goal)
+    goal = tuple(
+        -(-side // step['divisor']) * step['divisor'] for side in goal
+    )
     padded = np.full(
         (max(goal[0], height), max(goal[1], width), 3),
         step['value'],

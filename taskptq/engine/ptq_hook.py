@@ -28,6 +28,7 @@ from taskptq.engine.checkpoint_guard import (
 from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
+from taskptq.engine.onnx_hook import claim_onnx
 from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
@@ -180,6 +181,10 @@ class PTQHook(Hook):
                 ``guard_runner``.
         """
         training = self._in_training(runner)
+        if not training and claim_onnx(runner, unwrap(runner.model)):
+            self._restored = True
+            remove_ema_hooks(runner)
+            return
         guard_runner(
             runner, training=training, trust_checkpoint=self.trust_checkpoint
         )

@@ -13,18 +13,20 @@ from taskptq.engine.dense_parts import (
     named_outputs,
 )
 from taskptq.engine.network_parts import (
-    MAIN,
     NetworkParts,
+    capture_calls,
+    replace_forward,
+    with_parameters,
+)
+from taskptq.engine.raw_outputs import (
+    MAIN,
     Part,
     Run,
-    capture_calls,
     image_axes,
     make_part,
     module_part,
     nested,
     one_output,
-    replace_forward,
-    with_parameters,
 )
 from taskptq.registry import NETWORK_PARTS
 

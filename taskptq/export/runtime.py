@@ -326,9 +326,7 @@ class Session:
                     'export with this --size, or with --dynamic'
                 )
 
-    def _nothing(
-        self, count: int, device: torch.device
-    ) -> dict[str, Tensor]:
+    def _nothing(self, count: int, device: torch.device) -> dict[str, Tensor]:
         """Return empty outputs, which some operators cannot compute."""
         return {
             name: torch.zeros(

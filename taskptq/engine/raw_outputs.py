@@ -1,0 +1,233 @@
+"""Networks of plain tensors, as a runtime gets them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.engine.adapters import name_tensors
+
+__all__ = [
+    'MAIN',
+    'Part',
+    'RawOutputs',
+    'Run',
+    'image_axes',
+    'make_part',
+    'module_part',
+    'nested',
+    'one_output',
+]
+
+# A part as it runs: its inputs in order -> its outputs by name.
+Run = Callable[..., Mapping[str, Tensor]]
+# Name of the part that takes the images; its file has the name asked for.
+MAIN = 'network'
+# Outputs of a part that is one module.
+OUTPUT = 'output'
+BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
+# By how much a dimension is made longer to see which sizes follow it: a
+# multiple of every usual stride, or one image.
+STEPS = {HEIGHT: 64, WIDTH: 64}
+
+
+class RawOutputs(nn.Module):
+    """A function of tensors, with the modules that it calls.
+
+    Args:
+        function: Tensors -> nested tensors; all weights that it uses are
+            those of ``modules``.
+        modules: Dotted name in the model -> module or parameter, which the
+            exported weights are named by.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        *,
+        modules: Mapping[str, nn.Module | nn.Parameter],
+    ) -> None:
+        super().__init__()
+        self._function = function
+        for name, module in modules.items():
+            *path, last = name.split('.')
+            parent: nn.Module = self
+            for key in path:
+                if key not in parent._modules:
+                    parent.add_module(key, nn.Module())
+                parent = parent.get_submodule(key)
+            if isinstance(module, nn.Parameter):
+                parent.register_parameter(last, module)
+            else:
+                parent.add_module(last, module)
+
+    def named_outputs(self, *tensors: Tensor) -> dict[str, Tensor]:
+        """Run the function; return its tensors by their dotted names."""
+        return dict(name_tensors(self._function(*tensors)))
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Run the function; return its tensors in order."""
+        return tuple(self.named_outputs(*tensors).values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One network to export.
+
+    Args:
+        name: ``MAIN``, or the dotted name of what it replaces.
+        network: Tensors -> tuple of tensors.
+        inputs: Example inputs.
+        input_names: Their names.
+        output_names: Names of the outputs, see :func:`nested`.
+        dynamic_axes: Name of an input or output -> axis -> name of its size.
+    """
+
+    name: str
+    network: RawOutputs
+    inputs: tuple[Tensor, ...]
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+    dynamic_axes: Mapping[str, Mapping[int, str]]
+
+    def longer(self, label: str) -> tuple[Tensor, ...]:
+        """Return the inputs with one of their free sizes increased."""
+        return longer(
+            self.inputs, self.input_names, self.dynamic_axes, label=label
+        )
+
+
+def longer(
+    inputs: Sequence[Tensor],
+    names: Sequence[str],
+    axes: Mapping[str, Mapping[int, str]],
+    *,
+    label: str,
+) -> tuple[Tensor, ...]:
+    """Make all dimensions of one name longer, by repeating their start."""
+    result = []
+    for name, tensor in zip(names, inputs, strict=True):
+        for axis, found in axes.get(name, {}).items():
+            if found == label:
+                step = min(STEPS.get(label, 1), tensor.shape[axis])
+                start = tensor.narrow(axis, 0, step)
+                tensor = torch.cat([tensor, start], dim=axis)
+        result.append(tensor)
+    return tuple(result)
+
+
+@torch.no_grad()
+def make_part(
+    name: str,
+    function: Callable[..., Any],
+    *,
+    modules: Mapping[str, nn.Module | nn.Parameter],
+    inputs: Mapping[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+) -> Part:
+    """Describe a part; its outputs and their free sizes are found by running.
+
+    Args:
+        name: See ``Part``.
+        function: See ``RawOutputs``.
+        modules: See ``RawOutputs``.
+        inputs: Example inputs by name, in order.
+        axes: Free sizes of the inputs: name -> axis -> name of the size.
+    """
+    network = RawOutputs(function, modules=modules).eval()
+    tensors, names = tuple(inputs.values()), tuple(inputs)
+    outputs = network.named_outputs(*tensors)
+    free: dict[str, dict[int, str]] = {
+        key: dict(found) for key, found in axes.items()
+    }
+    labels = {label for found in axes.values() for label in found.values()}
+    for label in sorted(labels):
+        changed = network.named_outputs(
+            *longer(tensors, names, axes, label=label)
+        )
+        for key, tensor in changed.items():
+            before = outputs[key].shape
+            for axis, size in enumerate(tensor.shape):
+                if size != before[axis]:
+                    own = label if label not in STEPS else f'{key}.{label}'
+                    free.setdefault(key, {})[axis] = own
+    return Part(
+        name=name,
+        network=network,
+        inputs=tensors,
+        input_names=names,
+        output_names=tuple(outputs),
+        dynamic_axes=free,
+    )
+
+
+def image_axes(*, dynamic: bool, spatial: int = 2) -> dict[int, str]:
+    """Return the free sizes of images, or of maps over them.
+
+    Args:
+        dynamic: Whether height and width are free, too.
+        spatial: Axis of the height.
+    """
+    free = {0: BATCH}
+    if dynamic:
+        free |= {spatial: HEIGHT, spatial + 1: WIDTH}
+    return free
+
+
+def nested(outputs: Mapping[str, Tensor]) -> Any:
+    """Undo ``name_tensors``: ``{'a.0': x, 'a.1': y}`` -> ``{'a': [x, y]}``.
+
+    Keys that are numbers make lists, others dicts.
+    """
+    if list(outputs) == ['']:
+        return outputs['']
+    groups: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in outputs.items():
+        key, _, rest = name.partition('.')
+        groups.setdefault(key, {})[rest] = tensor
+    built = {key: nested(group) for key, group in groups.items()}
+    if all(key.isdigit() for key in built):
+        return list(built.values())
+    return built
+
+
+def module_part(
+    name: str, module: nn.Module, *, args: tuple[Any, ...] | None, label: str
+) -> Part:
+    """Describe a whole module as a part.
+
+    Args:
+        name: Its dotted name in the model.
+        module: The module; its forward takes tensors.
+        args: Arguments of a call of it.
+        label: Name of the size of the arguments' first dimension.
+
+    Raises:
+        ValueError: If it was not called, or not with tensors alone.
+    """
+    if not args or not all(isinstance(arg, Tensor) for arg in args):
+        problem = 'other arguments than tensors' if args else 'no call'
+        raise ValueError(
+            f'{name} ({type(module).__name__}) had {problem} on the example '
+            'images, so that it cannot be exported by itself: register '
+            'NetworkParts for its model'
+        )
+    # A few rows suffice, and are faster to verify.
+    inputs = {f'input{i}': arg[:64].clone() for i, arg in enumerate(args)}
+    return make_part(
+        name,
+        lambda *tensors: {OUTPUT: module(*tensors)},
+        modules={name: module},
+        inputs=inputs,
+        axes={key: {0: label} for key in inputs},
+    )
+
+
+def one_output(outputs: Mapping[str, Tensor]) -> Any:
+    """Return outputs as a module returned them: a tensor, list or tuple."""
+    found = nested(outputs)[OUTPUT]
+    return tuple(found) if isinstance(found, list) else found
