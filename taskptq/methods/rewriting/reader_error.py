@@ -173,6 +173,7 @@ def fake(
     *,
     ch_axis: int | None = None,
     num_channels: int | None = None,
+    num_heads: int | None = None,
     ends: Tensor | None = None,
 ) -> Tensor:
     """Return a tensor on the grid that its recipe finds for it.
@@ -182,6 +183,7 @@ def fake(
         x: The tensor.
         ch_axis: Output-channel axis of a weight.
         num_channels: Channels of the input of a depthwise convolution.
+        num_heads: Heads of an attention's operand (B, H, N, C).
         ends: Extreme values that ``x``, a sample, may lack, in its shape but
             for the first axis. Searched ranges do without them, as they are
             far rarer in the data than they would be in the sample.
@@ -191,7 +193,9 @@ def fake(
     if issubclass(config.observer, MSEObserver):
         few = {**config.observer_kwargs, 'num_candidates': NUM_CANDIDATES}
         config = replace(config, observer_kwargs=few)
-    quantizer = config.build(ch_axis=ch_axis, num_channels=num_channels)
+    quantizer = config.build(
+        ch_axis=ch_axis, num_channels=num_channels, num_heads=num_heads
+    )
     assert quantizer.observer is not None
     seen = x
     if ends is not None and not issubclass(config.observer, HistogramObserver):

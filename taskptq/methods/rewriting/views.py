@@ -56,6 +56,9 @@ class AttentionView:
             values after their projection.
         query_positions: Whether relative positions are computed from the
             projected query.
+        query_parts: Further projections that are added to the queries or
+            stand beside them in the product with the keys.
+        position_tables: (offsets, C / num_heads), multiplied by queries.
     """
 
     name: str
@@ -68,6 +71,8 @@ class AttentionView:
     key_position: Projection | None = None
     extra_keys: bool = False
     query_positions: bool = False
+    query_parts: tuple[Projection, ...] = ()
+    position_tables: tuple[Tensor, ...] = ()
 
     def part(self, name: str) -> Projection | None:
         """Return the projection with that name, None if it doesn't exist."""
@@ -115,6 +120,8 @@ def _fused_layer(name: str, module: nn.Module) -> AttentionView:
     """View ``qkv`` and ``proj``: Swin's windows, SAM's image encoder."""
     qkv, proj = _linears(module, 'qkv', 'proj')
     q, k, v = _thirds(qkv.weight, qkv.bias, layer=qkv)
+    uses_tables = bool(getattr(module, 'use_rel_pos', False))
+    tables = ('rel_pos_h', 'rel_pos_w') if uses_tables else ()
     return AttentionView(
         name=name,
         module=module,
@@ -123,7 +130,10 @@ def _fused_layer(name: str, module: nn.Module) -> AttentionView:
         key=k,
         value=v,
         out=_of_layer(proj),
-        query_positions=bool(getattr(module, 'use_rel_pos', False)),
+        query_positions=uses_tables,
+        position_tables=tuple(
+            getattr(module, table).detach() for table in tables
+        ),
     )
 
 
@@ -161,6 +171,12 @@ def _content_and_position(name: str, module: nn.Module) -> AttentionView:
             'kpos_proj',
         )
     )
+    # Which of them exist depends on the layer and on the kind of attention.
+    others = [
+        child
+        for part in ('qpos_proj', 'qpos_sine_proj')
+        if (child := getattr(module, part, None)) is not None
+    ]
     return AttentionView(
         name=name,
         module=module,
@@ -170,6 +186,7 @@ def _content_and_position(name: str, module: nn.Module) -> AttentionView:
         value=v,
         out=out,
         key_position=position,
+        query_parts=tuple(_of_layer(layer) for layer in others),
     )
 
 

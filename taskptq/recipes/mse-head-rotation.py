@@ -1,0 +1,3 @@
+"""As mse-depthwise, with heads centered and rotated first (exact)."""
+
+base = ['mse-depthwise', '_head-rotation']
