@@ -115,7 +115,14 @@ class LearnedRounding(nn.Module):
             codes: Integer codes, shaped like the weight.
             share: h where they round up, in (0.5, 1); 1 - share elsewhere.
         """
-        up = codes.to(self.base.dtype) > self.base
+        codes = codes.to(self.base.dtype)
+        # A solved code may be further off: it and its neighbour on the side
+        # of the float weight are what remains to choose from.
+        lowest = self.base.clamp(self.quant_min, self.quant_max)
+        highest = (self.base + 1).clamp(self.quant_min, self.quant_max)
+        self.base = torch.where(codes < lowest, codes, self.base)
+        self.base = torch.where(codes > highest, codes - 1, self.base)
+        up = codes > self.base
         h = torch.where(up, share, 1 - share).to(self.alpha.dtype)
         self.alpha.copy_(inverse_rectified_sigmoid(h))
 

@@ -28,6 +28,7 @@ class Scheme:
         key: Key operands of attention matmuls.
         value: Value operands of attention matmuls.
         softmax: Softmax outputs.
+        operand: Both operands of products that no counterpart owns.
     """
 
     weight: QuantizerConfig | None = None
@@ -36,6 +37,7 @@ class Scheme:
     key: QuantizerConfig | None = None
     value: QuantizerConfig | None = None
     softmax: QuantizerConfig | None = None
+    operand: QuantizerConfig | None = None
 
 
 def build_quantizer(
@@ -81,12 +83,15 @@ class QuantModule(nn.Module):
     Attributes:
         weight_slots: Parameter name -> name of its weight quantizer.
         weight_axes: Parameter name -> output-channel axis (0 if absent).
+        bias_slots: Parameter name -> name of the bias added to its product.
     """
 
     weight_slots: ClassVar[dict[str, str]] = {}
     weight_axes: ClassVar[dict[str, int]] = {}
+    bias_slots: ClassVar[dict[str, str]] = {'weight': 'bias'}
     _roundings: dict[str, LearnedRounding]
     _rounded: dict[str, Tensor]
+    _biases: dict[str, Tensor]
 
     @classmethod
     def from_float(cls, module: nn.Module, *, scheme: Scheme) -> QuantModule:
@@ -106,14 +111,16 @@ class QuantModule(nn.Module):
         )
         quant._roundings = {}
         quant._rounded = {}
+        quant._biases = {}
         quant.add_quantizers(scheme)
         return quant
 
     def _apply(self, fn: Any, recurse: bool = True) -> QuantModule:
-        # Finished roundings must follow the module to its device, but aren't
-        # buffers because checkpoints must not hold them.
+        # Finished roundings and corrected biases must follow the module to
+        # its device, but aren't buffers: checkpoints must not hold them.
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._rounded = {k: fn(v) for k, v in self._rounded.items()}
+        self._biases = {k: fn(v) for k, v in self._biases.items()}
         return self
 
     def add_quantizers(self, scheme: Scheme) -> None:
@@ -171,6 +178,48 @@ class QuantModule(nn.Module):
         else:
             weight = quantizer(weight)
         return weight
+
+    def bias_of(self, parameter: str = 'weight') -> Tensor | None:
+        """Return the float bias added to a weight's product, or None."""
+        name = self.bias_slots.get(parameter)
+        bias: Tensor | None = None if name is None else getattr(self, name)
+        return bias
+
+    def quantized_bias(self, parameter: str = 'weight') -> Tensor | None:
+        """Return a bias as forward must use it now.
+
+        The corrected one if there is one and the weight is quantized.
+        """
+        corrected = self._biases.get(parameter)
+        if corrected is not None:
+            quantizer = getattr(self, self.weight_slots[parameter])
+            if quantizer is not None and quantizer.enabled:
+                return corrected
+        return self.bias_of(parameter)
+
+    @torch.no_grad()
+    def set_bias(self, parameter: str, bias: Tensor) -> None:
+        """Set the bias to use with a quantized weight; the float one stays.
+
+        Args:
+            parameter: Name of the weight.
+            bias: (C_out,).
+
+        Raises:
+            ValueError: If the layer has no bias of this shape there.
+        """
+        own = self.bias_of(parameter)
+        if own is None or own.shape != bias.shape:
+            raise ValueError(
+                f'a bias of shape {tuple(bias.shape)} does not fit '
+                f'{parameter!r} of {type(self).__name__}'
+            )
+        self._biases[parameter] = bias.to(own)
+
+    @property
+    def corrected_biases(self) -> dict[str, Tensor]:
+        """Corrected biases, by the name of their weight."""
+        return dict(self._biases)
 
     @torch.no_grad()
     def calibrate_weights(self) -> None:
@@ -250,7 +299,10 @@ class QuantModule(nn.Module):
                 weight.dtype
             )
             quantizer.frozen = True
+        for parameter, corrected in self._biases.items():
+            getattr(self, self.bias_slots[parameter]).data = corrected
         self._rounded.clear()
+        self._biases.clear()
 
 
 def quant_modules(model: nn.Module) -> list[tuple[str, QuantModule]]:

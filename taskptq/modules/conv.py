@@ -49,7 +49,9 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, (B, C_in, H, W) -> (B, C_out, H', W')."""
         out: Tensor = self._conv_forward(
-            self.quantized_input(x), self.quantized_weight(), self.bias
+            self.quantized_input(x),
+            self.quantized_weight(),
+            self.quantized_bias(),
         )
         return out
 
@@ -98,7 +100,7 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
         return F.conv_transpose2d(
             self.quantized_input(x),
             weight,
-            self.bias,
+            self.quantized_bias(),
             self.stride,
             self.padding,  # type: ignore[arg-type]
             output_padding,

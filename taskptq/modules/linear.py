@@ -29,4 +29,4 @@ class QuantLinear(QuantModule, nn.Linear):
         """Project, (..., C_in) -> (..., C_out)."""
         if self.input_quantizer is not None and not input_quantized:
             x = self.input_quantizer(x)
-        return F.linear(x, self.quantized_weight(), self.bias)
+        return F.linear(x, self.quantized_weight(), self.quantized_bias())

@@ -29,6 +29,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         'k_proj_weight': 'k_proj_weight_quantizer',
         'v_proj_weight': 'v_proj_weight_quantizer',
     }
+    bias_slots: ClassVar[dict[str, str]] = {'in_proj_weight': 'in_proj_bias'}
 
     def add_quantizers(self, scheme: Scheme) -> None:
         """Register the quantizers of inputs, weights and matmuls."""
@@ -125,7 +126,7 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
                 own_or_shared(self.value_input_quantizer, key_quantizer),
                 value,
             )
-        bias = self.in_proj_bias
+        bias = self.quantized_bias('in_proj_weight')
         if self._parameters['in_proj_weight'] is None:
             biases = (None,) * 3 if bias is None else bias.chunk(3)
             return (

@@ -25,6 +25,7 @@ from taskptq.core.settings import (
 from taskptq.prepare.blocks import SCOPES
 
 ROUNDINGS = ('adaround', 'gptq', 'nearest')
+STARTS = ('nearest', 'gptq')
 # More steps would take months, so they must be a mistake.
 MAX_STEPS = 10_000_000
 MAX_BATCH = 1 << 16
@@ -99,6 +100,15 @@ class ReconstructionConfig:
             less a margin.
         blocks: Name patterns of further blocks.
         gptq_damping: Share of the Hessian's mean diagonal added to it.
+        gptq_sweeps: Most sweeps over all codes of a layer after GPTQ, which
+            move single codes where the output error falls.
+        start: Codes that learned roundings start from: 'nearest' or 'gptq'.
+        match_float: GPTQ rounds the weights that give, on the inputs of the
+            quantized model, the outputs of the float model on its own.
+        output_ranges: Search the range of each output channel's weights by
+            the error of the layer's output.
+        bias_correction: Give each quantized layer the mean output, channel
+            by channel, of the float model.
 
     Raises:
         SettingError: If a value is invalid.
@@ -136,10 +146,16 @@ class ReconstructionConfig:
     cache_disk_bytes: int | None = setting(None, Whole(low=0, optional=True))
     blocks: tuple[str, ...] = setting((), patterns())
     gptq_damping: float = setting(0.01, Number(above=0, high=100))
+    gptq_sweeps: int = setting(0, Whole(low=0, high=1000))
+    start: str = setting('nearest', Choice(choices=STARTS))
+    match_float: bool = setting(False, Flag())
+    output_ranges: bool = setting(False, Flag())
+    bias_correction: bool = setting(False, Flag())
 
     def __post_init__(self) -> None:
         check_fields(self, name='reconstruction')
         self._check_network()
+        self._check_closed_form()
         if self.beta_end > self.beta_start:
             raise refuse(
                 'reconstruction.beta_end',
@@ -175,6 +191,47 @@ class ReconstructionConfig:
         if self.network:
             self._check_own_settings()
 
+    def _check_closed_form(self) -> None:
+        """Refuse closed-form settings that nothing would use."""
+        if self.start == 'gptq' and self.rounding != 'adaround':
+            raise refuse(
+                'reconstruction.start',
+                self.start,
+                'only learned roundings start from it: choose '
+                "rounding='adaround'",
+            )
+        solved = ('match_float', 'gptq_sweeps')
+        fitted = ('output_ranges', 'bias_correction')
+        for name in (*solved, *fitted):
+            value = getattr(self, name)
+            if value and self.scope == 'network':
+                raise refuse(
+                    f'reconstruction.{name}',
+                    value,
+                    "remove it, or choose scope='layer' or 'block'",
+                )
+            if value and name in solved and not self.solves_codes:
+                raise refuse(
+                    f'reconstruction.{name}',
+                    value,
+                    "remove it, or choose rounding='gptq' or start='gptq'",
+                )
+
+    @property
+    def solves_codes(self) -> bool:
+        """Whether GPTQ rounds, for good or as a start."""
+        return 'gptq' in (self.rounding, self.start)
+
+    @property
+    def reads_both_models(self) -> bool:
+        """Whether closed-form steps compare the two models' inputs."""
+        return bool(
+            self.match_float
+            or self.output_ranges
+            or self.bias_correction
+            or self.gptq_sweeps
+        )
+
     def _check_own_settings(self) -> None:
         """Check the settings that differ in ``network_steps``."""
         name = 'reconstruction.network'
@@ -202,6 +259,11 @@ class ReconstructionConfig:
             steps=self.network_steps,
             network_steps=0,
             network={},
+            start='nearest',
+            gptq_sweeps=0,
+            match_float=False,
+            output_ranges=False,
+            bias_correction=False,
             **self.network,
         )
 

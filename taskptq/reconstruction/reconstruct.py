@@ -37,7 +37,10 @@ from taskptq.reconstruction.network import train_network, trained_layers
 from taskptq.reconstruction.progress import RunProgress
 from taskptq.reconstruction.report import ReconstructionReport
 from taskptq.reconstruction.resume import UnitStates
-from taskptq.reconstruction.rounding.closed_form import round_unit
+from taskptq.reconstruction.rounding.closed_form import (
+    correct_biases,
+    round_unit,
+)
 from taskptq.reconstruction.rounding.learned import (
     Minibatch,
     UnitResult,
@@ -298,19 +301,22 @@ class _Run:
     ) -> UnitResult:
         start = time.perf_counter()
         torch.manual_seed(_seed(self.config.seed, index))
-        if self.config.rounding == 'gptq':
-            result = round_unit(unit, data, self.config)
-        else:
+        config = self.config
+        if config.solves_codes or config.reads_both_models:
+            result = round_unit(unit, data, config)
+        if config.rounding != 'gptq':
             data.prepare_sampling()
             result = train_unit(
                 unit,
                 lambda: self._draw(unit, data),
-                self.config,
+                config,
                 loss=self.unit_loss,
                 adapter=self.adapter,
                 on_step=display.step,
                 on_trained=self.on_trained,
             )
+            if result.steps and config.bias_correction:
+                correct_biases(unit, data)
         result.seconds = time.perf_counter() - start
         return result
 

@@ -61,6 +61,7 @@ class UnitStates:
     ) -> None:
         self.folder = folder
         self.digest = ''
+        self.free_ranges = config.output_ranges
         if folder is not None:
             run = [num_batches, num_ranks(), _description(loss)]
             self.digest = _digest(model, config, run)
@@ -79,12 +80,16 @@ class UnitStates:
         if not _is_same_everywhere(state) or state is None:
             return None
         layers = dict(unit.layers())
+        # First, as codes become values by the ranges.
+        for name, quantizer in quantizers(unit.module):
+            quantizer.load_state_dict(state['quantizers'][name])
         for name, codes in state['codes'].items():
             layer, _, parameter = name.rpartition(':')
             weight = getattr(layers[layer], parameter)
             layers[layer].set_codes(parameter, codes.to(weight.device))
-        for name, quantizer in quantizers(unit.module):
-            quantizer.load_state_dict(state['quantizers'][name])
+        for name, bias in state['biases'].items():
+            layer, _, parameter = name.rpartition(':')
+            layers[layer].set_bias(parameter, bias)
         return UnitResult.from_dict(state['result'])
 
     def _read(self, path: Path, unit: Unit) -> dict[str, Any] | None:
@@ -95,7 +100,7 @@ class UnitStates:
             state = read_state(path, limit=max_bytes(unit))
             if state['digest'] != self.digest:
                 raise StateError('it belongs to another recipe or checkpoint')
-            check_state(state, unit)
+            check_state(state, unit, free_ranges=self.free_ranges)
         except StateError as error:
             logger.warning(
                 'ignoring %s and training its unit again: %s',
@@ -123,6 +128,11 @@ class UnitStates:
             'digest': self.digest,
             'result': result.to_dict(),
             'codes': codes,
+            'biases': {
+                f'{name}:{parameter}': bias.cpu()
+                for name, module in unit.layers()
+                for parameter, bias in module.corrected_biases.items()
+            },
             'quantizers': {
                 name: {
                     key: value.detach().cpu()
@@ -143,7 +153,7 @@ def _is_same_everywhere(state: dict[str, Any] | None) -> bool:
     own = None
     if state is not None:
         own = content_digest(
-            {key: state[key] for key in ('codes', 'quantizers')}
+            {key: state[key] for key in ('codes', 'biases', 'quantizers')}
         )
     found = gathered(own)
     return None not in found and len(set(found)) == 1

@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskptq.core import AffineQuantizer, Quantizer
+from taskptq.core import Quantizer
 from taskptq.core.atomic import write_atomically
-from taskptq.core.switches import quantizers
+from taskptq.core.switches import is_weight_quantizer, quantizers
+from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.rounding.learned import UnitResult
 
@@ -28,9 +29,17 @@ __all__ = [
     'write_state',
 ]
 
-VERSION = 2
+VERSION = 3
 KEYS = frozenset(
-    {'version', 'digest', 'result', 'codes', 'quantizers', 'content'}
+    {
+        'version',
+        'digest',
+        'result',
+        'codes',
+        'biases',
+        'quantizers',
+        'content',
+    }
 )
 # Size allowed besides the numbers, for names and the zip's own tables: per
 # tensor, and once.
@@ -64,7 +73,8 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
     Args:
         path: Target; written atomically.
-        state: ``digest`` of the run, ``result``, ``codes``, ``quantizers``.
+        state: ``digest`` of the run, ``result``, ``codes``, ``biases``,
+            ``quantizers``.
 
     Raises:
         DiskFullError: If the disk is full.
@@ -174,33 +184,50 @@ def max_bytes(unit: Unit) -> int:
         for _, module in unit.layers()
         for parameter, _ in module.active_slots()
     ]
+    biases = [
+        bias.numel() * bias.element_size()
+        for _, module in unit.layers()
+        for parameter, _ in module.active_slots()
+        if (bias := module.bias_of(parameter)) is not None
+    ]
     ranges = [
         value.numel() * value.element_size()
         for _, quantizer in quantizers(unit.module)
         for value in quantizer.state_dict().values()
     ]
-    tensors: list[int] = [*codes, *ranges]
+    tensors: list[int] = [*codes, *biases, *ranges]
     return sum(tensors) + ENTRY_BYTES * len(tensors) + ROOM_BYTES
 
 
-def check_state(state: Mapping[str, Any], unit: Unit) -> None:
+def check_state(
+    state: Mapping[str, Any], unit: Unit, *, free_ranges: bool = False
+) -> None:
     """Check everything in a state against its unit.
 
     Args:
         state: State from :func:`read_state`.
         unit: Calibrated unit; left unchanged.
+        free_ranges: Whether ranges of weights may differ from the
+            calibrated ones.
 
     Raises:
         StateError: Naming the part that doesn't fit.
     """
     _check_result(state['result'], unit)
     _check_codes(state['codes'], unit)
+    _check_biases(state['biases'], unit)
     found = state['quantizers']
     live = dict(quantizers(unit.module))
     if not isinstance(found, dict) or found.keys() != live.keys():
         raise StateError('its quantizers are not those of the unit')
     for name, quantizer in live.items():
-        _check_quantizer(name, found[name], quantizer)
+        free = {'scale', 'zero_point'} if free_ranges else set()
+        _check_quantizer(
+            name,
+            found[name],
+            quantizer,
+            free=free if is_weight_quantizer(name) else set(),
+        )
 
 
 def _check_result(result: Any, unit: Unit) -> None:
@@ -220,15 +247,10 @@ def _check_result(result: Any, unit: Unit) -> None:
 
 
 def _check_codes(codes: Any, unit: Unit) -> None:
-    layers = dict(unit.layers())
     if not isinstance(codes, dict):
         raise StateError('its codes have no names')
     for key, value in codes.items():
-        name, _, parameter = str(key).rpartition(':')
-        layer = layers.get(name)
-        slots = () if layer is None else dict(layer.active_slots())
-        if layer is None or parameter not in slots:
-            raise StateError(f'it has codes for {key}')
+        layer, parameter = _find_slot(key, unit, what='codes')
         quantizer = layer.weight_quantizer_of(parameter)
         if quantizer is None or not quantizer.calibrated:
             raise StateError(f'it has codes for {key}, which is float')
@@ -241,7 +263,31 @@ def _check_codes(codes: Any, unit: Unit) -> None:
         _check_grid(key, value, quantizer)
 
 
-def _check_grid(name: str, codes: Tensor, quantizer: AffineQuantizer) -> None:
+def _find_slot(key: Any, unit: Unit, *, what: str) -> tuple[QuantModule, str]:
+    """Return the layer and the weight that a key names."""
+    name, _, parameter = str(key).rpartition(':')
+    layer = dict(unit.layers()).get(name)
+    if layer is None or parameter not in dict(layer.active_slots()):
+        raise StateError(f'it has {what} for {key}')
+    return layer, parameter
+
+
+def _check_biases(biases: Any, unit: Unit) -> None:
+    if not isinstance(biases, dict):
+        raise StateError('its biases have no names')
+    for key, value in biases.items():
+        layer, parameter = _find_slot(key, unit, what='a bias')
+        own = layer.bias_of(parameter)
+        if own is None:
+            raise StateError(f'it has a bias for {key}, which has none')
+        _check_tensor(
+            f'the bias of {key}', value, shape=own.shape, dtype=own.dtype
+        )
+        if not bool(value.isfinite().all()):
+            raise StateError(f'the bias of {key} is not finite')
+
+
+def _check_grid(name: str, codes: Tensor, quantizer: Quantizer) -> None:
     if not codes.numel():
         return
     low, high = (int(bound) for bound in torch.aminmax(codes))
@@ -252,8 +298,17 @@ def _check_grid(name: str, codes: Tensor, quantizer: AffineQuantizer) -> None:
         )
 
 
-def _check_quantizer(name: str, state: Any, quantizer: Quantizer) -> None:
-    """Compare with the calibrated one: only learned values may differ."""
+def _check_quantizer(
+    name: str, state: Any, quantizer: Quantizer, *, free: set[str]
+) -> None:
+    """Compare with the calibrated one: only learned values may differ.
+
+    Args:
+        name: Name of the quantizer.
+        state: Its state in the file.
+        quantizer: The calibrated one.
+        free: Names of further values that may.
+    """
     live = quantizer.state_dict()
     if not isinstance(state, dict) or state.keys() != live.keys():
         raise StateError(f'{name} has other fields')
@@ -269,12 +324,14 @@ def _check_quantizer(name: str, state: Any, quantizer: Quantizer) -> None:
         _check_tensor(place, value, shape=before.shape, dtype=before.dtype)
         if torch.equal(value, before):
             continue
-        if key not in learnable:
+        if key not in learnable and key not in free:
             raise StateError(f'{place} differs from the calibrated one')
         if not bool(value.isfinite().all()):
             raise StateError(f'{place} is not finite')
         if key == 'scale' and not bool((value > 0).all()):
             raise StateError(f'{place} is not positive')
+        if key == 'zero_point':
+            _check_grid(place, value, quantizer)
 
 
 def _check_tensor(

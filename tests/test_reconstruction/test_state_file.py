@@ -57,7 +57,13 @@ def first_version(path):
     torch.save(
         {
             key: state[key]
-            for key in ('digest', 'result', 'codes', 'quantizers')
+            for key in (
+                'digest',
+                'result',
+                'codes',
+                'biases',
+                'quantizers',
+            )
         },
         path,
     )

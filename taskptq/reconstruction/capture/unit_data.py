@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -94,11 +94,20 @@ class UnitData:
         with calibration_mode(module), mode(module):
             if stream == 'float':
                 self._choose_layout()
-            for batch in range(self.num_batches):
-                for call in range(self._num_calls(batch)):
-                    args, kwargs = self._arguments(stream, call, batch)
-                    leaves, _ = flatten(module(*args, **kwargs))
-                    self._store(stream, call, batch, leaves, keep)
+            for call, batch in self.calls():
+                leaves, _ = flatten(self.run(stream, call, batch))
+                self._store(stream, call, batch, leaves, keep)
+
+    def calls(self) -> Iterator[tuple[int, int]]:
+        """Yield (call, batch) of every call of the unit."""
+        for batch in range(self.num_batches):
+            for call in range(self._num_calls(batch)):
+                yield call, batch
+
+    def run(self, stream: str, call: int, batch: int) -> Any:
+        """Run the unit, as it is switched, on one call's inputs."""
+        args, kwargs = self._arguments(stream, call, batch)
+        return self.plan.unit.module(*args, **kwargs)
 
     def _choose_layout(self) -> None:
         """Find the image layout that the unit needs, on its first call."""
@@ -119,8 +128,7 @@ class UnitData:
 
     def _outputs(self, call: int, batch: int, plain: bool) -> list[Tensor]:
         self.plain = plain
-        args, kwargs = self._arguments('float', call, batch)
-        return flatten(self.plan.unit.module(*args, **kwargs))[0]
+        return flatten(self.run('float', call, batch))[0]
 
     def _num_calls(self, batch: int) -> int:
         return len(self.plan.batches[batch].calls)

@@ -15,7 +15,15 @@ from taskptq.core import AffineQuantizer
 from taskptq.modules.base import QuantModule
 from taskptq.reconstruction.rounding.hessian import HessianAccumulator
 
-__all__ = ['HessianAccumulator', 'gptq_codes', 'gptq_layer']
+__all__ = [
+    'ColumnSolver',
+    'HessianAccumulator',
+    'from_matrix',
+    'gptq_codes',
+    'gptq_layer',
+    'groups_of',
+    'to_matrix',
+]
 
 # Damping grows tenfold per failed factorisation, up to this.
 MAX_DAMPING = 10.0
@@ -97,14 +105,10 @@ def gptq_layer(
             f'{parameter!r} of {type(module).__name__} has no calibrated '
             'quantizer: calibrate its weights first, or leave it float'
         )
-    groups = (
-        module.groups
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
-        else 1
-    )
+    groups = groups_of(module)
     # Grouped counterparts store their weight like a convolution.
     transposed = module.weight_axis(parameter) == 1
-    matrix = _to_matrix(weight, groups=groups, transposed=transposed)
+    matrix = to_matrix(weight, groups=groups, transposed=transposed)
     # The rows of a group are output channels, each with its own scale.
     shape = (1 if transposed else groups, -1)
     scale = quantizer.scale.detach()
@@ -123,10 +127,16 @@ def gptq_layer(
             block_size=block_size,
             act_order=act_order,
         )
-    return _from_matrix(codes, shape=weight.shape, transposed=transposed)
+    return from_matrix(codes, shape=weight.shape, transposed=transposed)
 
 
-def _to_matrix(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
+def groups_of(layer: nn.Module) -> int:
+    """Return the groups of a convolution, 1 for other layers."""
+    is_conv = isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    return int(layer.groups) if is_conv else 1  # type: ignore[arg-type]
+
+
+def to_matrix(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
     """View a weight as (groups, rows, K), rows being output channels."""
     if not transposed:
         return weight.reshape(groups, weight.shape[0] // groups, -1)
@@ -135,10 +145,10 @@ def _to_matrix(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
     return parts.flatten(2)
 
 
-def _from_matrix(
+def from_matrix(
     matrix: Tensor, *, shape: torch.Size, transposed: bool
 ) -> Tensor:
-    """Undo :func:`_to_matrix`."""
+    """Undo :func:`to_matrix`."""
     if not transposed:
         return matrix.reshape(shape)
     parts = matrix.reshape(*matrix.shape[:2], -1, *shape[2:])
@@ -180,28 +190,77 @@ def _grouped_codes(
     ``scale`` and ``zero_point`` broadcast to (G, R).
     """
     _check(weight, hessian, damping=damping, block_size=block_size)
-    work = weight.to(torch.float64)
-    hessian = hessian.to(torch.float64)
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    # G x K; most important inputs first, dead ones last
-    if act_order:
-        order = diagonal.argsort(dim=1, descending=True, stable=True)
-    else:
-        order = torch.arange(work.shape[2], device=work.device)
-        order = order.expand_as(diagonal)
-    columns = order[:, None].expand_as(work)
-    rounding = _ColumnRounding(
-        work.gather(2, columns),
-        _inverse_factor(_permuted(hessian, order), damping=damping),
-        scale=scale,
-        zero_point=zero_point,
-        bounds=bounds,
+    solver = ColumnSolver(
+        hessian, damping=damping, block_size=block_size, act_order=act_order
     )
-    for first in range(0, work.shape[2], block_size):
-        rounding.block(first, min(first + block_size, work.shape[2]))
-    codes = torch.empty_like(rounding.codes)
-    codes.scatter_(2, columns, rounding.codes)
-    return codes.to(torch.int32)
+    return solver.codes(
+        weight, scale=scale, zero_point=zero_point, bounds=bounds
+    )
+
+
+class ColumnSolver:
+    """Rounds weights by fixed Hessians; factorises them once.
+
+    Args:
+        hessian: (G, K, K), one per group.
+        damping: See :func:`gptq_codes`.
+        block_size: See :func:`gptq_codes`.
+        act_order: See :func:`gptq_codes`.
+    """
+
+    def __init__(
+        self,
+        hessian: Tensor,
+        *,
+        damping: float = 0.01,
+        block_size: int = 128,
+        act_order: bool = True,
+    ) -> None:
+        hessian = hessian.to(torch.float64)
+        diagonal = hessian.diagonal(dim1=1, dim2=2)
+        # G x K; most important inputs first, dead ones last
+        if act_order:
+            order = diagonal.argsort(dim=1, descending=True, stable=True)
+        else:
+            order = torch.arange(diagonal.shape[1], device=hessian.device)
+            order = order.expand_as(diagonal)
+        self.order = order
+        self.block_size = block_size
+        self.factor = _inverse_factor(
+            _permuted(hessian, order), damping=damping
+        )
+
+    def codes(
+        self,
+        weight: Tensor,
+        *,
+        scale: Tensor,
+        zero_point: Tensor,
+        bounds: tuple[int, int],
+    ) -> Tensor:
+        """Return int32 codes of (G, R, K) weights.
+
+        Args:
+            weight: (G, R, K).
+            scale: Broadcasts to (G, R).
+            zero_point: Like ``scale``.
+            bounds: Lowest and highest code.
+        """
+        work = weight.to(torch.float64)
+        columns = self.order[:, None].expand_as(work)
+        rounding = _ColumnRounding(
+            work.gather(2, columns),
+            self.factor,
+            scale=scale,
+            zero_point=zero_point,
+            bounds=bounds,
+        )
+        for first in range(0, work.shape[2], self.block_size):
+            last = min(first + self.block_size, work.shape[2])
+            rounding.block(first, last)
+        codes = torch.empty_like(rounding.codes)
+        codes.scatter_(2, columns, rounding.codes)
+        return codes.to(torch.int32)
 
 
 class _ColumnRounding:

@@ -58,7 +58,7 @@ class HessianAccumulator:
             x: (B, C_in, H, W) or (C_in, H, W) for convolutions, else
                 (..., C_in).
         """
-        for columns in self._columns(x.detach().float()):
+        for columns in self.columns(x.detach().float()):
             moment = (columns @ columns.transpose(1, 2)).to(self.dtype)
             self.count += columns.shape[2]
             if self.total is None:
@@ -79,7 +79,7 @@ class HessianAccumulator:
             )
         return self.total * (2.0 / self.count)
 
-    def _columns(self, x: Tensor) -> Iterator[Tensor]:
+    def columns(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the inputs as (groups, K, n) pieces of bounded size."""
         layer = self.layer
         if isinstance(layer, nn.ConvTranspose2d):

@@ -1,0 +1,200 @@
+"""Fit one weight of a layer, and its bias, to the float model's outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taskptq.core.quantizers import AffineQuantizer
+from taskptq.modules.base import QuantModule
+from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.rounding.descent import descend
+from taskptq.reconstruction.rounding.gptq import (
+    ColumnSolver,
+    from_matrix,
+    groups_of,
+    to_matrix,
+)
+from taskptq.reconstruction.rounding.moments import Moments
+from taskptq.reconstruction.rounding.output_ranges import (
+    nearest_codes,
+    search_output_range,
+)
+
+Rows = Sequence[tuple[slice, Moments]]
+
+
+@dataclass
+class _Part:
+    """The grid and codes found for some rows of a weight."""
+
+    scale: Tensor
+    zero_point: Tensor
+    codes: Tensor  # G x R x K
+
+
+@torch.no_grad()
+def fit_layer(
+    layer: QuantModule,
+    parameter: str,
+    rows: Rows,
+    config: ReconstructionConfig,
+) -> None:
+    """Set range, codes and bias of one weight as the settings ask.
+
+    Args:
+        layer: Counterpart with a calibrated weight quantizer.
+        parameter: Name of the weight.
+        rows: Moments of each row range.
+        config: ``match_float``, ``output_ranges``, ``bias_correction``,
+            ``gptq_damping``, ``gptq_sweeps`` and what solves the rounding.
+    """
+    quantizer = layer.weight_quantizer_of(parameter)
+    assert quantizer is not None
+    weight: Tensor = getattr(layer, parameter).detach()
+    transposed = layer.weight_axis(parameter) == 1
+    groups = groups_of(layer)
+    matrix = to_matrix(weight, groups=groups, transposed=transposed)
+    shape = (matrix.shape[0], matrix.shape[1])
+    if quantizer.scale.numel() == 1:
+        shape = (1, 1)
+    scale = quantizer.scale.detach().reshape(shape).clone()
+    zero_point = quantizer.zero_point.reshape(shape).clone()
+    codes = torch.empty_like(matrix, dtype=torch.int32)
+    for place, moments in rows:
+        own = slice(None) if shape == (1, 1) else place
+        part = _solve(
+            matrix[:, place],
+            moments,
+            quantizer,
+            (scale[:, own], zero_point[:, own]),
+            config,
+        )
+        codes[:, place] = part.codes
+        scale[:, own], zero_point[:, own] = part.scale, part.zero_point
+    if config.output_ranges:
+        set_grid(quantizer, scale.reshape(-1), zero_point.reshape(-1))
+    if config.solves_codes:
+        codes = from_matrix(codes, shape=weight.shape, transposed=transposed)
+        layer.set_codes(parameter, codes)
+    if config.bias_correction:
+        correct_bias(layer, parameter, rows)
+
+
+def set_grid(
+    quantizer: AffineQuantizer, scale: Tensor, zero_point: Tensor
+) -> None:
+    """Replace a calibrated grid's scale and zero point, (C,) each."""
+    quantizer.scale.data = scale.to(quantizer.scale)
+    quantizer.zero_point = zero_point.to(quantizer.zero_point)
+
+
+def _solve(
+    weight: Tensor,
+    moments: Moments,
+    quantizer: AffineQuantizer,
+    grid: tuple[Tensor, Tensor],
+    config: ReconstructionConfig,
+) -> _Part:
+    """Find grid and codes of (G, R, K) weights."""
+    bounds = (quantizer.quant_min, quantizer.quant_max)
+    damped = _damped(moments.hessian, damping=config.gptq_damping)
+    target = weight.double()
+    if config.match_float:
+        target = matched_weight(target, moments, damped)
+    to_codes = nearest_codes(bounds)
+    if config.solves_codes:
+        solver = ColumnSolver(moments.hessian, damping=config.gptq_damping)
+
+        def to_codes(w: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+            return solver.codes(
+                w, scale=scale, zero_point=zero_point, bounds=bounds
+            )
+
+    if config.output_ranges:
+        grid = search_output_range(
+            target, damped, quantizer, grid=grid, to_codes=to_codes
+        )
+    scale, zero_point = (
+        part.expand(target.shape[:2]) if part.shape == (1, 1) else part
+        for part in grid
+    )
+    codes = to_codes(target, scale, zero_point)
+    if config.solves_codes and config.gptq_sweeps:
+        codes = descend(
+            codes,
+            target,
+            damped,
+            scale=scale,
+            zero_point=zero_point,
+            bounds=bounds,
+            sweeps=config.gptq_sweeps,
+        )
+    return _Part(*grid, codes=codes.to(torch.int32))
+
+
+def _damped(hessian: Tensor, *, damping: float) -> Tensor:
+    """Add a share of the mean diagonal to the diagonal, (G, K, K)."""
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    mean = diagonal.mean(dim=1, keepdim=True)
+    # A group without inputs: nothing depends on its weights.
+    mean = mean.masked_fill(mean <= 0, 1.0)
+    return hessian + torch.diag_embed((mean * damping).expand_as(diagonal))
+
+
+def matched_weight(weight: Tensor, moments: Moments, damped: Tensor) -> Tensor:
+    """Return float weights that undo the error of the inputs so far.
+
+    V minimizes ``E |W y - V x|^2 + d |V - W|^2`` for inputs y of the float
+    and x of the quantized model: ``V = W (E[y x^T] + d) (E[x x^T] + d)^-1``,
+    d being the damping.
+
+    Args:
+        weight: (G, R, K).
+        moments: Of the inputs.
+        damped: Their Hessian with the damping added.
+
+    Returns:
+        (G, R, K), float64.
+    """
+    cross = moments.cross + (damped - moments.hessian)
+    right = weight.double() @ cross
+    solved: Tensor = torch.linalg.solve(damped, right, left=False)
+    return solved
+
+
+@torch.no_grad()
+def correct_bias(layer: QuantModule, parameter: str, rows: Rows) -> None:
+    """Give the quantized layer the float layer's mean output.
+
+    ``b' = b + W E[y] - W_q E[x]`` for inputs y of the float and x of the
+    quantized model (Nagel et al., ICCV 2019, section 4.2, from data instead
+    of BatchNorm's statistics). A layer without a bias stays as it is.
+
+    Args:
+        layer: Counterpart with a calibrated weight quantizer.
+        parameter: Name of the weight.
+        rows: Moments of each row range.
+    """
+    bias = layer.bias_of(parameter)
+    quantizer = layer.weight_quantizer_of(parameter)
+    if bias is None or quantizer is None:
+        return
+    form = {
+        'groups': groups_of(layer),
+        'transposed': layer.weight_axis(parameter) == 1,
+    }
+    weight = getattr(layer, parameter).detach()
+    exact = to_matrix(weight, **form).double()
+    rounded = quantizer.dequantize(layer.codes(parameter))
+    quant = to_matrix(rounded, **form).double()
+    change = exact.new_zeros(exact.shape[:2])
+    for place, moments in rows:
+        means = moments.float_mean[..., None], moments.mean[..., None]
+        change[:, place] = (
+            exact[:, place] @ means[0] - quant[:, place] @ means[1]
+        )[..., 0]
+    layer.set_bias(parameter, bias.double() + change.reshape(-1))

@@ -1,0 +1,152 @@
+"""Joint moments of a layer's inputs in the quantized and the float model."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.calibration.calibrate import calibration_mode
+from taskptq.core import float_only, quantizing
+from taskptq.core.distributed import gathered
+from taskptq.modules.base import QuantModule
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction.capture.unit_data import UnitData
+from taskptq.reconstruction.rounding.hessian import HessianAccumulator
+from taskptq.reconstruction.rounding.layer_inputs import listening, matmul_of
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """Averages over inputs x of the quantized and y of the float model.
+
+    Args:
+        hessian: E[x x^T], (groups, K, K); the covariance if centred.
+        cross: E[y x^T] likewise.
+        mean: E[x], (groups, K).
+        float_mean: E[y] likewise.
+    """
+
+    hessian: Tensor
+    cross: Tensor
+    mean: Tensor
+    float_mean: Tensor
+
+
+class PairedMoments:
+    """Sum products of two streams of inputs of one layer.
+
+    Args:
+        layer: See :class:`HessianAccumulator`.
+    """
+
+    def __init__(self, layer: nn.Module | None) -> None:
+        self._unfold = HessianAccumulator(layer)
+        self.count = 0
+        self.sums: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self, x: Tensor, float_x: Tensor) -> None:
+        """Add one call's inputs, of equal shapes."""
+        pieces = zip(
+            self._unfold.columns(x.detach().float()),
+            self._unfold.columns(float_x.detach().float()),
+            strict=True,
+        )
+        for quant, exact in pieces:
+            self.count += quant.shape[2]
+            transposed = quant.transpose(1, 2)
+            self._sum('hessian', quant @ transposed)
+            self._sum('cross', exact @ transposed)
+            self._sum('mean', quant.sum(dim=2, dtype=torch.float64))
+            self._sum('float_mean', exact.sum(dim=2, dtype=torch.float64))
+
+    def _sum(self, name: str, value: Tensor) -> None:
+        held = self.sums.get(name)
+        value = value.to(torch.float64)
+        self.sums[name] = value if held is None else held + value
+
+    def moments(self, *, centred: bool) -> Moments:
+        """Return the averages.
+
+        Args:
+            centred: Subtract the means, as a bias takes these over.
+        """
+        found = {name: total / self.count for name, total in self.sums.items()}
+        if centred:
+            mean, float_mean = found['mean'], found['float_mean']
+            found['hessian'] -= mean[:, :, None] * mean[:, None]
+            found['cross'] -= float_mean[:, :, None] * mean[:, None]
+        return Moments(**found)
+
+
+@torch.no_grad()
+def collect(
+    layer: QuantModule, unit: Unit, data: UnitData
+) -> dict[str, PairedMoments]:
+    """Run a unit in both models and sum what one of its layers receives.
+
+    Where the two disagree on the calls or shapes, the inputs of the
+    quantized model stand for both.
+
+    Args:
+        layer: The layer.
+        unit: Its unit.
+        data: Inputs of the unit.
+
+    Returns:
+        Moments by operand, over all ranks; none if the layer never ran.
+    """
+    found: dict[str, PairedMoments] = {}
+    module = unit.module
+    with calibration_mode(module):
+        for call, batch in data.calls():
+            exact: dict[str, deque[Tensor]] = defaultdict(deque)
+            with (
+                float_only(module),
+                listening(layer, lambda key, x: exact[key].append(x)),  # noqa: B023
+            ):
+                data.run('float', call, batch)
+            for key, x in _quantized_inputs(layer, module, data, call, batch):
+                partner = exact[key].popleft() if exact[key] else x
+                if key not in found:
+                    found[key] = PairedMoments(matmul_of(layer))
+                found[key].add(x, partner if partner.shape == x.shape else x)
+    return _over_ranks(found)
+
+
+def _quantized_inputs(
+    layer: QuantModule,
+    module: nn.Module,
+    data: UnitData,
+    call: int,
+    batch: int,
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield (operand, input) of one call of the unit."""
+    inputs: list[tuple[str, Tensor]] = []
+    with (
+        quantizing(module),
+        listening(layer, lambda key, x: inputs.append((key, x))),
+    ):
+        data.run('quant', call, batch)
+    yield from inputs
+
+
+def _over_ranks(found: dict[str, PairedMoments]) -> dict[str, PairedMoments]:
+    """Add up what the ranks on which the layer ran have seen."""
+    own: dict[str, Any] = {k: (v.sums, v.count) for k, v in found.items()}
+    ranks = gathered(own)
+    if len(ranks) == 1:
+        return found
+    total: dict[str, PairedMoments] = {}
+    for key in sorted({key for rank in ranks for key in rank}):
+        total[key] = PairedMoments(None)
+        for sums, count in (rank[key] for rank in ranks if key in rank):
+            total[key].count += count
+            for name, value in sums.items():
+                total[key]._sum(name, value)
+    return total
