@@ -1,30 +1,44 @@
-"""Print which layers are quantized, at which bits, and what stays float.
+"""Report on quantized files: as one HTML page, or as text.
 
+    taskptq report CONFIG q.pth [more.pth ...] [--float FLOAT.pth]
+        --out report.html
     taskptq report q.pth [--json]
 
-Everything comes from the quantized file, except the warnings of its
-calibration: they are in the ``quantization_report.json`` next to it, which
-counts if it names the same digest.
+The page needs no server and no network; its content is in a JSON file of the
+same name as well. With CONFIG the models run on some test images, with
+--float they are compared with the float model. Metrics are those that
+``taskptq test`` recorded beside the files.
+
+Without CONFIG and --out, the text comes from the file alone, except the
+warnings of its calibration, which are in ``quantization_report.json`` beside
+it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+# Waiting threads sleep: two that spin beside a busy process slow each other
+# down many times over. torch reads it when it is loaded.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+from taskptq.analysis.page.side_files import quantization_beside, warnings_of
 from taskptq.cli.info import info_lines, printable
-from taskptq.export.quantized_file import QuantizedFile, open_file
+from taskptq.cli.numbers import count, share
 from taskptq.export.checkpoint import QuantizedCheckpointError
+from taskptq.export.quantized_file import open_file
 from taskptq.prepare.products_report import ProductReport, percent
 from taskptq.prepare.report import SwapReport
 
 __all__ = ['main']
 
-SIDE_FILE = 'quantization_report.json'
+PAGE = 'report.html'
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -34,54 +48,128 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
     parser = argparse.ArgumentParser(
-        description='Print which layers are quantized, and how'
+        description='Report on quantized files, as a page or as text',
+        usage='%(prog)s [CONFIG] FILE.pth [FILE.pth ...] [options]',
     )
-    parser.add_argument('file', help='quantized file, *.pth')
+    parser.add_argument(
+        'files',
+        nargs='+',
+        metavar='[CONFIG] FILE.pth',
+        help='config of the float model, for a page on what it finds; then '
+        'quantized files',
+    )
+    parser.add_argument(
+        '--out', help=f'page to write, *.html (default with CONFIG: {PAGE})'
+    )
+    parser.add_argument(
+        '--float', metavar='FLOAT.pth', help='float checkpoint to compare with'
+    )
+    parser.add_argument(
+        '--images',
+        type=count,
+        default=16,
+        help='test images to compare predictions on (default: 16)',
+    )
+    parser.add_argument(
+        '--layer-images',
+        type=count,
+        default=4,
+        help='images to measure layers on (default: 4)',
+    )
+    parser.add_argument(
+        '--score',
+        type=share,
+        default=0.3,
+        help='least confidence of objects (default: 0.3)',
+    )
+    parser.add_argument(
+        '--device', help='cpu or cuda (default: a GPU if there is one)'
+    )
+    parser.add_argument(
+        '--trust-checkpoint',
+        action='store_true',
+        help='unpickle a float checkpoint that is not plain, which runs code '
+        'that it names: for files whose source you trust',
+    )
     parser.add_argument(
         '--json', action='store_true', help='print JSON instead of text'
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    is_config = not args.files[0].endswith('.pth')
+    args.config = args.files.pop(0) if is_config else None
+    if not args.files:
+        parser.error(f'give a quantized file after {args.config}')
+    if args.out is None and args.config is not None:
+        args.out = PAGE
+    check_choice(args, parser)
+    return args
 
 
-def side_report(file: QuantizedFile) -> Mapping[str, Any]:
-    """Return the report next to a file; empty if it describes another."""
-    path = file.path.parent / SIDE_FILE
-    try:
-        report = json.loads(Path(path).read_text(encoding='utf-8'))
-    except (OSError, ValueError):
-        return {}
-    if not isinstance(report, dict):
-        return {}
-    return report if report.get('digest') == file.payload['digest'] else {}
-
-
-def warnings_of(swap: SwapReport, side: Mapping[str, Any]) -> list[str]:
-    """Return the warnings, one sentence each.
+def check_choice(
+    args: argparse.Namespace, parser: argparse.ArgumentParser
+) -> None:
+    """Refuse options that do not go together.
 
     Args:
-        swap: What was swapped and what ran.
-        side: Report of the quantization, may be empty.
+        args: The command line.
+        parser: Reports the error.
     """
-    found = [
-        f'{name} stays float: {why}'
-        for name, why in {
-            **swap.decisions.left_float,
-            **(swap.products.left_float if swap.products else {}),
-        }.items()
-    ]
-    found += [
-        f'{name} was not folded into a layer: {why}'
-        for name, why in swap.decisions.kept_norms.items()
-    ]
-    if swap.products is not None:
-        found += [
-            f'{name} was called by no traced batch'
-            for name in swap.products.unreached
-        ]
-    calibration = side.get('calibration')
-    if isinstance(calibration, Mapping):
-        found += map(str, calibration.get('warnings') or ())
-    return found
+    if args.out is None:
+        if args.float is not None:
+            parser.error('--float needs CONFIG before the file')
+        if len(args.files) > 1:
+            parser.error('for several files give --out PAGE.html')
+        return
+    if Path(args.out).suffix != '.html':
+        parser.error(f'--out must end in .html, got {args.out}')
+    if args.json:
+        parser.error('--json prints; a page writes its JSON beside itself')
+    if args.float is not None and args.config is None:
+        parser.error('--float needs CONFIG before the file')
+
+
+def write_page(args: argparse.Namespace) -> None:
+    """Write the page and say where it is.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Raises:
+        SystemExit: With one sentence if something is missing or refused.
+    """
+    import torch
+
+    from taskptq.analysis.page.render import MissingPackageError
+    from taskptq.cli.projects import load_projects
+    from taskptq.engine.page import PageSettings, make_page
+    from taskptq.engine.refusals import refuse_unwritable_file
+
+    load_projects()
+    default = 'cuda' if torch.cuda.is_available() else 'cpu'
+    try:
+        refuse_unwritable_file(args.out, name='--out')
+        make_page(
+            args.files,
+            out=args.out,
+            config=args.config,
+            float_checkpoint=args.float,
+            settings=PageSettings(
+                num_images=args.images,
+                layer_images=args.layer_images,
+                score=args.score,
+            ),
+            device=args.device or default,
+            trust_checkpoint=args.trust_checkpoint,
+        )
+    except (
+        FileNotFoundError,
+        MissingPackageError,
+        QuantizedCheckpointError,
+        ValueError,
+    ) as error:
+        raise SystemExit(str(error)) from error
+    size = Path(args.out).stat().st_size
+    print(f'{args.out}: {size / 1e6:.2f} MB; open it in a browser')
 
 
 def product_lines(products: ProductReport) -> Iterator[str]:
@@ -120,7 +208,7 @@ def report_lines(
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Print the report of a file.
+    """Write a page, or print the report of a file.
 
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
@@ -130,12 +218,15 @@ def main(argv: list[str] | None = None) -> None:
             status 1 if it was changed since it was written.
     """
     args = parse_args(argv)
+    if args.out is not None:
+        write_page(args)
+        return
     try:
-        file = open_file(args.file)
+        file = open_file(args.files[0])
         facts, swap = file.facts(), file.swap_report()
     except (FileNotFoundError, QuantizedCheckpointError) as error:
         raise SystemExit(str(error)) from error
-    side = side_report(file)
+    side = quantization_beside(file)
     warnings = warnings_of(swap, side)
     if args.json:
         content = {

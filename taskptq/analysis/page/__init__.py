@@ -1,0 +1,1 @@
+"""One HTML page on quantized models: what it shows, measured and drawn."""

@@ -1,0 +1,85 @@
+"""Metrics on the page: the main one, what is kept of it, and per class."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+__all__ = ['class_rows', 'kept', 'main_metric', 'metric_rows']
+
+# A mean over classes, as mm's metrics spell it: mAP, bbox_mAP, mIoU, mDice.
+MEAN = re.compile(r'(^|[/_])m[A-Z]\w*$')
+# Longer ways to write the same number, and numbers at one threshold.
+DETAIL = re.compile(r'_\d+$|_[sml]$|copypaste')
+
+
+def main_metric(metrics: Mapping[str, Any]) -> str | None:
+    """Return the name of the metric that sums a model up; None without.
+
+    >>> main_metric({'aAcc': 90.0, 'mIoU': 65.2, 'mAcc': 70.0})
+    'mIoU'
+    >>> main_metric({'coco/bbox_mAP': 0.28, 'coco/bbox_mAP_50': 0.44})
+    'coco/bbox_mAP'
+    """
+    known = [name for name, value in metrics.items() if value is not None]
+    means = [name for name in known if MEAN.search(name)]
+    plain = [name for name in known if not DETAIL.search(name)]
+    return next(iter([*means, *plain, *known]), None)
+
+
+def kept(value: float | None, *, of: float | None) -> float | None:
+    """Return the share of a float metric that is kept; None if unknown."""
+    if value is None or not of:
+        return None
+    return value / of
+
+
+def metric_rows(
+    float_metrics: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return a row for each metric, without those of single classes.
+
+    Args:
+        float_metrics: Of the float model, may be empty.
+        files: Metrics of each quantized file, may be empty.
+
+    Returns:
+        ``name``, ``float`` and ``values``, one for each file.
+    """
+    names = list(dict.fromkeys(n for m in (float_metrics, *files) for n in m))
+    return [
+        {
+            'name': name,
+            'float': float_metrics.get(name),
+            'values': [metrics.get(name) for metrics in files],
+        }
+        for name in names
+        if class_of(name) is None
+    ]
+
+
+def class_rows(
+    float_metrics: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Return a row for each class, as :func:`metric_rows`."""
+    names = list(dict.fromkeys(n for m in (float_metrics, *files) for n in m))
+    return [
+        {
+            'name': found,
+            'float': float_metrics.get(name),
+            'values': [metrics.get(name) for metrics in files],
+        }
+        for name in names
+        if (found := class_of(name)) is not None
+    ]
+
+
+def class_of(name: str) -> str | None:
+    """Return the class that a metric is of; None if it is of all.
+
+    >>> class_of('coco/traffic light_precision'), class_of('coco/bbox_mAP')
+    ('traffic light', None)
+    """
+    found = re.fullmatch(r'(?:.*/)?(.+)_precision', name)
+    return found[1] if found else None
