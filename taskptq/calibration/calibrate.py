@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.calibration.images import constant_images
+from taskptq.calibration.products import settle_products
 from taskptq.calibration.unreached import (
     CHOICES,
     activation_quantizers,
@@ -24,6 +25,7 @@ from taskptq.core.progress import Progress
 from taskptq.core.quantizers import Quantizer
 from taskptq.core.reduce import reduce_observers
 from taskptq.modules.base import QuantModule, quant_modules
+from taskptq.modules.product_mode import learning
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -107,11 +109,13 @@ def calibrate(
     _check_weights(model)
     watch = _Watch(model)
     shown = Progress('calibrate', total=len(batches))
-    with calibration_mode(model), observing(model), watch.active(), shown:
+    met = learning(model, observing=True)
+    with calibration_mode(model), observing(model), watch.active(), met, shown:
         for i, batch in enumerate(batches):
             watch.batch = i
             forward(model, batch)
             shown.advance()
+    settle_products(model)
     activations = activation_quantizers(model)
     reduce_observers([q.observer for _, q in activations if q.observer])
     found = find_unreached(

@@ -25,6 +25,7 @@ from taskptq.engine.builder import (
     to_plain,
 )
 from taskptq.engine.contexts import seeded, shared_log
+from taskptq.engine.mixed_precision import Calibrated, choose_precision
 from taskptq.engine.quantization_report import (
     STATE_DIR,
     structure_of,
@@ -33,9 +34,11 @@ from taskptq.engine.quantization_report import (
     write_swap_report,
 )
 from taskptq.engine.recipe import Recipe
+from taskptq.methods.rewriting.replay import structures
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import Decisions, QConfig, SwapReport, prepare
 from taskptq.prepare.blocks import Unit
+from taskptq.prepare.product_rows import add_own_products
 from taskptq.prepare.products import trace_products
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.freeze import freeze
@@ -262,6 +265,20 @@ def run_steps(
             forward=forward,
             unreached=recipe.calibration.get('unreached', 'error'),
         )
+        chosen = None
+        if recipe.mixed_precision is not None:
+            recipe, chosen = choose_precision(
+                Calibrated(
+                    model=model,
+                    batches=batches,
+                    forward=forward,
+                    adapter=adapter,
+                    swapped=swapped,
+                    covering=calibrated.covering,
+                ),
+                recipe=recipe,
+                work_dir=work_dir,
+            )
         report_what_ran(
             model,
             batches,
@@ -293,11 +310,15 @@ def run_steps(
         'rewrites': rewritten,
         'swap': swap_summary(swapped),
         'calibration': calibrated.to_dict(),
+        **({} if chosen is None else {'mixed_precision': chosen}),
         'reconstruction': rebuilt,
         **ended,
         'seconds': time.perf_counter() - start,
     }
-    return report, structure_of(swapped)
+    structure = structure_of(swapped)
+    if changes := structures(rewritten):
+        structure['rewrites'] = changes
+    return report, structure
 
 
 def prepare_in_place(
@@ -359,6 +380,7 @@ def report_what_ran(
     products = trace_products(
         model, [batches[i] for i in calibrated.covering], forward=forward
     )
+    add_own_products(swapped, model)
     swapped.add_products(products, left_float=calibrated.left_float)
     write_swap_report(swapped, work_dir)
 

@@ -102,5 +102,5 @@ def build_teacher_model(settings: Mapping[str, Any]) -> nn.Module:
             MODELS.build(copy.deepcopy(config.model))
         ).eval()
     load_float_weights(model, content, path=path)
-    prepare(model, QConfig.from_dict({}))
+    prepare(model, QConfig.from_dict({'products': False}))
     return model

@@ -84,11 +84,14 @@ class QuantModule(nn.Module):
         weight_slots: Parameter name -> name of its weight quantizer.
         weight_axes: Parameter name -> output-channel axis (0 if absent).
         bias_slots: Parameter name -> name of the bias added to its product.
+        closed_form: Whether a call multiplies its first argument by the
+            weights, as solving for a rounding supposes.
     """
 
     weight_slots: ClassVar[dict[str, str]] = {}
     weight_axes: ClassVar[dict[str, int]] = {}
     bias_slots: ClassVar[dict[str, str]] = {'weight': 'bias'}
+    closed_form: ClassVar[bool] = True
     _roundings: dict[str, LearnedRounding]
     _rounded: dict[str, Tensor]
     _biases: dict[str, Tensor]

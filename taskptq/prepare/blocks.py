@@ -9,6 +9,8 @@ from torch import nn
 
 from taskptq.hosts.registry import BLOCKS, is_a
 from taskptq.modules.base import QuantModule
+from taskptq.modules.product_mode import owned_methods
+from taskptq.modules.products import QuantProducts
 from taskptq.prepare.patterns import check_all_used, matches
 from taskptq.prepare.structure import find_blocks
 
@@ -130,8 +132,10 @@ def _collect(
         return
     seen.add(id(module))
     is_called = callable_names is None or name in callable_names
+    if isinstance(module, QuantProducts):
+        return  # acts in its owner alone
     # An attention is one layer with its projections: they act together.
-    if name in blocks or (isinstance(module, QuantModule) and is_called):
+    if name in blocks or (is_called and _acts_as_one(module, name, blocks)):
         units.append(Unit(name, module))
         seen.update(id(child) for child in module.modules())
         return
@@ -140,6 +144,16 @@ def _collect(
     for child_name, child in module.named_children():
         path = f'{name}.{child_name}' if name else child_name
         _collect(child, path, blocks, callable_names, units, seen)
+
+
+def _acts_as_one(
+    module: nn.Module, name: str, blocks: Collection[str]
+) -> bool:
+    """Whether a module outside of blocks is a unit with its children."""
+    if isinstance(module, QuantModule):
+        return True
+    around = any(block.startswith(f'{name}.') for block in blocks)
+    return bool(name) and 'forward' in owned_methods(module) and not around
 
 
 def _holds_layers(module: nn.Module) -> bool:

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from taskptq.prepare.fuse import former_pairs, state_names
+from taskptq.prepare.product_record import read_owner
 
 # No model of this field comes near: what is larger was not written by us.
 MAX_ENTRIES = 100_000
@@ -33,6 +34,8 @@ class Decisions:
             shared, as ``layer.parameter``.
         left_float: Layers that a check left float, with the reason.
         kept_norms: Norms that were not folded, with the reason.
+        products: Modules whose own products are quantized, with their
+            points; see ``taskptq.prepare.product_owners``.
     """
 
     folded: tuple[tuple[str, str], ...] = ()
@@ -40,6 +43,7 @@ class Decisions:
     untied: tuple[str, ...] = ()
     left_float: Mapping[str, str] = field(default_factory=dict)
     kept_norms: Mapping[str, str] = field(default_factory=dict)
+    products: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
@@ -49,6 +53,12 @@ class Decisions:
             'untied': list(self.untied),
             'left_float': dict(self.left_float),
             'kept_norms': dict(self.kept_norms),
+            # Left out, so that earlier versions read files without them.
+            **(
+                {'products': [dict(owner) for owner in self.products]}
+                if self.products
+                else {}
+            ),
         }
 
     def with_left_float(self, reasons: Mapping[str, str]) -> Decisions:
@@ -64,6 +74,8 @@ class Decisions:
                 writes it.
         """
         keys = set(cls.__dataclass_fields__)
+        if isinstance(content, Mapping):
+            content = {'products': [], **content}
         if not isinstance(content, Mapping) or set(content) != keys:
             raise ValueError(
                 f'decisions must be a dict of {", ".join(sorted(keys))}'
@@ -76,6 +88,9 @@ class Decisions:
             untied=_names('untied', content['untied']),
             left_float=_reasons('left_float', content['left_float']),
             kept_norms=_reasons('kept_norms', content['kept_norms']),
+            products=tuple(
+                read_owner(entry) for entry in content['products']
+            ),
         )
 
     @classmethod

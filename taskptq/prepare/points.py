@@ -11,7 +11,14 @@ OPERANDS = ('query', 'key', 'value')
 POINTS = ('weight', 'activation', 'attention', *OPERANDS, 'softmax')
 # Points whose tensors have heads.
 HEADED = ('attention', *OPERANDS, 'softmax')
-KEYS = (*POINTS, 'edge_bits', 'edges', 'overrides', 'keep_float')
+KEYS = (
+    *POINTS,
+    'edge_bits',
+    'edges',
+    'overrides',
+    'keep_float',
+    'products',
+)
 SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
 OWN_KEYS = ('type', *SPEC_KEYS, 'per_channel', 'per_head', 'observer')
 # Every layer tries every pattern.

@@ -22,6 +22,11 @@ from taskptq.prepare.decide import (
 from taskptq.prepare.decisions import Decisions
 from taskptq.prepare.fuse import fuse_batchnorm
 from taskptq.prepare.plain_weights import bake, untie
+from taskptq.prepare.product_owners import (
+    find_owners,
+    restore_owners,
+)
+from taskptq.prepare.product_rows import add_own_products
 from taskptq.prepare.qconfig import QConfig
 from taskptq.prepare.report import SwapReport
 from taskptq.prepare.swap import Swapped, apply_plans, plan_swap
@@ -71,6 +76,7 @@ def prepare(
             cannot be changed.
     """
     agree = agree or accept_all
+    recorded = None if decisions is None else decisions.products
     plans = plan_swap(model, qconfig)
     checks = None
 
@@ -93,9 +99,16 @@ def prepare(
             late = _late_reasons(model, swapped, norms, checks, run)
         decisions = _put_right(model, swapped, decisions, late, agree)
     share_inputs(model)
+    if recorded is not None:
+        restore_owners(model, qconfig, recorded)
+    elif qconfig.products:
+        with _aside(model), float_only(model), torch.no_grad():
+            found = None if checks is None else run
+            find_owners(model, qconfig, run=found)
     report = swapped.report
     report.folded = [norm for _, norm in decisions.folded]
     report.decisions = decisions
+    add_own_products(report, model)
     logger.info(
         'Folded %d norms, kept %d%s',
         len(decisions.folded),

@@ -96,6 +96,7 @@ class QConfig:
         edges: Further name patterns treated as edge.
         overrides: Ordered (pattern, settings of points) pairs; later wins.
         keep_float: Name patterns that stay float.
+        products: Whether products that no counterpart owns are quantized.
         resolve: Finds classes by name.
 
     Raises:
@@ -109,6 +110,7 @@ class QConfig:
     edges: tuple[str, ...] = setting((), patterns())
     overrides: tuple[Mapping[str, Any], ...] = ()
     keep_float: tuple[str, ...] = setting((), patterns())
+    products: bool = setting(True, Flag())
     resolve: Resolve = field(default=resolve_imported, compare=False)
 
     def __post_init__(self) -> None:
@@ -124,8 +126,8 @@ class QConfig:
 
         Args:
             config: Keys weight, activation, attention, query, key, value,
-                softmax, edge_bits, edges, overrides, keep_float; all
-                optional.
+                softmax, edge_bits, edges, overrides, keep_float, products;
+                all optional.
             resolve: (kind, name) -> class, for quantizers and observers.
 
         Raises:
@@ -139,6 +141,7 @@ class QConfig:
             edges=config.get('edges', ()),
             overrides=config.get('overrides', ()),
             keep_float=config.get('keep_float', ()),
+            products=config.get('products', True),
             resolve=resolve or resolve_imported,
         )
 
@@ -209,6 +212,7 @@ class QConfig:
             'edges': list(self.edges),
             'overrides': [plain(override) for override in self.overrides],
             'keep_float': list(self.keep_float),
+            'products': self.products,
         }
 
     def scheme(
@@ -236,7 +240,9 @@ class QConfig:
         used = [o for o in self.overrides if matches(name, o['pattern'])]
         for override in used:
             chosen = overridden(chosen, override)
-        chosen.pop('attention')
+        operand = chosen.pop('attention')
+        if self.products:
+            chosen['operand'] = operand
         if len(used) > 1:
             # Each was checked alone; their sum is known only here.
             for point, settings in chosen.items():
@@ -270,6 +276,8 @@ class QConfig:
             settings.pop('per_channel'), name='per_channel'
         )
         per_head = flag.read(settings.pop('per_head', False), name='per_head')
+        if point == 'operand':
+            point = 'attention'
         if per_channel and point not in ('weight', 'activation'):
             raise refuse(
                 'per_channel',

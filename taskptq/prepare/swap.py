@@ -21,11 +21,16 @@ from taskptq.hosts.registry import (
 )
 from taskptq.modules.base import QuantModule, Scheme
 from taskptq.modules.dynamic_class import counterpart_class
+from taskptq.modules.product_mode import CHILD
 from taskptq.prepare.patterns import check_all_used, matches
 from taskptq.prepare.plain_weights import check_plain, is_computed
 from taskptq.prepare.qconfig import QConfig
 from taskptq.prepare.report import SwapReport, SwapRow
 from taskptq.prepare.tree import is_scripted, open_modules, replace_modules
+
+# Reasons of rows.
+EDGE_LAYER = 'edge layer'
+ALL_FLOAT = 'every point of it is False in qconfig'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,7 +140,7 @@ def apply_plans(model: nn.Module, plans: list[Plan]) -> Swapped:
         if plan.cls is not None:
             quant = plan.cls.from_float(plan.module, scheme=plan.scheme)
             if not _own_quantizers(quant):
-                quant, reason = None, 'every point of it is False in qconfig'
+                quant, reason = None, ALL_FLOAT
         if quant is not None:
             made[plan.name] = (plan.module, quant)
         report.rows.append(_row(plan, quant, reason))
@@ -200,14 +205,15 @@ def _plans(
         )
     candidates = _candidates(model)
     names = [name for name, _ in candidates]
+    named = names + (product_names(model) if qconfig.products else [])
     for argument, patterns in qconfig.patterns().items():
-        check_all_used(patterns, names, argument=argument)
+        check_all_used(patterns, named, argument=argument)
     edges = edge_layers(model, candidates, qconfig)
     projections = layer_patterns(model, POSITION_LAYERS)
     plans: list[Plan] = []
     bypassed: dict[int, str] = {}
     for name, module in candidates:
-        positions = _is_listed(name, projections)
+        positions = is_listed(name, projections)
         scheme = qconfig.scheme(name, edge=name in edges, positions=positions)
         reason = _reason_to_keep(name, module, qconfig, scheme)
         reason = reason or left_float.get(name, '')
@@ -217,7 +223,7 @@ def _plans(
             implementation = lookup(module)
             assert implementation is not None
             cls = counterpart_class(implementation, plain_class(module))
-            reason = 'edge layer' if name in edges else ''
+            reason = EDGE_LAYER if name in edges else ''
         elif isinstance(module, nn.MultiheadAttention):
             # The float one reads its projection's weight past its forward.
             bypassed[id(module.out_proj)] = f'read by {name}, which is float'
@@ -240,7 +246,7 @@ def edge_layers(
     edges = {min(edges, key=names.index)} if edges else set()
     patterns = layer_patterns(model, OUTPUT_LAYERS)
     patterns += [('', pattern) for pattern in qconfig.edges]
-    edges.update(name for name in names if _is_listed(name, patterns))
+    edges.update(name for name in names if is_listed(name, patterns))
     sequences = layer_patterns(model, OUTPUT_SEQUENCES)
     return edges | _last_of_sequences(names, sequences)
 
@@ -249,7 +255,12 @@ def _is_first(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d)
 
 
-def _is_listed(name: str, patterns: list[tuple[str, str]]) -> bool:
+def product_names(model: nn.Module) -> list[str]:
+    """Return the names that points of a module's own products would have."""
+    return [f'{name}.{CHILD}'.lstrip('.') for name, _ in open_modules(model)]
+
+
+def is_listed(name: str, patterns: list[tuple[str, str]]) -> bool:
     """Whether a name has one of the prefixes and a pattern's rest."""
     return any(
         name.startswith(prefix) and matches(name[len(prefix) :], pattern)
@@ -264,7 +275,7 @@ def _last_of_sequences(
     last: dict[str, tuple[int, str]] = {}
     for name in names:
         parent, _, index = name.rpartition('.')
-        if index.isdigit() and _is_listed(parent, sequences):
+        if index.isdigit() and is_listed(parent, sequences):
             last[parent] = max(last.get(parent, (-1, '')), (int(index), name))
     return {name for _, name in last.values()}
 
@@ -312,7 +323,7 @@ def _reason_to_keep(
         kept = KEPT_FLOAT.get(dotted(type(module)))
         return kept or f'no counterpart of {dotted(type(module))}'
     if not any(vars(scheme).values()):
-        return 'every point of it is False in qconfig'
+        return ALL_FLOAT
     return ''
 
 
@@ -330,6 +341,14 @@ def _row(plan: Plan, quant: QuantModule | None, reason: str) -> SwapRow:
         return SwapRow(
             name=plan.name, type=kind, status='float', reason=reason
         )
+    bits = bits_of(quant)
+    return SwapRow(
+        name=plan.name, type=kind, status='quantized', reason=reason, **bits
+    )
+
+
+def bits_of(quant: QuantModule) -> dict[str, int]:
+    """Return the fewest bits of each kind of point, by field of its row."""
     bits: dict[str, int] = {}
     for name, quantizer in _own_quantizers(quant).items():
         if name in quant.weight_slots.values():
@@ -342,6 +361,4 @@ def _row(plan: Plan, quant: QuantModule | None, reason: str) -> SwapRow:
             point = 'attention_bits'
         num_bits = quantizer.spec.num_bits
         bits[point] = min(num_bits, bits.get(point, num_bits))
-    return SwapRow(
-        name=plan.name, type=kind, status='quantized', reason=reason, **bits
-    )
+    return bits

@@ -124,7 +124,7 @@ def make_teacher(model: nn.Module) -> nn.Module:
         model: Float model; not changed.
     """
     teacher = copy.deepcopy(model).eval()
-    prepare_in_place(teacher, QConfig.from_dict({}))
+    prepare_in_place(teacher, QConfig.from_dict({'products': False}))
     return teacher.requires_grad_(False).eval()
 
 

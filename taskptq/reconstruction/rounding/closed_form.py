@@ -66,6 +66,8 @@ def correct_biases(unit: Unit, data: UnitData) -> None:
 
 def ready_slots(layer: QuantModule) -> list[str]:
     """Return the weights of a layer that have a calibrated grid."""
+    if not layer.closed_form:
+        return []
     return [
         parameter
         for parameter, _ in layer.active_slots()

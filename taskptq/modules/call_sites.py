@@ -1,0 +1,192 @@
+"""Which module's code makes a call, and from which place in that code.
+
+A place is the line relative to the start of its function, and the rank of
+the call among those of that line. It stays the same in loops, for any
+number of images, and in another process: so it names a point in a file.
+"""
+
+from __future__ import annotations
+
+import dis
+import inspect
+from collections.abc import Iterator
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+_TORCH = str(Path(torch.__file__).parent)
+_OWN = str(Path(__file__).parent)
+_MODULE_FILE = inspect.getfile(nn.Module)
+# Frames of torch that begin the call of a module.
+_CALLS = ('__call__', '_wrapped_call_impl', '_call_impl', '_slow_forward')
+# A recursive method has one place for all depths beyond this one.
+MAX_DEPTH = 8
+
+
+class Site(NamedTuple):
+    """Where a call comes from.
+
+    Args:
+        module: Innermost module whose method is running.
+        method: Method of that module around the call: entering it is enough
+            to see the call.
+        path: Place of the call, e.g. 'forward+12.0>attend+3.1'.
+    """
+
+    module: nn.Module
+    method: str
+    path: str
+
+
+class _Step(NamedTuple):
+    """One function on the way to a call."""
+
+    name: str
+    text: str
+    names: tuple[str, ...]
+    module: nn.Module | None
+
+
+def find_site(frame: FrameType | None) -> Site | None:
+    """Return the site of a call; None if no module is at work.
+
+    Args:
+        frame: Frame of the caller, e.g. ``sys._getframe(1)``.
+    """
+    inner: list[_Step] = []
+    owned: list[_Step] = []
+    for step in _steps(frame):
+        if not owned and step.module is None:
+            inner.append(step)
+        elif not owned or step.module is owned[0].module:
+            owned.append(step)
+        else:
+            break
+        if len(owned) == MAX_DEPTH:
+            break
+    if not owned:
+        return None
+    module = owned[0].module
+    assert module is not None
+    path = '>'.join(step.text for step in (*owned[::-1], *inner[::-1]))
+    return Site(module, _entered(module, owned), path)
+
+
+def _entered(module: nn.Module, owned: list[_Step]) -> str:
+    """Return the innermost method that a subclass can override.
+
+    ``super().method()`` passes an override by, so whoever calls it counts.
+    """
+    for step, caller in pairwise(owned):
+        by_super = 'super' in caller.names and step.name in caller.names
+        if not by_super and is_method(type(module), step.name):
+            return step.name
+    return owned[-1].name
+
+
+def _steps(frame: FrameType | None) -> Iterator[_Step]:
+    """Yield functions from the innermost one, up to a module's call."""
+    line = None
+    while frame is not None:
+        code = frame.f_code
+        if code.co_filename == _MODULE_FILE and code.co_name in _CALLS:
+            # Only plain functions lie between this call and the module.
+            return
+        if code.co_filename.startswith(_OWN):
+            frame = frame.f_back
+            continue
+        if code.co_name.startswith('<') and code.co_name != '<module>':
+            # Comprehensions have a frame of their own up to Python 3.11.
+            line = frame.f_lineno if line is None else line
+            frame = frame.f_back
+            continue
+        step = _step(frame, line)
+        if step is not None:
+            yield step
+            line = None
+        frame = frame.f_back
+
+
+def _step(frame: FrameType, line: int | None) -> _Step | None:
+    code = frame.f_code
+    module = _bound_module(frame)
+    if code.co_filename.startswith(_TORCH):
+        # Lines of torch change with its version.
+        if module is None:
+            return None
+        return _Step(code.co_name, code.co_name, code.co_names, module)
+    place = _rank(code, frame.f_lasti) if line is None else 0
+    line = frame.f_lineno if line is None else line
+    text = f'{code.co_name}+{line - code.co_firstlineno}.{place}'
+    return _Step(code.co_name, text, code.co_names, module)
+
+
+def _bound_module(frame: FrameType) -> nn.Module | None:
+    """Return the module whose method runs in a frame."""
+    code = frame.f_code
+    if not code.co_argcount:
+        return None
+    first: Any = frame.f_locals.get(code.co_varnames[0])
+    if isinstance(first, nn.Module) and _defines(type(first), code):
+        return first
+    return None
+
+
+@lru_cache(maxsize=4096)
+def _defines(cls: type, code: CodeType) -> bool:
+    """Whether a class, or one that it extends, has a method of this code."""
+    return any(
+        _code_of(vars(base).get(code.co_name)) is code for base in cls.__mro__
+    )
+
+
+def is_method(cls: type, name: str) -> bool:
+    """Whether a name is that of a plain method, written in Python.
+
+    >>> is_method(nn.Conv2d, 'forward'), is_method(nn.Conv2d, 'in_channels')
+    (True, False)
+    """
+    found = inspect.getattr_static(cls, name, None)
+    return inspect.isfunction(found) and name.isidentifier()
+
+
+def _code_of(function: Any) -> CodeType | None:
+    function = getattr(function, '__func__', function)
+    while hasattr(function, '__wrapped__'):
+        function = function.__wrapped__
+    return getattr(function, '__code__', None)
+
+
+def _rank(code: CodeType, at: int) -> int:
+    return _ranks(code).get(at, 0)
+
+
+@lru_cache(maxsize=1024)
+def _ranks(code: CodeType) -> dict[int, int]:
+    """Return offset of each call or product -> its rank on its line."""
+    ranks: dict[int, int] = {}
+    line, count = 0, 0
+    starts = dict(dis.findlinestarts(code))
+    for instruction in dis.get_instructions(code):
+        start = starts.get(instruction.offset)
+        if start is not None and start != line:
+            line, count = start, 0
+        if _may_call(instruction):
+            ranks[instruction.offset] = count
+            count += 1
+    return ranks
+
+
+def _may_call(instruction: dis.Instruction) -> bool:
+    name = instruction.opname
+    if name.startswith('CALL') and 'INTRINSIC' not in name:
+        return True
+    # One instruction for all operators since Python 3.11.
+    if name.startswith('BINARY_OP'):
+        return instruction.argrepr.startswith('@')
+    return 'MATRIX_MULTIPLY' in name
