@@ -574,6 +574,7 @@ def test_parts_of_a_recipe(engine: Any) -> None:
         'ForegroundKLLoss',
         'AttentionCentering',
         'BimodalIntegration',
+        'ChannelScale',
         'ChannelShiftScale',
         'CrossLayerEqualization',
         'HeadRotation',

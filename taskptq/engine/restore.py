@@ -17,6 +17,7 @@ from taskptq.export.checkpoint import (
     unpack_model,
     verify,
 )
+from taskptq.methods.rewriting.replay import replay
 from taskptq.prepare import Decisions, QConfig
 
 __all__ = ['restore_model']
@@ -49,6 +50,8 @@ def restore_model(
         qconfig = read_qconfig(recipe)
         decisions = read_decisions(payload, model)
         sketch = outline(model)
+        changes = (payload.get('structure') or {}).get('rewrites')
+        replay(sketch, changes)
         prepare_in_place(sketch, qconfig, decisions=decisions)
     except ValueError as error:
         raise QuantizedCheckpointError(
@@ -56,6 +59,7 @@ def restore_model(
             f'{error}'
         ) from error
     check_fit(payload, sketch)
+    replay(model, changes)
     prepare_in_place(model, qconfig, decisions=decisions)
     unpack_model(payload, model)
     return dict(recipe)

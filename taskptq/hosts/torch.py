@@ -22,6 +22,9 @@ COUNTERPARTS = {
     'torch.nn.modules.activation.MultiheadAttention': (
         f'{_MODULES}.multihead_attention.QuantMultiheadAttention'
     ),
+    # Layers that a rewrite made.
+    f'{_MODULES}.scaled.ScaledConv2d': f'{_MODULES}.scaled.QuantScaledConv2d',
+    f'{_MODULES}.scaled.ScaledLinear': f'{_MODULES}.scaled.QuantScaledLinear',
 }
 BLOCKS = (
     'torch.nn.modules.transformer.TransformerEncoderLayer',

@@ -63,6 +63,39 @@ def test_quantize_and_restore(name, tmp_path):
             assert not torch.equal(plain(batch), model(batch))
 
 
+SCALE = [
+    dict(type='ChannelShiftScale'),
+    dict(type='HeadRotation', always=True),
+    dict(type='ChannelScale', least_gain=1.01),
+]
+
+
+@pytest.mark.parametrize('name', ['transformer', 'window'])
+def test_changed_structures_are_restored(name, tmp_path):
+    from taskptq.engine.restore import restore_model
+    from taskptq.export.checkpoint import QuantizedCheckpointError, load
+    from taskptq.export.schema import compute_digest
+
+    model = randomized(tiny_model(name))
+    report = quantize(model, name, tmp_path, rewrites=SCALE)
+    assert report['rewrites'][-1]['num_applied'] > 0
+    payload = load(tmp_path / 'quantized.pth')
+    (change,) = payload['structure']['rewrites']
+    fresh = tiny_model(name, seed=5)
+    restore_model(payload, fresh)
+    for layer in change['layers']:
+        assert 'Scaled' in type(fresh.get_submodule(layer)).__name__
+    with torch.no_grad():
+        for batch in tiny_batches(name, seed=9):
+            assert torch.equal(fresh(batch), model(batch))
+    payload['structure']['rewrites'] = [dict(change, layers=['neck'])]
+    payload['digest'] = compute_digest(payload)
+    untouched = tiny_model(name)
+    with pytest.raises(QuantizedCheckpointError, match="'neck' is no layer"):
+        restore_model(payload, untouched)
+    assert type(untouched.head) is torch.nn.Linear
+
+
 def test_outline_takes_no_memory_and_shares_what_was_shared():
     from taskptq.engine.restore import outline
 

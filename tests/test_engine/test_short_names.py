@@ -46,6 +46,7 @@ SHIPPED = {
     REWRITES: {
         'attention_centering': 'AttentionCentering',
         'bimodal_integration': 'BimodalIntegration',
+        'channel_scale': 'ChannelScale',
         'channel_shift_scale': 'ChannelShiftScale',
         'cross_layer_equalization': 'CrossLayerEqualization',
         'head_rotation': 'HeadRotation',

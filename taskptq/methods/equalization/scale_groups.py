@@ -151,26 +151,10 @@ def find_layer_groups(
     Returns:
         Groups in the order of the model's modules.
     """
-    layers = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, GIVERS) and _has_channel_weights(module)
-    }
-    shared = shared_layers(model, layers)
-    owners = {
-        id(parameter): name
-        for name, module in layers.items()
-        for parameter in module.parameters(recurse=False)
-    }
-    recorder = Recorder(owners)
-    with recorder:
-        run()
-    barred = shared | recorder.used_elsewhere
+    layers, recorder = _record(model, run)
+    barred = shared_layers(model, layers) | recorder.used_elsewhere
     readers = _readers(recorder)
-    sources = {
-        name: {None if x is None else x.giver for x in found}
-        for name, found in recorder.read.items()
-    }
+    sources = _sources(recorder)
     gains = _gains(layers, sources)
     groups = []
     for name, giver in layers.items():
@@ -198,6 +182,47 @@ def find_layer_groups(
             )
         )
     return groups
+
+
+def norm_gains(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:
+    """Return by layer the factors of the BatchNorm that reads its outputs.
+
+    Args:
+        model: Float model in eval mode.
+        run: Runs it once.
+
+    Returns:
+        Name of the layer -> gamma / sigma, (O,) float64.
+    """
+    layers, recorder = _record(model, run)
+    return _gains(layers, _sources(recorder))
+
+
+def _record(
+    model: nn.Module, run: Callable[[], Any]
+) -> tuple[dict[str, nn.Module], Recorder]:
+    """Watch one run; return the layers that count and what was seen."""
+    layers: dict[str, nn.Module] = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, GIVERS) and _has_channel_weights(module)
+    }
+    owners = {
+        id(parameter): name
+        for name, module in layers.items()
+        for parameter in module.parameters(recurse=False)
+    }
+    recorder = Recorder(owners)
+    with recorder:
+        run()
+    return layers, recorder
+
+
+def _sources(recorder: Recorder) -> dict[str, set[str | None]]:
+    return {
+        name: {None if x is None else x.giver for x in found}
+        for name, found in recorder.read.items()
+    }
 
 
 def _gains(

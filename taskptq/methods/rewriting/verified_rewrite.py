@@ -77,11 +77,14 @@ class RewriteReport:
         rewrite: Class of the rewrite.
         settings: Its arguments, plain types.
         entries: Outcome for each attention or layer.
+        structure: What it changed besides values, plain types, for ``replay``
+            to repeat on a model that is restored; empty if nothing.
     """
 
     rewrite: str
     settings: dict[str, Any] = field(default_factory=dict)
     entries: list[RewriteEntry] = field(default_factory=list)
+    structure: dict[str, Any] = field(default_factory=dict)
 
     @property
     def max_relative_error(self) -> float:
@@ -106,6 +109,7 @@ class RewriteReport:
             'num_applied': self.count('applied'),
             'max_relative_error': self.max_relative_error,
             'entries': [asdict(entry) for entry in self.entries],
+            **({'structure': self.structure} if self.structure else {}),
         }
 
 
