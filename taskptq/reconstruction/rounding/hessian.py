@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -25,6 +26,8 @@ class HessianAccumulator:
             (projections of an attention).
         dtype: Dtype of the sums, float64 or float32.
         max_elements: Bound on the working tensor, in elements.
+        max_positions: Bound on the output positions of a convolution that
+            count per image, on a regular grid; None counts all.
 
     Raises:
         NotImplementedError: If the layer has another type.
@@ -36,6 +39,7 @@ class HessianAccumulator:
         *,
         dtype: torch.dtype = torch.float64,
         max_elements: int = MAX_ELEMENTS,
+        max_positions: int | None = None,
     ) -> None:
         known = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
         if layer is not None and not isinstance(layer, known):
@@ -47,6 +51,7 @@ class HessianAccumulator:
         self.layer = layer
         self.dtype = dtype
         self.max_elements = max_elements
+        self.max_positions = max_positions
         self.count = 0
         self.total: Tensor | None = None
 
@@ -138,6 +143,11 @@ class HessianAccumulator:
         reach = d_h * (k_h - 1) + 1
         out_height = (x.shape[2] - reach) // stride[0] + 1
         out_width = (x.shape[3] - d_w * (k_w - 1) - 1) // stride[1] + 1
+        if self.max_positions is not None:
+            step = _thinning(out_height * out_width, most=self.max_positions)
+            stride = (stride[0] * step, stride[1] * step)
+            out_height = (out_height - 1) // step + 1
+            out_width = (out_width - 1) // step + 1
         per_row = x.shape[1] * k_h * k_w * out_width
         rows = min(out_height, max(1, self.max_elements // per_row))
         images = max(1, self.max_elements // (per_row * rows))
@@ -154,3 +164,12 @@ class HessianAccumulator:
                 # B x (groups K) x n -> groups x K x (B n)
                 columns = columns.unflatten(1, (layer.groups, -1))
                 yield columns.permute(1, 2, 0, 3).flatten(2)
+
+
+def _thinning(positions: int, *, most: int) -> int:
+    """Return the step along both axes that leaves about ``most`` positions.
+
+    >>> _thinning(208 * 208, most=1024)
+    7
+    """
+    return max(1, math.ceil(math.sqrt(positions / most)))

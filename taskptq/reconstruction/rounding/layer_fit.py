@@ -116,7 +116,11 @@ def _solve(
 
     if config.output_ranges:
         grid = search_output_range(
-            target, damped, quantizer, grid=grid, to_codes=to_codes
+            target * _seen(moments.hessian)[:, None],
+            damped,
+            quantizer,
+            grid=grid,
+            to_codes=to_codes,
         )
     scale, zero_point = (
         part.expand(target.shape[:2]) if part.shape == (1, 1) else part
@@ -134,6 +138,12 @@ def _solve(
             sweeps=config.gptq_sweeps,
         )
     return _Part(*grid, codes=codes.to(torch.int32))
+
+
+def _seen(hessian: Tensor) -> Tensor:
+    """Return where an input ever moved, (G, K): others have no say."""
+    diagonal = hessian.diagonal(dim1=1, dim2=2)
+    return diagonal > 1e-12 * diagonal.amax(dim=1, keepdim=True)
 
 
 def _damped(hessian: Tensor, *, damping: float) -> Tensor:
@@ -183,14 +193,16 @@ def correct_bias(layer: QuantModule, parameter: str, rows: Rows) -> None:
     quantizer = layer.weight_quantizer_of(parameter)
     if bias is None or quantizer is None:
         return
-    form = {
-        'groups': groups_of(layer),
-        'transposed': layer.weight_axis(parameter) == 1,
-    }
-    weight = getattr(layer, parameter).detach()
-    exact = to_matrix(weight, **form).double()
-    rounded = quantizer.dequantize(layer.codes(parameter))
-    quant = to_matrix(rounded, **form).double()
+    groups = groups_of(layer)
+    transposed = layer.weight_axis(parameter) == 1
+
+    def as_matrix(values: Tensor) -> Tensor:
+        return to_matrix(
+            values.detach(), groups=groups, transposed=transposed
+        ).double()
+
+    exact = as_matrix(getattr(layer, parameter))
+    quant = as_matrix(quantizer.dequantize(layer.codes(parameter)))
     change = exact.new_zeros(exact.shape[:2])
     for place, moments in rows:
         means = moments.float_mean[..., None], moments.mean[..., None]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +17,14 @@ from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.rounding.hessian import HessianAccumulator
 from taskptq.reconstruction.rounding.layer_inputs import listening, matmul_of
+
+# Positions of a feature map that count per image: neighbours say much the
+# same, and a calibration set has many images.
+MAX_POSITIONS = 1024
+
+
+class _StopError(Exception):
+    """The layer has received all its inputs: skip the rest of its unit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +52,7 @@ class PairedMoments:
     """
 
     def __init__(self, layer: nn.Module | None) -> None:
-        self._unfold = HessianAccumulator(layer)
+        self._unfold = HessianAccumulator(layer, max_positions=MAX_POSITIONS)
         self.count = 0
         self.sums: dict[str, Tensor] = {}
 
@@ -102,16 +109,13 @@ def collect(
         Moments by operand, over all ranks; none if the layer never ran.
     """
     found: dict[str, PairedMoments] = {}
-    module = unit.module
-    with calibration_mode(module):
+    inputs = _Inputs(layer, unit, data)
+    with calibration_mode(unit.module):
         for call, batch in data.calls():
             exact: dict[str, deque[Tensor]] = defaultdict(deque)
-            with (
-                float_only(module),
-                listening(layer, lambda key, x: exact[key].append(x)),  # noqa: B023
-            ):
-                data.run('float', call, batch)
-            for key, x in _quantized_inputs(layer, module, data, call, batch):
+            for key, x in inputs.of('float', call, batch):
+                exact[key].append(x)
+            for key, x in inputs.of('quant', call, batch):
                 partner = exact[key].popleft() if exact[key] else x
                 if key not in found:
                     found[key] = PairedMoments(matmul_of(layer))
@@ -119,21 +123,37 @@ def collect(
     return _over_ranks(found)
 
 
-def _quantized_inputs(
-    layer: QuantModule,
-    module: nn.Module,
-    data: UnitData,
-    call: int,
-    batch: int,
-) -> Iterator[tuple[str, Tensor]]:
-    """Yield (operand, input) of one call of the unit."""
-    inputs: list[tuple[str, Tensor]] = []
-    with (
-        quantizing(module),
-        listening(layer, lambda key, x: inputs.append((key, x))),
-    ):
-        data.run('quant', call, batch)
-    yield from inputs
+class _Inputs:
+    """Runs a unit as far as one of its layers needs it."""
+
+    def __init__(
+        self, layer: QuantModule, unit: Unit, data: UnitData
+    ) -> None:
+        self.layer = layer
+        self.module = unit.module
+        self.data = data
+        self.most = 0  # inputs of the layer in one call of the unit
+
+    def of(
+        self, stream: str, call: int, batch: int
+    ) -> list[tuple[str, Tensor]]:
+        """Return (operand, input) pairs of one call of the unit."""
+        found: list[tuple[str, Tensor]] = []
+
+        def receive(key: str, x: Tensor) -> None:
+            found.append((key, x))
+            if len(found) == self.most:
+                raise _StopError
+
+        mode = float_only if stream == 'float' else quantizing
+        with mode(self.module), listening(self.layer, receive):
+            try:
+                self.data.run(stream, call, batch)
+            except _StopError:
+                return found
+        # More than ever before: only then the unit ran to its end.
+        self.most = max(self.most, len(found))
+        return found
 
 
 def _over_ranks(found: dict[str, PairedMoments]) -> dict[str, PairedMoments]:

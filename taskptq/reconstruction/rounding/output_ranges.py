@@ -148,8 +148,8 @@ class _Search:
         weight = self.weight.repeat(1, count, 1)
         codes = self.to_codes(weight, *grids)
         error = weight - grids[0][..., None] * (codes - grids[1][..., None])
-        errors = ((error @ self.hessian) * error).sum(dim=2)
-        errors = errors.unflatten(1, (count, rows)).transpose(0, 1)
+        products: Tensor = ((error @ self.hessian) * error).sum(dim=2)
+        errors = products.reshape(groups, count, rows).transpose(0, 1)
         if scale.shape[1:] == (1, 1) and (groups, rows) != (1, 1):
-            errors = errors.sum(dim=(1, 2), keepdim=True)
+            return torch.sum(errors, dim=(1, 2), keepdim=True)
         return errors

@@ -1,0 +1,120 @@
+"""Joint moments of a layer's inputs in both models."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from taskptq.core import quantizing
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction.rounding import moments as module_under_test
+from taskptq.reconstruction.rounding.moments import PairedMoments, collect
+
+
+class Calls:
+    """Runs a unit on its inputs, which differ between the two models."""
+
+    def __init__(self, module, inputs):
+        self.module, self.inputs, self.num_runs = module, inputs, 0
+
+    def calls(self):
+        return ((0, batch) for batch in range(len(self.inputs['quant'])))
+
+    def run(self, stream, call, batch):
+        assert call == 0
+        self.num_runs += 1
+        return self.module(self.inputs[stream][batch])
+
+
+@pytest.fixture
+def streams():
+    exact = [torch.randn(40, 6) + 1 for _ in range(2)]
+    return {'float': exact, 'quant': [x + torch.randn(40, 6) for x in exact]}
+
+
+def by_hand(x, y, *, centred):
+    mean, float_mean = x.mean(dim=0), y.mean(dim=0)
+    if centred:
+        x, y = x - mean, y - float_mean
+    return {
+        'hessian': x.T @ x / len(x),
+        'cross': y.T @ x / len(x),
+        'mean': mean,
+        'float_mean': float_mean,
+    }
+
+
+def check(found, expected):
+    for name, value in expected.items():
+        got = getattr(found, name)[0]
+        torch.testing.assert_close(got.float(), value, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize('centred', [True, False])
+def test_moments_of_pairs(streams, centred):
+    sums = PairedMoments(nn.Linear(6, 2))
+    for x, y in zip(streams['quant'], streams['float'], strict=True):
+        sums.add(x, y)
+    x, y = (torch.cat(streams[name]) for name in ('quant', 'float'))
+    check(sums.moments(centred=centred), by_hand(x, y, centred=centred))
+
+
+def test_large_maps_are_thinned(monkeypatch):
+    monkeypatch.setattr(module_under_test, 'MAX_POSITIONS', 4)
+    sums = PairedMoments(nn.Conv2d(3, 2, 3, padding=1))
+    x, y = torch.randn(2, 2, 3, 6, 6)
+    sums.add(x, y)
+    # Every third position of the 6 x 6 outputs, along both axes.
+    windows = [
+        F.unfold(part, 3, padding=1).unflatten(2, (6, 6))[:, :, ::3, ::3]
+        for part in (x, y)
+    ]
+    pair = [part.transpose(0, 1).flatten(1).T for part in windows]
+    assert sums.count == 8
+    check(sums.moments(centred=False), by_hand(*pair, centred=False))
+
+
+@pytest.fixture
+def unit(quantized, streams):
+    model = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6))
+    quantized(model, streams['float'], bits=3)
+    return Unit('pair', model)
+
+
+def test_a_layer_sees_both_models(unit, streams):
+    second = unit.module[2]
+    found = collect(second, unit, Calls(unit.module, streams))
+    model = copy.deepcopy(unit.module)
+    with torch.no_grad():
+        y = torch.cat([model[:2](x) for x in streams['float']])
+        with quantizing(model):
+            x = [model[:2](x) for x in streams['quant']]
+            x = model[2].input_quantizer(torch.cat(x))
+    check(
+        found['weight'].moments(centred=True), by_hand(x, y, centred=True)
+    )
+
+
+def test_the_unit_runs_only_as_far_as_needed(unit, streams):
+    ended = []
+    unit.module.append(nn.Identity())
+    unit.module[3].register_forward_hook(lambda *_: ended.append(1))
+    data = Calls(unit.module, streams)
+    collect(unit.module[0], unit, data)
+    # Once to its end, to see how many inputs come.
+    assert (data.num_runs, len(ended)) == (4, 1)
+
+
+def test_pairs_that_do_not_fit_stand_for_both(unit, streams):
+    streams['float'] = [x[:30] for x in streams['float']]
+    found = collect(unit.module[0], unit, Calls(unit.module, streams))
+    moments = found['weight'].moments(centred=False)
+    assert torch.equal(moments.hessian, moments.cross)
+    assert torch.equal(moments.mean, moments.float_mean)
+
+
+def test_a_layer_that_never_runs_has_no_moments(unit, streams):
+    idle = copy.deepcopy(unit.module[0])
+    assert collect(idle, unit, Calls(unit.module, streams)) == {}
