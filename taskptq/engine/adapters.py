@@ -8,6 +8,7 @@ without their own.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar
 
 import torch
@@ -46,6 +47,11 @@ def name_tensors(
     for key, item in items:
         name = f'{prefix}.{key}' if prefix else str(key)
         yield from name_tensors(item, prefix=name)
+
+
+def uncertainty(probabilities: Tensor) -> Tensor:
+    """Return p (1 - p), the Fisher information of a sigmoid's logit."""
+    return probabilities * (1 - probabilities)
 
 
 @ADAPTERS.register_module(name='torch.nn.modules.module.Module')
@@ -97,6 +103,33 @@ class Adapter:
         return {
             name: torch.ones((), device=head.device)
             for name, head in heads.items()
+        }
+
+    def output_weights(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return how much a squared error of each output value matters.
+
+        Logits weigh p (1 - p), their Fisher information: errors count where
+        the model is undecided. Other outputs weigh as their foreground.
+
+        Args:
+            heads: Outputs of ``forward_heads`` of the float model.
+
+        Returns:
+            Non-negative weights that broadcast to each output; an output
+            without weights doesn't matter.
+        """
+        kinds: Mapping[str, str] = getattr(self, 'head_kinds', {})
+        weights = self.foreground_proxy(heads)
+        for name, head in heads.items():
+            kind = next(
+                (k for form, k in kinds.items() if fnmatchcase(name, form)), ''
+            )
+            if kind == 'confidence' and head.is_floating_point():
+                weights[name] = uncertainty(head.sigmoid())
+        return {
+            name: weight
+            for name, weight in weights.items()
+            if heads[name].is_floating_point()
         }
 
     def decode(
@@ -160,6 +193,49 @@ class DenseDetectorAdapter(Adapter):
             for name in heads
         }
 
+    def output_weights(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh by the score, which an objectness or centerness multiplies.
+
+        With a class probability c and a factor o of the third head, the
+        score is s = c o; the Fisher information of a Bernoulli variable s
+        is s (1 - c)^2 / (1 - s) for the logit of c, and for that of o
+        likewise, summed over the classes.
+
+        Args:
+            heads: Outputs of ``forward_heads`` of the float model.
+        """
+        weights = super().output_weights(heads)
+        for name, classes, factor in self._factored(heads):
+            c = classes.sigmoid().unflatten(1, (factor.shape[1], -1))
+            o = factor.sigmoid().unsqueeze(2)  # N x A x 1 x H x W
+            s = (c * o).clamp(max=1 - 1e-6)
+            level = name.rpartition('.')[2]
+            information = s / (1 - s)
+            of_classes = information * (1 - c).square()
+            weights[f'0.{level}'] = of_classes.flatten(1, 2)
+            weights[name] = (information * (1 - o).square()).sum(dim=2)
+            if f'1.{level}' in weights:
+                weights[f'1.{level}'] = s.flatten(1, 2).amax(1, keepdim=True)
+        return weights
+
+    def _factored(
+        self, heads: Mapping[str, Tensor]
+    ) -> Iterator[tuple[str, Tensor, Tensor]]:
+        """Yield (name, class logits, logits of their factor) of levels."""
+        head = self.model.bbox_head
+        if not getattr(head, 'use_sigmoid_cls', True):
+            return
+        for name, factor in heads.items():
+            classes = heads.get(f'0.{name.rpartition(".")[2]}')
+            num = getattr(head, 'cls_out_channels', 0)
+            if (
+                name.startswith('2.')
+                and classes is not None
+                and factor.dim() == classes.dim() == 4
+                and factor.shape[1] * num == classes.shape[1]
+            ):
+                yield name, classes, factor
+
     def box_distributions(
         self, heads: Mapping[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -203,6 +279,21 @@ class SegmentorAdapter(Adapter):
 
     There is no foreground, so all positions have the same weight.
     """
+
+    def output_weights(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh each pixel by how undecided its class is.
+
+        Args:
+            heads: Outputs of ``forward_heads`` of the float model.
+        """
+        return {
+            name: uncertainty(
+                logits.softmax(dim=1)
+                if logits.shape[1] > 1
+                else logits.sigmoid()
+            )
+            for name, logits in heads.items()
+        }
 
     def decode(
         self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskptq.engine.adapters import Adapter
+from taskptq.engine.adapters import Adapter, uncertainty
 from taskptq.modules import AttendedTap
 from taskptq.registry import ADAPTERS
 
@@ -244,15 +244,25 @@ class DetrAdapter(Adapter):
             for name in heads
         }
 
+    def output_weights(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh the last layer's outputs, which are all that is decoded.
+
+        Args:
+            heads: Outputs of ``forward_heads`` of the float model.
+        """
+        last = last_layer(heads)
+        logits = heads[f'cls.{last}']
+        p = logits.sigmoid() if self.use_sigmoid else logits.softmax(dim=-1)
+        return {
+            f'cls.{last}': uncertainty(p),
+            f'box.{last}': self.class_probabilities(logits),
+        }
+
     def decode(
         self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
     ) -> list[Any]:
         """Return mmdet's InstanceData (boxes in pixels) of each image."""
-        last = max(
-            int(name.partition('.')[2])
-            for name in heads
-            if name.startswith('box.')
-        )
+        last = last_layer(heads)
         return list(
             self.model.bbox_head.predict_by_feat(
                 heads[f'cls.{last}'][None],
@@ -328,6 +338,15 @@ class DinoAdapter(DeformableDetrAdapter):
     def selection_scores(self, logits: Tensor) -> Tensor:
         """Return what tokens are selected by, (B, M, C) -> (B, M)."""
         return logits.amax(dim=-1)
+
+
+def last_layer(heads: Mapping[str, Tensor]) -> int:
+    """Return the number of the last decoder layer that has outputs."""
+    return max(
+        int(name.partition('.')[2])
+        for name in heads
+        if name.startswith('box.')
+    )
 
 
 def ranking(selected: Tensor, *, like: Tensor) -> Tensor:

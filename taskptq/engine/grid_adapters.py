@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from taskptq.engine.adapters import Adapter
+from taskptq.engine.adapters import Adapter, uncertainty
 from taskptq.engine.grid_outputs import (
     box_probability,
     num_points,
@@ -171,6 +171,17 @@ class TwoStageAdapter(Adapter):
                 best if agnostic else classes,
                 num_outputs=heads['box'].shape[1],
             )
+        return weights
+
+    def output_weights(self, heads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Weigh proposals and regions; regions have softmax scores.
+
+        Args:
+            heads: Outputs of ``forward_heads`` of the float model.
+        """
+        weights = super().output_weights(heads)
+        if 'cls' in heads:
+            weights['cls'] = uncertainty(heads['cls'].softmax(dim=1))
         return weights
 
     def _objectness(self, scores: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 from mmengine.dist import barrier, is_main_process
 from torch import nn
 
+from taskptq.analysis.sensitivity.hopeless import warn_hopeless
 from taskptq.calibration.calibrate import CalibrationReport, calibrate
 from taskptq.core.distributed import gathered
 from taskptq.engine.builder import (
@@ -279,6 +280,7 @@ def run_steps(
                 recipe=recipe,
                 work_dir=work_dir,
             )
+        hopeless = warn_hopeless(model, batches, forward=forward)
         report_what_ran(
             model,
             batches,
@@ -310,6 +312,7 @@ def run_steps(
         'rewrites': rewritten,
         'swap': swap_summary(swapped),
         'calibration': calibrated.to_dict(),
+        'warnings': [*calibrated.warnings, *hopeless],
         **({} if chosen is None else {'mixed_precision': chosen}),
         'reconstruction': rebuilt,
         **ended,

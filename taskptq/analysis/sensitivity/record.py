@@ -1,4 +1,4 @@
-"""What a sensitivity analysis finds: one record per quantizer, and a report."""
+"""Records of a sensitivity analysis: one for each quantizer, and a report."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ class PointSensitivity:
         peak_to_std: Largest distance from the mean over the standard
             deviation.
         codes_used: Share of the grid's codes that occur, [0, 1].
-        effective_bits: Bits that the bulk of the values uses: log2 of the
-            grid steps between their 1st and 99th percentile, plus 1 step.
+        effective_bits: Effective number of bits of what the reader computes
+            from the tensor, see ``signals.signals_of``.
         losses: Output loss if only this tensor is quantized, by bits, e.g.
             ``{'4': 0.3, '8': 0.001}``; float is 0. The leave-out estimator
             knows only ``num_bits``: what comes back if only this tensor is

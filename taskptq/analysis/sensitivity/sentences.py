@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from torch import nn
+
+from taskptq.modules.conv import is_depthwise
+
 if TYPE_CHECKING:
     from taskptq.analysis.sensitivity.record import (
         PointSensitivity,
         SensitivityReport,
     )
 
-__all__ = ['cure_of', 'describe', 'sentences_of']
+__all__ = ['cure_of', 'cure_of_input', 'describe', 'sentences_of']
 
 # A tensor is named if it costs at least this share of the loss.
 WORTH_NAMING = 0.05
 # Peaks beyond this many standard deviations are worth a word: of a normal
 # distribution, a million values reach 5.
 NOTABLE_PEAK = 12.0
+PER_CHANNEL = 'activation=dict(per_channel=True)'
 WORDS = {
     'weight': 'weight',
     'activation': 'input',
@@ -32,16 +37,17 @@ def sentences_of(report: SensitivityReport, *, most: int) -> list[str]:
     total = report.estimated
     if not report.points or total <= 0:
         return ['No tensor costs anything at its present bits.']
-    found = []
-    for point in report.sorted()[:most]:
-        share = point.loss / total
-        if share >= WORTH_NAMING:
-            found.append(f'{_share_text(share)}: {describe(point)}.')
+    found = [
+        f'One tensor costs {100 * point.loss / total:.0f} % of the loss: '
+        f'{describe(point)}.'
+        for point in report.sorted()[:most]
+        if point.loss >= WORTH_NAMING * total
+    ]
     if not found:
-        found.append(
-            'No single tensor costs 5 % of the loss: it is spread over '
-            f'{len(report.points)} tensors.'
-        )
+        found = [
+            f'No single tensor costs {100 * WORTH_NAMING:.0f} % of the loss: '
+            f'it is spread over {len(report.points)} tensors.'
+        ]
     return [*found, *_role_sentences(report), *report.notes]
 
 
@@ -49,48 +55,62 @@ def describe(point: PointSensitivity) -> str:
     """Return which tensor a point is, how it looks, and the cure.
 
     >>> from taskptq.analysis.sensitivity.record import PointSensitivity
-    >>> describe(PointSensitivity(
+    >>> print(describe(PointSensitivity(
     ...     name='a.input_quantizer', layer='a', point='activation',
     ...     role='depthwise input', num_bits=8, macs=1, elements=1,
     ...     sqnr_db=5.0, peak_to_std=46.0, codes_used=0.1,
-    ...     effective_bits=2.3, losses={'8': 0.1}))
-    'input of a; its peak is 46 standard deviations; 2.3 of 8 bits serve \
-the bulk of its values; cure: activation=dict(per_channel=True)'
+    ...     effective_bits=2.3, losses={'8': 0.1})))
+    input of a; its peak is 46 standard deviations; 2.3 of 8 bits are
+    effective; cure: activation=dict(per_channel=True)
     """
     parts = [f'{WORDS[point.point]} of {point.layer}']
     if point.peak_to_std >= NOTABLE_PEAK and point.point != 'softmax':
-        parts.append(f'its peak is {point.peak_to_std:.0f} standard deviations')
-        parts.append(
-            f'{point.effective_bits:.1f} of {point.num_bits} bits serve the '
-            'bulk of its values'
-        )
-    parts.append(f'cure: {cure_of(point)}')
+        peak = f'its peak is {point.peak_to_std:.0f} standard deviations'
+        parts.append(peak)
+    parts += [
+        f'{point.effective_bits:.1f} of {point.num_bits} bits are effective',
+        f'cure: {cure_of(point)}',
+    ]
     return '; '.join(parts)
 
 
 def cure_of(point: PointSensitivity) -> str:
     """Return what helps a point, as a setting of the recipe."""
     if point.role == 'depthwise input' and not point.per_channel:
-        return 'activation=dict(per_channel=True)'
+        return PER_CHANNEL
     if point.point == 'weight' and point.num_bits < 8:
-        return 'learned rounding, e.g. a recipe that ends in _qdrop or _gptq'
-    name = 'weight' if point.point == 'weight' else point.point
-    if point.num_bits < 8:
-        return f"overrides=[dict(pattern='{point.layer}', {name}=dict(num_bits=8))]"
-    return f"overrides=[dict(pattern='{point.layer}', {name}=False)]"
+        return 'a recipe that learns or optimizes the rounding, e.g. _gptq'
+    return _override(point.layer, point.point, num_bits=point.num_bits)
 
 
-def _share_text(share: float) -> str:
-    """Return a share of the loss as the start of a sentence.
+def cure_of_input(
+    name: str, layer: nn.Module | None, *, point: str, per_channel: bool
+) -> str:
+    """Return what helps an activation, as a setting of the recipe.
 
-    >>> _share_text(0.34)
-    'One tensor costs 34 % of the loss'
+    Args:
+        name: Qualified name of its layer.
+        layer: The layer.
+        point: See ``record.POINTS``.
+        per_channel: Whether each channel has its own scale.
     """
-    return f'One tensor costs {100 * share:.0f} % of the loss'
+    if layer is not None and is_depthwise(layer) and not per_channel:
+        return PER_CHANNEL
+    return _override(name, point, num_bits=8)
+
+
+def _override(layer: str, point: str, *, num_bits: int) -> str:
+    """Return an override with the next more precise form of a tensor."""
+    if point == 'weight':
+        setting = 'weight=False'
+    else:
+        more = 8 if num_bits < 8 else 16
+        setting = f'{point}=dict(num_bits={more})'
+    return f"overrides=[dict(pattern='{layer}', {setting})]"
 
 
 def _role_sentences(report: SensitivityReport) -> list[str]:
-    """Return what the costliest role could give back."""
+    """Return what the most rewarding role would give back."""
     if not report.roles or report.total <= 0:
         return []
     best = min(report.roles, key=lambda role: role.others)
