@@ -576,6 +576,7 @@ def test_parts_of_a_recipe(engine: Any) -> None:
         'BimodalIntegration',
         'ChannelScale',
         'ChannelShiftScale',
+        'ChannelSplit',
         'CrossLayerEqualization',
         'HeadRotation',
         'KeyShift',

@@ -48,6 +48,7 @@ SHIPPED = {
         'bimodal_integration': 'BimodalIntegration',
         'channel_scale': 'ChannelScale',
         'channel_shift_scale': 'ChannelShiftScale',
+        'channel_split': 'ChannelSplit',
         'cross_layer_equalization': 'CrossLayerEqualization',
         'head_rotation': 'HeadRotation',
         'key_shift': 'KeyShift',

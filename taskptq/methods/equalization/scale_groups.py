@@ -40,12 +40,17 @@ class LayerGroup:
         name: Name of ``giver``.
         gains: Reader -> factor of each of its output channels, (O,), in the
             BatchNorm that alone reads it.
+        source: Name of the layer that a BatchNorm alone reads; empty if the
+            giver is no BatchNorm, or others read that layer too.
+        source_layer: That layer.
     """
 
     name: str
     giver: nn.Module
     readers: tuple[tuple[str, nn.Module], ...]
     gains: Mapping[str, Tensor] = field(default_factory=dict, compare=False)
+    source: str = ''
+    source_layer: nn.Module | None = None
 
 
 @dataclass
@@ -167,6 +172,8 @@ def find_layer_groups(
             for reader in names
         ):
             continue
+        source = _source(name, layers, sources, readers)
+        source = '' if source in barred else source
         groups.append(
             LayerGroup(
                 name=name,
@@ -179,9 +186,25 @@ def find_layer_groups(
                 gains={
                     reader: gains[reader] for reader in names & gains.keys()
                 },
+                source=source,
+                source_layer=layers.get(source),
             )
         )
     return groups
+
+
+def _source(
+    name: str,
+    layers: Mapping[str, nn.Module],
+    sources: Mapping[str, set[str | None]],
+    readers: Mapping[str, set[str]],
+) -> str:
+    """Return the layer whose only reader is this norm; empty if none is."""
+    found = sources.get(name, set())
+    if not isinstance(layers[name], nn.BatchNorm2d) or len(found) != 1:
+        return ''
+    (source,) = found
+    return source if source and readers.get(source) == {name} else ''
 
 
 def norm_gains(model: nn.Module, run: Callable[[], Any]) -> dict[str, Tensor]:

@@ -81,11 +81,11 @@ def apply_layer_edits(
     standing: list[LayerEdit] = []
     expected: dict[str, list[Any]] = {}
     if waiting:
-        expected = _outputs(model, _readers(waiting), stats)
+        expected = layer_outputs(model, _readers(waiting), stats)
     while waiting:
         for plan in waiting:
             plan.apply()
-        errors = _compare(model, _readers(waiting), stats, expected)
+        errors = compare_outputs(model, _readers(waiting), stats, expected)
         failed = []
         for plan in waiting:
             error = max(errors.get(name, 0.0) for name in plan.readers)
@@ -146,7 +146,7 @@ def _hooked(
         yield
 
 
-def _outputs(
+def layer_outputs(
     model: nn.Module,
     readers: Mapping[str, nn.Module],
     stats: CalibrationStats,
@@ -160,7 +160,7 @@ def _outputs(
     return found
 
 
-def _compare(
+def compare_outputs(
     model: nn.Module,
     readers: Mapping[str, nn.Module],
     stats: CalibrationStats,

@@ -108,6 +108,24 @@ class ReaderError:
             self.sample.rows.double(), self._weight[self._chosen]
         )
 
+    def split_error(self, counts: Tensor) -> float:
+        """Return E|y_hat - y|^2 / E|y|^2 with channels in equal parts.
+
+        Args:
+            counts: (C,), copies of each channel; the weight's columns are
+                repeated, so that its grid stays.
+        """
+        counts = counts.detach().cpu().double()
+        rows = (self.sample.rows.double() / counts[:, None, None]).float()
+        x_hat = self._quantized_input(rows, counts, None).double()
+        w_hat = fake(
+            self.scheme.weight,
+            self._weight[self._chosen].float(),
+            ch_axis=0,
+        ).double()
+        y_hat = self._product(x_hat * counts[:, None, None], w_hat)
+        return self._relative(y_hat - self._output)
+
     def error(self, scales: Tensor, shift: Tensor | None = None) -> float:
         """Return E|y_hat - y|^2 / E|y|^2 with inputs (x - shift) / scales.
 

@@ -1,0 +1,6 @@
+"""Channels far larger than the others are split first.
+
+Exact; see ChannelSplit.
+"""
+
+rewrites = [dict(type='ChannelSplit')]
