@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from mmengine.config import Config
 from torch import nn
 
-from taskptq.analysis.page.agreement import Agreement, compare
 from taskptq.analysis.page.content import (
     file_entry,
     float_entry,
@@ -21,9 +20,7 @@ from taskptq.analysis.page.content import (
     titles_of,
 )
 from taskptq.analysis.page.noise import measure_noise, summarize
-from taskptq.analysis.page.photos import read_image
-from taskptq.analysis.page.pictures import choose, draw
-from taskptq.analysis.page.predictions import Prediction, read_prediction
+from taskptq.analysis.page.pictures import choose
 from taskptq.analysis.page.render import check_packages, write
 from taskptq.analysis.page.side_files import float_metrics_beside
 from taskptq.analysis.page.tensors import (
@@ -31,31 +28,19 @@ from taskptq.analysis.page.tensors import (
     weight_shapes,
     worst,
 )
-from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core.progress import Progress
 from taskptq.core.rules import Number, Whole
 from taskptq.core.settings import check_fields, setting
-from taskptq.engine.checkpoint_file import (
-    load_float_weights,
-    local_file,
-    read_checkpoint,
-)
-from taskptq.engine.config_model import (
-    build_model,
-    evaluation_source,
-    load_config,
-)
-from taskptq.engine.datasets import read_sample
-from taskptq.engine.pipeline import prepare_in_place, run_batch
-from taskptq.engine.restore import (
-    read_decisions,
-    read_qconfig,
-    restore_model,
-)
+from taskptq.engine.checkpoint_file import local_file
+from taskptq.engine.config_model import load_config
+from taskptq.engine.page_models import PageModels, class_names
+from taskptq.engine.page_rows import ImageRow, predict_row
+from taskptq.engine.pipeline import run_batch
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.export.quantized_file import QuantizedFile, open_file
 
 __all__ = ['PageSettings', 'make_page']
+
 
 NEEDS_CONFIG = (
     'a config is needed to run the model: taskptq report CONFIG FILE.pth'
@@ -101,8 +86,6 @@ class _Subject:
     file: QuantizedFile
     title: str
     entry: dict[str, Any]
-    model: nn.Module | None = None
-    twin: nn.Module | None = None
 
 
 def make_page(
@@ -149,15 +132,13 @@ def make_page(
     if config is None:
         absent |= dict.fromkeys(('noise', 'tensors', 'pictures'), NEEDS_CONFIG)
     else:
-        maker = _Maker(
+        models = PageModels(
             load_config(config),
             float_path=float_path,
-            settings=settings,
             device=device,
             trust=trust_checkpoint,
-            absent=absent,
         )
-        pictures = maker.measure(subjects)
+        pictures = _measure(subjects, models, settings, absent)
     content = page_content(
         [subject.entry for subject in subjects],
         float_model=_float_model(
@@ -226,262 +207,101 @@ def _name_of(config: Config | str | Path | None) -> str:
     return 'CONFIG' if path is None else Path(path).name
 
 
-class _Maker:
-    """Runs the models of a page.
+def _measure(
+    subjects: Sequence[_Subject],
+    models: PageModels,
+    settings: PageSettings,
+    absent: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Measure every file and return the pictures.
 
     Args:
-        config: Loaded config of the float model.
-        float_path: Float checkpoint, or None.
+        subjects: The files; what is measured goes into their entries.
+        models: Builds the models.
         settings: How much to show.
-        device: Where models run.
-        trust: Whether to unpickle what is not plain.
         absent: Section -> why it is missing; filled in.
     """
-
-    def __init__(
-        self,
-        config: Config,
-        *,
-        float_path: Path | None,
-        settings: PageSettings,
-        device: str | torch.device,
-        trust: bool,
-        absent: dict[str, str],
-    ) -> None:
-        self.config = config
-        self.settings = settings
-        self.device = device
-        self.absent = absent
-        self.float_path = float_path
-        self.weights = (
-            None
-            if float_path is None
-            else read_checkpoint(float_path, trust_checkpoint=trust)
-        )
-        self.classes: list[str] = []
-
-    def measure(self, subjects: Sequence[_Subject]) -> list[dict[str, Any]]:
-        """Measure every file; return the pictures."""
-        for subject in subjects:
-            subject.model = self._quantized(subject.file)
-        clean = self._float_model()
+    quantized = {s.title: models.quantized(s.file) for s in subjects}
+    clean = models.float_model()
+    try:
+        batches = models.batches(settings.num_images)
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        reason = f'the test images could not be read: {error}'
+        absent |= dict.fromkeys(('noise', 'tensors', 'pictures'), reason)
+        return []
+    some = batches[: settings.layer_images]
+    for subject in subjects:
+        twin = None
         try:
-            batches = self._batches()
-        except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-            reason = f'the test images could not be read: {error}'
-            sections = ('noise', 'tensors', 'pictures')
-            self.absent |= dict.fromkeys(sections, reason)
-            return []
-        for subject in subjects:
-            self._measure_layers(subject, batches[: self._num_layer_images()])
-        return self._pictures(subjects, clean, batches)
-
-    def _num_layer_images(self) -> int:
-        return min(self.settings.layer_images, self.settings.num_images)
-
-    def _quantized(self, file: QuantizedFile) -> nn.Module:
-        model = build_model(self.config, device=self.device)
-        try:
-            restore_model(file.payload, model)
-        except QuantizedCheckpointError as error:
-            raise QuantizedCheckpointError(f'{file.path}: {error}') from error
-        meta = file.payload['meta'].get('dataset_meta')
-        if isinstance(meta, Mapping) and not self.classes:
-            found = meta.get('classes')
-            is_list = isinstance(found, (list, tuple))
-            self.classes = [str(name) for name in found] if is_list else []
-        return model
-
-    def _float_model(self) -> nn.Module | None:
-        """Return the float model with its weights, None without them."""
-        if self.weights is None:
-            return None
-        model = build_model(self.config, device=self.device)
-        load_float_weights(model, self.weights, path=self.float_path or '')
-        return model
-
-    def _twin(self, file: QuantizedFile) -> nn.Module | None:
-        """Return the float weights in the structure of a quantized file.
-
-        Quantizers are off, so it computes what the float model does, in
-        layers that have the names of the quantized ones.
-        """
-        model = self._float_model()
-        if model is None:
-            self.absent['noise'] = NEEDS_FLOAT
-            return None
-        try:
-            prepare_in_place(
-                model,
-                read_qconfig(file.payload['recipe']),
-                decisions=read_decisions(file.payload, model),
-            )
+            twin = models.twin(subject.file)
         except ValueError as error:
-            self.absent['noise'] = (
+            absent['noise'] = (
                 'the float model cannot take the structure of '
-                f'{file.path.name}: {error}'
+                f'{subject.file.path.name}: {error}'
             )
-            return None
-        return model.to(self.device)
+        _measure_layers(
+            subject, quantized[subject.title], twin, some, settings
+        )
+    if clean is None:
+        absent |= dict.fromkeys(('noise', 'pictures'), NEEDS_FLOAT)
+    return _pictures(subjects, quantized, clean, batches, settings, absent)
 
-    def _batches(self) -> list[Any]:
-        """Return batches of one test image each, spaced evenly."""
-        source = evaluation_source(self.config)
-        total = len(source.dataset)
-        count = min(self.settings.num_images, total)
-        if not count:
-            raise ValueError('the test set is empty')
-        places = [(2 * i + 1) * total // (2 * count) for i in range(count)]
-        samples = [read_sample(source.dataset, place) for place in places]
-        return [source.collate([s]) for s in samples if s is not None]
 
-    def _measure_layers(
-        self, subject: _Subject, batches: Sequence[Any]
-    ) -> None:
-        assert subject.model is not None
-        twin = self._twin(subject.file)
-        shapes = activation_shapes(subject.model, batches, forward=run_batch)
-        most = self.settings.num_tensors
-        weights = []
-        if twin is not None:
-            layers = measure_noise(
-                twin, subject.model, batches, forward=run_batch
-            )
-            subject.entry['noise'] = summarize(layers)
-            weights = worst(weight_shapes(twin, subject.model), most=most // 2)
-        inputs = worst(shapes, most=most - len(weights))
-        subject.entry['tensors'] = [
-            shape.to_dict() for shape in (*inputs, *weights)
+def _measure_layers(
+    subject: _Subject,
+    model: nn.Module,
+    twin: nn.Module | None,
+    batches: Sequence[Any],
+    settings: PageSettings,
+) -> None:
+    """Measure the noise of the layers and the distributions of tensors."""
+    shapes = activation_shapes(model, batches, forward=run_batch)
+    weights = []
+    if twin is not None:
+        layers = measure_noise(twin, model, batches, forward=run_batch)
+        subject.entry['noise'] = summarize(layers)
+        most = settings.num_tensors // 2
+        weights = worst(weight_shapes(twin, model), most=most)
+    inputs = worst(shapes, most=settings.num_tensors - len(weights))
+    drawn = [*inputs, *weights]
+    subject.entry['tensors'] = [shape.to_dict() for shape in drawn]
+
+
+def _pictures(
+    subjects: Sequence[_Subject],
+    models: dict[str, nn.Module],
+    clean: nn.Module | None,
+    batches: Sequence[Any],
+    settings: PageSettings,
+    absent: dict[str, str],
+) -> list[dict[str, Any]]:
+    """Compare the predictions of all models and draw some images."""
+    rows: list[ImageRow] = []
+    with Progress('compare predictions', total=len(batches)) as shown:
+        for batch in batches:
+            row = predict_row(models, clean, batch, score=settings.score)
+            rows.append(row)
+            shown.advance()
+    if all(row.is_empty for row in rows):
+        absent['pictures'] = NOTHING_TO_DRAW
+        return []
+    for subject in subjects:
+        subject.entry['disagreement'] = [
+            row.agreements[subject.title].score
+            for row in rows
+            if subject.title in row.agreements
         ]
-
-    def _pictures(
-        self,
-        subjects: Sequence[_Subject],
-        clean: nn.Module | None,
-        batches: Sequence[Any],
-    ) -> list[dict[str, Any]]:
-        """Compare the predictions of all models and draw some images."""
-        models = {subject.title: subject.model for subject in subjects}
-        shown = Progress('compare predictions', total=len(batches))
-        rows: list[_Row] = []
-        with shown:
-            for batch in batches:
-                rows.append(self._row(models, clean, batch))
-                shown.advance()
-        if all(row.is_empty for row in rows):
-            self.absent['pictures'] = NOTHING_TO_DRAW
-            return []
-        if clean is None:
-            self.absent['pictures'] = NEEDS_FLOAT
-        for subject in subjects:
-            subject.entry['disagreement'] = [
-                row.agreements[subject.title].score
-                for row in rows
-                if subject.title in row.agreements
-            ]
-        chosen = choose(
-            [row.score for row in rows],
-            worst=self.settings.num_worst,
-            typical=self.settings.num_typical,
+    chosen = choose(
+        [row.score for row in rows],
+        busy=[not row.is_empty for row in rows],
+        worst=settings.num_worst,
+        typical=settings.num_typical,
+    )
+    return [
+        rows[index].picture(
+            kind='' if clean is None else kind,
+            classes=class_names(subjects[0].file),
+            score=settings.score,
         )
-        return [
-            rows[index].picture(
-                kind=kind if clean is not None else '',
-                classes=self.classes,
-                score=self.settings.score,
-            )
-            for index, kind in chosen
-        ]
-
-    def _row(
-        self,
-        models: Mapping[str, nn.Module | None],
-        clean: nn.Module | None,
-        batch: Any,
-    ) -> _Row:
-        """Run every model on one image."""
-        half = self.settings.score / 2
-        sample, reference = None, None
-        if clean is not None:
-            sample, reference = _predict(clean, batch, score=half)
-        found: dict[str, Prediction] = {}
-        for title, model in models.items():
-            assert model is not None
-            sample, found[title] = _predict(model, batch, score=half)
-        size = _size_of(sample)
-        return _Row(
-            sample=sample,
-            size=size,
-            clean=reference,
-            noisy=found,
-            agreements={}
-            if reference is None
-            else {
-                title: compare(
-                    reference,
-                    noisy,
-                    score=self.settings.score,
-                    size=size,
-                )
-                for title, noisy in found.items()
-            },
-        )
-
-
-@dataclass(kw_only=True)
-class _Row:
-    """All predictions on one image."""
-
-    sample: Any
-    size: tuple[int, int]
-    clean: Prediction | None
-    noisy: dict[str, Prediction]
-    agreements: dict[str, Agreement]
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether no model found anything."""
-        found = [*self.noisy.values(), *([self.clean] if self.clean else [])]
-        return all(one.is_empty for one in found)
-
-    @property
-    def score(self) -> float:
-        """Greatest disagreement of a file with the float model."""
-        return max((a.score for a in self.agreements.values()), default=0.0)
-
-    def picture(
-        self, *, kind: str, classes: Sequence[str], score: float
-    ) -> dict[str, Any]:
-        """Draw it; see ``pictures.draw``."""
-        path = getattr(self.sample, 'img_path', None)
-        image = None if path is None else read_image(path)
-        drawn = draw(
-            image,
-            self.clean,
-            self.noisy,
-            self.agreements,
-            classes=classes,
-            score=score,
-            size=self.size,
-        )
-        name = 'image' if path is None else Path(str(path)).name
-        return {**drawn, 'name': name, 'kind': kind}
-
-
-def _predict(
-    model: nn.Module, batch: Any, *, score: float
-) -> tuple[Any, Prediction]:
-    """Run a model on a batch of one image."""
-    with calibration_mode(model):
-        outputs = run_batch(model, batch)
-    is_list = isinstance(outputs, (list, tuple)) and len(outputs) > 0
-    sample = outputs[0] if is_list else outputs
-    return sample, read_prediction(sample, score=score)
-
-
-def _size_of(sample: Any) -> tuple[int, int]:
-    """Return height and width that a sample's coordinates refer to."""
-    shape = getattr(sample, 'ori_shape', None)
-    if isinstance(shape, (list, tuple)) and len(shape) >= 2:
-        return int(shape[0]), int(shape[1])
-    return 1, 1
+        for index, kind in chosen
+    ]

@@ -59,6 +59,8 @@ class Agreement:
         agreed = len(self.matched_boxes) + len(self.matched_lines)
         lost = len(self.lost_boxes) + len(self.lost_lines)
         new = len(self.new_boxes) + len(self.new_lines)
+        if not agreed + lost + new:
+            return 'nothing found, by either'
         parts = [f'{agreed} agree{"s" * (agreed == 1)}']
         parts += [f'{lost} lost'] if lost else []
         parts += [f'{new} new'] if new else []

@@ -28,24 +28,32 @@ MASK_COLORS = ((90, 170, 255), (255, 150, 0), (255, 0, 200), (90, 170, 255))
 
 
 def choose(
-    scores: Sequence[float], *, worst: int, typical: int
+    scores: Sequence[float],
+    *,
+    busy: Sequence[bool],
+    worst: int,
+    typical: int,
 ) -> list[tuple[int, str]]:
     """Choose images: those that differ most, then those about the median.
 
     Args:
         scores: Disagreement of each image, see ``Agreement.score``.
+        busy: Whether anything was found in it; empty images are not typical
+            unless there are too few others.
         worst: Images that differ most; none where all agree.
         typical: Images about the median of the others.
 
     Returns:
         (index, 'worst' or 'typical') of each.
 
-    >>> choose([0.1, 0.9, 0.2, 0.0], worst=1, typical=1)
+    >>> choose([0.1, 0.9, 0.2, 0.0], busy=[True] * 4, worst=1, typical=1)
     [(1, 'worst'), (0, 'typical')]
     """
     order = sorted(range(len(scores)), key=lambda i: (-scores[i], i))
     first = [i for i in order[:worst] if scores[i] > 0]
-    others = order[len(first) :]
+    others = [i for i in order[len(first) :] if busy[i]]
+    if len(others) < typical:
+        others += [i for i in order[len(first) :] if not busy[i]]
     start = max(0, (len(others) - typical) // 2)
     middle = others[start : start + typical]
     return [(i, 'worst') for i in first] + [(i, 'typical') for i in middle]

@@ -26,6 +26,8 @@ __all__ = ['MissingPackageError', 'check_packages', 'render', 'write']
 TEMPLATES = Path(__file__).parent / 'templates'
 # In report.json, pictures are left out and shapes are kept.
 IMAGE_KEYS = ('photo', 'overlay')
+# Error of a sum of shares.
+ROUNDING = 1e-9
 PACKAGES = ('jinja2', 'matplotlib', 'PIL')
 
 
@@ -134,10 +136,10 @@ def _percent(value: float | None) -> str:
     """
     if value is None:
         return '-'
-    if value == 1:
+    if abs(value - 1) < ROUNDING:
         return '100 %'
-    shown = math.floor(1000 * value) / 10 if 0.9995 <= value < 1 else 0
-    return f'{shown or 100 * value:.1f} %'
+    # As products_report.percent, of shares that are sums of floats.
+    return '99.9 %' if 0.9995 <= value < 1 else f'{100 * value:.1f} %'
 
 
 def _number(value: float | None) -> str:

@@ -211,6 +211,14 @@ def weight_shapes(
 
 
 def worst(shapes: Sequence[TensorShape], *, most: int) -> list[TensorShape]:
-    """Return the tensors that lose most, the worst first."""
+    """Return the tensors that lose most, the worst first.
+
+    A tensor that several layers read is returned once.
+    """
     known = [shape for shape in shapes if shape.db is not None]
-    return sorted(known, key=lambda shape: shape.db or 0.0)[:most]
+    found: list[TensorShape] = []
+    for shape in sorted(known, key=lambda shape: shape.db or 0.0):
+        is_new = all(shape.counts != other.counts for other in found)
+        if is_new and len(found) < most:
+            found.append(shape)
+    return found
