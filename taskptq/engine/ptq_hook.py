@@ -11,6 +11,7 @@ from mmengine.model import BaseTTAModel, is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
+from taskptq.core.progress import listening
 from taskptq.core.rules import SEED, Flag, Text
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
@@ -26,6 +27,7 @@ from taskptq.engine.checkpoint_guard import (
     refuse_resumed_misfit,
 )
 from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.evaluation import Evaluation, loss_recorder
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.onnx_hook import claim_onnx
@@ -112,6 +114,8 @@ class PTQHook(Hook):
         out: Quantized file to write, relative to the work_dir; None is
             ``quantized.pth``.
         resume: Continue an interrupted reconstruction.
+        report: Write a page on the quantized file after the evaluation,
+            ``report.html`` beside it.
         trust_checkpoint: Unpickle checkpoints that hold more than plain
             data, which can run code from the file: only for sources you
             trust.
@@ -132,6 +136,7 @@ class PTQHook(Hook):
         seed: int = 0,
         out: str | None = None,
         resume: bool = True,
+        report: bool = False,
         trust_checkpoint: bool = False,
     ) -> None:
         seed = SEED.read(seed, name='PTQHook.seed')
@@ -165,6 +170,9 @@ class PTQHook(Hook):
             trust_checkpoint, name='PTQHook.trust_checkpoint'
         )
         self.report: dict[str, Any] | None = None
+        self._evaluation = Evaluation(
+            page=Flag().read(report, name='PTQHook.report')
+        )
         self._batches: CalibrationBatches | None = None
         self._restored = False
         self._trained = False
@@ -238,6 +246,11 @@ class PTQHook(Hook):
             name: tensor.clone() for name, tensor in model.state_dict().items()
         }
         self._restored = True
+        self._evaluation.set_file(
+            guarded_path(runner._load_from),
+            checkpoint['digest'],
+            float_path=None,
+        )
         runner.logger.info(
             'Rebuilt the quantized model from the file; it is evaluated as it '
             'is, without calibration.'
@@ -282,6 +295,27 @@ class PTQHook(Hook):
             return
         self._prepare_evaluation(runner, runner.val_loop)
 
+    def before_test_epoch(self, runner: Runner) -> None:
+        """Show how far the evaluation is."""
+        self._evaluation.start(len(runner.test_loop.dataloader))
+
+    def after_test_iter(self, runner: Runner, *args: Any, **kw: Any) -> None:
+        """Count a batch."""
+        self._evaluation.advance()
+
+    def after_test_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Record the metrics beside the file, and write the page."""
+        self._evaluation.finish(runner, metrics or {})
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Record the metrics beside the file, unless in training."""
+        if not self._in_training(runner):
+            self._evaluation.finish(runner, metrics or {})
+
     def _in_training(self, runner: Runner) -> bool:
         # Runner.train() builds its loop first.
         return isinstance(runner._train_loop, BaseLoop) and not self._trained
@@ -318,15 +352,22 @@ class PTQHook(Hook):
             config=runner.cfg.filename,
         )
         out = None if self.out is None else Path(runner.work_dir) / self.out
-        self.report = quantize_model(
-            unwrap(runner.model),
-            self._batches,
-            recipe=self.recipe,
-            work_dir=runner.work_dir,
-            out=out,
-            resume=self.resume,
-            meta=meta,
-        )
+        with listening(loss_recorder(runner)):
+            self.report = quantize_model(
+                unwrap(runner.model),
+                self._batches,
+                recipe=self.recipe,
+                work_dir=runner.work_dir,
+                out=out,
+                resume=self.resume,
+                meta=meta,
+            )
+        if 'checkpoint' in self.report:
+            self._evaluation.set_file(
+                Path(self.report['checkpoint']),
+                self.report['digest'],
+                float_path=guarded_path(runner._load_from),
+            )
 
     def _compare(self, runner: Runner, recipe: Mapping[str, Any]) -> None:
         """Warn if the config's recipe differs from the file's."""
