@@ -122,8 +122,8 @@ def fake_quantize(
     value = x if x.dtype == torch.float32 else x.float()
     if ch_axis is None and not x.is_cuda:
         # Bit for bit what torch's kernel returns, four times as fast on a CPU
-        offset = int(zero_point)
-        lowest, highest = quant_min - offset, quant_max - offset
+        shift = int(zero_point)
+        lowest, highest = quant_min - shift, quant_max - shift
         if torch.is_grad_enabled() and x.requires_grad:
             out: Tensor = _StraightThrough.apply(  # type: ignore[no-untyped-call]
                 value, scale, lowest, highest
@@ -140,10 +140,17 @@ def fake_quantize(
             quant_min,
             quant_max,
         )
-    else:
+    elif value.is_cuda or (torch.is_grad_enabled() and x.requires_grad):
         out = torch.fake_quantize_per_channel_affine(
             value, scale, zero_point, ch_axis, quant_min, quant_max
         )
+    else:
+        # As above, on finite values
+        steps = per_channel(scale.detach(), ndim=x.dim(), ch_axis=ch_axis)
+        offset = per_channel(zero_point, ndim=x.dim(), ch_axis=ch_axis)
+        out = value * steps.reciprocal()
+        out.round_().clamp_(quant_min - offset, quant_max - offset)
+        out.mul_(steps)
     return out if out.dtype == x.dtype else out.to(x.dtype)
 
 

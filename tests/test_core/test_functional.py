@@ -430,3 +430,24 @@ def test_equals_torchs_kernel_bit_for_bit(zero_point, trained, dtype):
         )
         assert torch.equal(mine, torchs)
         assert 0 < (mine == 0).float().mean() < 1
+
+
+@pytest.mark.parametrize('ch_axis', [0, 1])
+def test_channels_are_bit_for_bit_those_of_torch(ch_axis):
+    x = 20 * torch.randn(5, 6, 4, 4)
+    x.view(-1)[:3] = torch.tensor([0.0, 1e9, -1e9])
+    scale = torch.rand(x.shape[ch_axis]) * 0.3 + 1e-3
+    zero_point = torch.randint(0, 256, scale.shape, dtype=torch.int32)
+    expected = torch.fake_quantize_per_channel_affine(
+        x, scale, zero_point, ch_axis, 0, 255
+    )
+    for gradient in (False, True):
+        out = fake_quantize(
+            x.clone().requires_grad_(gradient),
+            scale=scale,
+            zero_point=zero_point,
+            quant_min=0,
+            quant_max=255,
+            ch_axis=ch_axis,
+        )
+        assert torch.equal(out, expected)
