@@ -188,6 +188,7 @@ def quantize(
     calibration: Mapping[str, Any] | str | Path | None = None,
     rewrites: list[dict[str, Any]] | None = None,
     loss: Mapping[str, Any] | None = None,
+    mixed_precision: Mapping[str, Any] | None = None,
     forward: Forward | None = None,
     out: str | Path | None = None,
     work_dir: str | Path | None = None,
@@ -223,6 +224,8 @@ def quantize(
             With a model in memory only ``unreached``.
         rewrites: Configs of ModelRewrites that run first.
         loss: Config of a ReconLoss.
+        mixed_precision: How bits of single tensors are chosen, see
+            ``MixedPrecisionConfig``.
         forward: With a model in memory, ``forward(model, batch)`` runs it;
             None calls it as above.
         out: Quantized file; None is ``quantized.pth`` in ``work_dir``.
@@ -255,6 +258,7 @@ def quantize(
         'reconstruction': reconstruction,
         'loss': loss,
         'rewrites': rewrites,
+        'mixed_precision': mixed_precision,
     }
     meta = file_meta(recipe=recipe_label(recipe, **of_recipe))
     written = {'out': out, 'work_dir': work_dir, 'seed': seed}
@@ -376,7 +380,13 @@ def quantize_config(
 
 
 def read_parts(
-    recipe: Any, *, qconfig: Any, reconstruction: Any, loss: Any, rewrites: Any
+    recipe: Any,
+    *,
+    qconfig: Any,
+    reconstruction: Any,
+    loss: Any,
+    rewrites: Any,
+    mixed_precision: Any = None,
 ) -> dict[str, Any]:
     """Return a recipe's parts, from what :func:`quantize` was given.
 
@@ -386,6 +396,7 @@ def read_parts(
         reconstruction: Settings or a fragment.
         loss: Config of a ReconLoss.
         rewrites: Configs of ModelRewrites.
+        mixed_precision: Settings of the choice of bits.
 
     Raises:
         SettingError: If neither ``recipe`` nor ``qconfig`` is given.
@@ -407,6 +418,7 @@ def read_parts(
         reconstruction=read_fragment(reconstruction, key='reconstruction'),
         loss=loss,
         rewrites=rewrites,
+        mixed_precision=mixed_precision,
     )
 
 

@@ -325,12 +325,14 @@ def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
         reconstruction=None,
         loss=None,
         rewrites=None,
+        mixed_precision=None,
     )
     return Recipe.from_config(
         parts['qconfig'],
         reconstruction=parts['reconstruction'],
         loss=parts['loss'],
         rewrites=[*row.rewrites, *(parts['rewrites'] or [])],
+        mixed_precision=parts['mixed_precision'],
         calibration=images.recipe(),
         seed=row.seed,
     )

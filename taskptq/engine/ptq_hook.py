@@ -104,12 +104,13 @@ class PTQHook(Hook):
         qconfig: The quantizers; float checkpoints need this or ``recipe``.
         recipe: Name such as ``w4a4_qdrop``, dict of its parts, config file
             that sets them, or a list of these, merged in order. Parts given
-            here (``qconfig``, ``reconstruction``, ``rewrites``, ``loss``)
-            replace those of the recipe.
+            here (``qconfig``, ``reconstruction``, ``rewrites``, ``loss``,
+            ``mixed_precision``) replace those of the recipe.
         calibration: See ``CalibrationConfig``.
         reconstruction: See ``ReconstructionConfig``; None skips it.
         rewrites: Configs of ModelRewrites that run first.
         loss: Config of a ReconLoss; None is ``reconstruction.loss``.
+        mixed_precision: See ``MixedPrecisionConfig``; None leaves it out.
         seed: Seed for choosing images and of the reconstruction.
         out: Quantized file to write, relative to the work_dir; None is
             ``quantized.pth``.
@@ -133,6 +134,7 @@ class PTQHook(Hook):
         reconstruction: Mapping[str, Any] | None = None,
         rewrites: Sequence[Mapping[str, Any]] | None = None,
         loss: Mapping[str, Any] | None = None,
+        mixed_precision: Mapping[str, Any] | None = None,
         seed: int = 0,
         out: str | None = None,
         resume: bool = True,
@@ -141,21 +143,15 @@ class PTQHook(Hook):
     ) -> None:
         seed = SEED.read(seed, name='PTQHook.seed')
         self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
-        parts = with_recipe(
-            recipe,
-            owner='PTQHook',
-            qconfig=qconfig,
-            reconstruction=reconstruction,
-            loss=loss,
-            rewrites=rewrites,
-        )
-        self.label = recipe_label(
-            recipe,
-            qconfig=qconfig,
-            reconstruction=reconstruction,
-            loss=loss,
-            rewrites=rewrites,
-        )
+        given = {
+            'qconfig': qconfig,
+            'reconstruction': reconstruction,
+            'loss': loss,
+            'rewrites': rewrites,
+            'mixed_precision': mixed_precision,
+        }
+        parts = with_recipe(recipe, owner='PTQHook', **given)
+        self.label = recipe_label(recipe, **given)
         self.recipe = None
         if parts['qconfig'] is not None:
             self.recipe = Recipe.from_config(
@@ -373,12 +369,7 @@ class PTQHook(Hook):
         """Warn if the config's recipe differs from the file's."""
         if self.recipe is None:
             return
-        asked = self.recipe.to_dict()
-        keys = [
-            key
-            for key in ('qconfig', 'reconstruction', 'loss', 'rewrites')
-            if asked[key] != recipe.get(key)
-        ]
+        keys = self.recipe.differences(recipe)
         if keys:
             runner.logger.warning(
                 f'The quantized file was made with other settings of '

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
 from taskptq.engine.builder import build_qconfig, registered_part, to_plain
 from taskptq.engine.hook_settings import check_recipe
 from taskptq.prepare import QConfig
@@ -16,6 +17,13 @@ from taskptq.registry import RECON_LOSSES, REWRITES
 
 __all__ = ['Recipe']
 
+PARTS = (
+    'qconfig',
+    'reconstruction',
+    'loss',
+    'rewrites',
+    'mixed_precision',
+)
 # Local storage settings, not part of how a model is quantized.
 LOCAL_SETTINGS = ('cache_dir', 'cache_disk_bytes')
 
@@ -29,6 +37,8 @@ class Recipe:
         reconstruction: Settings of the reconstruction; None skips it.
         loss: Config of its ReconLoss; None is the mean squared error.
         rewrites: Configs of the ModelRewrites that run first.
+        mixed_precision: How bits of single tensors are chosen; None keeps
+            those of ``qconfig``.
         calibration: Record of the calibration images for the file.
         seed: Seed of all randomness.
     """
@@ -37,6 +47,7 @@ class Recipe:
     reconstruction: Mapping[str, Any] | None = None
     loss: Mapping[str, Any] | None = None
     rewrites: Sequence[Mapping[str, Any]] = ()
+    mixed_precision: MixedPrecisionConfig | None = None
     calibration: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -48,6 +59,7 @@ class Recipe:
         reconstruction: Mapping[str, Any] | None = None,
         loss: Mapping[str, Any] | None = None,
         rewrites: Sequence[Mapping[str, Any]] | None = None,
+        mixed_precision: Mapping[str, Any] | None = None,
         calibration: Mapping[str, Any] | None = None,
         seed: int = 0,
     ) -> Recipe:
@@ -58,6 +70,8 @@ class Recipe:
             reconstruction: See ``ReconstructionConfig``; None skips it.
             loss: Config of a ReconLoss; None is ``reconstruction['loss']``.
             rewrites: Configs of ModelRewrites.
+            mixed_precision: See ``MixedPrecisionConfig``; None leaves it
+                out.
             calibration: Record of the images, plain types.
             seed: Seed if ``reconstruction`` has none.
 
@@ -88,6 +102,11 @@ class Recipe:
             rewrites=[
                 registered_part(REWRITES, one) for one in rewrites or ()
             ],
+            mixed_precision=(
+                None
+                if mixed_precision is None
+                else MixedPrecisionConfig.from_dict(to_plain(mixed_precision))
+            ),
             calibration=dict(calibration or {}),
             seed=seed,
         )
@@ -98,7 +117,7 @@ class Recipe:
         if settings is not None:
             for name in LOCAL_SETTINGS:
                 settings.pop(name, None)
-        return {
+        plain = {
             'qconfig': to_plain(self.qconfig.to_dict()),
             'reconstruction': settings,
             'loss': to_plain(self.loss),
@@ -106,6 +125,31 @@ class Recipe:
             'calibration': to_plain(self.calibration),
             'seed': self.seed,
         }
+        # Left out by default, since older files do not have this key.
+        if self.mixed_precision is not None:
+            plain['mixed_precision'] = self.mixed_precision.to_dict()
+        return plain
+
+    def differences(self, recorded: Mapping[str, Any]) -> list[str]:
+        """Return the parts in which a file's recipe differs from this one.
+
+        A file of a mixed-precision recipe holds the overrides and float
+        layers that were chosen, after those of the recipe.
+
+        Args:
+            recorded: Recipe of a quantized file.
+        """
+        asked = self.to_dict()
+        found = dict(recorded)
+        if self.mixed_precision is not None and (
+            found.get('mixed_precision') == asked['mixed_precision']
+        ):
+            qconfig = dict(found.get('qconfig') or {})
+            for key in ('overrides', 'keep_float'):
+                own = len(asked['qconfig'][key])
+                qconfig[key] = list(qconfig.get(key) or ())[:own]
+            found['qconfig'] = qconfig
+        return [key for key in PARTS if asked.get(key) != found.get(key)]
 
     def digest(self) -> str:
         """Return a short name that differs between recipes."""

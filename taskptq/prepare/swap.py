@@ -28,9 +28,8 @@ from taskptq.prepare.qconfig import QConfig
 from taskptq.prepare.report import SwapReport, SwapRow
 from taskptq.prepare.tree import is_scripted, open_modules, replace_modules
 
-# Reasons of rows.
+# Reason in the rows of first and last layers.
 EDGE_LAYER = 'edge layer'
-ALL_FLOAT = 'every point of it is False in qconfig'
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,7 +139,7 @@ def apply_plans(model: nn.Module, plans: list[Plan]) -> Swapped:
         if plan.cls is not None:
             quant = plan.cls.from_float(plan.module, scheme=plan.scheme)
             if not _own_quantizers(quant):
-                quant, reason = None, ALL_FLOAT
+                quant, reason = None, 'every point of it is False in qconfig'
         if quant is not None:
             made[plan.name] = (plan.module, quant)
         report.rows.append(_row(plan, quant, reason))
@@ -323,7 +322,7 @@ def _reason_to_keep(
         kept = KEPT_FLOAT.get(dotted(type(module)))
         return kept or f'no counterpart of {dotted(type(module))}'
     if not any(vars(scheme).values()):
-        return ALL_FLOAT
+        return 'every point of it is False in qconfig'
     return ''
 
 

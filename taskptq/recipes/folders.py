@@ -24,7 +24,14 @@ from taskptq.core.setting_error import (
 )
 from taskptq.recipes.merge import merge
 
-KEYS = ('qconfig', 'reconstruction', 'loss', 'rewrites', 'distillation')
+KEYS = (
+    'qconfig',
+    'reconstruction',
+    'loss',
+    'rewrites',
+    'distillation',
+    'mixed_precision',
+)
 OWN = 'taskptq'
 # Code of this package, which lies next to its methods.
 CODE = ('folders', 'merge', 'names')

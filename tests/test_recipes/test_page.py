@@ -9,6 +9,7 @@ import pytest
 
 pytest.importorskip('mmengine')
 
+from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
 from taskptq.engine.calibration_data import CalibrationConfig
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe import Recipe
@@ -27,6 +28,7 @@ CONFIGS = {
     'reconstruction': ReconstructionConfig,
     'distillation': DistillationConfig,
     'calibration': CalibrationConfig,
+    'mixed_precision': MixedPrecisionConfig,
 }
 
 

@@ -25,7 +25,14 @@ from functools import cached_property
 from typing import Protocol
 
 from taskptq.analysis.mixed_precision.operands import Product
-from taskptq.analysis.mixed_precision.units import FLOAT, Bits, Unit, width
+from taskptq.analysis.mixed_precision.units import (
+    FLOAT,
+    Bits,
+    Key,
+    Unit,
+    float_pairs,
+    width,
+)
 
 __all__ = [
     'Choice',
@@ -42,7 +49,6 @@ __all__ = [
 ]
 
 REFERENCE_BITS = 8
-Key = tuple[str, str]
 Choice = Mapping[Key, Bits]
 
 
@@ -92,6 +98,16 @@ class Problem:
         units = self.units.values()
         inside = (u.elements for u in units if u.layer not in self.edges)
         return max(sum(inside), 1)
+
+    @cached_property
+    def pairs(self) -> Sequence[tuple[Key, Key]]:
+        """Units that are float together or not at all."""
+        return float_pairs(self.units.values())
+
+    @cached_property
+    def partners(self) -> Mapping[Key, Key]:
+        """The other unit of each pair."""
+        return dict([*self.pairs, *((b, a) for a, b in self.pairs)])
 
     @cached_property
     def readers(self) -> Mapping[Key, Sequence[Joint]]:

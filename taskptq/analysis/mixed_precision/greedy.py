@@ -8,16 +8,17 @@ from collections.abc import Iterator
 from taskptq.analysis.mixed_precision.cost import (
     Choice,
     Cost,
-    Key,
     Problem,
     cost_of,
     price_of,
     uniform_choice,
 )
 from taskptq.analysis.mixed_precision.limits import Solution, Task, fits
-from taskptq.analysis.mixed_precision.units import Bits
+from taskptq.analysis.mixed_precision.units import FLOAT, Bits, Key
 
 __all__ = ['best_greedy']
+
+Change = dict[Key, Bits]
 
 
 def best_greedy(problem: Problem, task: Task) -> Solution | None:
@@ -60,8 +61,8 @@ def _path(problem: Problem, task: Task) -> Iterator[dict[Key, Bits]]:
         step = _best_step(problem, task, axis, choice, spent)
         if step is None:
             return
-        key, bits, prices = step
-        choice[key] = bits
+        change, prices = step
+        choice |= change
         spent = [a + b for a, b in zip(spent, prices, strict=True)]
 
 
@@ -71,29 +72,48 @@ def _best_step(
     axis: Cost | None,
     choice: Choice,
     spent: list[float],
-) -> tuple[Key, Bits, list[float]] | None:
+) -> tuple[Change, list[float]] | None:
     """Return the raise that gains most for its price, within the budgets."""
     best, best_rate = None, -math.inf
+    for change in _changes(problem, choice):
+        gain = sum(
+            problem.units[key].losses[choice[key]]
+            - problem.units[key].losses[bits]
+            for key, bits in change.items()
+        )
+        if gain <= 0:
+            continue
+        prices = [_price(problem, o.cost, choice, change) for o in task.limits]
+        if any(
+            before + price > limit.with_slack
+            for before, price, limit in zip(
+                spent, prices, task.limits, strict=True
+            )
+        ):
+            continue
+        price = 0.0
+        if axis is not None:
+            price = _price(problem, axis, choice, change)
+        rate = gain / max(price, 1e-12)
+        if rate > best_rate:
+            best, best_rate = (change, prices), rate
+    return best
+
+
+def _changes(problem: Problem, choice: Choice) -> Iterator[Change]:
+    """Yield each raise of one unit; of both where a layer becomes float."""
     for key, unit in problem.units.items():
         for bits in unit.candidates[unit.candidates.index(choice[key]) + 1 :]:
-            gain = unit.losses[choice[key]] - unit.losses[bits]
-            if gain <= 0:
-                continue
-            prices = [
-                price_of(problem, one.cost, choice, key=key, bits=bits)
-                for one in task.limits
-            ]
-            if any(
-                before + price > limit.with_slack
-                for before, price, limit in zip(
-                    spent, prices, task.limits, strict=True
-                )
-            ):
-                continue
-            price = 0.0
-            if axis is not None:
-                price = price_of(problem, axis, choice, key=key, bits=bits)
-            rate = gain / max(price, 1e-12)
-            if rate > best_rate:
-                best, best_rate = (key, bits, prices), rate
-    return best
+            partners = [problem.partners[key]] if bits == FLOAT else []
+            yield dict.fromkeys([key, *partners], bits)
+
+
+def _price(
+    problem: Problem, cost: Cost, choice: Choice, change: Change
+) -> float:
+    now = dict(choice)
+    total = 0.0
+    for key, bits in change.items():
+        total += price_of(problem, cost, now, key=key, bits=bits)
+        now[key] = bits
+    return total

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from taskptq.analysis.mixed_precision.cost import (
     Choice,
     Cost,
-    Key,
     Problem,
     cost_of,
 )
-from taskptq.analysis.mixed_precision.units import Bits
+from taskptq.analysis.mixed_precision.units import Bits, Key
 
 __all__ = ['Limit', 'Solution', 'Task', 'fits']
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from taskptq.analysis.mixed_precision.cost import Cost, Joint, Key, Problem
+from taskptq.analysis.mixed_precision.cost import Cost, Joint, Problem
 from taskptq.analysis.mixed_precision.limits import Solution, Task
-from taskptq.analysis.mixed_precision.units import FLOAT, Bits
+from taskptq.analysis.mixed_precision.units import FLOAT, Bits, Key
 
 __all__ = ['best_exact', 'is_available']
 
@@ -131,7 +131,7 @@ class _Program:
         """Return the matrix and its right side.
 
         Candidates of a unit add up to 1. Pairs with one candidate on a side
-        add up to that candidate.
+        add up to that candidate. Both units of a float layer are float.
         """
         from scipy.sparse import lil_matrix
 
@@ -141,6 +141,10 @@ class _Program:
         ]
         rows += [(row, 0.0) for row in self._sums().values()]
         rows += [(row, 1.0) for row in self._constants()]
+        rows += [
+            ({self.index[a, FLOAT]: 1.0, self.index[b, FLOAT]: -1.0}, 0.0)
+            for a, b in self.problem.pairs
+        ]
         matrix = lil_matrix((len(rows), self.size))
         for i, (row, _) in enumerate(rows):
             for column, value in row.items():

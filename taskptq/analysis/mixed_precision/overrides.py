@@ -1,26 +1,25 @@
-"""A choice of bits as overrides of a qconfig, and applied to a model."""
+"""A choice of bits as settings of a qconfig, and applied to a model."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from taskptq.analysis.mixed_precision.cost import Choice, Key, Problem
-from taskptq.analysis.mixed_precision.units import FLOAT, Bits
+from taskptq.analysis.mixed_precision.cost import Choice, Problem
+from taskptq.analysis.mixed_precision.units import FLOAT, Bits, Key
 from taskptq.analysis.sensitivity.roles import point_of
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.calibration.unreached import activation_quantizers
 from taskptq.core import Quantizer, observing
 from taskptq.core.reduce import reduce_observers
-from taskptq.modules.base import QuantModule, quant_modules
-from taskptq.modules.sharing import SharedInputs
+from taskptq.modules.base import QuantModule, Scheme, quant_modules
 from taskptq.prepare import QConfig
 
-__all__ = ['ChangedPoints', 'changes_of', 'overrides_of', 'with_overrides']
+__all__ = ['ChangedPoints', 'changes_of', 'settings_of', 'with_settings']
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -34,49 +33,55 @@ def changes_of(problem: Problem, choice: Choice) -> dict[Key, Bits]:
     }
 
 
-def overrides_of(
-    changes: Mapping[Key, Bits], model: nn.Module
-) -> list[dict[str, Any]]:
-    """Write changes as overrides, one for each layer.
+def settings_of(changes: Mapping[Key, Bits]) -> dict[str, list[Any]]:
+    """Write changes as settings of a qconfig.
 
     Args:
         changes: (layer, point) -> bits.
-        model: The quantized model. Layers that read a common tensor, which
-            their attention quantizes for them, get an override of their own
-            where it becomes float.
+
+    Returns:
+        ``overrides``, one for each layer with other bits, and
+        ``keep_float`` with the layers that are float.
+
+    >>> settings_of({('conv', 'activation'): 16, ('fc', 'weight'): 'float'})
+    ... # doctest: +NORMALIZE_WHITESPACE
+    {'overrides': [{'pattern': 'conv', 'activation': {'num_bits': 16}}],
+     'keep_float': ['fc']}
     """
-    modules = dict(quant_modules(model))
-    settings: dict[str, dict[str, Any]] = {}
+    overrides: dict[str, dict[str, Any]] = {}
+    kept: dict[str, None] = {}
     for (layer, point), bits in changes.items():
-        value: Any = False if bits == FLOAT else {'num_bits': bits}
-        settings.setdefault(layer, {})[point] = value
-        if value is False:
-            for reader in _readers(layer, modules[layer]):
-                settings.setdefault(reader, {})['activation'] = False
-    return [
-        {'pattern': _exact(layer), **points}
-        for layer, points in settings.items()
-    ]
+        if bits == FLOAT:
+            kept[_exact(layer)] = None
+        else:
+            overrides.setdefault(layer, {})[point] = {'num_bits': bits}
+    return {
+        'overrides': [
+            {'pattern': _exact(layer), **points}
+            for layer, points in overrides.items()
+        ],
+        'keep_float': list(kept),
+    }
 
 
-def with_overrides(
-    qconfig: QConfig, overrides: Sequence[Mapping[str, Any]]
+def with_settings(
+    qconfig: QConfig, settings: Mapping[str, Sequence[Any]]
 ) -> QConfig:
-    """Return a qconfig with further overrides, which win."""
+    """Return a qconfig with further overrides, which win, and float layers.
+
+    Args:
+        qconfig: The recipe's.
+        settings: From :func:`settings_of`.
+    """
     plain = qconfig.to_dict()
-    plain['overrides'] = [*plain['overrides'], *overrides]
+    for key, added in settings.items():
+        plain[key] = [*plain[key], *added]
     return QConfig.from_dict(plain, resolve=qconfig.resolve)
 
 
 def _exact(name: str) -> str:
     """Return the pattern that matches one name only."""
     return f're:{re.escape(name)}' if re.search(r'[][*?]', name) else name
-
-
-def _readers(layer: str, module: nn.Module) -> Iterator[str]:
-    if isinstance(module, SharedInputs):
-        for readers in module.shared_inputs().values():
-            yield from (f'{layer}.{reader}' for reader in readers)
 
 
 class ChangedPoints:
@@ -87,8 +92,8 @@ class ChangedPoints:
 
     Args:
         model: Prepared and calibrated with another qconfig.
-        qconfig: Qconfig with the overrides of the changes.
-        changed: (layer, point) of every change.
+        qconfig: Qconfig with the changes, see ``with_settings``.
+        changed: (layer, point) -> bits of every change.
         edges: First and last layers.
     """
 
@@ -97,7 +102,7 @@ class ChangedPoints:
         model: nn.Module,
         qconfig: QConfig,
         *,
-        changed: Collection[Key],
+        changed: Mapping[Key, Bits],
         edges: Collection[str],
     ) -> None:
         self._model = model
@@ -108,6 +113,8 @@ class ChangedPoints:
         modules = dict(quant_modules(model))
         for layer, own in points.items():
             scheme = qconfig.scheme(layer, edge=layer in edges)
+            if any(changed[layer, point] == FLOAT for point in own):
+                scheme = Scheme()
             fresh = type(modules[layer]).from_float(
                 modules[layer], scheme=scheme
             )

@@ -51,10 +51,9 @@ class MixedPrecisionConfig:
         budget: Name of a cost -> most of it that may be spent. The first is
             what is spared; without any it is ``bops``, unlimited.
         candidates: Bits to choose from besides those of the recipe;
-            'float' leaves an input as it is.
+            'float' leaves whole layers float.
         points: Points whose bits may change.
         num_images: Calibration images for sensitivities and verification.
-        probes: Random projections of the outputs for each image.
 
     Raises:
         SettingError: If a value is invalid.
@@ -66,13 +65,12 @@ class MixedPrecisionConfig:
         metadata={'rule': Table(of=Number(low=0), keys=BUDGETS)},
     )
     candidates: tuple[Bits, ...] = setting(
-        (8, 16), Items(of=BitsRule(optional=False), least=1, most=16)
+        (8, 16, FLOAT), Items(of=BitsRule(optional=False), least=1, most=16)
     )
     points: tuple[str, ...] = setting(
         POINTS, Items(of=Choice(choices=POINTS), least=1)
     )
     num_images: int = setting(16, Whole(low=1))
-    probes: int = setting(1, Whole(low=1, high=64))
 
     def __post_init__(self) -> None:
         check_fields(self, name='mixed_precision')
@@ -103,5 +101,4 @@ class MixedPrecisionConfig:
             'candidates': list(self.candidates),
             'points': list(self.points),
             'num_images': self.num_images,
-            'probes': self.probes,
         }

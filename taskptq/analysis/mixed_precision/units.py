@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from taskptq.analysis.sensitivity.record import PointSensitivity
 from taskptq.core.spec import MAX_BITS, MAX_WEIGHT_BITS
 
-__all__ = ['FLOAT', 'Bits', 'Unit', 'group_units', 'width']
+__all__ = [
+    'FLOAT',
+    'Bits',
+    'Key',
+    'Unit',
+    'float_pairs',
+    'group_units',
+    'width',
+]
 
 FLOAT = 'float'
 FLOAT_WIDTH = 32
 Bits = int | str
+# Layer and point.
+Key = tuple[str, str]
 
 
 def width(bits: Bits) -> int:
@@ -46,7 +56,7 @@ class Unit:
     elements: int = 0
 
     @property
-    def key(self) -> tuple[str, str]:
+    def key(self) -> Key:
         """Layer and point."""
         return self.layer, self.point
 
@@ -61,32 +71,31 @@ def group_units(
     *,
     candidates: Sequence[Bits],
     only: Sequence[str],
-    edges: Mapping[str, int],
+    edges: Collection[str],
 ) -> list[Unit]:
     """Group the quantizers of a model into what can be chosen.
 
     The bits of the recipe are always among the candidates. Weights have 8
-    bits at most. Only the inputs of layers whose weights stay quantized may
-    become float, since a layer without any point would leave the model's
-    structure.
+    bits at most. Float are whole layers or nothing: convolutions and linears
+    with a weight and an input of their own, see :func:`float_pairs`.
 
     Args:
         points: Sensitivities of all quantizers.
         candidates: Bits to choose from, perhaps 'float'.
         only: Points that may change; others keep their bits.
-        edges: Layer -> least bits, for the first and last layers.
+        edges: First and last layers, which never get fewer bits.
     """
-    groups: dict[tuple[str, str], list[PointSensitivity]] = {}
+    groups: dict[Key, list[PointSensitivity]] = {}
     for found in points:
         groups.setdefault((found.layer, found.point), []).append(found)
-    weighted = {layer for layer, point in groups if point == 'weight'}
+    whole = _whole_layers(groups, only)
     units = []
     for (layer, point), found_here in groups.items():
         allowed = _allowed(
             found_here,
             candidates=candidates if point in only else (),
-            least=edges.get(layer, 0),
-            may_be_float=point == 'activation' and layer in weighted,
+            least=found_here[0].num_bits if layer in edges else 0,
+            may_be_float=layer in whole,
         )
         units.append(
             Unit(
@@ -106,6 +115,33 @@ def group_units(
             )
         )
     return units
+
+
+def float_pairs(units: Iterable[Unit]) -> list[tuple[Key, Key]]:
+    """Return the weight and the input of each layer that may be float.
+
+    One is float only together with the other: a product of a float and a
+    quantized operand runs float anyway.
+    """
+    layers: dict[str, list[Key]] = {}
+    for unit in units:
+        if FLOAT in unit.losses:
+            layers.setdefault(unit.layer, []).append(unit.key)
+    return [(keys[0], keys[1]) for keys in layers.values()]
+
+
+def _whole_layers(
+    groups: Mapping[Key, Sequence[PointSensitivity]], only: Collection[str]
+) -> set[str]:
+    """Return the layers that have one weight, one input and nothing else."""
+    points: dict[str, list[str]] = {}
+    for (layer, point), found in groups.items():
+        points.setdefault(layer, []).extend([point] * len(found))
+    return {
+        layer
+        for layer, own in points.items()
+        if sorted(own) == ['activation', 'weight'] and set(own) <= set(only)
+    }
 
 
 def _allowed(

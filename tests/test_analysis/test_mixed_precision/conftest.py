@@ -5,7 +5,7 @@ import random
 import pytest
 
 from taskptq.analysis.mixed_precision.cost import Joint, Problem
-from taskptq.analysis.mixed_precision.units import Unit, width
+from taskptq.analysis.mixed_precision.units import Unit
 
 
 def draw_problem(seed, *, layers=4, candidates=(4, 8, 16), named=8):
@@ -20,7 +20,7 @@ def draw_problem(seed, *, layers=4, candidates=(4, 8, 16), named=8):
             allowed = [
                 bits
                 for bits in candidates
-                if point == 'activation' or width(bits) <= 8
+                if point == 'activation' or bits == 'float' or bits <= 8
             ]
             unit = Unit(
                 layer=layer,

@@ -23,7 +23,7 @@ WEIGHT, INPUT = ('conv', 'weight'), ('conv', 'activation')
 
 
 def make_unit(layer, point, *, num_bits=8, elements=0):
-    candidates = (4, 8) if point == 'weight' else BITS
+    candidates = (4, 8, 'float') if point == 'weight' else BITS
     return Unit(
         layer=layer,
         point=point,
@@ -58,7 +58,13 @@ def problem():
 
 @pytest.mark.parametrize(
     ('weight', 'activation', 'expected'),
-    [(8, 8, 60), (4, 8, 30), (4, 4, 15), (8, 16, 120), (8, 'float', 240)],
+    [
+        (8, 8, 60),
+        (4, 8, 30),
+        (4, 4, 15),
+        (8, 16, 120),
+        ('float', 'float', 960),
+    ],
 )
 def test_bit_operations_are_relative_to_8_by_8(
     problem, weight, activation, expected
@@ -88,7 +94,7 @@ def test_bytes_of_weights(problem):
 
 @pytest.mark.parametrize(
     ('weight', 'activation', 'expected'),
-    [(8, 8, 0), (4, 4, 0), (4, 16, 0.6), (8, 'float', 0.6)],
+    [(8, 8, 0), (4, 4, 0), (4, 16, 0.6), ('float', 'float', 0.6)],
 )
 def test_either_operand_may_be_above(problem, weight, activation, expected):
     choice = {**problem.named(), WEIGHT: weight, INPUT: activation}

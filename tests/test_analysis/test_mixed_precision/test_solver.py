@@ -28,12 +28,17 @@ def kind(request, monkeypatch):
 
 
 def every_choice(problem):
-    """Yield each combination of candidates."""
+    """Yield each combination of candidates; layers are float as a whole."""
     keys = list(problem.units)
     for bits in itertools.product(
         *(problem.units[key].candidates for key in keys)
     ):
-        yield dict(zip(keys, bits, strict=True))
+        choice = dict(zip(keys, bits, strict=True))
+        if all(
+            (choice[a] == 'float') == (choice[b] == 'float')
+            for a, b in problem.pairs
+        ):
+            yield choice
 
 
 def best_by_trial(problem, cost, most):
@@ -57,17 +62,18 @@ def test_the_exact_solver_finds_what_trying_everything_finds(draw, seed, cost):
     assert found.loss == pytest.approx(
         best_by_trial(problem, cost, most), rel=1e-4
     )
+    assert found.choice in list(every_choice(problem))
     assert found.solver == 'milp'
     assert found.gap <= 1e-4
 
 
 @pytest.mark.parametrize('seed', range(5))
-@pytest.mark.parametrize('bits', [4, 8, 16])
+@pytest.mark.parametrize('bits', [4, 8, 16, 'float'])
 @pytest.mark.parametrize('cost', COSTS, ids=lambda cost: cost.name)
 def test_never_worse_than_uniform_bits_at_the_same_cost(
     draw, kind, seed, bits, cost
 ):
-    problem = draw(seed, layers=12)
+    problem = draw(seed, layers=12, candidates=(4, 8, 16, 'float'))
     uniform = uniform_choice(problem, bits)
     most = cost_of(problem, cost, uniform)
     found = solve(problem, Task(limits=[Limit(cost=cost, most=most)]))

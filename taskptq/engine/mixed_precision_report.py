@@ -1,0 +1,191 @@
+"""What a choice of bits is reported as, and the files that it writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from taskptq.analysis.mixed_precision.cost import (
+    BitOperations,
+    MacsAbove,
+    Problem,
+    WeightBytes,
+    cost_of,
+)
+from taskptq.analysis.mixed_precision.front import Front, FrontPoint
+from taskptq.analysis.mixed_precision.plot import plot_front
+from taskptq.analysis.mixed_precision.recipe_file import recipe_text
+from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
+from taskptq.analysis.mixed_precision.units import Bits, Key
+from taskptq.analysis.mixed_precision.verify import loss_allowed
+from taskptq.analysis.sensitivity.record import SensitivityReport
+from taskptq.engine.builder import to_plain
+from taskptq.engine.recipe import Recipe
+from taskptq.prepare import QConfig
+
+__all__ = ['Trial', 'choice_report', 'write_choice']
+
+PARTS = ('qconfig', 'reconstruction', 'loss', 'rewrites')
+
+
+@dataclass(kw_only=True)
+class Trial:
+    """One choice, applied and measured.
+
+    Args:
+        point: Choice and estimate.
+        changes: Units with other bits than the recipe gave.
+        settings: The changes as ``overrides`` and ``keep_float``.
+        qconfig: The recipe's qconfig with these settings.
+        measured_loss: Output loss per image.
+        agreement: See ``agreement_of``.
+    """
+
+    point: FrontPoint
+    changes: Mapping[Key, Bits]
+    settings: Mapping[str, Sequence[Any]]
+    qconfig: QConfig
+    measured_loss: float = 0.0
+    agreement: Mapping[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain types."""
+        return {
+            'cost': self.point.cost,
+            'origin': self.point.origin,
+            'gap': self.point.gap,
+            'changed_points': len(self.changes),
+            'estimated_loss': self.point.loss,
+            'measured_loss': self.measured_loss,
+            'agreement': dict(self.agreement),
+        }
+
+
+def choice_report(
+    front: Front,
+    chosen: Trial,
+    *,
+    trials: Sequence[Trial],
+    config: MixedPrecisionConfig,
+    sensitivity: SensitivityReport,
+    seconds: float,
+) -> dict[str, Any]:
+    """Return the report of a choice, plain types.
+
+    Args:
+        front: What was chosen from.
+        chosen: What stays.
+        trials: Everything that was measured, the recipe's own choice first.
+        config: Settings.
+        sensitivity: Where the estimates are from.
+        seconds: Wall time of all of it.
+    """
+    allowed = loss_allowed(config.keep)
+    report = {
+        'keep': config.keep,
+        'allowed': allowed,
+        'verified': chosen.measured_loss <= allowed,
+        **chosen.to_dict(),
+        'costs': costs_of(front.problem, chosen.point),
+        'changes': [
+            change_of(front.problem, key, bits)
+            for key, bits in chosen.changes.items()
+        ],
+        'settings': to_plain(chosen.settings),
+        'front': front.to_dict(),
+        'tried': [trial.to_dict() for trial in trials],
+        'estimator': sensitivity.estimator,
+        'num_images': sensitivity.num_images,
+        'seconds': seconds,
+    }
+    return {'sentence': sentence_of(report), **report}
+
+
+def costs_of(problem: Problem, point: FrontPoint) -> dict[str, float]:
+    """Return what a choice costs in every unit."""
+    return {
+        cost.name: cost_of(problem, cost, point.choice)
+        for cost in (BitOperations(), WeightBytes(), MacsAbove())
+    }
+
+
+def change_of(problem: Problem, key: Key, bits: Bits) -> dict[str, Any]:
+    """Return one change: from which bits to which, gain and share of work."""
+    unit = problem.units[key]
+    macs = sum(joint.macs for joint in problem.readers[key])
+    return {
+        'layer': unit.layer,
+        'point': unit.point,
+        'from': unit.num_bits,
+        'to': bits,
+        'loss_before': unit.losses[unit.num_bits],
+        'loss_after': unit.losses[bits],
+        'share_of_macs': macs / max(problem.macs, 1),
+    }
+
+
+def sentence_of(report: Mapping[str, Any]) -> str:
+    """Say what was chosen and whether it holds."""
+    changed = report['changed_points']
+    what = (
+        f'{changed} tensors have other bits than the recipe names'
+        if changed
+        else 'all tensors keep the bits of the recipe'
+    )
+    before = report['tried'][0]['measured_loss']
+    holds = (
+        f'within the {report["allowed"]:.3g} that should keep '
+        f'{100 * report["keep"]:g} % of the score'
+        if report['verified']
+        else f'above the {report["allowed"]:.3g} that should keep '
+        f'{100 * report["keep"]:g} % of the score, and the best that the '
+        'budget and the candidates allow'
+    )
+    return (
+        f'Mixed precision: {what}; {100 * report["costs"]["macs_above"]:.2f} '
+        '% of multiply-accumulates run above them; the output loss is '
+        f'{report["measured_loss"]:.3g} ({before:.3g} without, '
+        f'{report["estimated_loss"]:.3g} estimated), {holds}'
+    )
+
+
+def write_choice(
+    report: Mapping[str, Any], *, recipe: Recipe, work_dir: Path
+) -> None:
+    """Write ``mixed_precision.json`` and ``.png``, and ``chosen_recipe.py``.
+
+    Args:
+        report: From :func:`choice_report`.
+        recipe: The chosen recipe.
+        work_dir: Folder.
+    """
+    text = json.dumps(report, indent=1) + '\n'
+    (work_dir / 'mixed_precision.json').write_text(text, encoding='utf-8')
+    plot_front(report, work_dir / 'mixed_precision.png')
+    parts = {key: recipe.to_dict()[key] for key in PARTS}
+    written = recipe_text(
+        parts,
+        added={key: len(own) for key, own in report['settings'].items()},
+        notes=_notes(report['changes']),
+        title='Chosen by mixed_precision; edit it and pass it as a recipe.',
+    )
+    (work_dir / 'chosen_recipe.py').write_text(written, encoding='utf-8')
+
+
+def _notes(changes: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return what the changes of each layer gain."""
+    layers: dict[str, list[Mapping[str, Any]]] = {}
+    for change in changes:
+        layers.setdefault(change['layer'], []).append(change)
+    return {
+        layer: (
+            f'loss {sum(c["loss_before"] for c in own):.2g} -> '
+            f'{sum(c["loss_after"] for c in own):.2g}, '
+            f'{100 * max(c["share_of_macs"] for c in own):.2g} % of '
+            'multiply-accumulates'
+        )
+        for layer, own in layers.items()
+    }
