@@ -120,6 +120,11 @@ class NetworkParts:
         """
         raise ValueError(self._refusal())
 
+    def image_size(self, data: Mapping[str, Any]) -> tuple[int, int]:
+        """Return the height and width of the images of a batch."""
+        height, width = data['inputs'].shape[-2:]
+        return int(height), int(width)
+
     def install(self, runs: Mapping[str, Run]) -> None:
         """Let functions compute the parts of ``self.model`` from now on.
 

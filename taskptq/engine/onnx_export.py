@@ -90,6 +90,11 @@ def at_size(data: Mapping[str, Any], size: tuple[int, int]) -> dict[str, Any]:
         size: Height and width.
     """
     images = data['inputs']
+    if not isinstance(images, Tensor):
+        raise ValueError(
+            f'size={size}: the model fixes the size of its images; leave it '
+            'out'
+        )
     if tuple(images.shape[-2:]) == size:
         return dict(data)
     samples = [copy.deepcopy(sample) for sample in data['data_samples']]
@@ -357,11 +362,12 @@ def export_from_config(
     if size is not None:
         calibration = [at_size(batch, size) for batch in calibration]
         data = at_size(data, size)
-    height, width = data['inputs'].shape[-2:]
+    cut = parts_of(model)
+    sizes = cut.image_size(data)
     calibration = [
         batch
         for batch in calibration
-        if dynamic or tuple(batch['inputs'].shape[-2:]) == (height, width)
+        if dynamic or cut.image_size(batch) == sizes
     ]
     known = getattr(model, 'dataset_meta', None) or {}
     classes = known.get('classes')
@@ -371,7 +377,7 @@ def export_from_config(
         model=type(model).__name__,
         config=config.filename and Path(config.filename).stem,
         target=target,
-        input_size=None if dynamic else [int(height), int(width)],
+        input_size=None if dynamic else list(sizes),
         classes=None if classes is None else [str(name) for name in classes],
         **source.facts(),
     )

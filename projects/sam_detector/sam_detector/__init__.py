@@ -9,6 +9,7 @@ from taskptq.recipes import register_folder
 
 from .detector import SAMDetector
 from .metrics import InstanceCocoMetric, PromptedMaskMetric
+from .network_parts import SAMParts
 from .preprocessor import SAMDataPreprocessor
 from .prompts import Prompts
 from .sam import SAM_SIZES, PromptedSAM, SAMSize
@@ -25,6 +26,7 @@ __all__ = [
     'Prompts',
     'SAMDataPreprocessor',
     'SAMDetector',
+    'SAMParts',
     'SAMSize',
     'SAMViews',
     'View',
