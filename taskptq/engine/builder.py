@@ -190,12 +190,15 @@ def build_qconfig(
     """
     if isinstance(config, QConfig):
         plain = to_plain(config.to_dict())
+        if config.products is not None:
+            plain['products'] = config.products
         if registered_types(plain, from_file=from_file) == plain:
             return config
         config = plain
     try:
+        named = registered_types(to_plain(config), from_file=from_file)
         return QConfig.from_dict(
-            registered_types(to_plain(config), from_file=from_file),
+            named,
             resolve=partial(resolve, from_file=from_file),
         )
     except UNREADABLE as error:

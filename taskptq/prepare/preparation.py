@@ -23,7 +23,7 @@ from taskptq.prepare.decisions import Decisions
 from taskptq.prepare.fuse import fuse_batchnorm
 from taskptq.prepare.plain_weights import bake, untie
 from taskptq.prepare.product_owners import (
-    find_owners,
+    finding_owners,
     restore_owners,
 )
 from taskptq.prepare.product_rows import add_own_products
@@ -94,17 +94,17 @@ def prepare(
             )
     norms = {norm: model.get_submodule(norm) for _, norm in decisions.folded}
     swapped = _apply(model, qconfig, decisions)
+    find = finding_owners(model, qconfig, kept=decisions.left_float)
     if checks is not None:
-        with _aside(model), float_only(model):
+        with _aside(model), float_only(model), find:
             late = _late_reasons(model, swapped, norms, checks, run)
         decisions = _put_right(model, swapped, decisions, late, agree)
-    share_inputs(model)
-    if recorded is not None:
+    elif recorded is not None:
         restore_owners(model, qconfig, recorded)
-    elif qconfig.products:
-        with _aside(model), float_only(model), torch.no_grad():
-            found = None if checks is None else run
-            find_owners(model, qconfig, run=found)
+    else:
+        with find:
+            pass  # by the classes of the model alone
+    share_inputs(model)
     report = swapped.report
     report.folded = [norm for _, norm in decisions.folded]
     report.decisions = decisions

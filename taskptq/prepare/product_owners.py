@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -60,11 +60,20 @@ class Owners:
     edges: list[tuple[str, str]]
 
     @classmethod
-    def of(cls, model: nn.Module, qconfig: QConfig) -> Owners:
-        """Look at a swapped model."""
+    def of(
+        cls, model: nn.Module, qconfig: QConfig, *, kept: Collection[str] = ()
+    ) -> Owners:
+        """Look at a swapped model.
+
+        Args:
+            model: The model.
+            qconfig: Recipe.
+            kept: Names of modules that may not own any.
+        """
         edges = layer_patterns(model, OUTPUT_LAYERS)
         edges += [('', pattern) for pattern in qconfig.edges]
-        return cls(model, qconfig, dict(_outside(model)), edges)
+        modules = {n: m for n, m in _outside(model) if n not in kept}
+        return cls(model, qconfig, modules, edges)
 
     def scheme(self, name: str) -> Scheme | None:
         """Return the recipes of the products of a module; None: float.
@@ -86,23 +95,26 @@ class Owners:
         return found if any(vars(found).values()) else None
 
 
-def find_owners(
-    model: nn.Module, qconfig: QConfig, *, run: Callable[[], Any] | None
-) -> None:
-    """Give points to the modules whose own code multiplies, in place.
+@contextmanager
+def finding_owners(
+    model: nn.Module, qconfig: QConfig, *, kept: Collection[str] = ()
+) -> Iterator[None]:
+    """Give points to the modules that are seen to multiply, in place.
+
+    Modules that nothing inside calls are judged by their code at the end.
 
     Args:
         model: Swapped model in eval mode.
         qconfig: Recipe.
-        run: Runs the model on a batch. Modules that it does not reach, and
-            without it all, are judged by their code.
+        kept: Names of layers that stay float by another decision.
     """
-    owners = Owners.of(model, qconfig)
+    if not qconfig.with_products:
+        yield
+        return
+    owners = Owners.of(model, qconfig, kept=kept)
     called: set[int] = set()
-    if run is not None:
-        finder = _Finder(owners)
-        with finder.active(), _called(called):
-            run()
+    with _Finder(owners).active(), _called(called):
+        yield
     for name, module in owners.modules.items():
         if id(module) not in called:
             for method in product_methods(_plain(module)):

@@ -13,6 +13,7 @@ from taskptq.modules.product_mode import CHILD, all_products
 from taskptq.modules.products import QuantProducts
 from taskptq.prepare.product_owners import record_owners
 from taskptq.prepare.report import SwapReport, SwapRow
+from taskptq.prepare.tree import is_scripted
 
 _POINT_OF_ROLE = {
     'weight': 'weight_bits',
@@ -29,9 +30,7 @@ def add_own_products(report: SwapReport, model: nn.Module) -> None:
         model: Prepared model; calibration may have found further points.
     """
     report.rows = with_products(report.rows, model)
-    report.decisions = replace(
-        report.decisions, products=record_owners(model)
-    )
+    report.decisions = replace(report.decisions, products=record_owners(model))
 
 
 def with_products(rows: Sequence[SwapRow], model: nn.Module) -> list[SwapRow]:
@@ -73,7 +72,7 @@ def _read_row(
     row: SwapRow, module: nn.Module | None, readers: dict[int, str]
 ) -> SwapRow:
     """Return the row of a layer, perhaps of one whose weight others read."""
-    if module is None or not _is_float(row):
+    if module is None or is_scripted(module) or not _is_float(row):
         return row
     weight = module._parameters.get('weight')
     reader = readers.get(id(weight)) if weight is not None else None

@@ -96,7 +96,8 @@ class QConfig:
         edges: Further name patterns treated as edge.
         overrides: Ordered (pattern, settings of points) pairs; later wins.
         keep_float: Name patterns that stay float.
-        products: Whether products that no counterpart owns are quantized.
+        products: Whether products that no counterpart owns are quantized;
+            None quantizes them.
         resolve: Finds classes by name.
 
     Raises:
@@ -110,7 +111,7 @@ class QConfig:
     edges: tuple[str, ...] = setting((), patterns())
     overrides: tuple[Mapping[str, Any], ...] = ()
     keep_float: tuple[str, ...] = setting((), patterns())
-    products: bool = setting(True, Flag())
+    products: bool | None = setting(None, Flag(optional=True))
     resolve: Resolve = field(default=resolve_imported, compare=False)
 
     def __post_init__(self) -> None:
@@ -141,7 +142,7 @@ class QConfig:
             edges=config.get('edges', ()),
             overrides=config.get('overrides', ()),
             keep_float=config.get('keep_float', ()),
-            products=config.get('products', True),
+            products=config.get('products'),
             resolve=resolve or resolve_imported,
         )
 
@@ -200,6 +201,11 @@ class QConfig:
         with refusing(where, settings):
             config.build()
 
+    @property
+    def with_products(self) -> bool:
+        """Whether products that no counterpart owns are quantized."""
+        return self.products is not False
+
     def to_dict(self) -> dict[str, Any]:
         """Return the plain form; ``from_dict`` reads it back."""
         points = dict(self.points)
@@ -212,7 +218,9 @@ class QConfig:
             'edges': list(self.edges),
             'overrides': [plain(override) for override in self.overrides],
             'keep_float': list(self.keep_float),
-            'products': self.products,
+            # A file records which products it quantizes; names that say
+            # nothing of them keep their digests.
+            **({'products': True} if self.products else {}),
         }
 
     def scheme(
@@ -241,7 +249,7 @@ class QConfig:
         for override in used:
             chosen = overridden(chosen, override)
         operand = chosen.pop('attention')
-        if self.products:
+        if self.with_products:
             chosen['operand'] = operand
         if len(used) > 1:
             # Each was checked alone; their sum is known only here.

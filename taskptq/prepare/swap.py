@@ -204,7 +204,7 @@ def _plans(
         )
     candidates = _candidates(model)
     names = [name for name, _ in candidates]
-    named = names + (product_names(model) if qconfig.products else [])
+    named = names + (product_names(model) if qconfig.with_products else [])
     for argument, patterns in qconfig.patterns().items():
         check_all_used(patterns, named, argument=argument)
     edges = edge_layers(model, candidates, qconfig)

@@ -1,4 +1,4 @@
 """Ranges of least error, per channel on depthwise inputs."""
 
 base = 'mse'
-qconfig = dict(activation=dict(per_channel=True), products=True)
+qconfig = dict(activation=dict(per_channel=True))

@@ -15,7 +15,5 @@ qconfig = dict(
         observer=dict(type='MSEObserver'),
     ),
     edge_bits=8,
-    # Published methods quantize layers and attentions.
-    products=False,
 )
 reconstruction = None

@@ -55,14 +55,20 @@ class RecipeName:
     scope: str | None = None
 
     def qconfig(self) -> dict[str, Any]:
-        """Return the bits as settings of a ``qconfig``."""
+        """Return the bits as settings of a ``qconfig``.
+
+        A method is what was published and measured under its name: layers
+        and attentions. The default one quantizes all other products, too.
+        """
         weight: dict[str, Any] = {'num_bits': self.weight}
         if self.weight <= ASYMMETRIC_UP_TO:
             weight['symmetric'] = False
-        points = {
+        points: dict[str, Any] = {
             'weight': weight,
             'activation': {'num_bits': self.activation},
         }
+        if self.method != DEFAULT_METHOD:
+            points['products'] = False
         if self.attention is not None:
             points['attention'] = {'num_bits': self.attention}
             points['softmax'] = {'num_bits': self.attention}

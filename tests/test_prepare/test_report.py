@@ -46,7 +46,8 @@ def forward(model, batch):
 
 def reported(model, batches, traced=None, **settings):
     model.eval()
-    report = prepare(model, QConfig.from_dict({'edge_bits': None} | settings))
+    plain = {'edge_bits': None, 'products': False}
+    report = prepare(model, QConfig.from_dict(plain | settings))
     found = calibrate(model, batches, forward=forward)
     products = trace_products(model, traced or batches, forward=forward)
     report.add_products(products, left_float=found.left_float)
