@@ -34,7 +34,6 @@ from taskptq.analysis.sensitivity.points import (
     readers_of,
     small_batches,
 )
-from taskptq.analysis.sensitivity.progress import Advance, no_progress
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.analysis.sensitivity.survey import survey, survey_weights
 from taskptq.analysis.sensitivity.trace import trace_points, weights_of
@@ -73,7 +72,7 @@ def estimate_losses(
     candidates: Sequence[int] = CANDIDATES,
     num_probes: int | None = None,
     seed: int = 0,
-    advance: Advance = no_progress,
+    advance: Callable[[int], object] | None = None,
 ) -> SensitivityReport:
     """Estimate the output loss of every tensor at every candidate bit width.
 
@@ -89,7 +88,8 @@ def estimate_losses(
         num_probes: Random probes per batch; None takes as many as give 64
             with all images together.
         seed: Seed of the probes.
-        advance: Called after each batch with its number of images.
+        advance: Called after each part of a batch with its number of
+            images.
 
     Raises:
         NotDifferentiableError: If no gradient reaches the quantizers: use
@@ -134,7 +134,8 @@ def estimate_losses(
             )
             count = batch_length(batch) or 1
             num_images += count
-            advance(count)
+            if advance is not None:
+                advance(count)
     return SensitivityReport(
         points=assemble(
             facts,

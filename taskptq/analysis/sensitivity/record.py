@@ -15,7 +15,17 @@ __all__ = [
 ]
 
 ESTIMATORS = ('gradient', 'alone', 'leave-out')
-POINTS = ('weight', 'activation', 'query', 'key', 'value', 'softmax')
+# The settings of a recipe that quantizers follow; 'attention' are operands of
+# products that no counterpart owns.
+POINTS = (
+    'weight',
+    'activation',
+    'query',
+    'key',
+    'value',
+    'softmax',
+    'attention',
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -24,16 +24,19 @@ def point_of(quantizer: str) -> str:
     """Return which point of its layer a quantizer serves.
 
     >>> [point_of(f'a.{name}_quantizer') for name in (
-    ...     'in_proj_weight', 'key_input', 'query_position', 'softmax')]
-    ['weight', 'activation', 'query', 'softmax']
+    ...     'in_proj_weight', 'key_input', 'query_position', 'softmax',
+    ...     'matmul_0_first')]
+    ['weight', 'activation', 'query', 'softmax', 'attention']
     """
-    name = quantizer.rpartition('.')[2].removesuffix('_quantizer')
-    if name.endswith('weight'):
-        return 'weight'
-    if name.endswith('input'):
-        return 'activation'
-    first = name.partition('_')[0]
-    return first if first in (*OPERANDS, 'softmax') else 'activation'
+    parts = quantizer.rpartition('.')[2].removesuffix('_quantizer').split('_')
+    if parts[-1] in ('weight', 'input'):
+        return 'weight' if parts[-1] == 'weight' else 'activation'
+    if parts[0] in OPERANDS or parts[-1] == 'softmax':
+        return parts[0] if parts[0] in OPERANDS else 'softmax'
+    # Operands of products that no counterpart owns.
+    if parts[-1] in ('first', 'second', *OPERANDS):
+        return 'attention'
+    return 'activation'
 
 
 def role_of(

@@ -29,6 +29,7 @@ WORDS = {
     'key': 'key',
     'value': 'value',
     'softmax': 'attention',
+    'attention': 'operand',
 }
 
 
