@@ -17,7 +17,8 @@ PRODUCT = 'product'  # convolution: integer if its output is on a grid
 ABSORBED = 'absorbed'  # ReLU: part of the grid of its output
 MOVER = 'mover'  # moves or selects values: one grid before and behind it
 SUM = 'sum'  # add, concat, average: integer between grids
-SMOOTH = 'smooth'  # sigmoid, gate: integer between grids, at a price
+SMOOTH = 'smooth'  # product, leaky ReLU: integer between grids, at a price
+SQUASH = 'squash'  # sigmoid and its kin: as SMOOTH, and flat at both ends
 GRID = 'grid'  # a quantizer that is there already
 OTHER = 'other'  # stays float
 
@@ -31,12 +32,14 @@ class Operator:
         kind: One of the kinds above.
         inputs: Names of the tensors it reads, without constants.
         outputs: Names of the tensors it computes.
+        per_channel: Of a quantizer, whether channels have scales.
     """
 
     name: str
     kind: str
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    per_channel: bool = False
 
 
 @dataclass(kw_only=True)
@@ -48,13 +51,17 @@ class SharedGrid:
         moved: Tensors that only hold moved values of the sources.
         replaced: Names of quantizers that read these tensors, and whose
             place it takes.
-        gated: Whether a smooth gate alone reads it, such as SiLU.
+        gated: Whether a gate alone reads it, x * squash(x) such as SiLU,
+            which is flat far below zero.
+        free: Whether only float operators read it, so that channels may
+            have scales of their own.
     """
 
     sources: list[str] = field(default_factory=list)
     moved: list[str] = field(default_factory=list)
     replaced: list[str] = field(default_factory=list)
     gated: bool = False
+    free: bool = False
 
 
 def plan_grids(
@@ -120,7 +127,7 @@ class _Plan:
 
     def want_sums(self, *, gates: bool) -> None:
         """Want the outputs of sums between grids, until nothing changes."""
-        kinds = {SUM, SMOOTH} if gates else {SUM}
+        kinds = {SUM, SMOOTH, SQUASH} if gates else {SUM}
         count = -1
         while len(self.wanted) > count:
             count = len(self.wanted)
@@ -212,13 +219,48 @@ class _Plan:
                 for reader in self.readers[name]
                 if reader.kind == GRID
             ]
-        kinds = {r.kind for n in names for r in self.readers[n]}
-        found.gated = kinds == {SMOOTH}
+        found.gated = all(self.is_gated(name) for name in names)
+        found.free = len(names) == 1 and not any(
+            self.is_integer(reader) for reader in self.readers[names[0]]
+        )
         return found
+
+    def is_gated(self, name: str) -> bool:
+        """Whether x * squash(x) alone reads a tensor x."""
+        readers = self.readers[name]
+        squashed = {
+            output
+            for reader in readers
+            if reader.kind == SQUASH
+            for output in reader.outputs
+        }
+        return bool(squashed) and all(
+            reader.kind == SQUASH or squashed & set(reader.inputs)
+            for reader in readers
+        )
+
+    def is_integer(self, reader: Operator) -> bool:
+        """Whether an operator reads integers, or hands them on."""
+        return reader.kind == GRID or any(
+            name in self.wanted for name in reader.outputs
+        )
 
     def _is_complete(self, found: SharedGrid) -> bool:
         """Whether one quantizer alone reads the one tensor."""
         if found.moved or len(found.sources) != 1:
             return False
-        readers = self.readers[found.sources[0]]
-        return len(readers) == 1 and readers[0].kind == GRID
+        name = found.sources[0]
+        readers = self.readers[name]
+        if name in self.outputs or len(readers) != 1:
+            return False
+        if readers[0].kind != GRID:
+            return False
+        # Only a convolution can take the scales of channels in.
+        return not readers[0].per_channel or self._from_product(name)
+
+    def _from_product(self, name: str) -> bool:
+        """Whether a convolution computes a tensor, perhaps with a ReLU."""
+        producer = self.producer.get(name)
+        if producer is not None and producer.kind == ABSORBED:
+            producer = self.producer.get(producer.inputs[0])
+        return producer is not None and producer.kind == PRODUCT

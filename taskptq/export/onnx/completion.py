@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,14 +14,17 @@ from taskptq.core import (
     AffineQuantizer,
     MinMaxObserver,
     MSEObserver,
+    QuantizerConfig,
     QuantSpec,
 )
+from taskptq.core.functional import affine_to_range
 from taskptq.export.onnx.emission import ACTIVATION, DOMAIN, Grid, grid_of
-from taskptq.export.onnx.graph import Array, Graph, attribute
+from taskptq.export.onnx.graph import Graph, attribute
 from taskptq.export.onnx.lowering import lower
 from taskptq.export.onnx.operators import operators_of
 from taskptq.export.onnx.runtime import Feeds, inner_session
 from taskptq.export.onnx.targets import Target
+from taskptq.prepare.common_zero import common_zero_point
 from taskptq.prepare.grid_plan import SharedGrid, plan_grids
 
 # Below this SiLU and its kin are flat: the range of their input ends here.
@@ -36,10 +38,12 @@ class Completion:
     Args:
         added: Tensor -> why it got a grid.
         replaced: Quantizers whose place a shared grid took.
+        shifted: Grids per channel that got one zero point for all.
     """
 
     added: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
+    shifted: list[str] = field(default_factory=list)
 
 
 def complete(
@@ -68,29 +72,26 @@ def complete(
         outputs: Whether what the network returns gets grids, too.
     """
     plan = plan_grids(
-        operators_of(graph),
+        operators_of(graph, grids),
         outputs=() if outputs else graph.outputs,
         keep_float=set(keep_float),
         gates=gates,
     )
     done = Completion()
-    if not plan:
-        return done
-    values = _Values(graph, grids, feeds=feeds, target=target)
     by_node = {
         node.name: attribute(node, 'grid').decode()
         for node in graph.nodes
         if node.domain == DOMAIN and node.op_type == ACTIVATION
     }
+    values = _Values(graph, grids, feeds=feeds, target=target)
     samples = values.of([t for shared in plan for t in shared.sources])
     for shared in plan:
         names = dict.fromkeys(by_node[name] for name in shared.replaced)
-        candidates = [grids[name] for name in names]
         grid = choose_grid(
-            candidates,
+            [grids[name] for name in names],
             [x for name in shared.sources for x in samples[name]],
             name=shared.sources[0].strip('/').replace('/', '.'),
-            gated=shared.gated,
+            shared=shared,
             whole=bool(set(shared.sources) & set(graph.outputs)),
         )
         grids.setdefault(grid.name, grid)
@@ -98,7 +99,33 @@ def complete(
         done.replaced += [n for n in names if n != grid.name]
         reason = 'new' if grid.name not in names else f'that of {grid.name}'
         done.added |= {name: reason for name in shared.sources}
+    done.shifted = share_zero_points(grids)
     return done
+
+
+def share_zero_points(grids: dict[str, Grid]) -> list[str]:
+    """Give all channels of an activation one zero point.
+
+    Returns:
+        Names of the grids that changed.
+    """
+    changed = []
+    for name, grid in grids.items():
+        point = grid.zero_point
+        if grid.codes is not None or bool((point == point[0]).all()):
+            continue
+        low, high = affine_to_range(
+            grid.scale,
+            point,
+            quant_min=grid.quant_min,
+            quant_max=grid.quant_max,
+        )
+        scale, point = common_zero_point(
+            low, high, quant_min=grid.quant_min, quant_max=grid.quant_max
+        )
+        grids[name] = replace(grid, scale=scale, zero_point=point)
+        changed.append(name)
+    return changed
 
 
 def choose_grid(
@@ -106,7 +133,7 @@ def choose_grid(
     samples: Sequence[Tensor],
     *,
     name: str,
-    gated: bool = False,
+    shared: SharedGrid,
     whole: bool = False,
 ) -> Grid:
     """Return the grid of a tensor that several read.
@@ -115,14 +142,19 @@ def choose_grid(
         candidates: Grids of the quantizers that read it.
         samples: Its values.
         name: Name of a new grid.
-        gated: Whether a smooth gate alone reads it.
+        shared: Who reads it.
         whole: Whether it is an output, whose rare peaks are the detections:
             a new grid then covers all values.
     """
     usable = [g for g in candidates if g.ch_axis is None]
     if not usable:
-        low = GATE_LOW if gated else None
-        return search_grid(samples, name=name, low=low, whole=whole)
+        low = GATE_LOW if shared.gated else None
+        return search_grid(
+            [x if low is None else x.clamp(min=low) for x in samples],
+            name=name,
+            per_channel=shared.free,
+            whole=whole,
+        )
     if len(usable) == 1:
         return usable[0]
     errors = [sum(squared_error(g, x) for x in samples) for g in usable]
@@ -133,23 +165,28 @@ def search_grid(
     samples: Sequence[Tensor],
     *,
     name: str,
-    low: float | None = None,
+    per_channel: bool = False,
     whole: bool = False,
 ) -> Grid:
     """Return the 8-bit grid of least squared error.
 
     Args:
-        samples: Values.
+        samples: Values, (B, C, ...).
         name: Name of the grid.
-        low: Values below are not worth a code.
+        per_channel: Give each channel a scale, for its whole range.
         whole: Cover all values instead.
     """
-    spec = QuantSpec(num_bits=8, symmetric=False)
-    observer = MinMaxObserver if whole else MSEObserver
-    quantizer = AffineQuantizer(spec, observer=observer(spec))
+    config = QuantizerConfig(
+        spec=QuantSpec(num_bits=8, symmetric=False),
+        per_channel=per_channel,
+        observer=MinMaxObserver if whole or per_channel else MSEObserver,
+    )
+    channels = samples[0].shape[1] if per_channel else None
+    quantizer = config.build(num_channels=channels)
+    assert isinstance(quantizer, AffineQuantizer)
     for x in samples:
         assert quantizer.observer is not None
-        quantizer.observer.observe(x if low is None else x.clamp(min=low))
+        quantizer.observer.observe(x)
     quantizer.calibrate()
     return grid_of(quantizer, name=name)
 
@@ -229,13 +266,3 @@ class _Values:
             for name in found:
                 found[name].append(torch.from_numpy(np.array(values[name])))
         return found
-
-
-def sqnr(reference: Array, found: Array) -> float:
-    """Return the signal to noise ratio in dB; infinite if equal."""
-    signal = float(np.square(reference, dtype=np.float64).sum())
-    noise = np.subtract(reference, found, dtype=np.float64)
-    power = float(np.square(noise).sum())
-    if power == 0:
-        return math.inf
-    return 10 * math.log10(max(signal, 1e-30) / power)

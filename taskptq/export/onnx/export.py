@@ -13,6 +13,11 @@ from onnx import helper
 from torch import Tensor, nn
 
 from taskptq.core.setting_error import refuse
+from taskptq.export.onnx.channel_scales import (
+    fold_read_scales,
+    fold_written_scales,
+    multiply_scales,
+)
 from taskptq.export.onnx.completion import Completion, complete
 from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
@@ -25,6 +30,7 @@ from taskptq.export.onnx.passes import (
 )
 from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.targets import find_target
+from taskptq.export.onnx.verification import verify_file
 from taskptq.version import __version__
 
 MIN_OPSET = 13
@@ -52,6 +58,7 @@ def export_onnx(
     keep_float: Iterable[str] = (),
     gates: bool = False,
     output_grids: bool = True,
+    verify: bool = True,
 ) -> ExportReport:
     """Write a network as an ONNX file whose layers run in integers.
 
@@ -75,6 +82,8 @@ def export_onnx(
         keep_float: Tensors of the graph that get no grid.
         gates: Whether SiLU and its kin run in integers, too.
         output_grids: Whether what the network returns gets grids, too.
+        verify: Whether the file is run and compared; a file that fails is
+            removed.
 
     Returns:
         What was written, and how it was verified.
@@ -113,6 +122,10 @@ def export_onnx(
         )
     lower(graph, emitted.grids, target=rules)
     move_weights(graph)
+    if rules.completes:
+        fold_read_scales(graph)
+        fold_written_scales(graph)
+        multiply_scales(graph)
     if rules.integer_bias:
         integer_biases(graph)
         spread_biases(graph)
@@ -122,6 +135,17 @@ def export_onnx(
     stamp(model, opset=opset, metadata=metadata or {})
     onnx.checker.check_model(model)
     onnx.save(model, str(path))
+    checks = {}
+    if verify and emitted.grids:
+        checks = verify_file(
+            path,
+            network,
+            inputs,
+            feeds=feeds_of(inputs, input_names),
+            grids=emitted.grids,
+            target=rules,
+            completed=bool(completion.added or completion.shifted),
+        )
     return ExportReport(
         path=str(path),
         target=target,
@@ -130,6 +154,7 @@ def export_onnx(
         num_activations=sum(g.codes is None for g in emitted.grids.values()),
         decomposed=emitted.decomposed,
         added=completion.added,
+        checks=checks,
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
-from taskptq.export.onnx.emission import ACTIVATION, DOMAIN
+from taskptq.export.onnx.emission import ACTIVATION, DOMAIN, Grid
 from taskptq.export.onnx.graph import Graph, attribute
 from taskptq.prepare.grid_plan import (
     ABSORBED,
@@ -13,6 +15,7 @@ from taskptq.prepare.grid_plan import (
     OTHER,
     PRODUCT,
     SMOOTH,
+    SQUASH,
     SUM,
     Operator,
 )
@@ -35,19 +38,27 @@ KINDS = {
     'AveragePool': SUM,
     'GlobalAveragePool': SUM,
     'LeakyRelu': SMOOTH,
-    'Sigmoid': SMOOTH,
+    'Sigmoid': SQUASH,
+    'HardSigmoid': SQUASH,
     'Mul': SMOOTH,
 }
 
 
-def operators_of(graph: Graph) -> list[Operator]:
-    """Return the operators of a graph with placeholders."""
+def operators_of(graph: Graph, grids: Mapping[str, Grid]) -> list[Operator]:
+    """Return the operators of a graph with placeholders.
+
+    Args:
+        graph: The graph.
+        grids: Grid of each placeholder, by its name.
+    """
     return [
         Operator(
             name=node.name,
             kind=kind_of(node, graph),
             inputs=tuple(data_inputs(node, graph)),
             outputs=tuple(name for name in node.output if name),
+            per_channel=node.domain == DOMAIN
+            and grids[attribute(node, 'grid').decode()].ch_axis is not None,
         )
         for node in graph.nodes
     ]

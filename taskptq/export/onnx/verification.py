@@ -1,0 +1,298 @@
+"""Check that a written file computes what the network computes."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import float_only
+from taskptq.core.quantizers import AffineQuantizer
+from taskptq.core.switches import quantizers
+from taskptq.export.onnx.emission import Grid
+from taskptq.export.onnx.errors import OnnxExportError
+from taskptq.export.onnx.graph import Array, Graph
+from taskptq.export.onnx.lowering import storage_of
+from taskptq.export.onnx.runtime import Feeds, inner_session, session
+from taskptq.export.onnx.targets import Target
+
+# The file may add this much to the quantization's own noise.
+MARGIN = 5.0
+# Runs of one network with other kernels differ by ties that cascade.
+FLOOR_MARGIN = 3.0
+# Equal up to float32 rounding: no threshold asks for more.
+EXACT = 90.0
+# How near to the middle of two codes a value may round either way.
+TIE = 1e-3
+INTEGER = (
+    'QLinearConv',
+    'ConvInteger',
+    'QLinearMatMul',
+    'MatMulInteger',
+    'MatMulIntegerToFloat',
+    'QGemm',
+)
+FLOAT = ('Conv', 'FusedConv', 'MatMul', 'FusedMatMul', 'Gemm', 'ConvTranspose')
+
+
+def verify_file(
+    path: str | Path,
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    feeds: Feeds,
+    grids: Mapping[str, Grid],
+    target: Target,
+    completed: bool,
+) -> dict[str, Any]:
+    """Check a file against the network that it was written from.
+
+    Args:
+        path: The file.
+        network: Frozen network.
+        inputs: Example inputs.
+        feeds: The same, as the runtime takes them.
+        grids: Grids that were written, by name.
+        target: Rules of the runtime.
+        completed: Whether grids were added, so that the file is compared
+            with itself computed as it stands.
+
+    Returns:
+        What was measured, in plain types.
+
+    Raises:
+        OnnxExportError: If a check fails; names the layer.
+    """
+    model = onnx.load(str(path))
+    graph = Graph(model)
+    checks = {'codes': check_codes(graph, grids, target=target)}
+    checks |= check_first_codes(graph, network, inputs, feeds=feeds)
+    checks |= check_outputs(
+        path, network, inputs, feeds=feeds, completed=completed
+    )
+    checks |= count_integer(path)
+    return checks
+
+
+def check_codes(
+    graph: Graph, grids: Mapping[str, Grid], *, target: Target
+) -> str:
+    """Compare the integers and grids of a file with the network's.
+
+    Raises:
+        OnnxExportError: Naming the first that differs.
+    """
+    same = moved = 0
+    for name, grid in grids.items():
+        if grid.codes is None:
+            kind, shift = storage_of(grid, target=target)
+            found = _stored(graph, name)
+            if not found:
+                moved += 1
+            elif not _same_grid(graph, grid, kind=kind, shift=shift):
+                raise OnnxExportError(
+                    f'the grid of {name} differs in the file: this is a '
+                    'fault of the export, please report it'
+                )
+            continue
+        shift = -(2 ** (grid.num_bits - 1)) - grid.quant_min
+        expected: Array = np.add(grid.codes.numpy(), shift)
+        whole, parts = _codes(graph, name)
+        if whole is not None:
+            equal = np.array_equal(whole, expected)
+        else:
+            moved += 1
+            flat = [np.empty(0, np.int64), *(p.reshape(-1) for p in parts)]
+            equal = np.array_equal(
+                np.sort(np.concatenate(flat)), np.sort(expected, axis=None)
+            )
+        if not equal:
+            raise OnnxExportError(
+                f'the codes of {name} differ in the file: this is a fault '
+                'of the export, please report it'
+            )
+        same += 1
+    return f'{same} weights equal bit by bit, {moved} parts moved by a pass'
+
+
+def _stored(graph: Graph, name: str) -> bool:
+    return f'{name}.scale' in graph.constants
+
+
+def _same_grid(graph: Graph, grid: Grid, *, kind: type, shift: int) -> bool:
+    scale = graph.array(f'{grid.name}.scale')
+    point = graph.array(f'{grid.name}.zero_point')
+    assert scale is not None
+    expected = (grid.zero_point.numpy() + shift).astype(kind)
+    return np.array_equal(scale.reshape(-1), grid.scale.numpy()) and (
+        point is None or np.array_equal(point.reshape(-1), expected)
+    )
+
+
+def _codes(graph: Graph, name: str) -> tuple[Array | None, list[Array]]:
+    """Return the stored codes of a weight: whole, or as moved parts."""
+    parts = []
+    for key in graph.constants:
+        array = graph.array(key)
+        assert array is not None
+        if key in (f'{name}.codes', f'{name}.codes.int4'):
+            return array.astype(np.int64), []
+        if key.startswith(f'{name}.codes.') and key.endswith(
+            ('.codes', '.codes.int4')
+        ):
+            parts.append(array.astype(np.int64))
+    return None, parts
+
+
+def check_first_codes(
+    graph: Graph,
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    feeds: Feeds,
+) -> dict[str, Any]:
+    """Compare the codes of the first quantized tensor, but for ties.
+
+    Raises:
+        OnnxExportError: If other codes differ.
+    """
+    first = next(
+        (n for n in graph.nodes if n.op_type == 'QuantizeLinear'), None
+    )
+    if first is None:
+        return {}
+    seen: list[tuple[str, AffineQuantizer, Tensor]] = []
+    handles = [
+        quantizer.register_forward_pre_hook(
+            lambda _, args, name=name, q=quantizer: seen.append(
+                (name, q, args[0].detach())
+            )
+        )
+        for name, quantizer in quantizers(network)
+        if isinstance(quantizer, AffineQuantizer)
+        and quantizer.calibrated
+        and not quantizer.frozen
+    ]
+    try:
+        with torch.no_grad():
+            network(*inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not seen:
+        return {}
+    name, quantizer, x = seen[0]
+    if not first.input[1].startswith(name) or quantizer.spec.ch_axis:
+        return {}
+    running = inner_session(graph, [first.output[0]])
+    (found,) = running.run(None, dict(feeds))
+    expected = quantizer.quantize(x).cpu().numpy()
+    point = graph.array(first.input[2])
+    assert point is not None
+    shift = int(point.flat[0]) - int(quantizer.zero_point)
+    differ = found.astype(np.int64) - shift != expected
+    steps = (x / quantizer.scale).cpu().numpy()[differ]
+    off = np.abs(np.abs(steps - np.floor(steps)) - 0.5)
+    if off.size and float(off.max()) > TIE:
+        raise OnnxExportError(
+            f'{int(differ.sum())} codes of {name} differ in the file: this '
+            'is a fault of the export, please report it'
+        )
+    return {
+        'first codes': f'{name}: equal but for {int(differ.sum())} ties of '
+        f'{differ.size}'
+    }
+
+
+def check_outputs(
+    path: str | Path,
+    network: nn.Module,
+    inputs: tuple[Tensor, ...],
+    *,
+    feeds: Feeds,
+    completed: bool,
+) -> dict[str, Any]:
+    """Compare the outputs of a file with those of its simulation.
+
+    The noise of the integers has to stay below that of the quantization,
+    or below what other float kernels do to the network.
+
+    Raises:
+        OnnxExportError: Naming the output.
+    """
+    fast = session(str(path))
+    names = [output.name for output in fast.get_outputs()]
+    found = fast.run(None, dict(feeds))
+    simulated = run_network(network, inputs)
+    with float_only(network):
+        floats = run_network(network, inputs)
+    with torch.backends.mkldnn.flags(enabled=False):
+        other = run_network(network, inputs)
+    plain = simulated
+    if completed:
+        plain = session(str(path), optimize=False).run(None, dict(feeds))
+    rows = {}
+    for i, name in enumerate(names):
+        own = sqnr(floats[i], plain[i])
+        floor = sqnr(simulated[i], other[i])
+        needed = min(own + MARGIN, floor - FLOOR_MARGIN, EXACT)
+        reached = sqnr(plain[i], found[i])
+        if not reached >= needed:
+            raise OnnxExportError(
+                f'output {name!r} reaches {reached:.1f} dB against its '
+                f'simulation, and {needed:.1f} dB are needed: this is a '
+                'fault of the export or of the runtime, please report it'
+            )
+        rows[name] = {
+            'file_to_simulation_db': _rounded(reached),
+            'needed_db': _rounded(needed),
+            'simulation_to_float_db': _rounded(sqnr(floats[i], simulated[i])),
+            'file_to_float_db': _rounded(sqnr(floats[i], found[i])),
+        }
+    return {'outputs': rows}
+
+
+def run_network(network: nn.Module, inputs: tuple[Tensor, ...]) -> list[Array]:
+    """Return the outputs of a network."""
+    with torch.no_grad():
+        outputs = network(*inputs)
+    if isinstance(outputs, Tensor):
+        outputs = (outputs,)
+    return [output.cpu().numpy() for output in outputs]
+
+
+def count_integer(path: str | Path) -> dict[str, Any]:
+    """Count the convolutions and products that run in integers.
+
+    The answer is that of ONNX Runtime's own optimized graph.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        saved = Path(folder) / 'optimized.onnx'
+        session(str(path), save=saved)
+        nodes = onnx.load(str(saved)).graph.node
+        integer = [n.name for n in nodes if n.op_type in INTEGER]
+        floats = [n.name for n in nodes if n.op_type in FLOAT]
+    return {'integer_layers': len(integer), 'float_layers': floats}
+
+
+def sqnr(reference: Array, found: Array) -> float:
+    """Return the signal to noise ratio in dB; infinite if equal."""
+    signal = float(np.square(reference, dtype=np.float64).sum())
+    noise = np.subtract(reference, found, dtype=np.float64)
+    power = float(np.square(noise).sum())
+    if power == 0:
+        return math.inf
+    if not math.isfinite(power):
+        return -math.inf
+    return 10 * math.log10(max(signal, 1e-30) / power)
+
+
+def _rounded(value: float) -> float:
+    return round(value, 1)
