@@ -87,7 +87,13 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['taskptq', 'taskptq.*']),
     # Method files are no modules: their names have - and +.
-    package_data={'taskptq': ['py.typed', 'recipes/*.py']},
+    package_data={
+        'taskptq': [
+            'py.typed',
+            'recipes/*.py',
+            'analysis/page/templates/*',
+        ]
+    },
     cmdclass={'build_py': BuildWithConfigs},
     entry_points={'console_scripts': ['taskptq = taskptq.cli.main:main']},
     python_requires='>=3.10',
@@ -99,6 +105,7 @@ setup(
             'onedl-mmdetection>=3.4,<4',
             'onedl-mmsegmentation>=1.3,<2',
         ],
+        'report': ['jinja2>=3', 'matplotlib>=3.7'],
         'sam': ['scipy', 'segment-anything>=1.0'],
     },
     classifiers=[

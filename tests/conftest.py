@@ -4,7 +4,9 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 import numpy as np
 import pytest
@@ -31,10 +33,21 @@ def pytest_configure(config):
     torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS', '1')))
 
 
+def browser_lacks() -> str | None:
+    """Return what a test in a browser lacks, or None."""
+    if find_spec('playwright') is None:
+        return 'needs playwright: pip install playwright'
+    if which('chromium') is None:
+        return 'needs Chromium: apt-get install chromium'
+    return None
+
+
 def skip_reason(item) -> str | None:
     """Return why a test cannot run here, or None."""
     if item.get_closest_marker('gpu') and not torch.cuda.is_available():
         return 'needs a CUDA device'
+    if item.get_closest_marker('browser') and browser_lacks():
+        return browser_lacks()
     for marker in item.iter_markers('data'):
         for name in marker.args:
             if not (ROOT / 'data' / name).is_dir():

@@ -73,7 +73,12 @@ def test_every_module_and_recipe_is_there(names):
     assert recipes <= found
     assert any('-' in name for name in recipes)
     assert any('+' in name for name in recipes)
-    assert found - expected == {'taskptq/py.typed'}
+    templates = {
+        path.relative_to(ROOT).as_posix()
+        for path in (ROOT / 'taskptq/analysis/page/templates').iterdir()
+    }
+    assert len(templates) > 8
+    assert found - expected == {'taskptq/py.typed', *templates}
 
 
 def test_configs_are_where_mim_looks(names):
@@ -92,7 +97,7 @@ def test_nothing_else_is_there(names):
         for name in names
         if name.startswith('taskptq/')
     }
-    assert suffixes == {'.py', '.yml', '.typed'}
+    assert suffixes == {'.py', '.yml', '.typed', '.html', '.css', '.js'}
     others = {name.partition('/')[0] for name in names}
     assert others == {'taskptq', f'{_dist_info(names)}'}
 

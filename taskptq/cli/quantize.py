@@ -22,11 +22,13 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 from mmengine.config import Config, DictAction
 from mmengine.logging import MMLogger, print_log
 
+from taskptq.analysis.page.render import MissingPackageError
 from taskptq.apis import quantize, read_config, read_fragment
 from taskptq.cli.numbers import count, seed
 from taskptq.cli.projects import load_projects
 from taskptq.core.atomic import DiskFullError
 from taskptq.engine.builder import to_plain
+from taskptq.engine.evaluation import closing_line
 from taskptq.engine.import_style import (
     import_style_text,
     lazy_settings,
@@ -89,6 +91,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action='store_true',
         help='unpickle a checkpoint that is not plain, which runs code that '
         'it names: for files whose source you trust',
+    )
+    parser.add_argument(
+        '--report',
+        action='store_true',
+        help='write a page on the result beside it, report.html',
     )
     parser.add_argument(
         '--cfg-options',
@@ -225,6 +232,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seed=args.seed,
         resume=not args.no_resume,
         trust_checkpoint=args.trust_checkpoint,
+        report=args.report,
     )
     out.with_suffix('.py').write_text(text, encoding='utf-8')
     return report
@@ -252,21 +260,19 @@ def main(argv: list[str] | None = None) -> None:
         MMLogger.get_instance('taskptq', logger_name='taskptq')
     load_projects()
     try:
-        report = run(args)
+        run(args)
     except (
         FileNotFoundError,
         DiskFullError,
+        MissingPackageError,
         ValueError,
         FolderInUseError,
         QuantizedCheckpointError,
     ) as error:
         raise SystemExit(str(error)) from error
     script = Path(args.out).with_suffix('.py')
-    print_log(
-        f'{report["file_bytes"]} bytes in {args.out}; test it with: '
-        f'{test_command()} {script} {args.out}',
-        logger='current',
-    )
+    command = f'{test_command()} {script} {args.out}'
+    print_log(closing_line(Path(args.out), command=command), logger='current')
 
 
 if __name__ == '__main__':

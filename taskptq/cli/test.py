@@ -12,6 +12,7 @@ that it may.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import time
@@ -29,6 +30,8 @@ from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
 
+from taskptq.analysis.page.render import MissingPackageError, check_packages
+from taskptq.analysis.page.side_files import record_metrics
 from taskptq.apis import read_config
 from taskptq.cli.projects import load_projects
 from taskptq.engine.builder import to_plain
@@ -49,6 +52,7 @@ from taskptq.engine.refusals import (
 )
 from taskptq.export.checkpoint import is_quantized
 from taskptq.export.runtime import is_onnx_path, read_onnx
+from taskptq.modules.base import quant_modules
 
 HOOK = 'PTQHook'
 
@@ -68,6 +72,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: the config's, else work_dirs/<config name>)",
     )
     parser.add_argument('--out', help='JSON file for the metrics')
+    parser.add_argument(
+        '--report',
+        action='store_true',
+        help='write a page on the quantized file beside it, report.html',
+    )
     parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
@@ -134,6 +143,30 @@ def add_hook(cfg: Config, checkpoint: Mapping[str, Any]) -> None:
     ours = is_quantized(checkpoint) or is_onnx_path(cfg.load_from)
     if ours and not any(map(is_ptq_hook, hooks)):
         cfg.custom_hooks = [*hooks, {'type': f'taskptq.{HOOK}'}]
+
+
+def ask_for_page(cfg: Config) -> None:
+    """Let PTQHook write a page.
+
+    Args:
+        cfg: Config of the run; changed in place.
+
+    Raises:
+        SystemExit: If what draws the page is not installed.
+        ValueError: If the config has no PTQHook, as for a float model.
+    """
+    try:
+        check_packages()
+    except MissingPackageError as error:
+        raise SystemExit(str(error)) from error
+    hooks = [hook for hook in cfg.custom_hooks or [] if is_ptq_hook(hook)]
+    if not hooks:
+        raise ValueError(
+            '--report is for quantized models, and this run has none: give a '
+            'quantized file, or a config with PTQHook'
+        )
+    for hook in hooks:
+        hook['report'] = True
 
 
 def check_fit(
@@ -210,6 +243,26 @@ def write_metrics(
     path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
 
 
+def record_float(
+    runner: Runner, metrics: Mapping[str, Any], *, path: str
+) -> None:
+    """Record the metrics of a float model for ``taskptq report``.
+
+    Args:
+        runner: The runner; ``report.json`` goes into its work folder.
+        metrics: What the evaluator returned.
+        path: Float checkpoint.
+    """
+    file = local_file(path)
+    record_metrics(
+        Path(runner.work_dir),
+        metrics,
+        digest=hashlib.sha256(file.read_bytes()).hexdigest(),
+        file=file.name,
+        is_float=True,
+    )
+
+
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     """Build the runner, test, and report the metrics.
 
@@ -241,6 +294,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     else:
         checkpoint = read_checkpoint(cfg.load_from, trust_checkpoint=trusted)
     add_hook(cfg, checkpoint)
+    if args.report:
+        ask_for_page(cfg)
     join_processes_on_cpu(cfg)
     runner = guarded_runner(cfg, training=False, trust_checkpoint=trusted)
     check_fit(runner, checkpoint, path=args.checkpoint)
@@ -251,6 +306,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     for hook in filter(is_ptq_hook, runner.hooks):
         seconds -= (hook.report or {}).get('seconds', 0.0)
     if is_main_process():
+        if not quant_modules(unwrap(runner.model)):
+            record_float(runner, metrics, path=args.checkpoint)
         lines = [f'  {name}: {value}' for name, value in metrics.items()]
         print_log('\n'.join(['Metrics', *lines]), logger='current')
         if args.out is not None:

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping
+from logging import WARNING
 from pathlib import Path
 from typing import Any
 
+import torch
+from mmengine.config import Config
 from mmengine.dist import is_main_process
+from mmengine.logging import print_log
 from mmengine.runner import Runner
 
 from taskptq.analysis.page.metrics import main_metric
@@ -17,7 +21,13 @@ from taskptq.core.progress import PartDone, Progress
 from taskptq.engine.page import make_page
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
-__all__ = ['Evaluation', 'closing_line', 'loss_recorder', 'page_path']
+__all__ = [
+    'Evaluation',
+    'closing_line',
+    'loss_recorder',
+    'page_path',
+    'write_page',
+]
 
 
 class Evaluation:
@@ -101,7 +111,12 @@ class Evaluation:
         runner.visualizer.add_scalars(scalars)
         runner.logger.info(f'Metrics recorded in {path}')
         if self.page:
-            self._write_page(runner)
+            write_page(
+                self.file,
+                config=runner.cfg,
+                float_checkpoint=self.float_path,
+                device=next(runner.model.parameters()).device,
+            )
         runner.logger.info(
             closing_line(
                 self.file,
@@ -117,27 +132,46 @@ class Evaluation:
             words += ['--float', str(self.float_path)]
         return shlex.join(words)
 
-    def _write_page(self, runner: Runner) -> None:
-        assert self.file is not None
-        page = page_path(self.file)
-        try:
-            make_page(
-                [self.file],
-                out=page,
-                config=runner.cfg,
-                float_checkpoint=self.float_path,
-                device=next(runner.model.parameters()).device,
-            )
-        except (
-            OSError,
-            MissingPackageError,
-            QuantizedCheckpointError,
-            ValueError,
-        ) as error:
-            # The evaluation itself has ended well.
-            runner.logger.warning(f'The page was not written: {error}')
-            return
-        runner.logger.info(f'Page: {page}')
+
+def write_page(
+    file: str | Path,
+    *,
+    config: Config,
+    float_checkpoint: str | Path | None,
+    device: str | torch.device,
+    trust_checkpoint: bool = False,
+) -> None:
+    """Write the page of a quantized file beside it.
+
+    A page that cannot be written is a warning: the work before it has ended
+    well.
+
+    Args:
+        file: Quantized file.
+        config: Config of the float model.
+        float_checkpoint: Float weights, or None.
+        device: Where the models run.
+        trust_checkpoint: Whether to unpickle what is not plain.
+    """
+    page = page_path(Path(file))
+    try:
+        make_page(
+            [file],
+            out=page,
+            config=config,
+            float_checkpoint=float_checkpoint,
+            device=device,
+            trust_checkpoint=trust_checkpoint,
+        )
+    except (
+        OSError,
+        MissingPackageError,
+        QuantizedCheckpointError,
+        ValueError,
+    ) as error:
+        print_log(f'The page was not written: {error}', 'current', WARNING)
+        return
+    print_log(f'Page: {page}', logger='current')
 
 
 def page_path(file: Path) -> Path:

@@ -207,12 +207,12 @@ def test_report_as_json(folder, capsys):
 def test_the_report_of_another_file_does_not_count(folder, changed, tmp_path):
     side = tmp_path / 'quantization_report.json'
     path = changed(lambda payload: payload['meta'].clear())
-    assert report.side_report(open_file(path)) == {}
+    assert report.quantization_beside(open_file(path)) == {}
     side.write_text((folder / 'quantization_report.json').read_text())
-    assert report.side_report(open_file(path)) == {}
-    assert report.side_report(open_file(folder / 'q.pth'))['seconds'] > 0
+    assert report.quantization_beside(open_file(path)) == {}
+    assert report.quantization_beside(open_file(folder / 'q.pth'))['seconds'] > 0
     side.write_text('{')
-    assert report.side_report(open_file(path)) == {}
+    assert report.quantization_beside(open_file(path)) == {}
 
 
 def test_warnings(folder, changed, capsys):

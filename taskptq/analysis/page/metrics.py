@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ['class_rows', 'kept', 'main_metric', 'metric_rows']
 
 # A mean over classes, as mm's metrics spell it: mAP, bbox_mAP, mIoU, mDice.
-MEAN = re.compile(r'(^|[/_])m[A-Z]\w*$')
+MEAN = re.compile(r'(^|[/_])m[A-Z][A-Za-z]*$')
 # Longer ways to write the same number, and numbers at one threshold.
 DETAIL = re.compile(r'_\d+$|_[sml]$|copypaste')
 

@@ -85,7 +85,12 @@ def float_metrics_beside(
 
 
 def record_metrics(
-    folder: Path, metrics: Mapping[str, Any], *, digest: str, file: str
+    folder: Path,
+    metrics: Mapping[str, Any],
+    *,
+    digest: str,
+    file: str,
+    is_float: bool = False,
 ) -> Path:
     """Add the metrics of a model to the ``report.json`` of a folder.
 
@@ -93,16 +98,17 @@ def record_metrics(
         folder: Folder of the file.
         metrics: What the evaluator returned; what is not finite becomes
             None.
-        digest: Digest of a quantized file, or 'float'.
+        digest: Digest of a quantized file, SHA-256 of a float checkpoint.
         file: Name of the file.
+        is_float: Whether the model is the float model.
 
     Returns:
         The written file.
     """
     path = folder / METRICS_FILE
     content = dict(read_json(path))
-    found = {'file': file, 'metrics': _numbers(metrics)}
-    if digest == FLOAT:
+    found = {'digest': digest, 'file': file, 'metrics': _numbers(metrics)}
+    if is_float:
         content[FLOAT] = {**_dict(content.get(FLOAT)), **found}
     else:
         others = [
@@ -110,7 +116,7 @@ def record_metrics(
             for entry in _entries(content, MEASURED)
             if entry.get('digest') != digest
         ]
-        content[MEASURED] = [*others, {'digest': digest, **found}]
+        content[MEASURED] = [*others, found]
     path.write_text(json.dumps(content, indent=1) + '\n', encoding='utf-8')
     return path
 

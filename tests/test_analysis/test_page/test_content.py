@@ -1,0 +1,88 @@
+"""The content of a page, from files of a tiny model."""
+
+import json
+
+import pytest
+from plain_detector import PlainDetector, images
+
+import taskptq
+from taskptq.analysis.page.content import (
+    bits_of,
+    file_entry,
+    float_entry,
+    page_content,
+    titles_of,
+)
+from taskptq.export.quantized_file import open_file
+
+
+@pytest.fixture(scope='module')
+def file(tmp_path_factory):
+    out = tmp_path_factory.mktemp('page') / 'q.pth'
+    taskptq.quantize(
+        PlainDetector().eval(),
+        [(images(0),), (images(1),)],
+        recipe=['w4a8_mse', dict(qconfig=dict(keep_float=['body.2.0']))],
+        out=out,
+    )
+    return open_file(out)
+
+
+def test_an_entry_of_a_file(file):
+    entry = file_entry(file, title='mine')
+    assert entry['title'] == 'mine'
+    assert entry['facts']['file'] == 'q.pth'
+    assert [x['name'] for x in entry['stays_float']] == ['body.2.0']
+    assert 'keep_float' in entry['stays_float'][0]['reason']
+    assert entry['quantization']['seconds'] > 0
+    assert sum(x['share'] for x in entry['layers']) == pytest.approx(1)
+    assert entry['metrics'] == {}
+    assert entry['sensitivity'] is None
+    # No folder of the machine is in what is shared.
+    assert str(file.path.parent) not in json.dumps(entry)
+
+
+def test_bits_and_their_shares(file):
+    rows = {
+        (r['point'], r['bits']): r for r in file_entry(file, title='')['bits']
+    }
+    assert set(rows) == {
+        ('weight', 4),
+        ('weight', 8),
+        ('weight', 'float'),
+        ('activation', 8),
+        ('activation', 'float'),
+    }
+    weights = [r['share'] for key, r in rows.items() if key[0] == 'weight']
+    assert sum(weights) == pytest.approx(1)
+    assert bits_of([]) == []
+
+
+def test_titles_differ(file):
+    assert titles_of([file]) == ['w4a8_mse + own settings']
+    titles = titles_of([file, file])
+    assert len(set(titles)) == 2
+    assert all('w4a8_mse' in title for title in titles)
+
+
+def test_metrics_are_related_to_float(file):
+    entry = file_entry(file, title='q', metrics={'mAP': 0.27, 'mAP_50': 0.4})
+    content = page_content(
+        [entry],
+        float_model=float_entry(None, file=file, metrics={'mAP': 0.3}),
+    )
+    assert content['main_metric'] == 'mAP'
+    assert content['files'][0]['kept'] == pytest.approx(0.9)
+    assert content['float']['bytes'] == entry['facts']['float_bytes']
+    assert content['metrics'][0] == {
+        'name': 'mAP',
+        'float': 0.3,
+        'values': [0.27],
+    }
+
+
+def test_nothing_measured(file):
+    content = page_content([file_entry(file, title='q')], float_model=None)
+    assert content['main_metric'] is None
+    assert content['files'][0]['main'] is None
+    assert content['files'][0]['kept'] is None
