@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +23,12 @@ from taskptq.analysis.mixed_precision.units import Bits, Key
 from taskptq.analysis.mixed_precision.verify import loss_allowed
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.engine.builder import to_plain
+from taskptq.engine.precision_search import Trial
 from taskptq.engine.recipe import Recipe
-from taskptq.prepare import QConfig
 
-__all__ = ['Trial', 'choice_report', 'write_choice']
+__all__ = ['choice_report', 'sentence_of', 'write_choice']
 
 PARTS = ('qconfig', 'reconstruction', 'loss', 'rewrites')
-
-
-@dataclass(kw_only=True)
-class Trial:
-    """One choice, applied and measured.
-
-    Args:
-        point: Choice and estimate.
-        changes: Units with other bits than the recipe gave.
-        settings: The changes as ``overrides`` and ``keep_float``.
-        qconfig: The recipe's qconfig with these settings.
-        measured_loss: Output loss per image.
-        agreement: See ``agreement_of``.
-    """
-
-    point: FrontPoint
-    changes: Mapping[Key, Bits]
-    settings: Mapping[str, Sequence[Any]]
-    qconfig: QConfig
-    measured_loss: float = 0.0
-    agreement: Mapping[str, float] = field(default_factory=dict)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain types."""
-        return {
-            'cost': self.point.cost,
-            'origin': self.point.origin,
-            'gap': self.point.gap,
-            'changed_points': len(self.changes),
-            'estimated_loss': self.point.loss,
-            'measured_loss': self.measured_loss,
-            'agreement': dict(self.agreement),
-        }
 
 
 def choice_report(
@@ -71,7 +38,6 @@ def choice_report(
     trials: Sequence[Trial],
     config: MixedPrecisionConfig,
     sensitivity: SensitivityReport,
-    seconds: float,
 ) -> dict[str, Any]:
     """Return the report of a choice, plain types.
 
@@ -81,13 +47,10 @@ def choice_report(
         trials: Everything that was measured, the recipe's own choice first.
         config: Settings.
         sensitivity: Where the estimates are from.
-        seconds: Wall time of all of it.
     """
-    allowed = loss_allowed(config.keep)
-    report = {
+    return {
         'keep': config.keep,
-        'allowed': allowed,
-        'verified': chosen.measured_loss <= allowed,
+        'allowed': loss_allowed(config.keep),
         **chosen.to_dict(),
         'costs': costs_of(front.problem, chosen.point),
         'changes': [
@@ -99,9 +62,7 @@ def choice_report(
         'tried': [trial.to_dict() for trial in trials],
         'estimator': sensitivity.estimator,
         'num_images': sensitivity.num_images,
-        'seconds': seconds,
     }
-    return {'sentence': sentence_of(report), **report}
 
 
 def costs_of(problem: Problem, point: FrontPoint) -> dict[str, float]:
@@ -128,27 +89,34 @@ def change_of(problem: Problem, key: Key, bits: Bits) -> dict[str, Any]:
 
 
 def sentence_of(report: Mapping[str, Any]) -> str:
-    """Say what was chosen and whether it holds."""
-    changed = report['changed_points']
+    """Say what was chosen and whether it holds.
+
+    Args:
+        report: With ``final_loss`` and ``verified``.
+    """
+    changed = len(report['changes'])
     what = (
-        f'{changed} tensors have other bits than the recipe names'
+        f'{changed} tensors have other bits than the recipe names, '
+        f'{100 * report["costs"]["macs_above"]:.2f} % of multiply-accumulates '
+        'run above them'
         if changed
         else 'all tensors keep the bits of the recipe'
     )
-    before = report['tried'][0]['measured_loss']
-    holds = (
-        f'within the {report["allowed"]:.3g} that should keep '
+    if report.get('rounding', 'nearest') != 'nearest':
+        what += f', weights are rounded by {report["rounding"]}'
+    limit = (
+        f'the {report["allowed"]:.3g} that should keep '
         f'{100 * report["keep"]:g} % of the score'
+    )
+    holds = (
+        f'within {limit}'
         if report['verified']
-        else f'above the {report["allowed"]:.3g} that should keep '
-        f'{100 * report["keep"]:g} % of the score, and the best that the '
-        'budget and the candidates allow'
+        else f'above {limit}: give a larger budget or more candidates'
     )
     return (
-        f'Mixed precision: {what}; {100 * report["costs"]["macs_above"]:.2f} '
-        '% of multiply-accumulates run above them; the output loss is '
-        f'{report["measured_loss"]:.3g} ({before:.3g} without, '
-        f'{report["estimated_loss"]:.3g} estimated), {holds}'
+        f'Mixed precision: {what}; the output loss is '
+        f'{report["final_loss"]:.3g} ({report["named_loss"]:.3g} before), '
+        f'{holds}'
     )
 
 
@@ -158,13 +126,14 @@ def write_choice(
     """Write ``mixed_precision.json`` and ``.png``, and ``chosen_recipe.py``.
 
     Args:
-        report: From :func:`choice_report`.
+        report: From ``Choice.conclude``.
         recipe: The chosen recipe.
         work_dir: Folder.
     """
     text = json.dumps(report, indent=1) + '\n'
     (work_dir / 'mixed_precision.json').write_text(text, encoding='utf-8')
-    plot_front(report, work_dir / 'mixed_precision.png')
+    if 'front' in report and find_spec('matplotlib') is not None:
+        plot_front(report, work_dir / 'mixed_precision.png')
     parts = {key: recipe.to_dict()[key] for key in PARTS}
     written = recipe_text(
         parts,

@@ -266,20 +266,18 @@ def run_steps(
             forward=forward,
             unreached=recipe.calibration.get('unreached', 'error'),
         )
-        chosen = None
-        if recipe.mixed_precision is not None:
-            recipe, chosen = choose_precision(
-                Calibrated(
-                    model=model,
-                    batches=batches,
-                    forward=forward,
-                    adapter=adapter,
-                    swapped=swapped,
-                    covering=calibrated.covering,
-                ),
-                recipe=recipe,
-                work_dir=work_dir,
-            )
+        choice = choose_precision(
+            Calibrated(
+                model=model,
+                batches=batches,
+                forward=forward,
+                adapter=adapter,
+                swapped=swapped,
+                covering=calibrated.covering,
+            ),
+            recipe=recipe,
+        )
+        recipe = choice.recipe
         hopeless = warn_hopeless(model, batches, forward=forward)
         report_what_ran(
             model,
@@ -313,7 +311,7 @@ def run_steps(
         'swap': swap_summary(swapped),
         'calibration': calibrated.to_dict(),
         'warnings': [*calibrated.warnings, *hopeless],
-        **({} if chosen is None else {'mixed_precision': chosen}),
+        **choice.conclude(model, work_dir=work_dir),
         'reconstruction': rebuilt,
         **ended,
         'seconds': time.perf_counter() - start,

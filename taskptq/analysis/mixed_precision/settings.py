@@ -53,6 +53,9 @@ class MixedPrecisionConfig:
         candidates: Bits to choose from besides those of the recipe;
             'float' leaves whole layers float.
         points: Points whose bits may change.
+        rounding: 'gptq' rounds weights by GPTQ where rounding to nearest
+            keeps too little, before anything that costs at run time; None
+            leaves it to the recipe.
         num_images: Calibration images for sensitivities and verification.
 
     Raises:
@@ -69,6 +72,9 @@ class MixedPrecisionConfig:
     )
     points: tuple[str, ...] = setting(
         POINTS, Items(of=Choice(choices=POINTS), least=1)
+    )
+    rounding: str | None = setting(
+        None, Choice(choices=('gptq',), optional=True)
     )
     num_images: int = setting(16, Whole(low=1))
 
@@ -100,5 +106,6 @@ class MixedPrecisionConfig:
             'budget': dict(self.budget),
             'candidates': list(self.candidates),
             'points': list(self.points),
+            'rounding': self.rounding,
             'num_images': self.num_images,
         }

@@ -72,6 +72,7 @@ def group_units(
     candidates: Sequence[Bits],
     only: Sequence[str],
     edges: Collection[str],
+    weight_share: float = 1.0,
 ) -> list[Unit]:
     """Group the quantizers of a model into what can be chosen.
 
@@ -84,6 +85,8 @@ def group_units(
         candidates: Bits to choose from, perhaps 'float'.
         only: Points that may change; others keep their bits.
         edges: First and last layers, which never get fewer bits.
+        weight_share: Part of the losses of weights that will remain after a
+            better rounding.
     """
     groups: dict[Key, list[PointSensitivity]] = {}
     for found in points:
@@ -97,6 +100,7 @@ def group_units(
             least=found_here[0].num_bits if layer in edges else 0,
             may_be_float=layer in whole,
         )
+        share = weight_share if point == 'weight' else 1.0
         units.append(
             Unit(
                 layer=layer,
@@ -104,7 +108,7 @@ def group_units(
                 names=tuple(one.name for one in found_here),
                 num_bits=found_here[0].num_bits,
                 losses={
-                    bits: sum(one.loss_at(bits) for one in found_here)
+                    bits: share * sum(one.loss_at(bits) for one in found_here)
                     for bits in allowed
                 },
                 elements=(
