@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import nn
 
+from taskptq.analysis.page.render import check_packages
 from taskptq.core.rules import Flag
 from taskptq.core.setting_error import SettingError, check_keys, refuse
 from taskptq.engine.calibration_data import (
@@ -28,6 +29,7 @@ from taskptq.engine.config_model import (
     evaluation_source,
     load_config,
 )
+from taskptq.engine.evaluation import write_page
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.in_memory import Forward, quantize_in_memory
@@ -197,6 +199,7 @@ def quantize(
     resume: bool = True,
     trust_checkpoint: bool = False,
     allow_overlap: bool = False,
+    report: bool = False,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Quantize a float model: of a config, or one in memory.
 
@@ -237,6 +240,7 @@ def quantize(
         trust_checkpoint: Unpickle a checkpoint that is not plain, which runs
             code that it names.
         allow_overlap: Accept calibration images of the test split.
+        report: Write a page on the result, ``report.html`` beside it.
 
     Returns:
         The quantized model in eval mode, and the report.
@@ -251,6 +255,7 @@ def quantize(
         ('resume', resume),
         ('allow_overlap', allow_overlap),
         ('trust_checkpoint', trust_checkpoint),
+        ('report', report),
     ):
         Flag().read(flag, name=name)
     of_recipe = {
@@ -269,6 +274,7 @@ def quantize(
             device=device,
             trust_checkpoint=trust_checkpoint,
             allow_overlap=allow_overlap,
+            report=report,
         )
         report = quantize_in_memory(
             config_or_model,
@@ -285,7 +291,9 @@ def quantize(
         raise refuse('forward', forward, 'it is for models in memory only')
     # Its custom_imports may register what the recipe names.
     config = load_config(config_or_model)
-    return quantize_config(
+    if report:
+        check_packages()
+    model, found = quantize_config(
         config,
         checkpoint_or_batches,
         parts=read_parts(recipe, **of_recipe),
@@ -297,6 +305,15 @@ def quantize(
         meta=meta,
         **written,
     )
+    if report and 'checkpoint' in found:
+        write_page(
+            found['checkpoint'],
+            config=config,
+            float_checkpoint=checkpoint_or_batches,
+            device=device or default_device(),
+            trust_checkpoint=trust_checkpoint,
+        )
+    return model, found
 
 
 def refuse_for_model(settings: Mapping[str, Any], **options: Any) -> None:
