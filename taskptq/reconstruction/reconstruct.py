@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taskptq.calibration.calibrate import Forward
 from taskptq.core.distributed import gathered, own_rank
@@ -23,7 +23,6 @@ from taskptq.reconstruction.capture.capture import (
     trace,
 )
 from taskptq.reconstruction.capture.disk import estimate
-from taskptq.reconstruction.capture.nesting import flatten, named
 from taskptq.reconstruction.capture.provenance import (
     Plan,
     Source,
@@ -37,16 +36,8 @@ from taskptq.reconstruction.network import train_network, trained_layers
 from taskptq.reconstruction.progress import RunProgress
 from taskptq.reconstruction.report import ReconstructionReport
 from taskptq.reconstruction.resume import UnitStates
-from taskptq.reconstruction.rounding.closed_form import (
-    correct_biases,
-    round_unit,
-)
-from taskptq.reconstruction.rounding.learned import (
-    Minibatch,
-    UnitResult,
-    train_unit,
-)
 from taskptq.reconstruction.state_folder import locked
+from taskptq.reconstruction.unit_fit import fit_unit
 
 logger = logging.getLogger('taskptq')
 
@@ -285,7 +276,16 @@ class _Run:
         display.start_unit(index, plan.unit.name)
         result = states.load(index, plan.unit)
         if result is None:
-            result = self._train(plan.unit, index, data, display)
+            torch.manual_seed(_seed(self.config.seed, index))
+            result = fit_unit(
+                plan.unit,
+                data,
+                self.config,
+                loss=self.unit_loss,
+                adapter=self.adapter,
+                on_step=display.step,
+                on_trained=self.on_trained,
+            )
             states.save(index, plan.unit, result)
         else:
             report.take_over(result)
@@ -295,45 +295,6 @@ class _Run:
         if wanted:
             data.compute('quant', keep=wanted)
         _forget(capturer, index, later)
-
-    def _train(
-        self, unit: Unit, index: int, data: UnitData, display: RunProgress
-    ) -> UnitResult:
-        start = time.perf_counter()
-        torch.manual_seed(_seed(self.config.seed, index))
-        config = self.config
-        if config.solves_codes or config.reads_both_models:
-            result = round_unit(unit, data, config)
-        if config.rounding != 'gptq':
-            data.prepare_sampling()
-            result = train_unit(
-                unit,
-                lambda: self._draw(unit, data),
-                config,
-                loss=self.unit_loss,
-                adapter=self.adapter,
-                on_step=display.step,
-                on_trained=self.on_trained,
-            )
-            if result.steps and config.bias_correction:
-                correct_biases(unit, data)
-        result.seconds = time.perf_counter() - start
-        return result
-
-    def _draw(self, unit: Unit, data: UnitData) -> Minibatch:
-        # QDrop also drops the unit's inputs (Eq. 7).
-        calls, image_ids = data.sample(
-            self.config.batch_size, drop_prob=self.config.drop_prob
-        )
-        targets = [leaf for _, outputs in calls for leaf in outputs]
-
-        def run() -> Tensor | dict[str, Tensor]:
-            outputs: list[Tensor] = []
-            for (args, kwargs), _ in calls:
-                outputs.extend(flatten(unit.module(*args, **kwargs))[0])
-            return named(outputs)
-
-        return Minibatch(run=run, target=named(targets), image_ids=image_ids)
 
     def network(
         self, states: UnitStates, progress: bool

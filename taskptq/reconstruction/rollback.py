@@ -1,9 +1,11 @@
-"""Undo steps on the whole network that made it worse.
+"""Undo steps that made a unit, or the whole network, worse.
 
 The loss of the whole set can rise although every step follows its gradient:
 where many activations share a value (an even image background, in the first
 layers), they all change their code together when a scale moves by a few parts
-in a thousand, and a minibatch's gradient doesn't show it.
+in a thousand, and a minibatch's gradient doesn't show it. A unit whose
+roundings were solved first can lose as well: minibatches are noisier than the
+moments of the whole set.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ logger = logging.getLogger('taskptq')
 
 
 class Snapshot:
-    """Codes and ranges of a unit, to restore later.
+    """Codes, biases and ranges of a unit, to restore later.
 
     Args:
         unit: The unit; its counterparts are calibrated.
@@ -37,6 +39,11 @@ class Snapshot:
                 if quantizer is not None and quantizer.calibrated:
                     codes = module.codes(parameter)
                     self.codes[name, parameter] = codes
+        self.biases = {
+            (name, parameter): bias
+            for name, module in unit.layers()
+            for parameter, bias in module.corrected_biases.items()
+        }
         self.ranges = {
             name: {
                 key: value.detach().clone()
@@ -47,10 +54,12 @@ class Snapshot:
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Restore the codes and ranges."""
+        """Restore the codes, biases and ranges."""
         layers = dict(self.unit.layers())
         for (name, parameter), codes in self.codes.items():
             layers[name].set_codes(parameter, codes)
+        for (name, parameter), bias in self.biases.items():
+            layers[name].set_bias(parameter, bias)
         for name, quantizer in quantizers(self.unit.module):
             quantizer.load_state_dict(self.ranges[name])
 
@@ -81,6 +90,16 @@ def keep_better(
         after.restore()
         return
     result.taken_back, result.flipped = True, 0.0
+    if unit.name:
+        logger.info(
+            '%s keeps its solved roundings: its loss went from %.4g to %.4g '
+            'in %d steps',
+            unit.name,
+            result.set_loss_start,
+            result.set_loss_end,
+            result.steps,
+        )
+        return
     logger.warning(
         'the loss over the calibration set went from %.4g to %.4g in %d '
         'steps on the network, which are undone: lower weight_lr or '

@@ -126,9 +126,7 @@ def collect(
 class _Inputs:
     """Runs a unit as far as one of its layers needs it."""
 
-    def __init__(
-        self, layer: QuantModule, unit: Unit, data: UnitData
-    ) -> None:
+    def __init__(self, layer: QuantModule, unit: Unit, data: UnitData) -> None:
         self.layer = layer
         self.module = unit.module
         self.data = data
