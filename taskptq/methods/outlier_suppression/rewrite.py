@@ -102,7 +102,7 @@ class ChannelShiftScale:
         *,
         shift: bool = True,
         scale: bool = True,
-        steps: int = 16,
+        steps: int = 12,
         limit: float = 100.0,
         patterns: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,

@@ -16,7 +16,7 @@ from taskptq.methods.rewriting.statistics import gather, open_attention
 
 # Receptive fields kept of one layer, and the most values they may hold.
 MAX_ROWS = 1024
-MAX_VALUES = 1 << 20
+MAX_VALUES = 1 << 19
 SLOTS = ('query', 'key', 'value')
 
 

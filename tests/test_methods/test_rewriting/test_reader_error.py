@@ -147,3 +147,18 @@ def test_bits_come_from_the_recipe():
     assert found('1').weight.spec.num_bits == 4
     assert found('2') is None
     assert layer_schemes(model, stats_of())('1') is DEFAULT
+
+
+def test_split_channels_are_those_of_a_wider_layer():
+    counts = torch.tensor([1, 3, 1, 2])
+    index = torch.repeat_interleave(torch.arange(4), counts)
+    x = torch.randn(64, 4) * torch.tensor([1.0, 3, 1, 2])
+    layer, wider = nn.Linear(4, 5), nn.Linear(7, 5)
+    with torch.no_grad():
+        wider.weight.copy_(layer.weight[:, index])
+    found = error_of(layer, x).split_error(counts)
+    parts = (x / counts)[:, index]
+    assert found == pytest.approx(
+        error_of(wider, parts).error(torch.ones(7)), rel=1e-4
+    )
+    assert found < error_of(layer, x).error(torch.ones(4))

@@ -63,7 +63,7 @@ def test_linear_rows_and_seed():
 
 def test_wide_layers_keep_fewer_rows():
     wide = nn.Conv2d(512, 4, 3)
-    assert max_rows(Reader(name='', module=wide)) == 227
+    assert max_rows(Reader(name='', module=wide)) == 113
     assert max_rows(Reader(name='', module=nn.Linear(8, 8))) == 1024
 
 
