@@ -15,6 +15,7 @@ KEYS = (
     *POINTS,
     'edge_bits',
     'edges',
+    'depthwise_bits',
     'overrides',
     'keep_float',
     'products',

@@ -94,6 +94,9 @@ class QConfig:
         edge_bits: Bits of the first conv and of the heads' last layers, at
             least; None makes no exception.
         edges: Further name patterns treated as edge.
+        depthwise_bits: Bits of depthwise convolutions, at least: they have
+            few weights and multiplications, and with nine weights per
+            channel little room to round; None makes no exception.
         overrides: Ordered (pattern, settings of points) pairs; later wins.
         keep_float: Name patterns that stay float.
         products: Whether products that no counterpart owns are quantized;
@@ -109,6 +112,9 @@ class QConfig:
         8, Whole(low=MIN_BITS, high=MAX_WEIGHT_BITS, optional=True)
     )
     edges: tuple[str, ...] = setting((), patterns())
+    depthwise_bits: int | None = setting(
+        None, Whole(low=MIN_BITS, high=MAX_WEIGHT_BITS, optional=True)
+    )
     overrides: tuple[Mapping[str, Any], ...] = ()
     keep_float: tuple[str, ...] = setting((), patterns())
     products: bool | None = setting(None, Flag(optional=True))
@@ -127,7 +133,8 @@ class QConfig:
 
         Args:
             config: Keys weight, activation, attention, query, key, value,
-                softmax, edge_bits, edges, overrides, keep_float, products;
+                softmax, edge_bits, edges, depthwise_bits, overrides,
+                keep_float, products;
                 all optional.
             resolve: (kind, name) -> class, for quantizers and observers.
 
@@ -139,6 +146,7 @@ class QConfig:
         return cls(
             points=complete_points(config),
             edge_bits=config.get('edge_bits', 8),
+            depthwise_bits=config.get('depthwise_bits'),
             edges=config.get('edges', ()),
             overrides=config.get('overrides', ()),
             keep_float=config.get('keep_float', ()),
@@ -185,11 +193,10 @@ class QConfig:
     def _check_point(self, point: str, given: Any, *, where: str) -> None:
         """Build the quantizer of a point, and the one of edge layers."""
         self._build_once(point, given, where=where)
-        edge = given
-        if self.edge_bits is not None:
-            edge = at_least(given, self.edge_bits)
-        if edge != given:
-            self._build_once(point, edge, where=where)
+        for bits in (self.edge_bits, self.depthwise_bits):
+            raised = given if bits is None else at_least(given, bits)
+            if raised != given:
+                self._build_once(point, raised, where=where)
 
     def _build_once(self, point: str, settings: Any, *, where: str) -> None:
         with within(where):
@@ -216,6 +223,7 @@ class QConfig:
             **{name: plain(settings) for name, settings in points.items()},
             'edge_bits': self.edge_bits,
             'edges': list(self.edges),
+            **self._depthwise(),
             'overrides': [plain(override) for override in self.overrides],
             'keep_float': list(self.keep_float),
             # A file records which products it quantizes; names that say
@@ -223,8 +231,19 @@ class QConfig:
             **({'products': True} if self.products else {}),
         }
 
+    def _depthwise(self) -> dict[str, Any]:
+        # Left out where it is off, as below.
+        if self.depthwise_bits is None:
+            return {}
+        return {'depthwise_bits': self.depthwise_bits}
+
     def scheme(
-        self, name: str, *, edge: bool = False, positions: bool = False
+        self,
+        name: str,
+        *,
+        edge: bool = False,
+        positions: bool = False,
+        depthwise: bool = False,
     ) -> Scheme:
         """Return the quantizer recipes of one layer.
 
@@ -234,17 +253,22 @@ class QConfig:
             positions: Whether it projects positions for an attention: they
                 are its operands as queries and keys are, and have at least
                 the bits of these.
+            depthwise: Whether it is a depthwise convolution.
         """
         chosen = {point: self.points[point] for point in POINTS}
         if positions and chosen['query'] is not False:
             chosen['activation'] = at_least(
                 chosen['activation'], chosen['query']['num_bits']
             )
-        if edge and self.edge_bits is not None:
-            chosen = {
-                point: at_least(settings, self.edge_bits)
-                for point, settings in chosen.items()
-            }
+        for applies, bits in (
+            (edge, self.edge_bits),
+            (depthwise, self.depthwise_bits),
+        ):
+            if applies and bits is not None:
+                chosen = {
+                    point: at_least(settings, bits)
+                    for point, settings in chosen.items()
+                }
         used = [o for o in self.overrides if matches(name, o['pattern'])]
         for override in used:
             chosen = overridden(chosen, override)

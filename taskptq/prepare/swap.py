@@ -20,6 +20,7 @@ from taskptq.hosts.registry import (
     plain_class,
 )
 from taskptq.modules.base import QuantModule, Scheme
+from taskptq.modules.conv import is_depthwise
 from taskptq.modules.dynamic_class import counterpart_class
 from taskptq.modules.product_mode import CHILD
 from taskptq.prepare.patterns import check_all_used, matches
@@ -213,7 +214,12 @@ def _plans(
     bypassed: dict[int, str] = {}
     for name, module in candidates:
         positions = is_listed(name, projections)
-        scheme = qconfig.scheme(name, edge=name in edges, positions=positions)
+        scheme = qconfig.scheme(
+            name,
+            edge=name in edges,
+            positions=positions,
+            depthwise=is_depthwise(module),
+        )
         reason = _reason_to_keep(name, module, qconfig, scheme)
         reason = reason or left_float.get(name, '')
         reason = reason or bypassed.get(id(module), '')

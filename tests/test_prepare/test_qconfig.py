@@ -246,6 +246,21 @@ def test_edge_bits_are_a_lower_bound(
     assert bits(qconfig, 'head', edge=True)[0] == expected
 
 
+def test_depthwise_bits_are_a_lower_bound() -> None:
+    low = {'num_bits': 4}
+    given = {'weight': low, 'activation': low, 'depthwise_bits': 8}
+    qconfig = QConfig.from_dict(given)
+    depthwise, other = (
+        qconfig.scheme('conv', depthwise=flag) for flag in (True, False)
+    )
+    for point in ('weight', 'activation'):
+        assert getattr(depthwise, point).spec.num_bits == 8
+        assert getattr(other, point).spec.num_bits == 4
+    assert QConfig.from_dict(qconfig.to_dict()) == qconfig
+    # Files of recipes without it keep their digests.
+    assert 'depthwise_bits' not in QConfig.from_dict({}).to_dict()
+
+
 def test_override_beats_edge_bits() -> None:
     assert bits(QConfig.from_dict(FULL), 'backbone.conv1', edge=True)[0] == 3
 
@@ -380,6 +395,7 @@ def bad_override(**settings: object) -> dict:
             'qconfig.edge_bits=12: give a whole number from 2',
         ),
         ({'edge_bits': 0}, 'qconfig.edge_bits=0'),
+        ({'depthwise_bits': 1}, 'qconfig.depthwise_bits=1'),
         ({'edge_bits': 8.0}, r'qconfig.edge_bits=8\.0'),
         ({'edge_bits': '8'}, "edge_bits='8'"),
         (

@@ -103,6 +103,19 @@ def test_parameters_are_shared_not_copied() -> None:
     assert after == before
 
 
+def test_depthwise_layers_have_their_own_least_bits() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(4, 8, 3),
+        nn.Conv2d(8, 8, 3, groups=8),
+        nn.Conv2d(8, 8, 3, groups=2),
+        nn.Conv2d(8, 4, 1),
+    )
+    settings = {**W4, 'edge_bits': None, 'depthwise_bits': 8}
+    found = rows(swap(model, QConfig.from_dict(settings)))
+    bits = [found[name].weight_bits for name in '0123']
+    assert bits == [4, 8, 4, 4]
+
+
 def test_bits_of_each_point_are_reported() -> None:
     model = tiny_model('window')
     report = swap(
