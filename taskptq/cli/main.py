@@ -24,6 +24,7 @@ COMMANDS = {
     'test': 'evaluate a float, quantized or exported file',
     'train': 'train a model, with or without quantization',
     'export': 'write a quantized model as ONNX files for a runtime',
+    'sensitivity': 'find the tensors that quantization hurts',
     'info': 'describe a quantized file',
     'report': 'print which layers of a model are quantized, and how',
     'list': 'list recipes, observers, quantizers, configs and the like',

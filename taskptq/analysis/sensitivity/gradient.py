@@ -59,7 +59,7 @@ IMAGES_AT_ONCE = 4
 Losses = dict[str, dict[int, float]]
 
 
-class NotDifferentiableError(RuntimeError):
+class NotDifferentiableError(ValueError):
     """A model's outputs have no gradient with respect to its tensors."""
 
 

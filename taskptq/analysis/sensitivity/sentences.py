@@ -21,6 +21,8 @@ WORTH_NAMING = 0.05
 # Peaks beyond this many standard deviations are worth a word: of a normal
 # distribution, a million values reach 5.
 NOTABLE_PEAK = 12.0
+# A role that gives back this share of what the best one does is as good.
+NEARLY = 0.95
 PER_CHANNEL = 'activation=dict(per_channel=True)'
 WORDS = {
     'weight': 'weight',
@@ -79,8 +81,8 @@ def cure_of(point: PointSensitivity) -> str:
     """Return what helps a point, as a setting of the recipe."""
     if point.role == 'depthwise input' and not point.per_channel:
         return PER_CHANNEL
-    if point.point == 'weight' and point.num_bits < 8:
-        return 'a recipe that learns or optimizes the rounding, e.g. _gptq'
+    if point.point == 'weight':
+        return 'a recipe that optimizes the rounding of weights, such as _gptq'
     return _override(point.layer, point.point, num_bits=point.num_bits)
 
 
@@ -101,12 +103,9 @@ def cure_of_input(
 
 
 def _override(layer: str, point: str, *, num_bits: int) -> str:
-    """Return an override with the next more precise form of a tensor."""
-    if point == 'weight':
-        setting = 'weight=False'
-    else:
-        more = 8 if num_bits < 8 else 16
-        setting = f'{point}=dict(num_bits={more})'
+    """Return an override with the next higher bits that runtimes know."""
+    more = 8 if num_bits < 8 else 16
+    setting = f'{point}=dict(num_bits={more})'
     return f"overrides=[dict(pattern='{layer}', {setting})]"
 
 
@@ -114,11 +113,16 @@ def _role_sentences(report: SensitivityReport) -> list[str]:
     """Return what the most rewarding role would give back."""
     if not report.roles or report.total <= 0:
         return []
-    best = min(report.roles, key=lambda role: role.others)
-    back = 1 - best.others / report.total
-    if back < WORTH_NAMING:
+    back = {r.role: 1 - r.others / report.total for r in report.roles}
+    most = max(back.values())
+    if most < WORTH_NAMING:
         return []
+    # The cheapest of those that give back about as much.
+    best = min(
+        (r for r in report.roles if back[r.role] >= NEARLY * most),
+        key=lambda role: role.macs,
+    )
     return [
         f'Left float, all {best.num_points} tensors of role {best.role!r} '
-        f'would give back {100 * back:.0f} % of the loss.'
+        f'would give back {100 * back[best.role]:.0f} % of the loss.'
     ]
