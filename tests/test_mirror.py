@@ -23,7 +23,6 @@ ELSEWHERE = {
     'cli/publish.py': 'test_engine/test_tools.py',
     'cli/quantize.py': 'test_engine/test_tools.py',
     'export/quantized_file.py': 'test_cli/test_info.py',
-    'cli/report.py': 'test_cli/test_info.py',
     'cli/test.py': 'test_engine/test_tools.py',
     'cli/train.py': 'test_engine/test_tools.py',
     'qat/calibration.py': 'test_qat/test_hook.py',

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -84,6 +85,8 @@ def file_entry(
         'warnings': warnings_of(swap, side),
         'metrics': dict(metrics or metrics_beside(file)),
         'recipe': file.payload['recipe'],
+        'rewrites': _types(file.payload['recipe'].get('rewrites')),
+        'calibration': _amount(facts['calibration']),
         'quantization': _seconds(side),
         'reconstruction': _units(side),
         'mixed_precision': side.get('mixed_precision'),
@@ -125,20 +128,43 @@ def bits_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def _types(parts: Any) -> list[str]:
+    """Return the types of a recipe's rewrites."""
+    return [
+        str(part.get('type'))
+        for part in (parts if isinstance(parts, list) else [])
+        if isinstance(part, Mapping)
+    ]
+
+
+def _amount(calibration: Any) -> str:
+    """Return how much data calibrated a file, in words."""
+    if isinstance(calibration, Mapping):
+        for key in ('num_images', 'num_batches'):
+            if calibration.get(key):
+                unit = key.removeprefix('num_')
+                return f'{calibration[key]} {unit}'
+    return '-'
+
+
+def _number(value: Any) -> float | None:
+    """Return a finite number of a JSON file; anything else is None."""
+    is_number = isinstance(value, (int, float)) and math.isfinite(value)
+    return float(value) if is_number else None
+
+
 def _seconds(side: Mapping[str, Any]) -> dict[str, Any]:
     """Return how long the steps of a quantization took."""
     steps = {
-        name: part['seconds']
+        name: seconds
         for name in ('calibration', 'reconstruction')
         if isinstance(part := side.get(name), Mapping)
-        and isinstance(part.get('seconds'), (int, float))
+        and (seconds := _number(part.get('seconds'))) is not None
     }
-    total = side.get('seconds')
     return {
-        'seconds': total if isinstance(total, (int, float)) else None,
+        'seconds': _number(side.get('seconds')),
         'steps': steps,
-        'version': side.get('taskptq'),
-        'commit': side.get('commit'),
+        'commit': str(side.get('commit') or ''),
     }
 
 
@@ -147,9 +173,10 @@ def _units(side: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = side.get('reconstruction')
     units = found.get('units') if isinstance(found, Mapping) else None
     return [
-        {
-            key: unit.get(key)
-            for key in ('name', 'loss_start', 'loss_end', 'seconds')
+        {'name': str(unit.get('name') or '')}
+        | {
+            key: _number(unit.get(key))
+            for key in ('loss_start', 'loss_end', 'seconds')
         }
         for unit in (units if isinstance(units, list) else [])
         if isinstance(unit, Mapping)

@@ -12,7 +12,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from taskptq.analysis.sensitivity.record import SensitivityReport
+from taskptq.analysis.sensitivity.record import (
+    PointSensitivity,
+    SensitivityReport,
+)
 from taskptq.export.quantized_file import QuantizedFile
 from taskptq.prepare.report import SwapReport
 
@@ -141,9 +144,23 @@ def sensitivity_beside(file: QuantizedFile) -> SensitivityReport | None:
         report = SensitivityReport.from_dict(content)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
+    if not all(map(_is_sane, report.points)):
+        return None
     known = file.rows()
     shared = sum(point.layer in known for point in report.points)
     return report if shared > len(report.points) / 2 else None
+
+
+def _is_sane(point: PointSensitivity) -> bool:
+    """Whether a point's numbers are numbers; its file may say anything."""
+    numbers = [
+        point.sqnr_db,
+        point.peak_to_std,
+        point.effective_bits,
+        *point.losses.values(),
+    ]
+    are_numbers = all(isinstance(x, (int, float)) for x in numbers)
+    return are_numbers and str(point.num_bits) in point.losses
 
 
 def warnings_of(swap: SwapReport, side: Mapping[str, Any]) -> list[str]:

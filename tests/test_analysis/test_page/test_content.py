@@ -81,6 +81,33 @@ def test_metrics_are_related_to_float(file):
     }
 
 
+def test_a_side_file_may_say_anything(file):
+    path = file.path.parent / 'quantization_report.json'
+    before = path.read_text()
+    side = {
+        'digest': file.payload['digest'],
+        'seconds': 'long',
+        'commit': ['x'],
+        'calibration': {'seconds': None, 'warnings': 3},
+        'reconstruction': {'units': [1, {'name': 5, 'loss_end': 'low'}]},
+    }
+    path.write_text(json.dumps(side))
+    entry = file_entry(file, title='q')
+    path.write_text(before)
+    assert entry['quantization'] == {
+        'seconds': None,
+        'steps': {},
+        'commit': "['x']",
+    }
+    (unit,) = entry['reconstruction']
+    assert unit == {
+        'name': '5',
+        'loss_start': None,
+        'loss_end': None,
+        'seconds': None,
+    }
+
+
 def test_nothing_measured(file):
     content = page_content([file_entry(file, title='q')], float_model=None)
     assert content['main_metric'] is None

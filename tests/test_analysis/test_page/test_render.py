@@ -97,7 +97,6 @@ def entry(title='w8a8', text='plain'):
             'verified': True,
             'fault': None,
             'recipe': text,
-            'calibration': {'num_images': 4},
             'version': '0.1.0',
         },
         'layers': [layer(text), layer('x', reason=text)],
@@ -110,11 +109,12 @@ def entry(title='w8a8', text='plain'):
         'main': 0.2,
         'kept': 0.5,
         'recipe': {'rewrites': [{'type': text}], 'note': text},
+        'rewrites': [text],
+        'calibration': '4 images',
         'quantization': {
             'seconds': 1.0,
             'steps': {'calibration': 0.5},
-            'version': None,
-            'commit': None,
+            'commit': 'c' * 40,
         },
         'reconstruction': [
             {'name': text, 'loss_start': 1.0, 'loss_end': None, 'seconds': 2}

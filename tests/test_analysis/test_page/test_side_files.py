@@ -131,6 +131,10 @@ def test_sensitivities_of_this_model(file, tmp_path):
     assert len(sensitivity_beside(file).points) == 3
     write_sensitivity(tmp_path, 'stem', 'x', 'y')
     assert sensitivity_beside(file) is None
+    write_sensitivity(tmp_path, 'stem')
+    path = tmp_path / 'sensitivity.json'
+    path.write_text(path.read_text().replace('30.0', '"much"'))
+    assert sensitivity_beside(file) is None
 
 
 def test_warnings_of_all_steps():
