@@ -64,3 +64,17 @@ seed = whole(low=0, high=MAX_SEED)
 bits = whole(low=2, high=8)
 share = number(low=0, high=1)
 minutes = number(low=0)
+
+
+def budget(text: str) -> tuple[str, float]:
+    """Read a budget, e.g. ``bops=0.5``; the recipe checks its name.
+
+    >>> budget('macs_above=0.03')
+    ('macs_above', 0.03)
+    """
+    name, equals, value = text.partition('=')
+    if not (name and equals):
+        raise argparse.ArgumentTypeError(
+            f'{text[:40]!r}: give a cost and its limit, such as bops=0.5'
+        )
+    return name, number(low=0)(value)

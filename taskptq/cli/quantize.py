@@ -24,7 +24,7 @@ from mmengine.logging import MMLogger, print_log
 
 from taskptq.analysis.page.render import MissingPackageError
 from taskptq.apis import quantize, read_config, read_fragment
-from taskptq.cli.numbers import count, seed
+from taskptq.cli.numbers import budget, count, seed, share
 from taskptq.cli.projects import load_projects
 from taskptq.core.atomic import DiskFullError
 from taskptq.engine.builder import to_plain
@@ -61,6 +61,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         required=True,
         help='name of a recipe, e.g. w4a4_qdrop, or config file that sets '
         'its parts; if given again, the next is merged into the one before',
+    )
+    parser.add_argument(
+        '--keep',
+        type=share,
+        help='choose bits of single tensors so that this share of the '
+        'score should remain, e.g. 0.99; see mixed_precision in the page '
+        'of recipes',
+    )
+    parser.add_argument(
+        '--budget',
+        type=budget,
+        action='append',
+        help='most that the choice may cost: bops=0.5, bytes=400000 or '
+        'macs_above=0.03; may be given again for another',
     )
     parser.add_argument('--calib', help='config file that sets calibration')
     parser.add_argument(
@@ -172,16 +186,21 @@ def config_text(
     return f'_base_ = [{base}]\n\n{text}'
 
 
-def chosen_recipe(args: argparse.Namespace) -> dict[str, Any]:
-    """Return all parts of the recipe that the command line asks for.
+def chosen_recipe(args: argparse.Namespace) -> list[Any]:
+    """Return the recipe that the command line asks for, as users write it.
+
+    Names stay names, which the file records.
 
     Args:
         args: Result of :func:`parse_args`.
-
-    Raises:
-        SettingError: If there is no such recipe, or it lacks ``qconfig``.
     """
-    return read_recipe(args.recipe)
+    mixed: dict[str, Any] = {}
+    if args.keep is not None:
+        mixed['keep'] = args.keep
+    if args.budget:
+        # Replaces the budget of the recipe, whatever it counts.
+        mixed['budget'] = {'_delete_': True, **dict(args.budget)}
+    return [*args.recipe, {'mixed_precision': mixed}] if mixed else args.recipe
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -202,6 +221,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     recipe = chosen_recipe(args)
+    parts = read_recipe(recipe)
     calibration = read_fragment(args.calib, key='calibration') or {}
     if args.num_images is not None:
         calibration['num_images'] = args.num_images
@@ -209,7 +229,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         calibration['allow_overlap'] = True
     hook = {
         'type': 'taskptq.PTQHook',
-        'recipe': recipe,
+        'recipe': parts,
         'calibration': calibration,
         'seed': args.seed,
     }
@@ -223,8 +243,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     _, report = quantize(
         cfg,
         args.checkpoint,
-        # By name, which the file records.
-        recipe=args.recipe,
+        recipe=recipe,
         calibration=calibration,
         out=out,
         work_dir=args.work_dir,

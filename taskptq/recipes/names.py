@@ -31,6 +31,8 @@ PATTERN = re.compile(
     r'(?:_(?P<method>.+))?',
     re.ASCII | re.DOTALL,
 )
+# Names without bits.
+ALIASES = {'auto': 'w8a8_auto'}
 EXAMPLES = 'w8a8, w4a8_gptq or w4a4-8_drd'
 
 
@@ -87,7 +89,8 @@ def parse(name: str) -> RecipeName:
     >>> parse('w4a4-8_drd')
     RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None)
     """
-    found = PATTERN.fullmatch(name) if isinstance(name, str) else None
+    written = ALIASES.get(name, name) if isinstance(name, str) else ''
+    found = PATTERN.fullmatch(written)
     if found is None:
         raise refuse(
             'recipe',

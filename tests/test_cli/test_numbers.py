@@ -1,5 +1,6 @@
 """Numeric options of the tools end in one sentence."""
 
+import argparse
 import importlib
 
 import pytest
@@ -35,6 +36,13 @@ def test_read(numbers):
     assert numbers.count('3') == 3
     assert numbers.seed('0') == 0
     assert numbers.share('0.5') == 0.5
+    assert numbers.budget('bytes=4e5') == ('bytes', 400000.0)
+
+
+@pytest.mark.parametrize('text', ['bops', '=0.5', 'bops=', 'bops=-1'])
+def test_what_is_no_budget(numbers, text):
+    with pytest.raises(argparse.ArgumentTypeError):
+        numbers.budget(text)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """Bits are chosen, verified, written down and rebuilt bit for bit."""
 
-import copy
 import json
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 
 from taskptq import quantize
 from taskptq.core.settings import SettingError
-from taskptq.engine.in_memory import quantize_in_memory
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.restore import restore_model
 from taskptq.export.checkpoint import load
@@ -74,3 +72,92 @@ def test_the_written_recipe_makes_the_same_file(name, settings, tmp_path):
         for folder in (tmp_path, tmp_path / 'again')
     ]
     assert rows[0] == rows[1]
+
+
+def test_a_file_restores_and_its_recipe_counts_as_the_same(tmp_path):
+    settings = dict(
+        keep=0.9999, budget=dict(macs_above=0.5), candidates=[8, 'float']
+    )
+    recipe = dict(qconfig=POINTS, mixed_precision=settings)
+    model = tiny_model('conv')
+    batches = tiny_batches('conv')
+    quantize(model, batches, recipe=recipe, out=tmp_path / 'q.pth')
+    payload = load(tmp_path / 'q.pth')
+    other = tiny_model('conv')
+    restore_model(payload, other)
+    with torch.no_grad():
+        assert torch.equal(model(batches[0]), other(batches[0]))
+    asked = Recipe.from_config(POINTS, mixed_precision=settings)
+    assert asked.differences({**payload['recipe'], 'rewrites': []}) == []
+    more = Recipe.from_config(
+        POINTS, mixed_precision={**settings, 'keep': 0.9}
+    )
+    assert 'mixed_precision' in more.differences(payload['recipe'])
+
+
+def test_gptq_comes_before_what_costs_at_run_time(tmp_path):
+    settings = dict(
+        keep=0.999,
+        budget=dict(macs_above=0.2),
+        candidates=[8],
+        rounding='gptq',
+    )
+    report, payload = run(
+        'conv', tmp_path, dict(qconfig=POINTS, mixed_precision=settings)
+    )
+    found = report['mixed_precision']
+    assert found['rounding'] == 'gptq'
+    assert payload['recipe']['reconstruction']['rounding'] == 'gptq'
+    assert found['final_loss'] < found['named_loss']
+    assert found['verified'] == (found['final_loss'] <= found['allowed'])
+    assert found['costs']['macs_above'] <= 0.2
+    _, other = run('conv', tmp_path / 'b', tmp_path / 'chosen_recipe.py')
+    assert_same_content(other, payload)
+
+
+def test_nothing_is_estimated_for_a_model_that_is_fine(tmp_path):
+    settings = dict(keep=0.5, budget=dict(macs_above=0.2), rounding='gptq')
+    report, payload = run(
+        'conv', tmp_path, dict(qconfig={}, mixed_precision=settings)
+    )
+    found = report['mixed_precision']
+    assert found['verified']
+    # Freezing may round exact ties to the other side.
+    assert found['final_loss'] == pytest.approx(found['named_loss'], rel=0.2)
+    assert 'front' not in found
+    assert payload['recipe']['reconstruction'] is None
+    plain, other = run('conv', tmp_path / 'plain', dict(qconfig={}))
+    assert 'mixed_precision' not in plain
+    assert_same_content(other, payload)
+
+
+def test_a_model_that_cannot_be_compared_keeps_the_recipe(tmp_path, caplog):
+    class Constant(torch.nn.Module):
+        """Gives the same output for every input."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv = torch.nn.Conv2d(3, 4, 1)
+
+        def forward(self, x):
+            return self.conv(x) * 0
+
+    _, report = quantize(
+        torch.nn.Sequential(Constant()),
+        tiny_batches('conv'),
+        recipe=dict(qconfig={}, mixed_precision={}),
+        out=tmp_path / 'q.pth',
+    )
+    assert (
+        'no output of the float model varies'
+        in (report['mixed_precision']['skipped'])
+    )
+
+
+def test_settings_are_checked_before_the_work():
+    with pytest.raises(SettingError, match=r'mixed_precision\.keep=2'):
+        quantize(
+            tiny_model('conv'),
+            tiny_batches('conv'),
+            recipe=dict(qconfig={}, mixed_precision=dict(keep=2)),
+        )

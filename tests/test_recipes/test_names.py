@@ -91,6 +91,11 @@ def test_few_bits_of_weights_are_asymmetric(bits, method):
     assert weight['symmetric'] == (method == 'mse' and bits > 3)
 
 
+def test_auto_starts_from_8_bits():
+    assert resolve('auto') == resolve('w8a8_auto')
+    assert resolve('auto')['mixed_precision']['candidates'] == [4, 8, 16]
+
+
 def test_bits_of_attention():
     plain = resolve('w4a5_mse-centering')['qconfig']
     named = resolve('w4a5-6_mse-centering')['qconfig']

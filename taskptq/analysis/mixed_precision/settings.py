@@ -34,8 +34,7 @@ class BitsRule(Rule):
         """Return the candidate."""
         if value == FLOAT:
             return FLOAT
-        bits: int = Whole(low=MIN_BITS, high=MAX_BITS).read(value, name=name)
-        return bits
+        return Whole(low=MIN_BITS, high=MAX_BITS).convert(value, name)
 
     def allowed(self) -> str:
         """Name both."""

@@ -1,0 +1,47 @@
+"""Options of taskptq quantize that change the recipe."""
+
+import pytest
+
+from taskptq.engine.recipe_source import read_recipe
+
+
+@pytest.fixture
+def parse():
+    from taskptq.cli.quantize import parse_args
+
+    def read(*options):
+        return parse_args(
+            ['config.py', 'float.pth', '--out', 'q.pth', *options]
+        )
+
+    return read
+
+
+def recipe_of(args):
+    from taskptq.cli.quantize import chosen_recipe
+
+    return chosen_recipe(args)
+
+
+def test_without_options_the_name_stays(parse):
+    assert recipe_of(parse('--recipe', 'w4a4_qdrop')) == ['w4a4_qdrop']
+
+
+def test_a_budget_replaces_that_of_the_recipe(parse):
+    args = parse(
+        *('--recipe', 'w8a8_mixed', '--keep', '0.95'),
+        *('--budget', 'bops=0.5', '--budget', 'bytes=1e5'),
+    )
+    mixed = read_recipe(recipe_of(args))['mixed_precision']
+    assert mixed['keep'] == 0.95
+    assert mixed['budget'] == {'bops': 0.5, 'bytes': 1e5}
+    assert mixed['rounding'] == 'gptq'
+
+
+@pytest.mark.parametrize(
+    'option', [('--keep', '1.5'), ('--budget', 'bops'), ('--keep', 'x')]
+)
+def test_what_cannot_be(parse, option, capsys):
+    with pytest.raises(SystemExit):
+        parse('--recipe', 'auto', *option)
+    assert option[1] in capsys.readouterr().err

@@ -1,0 +1,38 @@
+"""What users read of a choice."""
+
+import pytest
+
+from taskptq.engine.mixed_precision_report import sentence_of
+
+REPORT = dict(
+    changes=[dict(layer='stem')],
+    costs=dict(macs_above=0.0136),
+    rounding='gptq',
+    allowed=0.01,
+    keep=0.99,
+    verified=True,
+    final_loss=0.004,
+    named_loss=0.056,
+)
+
+
+@pytest.mark.parametrize(
+    ('changed', 'expected'),
+    [
+        (
+            {},
+            'Mixed precision: 1 tensors have other bits than the recipe '
+            'names, 1.36 % of multiply-accumulates run above them, weights '
+            'are rounded by gptq; the output loss is 0.004 (0.056 before), '
+            'within the 0.01 that should keep 99 % of the score',
+        ),
+        (
+            dict(changes=[], rounding='nearest', verified=False),
+            'Mixed precision: all tensors keep the bits of the recipe; the '
+            'output loss is 0.004 (0.056 before), above the 0.01 that should '
+            'keep 99 % of the score: give a larger budget or more candidates',
+        ),
+    ],
+)
+def test_sentence(changed, expected):
+    assert sentence_of({**REPORT, **changed}) == expected
