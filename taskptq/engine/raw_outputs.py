@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.engine.adapters import name_tensors
+from taskptq.engine.exportable import exportable_calls
 
 __all__ = [
     'MAIN',
@@ -71,7 +72,10 @@ class RawOutputs(nn.Module):
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Run the function; return its tensors in order."""
-        return tuple(self.named_outputs(*tensors).values())
+        if not torch.onnx.is_in_onnx_export():
+            return tuple(self.named_outputs(*tensors).values())
+        with exportable_calls():
+            return tuple(self.named_outputs(*tensors).values())
 
 
 @dataclass(frozen=True, kw_only=True)

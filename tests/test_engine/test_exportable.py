@@ -1,0 +1,78 @@
+import io
+
+import pytest
+import torch
+from torch import nn
+
+from taskptq.engine.exportable import exportable_calls, sampled_deform_conv2d
+
+torchvision = pytest.importorskip('torchvision')
+
+
+@pytest.mark.parametrize('offset_groups', [1, 2])
+@pytest.mark.parametrize('masked', [True, False])
+@pytest.mark.parametrize(
+    ('stride', 'padding', 'dilation', 'groups'),
+    [(1, 1, 1, 1), (2, 0, 1, 1), (1, 2, 2, 2)],
+)
+def test_sampling_convolves_as_torchvision_does(
+    offset_groups, masked, stride, padding, dilation, groups
+):
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    x, weight, bias = draw(2, 4, 7, 9), draw(6, 4 // groups, 3, 3), draw(6)
+    out = nn.Conv2d(4, 6, 3, stride, padding, dilation)(x).shape[-2:]
+    # Some taps far outside of the map.
+    offset = 3 * draw(2, 2 * 9 * offset_groups, *out)
+    mask = draw(2, 9 * offset_groups, *out) if masked else None
+    settings = {
+        'stride': (stride, stride),
+        'padding': (padding, padding),
+        'dilation': (dilation, dilation),
+        'mask': mask,
+    }
+    expected = torchvision.ops.deform_conv2d(
+        x, offset, weight, bias, **settings
+    )
+    found = sampled_deform_conv2d(x, offset, weight, bias, **settings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_the_hosts_function_is_replaced_for_a_while():
+    before = torchvision.ops.deform_conv2d
+    with exportable_calls():
+        assert torchvision.ops.deform_conv2d is sampled_deform_conv2d
+    assert torchvision.ops.deform_conv2d is before
+
+
+class Sorted(nn.Module):
+    def forward(self, x):
+        first = x.argsort(dim=1, descending=True, stable=True)
+        return first, (x > 0).int().argsort(dim=1, stable=True)
+
+
+class Traced(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = Sorted()
+
+    def forward(self, x):
+        with exportable_calls():
+            return self.inner(x)
+
+
+def test_stable_sorts_keep_the_order_of_ties():
+    onnxruntime = pytest.importorskip('onnxruntime')
+    x = torch.tensor([[1.0, -1, 2, 1, 2, -1], [0, 0, 0, 3, 0, 3]])
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        Traced(), (x,), buffer, input_names=['x'], dynamo=False
+    )
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    for found, expected in zip(
+        session.run(None, {'x': x.numpy()}), Sorted()(x), strict=True
+    ):
+        assert found.tolist() == expected.tolist()
