@@ -242,7 +242,8 @@ class _Plan:
     def is_integer(self, reader: Operator) -> bool:
         """Whether an operator reads integers, or hands them on."""
         return reader.kind == GRID or any(
-            name in self.wanted for name in reader.outputs
+            name in self.wanted or self.end_of(name) in self.wanted
+            for name in reader.outputs
         )
 
     def _is_complete(self, found: SharedGrid) -> bool:

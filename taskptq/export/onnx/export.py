@@ -18,12 +18,14 @@ from taskptq.export.onnx.channel_scales import (
     fold_written_scales,
     multiply_scales,
 )
+from taskptq.export.onnx.columns import pad_columns
 from taskptq.export.onnx.completion import Completion, complete
 from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
 from taskptq.export.onnx.lowering import lower, store_half_bytes
 from taskptq.export.onnx.passes import (
+    float_products,
     integer_biases,
     move_weights,
     spread_biases,
@@ -126,9 +128,11 @@ def export_onnx(
         fold_read_scales(graph)
         fold_written_scales(graph)
         multiply_scales(graph)
+        float_products(graph)
     if rules.integer_bias:
         integer_biases(graph)
         spread_biases(graph)
+    padded = pad_columns(graph) if rules.completes else []
     if opset >= HALF_BYTE_OPSET:
         store_half_bytes(graph, emitted.grids)
     graph.finish()
@@ -137,15 +141,19 @@ def export_onnx(
     onnx.save(model, str(path))
     checks = {}
     if verify and emitted.grids:
-        checks = verify_file(
-            path,
-            network,
-            inputs,
-            feeds=feeds_of(inputs, input_names),
-            grids=emitted.grids,
-            target=rules,
-            completed=bool(completion.added or completion.shifted),
-        )
+        try:
+            checks = verify_file(
+                path,
+                network,
+                inputs,
+                feeds=feeds_of(inputs, input_names),
+                grids=emitted.grids,
+                target=rules,
+                completed=bool(completion.added or completion.shifted),
+            )
+        except OnnxExportError:
+            Path(path).unlink()
+            raise
     return ExportReport(
         path=str(path),
         target=target,
@@ -154,6 +162,9 @@ def export_onnx(
         num_activations=sum(g.codes is None for g in emitted.grids.values()),
         decomposed=emitted.decomposed,
         added=completion.added,
+        replaced=completion.replaced,
+        shifted=completion.shifted,
+        padded=padded,
         checks=checks,
     )
 

@@ -194,13 +194,18 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
 
 
 def constants_to_initializers(graph: Graph) -> None:
-    """Turn Constant nodes into initializers."""
+    """Turn Constant nodes, and second names of constants, into initializers.
+
+    The exporter stores equal parameters once, with Identity for the others.
+    """
     kept = []
     for node in graph.nodes:
-        value = (
-            attribute(node, 'value') if node.op_type == 'Constant' else None
-        )
-        if value is None:
+        value = None
+        if node.op_type == 'Constant':
+            value = attribute(node, 'value')
+        elif node.op_type == 'Identity':
+            value = graph.constants.get(node.input[0])
+        if value is None or node.output[0] in graph.outputs:
             kept.append(node)
             continue
         tensor = onnx.TensorProto()

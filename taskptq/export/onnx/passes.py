@@ -276,107 +276,83 @@ def product_inputs(
     return first, second
 
 
-def integer_products(graph: Graph, *, least: int = 0) -> list[str]:
-    """Run convolutions in integers whose outputs stay float.
+def float_products(graph: Graph) -> list[str]:
+    """Keep products of two activations in floats, with the same operands.
 
-    ``Conv`` between dequantized operands becomes ``ConvInteger``, whose sums
-    are then scaled: the same numbers, without a grid on the output.
-
-    Args:
-        graph: Graph of standard operators with integer biases.
-        least: Products per output value below which the extra passes over
-            the output cost more than the integers save.
+    ONNX Runtime gains nothing from integers in attentions, and its kernels
+    for CPUs with AMX are wrong for some numbers of columns, which are tokens
+    there (:mod:`.columns`). So the operands are dequantized with scale 1 and
+    then scaled, which the runtime makes a factor of the product.
 
     Returns:
-        Names of the convolutions.
+        Names of the products.
     """
-    nodes: list[onnx.NodeProto] = []
+    made: dict[str, list[onnx.NodeProto]] = {}
     done: list[str] = []
     for node in graph.nodes:
-        if node.op_type != 'Conv' or not _runs_float(graph, node, least):
-            nodes.append(node)
+        if node.op_type != 'MatMul':
             continue
-        nodes += _conv_integer(graph, node)
+        sources = [_dequantized(graph, node, i) for i in (0, 1)]
+        if any(found is None for found in sources):
+            continue
+        if any(found and is_weight(found[0], graph) for found in sources):
+            continue
         done.append(node.name)
+        for found in sources:
+            assert found is not None
+            source, reader, place = found
+            pair = _unfused(graph, source, name=f'{node.name}/{place}')
+            reader.input[place if reader is node else 0] = pair[1].output[0]
+            made.setdefault(source.name, []).extend(pair)
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        nodes += [node, *made.get(node.name, [])]
     graph.replace_nodes(nodes)
     return done
 
 
-def _runs_float(graph: Graph, node: onnx.NodeProto, least: int) -> bool:
-    """Whether a convolution has integer operands and a float output."""
-    if product_scale(graph, node) is None:
-        return False
-    weight = graph.producer[node.input[1]]
-    codes = graph.array(weight.input[0])
-    point = graph.array(weight.input[2])
-    assert codes is not None
-    assert point is not None
-    if point.any() or codes[0].size < least:
-        return False
-    if len(node.input) > 2 and node.input[2] not in graph.producer:
-        return False
-    name = node.output[0]
-    while True:
-        readers = graph.readers.get(name, [])
-        if name in graph.outputs or len(readers) != 1:
-            return True
-        if readers[0].op_type != 'Relu':
-            return readers[0].op_type != 'QuantizeLinear'
-        name = readers[0].output[0]
+def _dequantized(
+    graph: Graph, node: onnx.NodeProto, place: int
+) -> tuple[onnx.NodeProto, onnx.NodeProto, int] | None:
+    """Return DequantizeLinear behind an operand, and what reads it.
+
+    Operators in between only move values, and have no other reader.
+    """
+    reader, name = node, node.input[place]
+    while name in graph.producer:
+        source = graph.producer[name]
+        if source.op_type == 'DequantizeLinear':
+            return source, reader, place
+        if source.op_type not in ('Transpose', 'Reshape', 'Unsqueeze'):
+            return None
+        if len(graph.readers[name]) > 1:
+            return None
+        reader, name = source, source.input[0]
+    return None
 
 
-def _conv_integer(graph: Graph, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-    """Return ConvInteger, Add of the bias, Cast and Mul."""
-    data = graph.producer[node.input[0]]
-    weight = graph.producer[node.input[1]]
-    scale = product_scale(graph, node)
-    codes = graph.array(weight.input[0])
+def _unfused(
+    graph: Graph, source: onnx.NodeProto, *, name: str
+) -> list[onnx.NodeProto]:
+    """Return DequantizeLinear with scale 1, and Mul with its scale."""
+    scale = graph.array(source.input[1])
     assert scale is not None
-    assert codes is not None
-    shape = (1, -1, *[1] * (codes.ndim - 2))
-    steps = np.broadcast_to(scale, codes.shape[:1]).reshape(shape)
-    name, out = node.name, node.output[0]
-    sums = f'{out}_sums'
-    # ONNX Runtime has this operator for weights without a sign only.
-    unsigned = graph.add_constant(
-        (codes.astype(np.int16) + 128).astype(np.uint8),
-        f'{weight.input[0]}.unsigned',
+    one = graph.add_constant(np.ones_like(scale), f'{source.input[1]}.one')
+    shape = (-1, 1, 1) if scale.size > 1 else ()
+    factor = graph.add_constant(
+        scale.reshape(shape), f'{source.input[1]}.factor'
     )
-    middle = graph.add_constant(np.array(128, np.uint8), 'unsigned_zero')
-    made = [
-        graph.node(
-            'ConvInteger',
-            [data.input[0], unsigned, data.input[2], middle],
-            [sums],
-            name=f'{name}/ConvInteger',
-        )
-    ]
-    made[0].attribute.extend(node.attribute)
-    if len(node.input) > 2:
-        bias = graph.array(graph.producer[node.input[2]].input[0])
-        assert bias is not None
-        stored = graph.add_constant(
-            bias.reshape(shape), f'{node.input[2]}.spread'
-        )
-        made.append(
-            graph.node(
-                'Add', [sums, stored], [f'{sums}_bias'], name=f'{name}/bias'
-            )
-        )
-        sums = f'{sums}_bias'
-    step = graph.add_constant(
-        steps.astype(np.float32), f'{weight.input[0]}.product_scale'
+    steps = graph.node(
+        'DequantizeLinear',
+        [source.input[0], one, source.input[2]],
+        [f'{name}/steps'],
+        name=f'{name}/DequantizeLinear',
     )
-    return [
-        *made,
-        graph.node(
-            'Cast',
-            [sums],
-            [f'{sums}_float'],
-            name=f'{name}/Cast',
-            to=onnx.TensorProto.FLOAT,
-        ),
-        graph.node(
-            'Mul', [f'{sums}_float', step], [out], name=f'{name}/scale'
-        ),
-    ]
+    steps.attribute.extend(source.attribute)
+    product = graph.node(
+        'Mul',
+        [f'{name}/steps', factor],
+        [f'{name}/scaled'],
+        name=f'{name}/Mul',
+    )
+    return [steps, product]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+MOST_SHOWN = 5
+
 
 @dataclass(kw_only=True)
 class ExportReport:
@@ -18,6 +20,9 @@ class ExportReport:
         num_activations: Grids of activations that the network brought.
         decomposed: Quantizers written as float arithmetic.
         added: Grids that were added for the target, by tensor.
+        replaced: Grids whose place a shared one took.
+        shifted: Grids per channel that got one zero point for all.
+        padded: Layers with channels of zeros, see :mod:`.columns`.
         checks: What verification measured, by name.
     """
 
@@ -28,6 +33,9 @@ class ExportReport:
     num_activations: int = 0
     decomposed: list[str] = field(default_factory=list)
     added: dict[str, str] = field(default_factory=dict)
+    replaced: list[str] = field(default_factory=list)
+    shifted: list[str] = field(default_factory=list)
+    padded: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,11 +50,25 @@ class ExportReport:
             f'opset {self.opset}'
         ]
         if self.added:
-            lines.append(f'{len(self.added)} grids added for the target')
+            lines.append(f'{len(self.added)} grids added for {self.target}')
+        if self.padded:
+            lines.append(
+                f'{len(self.padded)} layers padded to numbers of channels '
+                f'that {self.target} computes right, e.g. {self.padded[0]}'
+            )
         if self.decomposed:
             lines.append(
                 f'{len(self.decomposed)} quantizers in float arithmetic, '
                 f'e.g. {self.decomposed[0]}'
             )
-        lines += [f'{name}: {found}' for name, found in self.checks.items()]
+        checks = dict(self.checks)
+        for name, row in checks.pop('outputs', {}).items():
+            numbers = ', '.join(f'{k} {v}' for k, v in row.items())
+            lines.append(f'{name}: {numbers}')
+        floats = checks.pop('float_layers', [])
+        lines += [f'{name}: {found}' for name, found in checks.items()]
+        if floats:
+            shown = ', '.join(floats[:MOST_SHOWN])
+            more = ', ...' if len(floats) > MOST_SHOWN else ''
+            lines.append(f'float layers: {len(floats)} ({shown}{more})')
         return '\n'.join(lines)

@@ -19,6 +19,7 @@ def session(
     model: bytes | str | Path,
     *,
     optimize: bool = True,
+    integers: bool = True,
     save: str | Path | None = None,
 ) -> Any:
     """Return a session on one thread of the CPU.
@@ -26,6 +27,8 @@ def session(
     Args:
         model: File, or its contents.
         optimize: Whether the runtime fuses operators into integer ones.
+        integers: Whether these may be integer ones; if not, other float
+            kernels than without optimization compute the same.
         save: File that receives the optimized graph.
 
     Raises:
@@ -45,6 +48,8 @@ def session(
         options.graph_optimization_level = (
             onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         )
+    if not integers:
+        options.add_session_config_entry('session.disable_quant_qdq', '1')
     if save is not None:
         options.optimized_model_filepath = str(save)
     content = str(model) if isinstance(model, Path) else model

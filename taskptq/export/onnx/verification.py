@@ -103,15 +103,17 @@ def check_codes(
                 )
             continue
         shift = -(2 ** (grid.num_bits - 1)) - grid.quant_min
-        expected: Array = np.add(grid.codes.numpy(), shift)
+        expected = grid.codes.numpy().astype(np.int64) + shift
         whole, parts = _codes(graph, name)
         if whole is not None:
             equal = np.array_equal(whole, expected)
         else:
             moved += 1
             flat = [np.empty(0, np.int64), *(p.reshape(-1) for p in parts)]
+            # Parts come in another order, and may be padded with zeros.
+            stored, known = np.concatenate(flat), expected.reshape(-1)
             equal = np.array_equal(
-                np.sort(np.concatenate(flat)), np.sort(expected, axis=None)
+                np.sort(stored[stored != 0]), np.sort(known[known != 0])
             )
         if not equal:
             raise OnnxExportError(
@@ -130,7 +132,7 @@ def _same_grid(graph: Graph, grid: Grid, *, kind: type, shift: int) -> bool:
     scale = graph.array(f'{grid.name}.scale')
     point = graph.array(f'{grid.name}.zero_point')
     assert scale is not None
-    expected = (grid.zero_point.numpy() + shift).astype(kind)
+    expected: Array = (grid.zero_point.numpy() + shift).astype(kind)
     return np.array_equal(scale.reshape(-1), grid.scale.numpy()) and (
         point is None or np.array_equal(point.reshape(-1), expected)
     )
@@ -140,13 +142,14 @@ def _codes(graph: Graph, name: str) -> tuple[Array | None, list[Array]]:
     """Return the stored codes of a weight: whole, or as moved parts."""
     parts = []
     for key in graph.constants:
+        if not key.startswith(f'{name}.codes'):
+            continue
         array = graph.array(key)
         assert array is not None
         if key in (f'{name}.codes', f'{name}.codes.int4'):
             return array.astype(np.int64), []
-        if key.startswith(f'{name}.codes.') and key.endswith(
-            ('.codes', '.codes.int4')
-        ):
+        stem = key.removesuffix('.int4').removesuffix('.padded')
+        if stem.endswith('.codes'):
             parts.append(array.astype(np.int64))
     return None, parts
 
@@ -233,15 +236,17 @@ def check_outputs(
     simulated = run_network(network, inputs)
     with float_only(network):
         floats = run_network(network, inputs)
+    # The same network by other kernels: what ties make of their rounding.
     with torch.backends.mkldnn.flags(enabled=False):
         other = run_network(network, inputs)
     plain = simulated
     if completed:
         plain = session(str(path), optimize=False).run(None, dict(feeds))
+        other = session(str(path), integers=False).run(None, dict(feeds))
     rows = {}
     for i, name in enumerate(names):
         own = sqnr(floats[i], plain[i])
-        floor = sqnr(simulated[i], other[i])
+        floor = sqnr(plain[i], other[i])
         needed = min(own + MARGIN, floor - FLOOR_MARGIN, EXACT)
         reached = sqnr(plain[i], found[i])
         if not reached >= needed:
