@@ -300,16 +300,22 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     runner = guarded_runner(cfg, training=False, trust_checkpoint=trusted)
     check_fit(runner, checkpoint, path=args.checkpoint)
     del checkpoint
+    ours = [hook for hook in runner.hooks if is_ptq_hook(hook)]
+    for hook in ours:
+        hook.evaluation.logs_summary = False
     start = time.perf_counter()
     metrics = runner.test()
     seconds = time.perf_counter() - start
-    for hook in filter(is_ptq_hook, runner.hooks):
+    for hook in ours:
         seconds -= (hook.report or {}).get('seconds', 0.0)
     if is_main_process():
         if not quant_modules(unwrap(runner.model)):
             record_float(runner, metrics, path=args.checkpoint)
         lines = [f'  {name}: {value}' for name, value in metrics.items()]
         print_log('\n'.join(['Metrics', *lines]), logger='current')
+        for hook in ours:
+            if hook.evaluation.summary:
+                print_log(hook.evaluation.summary, logger='current')
         if args.out is not None:
             write_metrics(
                 args.out,

@@ -33,6 +33,9 @@ __all__ = [
 class Evaluation:
     """Progress and results of one evaluation of a quantized model.
 
+    ``summary`` is a line on the result, '' before there is any. Whoever
+    prints it elsewhere unsets ``logs_summary``.
+
     Args:
         page: Whether to write a page at the end.
 
@@ -46,6 +49,8 @@ class Evaluation:
         self.page = page
         self.file: Path | None = None
         self.digest = ''
+        self.summary = ''
+        self.logs_summary = True
         self.float_path: Path | None = None
         self._progress: Progress | None = None
 
@@ -117,13 +122,16 @@ class Evaluation:
                 float_checkpoint=self.float_path,
                 device=next(runner.model.parameters()).device,
             )
-        runner.logger.info(
-            closing_line(
-                self.file,
-                metrics,
-                command='' if self.page else self._report_command(runner),
-            )
+        self.summary = closing_line(
+            self.file,
+            metrics,
+            command='' if self.page else self._report_command(runner),
         )
+
+    def log_summary(self, runner: Runner) -> None:
+        """Log the summary, if there is one and nobody else prints it."""
+        if self.summary and self.logs_summary:
+            runner.logger.info(self.summary)
 
     def _report_command(self, runner: Runner) -> str:
         words = ['taskptq', 'report', runner.cfg.filename or 'CONFIG']

@@ -166,7 +166,7 @@ class PTQHook(Hook):
             trust_checkpoint, name='PTQHook.trust_checkpoint'
         )
         self.report: dict[str, Any] | None = None
-        self._evaluation = Evaluation(
+        self.evaluation = Evaluation(
             page=Flag().read(report, name='PTQHook.report')
         )
         self._batches: CalibrationBatches | None = None
@@ -242,7 +242,7 @@ class PTQHook(Hook):
             name: tensor.clone() for name, tensor in model.state_dict().items()
         }
         self._restored = True
-        self._evaluation.set_file(
+        self.evaluation.set_file(
             guarded_path(runner._load_from),
             checkpoint['digest'],
             float_path=None,
@@ -293,24 +293,28 @@ class PTQHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Show how far the evaluation is."""
-        self._evaluation.start(len(runner.test_loop.dataloader))
+        self.evaluation.start(len(runner.test_loop.dataloader))
 
     def after_test_iter(self, runner: Runner, *args: Any, **kw: Any) -> None:
         """Count a batch."""
-        self._evaluation.advance()
+        self.evaluation.advance()
 
     def after_test_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Record the metrics beside the file, and write the page."""
-        self._evaluation.finish(runner, metrics or {})
+        self.evaluation.finish(runner, metrics or {})
+
+    def after_run(self, runner: Runner) -> None:
+        """Say at the end what there is now, and what comes next."""
+        self.evaluation.log_summary(runner)
 
     def after_val_epoch(
         self, runner: Runner, metrics: dict[str, float] | None = None
     ) -> None:
         """Record the metrics beside the file, unless in training."""
         if not self._in_training(runner):
-            self._evaluation.finish(runner, metrics or {})
+            self.evaluation.finish(runner, metrics or {})
 
     def _in_training(self, runner: Runner) -> bool:
         # Runner.train() builds its loop first.
@@ -359,7 +363,7 @@ class PTQHook(Hook):
                 meta=meta,
             )
         if 'checkpoint' in self.report:
-            self._evaluation.set_file(
+            self.evaluation.set_file(
                 Path(self.report['checkpoint']),
                 self.report['digest'],
                 float_path=guarded_path(runner._load_from),
