@@ -101,6 +101,7 @@ def branching_case():
     ]
 
 
+MATCHED = dict(match_float=True, output_ranges=True, bias_correction=True)
 CASES = {
     'minmax': ('conv', 'MinMaxObserver', None),
     'mse': ('conv', 'MSEObserver', None),
@@ -110,6 +111,7 @@ CASES = {
     'adaround': ('conv', 'MSEObserver', {}),
     'layer': ('transformer', 'MinMaxObserver', {'scope': 'layer'}),
     'gptq': ('window', 'MinMaxObserver', {'rounding': 'gptq'}),
+    'matched': ('window', 'MinMaxObserver', {'rounding': 'gptq'} | MATCHED),
     'branch': ('branching', 'MinMaxObserver', {}),
     'branch gptq': ('branching', 'MinMaxObserver', {'rounding': 'gptq'}),
 }

@@ -10,7 +10,7 @@ import ranks_worker
 import torch
 
 EXACT = ['minmax', 'mse', 'percentile', 'kl', 'aligned']
-LEARNED = ['adaround', 'layer', 'gptq', 'branch', 'branch gptq']
+LEARNED = ['adaround', 'layer', 'gptq', 'matched', 'branch', 'branch gptq']
 
 pytestmark = pytest.mark.slow
 

@@ -63,16 +63,26 @@ class Interrupted(Exception):
     pass
 
 
-@pytest.mark.parametrize('rounding', ['adaround', 'gptq', 'nearest'])
+MATCHED = dict(match_float=True, output_ranges=True, bias_correction=True)
+SETTINGS = [
+    dict(rounding='adaround'),
+    dict(rounding='gptq'),
+    dict(rounding='nearest'),
+    dict(rounding='gptq', **MATCHED),
+    dict(start='gptq', **MATCHED),
+]
+
+
+@pytest.mark.parametrize('settings', SETTINGS, ids=str)
 @pytest.mark.parametrize('lost', [1, 3])
-def test_goes_on_after_the_last_state(quick_run, tmp_path, rounding, lost):
-    report, expected = quick_run(tmp_path, rounding=rounding)
+def test_goes_on_after_the_last_state(quick_run, tmp_path, settings, lost):
+    report, expected = quick_run(tmp_path, **settings)
     assert report.resumed_units == 0
     files = sorted(path.name for path in tmp_path.iterdir())
     assert files == [f'unit_00{i}_rank0.pth' for i in range(4)]
     for name in files[-lost:]:
         (tmp_path / name).unlink()
-    report, payload = quick_run(tmp_path, rounding=rounding)
+    report, payload = quick_run(tmp_path, **settings)
     assert report.resumed_units == 4 - lost
     assert [u.name for u in report.units] == [
         'stem',
@@ -88,7 +98,7 @@ def test_finished_run_trains_nothing(
 ):
     # The package's attribute of that name is the function.
     module = importlib.import_module('taskptq.reconstruction.reconstruct')
-    monkeypatch.setattr(module, 'train_unit', pytest.fail)
+    monkeypatch.setattr(module, 'fit_unit', pytest.fail)
     report, payload = quick_run(tmp_path)
     assert report.resumed_units == 4
     assert payload['digest'] == finished

@@ -13,6 +13,7 @@ from taskptq.modules.base import QuantModule
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.rounding.descent import descend
 from taskptq.reconstruction.rounding.gptq import (
+    MAX_DAMPING,
     ColumnSolver,
     from_matrix,
     groups_of,
@@ -147,12 +148,26 @@ def _seen(hessian: Tensor) -> Tensor:
 
 
 def _damped(hessian: Tensor, *, damping: float) -> Tensor:
-    """Add a share of the mean diagonal to the diagonal, (G, K, K)."""
+    """Add a share of the mean diagonal to the diagonal, (G, K, K).
+
+    It grows tenfold until the sum can be factorised.
+    """
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     mean = diagonal.mean(dim=1, keepdim=True)
     # A group without inputs: nothing depends on its weights.
     mean = mean.masked_fill(mean <= 0, 1.0)
-    return hessian + torch.diag_embed((mean * damping).expand_as(diagonal))
+    while damping <= MAX_DAMPING:
+        share = (mean * damping).expand_as(diagonal)
+        damped = hessian + torch.diag_embed(share)
+        _, failed = torch.linalg.cholesky_ex(damped)
+        if not failed.any():
+            return damped
+        damping = max(damping, 1e-4) * 10
+    raise ValueError(
+        f'the moments of shape {tuple(hessian.shape)} cannot be factorised '
+        f'with any damping up to {MAX_DAMPING}: use rounding="nearest" for '
+        'this layer'
+    )
 
 
 def matched_weight(weight: Tensor, moments: Moments, damped: Tensor) -> Tensor:

@@ -21,9 +21,7 @@ def problem():
     x = torch.randn(2, 5, 40, dtype=torch.float64)
     x[:, 1:] += 2 * x[:, :1]
     target = torch.randn(2, 3, 5, dtype=torch.float64)
-    grid = dict(
-        scale=0.4 + torch.rand(2, 3), zero_point=torch.full((2, 3), 3)
-    )
+    grid = dict(scale=0.4 + torch.rand(2, 3), zero_point=torch.full((2, 3), 3))
     codes = (target / grid['scale'][..., None]).round() + 3
     return codes.clamp(0, 7), target, x @ x.transpose(1, 2), grid
 

@@ -92,9 +92,7 @@ def test_a_layer_sees_both_models(unit, streams):
         with quantizing(model):
             x = [model[:2](x) for x in streams['quant']]
             x = model[2].input_quantizer(torch.cat(x))
-    check(
-        found['weight'].moments(centred=True), by_hand(x, y, centred=True)
-    )
+    check(found['weight'].moments(centred=True), by_hand(x, y, centred=True))
 
 
 def test_the_unit_runs_only_as_far_as_needed(unit, streams):
