@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,11 @@ from taskptq.analysis.sensitivity.gradient import (
     estimate_losses,
 )
 from taskptq.analysis.sensitivity.points import head_batches
-from taskptq.analysis.sensitivity.record import SensitivityReport
+from taskptq.analysis.sensitivity.record import (
+    PointSensitivity,
+    SensitivityReport,
+)
+from taskptq.core.distributed import gathered
 from taskptq.engine.contexts import seeded
 from taskptq.engine.mixed_precision_report import (
     choice_report,
@@ -38,6 +43,7 @@ from taskptq.engine.precision_search import Search, Trial
 from taskptq.engine.prediction_agreement import agreement_of
 from taskptq.engine.recipe import Recipe
 from taskptq.modules.base import quant_modules
+from taskptq.modules.products import QuantProducts
 from taskptq.prepare import SwapReport
 from taskptq.prepare.swap import EDGE_LAYER, bits_of
 
@@ -153,17 +159,22 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
     few = head_batches(calibrated.batches, num_images=config.num_images)
     with seeded(recipe.seed):
         try:
-            reference = Reference(
-                calibrated.model, few, adapter=calibrated.adapter
-            )
+            with _on_all_ranks():
+                reference = Reference(
+                    calibrated.model, few, adapter=calibrated.adapter
+                )
             named = reference.measure(calibrated.model)
             fine = named.loss <= loss_allowed(config.keep)
             if fine and set(config.budget) == {'macs_above'}:
                 report = _kept(config, named, num_images=reference.num_images)
                 return _timed(recipe, report, reference, start)
-            found = _sensitivities(calibrated, few, config, seed=recipe.seed)
+            with _on_all_ranks():
+                found = _sensitivities(
+                    calibrated, few, config, seed=recipe.seed
+                )
         except NOT_MEASURABLE as error:
             return Choice(recipe, _skipped(error))
+        found.points = _averaged(found.points)
         result, report = _searched(
             calibrated, found, reference, recipe=recipe, named=named
         )
@@ -243,6 +254,40 @@ def _searched(
     return result, report
 
 
+@contextmanager
+def _on_all_ranks() -> Iterator[None]:
+    """Let a failure of one rank be that of all, which choose together."""
+    reason, raised = '', None
+    try:
+        yield
+    except NOT_MEASURABLE as error:
+        reason = str(error) or type(error).__name__
+        raised = error
+    reasons = [one for one in gathered(reason) if one]
+    if reasons:
+        raise ValueError(reasons[0]) from raised
+
+
+def _averaged(
+    points: Sequence[PointSensitivity],
+) -> list[PointSensitivity]:
+    """Return the means over all ranks of the points that all know."""
+    shards = gathered({one.name: one.losses for one in points})
+    known = set.intersection(*(set(shard) for shard in shards))
+    return [
+        replace(
+            one,
+            losses={
+                bits: sum(shard[one.name][bits] for shard in shards)
+                / len(shards)
+                for bits in one.losses
+            },
+        )
+        for one in points
+        if one.name in known
+    ]
+
+
 def _skipped(error: Exception) -> dict[str, Any]:
     reason = ' '.join(str(error).split()) or type(error).__name__
     logger.warning(
@@ -283,6 +328,11 @@ def _problem(
         candidates=config.candidates,
         only=config.points,
         edges=calibrated.edges,
+        fixed={
+            name
+            for name, module in quant_modules(calibrated.model)
+            if isinstance(module, QuantProducts)
+        },
         weight_share=weight_share,
     )
     products = trace_operands(
@@ -290,6 +340,8 @@ def _problem(
         [calibrated.batches[i] for i in calibrated.covering],
         forward=calibrated.forward,
     )
+    # Images of other sizes would make other ranks choose otherwise.
+    products = gathered(products)[0]
     return build_problem(units, products, edges=calibrated.edges)
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from taskptq.analysis.mixed_precision.units import FLOAT, Bits
-from taskptq.analysis.sensitivity.record import POINTS
 from taskptq.core.rules import Rule
 from taskptq.core.settings import (
     Choice,
@@ -25,6 +24,7 @@ from taskptq.core.spec import MAX_BITS, MIN_BITS
 __all__ = ['BUDGETS', 'MixedPrecisionConfig']
 
 BUDGETS = ('bops', 'bytes', 'macs_above')
+POINTS = ('weight', 'activation', 'query', 'key', 'value', 'softmax')
 
 
 class BitsRule(Rule):

@@ -72,6 +72,7 @@ def group_units(
     candidates: Sequence[Bits],
     only: Sequence[str],
     edges: Collection[str],
+    fixed: Collection[str] = (),
     weight_share: float = 1.0,
 ) -> list[Unit]:
     """Group the quantizers of a model into what can be chosen.
@@ -85,6 +86,7 @@ def group_units(
         candidates: Bits to choose from, perhaps 'float'.
         only: Points that may change; others keep their bits.
         edges: First and last layers, which never get fewer bits.
+        fixed: Layers whose points keep their bits.
         weight_share: Part of the losses of weights that will remain after a
             better rounding.
     """
@@ -94,11 +96,12 @@ def group_units(
     whole = _whole_layers(groups, only)
     units = []
     for (layer, point), found_here in groups.items():
+        frozen = point not in only or layer in fixed
         allowed = _allowed(
             found_here,
-            candidates=candidates if point in only else (),
+            candidates=() if frozen else candidates,
             least=found_here[0].num_bits if layer in edges else 0,
-            may_be_float=layer in whole,
+            may_be_float=layer in whole and not frozen,
         )
         share = weight_share if point == 'weight' else 1.0
         units.append(
