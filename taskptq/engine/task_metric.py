@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,8 @@ class TaskMetric:
     def _runner(self) -> Runner:
         config = copy.deepcopy(self.config)
         config.work_dir = str(self.work_dir)
+        # mmengine wants another name for each runner of a process.
+        config.experiment_name = f'metric_{time.time_ns()}'
         config.load_from = None
         config.resume = False
         # They belong to the training, or quantize the model once more.

@@ -1,5 +1,8 @@
 """Named head outputs, their weights, and their decoding."""
 
+from types import SimpleNamespace
+from typing import ClassVar
+
 import pytest
 import torch
 from torch import nn
@@ -153,3 +156,69 @@ def test_softmax_scores_leave_the_background_out():
     best = DenseDetectorAdapter(model).class_probabilities(scores)
     assert best.shape == (1, 1, 1, 1)
     assert best < 1e-3
+
+
+def test_logits_weigh_where_they_are_undecided():
+    class Plain(Adapter):
+        head_kinds: ClassVar = {'cls*': 'confidence', '*': 'regression'}
+
+    heads = {
+        'cls': torch.tensor([0.0, 10.0]),
+        'box': torch.ones(2),
+        'selected': torch.ones(2, dtype=torch.int64),
+    }
+    weights = Plain(nn.Identity()).output_weights(heads)
+    assert set(weights) == {'cls', 'box'}
+    assert weights['cls'][0] == 0.25
+    assert weights['cls'][1] < 1e-4
+    assert weights['box'] == 1
+
+
+def test_pixels_weigh_where_their_class_is_undecided():
+    logits = torch.zeros(1, 2, 1, 2)
+    logits[0, 0, 0, 1] = 20
+    adapter = SegmentorAdapter(nn.Identity())
+    found = adapter.output_weights({'output': logits})['output']
+    assert found[0, :, 0, 0].tolist() == [0.25, 0.25]
+    assert found[0, :, 0, 1].max() < 1e-6
+    one = adapter.output_weights({'output': torch.zeros(1, 1, 2, 2)})
+    assert (one['output'] == 0.25).all()
+
+
+def test_an_objectness_multiplies_scores():
+    """The Fisher information of s = c o, against its definition."""
+    head = SimpleNamespace(use_sigmoid_cls=True, cls_out_channels=3)
+    adapter = DenseDetectorAdapter(SimpleNamespace(bbox_head=head))
+    logits = {
+        '0.0': torch.randn(1, 3, 2, 2, dtype=torch.float64),
+        '1.0': torch.randn(1, 4, 2, 2, dtype=torch.float64),
+        '2.0': torch.randn(1, 1, 2, 2, dtype=torch.float64),
+    }
+    weights = adapter.output_weights(logits)
+    leaves = [logits[n].clone().requires_grad_() for n in ('0.0', '2.0')]
+    s = leaves[0].sigmoid() * leaves[1].sigmoid()
+    slope = torch.autograd.grad(s.sum(), leaves[0])[0]
+    s = s.detach()
+    expected = slope.square() / (s * (1 - s))
+    torch.testing.assert_close(weights['0.0'], expected)
+    slopes = [
+        torch.autograd.grad(
+            (leaves[0].sigmoid() * leaves[1].sigmoid())[:, i].sum(), leaves[1]
+        )[0][:, 0]
+        for i in range(3)
+    ]
+    of_factor = sum(
+        slope.square() / (s[:, i] * (1 - s[:, i]))
+        for i, slope in enumerate(slopes)
+    )
+    torch.testing.assert_close(weights['2.0'][:, 0], of_factor)
+    torch.testing.assert_close(weights['1.0'], s.amax(1, keepdim=True))
+
+
+def test_without_an_objectness_boxes_weigh_by_their_class():
+    head = SimpleNamespace(use_sigmoid_cls=True, cls_out_channels=3)
+    adapter = DenseDetectorAdapter(SimpleNamespace(bbox_head=head))
+    logits = {'0.0': torch.zeros(1, 3, 2, 2), '1.0': torch.zeros(1, 4, 2, 2)}
+    weights = adapter.output_weights(logits)
+    assert (weights['0.0'] == 0.25).all()
+    assert (weights['1.0'] == 0.5).all()

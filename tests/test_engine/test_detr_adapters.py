@@ -587,3 +587,16 @@ def test_measuring_a_distillation_is_no_step(build):
     loss(data.run_quantized(0), data.targets[0], context)
     assert loss.report()['steps'] == 1
     assert loss.report()['pairs_per_image'] > 0
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_only_what_is_decoded_has_weights(build, name):
+    model, batch = build(name), batch_of()
+    adapter = build_adapter(model)
+    with torch.no_grad():
+        heads = adapter.forward_heads(model, batch)
+        weights = adapter.output_weights(heads)
+    last = len(model.decoder.layers) - 1
+    assert set(weights) == {f'cls.{last}', f'box.{last}'}
+    assert weights[f'cls.{last}'].shape == heads[f'cls.{last}'].shape
+    assert 0 < float(weights[f'cls.{last}'].max()) <= 0.25

@@ -80,6 +80,9 @@ def test_two_stage_outputs(small, built, variant):
         if head.is_floating_point():
             assert weights[name].expand_as(head).shape == head.shape
             assert 0 <= weights[name].min() <= weights[name].max() <= 1
+    important = adapter.output_weights(heads)
+    assert set(important) == set(heads) - {'rois'}
+    assert 0 < important['cls'].max() <= 0.25
     boxes = adapter.box_distributions(heads)
     wanted = {
         'plain': set(),

@@ -386,3 +386,20 @@ def test_where_a_machine_keeps_its_cache_is_not_in_the_recipe(
     recipe = Recipe.from_config(qconfig, reconstruction=settings)
     assert recipe.to_dict()['reconstruction'] == {'seed': 0, 'steps': 3}
     assert recipe.reconstruction['cache_dir'] == str(tmp_path)
+
+
+def test_a_tensor_that_its_grid_cannot_hold_is_reported(tmp_path):
+    from wild_net import WildNet
+
+    batches = [torch.randn(4, 3, 8, 8)]
+    model = WildNet().eval()
+    report = quantize_model(
+        model,
+        batches,
+        recipe=Recipe.from_config({'edge_bits': None}),
+        work_dir=tmp_path,
+        forward=lambda m, x: m(x),
+    )
+    (text,) = report['warnings']
+    assert 'depthwise.input_quantizer' in text
+    assert 'activation=dict(per_channel=True)' in text

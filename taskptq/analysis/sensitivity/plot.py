@@ -80,6 +80,7 @@ def _draw_points(axes: Axes, points: Sequence[PointSensitivity]) -> None:
             label=role,
         )
     names = [_short(point.name) for point in points]
+    axes.margins(y=0.01)
     axes.set_yticks(range(len(points)), names, fontsize=6)
     axes.set_xscale('log')
     axes.set_xlabel('output loss of one tensor', fontsize=8)

@@ -1,30 +1,9 @@
 import json
 
 import pytest
+from wild_points import make_point
 
-from taskptq.analysis.sensitivity import (
-    PointSensitivity,
-    RoleSensitivity,
-    SensitivityReport,
-)
-
-
-def make_point(name='a', *, loss=0.1, role='depthwise input', **fields):
-    settings = {
-        'name': f'{name}.input_quantizer',
-        'layer': name,
-        'point': 'activation',
-        'role': role,
-        'num_bits': 8,
-        'macs': 10,
-        'elements': 4,
-        'sqnr_db': 20.0,
-        'peak_to_std': 46.0,
-        'codes_used': 0.5,
-        'effective_bits': 2.0,
-        'losses': {'4': 4 * loss, '8': loss},
-    }
-    return PointSensitivity(**{**settings, **fields})
+from taskptq.analysis.sensitivity import RoleSensitivity, SensitivityReport
 
 
 @pytest.fixture

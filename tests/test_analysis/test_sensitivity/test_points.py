@@ -1,0 +1,50 @@
+import torch
+from wild_net import PlainAdapter
+
+from taskptq.analysis.sensitivity.points import (
+    assemble,
+    head_batches,
+    readers_of,
+    small_batches,
+)
+from taskptq.analysis.sensitivity.survey import survey
+from taskptq.analysis.sensitivity.trace import trace_points
+from taskptq.core.switches import quantizers
+
+
+def test_parts_of_batches():
+    batches = [torch.zeros(5, 3), torch.zeros(2, 3)]
+    assert [len(b) for b in small_batches(batches, size=2)] == [2, 2, 1, 2]
+    # A batch of unknown length stays whole.
+    assert list(small_batches([{'x': 1}], size=2)) == [{'x': 1}]
+
+
+def test_first_batches_are_read_once():
+    read = iter([torch.zeros(2), torch.zeros(2), torch.zeros(2)])
+    assert len(head_batches(read, num_images=3)) == 2
+    assert len(list(read)) == 1
+
+
+def test_points_join_what_is_known(wild, batches):
+    outputs = PlainAdapter().forward_heads
+    facts = trace_points(wild, batches[0], outputs=outputs)
+    seen = survey(wild, batches, forward=outputs)
+    name = 'depthwise.input_quantizer'
+    (point,) = assemble(
+        facts,
+        seen,
+        {name: {8: 0.5}, 'unknown': {8: 1.0}},
+        quantizers=dict(quantizers(wild)),
+        readers=readers_of(wild),
+    )
+    assert point.loss == 0.5
+    assert point.macs == facts[name].macs
+    # The small channels are read alone.
+    assert point.effective_bits < (point.sqnr_db - 1.76) / 6.02 - 2
+
+
+def test_readers_by_input_quantizer(wild):
+    assert set(readers_of(wild)) == {
+        f'{name}.input_quantizer'
+        for name in ('stem', 'depthwise', 'pointwise', 'spatial', 'head')
+    }
