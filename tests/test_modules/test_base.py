@@ -5,7 +5,14 @@ import pytest
 import torch
 from torch import nn
 
-from taskptq.core import LSQQuantizer, enable, float_only, quantizing
+from taskptq.core import (
+    LSQQuantizer,
+    QuantizerConfig,
+    QuantSpec,
+    enable,
+    float_only,
+    quantizing,
+)
 from taskptq.modules import (
     QuantConv2d,
     QuantConvTranspose2d,
@@ -14,6 +21,7 @@ from taskptq.modules import (
     quant_modules,
 )
 from taskptq.modules.conv import by_input_channel
+from taskptq.modules.multihead_attention import QuantMultiheadAttention
 
 CASES = {
     'conv': (QuantConv2d, lambda: nn.Conv2d(4, 6, 3, padding=1), (2, 4, 5, 5)),
@@ -256,3 +264,54 @@ def test_quant_modules_in_definition_order(lab):
     model[0] = QuantConv2d.from_float(model[0], scheme=lab.scheme())
     model[2] = QuantLinear.from_float(model[2], scheme=lab.scheme())
     assert [name for name, _ in quant_modules(model)] == ['0', '2']
+
+
+def test_a_corrected_bias_goes_with_the_quantized_weight(case):
+    module, quant, x = case
+    quant.calibrate_weights()
+    if module.bias is None:
+        with pytest.raises(ValueError, match='does not fit'):
+            quant.set_bias('weight', torch.zeros(6))
+        return
+    with torch.no_grad():
+        before = {mode: mode_output(quant, x, mode) for mode in MODES}
+        own = quant.bias.clone()
+        quant.set_bias('weight', quant.bias + 2)
+        assert torch.equal(quant.bias, own)
+        float_out, quant_out = (mode_output(quant, x, m) for m in MODES)
+        assert torch.equal(float_out, before[float_only])
+        torch.testing.assert_close(quant_out, before[quantizing] + 2)
+        twin = copy.deepcopy(quant)
+        twin.freeze()
+        enable(twin)
+        assert torch.equal(twin.bias, own + 2)
+        assert torch.equal(twin(x), quant_out)
+        assert not twin.corrected_biases
+    with pytest.raises(ValueError, match='does not fit'):
+        quant.set_bias('weight', torch.zeros(1))
+
+
+MODES = (float_only, quantizing)
+
+
+def mode_output(module, x, mode):
+    with mode(module):
+        return module(x)
+
+
+def test_projections_share_one_corrected_bias():
+    attention = nn.MultiheadAttention(8, 2, batch_first=True)
+    spec = QuantizerConfig(spec=QuantSpec(num_bits=4))
+    quant = QuantMultiheadAttention.from_float(
+        attention, scheme=Scheme(weight=spec)
+    )
+    quant.calibrate_weights()
+    x = torch.randn(2, 3, 8)
+    with torch.no_grad(), quantizing(quant):
+        before = quant(x, x, x)[0]
+        change = torch.zeros(24)
+        change[16:] = 1.0  # of the value: it passes the softmax unchanged
+        quant.set_bias('in_proj_weight', quant.in_proj_bias + change)
+        after = quant(x, x, x)[0]
+    expected = before + quant.out_proj.weight.detach().sum(dim=1)
+    torch.testing.assert_close(after, expected)
