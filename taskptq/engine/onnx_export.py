@@ -26,6 +26,8 @@ from taskptq.engine.network_parts import (
 from taskptq.engine.onnx_metadata import OnnxMetadata, part_path
 from taskptq.engine.onnx_preprocess import preprocessing
 from taskptq.engine.raw_outputs import (
+    HEIGHT,
+    WIDTH,
     Part,
     Run,
 )
@@ -250,9 +252,15 @@ def check_free_sizes(part: Part, path: Path) -> None:
         if problem:
             raise OnnxFileError(
                 f'the {label} of {part.name} cannot be free, because its code '
-                f'computes with it outside of the graph ({problem}): export '
-                'with a fixed --size'
+                f'computes with it outside of the graph ({problem}): '
+                f'{_way_out(label)}'
             )
+
+
+def _way_out(label: str) -> str:
+    if label in (HEIGHT, WIDTH):
+        return 'export with a fixed --size'
+    return 'take sizes from tensor.shape in the model, not from len()'
 
 
 def _labels(part: Part) -> Iterator[str]:

@@ -13,7 +13,9 @@ from taskptq.engine.adapters import name_tensors
 from taskptq.engine.exportable import exportable_calls
 
 __all__ = [
+    'HEIGHT',
     'MAIN',
+    'WIDTH',
     'Part',
     'RawOutputs',
     'Run',

@@ -232,8 +232,8 @@ class Session:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or torch.get_num_threads()
         options.inter_op_num_threads = 1
-        # Errors only: a warning for every initializer helps nobody.
-        options.log_severity_level = 3
+        # Errors are raised, and no more said beside them.
+        options.log_severity_level = 4
         self.path = file.path
         try:
             self._session = runtime.InferenceSession(

@@ -353,7 +353,7 @@ def with_coordinates(x: Tensor) -> Tensor:
     rows = torch.linspace(-1, 1, height, device=x.device, dtype=x.dtype)
     columns = torch.linspace(-1, 1, width, device=x.device, dtype=x.dtype)
     grid = torch.stack(torch.meshgrid(rows, columns, indexing='ij'))
-    return torch.cat([x, grid.expand(len(x), -1, -1, -1)], dim=1)
+    return torch.cat([x, grid.expand(x.shape[0], -1, -1, -1)], dim=1)
 
 
 def expected_column(mask: Tensor) -> Tensor:

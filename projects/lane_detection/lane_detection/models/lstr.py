@@ -151,7 +151,7 @@ class LSTRHead(LaneHead):
         position = self.position(None, x).flatten(2).transpose(1, 2)
         tokens = x.flatten(2).transpose(1, 2)  # B x H W x C
         memory = self.encoder(tokens, position, None)
-        queries = self.query_embed.weight.expand(len(x), -1, -1)
+        queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
         return self.decoder(
             torch.zeros_like(queries),
             key=memory,
