@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 from taskptq.version import __version__
 
 if TYPE_CHECKING:
-    from taskptq.apis import load_quantized, quantize
+    from taskptq.apis import load_quantized, quantize, sensitivity
 
-__all__ = ['__version__', 'load_quantized', 'quantize']
+__all__ = ['__version__', 'load_quantized', 'quantize', 'sensitivity']
 
-_FROM_APIS = ('load_quantized', 'quantize')
+_FROM_APIS = ('load_quantized', 'quantize', 'sensitivity')
 
 
 def __getattr__(name: str) -> Any:

@@ -42,6 +42,7 @@ from taskptq.engine.refusals import (
     refuse_unwritable_folder,
 )
 from taskptq.engine.restore import restore_model
+from taskptq.engine.sensitivity import sensitivity
 
 __all__ = [
     'build_model',
@@ -50,6 +51,7 @@ __all__ = [
     'quantize',
     'read_config',
     'read_fragment',
+    'sensitivity',
 ]
 
 
