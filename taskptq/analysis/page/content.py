@@ -225,9 +225,20 @@ def page_content(
         'classes': class_rows(of_float, metrics),
         'files': list(entries),
         'pictures': list(pictures),
+        'legend': _legend(pictures),
         'absent': dict(absent or {}),
         'settings': dict(settings or {}),
     }
+
+
+def _legend(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the classes in all maps, each once."""
+    found = {
+        one['name']: dict(one)
+        for picture in pictures
+        for one in picture['legend']
+    }
+    return list(found.values())
 
 
 def float_entry(

@@ -51,8 +51,8 @@ def metric_rows(
     return [
         {
             'name': name,
-            'float': float_metrics.get(name),
-            'values': [metrics.get(name) for metrics in files],
+            'float': _known(float_metrics.get(name)),
+            'values': [_known(metrics.get(name)) for metrics in files],
         }
         for name in names
         if class_of(name) is None
@@ -67,12 +67,17 @@ def class_rows(
     return [
         {
             'name': found,
-            'float': float_metrics.get(name),
-            'values': [metrics.get(name) for metrics in files],
+            'float': _known(float_metrics.get(name)),
+            'values': [_known(metrics.get(name)) for metrics in files],
         }
         for name in names
         if (found := class_of(name)) is not None
     ]
+
+
+def _known(value: float | None) -> float | None:
+    """Return a metric; COCO's -1 stands for 'nothing to score'."""
+    return None if value == -1 else value
 
 
 def class_of(name: str) -> str | None:

@@ -111,7 +111,37 @@ def draw(
         'height': size[0],
         'width': size[1],
         'columns': columns,
+        'legend': _legend([clean, *noisy.values()], classes=classes),
     }
+
+
+def _legend(
+    found: Sequence[Prediction | None], *, classes: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Return the name and color of each class in maps of classes."""
+    maps = [one.classes for one in found if one and one.classes is not None]
+    present = sorted({int(label) for one in maps for label in np.unique(one)})
+    colors = _map_colors(maps, count=len(classes))
+    return [
+        {
+            'name': _class_name(label, classes),
+            'color': '#{:02x}{:02x}{:02x}'.format(*colors[label]),
+        }
+        for label in present
+        if 0 <= label < len(colors)
+    ]
+
+
+def _map_colors(
+    maps: Sequence[NDArray[np.int64]], *, count: int
+) -> list[tuple[int, int, int]]:
+    most = max((int(one.max(initial=0)) + 1 for one in maps), default=0)
+    return class_colors(min(255, max(count, most)))
+
+
+def _class_name(label: int, classes: Sequence[str]) -> str:
+    known = 0 <= label < len(classes)
+    return classes[label] if known else f'class {label}'
 
 
 def _marks(agreement: Agreement | None, *, side: int) -> dict[Any, str]:
@@ -159,11 +189,6 @@ def _rectangle(
     box: Box, mark: str, *, classes: Sequence[str]
 ) -> dict[str, Any]:
     x1, y1, x2, y2 = box.corners
-    name = (
-        classes[box.label]
-        if 0 <= box.label < len(classes)
-        else f'class {box.label}'
-    )
     return {
         'kind': 'box',
         'x': x1,
@@ -171,7 +196,7 @@ def _rectangle(
         'width': max(0.0, x2 - x1),
         'height': max(0.0, y2 - y1),
         'mark': mark,
-        'label': name,
+        'label': _class_name(box.label, classes),
         'score': box.score,
     }
 
@@ -210,8 +235,7 @@ def _layer(
 ) -> str | None:
     """Return masks or a map of classes as one picture to lay over."""
     if found.classes is not None:
-        most = int(found.classes.max(initial=0)) + 1
-        colors = class_colors(min(255, max(count, most)))
+        colors = _map_colors([found.classes], count=count)
         return overlay(found.classes, colors=colors, opacity=CLASS_OPACITY)
     masks = [(i, box.mask) for i, box in enumerate(found.boxes)]
     shown = [(i, mask) for i, mask in masks if mask is not None]

@@ -32,10 +32,15 @@ def test_what_is_kept():
 
 
 def test_rows_of_all_files_and_of_classes():
-    of_float = {'coco/bbox_mAP': 0.3, 'coco/cat_precision': 0.5}
+    of_float = {
+        'coco/bbox_mAP': 0.3,
+        'coco/bbox_mAP_l': -1.0,
+        'coco/cat_precision': 0.5,
+    }
     files = [{'coco/bbox_mAP': 0.2}, {'coco/dog_precision': 0.1}]
     assert metric_rows(of_float, files) == [
-        {'name': 'coco/bbox_mAP', 'float': 0.3, 'values': [0.2, None]}
+        {'name': 'coco/bbox_mAP', 'float': 0.3, 'values': [0.2, None]},
+        {'name': 'coco/bbox_mAP_l', 'float': None, 'values': [None, None]},
     ]
     assert class_rows(of_float, files) == [
         {'name': 'cat', 'float': 0.5, 'values': [None, None]},

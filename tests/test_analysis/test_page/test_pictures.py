@@ -100,6 +100,10 @@ def test_lines_masks_and_maps():
         'q: other class than float',
     ]
     assert all(column['overlay'] for column in columns)
+    legend = picture(maps, q=other)['legend']
+    assert [one['name'] for one in legend] == ['cat', 'class 1']
+    assert all(one['color'].startswith('#') for one in legend)
+    assert picture(clean, q=clean)['legend'] == []
 
 
 def test_typical_images_have_objects():

@@ -186,6 +186,7 @@ def content(text='plain', files=1):
         'classes': [{'name': text, 'float': None, 'values': [None] * files}],
         'files': [entry(f'{text}{i}', text) for i in range(files)],
         'pictures': [picture(text)],
+        'legend': [{'name': text, 'color': '#102030'}],
         'absent': {'noise': text, 'pictures': text, 'tensors': text},
         'settings': {
             'num_images': 4,
