@@ -105,6 +105,7 @@ setup(
             'onedl-mmdetection>=3.4,<4',
             'onedl-mmsegmentation>=1.3,<2',
         ],
+        'onnx': ['onnx>=1.23', 'onnxruntime>=1.23'],
         'report': ['jinja2>=3', 'matplotlib>=3.7'],
         'sam': ['scipy', 'segment-anything>=1.0'],
     },

@@ -1,5 +1,13 @@
 """Quantized networks as ONNX files whose layers run in integers."""
 
+try:
+    import onnx  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        'ONNX files need the packages onnx and onnxruntime: '
+        'pip install "taskptq[onnx]"'
+    ) from error
+
 from taskptq.export.onnx.emission import exporting
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.export import export_onnx

@@ -6,11 +6,14 @@ import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import onnx
 import torch
 from onnx import helper
 from torch import Tensor, nn
+from torch.onnx.utils import register_custom_op_symbolic as register
+from torch.onnx.utils import unregister_custom_op_symbolic as unregister
 
 from taskptq.core.setting_error import refuse
 from taskptq.export.onnx.channel_scales import (
@@ -194,6 +197,7 @@ def trace(
 ) -> onnx.ModelProto:
     """Return the graph of a network, with placeholders inside exporting()."""
     buffer = io.BytesIO()
+    register('aten::exp2', power_of_two, 9)
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -222,7 +226,14 @@ def trace(
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
+        unregister('aten::exp2', 9)
     return onnx.load_from_string(buffer.getvalue())
+
+
+def power_of_two(g: Any, x: Any) -> Any:
+    """Write 2^x, which the exporter does not know."""
+    two = g.op('Constant', value_t=torch.tensor(2.0))
+    return g.op('Pow', two, x)
 
 
 def stamp(

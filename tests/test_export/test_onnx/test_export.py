@@ -1,0 +1,124 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+
+from taskptq.core.setting_error import SettingError
+from taskptq.export.onnx import OnnxExportError, export_onnx
+from taskptq.export.onnx.runtime import session
+from taskptq.testing.models import TINY_MODELS, tiny_batches, tiny_model
+
+
+def run(path, x, **options):
+    return session(str(path), **options).run(None, {'x': x.numpy()})[0]
+
+
+@pytest.mark.parametrize('name', TINY_MODELS)
+@pytest.mark.parametrize('bits', [{}, {'num_bits': 4}])
+def test_without_additions_the_file_computes_the_simulation(
+    exported, name, bits
+):
+    # OpenVINO needs no further grids, so nothing may differ but ties.
+    qconfig = {'weight': bits, 'activation': bits}
+    found = exported(name, qconfig=qconfig, target='openvino')
+    with torch.no_grad():
+        expected = found.model(found.x).numpy()
+    got = run(found.path, found.x, optimize=False)
+    assert np.mean(np.abs(got - expected) > 1e-4) < 0.01
+    assert found.report.added == {}
+
+
+def test_all_convolutions_run_in_integers_on_onnx_runtime(exported):
+    found = exported('conv')
+    assert found.report.checks['float_layers'] == []
+    # 6 convolutions and a linear
+    assert found.report.checks['integer_layers'] == 7
+    assert '/layer1/Relu_output_0' in found.report.added
+
+
+def test_a_float_network_is_written_as_it_is(tmp_path):
+    model, x = tiny_model('conv'), tiny_batches('conv')[0]
+    path = tmp_path / 'float.onnx'
+    report = export_onnx(
+        model, (x,), path, input_names=['x'], output_names=['y']
+    )
+    assert report.num_weights == report.num_activations == 0
+    with torch.no_grad():
+        np.testing.assert_allclose(run(path, x), model(x), atol=1e-5)
+
+
+def test_metadata_versions_and_names(exported):
+    found = exported(metadata={'classes': 'a'})
+    model = onnx.load(str(found.path))
+    assert {p.key: p.value for p in model.metadata_props}['classes'] == 'a'
+    assert model.ir_version <= 10
+    assert [o.version for o in model.opset_import] == [21]
+    assert [i.name for i in model.graph.input] == ['x']
+    assert [o.name for o in model.graph.output] == ['y']
+
+
+@pytest.mark.parametrize('opset', [13, 17, 20])
+def test_older_opsets_compute_the_same(exported, opset):
+    found = exported('conv', opset=opset)
+    assert onnx.load(str(found.path)).opset_import[0].version == opset
+    assert found.report.checks['float_layers'] == []
+
+
+def test_the_batch_can_be_free(exported):
+    found = exported('conv', dynamic_axes={'x': {0: 'n'}, 'y': {0: 'n'}})
+    one = run(found.path, found.x[:1])
+    assert one.shape[0] == 1
+    np.testing.assert_allclose(one, run(found.path, found.x)[:1], atol=1e-5)
+
+
+def test_four_bit_weights_are_stored_in_half_bytes(exported):
+    eight = exported('conv').path.stat().st_size
+    four = exported('conv', qconfig={'weight': {'num_bits': 4}})
+    assert four.path.stat().st_size < eight
+    types = {t.data_type for t in onnx.load(str(four.path)).graph.initializer}
+    assert onnx.TensorProto.INT4 in types
+    assert four.report.checks['integer_layers'] == 7
+
+
+def test_a_file_that_fails_is_removed(exported, monkeypatch, tmp_path):
+    def fail(*_, **__):
+        raise OnnxExportError('wrong')
+
+    monkeypatch.setattr('taskptq.export.onnx.export.verify_file', fail)
+    with pytest.raises(OnnxExportError):
+        exported('conv')
+    assert not (tmp_path / 'model.onnx').exists()
+
+
+def test_unknown_targets_and_opsets_are_refused_first(exported):
+    with pytest.raises(SettingError, match='target'):
+        exported(target='tensorflow')
+    with pytest.raises(SettingError, match='opset'):
+        exported(opset=12)
+
+
+def test_tensorrt_gets_signed_grids_around_zero(exported):
+    with pytest.raises(OnnxExportError, match='deploy='):
+        exported(target='tensorrt')
+    signed = {'symmetric': True, 'signed': True}
+    found = exported(target='tensorrt', qconfig={'activation': signed})
+    graph = onnx.load(str(found.path)).graph
+    integers = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in graph.initializer
+        if tensor.data_type in (onnx.TensorProto.INT8, onnx.TensorProto.INT32)
+    }
+    points = [v for k, v in integers.items() if k.endswith('zero_point')]
+    assert points
+    assert not any(point.any() for point in points)
+    assert all(v.dtype == np.int8 for v in integers.values())
+
+
+def test_the_file_runs_in_a_plain_session(exported):
+    found = exported('transformer')
+    plain = onnxruntime.InferenceSession(
+        str(found.path), providers=['CPUExecutionProvider']
+    )
+    (got,) = plain.run(None, {'x': found.x.numpy()})
+    assert np.isfinite(got).all()
