@@ -91,7 +91,7 @@ class ChannelScale:
     def __init__(
         self,
         *,
-        least_gain: float = 1.5,
+        least_gain: float = 1.2,
         least_error: float = 1e-3,
         limit: float = 100.0,
         patterns: Sequence[str] | None = None,
