@@ -27,6 +27,7 @@ from taskptq.analysis.sensitivity.gradient import (
     NotDifferentiableError,
     estimate_losses,
 )
+from taskptq.analysis.sensitivity.measured import measure_losses
 from taskptq.analysis.sensitivity.points import head_batches
 from taskptq.analysis.sensitivity.record import (
     PointSensitivity,
@@ -46,6 +47,7 @@ from taskptq.modules.base import quant_modules
 from taskptq.modules.products import QuantProducts
 from taskptq.prepare import SwapReport
 from taskptq.prepare.swap import EDGE_LAYER, bits_of
+from taskptq.reconstruction.config import ReconstructionConfig
 
 __all__ = ['Calibrated', 'Choice', 'choose_precision']
 
@@ -54,9 +56,10 @@ logger = logging.getLogger('taskptq')
 # Part of the loss of weights rounded to nearest that GPTQ leaves, at most:
 # 2 % on YOLOX-nano at 8 bits.
 GPTQ_SHARE = 0.1
-# What keeps a model's outputs from being compared or differentiated.
+# Images for losses that are measured one at a time.
+MEASURED_IMAGES = 4
+# What keeps a model's outputs from being compared.
 NOT_MEASURABLE = (
-    NotDifferentiableError,
     NotImplementedError,
     TypeError,
     ValueError,
@@ -215,9 +218,10 @@ def _searched(
     assert config is not None
     allowed = loss_allowed(config.keep)
     reconstruction = recipe.reconstruction
-    cured = config.rounding is not None and named.loss > allowed
-    if cured and reconstruction is None:
-        reconstruction = {'rounding': config.rounding, 'seed': recipe.seed}
+    if reconstruction is None and named.loss > allowed:
+        reconstruction = config.reconstruction
+    if reconstruction is not None:
+        reconstruction = {'seed': recipe.seed, **reconstruction}
     # Weights are rounded anew after the choice: measure it without them.
     later = reconstruction is not None
     problem = _problem(
@@ -247,7 +251,11 @@ def _searched(
         sensitivity=found,
     )
     report['named_loss'] = named.loss
-    report['rounding'] = (reconstruction or {}).get('rounding', 'nearest')
+    report['rounding'] = (
+        'nearest'
+        if reconstruction is None
+        else ReconstructionConfig.from_dict(reconstruction).rounding
+    )
     result = replace(
         recipe, qconfig=chosen.qconfig, reconstruction=reconstruction
     )
@@ -305,14 +313,21 @@ def _sensitivities(
     *,
     seed: int,
 ) -> SensitivityReport:
+    """Estimate from gradients; measure one by one where there are none."""
     bits = [bits for bits in config.candidates if not isinstance(bits, str)]
-    return estimate_losses(
-        calibrated.model,
-        batches,
-        forward=calibrated.forward,
-        adapter=calibrated.adapter,
-        candidates=bits or (8,),
-        seed=seed,
+    settings = {
+        'forward': calibrated.forward,
+        'adapter': calibrated.adapter,
+        'candidates': bits or (8,),
+    }
+    try:
+        return estimate_losses(
+            calibrated.model, batches, seed=seed, **settings
+        )
+    except NotDifferentiableError as error:
+        logger.warning('Tensors are measured one at a time, since %s', error)
+    return measure_losses(
+        calibrated.model, batches, num_images=MEASURED_IMAGES, **settings
     )
 
 

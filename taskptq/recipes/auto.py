@@ -4,5 +4,5 @@ base = 'mse-depthwise'
 mixed_precision = dict(
     keep=0.99,
     candidates=[4, 8, 16],
-    rounding='gptq',
+    reconstruction=dict(rounding='gptq'),
 )

@@ -5,5 +5,5 @@ mixed_precision = dict(
     keep=0.99,
     budget=dict(macs_above=0.03),
     candidates=[8, 16, 'float'],
-    rounding='gptq',
+    reconstruction=dict(rounding='gptq'),
 )

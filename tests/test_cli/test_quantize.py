@@ -35,7 +35,7 @@ def test_a_budget_replaces_that_of_the_recipe(parse):
     mixed = read_recipe(recipe_of(args))['mixed_precision']
     assert mixed['keep'] == 0.95
     assert mixed['budget'] == {'bops': 0.5, 'bytes': 1e5}
-    assert mixed['rounding'] == 'gptq'
+    assert mixed['reconstruction']['rounding'] == 'gptq'
 
 
 @pytest.mark.parametrize(

@@ -100,7 +100,7 @@ def test_gptq_comes_before_what_costs_at_run_time(tmp_path):
         keep=0.999,
         budget=dict(macs_above=0.2),
         candidates=[8],
-        rounding='gptq',
+        reconstruction=dict(rounding='gptq'),
     )
     report, payload = run(
         'conv', tmp_path, dict(qconfig=POINTS, mixed_precision=settings)
@@ -116,7 +116,7 @@ def test_gptq_comes_before_what_costs_at_run_time(tmp_path):
 
 
 def test_nothing_is_estimated_for_a_model_that_is_fine(tmp_path):
-    settings = dict(keep=0.5, budget=dict(macs_above=0.2), rounding='gptq')
+    settings = dict(keep=0.5, budget=dict(macs_above=0.2))
     report, payload = run(
         'conv', tmp_path, dict(qconfig={}, mixed_precision=settings)
     )

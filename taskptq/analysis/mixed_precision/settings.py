@@ -18,8 +18,10 @@ from taskptq.core.settings import (
     check_keys,
     refuse,
     setting,
+    within,
 )
 from taskptq.core.spec import MAX_BITS, MIN_BITS
+from taskptq.reconstruction.config import ReconstructionConfig
 
 __all__ = ['BUDGETS', 'MixedPrecisionConfig']
 
@@ -52,9 +54,9 @@ class MixedPrecisionConfig:
         candidates: Bits to choose from besides those of the recipe;
             'float' leaves whole layers float.
         points: Points whose bits may change.
-        rounding: 'gptq' rounds weights by GPTQ where rounding to nearest
-            keeps too little, before anything that costs at run time; None
-            leaves it to the recipe.
+        reconstruction: Settings of a reconstruction where rounding to
+            nearest keeps too little, before anything that costs at run time,
+            e.g. ``dict(rounding='gptq')``; None leaves it to the recipe.
         num_images: Calibration images for sensitivities and verification.
 
     Raises:
@@ -72,8 +74,8 @@ class MixedPrecisionConfig:
     points: tuple[str, ...] = setting(
         POINTS, Items(of=Choice(choices=POINTS), least=1)
     )
-    rounding: str | None = setting(
-        None, Choice(choices=('gptq',), optional=True)
+    reconstruction: Mapping[str, Any] | None = setting(
+        None, Table(optional=True)
     )
     num_images: int = setting(16, Whole(low=1))
 
@@ -85,6 +87,9 @@ class MixedPrecisionConfig:
                 list(self.candidates),
                 'give each candidate once',
             )
+        if self.reconstruction is not None:
+            with within('mixed_precision.reconstruction'):
+                ReconstructionConfig.from_dict(self.reconstruction)
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MixedPrecisionConfig:
@@ -105,6 +110,10 @@ class MixedPrecisionConfig:
             'budget': dict(self.budget),
             'candidates': list(self.candidates),
             'points': list(self.points),
-            'rounding': self.rounding,
+            'reconstruction': (
+                None
+                if self.reconstruction is None
+                else dict(self.reconstruction)
+            ),
             'num_images': self.num_images,
         }

@@ -23,7 +23,10 @@ def test_defaults_round_trip():
         (dict(candidates=[17]), r'mixed_precision.candidates\[0\]=17'),
         (dict(candidates=['flaot']), "2 to 16 bits, or 'float'"),
         (dict(points=['input']), r'mixed_precision.points\[0\]'),
-        (dict(rounding='adaround'), "choose one of 'gptq'"),
+        (
+            dict(reconstruction=dict(rounding='gtpq')),
+            r'mixed_precision.reconstruction.*rounding',
+        ),
         (dict(kep=0.9), "did you mean 'keep'"),
         ([], 'mixed_precision'),
     ],
