@@ -26,7 +26,7 @@ COMMANDS = {
     'export': 'write a quantized model as ONNX files for a runtime',
     'sensitivity': 'find the tensors that quantization hurts',
     'info': 'describe a quantized file',
-    'report': 'print which layers of a model are quantized, and how',
+    'report': 'show what quantization did to a model, as a page or as text',
     'list': 'list recipes, observers, quantizers, configs and the like',
     'bench': 'measure the rows of a table of results',
 }
