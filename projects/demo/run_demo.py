@@ -29,8 +29,10 @@ from demo_parts.rows import (
     LANES,
     ROWS,
     Measured,
+    command_of,
     run_row,
 )
+from demo_parts.table import text_table
 
 ROOT = Path(__file__).resolve().parents[2]
 # The configs name this folder.
@@ -105,6 +107,29 @@ def compare(out: Path, *, picture: Path) -> None:
         )
 
 
+def write_page(out: Path, *, page: Path) -> None:
+    """Write the page on the quantized models.
+
+    Args:
+        out: Folder of the rows' own folders, which hold what they measured.
+        page: HTML file.
+    """
+    from taskptq.engine.page import PageSettings, make_page
+
+    files = [out / row.key / 'quantized.pth' for row in ROWS]
+    # pycocotools talks while it reads annotations.
+    with contextlib.redirect_stdout(io.StringIO()):
+        make_page(
+            [file for file in files if file.is_file()],
+            out=page,
+            config=FLOAT_CONFIG,
+            float_checkpoint=CHECKPOINT,
+            float_folder=out / 'float',
+            settings=PageSettings(num_images=8, layer_images=2),
+            commands=[command_of(row, work_dir=out / row.key) for row in ROWS],
+        )
+
+
 def cpu_seconds() -> float:
     """CPU time of this process and of those that it waited for."""
     times = os.times()
@@ -155,22 +180,14 @@ def main(argv: list[str] | None = None) -> None:
         rows = measure_rows(out)
     except RuntimeError as error:
         raise SystemExit(str(error)) from error
-    from demo_parts.report import text_table, write_html
-
-    say('Drawing the picture ...')
+    say('Drawing the picture and the page ...')
     picture, page = out / 'boxes.png', out / 'report.html'
     compare(out, picture=picture)
+    write_page(out, page=page)
     seconds = time.perf_counter() - start
-    write_html(
-        rows,
-        picture=picture,
-        out=page,
-        seconds=seconds,
-        cpu_seconds=cpu_seconds(),
-    )
     say(f'\n{text_table(rows)}\n')
     say(f'picture: {ROOT / picture}')
-    say(f'report:  {ROOT / page}')
+    say(f'page:    {ROOT / page}')
     say(f'{seconds:.0f} s in all, {cpu_seconds():.0f} s of CPU time')
 
 

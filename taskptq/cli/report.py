@@ -65,6 +65,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--float', metavar='FLOAT.pth', help='float checkpoint to compare with'
     )
     parser.add_argument(
+        '--float-folder',
+        metavar='DIR',
+        help='--work-dir in which taskptq test measured the float model '
+        "(default: the files' own folders)",
+    )
+    parser.add_argument(
         '--images',
         type=count,
         default=16,
@@ -159,6 +165,7 @@ def write_page(args: argparse.Namespace) -> None:
                 score=args.score,
             ),
             device=args.device or default,
+            float_folder=args.float_folder,
             trust_checkpoint=args.trust_checkpoint,
         )
     except (

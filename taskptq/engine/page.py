@@ -97,6 +97,7 @@ def make_page(
     settings: PageSettings | None = None,
     device: str | torch.device = 'cpu',
     trust_checkpoint: bool = False,
+    float_folder: str | Path | None = None,
     commands: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Write a page on quantized files, and its content as JSON beside it.
@@ -109,6 +110,8 @@ def make_page(
         settings: How much to show.
         device: Where the models run.
         trust_checkpoint: Unpickle a float checkpoint that is not plain.
+        float_folder: Folder in which the float model was tested; its
+            metrics are also found beside the files.
         commands: Command lines to show.
 
     Returns:
@@ -142,7 +145,11 @@ def make_page(
     content = page_content(
         [subject.entry for subject in subjects],
         float_model=_float_model(
-            subjects, float_path, absent, config=_name_of(config)
+            subjects,
+            float_path,
+            absent,
+            config=_name_of(config),
+            folder=float_folder,
         ),
         pictures=pictures,
         absent=absent,
@@ -180,9 +187,11 @@ def _float_model(
     absent: dict[str, str],
     *,
     config: str,
+    folder: str | Path | None,
 ) -> dict[str, Any]:
     """Return what is known of the float model; note what is missing."""
-    folders = [subject.file.path.parent for subject in subjects]
+    folders = [] if folder is None else [Path(folder)]
+    folders += [subject.file.path.parent for subject in subjects]
     first = subjects[0].file.path.name
     digest = ''
     if path is not None:
@@ -194,9 +203,9 @@ def _float_model(
     elif not metrics:
         name = 'FLOAT.pth' if path is None else path.name
         absent['float_metrics'] = (
-            'The float model was not measured. To compare, test it as well, '
-            'with the folder of the quantized file as its --work-dir: '
-            f'taskptq test {config} {name} --work-dir FOLDER'
+            'The float model was not measured. To compare, run taskptq test '
+            f'{config} {name} --work-dir FOLDER, then taskptq report with '
+            '--float-folder FOLDER.'
         )
     return float_entry(path, file=subjects[0].file, metrics=metrics)
 

@@ -55,7 +55,7 @@ class ImageRow:
             score=score,
             size=self.size,
         )
-        name = 'image' if path is None else Path(str(path)).name
+        name = 'image' if path is None else _short_name(str(path))
         return {**drawn, 'name': name, 'kind': kind}
 
 
@@ -113,3 +113,12 @@ def _size_of(sample: Any) -> tuple[int, int]:
     if isinstance(shape, (list, tuple)) and len(shape) >= 2:
         return int(shape[0]), int(shape[1])
     return 1, 1
+
+
+def _short_name(path: str) -> str:
+    """Return an image's name and its folder's, as names repeat in folders.
+
+    >>> _short_name('/data/tusimple/clips/0313/20.jpg')
+    '0313/20.jpg'
+    """
+    return '/'.join(Path(path).parts[-2:])

@@ -66,7 +66,7 @@ def test_the_picture_of_an_image(tmp_path):
         {'q': Boxes(LEFT, path=str(path))}, Boxes(LEFT), None, score=0.5
     )
     picture = row.picture(kind='worst', classes=['cat'], score=0.5)
-    assert picture['name'] == 'street.png'
+    assert picture['name'] == f'{tmp_path.name}/street.png'
     assert picture['photo']
     assert (picture['height'], picture['width']) == (40, 60)
     assert picture['columns'][1]['shapes'][0]['label'] == 'cat'

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -89,6 +90,29 @@ def row_environment() -> dict[str, str]:
     return {**own, **os.environ}
 
 
+def arguments_of(row: Row, *, work_dir: Path) -> list[str]:
+    """Return the command line of a row, without Python itself.
+
+    Args:
+        row: What to run.
+        work_dir: Where its files go.
+    """
+    return [
+        'tools/test.py',
+        row.config,
+        CHECKPOINT,
+        '--work-dir',
+        work_dir.as_posix(),
+        '--out',
+        (work_dir / 'metrics.json').as_posix(),
+    ]
+
+
+def command_of(row: Row, *, work_dir: Path) -> str:
+    """Return the command line of a row, from the repository's top level."""
+    return shlex.join(['python', *arguments_of(row, work_dir=work_dir)])
+
+
 def run_row(row: Row, *, root: Path, work_dir: Path) -> Measured:
     """Test one row as a user would, in a process of its own.
 
@@ -101,15 +125,7 @@ def run_row(row: Row, *, root: Path, work_dir: Path) -> Measured:
         RuntimeError: If the command fails; with the end of its log.
     """
     out = work_dir / 'metrics.json'
-    arguments = [
-        'tools/test.py',
-        row.config,
-        CHECKPOINT,
-        '--work-dir',
-        work_dir.as_posix(),
-        '--out',
-        out.as_posix(),
-    ]
+    arguments = arguments_of(row, work_dir=work_dir)
     (root / work_dir).mkdir(parents=True, exist_ok=True)
     (root / out).unlink(missing_ok=True)
     log = root / work_dir / 'output.log'
@@ -138,7 +154,7 @@ def run_row(row: Row, *, root: Path, work_dir: Path) -> Measured:
     result = json.loads((root / out).read_text())
     return Measured(
         row=row,
-        command=f'python {" ".join(arguments)}',
+        command=command_of(row, work_dir=work_dir),
         ap=_metric(result, 'coco/bbox_mAP'),
         ap50=_metric(result, 'coco/bbox_mAP_50'),
         file_bytes=_file_bytes(result, root=root),
