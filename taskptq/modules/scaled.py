@@ -1,8 +1,9 @@
-"""Layers that multiply each input channel by a factor first.
+"""Layers that scale, and perhaps shift, each input channel first.
 
 A scale per channel of a dense layer's input has no integer form, since the
 accumulator adds up channels. As a factor in front of one common grid, undone
-in the weight, it has one: ``W x = (W s)(x / s)``.
+in the weight, it has one: ``W x = (W s)(x / s)``. A shift of the channels goes
+into the bias: ``W x = W (x - z) + W z``.
 """
 
 from __future__ import annotations
@@ -20,13 +21,18 @@ _Layer = TypeVar('_Layer', bound='_Scaled')
 
 class _Scaled(nn.Module):
     input_factor: Tensor
+    input_offset: Tensor | None
 
     @classmethod
-    def wrap(cls: type[_Layer], layer: nn.Module) -> _Layer:
+    def wrap(
+        cls: type[_Layer], layer: nn.Module, *, shifted: bool = False
+    ) -> _Layer:
         """Make a layer with factors of 1 that shares a layer's parameters.
 
         Args:
             layer: Conv2d or Linear.
+            shifted: Whether it has offsets as well, 0 at first; never for a
+                convolution that pads.
         """
         new = cls.__new__(cls)
         nn.Module.__init__(new)
@@ -40,17 +46,24 @@ class _Scaled(nn.Module):
         channels = weight.shape[1] * int(getattr(layer, 'groups', 1))
         factor = torch.ones(channels, dtype=weight.dtype, device=weight.device)
         new.register_buffer('input_factor', factor)
+        offset = torch.zeros_like(factor) if shifted else None
+        new.register_buffer('input_offset', offset)
         return new
 
     def scaled_input(self, x: Tensor) -> Tensor:
-        """Return the input times its channels' factors, same shape."""
-        if isinstance(self, nn.Conv2d):
-            return x * self.input_factor[:, None, None]
-        return x * self.input_factor
+        """Return input times factor plus offset of its channel, same shape."""
+        x = x * self._by_channel(self.input_factor)
+        if self.input_offset is not None:
+            x = x + self._by_channel(self.input_offset)
+        return x
+
+    def _by_channel(self, values: Tensor) -> Tensor:
+        is_conv = isinstance(self, nn.Conv2d)
+        return values[:, None, None] if is_conv else values
 
 
 class ScaledConv2d(_Scaled, nn.Conv2d):
-    """Conv2d of an input times ``input_factor``, (C_in,)."""
+    """Conv2d of x * ``input_factor`` + ``input_offset``, each (C_in,)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, (B, C_in, H, W) -> (B, C_out, H', W')."""
@@ -60,7 +73,7 @@ class ScaledConv2d(_Scaled, nn.Conv2d):
 
 
 class ScaledLinear(_Scaled, nn.Linear):
-    """Linear of an input times ``input_factor``, (C_in,)."""
+    """Linear of x * ``input_factor`` + ``input_offset``, each (C_in,)."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Project, (..., C_in) -> (..., C_out)."""

@@ -50,6 +50,20 @@ def test_float(layer, cls, shape):
     assert 'input_factor' in scaled.state_dict()
 
 
+def test_offsets():
+    layer = nn.Conv2d(4, 6, 1)
+    x = torch.randn(2, 4, 5, 5)
+    scaled = factors(ScaledConv2d.wrap(layer, shifted=True))
+    with torch.no_grad():
+        scaled.input_offset.copy_(torch.tensor([1.0, 0, -1, 3]))
+    moved = x * scaled.input_factor[:, None, None]
+    moved = moved + scaled.input_offset[:, None, None]
+    torch.testing.assert_close(scaled(x), layer(moved))
+    plain = ScaledConv2d.wrap(layer)
+    assert 'input_offset' in scaled.state_dict()
+    assert 'input_offset' not in plain.state_dict()
+
+
 def test_counterparts():
     for layer, cls, quant in (
         (LAYERS[0][0], ScaledConv2d, QuantScaledConv2d),

@@ -6,7 +6,9 @@ a LayerNorm as well (Outlier Suppression+). Behind SiLU, a sum or a
 concatenation it cannot: there it stays, one multiplication for each element,
 in front of the quantizer. s is searched for the least output error of the
 quantized layer, among those of SmoothQuant (Xiao et al., ICML 2023) and AWQ
-(Lin et al., MLSys 2024).
+(Lin et al., MLSys 2024). The midpoint of each channel may be subtracted as
+well, which is the run-time form of Outlier Suppression+ (Wei et al., EMNLP
+2023) for norms that others read too.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import calibration_mode
-from taskptq.core.settings import Number
+from taskptq.core.settings import Flag, Number
 from taskptq.hosts.registry import lookup
 from taskptq.methods.equalization.edits import column_peaks
 from taskptq.methods.equalization.rewrite import equalizing_scales
@@ -62,11 +64,13 @@ class _Chosen:
     Args:
         reader: The layer.
         scales: (C,) float64, divisors of its input channels.
+        shift: (C,) float64, subtracted from them first; None is 0.
         entry: Its entry in the report.
     """
 
     reader: Reader
     scales: Tensor
+    shift: Tensor | None
     entry: RewriteEntry
 
 
@@ -75,13 +79,16 @@ class ChannelScale:
     """Divide input channels by a scale in front of the grid, exactly.
 
     For linear layers and convolutions whose input has one grid, whatever is
-    in front of them. Costs one multiplication for each element of the input,
-    which the report states; layers that win less than ``least_gain`` stay as
-    they are. Where a scale costs nothing, run CrossLayerEqualization or
-    ChannelShiftScale first.
+    in front of them. Costs one multiplication (and an addition, with a shift)
+    for each element of the input, which the report states; layers that win
+    less than ``least_gain`` stay as they are. Where a scale costs nothing,
+    run CrossLayerEqualization or ChannelShiftScale first.
 
     Args:
-        least_gain: Least factor by which the error has to fall.
+        shift: Whether channels may be shifted too, where no zeros are padded
+            and the layer has a bias.
+        least_gain: Least factor by which the error has to fall; a shift has
+            to lower it by that factor once more.
         least_error: Layers whose relative error power is below this stay.
         limit: Scales differ from the median by at most this factor.
         patterns: Names of the layers, as in a QConfig; None is all.
@@ -91,12 +98,14 @@ class ChannelScale:
     def __init__(
         self,
         *,
+        shift: bool = True,
         least_gain: float = 1.2,
         least_error: float = 1e-3,
         limit: float = 100.0,
         patterns: Sequence[str] | None = None,
         tolerance: float = TOLERANCE,
     ) -> None:
+        self.shift = Flag().read(shift, name='shift')
         self.least_gain = Number(low=1, high=1e6).read(
             least_gain, name='least_gain'
         )
@@ -137,16 +146,14 @@ class ChannelScale:
             )
             if error.per_channel_input:
                 continue
-            entry, scales = self._choose(reader, error)
+            entry, found = self._choose(reader, error)
             entries.append(entry)
-            if scales is not None:
-                chosen.append(
-                    _Chosen(reader=reader, scales=scales, entry=entry)
-                )
+            chosen += [] if found is None else [found]
         standing = _apply(model, chosen, stats, tolerance=self.tolerance)
         return RewriteReport(
             rewrite=type(self).__name__,
             settings={
+                'shift': self.shift,
                 'least_gain': self.least_gain,
                 'least_error': self.least_error,
                 'limit': self.limit,
@@ -155,7 +162,7 @@ class ChannelScale:
                 else list(self.patterns),
             },
             entries=entries,
-            structure={'layers': standing} if standing else {},
+            structure=_structure(standing),
         )
 
     @classmethod
@@ -165,18 +172,26 @@ class ChannelScale:
         Raises:
             ValueError: If a name is no layer that can be scaled.
         """
-        names = structure.get('layers')
-        known = {reader.name: reader.module for reader in _layers(model)}
-        if not isinstance(names, list | tuple) or len(names) > len(known):
-            raise ValueError('layers with scaled inputs are not a list')
-        for name in names:
-            if not isinstance(name, str) or name not in known:
+        known = {reader.name: reader for reader in _layers(model)}
+        names, shifted = (
+            _read_names(structure.get(key, ()), known)
+            for key in ('layers', 'shifted')
+        )
+        if not names or not set(shifted) <= set(names):
+            raise ValueError('layers with scaled inputs are missing')
+        for name in shifted:
+            if known[name].pads:
                 raise ValueError(
-                    f'{str(name)[:100]!r} is no layer whose input could be '
-                    'scaled'
+                    f'{name!r} pads zeros: its input cannot be shifted'
                 )
         replace_modules(
-            model, {id(known[name]): _wrapped(known[name]) for name in names}
+            model,
+            {
+                id(known[name].module): _wrapped(
+                    known[name].module, shifted=name in shifted
+                )
+                for name in names
+            },
         )
 
     def _readers(self, model: nn.Module) -> list[Reader]:
@@ -196,9 +211,8 @@ class ChannelScale:
 
     def _choose(
         self, reader: Reader, error: ReaderError
-    ) -> tuple[RewriteEntry, Tensor | None]:
+    ) -> tuple[RewriteEntry, _Chosen | None]:
         """Search the scales of one layer; None if it had better stay."""
-        sample = error.sample
         same = torch.ones(reader.num_channels, dtype=torch.float64)
         before = error.error(same)
         entry = RewriteEntry(
@@ -210,28 +224,79 @@ class ChannelScale:
         if before < self.least_error:
             entry.reason = f'its error is below {self.least_error:g}'
             return entry, None
-        weight = column_peaks(reader.module)
-        best, scales = before, same
-        for size in (sample.peaks, sample.rows.abs().mean(dim=(0, 2, 3))):
-            for alpha in ALPHAS:
-                found = equalizing_scales(
-                    size, weight, alpha=alpha, limit=self.limit
-                )
-                candidate = error.error(found)
-                if candidate < best:
-                    best, scales = candidate, found
+        best, scales = self._search(error, None)
+        shift = None
+        if self.shift and not reader.pads and reader.bias is not None:
+            sample = error.sample
+            center = (sample.min_val.double() + sample.max_val.double()) / 2
+            shifted, found = self._search(error, center)
+            if shifted * self.least_gain <= best:
+                best, scales, shift = shifted, found, center
         entry.details['error_after'] = best
         if before < self.least_gain * best:
             entry.reason = (
                 f'its error falls by less than a factor of {self.least_gain:g}'
             )
             return entry, None
+        operations = 1 if shift is None else 2
         entry.details |= {
             'scales': [float(scales.min()), float(scales.max())],
-            'operations_per_element': 1,
-            'operations_per_mac': _price(reader),
+            'shifted': shift is not None,
+            'operations_per_element': operations,
+            'operations_per_mac': operations * _price(reader),
         }
-        return entry, scales
+        return entry, _Chosen(
+            reader=reader, scales=scales, shift=shift, entry=entry
+        )
+
+    def _search(
+        self, error: ReaderError, shift: Tensor | None
+    ) -> tuple[float, Tensor]:
+        """Return the least error, and the scales that give it."""
+        sample = error.sample
+        center = torch.zeros(len(sample.min_val)) if shift is None else shift
+        peaks = torch.maximum(
+            (sample.min_val - center).abs(), (sample.max_val - center).abs()
+        )
+        means = (sample.rows - center[:, None, None]).abs().mean(dim=(0, 2, 3))
+        weight = column_peaks(error.reader.module)
+        scales = torch.ones(len(peaks), dtype=torch.float64)
+        best = error.error(scales, shift)
+        for size in (peaks, means):
+            for alpha in ALPHAS:
+                found = equalizing_scales(
+                    size, weight, alpha=alpha, limit=self.limit
+                )
+                candidate = error.error(found, shift)
+                if candidate < best:
+                    best, scales = candidate, found
+        return best, scales
+
+
+def _structure(standing: Sequence[_Chosen]) -> dict[str, Any]:
+    """Return what a file needs to make the same layers again."""
+    names = [one.reader.name for one in standing]
+    shifted = [one.reader.name for one in standing if one.shift is not None]
+    return {
+        **({'layers': names} if names else {}),
+        **({'shifted': shifted} if shifted else {}),
+    }
+
+
+def _read_names(names: Any, known: Mapping[str, Reader]) -> list[str]:
+    """Check the names of a file's scaled layers.
+
+    Raises:
+        ValueError: If they are none, or one is no layer that can be scaled.
+    """
+    if not isinstance(names, list | tuple) or len(names) > len(known):
+        raise ValueError('layers with scaled inputs are not a list')
+    for name in names:
+        if not isinstance(name, str) or name not in known:
+            raise ValueError(
+                f'{str(name)[:100]!r} is no layer whose input could be scaled'
+            )
+    return list(names)
 
 
 def _layers(model: nn.Module) -> list[Reader]:
@@ -254,14 +319,16 @@ def _layers(model: nn.Module) -> list[Reader]:
     ]
 
 
-def _wrapped(layer: nn.Module) -> ScaledConv2d | ScaledLinear:
+def _wrapped(
+    layer: nn.Module, *, shifted: bool
+) -> ScaledConv2d | ScaledLinear:
     counterpart = lookup(layer)
     assert counterpart is not None
-    return KINDS[counterpart].wrap(layer)
+    return KINDS[counterpart].wrap(layer, shifted=shifted)
 
 
 def _price(reader: Reader) -> float:
-    """Return the multiplications added for each multiply-accumulate."""
+    """Return the elements of the input for each multiply-accumulate."""
     weight = reader.weight
     stride = getattr(reader.module, 'stride', (1, 1))
     per_element = weight[:, 0].numel() / reader.groups
@@ -274,17 +341,22 @@ def _apply(
     stats: CalibrationStats,
     *,
     tolerance: float,
-) -> list[str]:
+) -> list[_Chosen]:
     """Scale the layers; undo those whose outputs change.
 
     Returns:
-        Names of the layers that stay scaled.
+        The layers that stay scaled.
     """
     own = [one.reader.name for one in chosen]
     common = set(own).intersection(*gather(own))
     chosen = [one for one in chosen if one.reader.name in common]
     layers = {one.reader.name: one.reader.module for one in chosen}
-    new = {name: _wrapped(layer) for name, layer in layers.items()}
+    new = {
+        one.reader.name: _wrapped(
+            one.reader.module, shifted=one.shift is not None
+        )
+        for one in chosen
+    }
     replace_modules(
         model, {id(layers[name]): layer for name, layer in new.items()}
     )
@@ -297,18 +369,26 @@ def _apply(
         for one in chosen
     ]
     standing = apply_layer_edits(model, plans, stats, tolerance=tolerance)
-    names = [name for plan in standing for name in plan.readers]
+    names = {name for plan in standing for name in plan.readers}
     replace_modules(
         model,
         {id(new[name]): layers[name] for name in new if name not in names},
     )
-    return names
+    return [one for one in chosen if one.reader.name in names]
 
 
 def _edits(one: _Chosen, layer: ScaledConv2d | ScaledLinear) -> list[RowEdit]:
-    weight = one.reader.weight
-    columns = one.reader.by_column(one.scales).to(weight.device)
-    return [
-        RowEdit.to(layer.input_factor, 1 / one.scales),
+    reader, scales = one.reader, one.scales
+    weight = reader.weight
+    columns = reader.by_column(scales).to(weight.device)
+    edits = [
+        RowEdit.to(layer.input_factor, 1 / scales),
         RowEdit.to(weight, weight.double() * columns),
     ]
+    bias, offset = reader.bias, layer.input_offset
+    if one.shift is not None and bias is not None and offset is not None:
+        shift = reader.by_column(one.shift).to(weight.device)
+        returned = (weight.double() * shift).flatten(1).sum(dim=1)
+        edits.append(RowEdit.to(offset, -one.shift / scales))
+        edits.append(RowEdit.to(bias, bias.double() + returned))
+    return edits

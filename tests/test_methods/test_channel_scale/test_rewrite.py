@@ -1,5 +1,6 @@
 """Explicit scales: exact, where they pay, and restored from the file."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -122,6 +123,54 @@ def test_wrong_edits_give_the_layer_back(monkeypatch):
     assert torch.equal(model.join.weight, before)
 
 
+class PostNorm(nn.Module):
+    """A norm of off-center channels that a layer and a residual read."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Linear(3, 8), nn.LayerNorm(8)
+        self.fc1, self.fc2 = nn.Linear(8, 16), nn.Linear(16, 8)
+
+    def forward(self, x):
+        x = self.norm(self.embed(x))
+        return x + self.fc2(torch.relu(self.fc1(x)))
+
+
+def test_shifts_where_the_norm_is_read_by_others():
+    torch.manual_seed(0)
+    model = PostNorm().eval().double()
+    with torch.no_grad():
+        model.norm.bias.normal_(std=5)
+    stats = stats_for((64, 3))
+    x = stats.batches[0][0].double()
+    stats.batches = [(x,)]
+    expected = model(x).detach()
+    plain = ChannelScale(shift=False)(copy.deepcopy(model), stats)
+    report = ChannelScale()(model, stats)
+    assert 'fc1' in report.structure['shifted']
+    (entry,) = (e for e in report.entries if e.name == 'fc1')
+    assert entry.details['shifted']
+    assert entry.details['operations_per_element'] == 2
+    (other,) = (e for e in plain.entries if e.name == 'fc1')
+    assert entry.details['error_after'] < other.details['error_after'] / 2
+    torch.testing.assert_close(model(x).detach(), expected, rtol=0, atol=1e-12)
+    fresh = PostNorm().double()
+    replay(fresh, structures([report.to_dict()]))
+    fresh.load_state_dict(model.state_dict())
+    assert torch.equal(fresh(x), model(x))
+
+
+def test_padded_inputs_are_never_shifted():
+    model = silu_model()
+    model.join.bias = nn.Parameter(torch.randn(6))
+    _, entries = rewritten(model, stats_for())
+    assert not entries['join'].details['shifted']
+    with pytest.raises(ValueError, match="'join' pads zeros"):
+        ChannelScale.replay(
+            silu_model(), {'layers': ['join'], 'shifted': ['join']}
+        )
+
+
 def test_patterns_and_float_layers():
     _, entries = rewritten(silu_model(), stats_for(), patterns=['head'])
     assert list(entries) == ['head']
@@ -176,4 +225,6 @@ def test_forged_structures_are_refused(layers):
     model = silu_model()
     with pytest.raises(ValueError, match='scaled'):
         ChannelScale.replay(model, {'layers': layers})
+    with pytest.raises(ValueError, match='scaled'):
+        ChannelScale.replay(model, {'layers': ['head'], 'shifted': layers})
     assert type(model.join) is nn.Conv2d
