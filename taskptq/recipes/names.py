@@ -15,8 +15,12 @@ from taskptq.recipes.folders import (
 )
 from taskptq.recipes.merge import merge
 
-# What a name without a method stands for.
-DEFAULT_METHOD = 'mse-depthwise'
+# What a name without a method stands for, down to these bits of weights:
+# with fewer, nearest roundings leave nothing of small models.
+DEFAULT_METHOD, LEAST_WEIGHT_BITS = 'mixed', 7
+FEW_BITS_METHOD = 'mixed-matched'
+# Budget of such a name at less than 8 bits of activations.
+FEW_BITS_BUDGET = {'macs_above': 0.1}
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
 # By point; 16-bit activations are a rung between 8 bits and float.
@@ -31,6 +35,8 @@ PATTERN = re.compile(
     r'(?:_(?P<method>.+))?',
     re.ASCII | re.DOTALL,
 )
+# What follows the progress of this package, not a publication.
+RECOMMENDED = (DEFAULT_METHOD, FEW_BITS_METHOD, 'auto')
 # Names without bits.
 ALIASES = {'auto': 'w8a8_auto'}
 EXAMPLES = 'w8a8, w4a8_gptq or w4a4-8_drd'
@@ -46,21 +52,31 @@ class RecipeName:
         attention: Bits inside of attention (queries, keys, values and the
             softmax); None is as the method has it, which mostly is
             ``activation``.
-        method: Name of a method file.
+        method: Name of a method file; None stands for what is recommended
+            at these bits.
         scope: Project whose method is meant first; None leaves it open.
     """
 
     weight: int
     activation: int
     attention: int | None = None
-    method: str = DEFAULT_METHOD
+    method: str | None = None
     scope: str | None = None
+
+    @property
+    def method_file(self) -> str:
+        """Name of the method file."""
+        if self.method is not None:
+            return self.method
+        enough = self.weight >= LEAST_WEIGHT_BITS
+        return DEFAULT_METHOD if enough else FEW_BITS_METHOD
 
     def qconfig(self) -> dict[str, Any]:
         """Return the bits as settings of a ``qconfig``.
 
         A method is what was published and measured under its name: layers
-        and attentions. The default one quantizes all other products, too.
+        and attentions. What is recommended quantizes all other products,
+        too.
         """
         weight: dict[str, Any] = {'num_bits': self.weight}
         if self.weight <= ASYMMETRIC_UP_TO:
@@ -69,7 +85,7 @@ class RecipeName:
             'weight': weight,
             'activation': {'num_bits': self.activation},
         }
-        if self.method != DEFAULT_METHOD:
+        if self.method_file not in RECOMMENDED:
             points['products'] = False
         if self.attention is not None:
             points['attention'] = {'num_bits': self.attention}
@@ -110,9 +126,7 @@ def parse(name: str) -> RecipeName:
                 f'{allowed[-1]}',
             )
         bits[point] = int(text)
-    return RecipeName(
-        **bits, method=found['method'] or DEFAULT_METHOD, scope=found['scope']
-    )
+    return RecipeName(**bits, method=found['method'], scope=found['scope'])
 
 
 def _guess(name: Any) -> str:
@@ -137,9 +151,10 @@ def resolve(name: str) -> dict[str, Any]:
     """
     parts = parse(name)
     try:
-        scope = find_scope(parts.method, scope=parts.scope)
+        scope = find_scope(parts.method_file, scope=parts.scope)
     except SettingError as error:
         raise SettingError(f'recipe={shown(name)}', error.problem) from error
-    return merge(
-        read_method(parts.method, scope=scope), {'qconfig': parts.qconfig()}
-    )
+    changes: dict[str, Any] = {'qconfig': parts.qconfig()}
+    if parts.method is None and parts.activation < 8:
+        changes['mixed_precision'] = {'budget': FEW_BITS_BUDGET}
+    return merge(read_method(parts.method_file, scope=scope), changes)

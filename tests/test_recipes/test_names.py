@@ -9,7 +9,7 @@ from taskptq.recipes import RecipeName, method_names, parse, resolve
 @pytest.mark.parametrize(
     ('name', 'expected'),
     [
-        ('w8a8', RecipeName(weight=8, activation=8, method='mse-depthwise')),
+        ('w8a8', RecipeName(weight=8, activation=8)),
         ('w4a8_gptq', RecipeName(weight=4, activation=8, method='gptq')),
         (
             'w2a4-8_drd+relative-qat',
@@ -79,8 +79,20 @@ def test_an_error_is_one_short_sentence():
     assert len(str(caught.value)) < 500
 
 
-def test_no_method_is_ranges_of_least_error():
-    assert resolve('w8a8') == resolve('w8a8_mse-depthwise')
+@pytest.mark.parametrize(
+    ('name', 'method', 'budget'),
+    [
+        ('w8a8', 'w8a8_mixed', 0.03),
+        ('w8a16', 'w8a16_mixed', 0.03),
+        ('w4a8', 'w4a8_mixed-matched', 0.05),
+        ('w4a4-8', 'w4a4-8_mixed-matched', 0.1),
+    ],
+)
+def test_no_method_is_what_is_recommended(name, method, budget):
+    found, expected = resolve(name), resolve(method)
+    assert found['mixed_precision'].pop('budget') == {'macs_above': budget}
+    expected['mixed_precision'].pop('budget')
+    assert found == expected
 
 
 @pytest.mark.parametrize('bits', range(2, 9))
