@@ -7,12 +7,12 @@ from taskptq.hosts.registry import (
     register_computed_weight,
     register_conv_norm,
     register_counterpart,
-    register_float,
     register_norm,
 )
 
 _MODULES = 'taskptq.modules'
-_DEFORMABLE = 'deformable conv: no counterpart'
+_DEFORMABLE = f'{_MODULES}.deform_conv'
+_MODULATED = 'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d'
 
 COUNTERPARTS = {
     'mmcv.cnn.bricks.wrappers.Conv2d': f'{_MODULES}.conv.QuantConv2d',
@@ -23,11 +23,15 @@ COUNTERPARTS = {
     'mmcv.ops.multi_scale_deform_attn.MultiScaleDeformableAttention': (
         f'{_MODULES}.deform_attention.QuantMultiScaleDeformableAttention'
     ),
-}
-KEPT_FLOAT = {
-    'mmcv.ops.deform_conv.DeformConv2d': _DEFORMABLE,
-    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2d': _DEFORMABLE,
-    'mmcv.ops.modulated_deform_conv.ModulatedDeformConv2dPack': _DEFORMABLE,
+    'mmcv.cnn.bricks.conv2d_adaptive_padding.Conv2dAdaptivePadding': (
+        f'{_MODULES}.same_padding_conv.QuantSamePaddingConv2d'
+    ),
+    'mmcv.ops.deform_conv.DeformConv2d': f'{_DEFORMABLE}.QuantDeformConv2d',
+    'mmcv.ops.deform_conv.DeformConv2dPack': (
+        f'{_DEFORMABLE}.QuantDeformConv2dPack'
+    ),
+    _MODULATED: f'{_DEFORMABLE}.QuantDeformConv2d',
+    f'{_MODULATED}Pack': f'{_DEFORMABLE}.QuantModulatedDeformConv2dPack',
 }
 BLOCKS = (
     'mmcv.cnn.bricks.conv_module.ConvModule',
@@ -45,8 +49,6 @@ CONV_NORM_CLASSES = (
 
 for _host, _counterpart in COUNTERPARTS.items():
     register_counterpart(_host, _counterpart)
-for _host, _reason in KEPT_FLOAT.items():
-    register_float(_host, _reason)
 for _host in BLOCKS:
     register_block(_host)
 for _host in CONV_NORM_CLASSES:

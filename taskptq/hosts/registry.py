@@ -23,6 +23,8 @@ _Value = TypeVar('_Value')
 
 # Float class -> its counterpart: a class, or its dotted name.
 COUNTERPARTS: dict[str, str | type[QuantModule]] = {}
+# Methods that a subclass must not replace to be what its base class is.
+_RUNNING = ('__call__', 'forward', '_conv_forward')
 # Convolutions that standardize their weight at each call -> the class that
 # they are once that weight is stored.
 COMPUTED_WEIGHTS: dict[str, type[nn.Module]] = {}
@@ -57,7 +59,17 @@ TRAINING_ONLY: dict[str, tuple[str, ...]] = {}
 def register_counterpart(
     host: Host, counterpart: str | type[QuantModule], *, force: bool = False
 ) -> None:
-    """Register the counterpart that replaces modules of exactly one class.
+    """Register the counterpart that replaces modules of one class.
+
+    Subclasses count as long as they run its forward.
+
+    >>> from taskptq.modules import QuantLinear
+    >>> class Scorer(nn.Linear):
+    ...     def forward(self, x):
+    ...         return super().forward(x)
+    >>> register_counterpart(Scorer, QuantLinear)
+    >>> lookup(Scorer(4, 2)).__name__
+    'QuantLinear'
 
     Args:
         host: Float class, or its dotted name.
@@ -338,13 +350,15 @@ def has_forward_of(module: nn.Module, names: Collection[str]) -> bool:
 
 
 def lookup(module: nn.Module) -> type[QuantModule] | None:
-    """Return the counterpart of a module's exact class, None if unmapped.
+    """Return the counterpart of a module's class, None if unmapped.
+
+    That of a base class counts where the class runs the forward of it.
 
     Raises:
         SettingError: If a counterpart was registered by a dotted name that is
             no subclass of ``QuantModule``.
     """
-    target = COUNTERPARTS.get(dotted(plain_class(module)))
+    target = _target(plain_class(module))
     if not isinstance(target, str):
         return target
     path, _, name = target.rpartition('.')
@@ -352,6 +366,18 @@ def lookup(module: nn.Module) -> type[QuantModule] | None:
     if not (isinstance(found, type) and issubclass(found, QuantModule)):
         raise refuse('counterpart', target, 'name a subclass of QuantModule')
     return found
+
+
+def _target(cls: type[nn.Module]) -> str | type[QuantModule] | None:
+    for base in cls.__mro__:
+        target = COUNTERPARTS.get(dotted(base))
+        if target is not None:
+            same = all(
+                getattr(cls, name, None) is getattr(base, name, None)
+                for name in _RUNNING
+            )
+            return target if same else None
+    return None
 
 
 def counterpart_name(module: nn.Module) -> str:

@@ -15,6 +15,13 @@ COUNTERPARTS = {
     'torch.nn.modules.conv.ConvTranspose2d': (
         f'{_MODULES}.conv.QuantConvTranspose2d'
     ),
+    'torch.nn.modules.conv.Conv1d': f'{_MODULES}.conv1d.QuantConv1d',
+    'torch.nn.modules.conv.ConvTranspose1d': (
+        f'{_MODULES}.conv1d.QuantConvTranspose1d'
+    ),
+    'torchvision.ops.deform_conv.DeformConv2d': (
+        f'{_MODULES}.deform_conv.QuantDeformConv2d'
+    ),
     'torch.nn.modules.linear.Linear': f'{_MODULES}.linear.QuantLinear',
     'torch.nn.modules.linear.NonDynamicallyQuantizableLinear': (
         f'{_MODULES}.linear.QuantLinear'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import pairwise
@@ -132,7 +133,8 @@ def _bound_module(frame: FrameType) -> nn.Module | None:
     if not code.co_argcount:
         return None
     first: Any = frame.f_locals.get(code.co_varnames[0])
-    if isinstance(first, nn.Module) and _defines(type(first), code):
+    cls: Any = type(first)
+    if isinstance(first, nn.Module) and _defines(cls, code):
         return first
     return None
 
@@ -163,13 +165,17 @@ def _code_of(function: Any) -> CodeType | None:
 
 
 def _rank(code: CodeType, at: int) -> int:
-    return _ranks(code).get(at, 0)
+    """Return the rank of a running call, which may be behind its start."""
+    offsets, ranks = _ranks(code)
+    found = bisect_right(offsets, at) - 1
+    return ranks[found] if found >= 0 else 0
 
 
 @lru_cache(maxsize=1024)
-def _ranks(code: CodeType) -> dict[int, int]:
-    """Return offset of each call or product -> its rank on its line."""
-    ranks: dict[int, int] = {}
+def _ranks(code: CodeType) -> tuple[list[int], list[int]]:
+    """Return the offsets of calls and products, and their ranks by line."""
+    offsets: list[int] = []
+    ranks: list[int] = []
     line, count = 0, 0
     starts = dict(dis.findlinestarts(code))
     for instruction in dis.get_instructions(code):
@@ -177,9 +183,10 @@ def _ranks(code: CodeType) -> dict[int, int]:
         if start is not None and start != line:
             line, count = start, 0
         if _may_call(instruction):
-            ranks[instruction.offset] = count
+            offsets.append(instruction.offset)
+            ranks.append(count)
             count += 1
-    return ranks
+    return offsets, ranks
 
 
 def _may_call(instruction: dis.Instruction) -> bool:

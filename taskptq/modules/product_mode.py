@@ -66,7 +66,9 @@ class ProductMode(TorchFunctionMode):
         if site is None or site.module is not self._owner:
             return func(*args, **kwargs)
         with busy():
-            return self._owner.products(func, args, kwargs, site)
+            products = self._owner._modules[CHILD]
+            assert products is not None
+            return products(func, args, kwargs, site)
 
 
 class _Owner:

@@ -318,7 +318,7 @@ def _outside(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, module
 
 
-def _plain(module: nn.Module) -> type[nn.Module]:
+def _plain(module: nn.Module) -> Any:
     cls: type[nn.Module] = getattr(module, 'float_class', type(module))
     return cls
 

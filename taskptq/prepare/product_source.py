@@ -96,7 +96,7 @@ def _is_product(
         return False
     if now.argval in _NAMES:
         return True
-    of = None if before is None else before.argval
+    of: Any = None if before is None else before.argval
     # nn.functional.conv2d, F.conv2d, torch.einsum
     space = F if of == 'functional' else names.get(of)
     known = any(space is namespace for namespace in _NAMESPACES)

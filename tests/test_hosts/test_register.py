@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 from torch import nn
 
 from taskptq import hosts
@@ -15,7 +16,10 @@ pytestmark = pytest.mark.usefixtures('restored_tables')
 
 
 class Mine(nn.Linear):
-    """A user's layer."""
+    """A user's layer, with a forward of its own."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
 
 
 class Head(nn.Module):

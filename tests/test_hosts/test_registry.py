@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.util
+from typing import Any
 
 import pytest
 from torch import Tensor, nn
@@ -59,13 +60,23 @@ def test_counterpart_exists(name: str) -> None:
     assert issubclass(found, QuantModule)
 
 
-def test_lookup_wants_the_exact_class() -> None:
+def test_lookup_takes_a_base_class_whose_forward_runs() -> None:
 
-    class Mine(nn.Linear):
+    class Same(nn.Linear):
         pass
 
+    class Mine(nn.Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * 2
+
+    class MyConv(nn.Conv2d):
+        def _conv_forward(self, *args: Any) -> Tensor:
+            return super()._conv_forward(*args) * 2
+
     assert mapping.lookup(nn.Linear(2, 2)) is QuantLinear
+    assert mapping.lookup(Same(2, 2)) is QuantLinear
     assert mapping.lookup(Mine(2, 2)) is None
+    assert mapping.lookup(MyConv(2, 2, 1)) is None
     assert mapping.lookup(nn.ReLU()) is None
 
 

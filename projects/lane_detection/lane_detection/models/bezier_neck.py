@@ -19,7 +19,8 @@ try:
 except ImportError:
     DeformConv2d = None
 else:
-    register_counterpart(DeformConv2d, QuantDeformConv2d)
+    # The rows of this project quantize the input of the sampling.
+    register_counterpart(DeformConv2d, QuantDeformConv2d, force=True)
 
 __all__ = ['BezierNeck', 'DilatedBottleneck', 'FeatureFlipFusion']
 

@@ -1,0 +1,214 @@
+"""Counterparts of deformable convolutions: mmcv's v1 and v2, torchvision's.
+
+A deformable convolution reads its input between pixels, at offsets that
+another layer computes, and multiplies what it has read by its weights. The
+second step is the matrix product that a runtime computes in integers, so its
+two operands are quantized: the values read (times their mask, in v2) and the
+weights. Offsets, interpolation and masks stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from taskptq.modules.base import QuantModule, Scheme, build_quantizer
+
+
+class QuantDeformConv2d(QuantModule):
+    """Counterpart of deformable convolutions that are given their offsets.
+
+    With every quantizer off the host's own operator runs. Used through
+    :func:`taskptq.modules.dynamic_class.counterpart_class`.
+    """
+
+    weight_slots: ClassVar[dict[str, str]] = {'weight': 'weight_quantizer'}
+    closed_form: ClassVar[bool] = False
+    weight: Tensor
+    groups: int
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def add_quantizers(self, scheme: Scheme) -> None:
+        """Register the quantizers of the sampled values and the weights."""
+        self.input_quantizer = build_quantizer(scheme.activation)
+        super().add_quantizers(scheme)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Convolve; same arguments as the host's.
+
+        Args:
+            args: Input (B, C_in, H, W), offsets (B, 2 D K, H', W') for D
+                groups of offsets and K taps, as y and x in turn, and of v2
+                the masks (B, D K, H', W').
+            kwargs: The same by name.
+
+        Returns:
+            (B, C_out, H', W').
+        """
+        if not self.active:
+            # The operators of mmcv take nothing else.
+            args = tuple(x.contiguous() for x in args)
+            out: Tensor = super().forward(*args, **kwargs)
+            return out
+        return self.convolve(*args, *kwargs.values())
+
+    @property
+    def active(self) -> bool:
+        """Whether an operand is quantized or observed now."""
+        found: list[Any] = [self.input_quantizer, self.weight_quantizer]
+        return any(
+            quantizer is not None
+            and (quantizer.enabled or quantizer.observing)
+            for quantizer in found
+        )
+
+    def convolve(
+        self, x: Tensor, offset: Tensor, mask: Tensor | None = None
+    ) -> Tensor:
+        """Sample, then multiply; shapes as in ``forward``."""
+        values = sample(
+            x,
+            offset,
+            mask,
+            kernel_size=_pair(self.kernel_size),
+            stride=_pair(self.stride),
+            padding=_pair(self.padding),
+            dilation=_pair(self.dilation),
+        )
+        if self.input_quantizer is not None:
+            values = self.input_quantizer(values)
+        weight = self.quantized_weight()
+        # B x G x (C_in / G * K) x (H' W')
+        columns = values.flatten(3).unflatten(1, (self.groups, -1))
+        columns = columns.flatten(2, 3)
+        # G x (C_out / G) x (C_in / G * K)
+        filters = weight.flatten(1).unflatten(0, (self.groups, -1))
+        out = (filters @ columns).flatten(1, 2)
+        bias = self.quantized_bias()
+        if bias is not None:
+            out = out + bias[:, None]
+        result: Tensor = out.unflatten(2, offset.shape[-2:])
+        return result
+
+    def bias_of(self, parameter: str = 'weight') -> Tensor | None:
+        """Return the bias, which v1 has not."""
+        bias: Tensor | None = getattr(self, 'bias', None)
+        return bias
+
+
+class QuantDeformConv2dPack(QuantDeformConv2d):
+    """Counterpart of mmcv's v1 that computes its own offsets."""
+
+    conv_offset: torch.nn.Module
+
+    def convolve(
+        self, x: Tensor, offset: Tensor | None = None, mask: Any = None
+    ) -> Tensor:
+        """Compute the offsets, then sample and multiply."""
+        return super().convolve(x, self.conv_offset(x))
+
+
+class QuantModulatedDeformConv2dPack(QuantDeformConv2dPack):
+    """Counterpart of mmcv's v2 that computes its own offsets and masks."""
+
+    def convolve(
+        self, x: Tensor, offset: Tensor | None = None, mask: Any = None
+    ) -> Tensor:
+        """Compute offsets and masks, then sample and multiply."""
+        first, second, mask = self.conv_offset(x).chunk(3, dim=1)
+        offset = torch.cat((first, second), dim=1)
+        return QuantDeformConv2d.convolve(self, x, offset, mask.sigmoid())
+
+
+def sample(
+    x: Tensor,
+    offset: Tensor,
+    mask: Tensor | None = None,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Read the values that a deformable convolution multiplies.
+
+    Bilinear interpolation, zero outside (Dai et al., ICCV 2017, Eq. 2-4; with
+    masks Zhu et al., CVPR 2019, Eq. 1).
+
+    Args:
+        x: (B, C, H, W).
+        offset: (B, 2 D K, H', W') in pixels, for D groups of channels and
+            the K taps of the kernel; y and x in turn.
+        mask: (B, D K, H', W'), or None.
+        kernel_size: Taps along y and x.
+        stride: Pixels between outputs.
+        padding: Pixels in front of the first tap.
+        dilation: Pixels between taps.
+
+    Returns:
+        (B, C, K, H', W').
+    """
+    batch, _, height, width = x.shape
+    taps = kernel_size[0] * kernel_size[1]
+    rows, columns = offset.shape[-2:]
+    groups = offset.shape[1] // (2 * taps)
+    ends = [
+        _positions(n, k, s, p, d, like=offset)
+        for n, k, s, p, d in zip(
+            (rows, columns),
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            strict=True,
+        )
+    ]  # (k, n) each
+    # (B D) x K x H' x W' x 2
+    moved = offset.reshape(batch * groups, taps, 2, rows, columns)
+    shape = (*kernel_size, rows, columns)
+    y = ends[0][:, None, :, None].expand(shape).flatten(0, 1) + moved[:, :, 0]
+    x_at = ends[1][None, :, None].expand(shape).flatten(0, 1) + moved[:, :, 1]
+    # Pixel i of n is at (2 i + 1) / n - 1.
+    grid = torch.stack(
+        [(2 * x_at + 1) / width - 1, (2 * y + 1) / height - 1], dim=-1
+    )
+    values = F.grid_sample(
+        x.reshape(batch * groups, -1, height, width),
+        grid.flatten(1, 2),
+        mode='bilinear',
+        padding_mode='zeros',
+        align_corners=False,
+    )
+    values = values.unflatten(2, (taps, rows))
+    if mask is not None:
+        values = values * mask.reshape(batch * groups, 1, taps, rows, columns)
+    found: Tensor = values.reshape(batch, -1, taps, rows, columns)
+    return found
+
+
+def _positions(
+    count: int,
+    taps: int,
+    stride: int,
+    padding: int,
+    dilation: int,
+    *,
+    like: Tensor,
+) -> Tensor:
+    """Return where the taps of an undeformed kernel lie, (taps, count)."""
+    options: dict[str, Any] = {'device': like.device, 'dtype': like.dtype}
+    outputs = torch.arange(count, **options) * stride - padding
+    steps = torch.arange(taps, **options)[:, None] * dilation
+    found: Tensor = steps + outputs
+    return found
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else tuple(value)
