@@ -93,6 +93,8 @@ class PageModels:
         model = self.float_model()
         if model is None:
             return None
+        if file.payload.get('structure', {}).get('rewrites'):
+            raise ValueError('a rewrite changed which layers there are')
         prepare_in_place(
             model,
             read_qconfig(file.payload['recipe']),

@@ -45,6 +45,12 @@ def test_the_twin_computes_what_the_float_model_does(
     assert not torch.allclose(outputs[0], outputs[2], atol=1e-5)
 
 
+def test_other_layers_have_no_twin(file, tiny_config, float_checkpoint):
+    file.payload['structure']['rewrites'] = [{'rewrite': 'ChannelSplit'}]
+    with pytest.raises(ValueError, match='which layers there are'):
+        models(tiny_config, float_checkpoint).twin(file)
+
+
 def test_without_float_weights(file, tiny_config):
     made = models(tiny_config, None)
     assert made.float_model() is None
