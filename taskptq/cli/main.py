@@ -25,6 +25,8 @@ COMMANDS = {
     'train': 'train a model, with or without quantization',
     'export': 'write a quantized model as ONNX files for a runtime',
     'sensitivity': 'find the tensors that quantization hurts',
+    'predict': 'predict one image with an exported file',
+    'benchmark': 'measure the speed of exported files',
     'info': 'describe a quantized file',
     'report': 'show what quantization did to a model, as a page or as text',
     'list': 'list recipes, observers, quantizers, configs and the like',

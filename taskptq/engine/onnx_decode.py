@@ -109,6 +109,8 @@ def decode(
     *,
     image_shape: tuple[int, int],
     scale: tuple[float, float],
+    padded_shape: tuple[int, int],
+    original_shape: tuple[int, int],
 ) -> dict[str, Array]:
     """Decode the outputs of one image.
 
@@ -117,19 +119,25 @@ def decode(
         settings: Description of the head.
         image_shape: Height and width of the resized image, without padding.
         scale: Resized width and height, each over the original.
+        padded_shape: Height and width of the network's input.
+        original_shape: Height and width of the original image.
 
     Returns:
         ``boxes`` (N, 4) in pixels of the original image, ``scores`` (N,) and
-        ``labels`` (N,), best first; of a segmentor ``label_map``, (H, W) of
-        the resized image.
+        ``labels`` (N,), best first; of a segmentor ``label_map``, (H, W).
 
     Raises:
         ValueError: If the description is of no known kind.
     """
     kind = settings.get('kind')
     if kind == 'classes':
-        logits = next(iter(outputs.values()))
-        return {'label_map': label_map(logits[0], settings, image_shape)}
+        logits = next(iter(outputs.values()))[0]
+        corners = bool(settings.get('align_corners'))
+        # As the host does: to the input, without padding, to the original.
+        logits = resize(logits, padded_shape, align_corners=corners)
+        logits = logits[:, : image_shape[0], : image_shape[1]]
+        logits = resize(logits, original_shape, align_corners=corners)
+        return {'label_map': logits.argmax(axis=0).astype(np.uint8)}
     if kind == 'anchors':
         boxes, scores, labels = from_anchors(outputs, settings, image_shape)
     elif kind == 'points':
@@ -288,17 +296,6 @@ def nms(
         iou = shared / np.maximum(union, 1e-12)
         order = rest[(iou <= iou_threshold) | (labels[rest] != labels[best])]
     return np.array(kept, dtype=np.int64)
-
-
-def label_map(
-    logits: Array, settings: Mapping[str, Any], shape: tuple[int, int]
-) -> Array:
-    """Return the class of each pixel, (H, W), of logits (C, h, w)."""
-    resized = resize(
-        logits, shape, align_corners=bool(settings.get('align_corners'))
-    )
-    result: Array = resized.argmax(axis=0).astype(np.uint8)
-    return result
 
 
 def resize(
