@@ -39,7 +39,7 @@ class Odd(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 4, 3)
-        self.signal = nn.Conv1d(3, 4, 3)
+        self.signal = nn.Conv3d(3, 4, 3)
         self.table = nn.Embedding(5, 4)
         self.lstm = nn.LSTM(4, 4)
         self.norm = nn.LayerNorm(4)
@@ -53,7 +53,7 @@ def test_every_layer_has_a_row_and_every_float_one_a_reason() -> None:
     assert set(by_name) == {'', 'stem', 'signal', 'table', 'lstm', 'fc_cls'}
     left = {name for name, row in by_name.items() if row.status == 'float'}
     assert left == {'', 'signal', 'table', 'lstm'}
-    assert 'torch.nn.modules.conv.Conv1d' in by_name['signal'].reason
+    assert 'torch.nn.modules.conv.Conv3d' in by_name['signal'].reason
     assert 'look-up' in by_name['table'].reason
     assert report.count('quantized') == 2
     assert report.count('float') == 4
