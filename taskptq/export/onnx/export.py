@@ -29,6 +29,7 @@ from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
 from taskptq.export.onnx.lowering import lower, store_half_bytes
 from taskptq.export.onnx.passes import (
     float_products,
+    fold_shapes,
     integer_biases,
     move_weights,
     spread_biases,
@@ -126,6 +127,7 @@ def export_onnx(
             outputs=output_grids,
         )
     lower(graph, emitted.grids, target=rules)
+    fold_shapes(graph)
     move_weights(graph)
     if rules.completes:
         fold_read_scales(graph)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from taskptq.export.onnx.graph import Array, Graph, attribute
@@ -23,7 +23,58 @@ WEIGHT_MOVES = (
     'Gather',
     'Identity',
 )
+# Operators on shapes and places, and the size of such values.
+FOLDED = (
+    'Add',
+    'Cast',
+    'Concat',
+    'Div',
+    'Gather',
+    'Mod',
+    'Mul',
+    'Slice',
+    'Squeeze',
+    'Sub',
+    'Unsqueeze',
+)
+SMALL = 16
 INT32_MAX = np.iinfo(np.int32).max
+
+
+def fold_shapes(graph: Graph) -> int:
+    """Compute what depends on the shapes of weights alone.
+
+    Chunks of a weight are cut where its shape says.
+
+    Returns:
+        How many operators went away.
+    """
+    kept: list[onnx.NodeProto] = []
+    for node in graph.nodes:
+        arrays = [graph.array(name) for name in node.input if name]
+        source = graph.producer.get(node.input[0]) if node.input else None
+        if node.op_type == 'Shape' and source and is_weight(source, graph):
+            codes = graph.array(source.input[0])
+            assert codes is not None
+            found = [np.array(codes.shape, np.int64)]
+        elif (
+            node.op_type in FOLDED
+            and node.output[0] not in graph.outputs
+            and all(x is not None and x.size <= SMALL for x in arrays)
+        ):
+            first = arrays[0]
+            assert first is not None
+            found = _evaluate(graph, node, first)
+        else:
+            kept.append(node)
+            continue
+        for name, array in zip(node.output, found, strict=True):
+            graph.constants[name] = numpy_helper.from_array(
+                np.array(array), name
+            )
+    count = len(graph.nodes) - len(kept)
+    graph.replace_nodes(kept)
+    return count
 
 
 def move_weights(graph: Graph) -> int:
