@@ -69,13 +69,18 @@ def readers_of(model: nn.Module) -> dict[str, Tensor]:
 def small_batches(batches: Iterable[Any], *, size: int) -> Iterator[Any]:
     """Yield batches in parts, to bound the memory of graphs.
 
+    Only what mm models or single tensors look like is split: in positional
+    arguments, nothing tells images from arguments.
+
     Args:
-        batches: Collated batches, read once; those of unknown length stay
-            whole.
+        batches: Collated batches, read once.
         size: Most images of a part.
     """
     for batch in batches:
-        if batch_length(batch) > size:
+        is_known = isinstance(batch, Tensor) or (
+            isinstance(batch, dict) and 'inputs' in batch
+        )
+        if is_known and batch_length(batch) > size:
             yield from BatchParts([batch], size)
         else:
             yield batch

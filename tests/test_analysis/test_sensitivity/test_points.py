@@ -15,8 +15,15 @@ from taskptq.core.switches import quantizers
 def test_parts_of_batches():
     batches = [torch.zeros(5, 3), torch.zeros(2, 3)]
     assert [len(b) for b in small_batches(batches, size=2)] == [2, 2, 1, 2]
-    # A batch of unknown length stays whole.
-    assert list(small_batches([{'x': 1}], size=2)) == [{'x': 1}]
+    images = {'inputs': [torch.zeros(3)] * 3, 'data_samples': [1, 2, 3]}
+    parts = list(small_batches([images], size=2))
+    assert [part['data_samples'] for part in parts] == [[1, 2], [3]]
+
+
+def test_arguments_are_no_images():
+    arguments = (torch.zeros(2, 3), torch.zeros(5))
+    (whole,) = small_batches([arguments], size=1)
+    assert whole is arguments
 
 
 def test_first_batches_are_read_once():
