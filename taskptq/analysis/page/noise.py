@@ -14,7 +14,11 @@ from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.core.progress import Progress
-from taskptq.hosts.registry import OUTPUT_LAYERS, layer_patterns
+from taskptq.hosts.registry import (
+    OUTPUT_LAYERS,
+    layer_patterns,
+    replayed_input,
+)
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.modules.conv import is_depthwise
 from taskptq.prepare.swap import is_listed
@@ -69,7 +73,7 @@ class LayerNoise:
             the float model; None if it was never called as a module.
         output_db: Of its output inside the quantized model, which has the
             noise of all layers before; None if the two models call it on
-            different shapes, such as their own proposals.
+            other rows, such as their own proposals.
         is_output: Whether it is the last layer of a head.
     """
 
@@ -137,7 +141,10 @@ def measure_noise(
         for batch in batches:
             with _hooked(float_model, records, _own_hook(pairs)):
                 forward(float_model, batch)
-            with _hooked(quant_model, records, _output_hook):
+            with (
+                _hooked(quant_model, records, _output_hook),
+                _unmatched_rows(quant_model, records),
+            ):
                 forward(quant_model, batch)
             for record in records.values():
                 record.kept.clear()
@@ -254,6 +261,35 @@ def _hooked(
         yield
 
 
+@contextmanager
+def _unmatched_rows(
+    model: nn.Module, records: Mapping[str, _Record]
+) -> Iterator[None]:
+    """Leave out layers behind a module that selects rows, such as boxes.
+
+    Each model selects its own, so that rows of the two do not correspond.
+    """
+    selected: list[nn.Module] = []
+
+    def leave_out(name: str) -> None:
+        if selected:
+            records[name].differs = True
+
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            if replayed_input(module) is not None:
+                handle = module.register_forward_pre_hook(
+                    lambda module, args: selected.append(module)
+                )
+                stack.callback(handle.remove)
+            elif name in records:
+                handle = module.register_forward_pre_hook(
+                    lambda module, args, name=name: leave_out(name)
+                )
+                stack.callback(handle.remove)
+        yield
+
+
 def _own_hook(pairs: Mapping[str, QuantModule]) -> Hook:
     """Compare a float layer's output with its counterpart's on its inputs."""
 
@@ -262,9 +298,10 @@ def _own_hook(pairs: Mapping[str, QuantModule]) -> Hook:
     ) -> None:
         clean = _first_tensor(output)
         noisy = _first_tensor(pairs[name](*args, **kwargs))
-        if clean is None or noisy is None or clean.shape != noisy.shape:
+        if clean is None:
             return
-        record.own.add(clean, noisy)
+        if noisy is not None and clean.shape == noisy.shape:
+            record.own.add(clean, noisy)
         # A copy: the next module may work in place.
         record.kept.append(_sample(clean).clone())
 

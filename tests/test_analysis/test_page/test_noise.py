@@ -16,6 +16,10 @@ from taskptq.analysis.page.noise import (
     measure_noise,
     summarize,
 )
+from taskptq.calibration import calibrate
+from taskptq.core.switches import enable
+from taskptq.hosts import registry
+from taskptq.prepare import QConfig, prepare
 
 
 def run(model, batch):
@@ -71,11 +75,49 @@ def test_other_shapes_inside_are_not_compared(pair):
     assert all(layer.own_db is not None for layer in layers)
 
 
+class Selecting(nn.Module):
+    """As a RoI extractor: its second argument says which rows it takes."""
+
+    def forward(self, x, rois):
+        return x[rois]
+
+
+class TwoStage(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3)
+        self.select = Selecting()
+        self.head = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x):
+        features = self.stem(x)
+        rows = features.mean(dim=(1, 2, 3)).argsort()
+        return self.head(self.select(features, rows))
+
+
+def test_layers_on_rows_of_their_own_are_not_compared_inside(
+    monkeypatch,
+):
+    monkeypatch.setattr(registry, 'REPLAYED_INPUTS', {})
+    registry.register_replayed_input(Selecting, 'rois')
+    model, batches = TwoStage().eval(), [torch.rand(4, 3, 8, 8)]
+    twin = copy.deepcopy(model)
+    for one in (model, twin):
+        prepare(one, QConfig.from_dict({}), batch=batches[0], forward=run)
+    calibrate(model, batches, forward=run)
+    enable(model)
+    stem, head = measure_noise(twin, model, batches, forward=run)
+    assert stem.output_db == pytest.approx(stem.own_db)
+    assert head.own_db > 20
+    assert head.output_db is None
+
+
 def test_hooks_are_gone(pair):
     twin, model, batches = pair
     measure_noise(twin, model, batches[:1], forward=run)
     for one in (twin, model):
         assert not any(m._forward_hooks for m in one.modules())
+        assert not any(m._forward_pre_hooks for m in one.modules())
 
 
 @pytest.mark.parametrize(
