@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -55,7 +56,8 @@ class RawOutputs(nn.Module):
         modules: Mapping[str, nn.Module | nn.Parameter],
     ) -> None:
         super().__init__()
-        self._function = function
+        # Wrapped, since a module would be registered under a name of its own.
+        self._function = partial(function)
         for name, module in modules.items():
             *path, last = name.split('.')
             parent: nn.Module = self

@@ -1,0 +1,246 @@
+import copy
+import json
+import sys
+
+import pytest
+import torch
+
+pytest.importorskip('mmdet')
+pytest.importorskip('mmcv.ops')
+pytest.importorskip('onnxruntime')
+
+from mmengine.config import Config, ConfigDict
+from mmengine.runner import Runner
+from tiny_detectors import zoo_settings
+
+from taskptq import apis
+from taskptq.engine.onnx_export import (
+    OnnxSource,
+    at_size,
+    check_free_sizes,
+    preprocessed,
+    random_batch,
+    recorded_inputs,
+)
+from taskptq.engine.onnx_metadata import read_metadata
+from taskptq.engine.raw_outputs import image_axes, make_part
+from taskptq.export.onnx import export_onnx
+from taskptq.export.runtime import OnnxFileError, Session, read_onnx
+
+PLAIN = dict(type='DetDataPreprocessor', mean=[0.0] * 3, std=[1.0] * 3)
+
+
+@pytest.fixture
+def task(registry_guard, monkeypatch, repo_root, tmp_path):
+    """Config and float checkpoint of a tiny detector on drawn boxes."""
+    from mmengine.registry import DefaultScope
+
+    scopes = dict(DefaultScope._instance_dict)
+    monkeypatch.syspath_prepend(str(repo_root / 'tests' / 'tiny_task'))
+    sys.modules.pop('tiny_detr', None)
+    import tiny_detr
+
+    def make(name):
+        if hasattr(tiny_detr, name):
+            model = getattr(tiny_detr, name)()
+        else:
+            changes = {'data_preprocessor': PLAIN}
+            model = zoo_settings(name, {'': changes})
+        config = Config(ConfigDict(copy.deepcopy(tiny_detr.config(model))))
+        config.work_dir = str(tmp_path / 'work')
+        path = tmp_path / 'float.pth'
+        torch.manual_seed(0)
+        state = apis.build_model(config).state_dict()
+        torch.save({'state_dict': state}, path)
+        return config, path
+
+    yield make
+    sys.modules.pop('tiny_detr', None)
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(scopes)
+
+
+def evaluate(config, checkpoint, name, *, hook=True):
+    """Metric of a runner, and the boxes that it predicted."""
+    config = copy.deepcopy(config)
+    config.load_from = str(checkpoint)
+    config.experiment_name = f'{name}_{checkpoint.parent.parent.name}'
+    if hook:
+        config.custom_hooks = [dict(type='taskptq.PTQHook')]
+    runner = Runner.from_cfg(config)
+    runner.test()
+    metric = type(runner.test_loop.evaluator.metrics[0])
+    return metric.predictions
+
+
+@pytest.mark.parametrize('name', ['detr', 'faster'])
+def test_the_host_evaluates_a_file(task, tmp_path, name):
+    config, checkpoint = task(name)
+    out = tmp_path / 'out' / 'm.onnx'
+    out.parent.mkdir()
+    reports = apis.export_onnx(
+        config, checkpoint, out=out, float_model=True, num_images=2
+    )
+    expected = evaluate(config, checkpoint, f'{name}_float', hook=False)
+    found = evaluate(config, out, f'{name}_onnx')
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
+    meta = read_metadata(read_onnx(out))
+    assert meta.recipe == 'float'
+    assert meta.input_size == [32, 48]
+    assert meta.classes == ['a', 'b', 'c']
+    assert len(reports) == len(meta.parts) == (2 if name == 'faster' else 1)
+
+
+def test_a_quantized_file_is_exported(task, tmp_path):
+    config, checkpoint = task('retinanet')
+    q = tmp_path / 'q.pth'
+    apis.quantize(
+        config,
+        checkpoint,
+        recipe='w8a8_minmax',
+        calibration={'num_images': 4},
+        out=q,
+        device='cpu',
+    )
+    out = tmp_path / 'out' / 'm.onnx'
+    out.parent.mkdir()
+    (report,) = apis.export_onnx(config, q, out=out, num_images=2)
+    assert report.num_weights > 10
+    meta = read_metadata(read_onnx(out))
+    assert meta.recipe == 'w8a8_minmax'
+    assert meta.decoding['kind'] == 'anchors'
+    expected = evaluate(config, q, 'retina_q')
+    found = evaluate(config, out, 'retina_onnx')
+    assert found.shape == expected.shape
+
+
+@pytest.mark.parametrize(
+    ('source', 'options', 'message'),
+    [
+        ('float', {}, 'is a float checkpoint: quantize it first'),
+        ('float', {'float_model': True, 'num_images': 0}, 'cannot know their'),
+        ('onnx', {}, 'is an exported file already'),
+    ],
+)
+def test_what_cannot_be_exported(task, tmp_path, source, options, message):
+    config, checkpoint = task('retinanet')
+    if source == 'onnx':
+        checkpoint = checkpoint.with_suffix('.onnx')
+        checkpoint.write_bytes(b'x')
+    with pytest.raises(ValueError, match=message):
+        apis.export_onnx(
+            config, checkpoint, out=tmp_path / 'm.onnx', **options
+        )
+    assert not (tmp_path / 'm.onnx').exists() or source == 'onnx'
+
+
+def test_a_free_size_and_an_export_without_data(task, tmp_path):
+    config, checkpoint = task('retinanet')
+    out = tmp_path / 'm.onnx'
+    options = dict(out=out, float_model=True, num_images=0, dynamic=True)
+    apis.export_onnx(config, checkpoint, size=(64, 96), **options)
+    assert read_metadata(read_onnx(out)).input_size is None
+    session = Session(read_onnx(out), threads=1)
+    found = session(torch.zeros(1, 3, 128, 64))
+    assert found['cls_scores.0'].shape[-2:] == (16, 8)
+
+
+@pytest.mark.parametrize(
+    ('frozen', 'message'),
+    [('batch', r'tensor\.shape in the model'), ('height', 'fixed --size')],
+)
+def test_a_size_that_code_computes_with_is_refused(tmp_path, frozen, message):
+    def forward(x):
+        count = len(x) if frozen == 'batch' else len(x[0, 0])
+        return {'y': x + count}
+
+    part = make_part(
+        'network',
+        forward,
+        modules={},
+        inputs={'images': torch.randn(2, 1, 64, 64)},
+        axes={'images': image_axes(dynamic=True)},
+    )
+    path = tmp_path / 'm.onnx'
+    export_onnx(
+        part.network,
+        part.inputs,
+        path,
+        input_names=part.input_names,
+        output_names=part.output_names,
+        dynamic_axes=part.dynamic_axes,
+    )
+    with pytest.raises(OnnxFileError, match=message) as error:
+        check_free_sizes(part, path)
+    assert f'the {frozen} of network cannot be free' in str(error.value)
+
+
+def test_another_file_is_refused_before_the_work(task, tmp_path):
+    config, checkpoint = task('retinanet')
+    out = tmp_path / 'out' / 'm.onnx'
+    out.parent.mkdir()
+    apis.export_onnx(
+        config, checkpoint, out=out, float_model=True, num_images=2
+    )
+    other, _ = task('detr')
+    with pytest.raises(ValueError, match='is of a RetinaNet, but the config'):
+        evaluate(other, out, 'other')
+
+
+def test_images_of_another_size_are_refused(task, tmp_path):
+    config, checkpoint = task('retinanet')
+    out = tmp_path / 'out' / 'm.onnx'
+    out.parent.mkdir()
+    apis.export_onnx(
+        config,
+        checkpoint,
+        out=out,
+        float_model=True,
+        num_images=0,
+        size=(64, 64),
+    )
+    with pytest.raises(ValueError, match=r'of \?x3x64x64, but it is'):
+        evaluate(config, out, 'size')
+
+
+def test_batches():
+    data = random_batch((32, 48))
+    assert data['inputs'].shape == (2, 3, 32, 48)
+    larger = at_size(data, (64, 64))
+    assert larger['inputs'].shape[-2:] == (64, 64)
+    assert larger['data_samples'][0].img_shape == (64, 64)
+    assert data['data_samples'][0].img_shape == (32, 48)
+    with pytest.raises(ValueError, match='the model fixes the size'):
+        at_size({'inputs': {}}, (1, 1))
+
+
+def test_inputs_of_every_part_are_recorded(task):
+    config, _ = task('faster')
+    model = apis.build_model(config)
+    data = random_batch((64, 96))
+    from taskptq.engine.network_parts import parts_of
+
+    parts = parts_of(model).parts(data)
+    runs = {part.name: part.network.named_outputs for part in parts}
+    found = recorded_inputs(model, [data, data], runs, limit=5)
+    assert [len(calls) for calls in found.values()] == [2, 2]
+    assert found['roi_head.bbox_head'][0][0].shape[0] == 5
+
+
+def test_a_lone_image_is_doubled(task):
+    config, _ = task('retinanet')
+    model = apis.build_model(config)
+    loader = Runner.build_dataloader(config.test_dataloader)
+    batch = next(iter(loader))
+    one = {key: value[:1] for key, value in batch.items()}
+    data = preprocessed(model, one)
+    assert len(data['inputs']) == len(data['data_samples']) == 2
+
+
+def test_facts_of_a_float_file(tmp_path):
+    path = tmp_path / 'float.pth'
+    torch.save({'state_dict': {'w': torch.ones(2)}}, path)
+    facts = OnnxSource.read(path, float_model=True).facts()
+    assert facts['recipe'] == 'float'
+    assert len(facts['digest']) == 64
+    json.dumps(facts)
