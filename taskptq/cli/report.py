@@ -144,12 +144,15 @@ def write_page(args: argparse.Namespace) -> None:
         SystemExit: With one sentence if something is missing or refused.
     """
     import torch
+    from mmengine.logging import MMLogger
 
     from taskptq.analysis.page.render import MissingPackageError
     from taskptq.cli.projects import load_projects
     from taskptq.engine.page import PageSettings, make_page
     from taskptq.engine.refusals import refuse_unwritable_file
 
+    if not MMLogger.check_instance_created('taskptq'):
+        MMLogger.get_instance('taskptq', logger_name='taskptq')
     load_projects()
     default = 'cuda' if torch.cuda.is_available() else 'cpu'
     try:

@@ -33,6 +33,7 @@ from taskptq.core.rules import Number, Whole
 from taskptq.core.settings import check_fields, setting
 from taskptq.engine.checkpoint_file import local_file
 from taskptq.engine.config_model import load_config
+from taskptq.engine.contexts import shared_log
 from taskptq.engine.page_models import PageModels, class_names
 from taskptq.engine.page_rows import ImageRow, predict_row
 from taskptq.engine.pipeline import run_batch
@@ -141,7 +142,8 @@ def make_page(
             device=device,
             trust=trust_checkpoint,
         )
-        pictures = _measure(subjects, models, settings, absent)
+        with shared_log():
+            pictures = _measure(subjects, models, settings, absent)
     content = page_content(
         [subject.entry for subject in subjects],
         float_model=_float_model(
@@ -155,6 +157,7 @@ def make_page(
         absent=absent,
         settings={
             **vars(settings),
+            'config': None if config is None else _name_of(config),
             'compared': float_path is not None,
             'commands': list(commands),
             'date': time.strftime('%Y-%m-%d'),

@@ -218,7 +218,7 @@ def page_content(
     return {
         'taskptq': __version__,
         'model': first['model'],
-        'config': first['config'],
+        'config': (settings or {}).get('config') or first['config'],
         'float': dict(float_model) if float_model else None,
         'main_metric': main,
         'metrics': metric_rows(of_float, metrics),

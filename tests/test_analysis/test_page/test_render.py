@@ -241,6 +241,19 @@ def test_absent_sections_say_why():
     assert 'Nothing: every product' in html
 
 
+def test_crowded_pictures_name_only_disagreements():
+    page = content()
+    column = page['pictures'][0]['columns'][0]
+    lost = column['shapes'][0]
+    agreed = {**lost, 'mark': 'agreed', 'label': 'quiet'}
+    column['shapes'] = [lost, *[agreed] * 5]
+    assert render(page).count('>quiet 0.50</text>') == 5
+    column['shapes'] = [{**lost, 'label': 'loud'}, *[agreed] * 30]
+    html = render(page)
+    assert '>quiet 0.50</text>' not in html
+    assert '>loud 0.50</text>' in html
+
+
 def test_a_damaged_file_is_said_first():
     page = content()
     page['files'][0]['facts'] |= {'verified': False, 'fault': 'digest differs'}
