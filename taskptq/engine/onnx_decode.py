@@ -7,7 +7,7 @@ than this are decoded by the host.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = [
     'anchor_decoding',
     'class_decoding',
     'decode',
+    'decodes',
     'point_decoding',
 ]
 
@@ -24,6 +25,25 @@ Array = NDArray[Any]
 # exp() of a larger size delta means a box outside of any image: the limit of
 # the delta coders, log(1000 / 16).
 MAX_RATIO = float(np.log(1000 / 16))
+
+
+# Outputs that each kind decodes; a head with more needs its host.
+OUTPUTS = {
+    'anchors': {'cls_scores', 'bbox_preds'},
+    'points': {'cls_scores', 'bbox_preds', 'objectnesses'},
+    'classes': {'seg_logits'},
+}
+
+
+def decodes(settings: Mapping[str, Any], outputs: Iterable[str]) -> bool:
+    """Whether a description covers all outputs of a network.
+
+    Args:
+        settings: Description of the head.
+        outputs: Names of the outputs, with their levels.
+    """
+    groups = {name.partition('.')[0] for name in outputs}
+    return groups == OUTPUTS[settings['kind']]
 
 
 def anchor_decoding(head: Any) -> dict[str, Any] | None:
@@ -93,9 +113,10 @@ def nms_settings(test_cfg: Any) -> dict[str, Any] | None:
     """Return the settings of plain NMS; None if it is of another kind."""
     cfg = test_cfg or {}
     nms = cfg.get('nms') or {}
-    if nms.get('type') != 'nms' or cfg.get('min_bbox_size', -1) > 0:
+    if nms.get('type') != 'nms':
         return None
     return {
+        'min_size': float(cfg.get('min_bbox_size', -1)),
         'score_thr': float(cfg.get('score_thr', 0)),
         'nms_pre': int(cfg.get('nms_pre', -1)),
         'iou_threshold': float(nms['iou_threshold']),
@@ -148,6 +169,9 @@ def decode(
             'known here: give its config'
         )
     boxes = boxes / np.array([*scale, *scale], dtype=np.float32)
+    if settings['min_size'] >= 0:
+        large = (boxes[:, 2:] - boxes[:, :2] > settings['min_size']).all(1)
+        boxes, scores, labels = boxes[large], scores[large], labels[large]
     kept = nms(boxes, scores, labels, iou_threshold=settings['iou_threshold'])
     if settings['max_per_image'] > 0:
         kept = kept[: settings['max_per_image']]

@@ -23,6 +23,7 @@ from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.network_parts import (
     parts_of,
 )
+from taskptq.engine.onnx_decode import decodes
 from taskptq.engine.onnx_metadata import OnnxMetadata, part_path
 from taskptq.engine.onnx_preprocess import preprocessing
 from taskptq.engine.raw_outputs import (
@@ -190,11 +191,14 @@ def export_parts(
     parts = cut.parts(data, dynamic=dynamic)
     runs = {part.name: part.network.named_outputs for part in parts}
     given = recorded_inputs(model, calibration, runs) if calibration else {}
+    decoding = cut.decoding()
+    if decoding is not None and not decodes(decoding, parts[0].output_names):
+        decoding = None
     meta = replace(
         meta,
         parts=[part.name for part in parts],
         preprocessing=preprocessing(model, pipeline),
-        decoding=cut.decoding(),
+        decoding=decoding,
         export=_digest(meta, opset),
     )
     reports = []
