@@ -105,13 +105,14 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     if report.get('rounding', 'nearest') != 'nearest':
         what += f', weights are rounded by {report["rounding"]}'
     limit = (
-        f'the {report["allowed"]:.3g} that should keep '
-        f'{100 * report["keep"]:g} % of the score'
+        f'{report["allowed"]:.3g}, which promises {100 * report["keep"]:g} % '
+        'of the score'
     )
     holds = (
         f'within {limit}'
         if report['verified']
-        else f'above {limit}: give a larger budget or more candidates'
+        else f'the best that the budget and the candidates allow, but above '
+        f'{limit}'
     )
     return (
         f'Mixed precision: {what}; the output loss is '
