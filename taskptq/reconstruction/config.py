@@ -109,6 +109,9 @@ class ReconstructionConfig:
             the error of the layer's output.
         bias_correction: Give each quantized layer the mean output, channel
             by channel, of the float model.
+        position_weights: Closed-form steps weigh the positions of feature
+            maps by how much the model's outputs depend on them; takes one
+            pass with gradients, and the model's adapter.
 
     Raises:
         SettingError: If a value is invalid.
@@ -151,6 +154,7 @@ class ReconstructionConfig:
     match_float: bool = setting(False, Flag())
     output_ranges: bool = setting(False, Flag())
     bias_correction: bool = setting(False, Flag())
+    position_weights: bool = setting(False, Flag())
 
     def __post_init__(self) -> None:
         check_fields(self, name='reconstruction')
@@ -217,6 +221,23 @@ class ReconstructionConfig:
                     "remove it, or choose rounding='gptq' or start='gptq'",
                 )
 
+        if self.position_weights and not self.reads_both_models:
+            raise refuse(
+                'reconstruction.position_weights',
+                True,
+                'remove it, or add what it weighs: match_float, '
+                'output_ranges, bias_correction or gptq_sweeps',
+            )
+
+    @property
+    def needs_adapter(self) -> bool:
+        """Whether named outputs of the model are needed."""
+        return bool(
+            self.scope == 'network'
+            or self.network_steps
+            or self.position_weights
+        )
+
     @property
     def solves_codes(self) -> bool:
         """Whether GPTQ rounds, for good or as a start."""
@@ -264,6 +285,7 @@ class ReconstructionConfig:
             match_float=False,
             output_ranges=False,
             bias_correction=False,
+            position_weights=False,
             **self.network,
         )
 

@@ -33,6 +33,10 @@ from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import MSEReconLoss, ReconLoss
 from taskptq.reconstruction.network import train_network, trained_layers
+from taskptq.reconstruction.position_weights import (
+    PositionWeights,
+    find_position_weights,
+)
 from taskptq.reconstruction.progress import RunProgress
 from taskptq.reconstruction.report import ReconstructionReport
 from taskptq.reconstruction.resume import UnitStates
@@ -83,10 +87,11 @@ def reconstruct(
     """
     if not batches:
         raise ValueError('calibration set is empty: give at least one batch')
-    if adapter is None and (config.scope == 'network' or config.network_steps):
+    if adapter is None and config.needs_adapter:
         raise ValueError(
-            "reconstruction.scope='network' and network_steps need the "
-            "model's adapter: register one for the detector class"
+            "reconstruction.scope='network', network_steps and "
+            "position_weights need the model's adapter: register one for the "
+            'detector class'
         )
     # Fail now, not after hours of training.
     trained_layers(model, config.network_train)
@@ -145,6 +150,7 @@ class _Run:
         self.adapter = adapter
         self.cache_dir: Path | None = None
         self.on_trained: Callable[[Unit], None] | None = None
+        self.weights: PositionWeights | None = None
         self.num_traces = 0  # single-batch passes: names, then links
 
     def all(
@@ -193,6 +199,13 @@ class _Run:
         capturer = Capturer(
             self.model, plans, self.batches, forward=self.forward, cache=cache
         )
+        if self.config.position_weights:
+            self.weights = find_position_weights(
+                self.model,
+                self.batches,
+                adapter=self.adapter,
+                seed=self.config.seed,
+            )
         try:
             capturer.capture_float()
             with RunProgress(
@@ -283,6 +296,7 @@ class _Run:
                 self.config,
                 loss=self.unit_loss,
                 adapter=self.adapter,
+                weights=self.weights,
                 on_step=display.step,
                 on_trained=self.on_trained,
             )

@@ -13,6 +13,7 @@ from taskptq.reconstruction.capture.nesting import flatten, named
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import ReconLoss
+from taskptq.reconstruction.position_weights import PositionWeights
 from taskptq.reconstruction.rollback import Snapshot, keep_better
 from taskptq.reconstruction.rounding.closed_form import (
     correct_biases,
@@ -33,6 +34,7 @@ def fit_unit(
     *,
     loss: ReconLoss,
     adapter: Any = None,
+    weights: PositionWeights | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
     on_trained: Callable[[Unit], None] | None = None,
 ) -> UnitResult:
@@ -47,12 +49,13 @@ def fit_unit(
         config: Settings.
         loss: Reconstruction loss of units.
         adapter: Passed to the loss.
+        weights: Of positions, for the closed-form steps.
         on_step: Called after each step with its number and loss.
         on_trained: See :func:`train_unit`.
     """
     start = time.perf_counter()
     if config.solves_codes or config.reads_both_models:
-        result = round_unit(unit, data, config)
+        result = round_unit(unit, data, config, weights=weights)
     if config.rounding != 'gptq':
         data.prepare_sampling()
         solved = Snapshot(unit) if config.start == 'gptq' else None
@@ -66,7 +69,7 @@ def fit_unit(
             on_trained=on_trained,
         )
         if result.steps and config.bias_correction:
-            correct_biases(unit, data)
+            correct_biases(unit, data, weights=weights)
         if result.steps and solved is not None:
             keep_better(
                 unit,

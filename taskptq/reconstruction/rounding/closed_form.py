@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -10,6 +13,7 @@ from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.position_weights import PositionWeights
 from taskptq.reconstruction.rounding.gptq import HessianAccumulator, gptq_layer
 from taskptq.reconstruction.rounding.layer_fit import correct_bias, fit_layer
 from taskptq.reconstruction.rounding.layer_inputs import (
@@ -18,11 +22,19 @@ from taskptq.reconstruction.rounding.layer_inputs import (
     matmul_of,
 )
 from taskptq.reconstruction.rounding.learned import UnitResult
-from taskptq.reconstruction.rounding.moments import Moments, collect
+from taskptq.reconstruction.rounding.moments import (
+    Moments,
+    PairedMoments,
+    collect,
+)
 
 
 def round_unit(
-    unit: Unit, data: UnitData, config: ReconstructionConfig
+    unit: Unit,
+    data: UnitData,
+    config: ReconstructionConfig,
+    *,
+    weights: PositionWeights | None = None,
 ) -> UnitResult:
     """Fit each weight of a unit in closed form, in definition order.
 
@@ -34,6 +46,7 @@ def round_unit(
         data: Its inputs.
         config: Settings. GPTQ alone rounds; ``match_float``,
             ``output_ranges`` and ``bias_correction`` do what they say.
+        weights: Weights of the positions of each layer's output.
     """
     result = UnitResult(name=unit.name, steps=0)
     for name, layer in unit.layers():
@@ -42,7 +55,10 @@ def round_unit(
             continue
         try:
             if config.reads_both_models:
-                _fit(layer, slots, unit, data, config)
+                found = collect(
+                    layer, unit, data, weights=_of_layer(weights, name)
+                )
+                _fit(layer, slots, found, config)
             else:
                 _round(layer, slots, data, config)
         except ValueError as error:
@@ -50,13 +66,27 @@ def round_unit(
     return result
 
 
-def correct_biases(unit: Unit, data: UnitData) -> None:
-    """Correct the biases of a rounded unit, in definition order."""
-    for _, layer in unit.layers():
+def _of_layer(
+    weights: PositionWeights | None, name: str
+) -> Callable[[int, int], Tensor | None] | None:
+    return None if weights is None else partial(weights.of, name)
+
+
+def correct_biases(
+    unit: Unit, data: UnitData, *, weights: PositionWeights | None = None
+) -> None:
+    """Correct the biases of a rounded unit, in definition order.
+
+    Args:
+        unit: The unit.
+        data: Its inputs.
+        weights: See :func:`round_unit`.
+    """
+    for name, layer in unit.layers():
         slots = ready_slots(layer)
         if not any(layer.bias_of(slot) is not None for slot in slots):
             continue
-        found = collect(layer, unit, data)
+        found = collect(layer, unit, data, weights=_of_layer(weights, name))
         for slot in slots:
             rows = by_rows(found, layer, slot)
             if rows:
@@ -79,12 +109,10 @@ def ready_slots(layer: QuantModule) -> list[str]:
 def _fit(
     layer: QuantModule,
     slots: list[str],
-    unit: Unit,
-    data: UnitData,
+    found: dict[str, PairedMoments],
     config: ReconstructionConfig,
 ) -> None:
     """Fit a layer by the moments of its inputs in both models."""
-    found = collect(layer, unit, data)
     for slot in slots:
         has_bias = layer.bias_of(slot) is not None
         rows: list[tuple[slice, Moments]] = [

@@ -84,6 +84,22 @@ class HessianAccumulator:
             )
         return self.total * (2.0 / self.count)
 
+    def thin(self, positions: Tensor) -> Tensor:
+        """Return values of output positions in the order of the columns.
+
+        Args:
+            positions: (B, H', W') of a convolution, else any shape.
+        """
+        if isinstance(self.layer, nn.Conv2d | nn.ConvTranspose2d):
+            step = self._step(positions.shape[-2] * positions.shape[-1])
+            positions = positions[..., ::step, ::step]
+        return positions.reshape(-1)
+
+    def _step(self, positions: int) -> int:
+        if self.max_positions is None:
+            return 1
+        return _thinning(positions, most=self.max_positions)
+
     def columns(self, x: Tensor) -> Iterator[Tensor]:
         """Yield the inputs as (groups, K, n) pieces of bounded size."""
         layer = self.layer
@@ -143,8 +159,8 @@ class HessianAccumulator:
         reach = d_h * (k_h - 1) + 1
         out_height = (x.shape[2] - reach) // stride[0] + 1
         out_width = (x.shape[3] - d_w * (k_w - 1) - 1) // stride[1] + 1
-        if self.max_positions is not None:
-            step = _thinning(out_height * out_width, most=self.max_positions)
+        step = self._step(out_height * out_width)
+        if step > 1:
             stride = (stride[0] * step, stride[1] * step)
             out_height = (out_height - 1) // step + 1
             out_width = (out_width - 1) // step + 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,24 +54,48 @@ class PairedMoments:
 
     def __init__(self, layer: nn.Module | None) -> None:
         self._unfold = HessianAccumulator(layer, max_positions=MAX_POSITIONS)
-        self.count = 0
+        # Weights belong to positions in one piece.
+        self._whole = HessianAccumulator(
+            layer, max_positions=MAX_POSITIONS, max_elements=1 << 62
+        )
+        self.count = 0.0
         self.sums: dict[str, Tensor] = {}
 
     @torch.no_grad()
-    def add(self, x: Tensor, float_x: Tensor) -> None:
-        """Add one call's inputs, of equal shapes."""
+    def add(
+        self, x: Tensor, float_x: Tensor, *, weights: Tensor | None = None
+    ) -> None:
+        """Add one call's inputs, of equal shapes.
+
+        Args:
+            x: Inputs of the quantized model.
+            float_x: Those of the float model.
+            weights: Weight of each position of the layer's output, shaped
+                like it without channels; None is 1.
+        """
+        unfold = self._unfold if weights is None else self._whole
         pieces = zip(
-            self._unfold.columns(x.detach().float()),
-            self._unfold.columns(float_x.detach().float()),
+            unfold.columns(x.detach().float()),
+            unfold.columns(float_x.detach().float()),
             strict=True,
         )
         for quant, exact in pieces:
-            self.count += quant.shape[2]
-            transposed = quant.transpose(1, 2)
+            if weights is None:
+                weighted, self.count = quant, self.count + quant.shape[2]
+            else:
+                thinned = unfold.thin(weights).to(quant)
+                if thinned.numel() != quant.shape[2]:  # another shape now
+                    thinned = quant.new_ones(quant.shape[2])
+                weighted = quant * thinned
+                exact_sum = exact @ thinned
+                self.count += float(thinned.sum())
+            transposed = weighted.transpose(1, 2)
             self._sum('hessian', quant @ transposed)
             self._sum('cross', exact @ transposed)
-            self._sum('mean', quant.sum(dim=2, dtype=torch.float64))
-            self._sum('float_mean', exact.sum(dim=2, dtype=torch.float64))
+            self._sum('mean', weighted.sum(dim=2, dtype=torch.float64))
+            if weights is None:
+                exact_sum = exact.sum(dim=2, dtype=torch.float64)
+            self._sum('float_mean', exact_sum)
 
     def _sum(self, name: str, value: Tensor) -> None:
         held = self.sums.get(name)
@@ -93,7 +118,11 @@ class PairedMoments:
 
 @torch.no_grad()
 def collect(
-    layer: QuantModule, unit: Unit, data: UnitData
+    layer: QuantModule,
+    unit: Unit,
+    data: UnitData,
+    *,
+    weights: Callable[[int, int], Tensor | None] | None = None,
 ) -> dict[str, PairedMoments]:
     """Run a unit in both models and sum what one of its layers receives.
 
@@ -104,12 +133,15 @@ def collect(
         layer: The layer.
         unit: Its unit.
         data: Inputs of the unit.
+        weights: Maps the numbers of a batch and of the layer's call in it to
+            weights of the output's positions.
 
     Returns:
         Moments by operand, over all ranks; none if the layer never ran.
     """
     found: dict[str, PairedMoments] = {}
     inputs = _Inputs(layer, unit, data)
+    numbers: Counter[tuple[str, int]] = Counter()
     with calibration_mode(unit.module):
         for call, batch in data.calls():
             exact: dict[str, deque[Tensor]] = defaultdict(deque)
@@ -119,7 +151,13 @@ def collect(
                 partner = exact[key].popleft() if exact[key] else x
                 if key not in found:
                     found[key] = PairedMoments(matmul_of(layer))
-                found[key].add(x, partner if partner.shape == x.shape else x)
+                number = numbers[key, batch]
+                numbers[key, batch] += 1
+                found[key].add(
+                    x,
+                    partner if partner.shape == x.shape else x,
+                    weights=weights and weights(batch, number),
+                )
     return _over_ranks(found)
 
 

@@ -116,3 +116,31 @@ def test_pairs_that_do_not_fit_stand_for_both(unit, streams):
 def test_a_layer_that_never_runs_has_no_moments(unit, streams):
     idle = copy.deepcopy(unit.module[0])
     assert collect(idle, unit, Calls(unit.module, streams)) == {}
+
+
+@pytest.mark.parametrize('layer', [nn.Linear(6, 2), nn.Conv2d(6, 2, 1)])
+def test_weighted_moments_are_those_of_repeated_inputs(layer):
+    shape = (40, 6) if isinstance(layer, nn.Linear) else (2, 6, 4, 5)
+    x, y = torch.randn(2, *shape)
+    counts = torch.randint(1, 4, (40,))
+    weights = counts if len(shape) == 2 else counts.reshape(2, 4, 5)
+    sums = PairedMoments(layer)
+    sums.add(x, y, weights=weights)
+    if len(shape) == 4:
+        x, y = (part.movedim(1, -1).reshape(40, 6) for part in (x, y))
+    rows = [part.repeat_interleave(counts, dim=0) for part in (x, y)]
+    check(sums.moments(centred=True), by_hand(*rows, centred=True))
+
+
+def test_weights_of_another_shape_count_one():
+    x, y = torch.randn(2, 40, 6)
+    sums, plain = PairedMoments(nn.Linear(6, 2)), PairedMoments(None)
+    sums.add(x, y, weights=torch.rand(7))
+    plain.add(x, y)
+    check(
+        sums.moments(centred=False),
+        {
+            k: v[0].float()
+            for k, v in vars(plain.moments(centred=False)).items()
+        },
+    )

@@ -1,0 +1,161 @@
+"""How much the network's outputs depend on each position of a feature map.
+
+Layers are fitted by second moments over positions, and most positions of a
+dense model show background. Weighting them by the outputs' curvature lets
+those count that the outputs depend on, as in the Kronecker factors of a
+Gauss-Newton matrix (Martens and Grosse, ICML 2015).
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taskptq.core import float_only
+from taskptq.core.distributed import gathered
+from taskptq.modules.base import quant_modules
+
+# Share of its weight that every position keeps.
+FLOOR = 0.1
+
+
+class PositionWeights:
+    """Weights of the positions of every layer's outputs, 1 on average."""
+
+    def __init__(self) -> None:
+        self.maps: dict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
+
+    def of(self, layer: str, batch: int, call: int) -> Tensor | None:
+        """Return the weights of one output, its shape without channels.
+
+        Args:
+            layer: Qualified name.
+            batch: Number of the calibration batch.
+            call: Number of the layer's call in that batch.
+        """
+        return self.maps.get((layer, batch), {}).get(call)
+
+    def normalize(self) -> None:
+        """Scale to a mean of 1 over all ranks, and mix in ``FLOOR``."""
+        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        for (layer, _), maps in self.maps.items():
+            for values in maps.values():
+                sums[layer][0] += float(values.sum())
+                sums[layer][1] += values.numel()
+        ranks = gathered(dict(sums))
+        for (layer, _), maps in self.maps.items():
+            own = [rank[layer] for rank in ranks if layer in rank]
+            total, count = (sum(part) for part in zip(*own, strict=True))
+            mean = max(total / count, 1e-30)
+            for call, values in maps.items():
+                maps[call] = FLOOR + (1 - FLOOR) * values / mean
+
+
+def find_position_weights(
+    model: nn.Module, batches: Sequence[Any], *, adapter: Any, seed: int
+) -> PositionWeights:
+    """Run the float model forwards and backwards once over the batches.
+
+    With J the Jacobian of the outputs z and h the curvature of the loss in
+    them (``adapter.output_weights``), the gradient g of ``sum sqrt(h) e z``
+    for random signs e has ``E[g^2] = diag(J^T h J)``: the weight of a
+    position is its mean over channels.
+
+    Args:
+        model: Swapped model.
+        batches: Calibration batches.
+        adapter: The model's adapter.
+        seed: Seed of the signs.
+    """
+    found = PositionWeights()
+    generator = torch.Generator().manual_seed(seed)
+    with _without_parameters(model), float_only(model):
+        for number, batch in enumerate(batches):
+            with _recording(model, found, number), torch.enable_grad():
+                heads = adapter.forward_heads(model, batch)
+                _probe(heads, adapter, generator).backward()  # type: ignore[no-untyped-call]
+    found.normalize()
+    return found
+
+
+def _probe(
+    heads: dict[str, Tensor], adapter: Any, generator: torch.Generator
+) -> Tensor:
+    """Return ``sum sqrt(h) e z`` over all outputs that have a gradient."""
+    detached = {name: head.detach() for name, head in heads.items()}
+    weights = adapter.output_weights(detached)
+    terms = []
+    for name, weight in weights.items():
+        head = heads[name]
+        if not head.requires_grad:
+            continue
+        signs = torch.randint(2, head.shape, generator=generator) * 2.0 - 1
+        root = weight.detach().clamp(min=0).sqrt()
+        terms.append((head * (root * signs.to(head))).sum())
+    if not terms:
+        raise ValueError(
+            'no output of the model has a gradient: leave out '
+            'reconstruction.position_weights'
+        )
+    return torch.stack(terms).sum()
+
+
+@contextmanager
+def _without_parameters(model: nn.Module) -> Iterator[None]:
+    """Take no gradients of parameters: only of activations."""
+    flags = [(p, p.requires_grad) for p in model.parameters()]
+    was_training = model.training
+    try:
+        model.eval().requires_grad_(False)
+        yield
+    finally:
+        model.train(was_training)
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+
+
+@contextmanager
+def _recording(
+    model: nn.Module, found: PositionWeights, batch: int
+) -> Iterator[None]:
+    """Store squared gradients of the outputs of convolutions and linears."""
+    known = (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)
+    handles = [
+        layer.register_forward_hook(_hook(found, name, batch))
+        for name, layer in quant_modules(model)
+        if isinstance(layer, known)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hook(
+    found: PositionWeights, name: str, batch: int
+) -> Callable[[nn.Module, Any, Tensor], Tensor]:
+    calls = 0
+
+    def hook(layer: nn.Module, args: Any, output: Tensor) -> Tensor:
+        nonlocal calls
+        del args
+        call, calls = calls, calls + 1
+        axis = -1 if isinstance(layer, nn.Linear) else -3
+        if not output.requires_grad:
+            # Not a leaf, as an activation may work in place.
+            output = output.detach().requires_grad_() * 1
+
+        def store(gradient: Tensor) -> None:
+            squares = gradient.detach().float().square().mean(dim=axis)
+            found.maps[name, batch][call] = squares
+
+        output.register_hook(store)
+        return output
+
+    return hook
