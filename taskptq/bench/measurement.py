@@ -23,6 +23,7 @@ from taskptq.bench.float_runner import (
     checkpoint_file,
     measured_config,
 )
+from taskptq.bench.peers import is_peer, measure_peer
 from taskptq.bench.published_eval import published_note, quantize_as_published
 from taskptq.bench.row_notes import (
     reconstruction_seconds,
@@ -113,7 +114,8 @@ class Measurement:
         # Imports the project whose recipes the rows name.
         cfg = measured_config(table, self.work_dir)
         for row in table.rows():
-            resolve(row.recipe)
+            if not is_peer(row.method):
+                resolve(row.recipe)
         self.evaluator = cfg.test_evaluator
         # Runs first, since the others may need the file it writes.
         self.reference = cfg.get('reference_evaluator')
@@ -167,6 +169,8 @@ class Measurement:
         Raises:
             ValueError: If the row's settings are invalid.
         """
+        if is_peer(row.method):
+            return measure_peer(self, row)
         images = self.images(row)
         recipe = read_recipe(row, images=images)
         model = copy.deepcopy(self.model)

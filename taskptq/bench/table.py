@@ -25,7 +25,8 @@ class Row:
     Args:
         method: Name of the method, as tables show it; for
             ``published-eval`` and ``<method>+published-eval`` see
-            ``taskptq/bench/published_eval.py``.
+            ``taskptq/bench/published_eval.py``, for other tools'
+            (``ort-minmax``, ...) ``taskptq/bench/peers.py``.
         bits: Bit widths, e.g. ``w2a4``.
         seed: Seed for choosing images and for all other randomness.
         recipe: Name of the recipe that the settings below change.
