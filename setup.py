@@ -107,6 +107,7 @@ setup(
         ],
         'onnx': ['onnx>=1.23', 'onnxruntime>=1.23'],
         'report': ['jinja2>=3', 'matplotlib>=3.7'],
+        'mixed': ['matplotlib>=3.7', 'scipy>=1.9'],
         'sam': ['scipy', 'segment-anything>=1.0'],
     },
     classifiers=[

@@ -86,7 +86,8 @@ def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
             raise SettingError(
                 'recipe',
                 f' sets {key}, which {owner} has no use for: use '
-                f'{other}, or a recipe without {key}',
+                f'{other}, or a recipe without {key} (names without a '
+                'method are for PTQHook)',
             )
     return {
         key: parts.get(key) if value is None else value
