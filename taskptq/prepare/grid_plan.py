@@ -69,7 +69,7 @@ def plan_grids(
     *,
     outputs: Collection[str],
     keep_float: Collection[str] = (),
-    gates: bool = False,
+    gates: Collection[str] = (),
 ) -> list[SharedGrid]:
     """Return the grids that a network lacks, in order of execution.
 
@@ -87,12 +87,29 @@ def plan_grids(
         operators: In order of execution.
         outputs: Tensors that the network returns; they stay float.
         keep_float: Tensors that stay float.
-        gates: Whether smooth gates run in integers, too.
+        gates: Tensors x whose x * squash(x) runs in integers, too.
     """
     plan = _Plan(operators, outputs=set(outputs), keep_float=set(keep_float))
     plan.want_products()
-    plan.want_sums(gates=gates)
+    plan.want_sums(gates=set(gates))
     return list(plan.shared())
+
+
+def gated_tensors(operators: Sequence[Operator]) -> dict[str, str]:
+    """Return x -> y for each y = x * squash(x) behind a convolution."""
+    plan = _Plan(operators, outputs=set(), keep_float=set())
+    plan.want_products()
+    found = {}
+    for name in plan.wanted:
+        products = {
+            output
+            for reader in plan.readers[name]
+            if reader.kind == SMOOTH
+            for output in reader.outputs
+        }
+        if plan.is_gated(name) and len(products) == 1:
+            found[name] = products.pop()
+    return found
 
 
 class _Plan:
@@ -125,14 +142,17 @@ class _Plan:
                 for name in operator.outputs:
                     self.want(self.end_of(name))
 
-    def want_sums(self, *, gates: bool) -> None:
+    def want_sums(self, *, gates: set[str]) -> None:
         """Want the outputs of sums between grids, until nothing changes."""
-        kinds = {SUM, SMOOTH, SQUASH} if gates else {SUM}
         count = -1
         while len(self.wanted) > count:
             count = len(self.wanted)
             for operator in self.operators:
-                if operator.kind in kinds and self.joins(operator):
+                chosen = operator.kind == SUM or (
+                    operator.kind in (SMOOTH, SQUASH)
+                    and bool(gates & set(operator.inputs))
+                )
+                if chosen and self.joins(operator):
                     for name in operator.inputs:
                         self.want(name)
                     for name in operator.outputs:

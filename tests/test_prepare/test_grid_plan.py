@@ -10,6 +10,7 @@ from taskptq.prepare.grid_plan import (
     SQUASH,
     SUM,
     Operator,
+    gated_tensors,
     plan_grids,
 )
 
@@ -96,7 +97,7 @@ SILU = [
 
 @pytest.mark.parametrize(
     ('gates', 'expected'),
-    [(False, [('a',)]), (True, [('a',), ('s',)])],
+    [((), [('a',)]), (('a',), [('a',), ('s',)])],
 )
 def test_gates_run_in_integers_if_asked(gates, expected):
     assert sources(SILU, gates=gates, outputs=['y']) == expected
@@ -106,7 +107,7 @@ def test_a_gate_leaves_scales_of_channels_free():
     (grid,) = plan_grids(SILU, outputs=['y'])
     assert grid.gated
     assert grid.free
-    first, _ = plan_grids(SILU, outputs=['y'], gates=True)
+    first, _ = plan_grids(SILU, outputs=['y'], gates=['a'])
     assert first.gated
     assert not first.free
 
@@ -130,4 +131,9 @@ def test_scales_of_channels_fit_behind_convolutions_alone():
     ]
     assert sources(chain) == []
     gate = [*SILU[:3], op(GRID, 'm', 'q', per_channel=True), SILU[4]]
-    assert ('m',) in sources(gate, gates=True, outputs=['y'])
+    assert ('m',) in sources(gate, gates=['a'], outputs=['y'])
+
+
+def test_gates_are_found_with_their_outputs():
+    assert gated_tensors(SILU) == {'a': 'm'}
+    assert gated_tensors([op(PRODUCT, 'x', 'a'), op(OTHER, 'a', 'y')]) == {}

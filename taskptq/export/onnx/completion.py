@@ -10,25 +10,22 @@ import onnx
 import torch
 from torch import Tensor
 
-from taskptq.core import (
-    AffineQuantizer,
-    MinMaxObserver,
-    MSEObserver,
-    QuantizerConfig,
-    QuantSpec,
-)
-from taskptq.core.functional import affine_to_range
-from taskptq.export.onnx.emission import ACTIVATION, DOMAIN, Grid, grid_of
+from taskptq.export.onnx.emission import ACTIVATION, DOMAIN, Grid
+from taskptq.export.onnx.gates import choose_gates
 from taskptq.export.onnx.graph import Graph, attribute
+from taskptq.export.onnx.grids import choose_grid, share_zero_points
 from taskptq.export.onnx.lowering import lower
 from taskptq.export.onnx.operators import operators_of
 from taskptq.export.onnx.runtime import Feeds, inner_session
 from taskptq.export.onnx.targets import Target
-from taskptq.prepare.common_zero import common_zero_point
-from taskptq.prepare.grid_plan import SharedGrid, plan_grids
+from taskptq.prepare.grid_plan import (
+    SharedGrid,
+    gated_tensors,
+    plan_grids,
+)
 
-# Below this SiLU and its kin are flat: the range of their input ends here.
-GATE_LOW = -8.0
+# Least signal to noise ratio of an integer gate, in dB.
+GATE_LIMIT = 24.0
 
 
 @dataclass(kw_only=True)
@@ -38,11 +35,16 @@ class Completion:
     Args:
         added: Tensor -> why it got a grid.
         replaced: Quantizers whose place a shared grid took.
+        gates: Inputs of the gates that run in integers -> their precision
+            in dB.
+        float_gates: Inputs of the gates that stay float.
         shifted: Grids per channel that got one zero point for all.
     """
 
     added: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
+    gates: dict[str, float] = field(default_factory=dict)
+    float_gates: list[str] = field(default_factory=list)
     shifted: list[str] = field(default_factory=list)
 
 
@@ -53,7 +55,7 @@ def complete(
     feeds: Sequence[Feeds],
     target: Target,
     keep_float: Iterable[str] = (),
-    gates: bool = False,
+    gate_limit: float = GATE_LIMIT,
     outputs: bool = False,
 ) -> Completion:
     """Put the grids that the target needs into a graph with placeholders.
@@ -68,22 +70,32 @@ def complete(
         feeds: Inputs to calibrate on.
         target: Rules of the runtime.
         keep_float: Tensors that stay float.
-        gates: Whether SiLU and its kin run in integers, too.
+        gate_limit: Least signal to noise ratio, in dB, with which SiLU and
+            its kin run in integers.
         outputs: Whether what the network returns gets grids, too.
     """
+    operators = operators_of(graph, grids)
+    values = _Values(graph, grids, feeds=feeds, target=target)
+    gated = gated_tensors(operators)
+    done = Completion()
+    if gated:
+        done.gates = choose_gates(
+            gated,
+            values.of([*gated, *gated.values()]),
+            limit=gate_limit,
+        )
+        done.float_gates = [x for x in gated if x not in done.gates]
     plan = plan_grids(
-        operators_of(graph, grids),
+        operators,
         outputs=() if outputs else graph.outputs,
         keep_float=set(keep_float),
-        gates=gates,
+        gates=done.gates,
     )
-    done = Completion()
     by_node = {
         node.name: attribute(node, 'grid').decode()
         for node in graph.nodes
         if node.domain == DOMAIN and node.op_type == ACTIVATION
     }
-    values = _Values(graph, grids, feeds=feeds, target=target)
     samples = values.of([t for shared in plan for t in shared.sources])
     for shared in plan:
         names = dict.fromkeys(by_node[name] for name in shared.replaced)
@@ -101,102 +113,6 @@ def complete(
         done.added |= {name: reason for name in shared.sources}
     done.shifted = share_zero_points(grids)
     return done
-
-
-def share_zero_points(grids: dict[str, Grid]) -> list[str]:
-    """Give all channels of an activation one zero point.
-
-    Returns:
-        Names of the grids that changed.
-    """
-    changed = []
-    for name, grid in grids.items():
-        point = grid.zero_point
-        if grid.codes is not None or bool((point == point[0]).all()):
-            continue
-        low, high = affine_to_range(
-            grid.scale,
-            point,
-            quant_min=grid.quant_min,
-            quant_max=grid.quant_max,
-        )
-        scale, point = common_zero_point(
-            low, high, quant_min=grid.quant_min, quant_max=grid.quant_max
-        )
-        grids[name] = replace(grid, scale=scale, zero_point=point)
-        changed.append(name)
-    return changed
-
-
-def choose_grid(
-    candidates: Sequence[Grid],
-    samples: Sequence[Tensor],
-    *,
-    name: str,
-    shared: SharedGrid,
-    whole: bool = False,
-) -> Grid:
-    """Return the grid of a tensor that several read.
-
-    Args:
-        candidates: Grids of the quantizers that read it.
-        samples: Its values.
-        name: Name of a new grid.
-        shared: Who reads it.
-        whole: Whether it is an output, whose rare peaks are the detections:
-            a new grid then covers all values.
-    """
-    usable = [g for g in candidates if g.ch_axis is None]
-    if not usable:
-        low = GATE_LOW if shared.gated else None
-        return search_grid(
-            [x if low is None else x.clamp(min=low) for x in samples],
-            name=name,
-            per_channel=shared.free,
-            whole=whole,
-        )
-    if len(usable) == 1:
-        return usable[0]
-    errors = [sum(squared_error(g, x) for x in samples) for g in usable]
-    return usable[int(np.argmin(errors))]
-
-
-def search_grid(
-    samples: Sequence[Tensor],
-    *,
-    name: str,
-    per_channel: bool = False,
-    whole: bool = False,
-) -> Grid:
-    """Return the 8-bit grid of least squared error.
-
-    Args:
-        samples: Values, (B, C, ...).
-        name: Name of the grid.
-        per_channel: Give each channel a scale, for its whole range.
-        whole: Cover all values instead.
-    """
-    config = QuantizerConfig(
-        spec=QuantSpec(num_bits=8, symmetric=False),
-        per_channel=per_channel,
-        observer=MinMaxObserver if whole or per_channel else MSEObserver,
-    )
-    channels = samples[0].shape[1] if per_channel else None
-    quantizer = config.build(num_channels=channels)
-    assert isinstance(quantizer, AffineQuantizer)
-    for x in samples:
-        assert quantizer.observer is not None
-        quantizer.observer.observe(x)
-    quantizer.calibrate()
-    return grid_of(quantizer, name=name)
-
-
-def squared_error(grid: Grid, x: Tensor) -> float:
-    """Return the summed squared error of a grid per tensor."""
-    codes = torch.round(x / grid.scale) + grid.zero_point
-    codes = codes.clamp(grid.quant_min, grid.quant_max)
-    x_hat = (codes - grid.zero_point) * grid.scale
-    return float((x_hat - x).square().sum())
 
 
 def place(graph: Graph, shared: SharedGrid, grid: Grid) -> None:

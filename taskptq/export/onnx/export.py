@@ -22,7 +22,7 @@ from taskptq.export.onnx.channel_scales import (
     multiply_scales,
 )
 from taskptq.export.onnx.columns import pad_columns
-from taskptq.export.onnx.completion import Completion, complete
+from taskptq.export.onnx.completion import GATE_LIMIT, Completion, complete
 from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
@@ -62,7 +62,7 @@ def export_onnx(
     metadata: Mapping[str, str] | None = None,
     calibration: Iterable[Inputs] = (),
     keep_float: Iterable[str] = (),
-    gates: bool = False,
+    gate_limit: float = GATE_LIMIT,
     output_grids: bool = True,
     verify: bool = True,
 ) -> ExportReport:
@@ -86,7 +86,8 @@ def export_onnx(
         calibration: Inputs on which missing grids are calibrated; without
             any, ``inputs``.
         keep_float: Tensors of the graph that get no grid.
-        gates: Whether SiLU and its kin run in integers, too.
+        gate_limit: Least signal to noise ratio, in dB, with which SiLU and
+            its kin run in integers; higher is more precise and slower.
         output_grids: Whether what the network returns gets grids, too.
         verify: Whether the file is run and compared; a file that fails is
             removed.
@@ -123,7 +124,7 @@ def export_onnx(
             feeds=feeds,
             target=rules,
             keep_float=keep_float,
-            gates=gates,
+            gate_limit=gate_limit,
             outputs=output_grids,
         )
     lower(graph, emitted.grids, target=rules)
@@ -169,6 +170,8 @@ def export_onnx(
         added=completion.added,
         replaced=completion.replaced,
         shifted=completion.shifted,
+        gates=completion.gates,
+        float_gates=completion.float_gates,
         padded=padded,
         checks=checks,
     )

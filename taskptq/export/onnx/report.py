@@ -22,6 +22,9 @@ class ExportReport:
         added: Grids that were added for the target, by tensor.
         replaced: Grids whose place a shared one took.
         shifted: Grids per channel that got one zero point for all.
+        gates: Gates such as SiLU that run in integers -> their precision in
+            dB.
+        float_gates: Those that are not precise enough for that.
         padded: Layers with channels of zeros, see :mod:`.columns`.
         checks: What verification measured, by name.
     """
@@ -35,6 +38,8 @@ class ExportReport:
     added: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     shifted: list[str] = field(default_factory=list)
+    gates: dict[str, float] = field(default_factory=dict)
+    float_gates: list[str] = field(default_factory=list)
     padded: list[str] = field(default_factory=list)
     checks: dict[str, Any] = field(default_factory=dict)
 
@@ -51,6 +56,11 @@ class ExportReport:
         ]
         if self.added:
             lines.append(f'{len(self.added)} grids added for {self.target}')
+        if self.gates or self.float_gates:
+            lines.append(
+                f'{len(self.gates)} gates such as SiLU in integers, '
+                f'{len(self.float_gates)} in floats, which are more precise'
+            )
         if self.padded:
             lines.append(
                 f'{len(self.padded)} layers padded to numbers of channels '
