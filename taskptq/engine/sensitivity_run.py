@@ -59,6 +59,8 @@ class SensitivitySettings:
         estimator: 'gradient', 'alone' or 'leave-out'; None takes gradients
             where the model has them, else 'alone'.
         candidates: Bits whose losses are estimated.
+        num_probes: Random probes of each batch, for gradients; None takes
+            as many as a stable estimate needs.
         num_measured: Images of whatever needs more than one pass: roles, and
             the estimators 'alone' and 'leave-out'.
         roles: Whether to measure what each role could give back.
@@ -72,6 +74,7 @@ class SensitivitySettings:
 
     estimator: str | None = None
     candidates: tuple[int, ...] = CANDIDATES
+    num_probes: int | None = None
     num_measured: int = 8
     roles: bool = True
     metric: bool = False
@@ -86,6 +89,8 @@ class SensitivitySettings:
                 f'choose one of {", ".join(ESTIMATORS)}',
             )
         check_candidates(self.candidates)
+        if self.num_probes is not None and self.num_probes < 1:
+            raise refuse('num_probes', self.num_probes, 'give at least 1')
         if self.num_measured < 1:
             raise refuse(
                 'num_measured', self.num_measured, 'give at least 1 image'
@@ -212,6 +217,7 @@ def _losses(
                 return estimate_losses(
                     subject.model,
                     subject.batches,
+                    num_probes=settings.num_probes,
                     seed=settings.seed,
                     advance=progress.advance,
                     **shared,

@@ -3,6 +3,7 @@ import torch
 from wild_net import WildNet
 
 from taskptq.analysis.sensitivity.gradient import NotDifferentiableError
+from taskptq.analysis.sensitivity.hopeless import LEAST_EFFECTIVE_BITS
 from taskptq.engine.sensitivity import sensitivity
 from taskptq.engine.sensitivity_run import SensitivitySettings
 
@@ -82,3 +83,48 @@ def test_refusals(batches, tmp_path):
         sensitivity(WildNet(), batches, out=tmp_path / 'file')
     with pytest.raises(ValueError, match='recipe'):
         sensitivity(WildNet(), batches, recipe='w8a8_nothing')
+
+
+@pytest.mark.slow
+@pytest.mark.data('coco_mini', 'coco_mini_val', 'weights')
+def test_the_tensor_that_costs_yolox_a_third_of_its_ap(
+    registry_guard, repo_root, monkeypatch
+):
+    monkeypatch.chdir(repo_root)
+    report = sensitivity(
+        'configs/yolox/yolox_nano_coco-mini.py',
+        'data/weights/yolox_nano_coco.pth',
+        recipe='w8a8_minmax',
+        num_images=4,
+        settings=SensitivitySettings(
+            candidates=(8,), num_probes=2, roles=False
+        ),
+    )
+    worst = report.sorted()[0]
+    assert worst.layer.startswith('backbone.stage1.0.depthwise_conv')
+    assert worst.point == 'activation'
+    assert worst.loss > 0.5 * report.estimated
+    assert worst.producer == 'SiLU'
+    assert worst.peak_to_std > 20
+    # What a plain run warns of.
+    assert worst.effective_bits < LEAST_EFFECTIVE_BITS
+    assert 'activation=dict(per_channel=True)' in report.sentences()[0]
+
+
+@pytest.mark.slow
+@pytest.mark.data('camvid')
+def test_a_healthy_segformer_is_not_warned_of(
+    registry_guard, repo_root, monkeypatch
+):
+    monkeypatch.chdir(repo_root)
+    report = sensitivity(
+        'configs/segformer/segformer_mit-tiny_camvid.py',
+        'configs/segformer/checkpoints/segformer_mit-tiny_camvid.pth',
+        recipe='w8a8_mse',
+        num_images=2,
+        settings=SensitivitySettings(
+            candidates=(8,), num_probes=1, roles=False
+        ),
+    )
+    inputs = [p for p in report.points if p.point == 'activation']
+    assert min(p.effective_bits for p in inputs) > LEAST_EFFECTIVE_BITS

@@ -107,7 +107,12 @@ def test_numbers_of_another_model_or_recipe_are_not_used(
 
 @pytest.mark.parametrize(
     ('field', 'value'),
-    [('estimator', 'best'), ('num_measured', 0), ('candidates', (1,))],
+    [
+        ('estimator', 'best'),
+        ('num_measured', 0),
+        ('num_probes', 0),
+        ('candidates', (1,)),
+    ],
 )
 def test_impossible_settings(field, value):
     with pytest.raises(ValueError, match=field):
