@@ -42,7 +42,7 @@ def sentences_of(report: SensitivityReport, *, most: int) -> list[str]:
         return ['No tensor costs anything at its present bits.']
     found = [
         f'One tensor costs {100 * point.loss / total:.0f} % of the loss: '
-        f'{describe(point)}.'
+        f'{describe(point)}.{_metric_text(report, point)}'
         for point in report.sorted()[:most]
         if point.loss >= WORTH_NAMING * total
     ]
@@ -52,6 +52,22 @@ def sentences_of(report: SensitivityReport, *, most: int) -> list[str]:
             f'it is spread over {len(report.points)} tensors.'
         ]
     return [*found, *_role_sentences(report), *report.notes]
+
+
+def _metric_text(report: SensitivityReport, point: PointSensitivity) -> str:
+    """Return what the task's metric says of a point, '' if nothing."""
+    if point.metric is None or report.metric_float is None:
+        return ''
+    if report.estimator == 'alone':
+        return (
+            f' Quantized alone, it takes {report.metric} from '
+            f'{report.metric_float:.3g} to {point.metric:.3g}.'
+        )
+    return (
+        f' Left float alone, it takes {report.metric} from '
+        f'{report.metric_quant:.3g} to {point.metric:.3g} (float: '
+        f'{report.metric_float:.3g}).'
+    )
 
 
 def describe(point: PointSensitivity) -> str:

@@ -39,6 +39,26 @@ def test_the_worst_tensor_and_the_best_role():
     assert len(report.sentences(most=1)) == 3
 
 
+@pytest.mark.parametrize(
+    ('estimator', 'expected'),
+    [
+        ('gradient', 'takes AP from 0.174 to 0.269 (float: 0.281).'),
+        ('alone', 'takes AP from 0.281 to 0.269.'),
+    ],
+)
+def test_the_metric_is_told(estimator, expected):
+    report = replace(
+        make_report({'a': 1.0}),
+        estimator=estimator,
+        metric='AP',
+        metric_float=0.281,
+        metric_quant=0.174,
+    )
+    assert 'AP' not in report.sentences()[0]
+    report.points = [replace(report.points[0], metric=0.269)]
+    assert report.sentences()[0].endswith(expected)
+
+
 def test_many_small_losses():
     report = make_report({f'l{i}': 0.01 for i in range(30)})
     assert report.sentences() == [
