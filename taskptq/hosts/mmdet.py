@@ -28,6 +28,9 @@ KEPT_FLOAT = {
     'mmdet.models.layers.se_layer.ChannelAttention': (
         'gates channels by an elementwise product, without a matmul'
     ),
+    'mmdet.models.dense_heads.gfl_head.Integral': (
+        'decodes boxes: the mean of a distribution'
+    ),
     'mmdet.models.detectors.deformable_detr.DeformableDETR': _LEVELS,
     'mmdet.models.detectors.dino.DINO': _LEVELS,
 }
@@ -79,6 +82,13 @@ OUTPUT_SEQUENCES = (
     r're:(.*\.)?bbox_embed(\.layers)?',
     r're:(.*\.)?bbox_head\.fc_reg(\.layers)?',
 )
+# Heads whose own products are masks, by the names of their points.
+MASK_PRODUCTS = (
+    'mmdet.models.dense_heads.condinst_head.CondInstMaskHead',
+    'mmdet.models.dense_heads.maskformer_head.MaskFormerHead',
+    'mmdet.models.dense_heads.solov2_head.SOLOV2Head',
+    'mmdet.models.dense_heads.yolact_head.YOLACTProtonet',
+)
 TRAINING_ONLY = {
     'mmdet.models.dense_heads.ddq_detr_head.DDQDETRHead': (
         'aux_cls_branches',
@@ -101,6 +111,8 @@ for _host in CONV_NORM_CLASSES:
     register_conv_norm(_host)
 for _pattern in OUTPUT_LAYERS:
     register_output_layer(_pattern)
+for _host in MASK_PRODUCTS:
+    register_output_layer('products', host=_host)
 for _pattern in OUTPUT_SEQUENCES:
     register_output_sequence(_pattern)
 for _host, _names in TRAINING_ONLY.items():

@@ -4,6 +4,7 @@ from taskptq.hosts.registry import (
     register_block,
     register_counterpart,
     register_float,
+    register_output_layer,
     register_output_sequence,
     register_rows,
 )
@@ -35,6 +36,11 @@ register_counterpart(
     f'{_MODELING}.transformer.Attention',
     f'{_COUNTERPARTS}.QuantSamDecoderAttention',
 )
+register_float(
+    f'{_MODELING}.prompt_encoder.PositionEmbeddingRandom',
+    'turns coordinates into phases, which stay float',
+)
+register_output_layer('products', host=f'{_MODELING}.mask_decoder.MaskDecoder')
 register_float(
     f'{_MODELING}.image_encoder.ImageEncoderViT',
     'adds a positional table to the tokens',

@@ -73,15 +73,16 @@ class QuantDeformConv2d(QuantModule):
         self, x: Tensor, offset: Tensor, mask: Tensor | None = None
     ) -> Tensor:
         """Sample, then multiply; shapes as in ``forward``."""
-        values = sample(
-            x,
-            offset,
-            mask,
-            kernel_size=_pair(self.kernel_size),
-            stride=_pair(self.stride),
-            padding=_pair(self.padding),
-            dilation=_pair(self.dilation),
-        )
+        geometry = {
+            'kernel_size': _pair(self.kernel_size),
+            'stride': _pair(self.stride),
+            'padding': _pair(self.padding),
+            'dilation': _pair(self.dilation),
+        }
+        if mask is not None:
+            size = output_size(x, **geometry)
+            offset, mask = as_laid_out(offset, size), as_laid_out(mask, size)
+        values = sample(x, offset, mask, **geometry)
         if self.input_quantizer is not None:
             values = self.input_quantizer(values)
         weight = self.quantized_weight()
@@ -191,6 +192,58 @@ def sample(
         values = values * mask.reshape(batch * groups, 1, taps, rows, columns)
     found: Tensor = values.reshape(batch, -1, taps, rows, columns)
     return found
+
+
+def output_size(
+    x: Tensor,
+    *,
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> tuple[int, int]:
+    """Return the height and width of a convolution's output.
+
+    Args:
+        x: (B, C, H, W).
+        kernel_size: Taps along y and x.
+        stride: Pixels between outputs.
+        padding: Pixels on each side.
+        dilation: Pixels between taps.
+    """
+    height, width = (
+        (n + 2 * p - d * (k - 1) - 1) // s + 1
+        for n, k, s, p, d in zip(
+            x.shape[-2:], kernel_size, stride, padding, dilation, strict=True
+        )
+    )
+    return height, width
+
+
+def as_laid_out(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return offsets or masks as mmcv's v2 reads them.
+
+    It takes the size of the output from the input, and the numbers of an
+    image in the order in which they lie in memory. DyHead hands over offsets
+    of a finer level, so that this counts.
+
+    >>> x = torch.arange(8.0).reshape(1, 2, 2, 2)
+    >>> as_laid_out(x, (1, 2))
+    tensor([[[[0., 1.]],
+    <BLANKLINE>
+             [[2., 3.]]]])
+
+    Args:
+        x: (B, C, H, W).
+        size: Height and width of the output.
+
+    Returns:
+        (B, C, *size); ``x`` itself where its size is that.
+    """
+    if x.shape[-2:] == size or x[0, 0].numel() < size[0] * size[1]:
+        return x
+    flat = x.flatten(1)[:, : x.shape[1] * size[0] * size[1]]
+    return flat.reshape(*x.shape[:2], *size)
 
 
 def _positions(

@@ -128,6 +128,18 @@ def test_without_offsets_it_reads_the_pixels_of_a_convolution() -> None:
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-5)
 
 
+def test_offsets_of_a_finer_level_are_read_as_the_host_reads_them(
+    lab: Any,
+) -> None:
+    layer, (x, _, _) = make('v2', {'padding': 1})
+    offset, mask = torch.randn(2, 18, 18, 22), torch.rand(2, 9, 18, 22)
+    quant = swapped(layer, lab.scheme())
+    with quantizing(quant):
+        found = quant(x, offset, mask)
+    expected = layer(x, offset, mask)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_gradients_reach_what_is_read_and_where(lab: Any) -> None:
     layer, (x, offset) = make('v1', CASES[0][1])
     quant = swapped(layer, lab.scheme())

@@ -1,0 +1,1 @@
+"""What quantization covers of the hosts' own configs, measured one by one."""

@@ -1,0 +1,186 @@
+"""Models of the hosts' configs, without downloads, and a way to run them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from taskptq.apis import build_model
+
+# Keys of settings that name weights to download.
+DOWNLOADS = ('init_cfg', 'pretrained', 'load_from')
+# Random weights score everything alike: let some objects reach the second
+# stages and the masks, and not too many.
+FEW = {
+    'score_thr': 0.0,
+    'mask_thr': 0.0,
+    'filter_thr': 0.0,
+    'max_per_img': 10,
+    'max_num': 10,
+    'nms_pre': 100,
+}
+
+
+def build_offline(config: Config, *, seed: int = 0) -> nn.Module:
+    """Build the model of a config with random weights, in eval mode.
+
+    Statistics of BatchNorms are drawn as well: fresh ones would fold to
+    nothing.
+
+    Args:
+        config: Config of a host.
+        seed: Seed of all numbers.
+    """
+    plain = without_downloads(config.model.to_dict())
+    plain['test_cfg'] = with_few_objects(plain.get('test_cfg'))
+    settings = {
+        'model': plain,
+        'default_scope': config.get('default_scope', 'mmengine'),
+    }
+    torch.manual_seed(seed)
+    model = build_model(Config(settings))
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.running_var is not None:
+            module.running_mean.normal_(std=0.1)
+            module.running_var.uniform_(0.7, 1.3)
+    return model.requires_grad_(False)
+
+
+def without_downloads(settings: Any) -> Any:
+    """Return settings in which no weights are named.
+
+    Args:
+        settings: Nested dicts, lists and tuples.
+
+    >>> without_downloads({'init_cfg': {'type': 'Pretrained'}, 'depth': 18})
+    {'init_cfg': None, 'depth': 18}
+    """
+    if isinstance(settings, Mapping):
+        return {
+            key: None if key in DOWNLOADS else without_downloads(value)
+            for key, value in settings.items()
+        }
+    if isinstance(settings, list | tuple):
+        return type(settings)(without_downloads(item) for item in settings)
+    return settings
+
+
+def with_few_objects(settings: Any) -> Any:
+    """Return test settings in which any score passes, a few times.
+
+    Args:
+        settings: A detector's ``test_cfg``.
+
+    >>> with_few_objects({'rcnn': {'score_thr': 0.05, 'max_per_img': 100}})
+    {'rcnn': {'score_thr': 0.0, 'max_per_img': 10}}
+    """
+    if isinstance(settings, Mapping):
+        return {
+            key: FEW[key] if key in FEW else with_few_objects(value)
+            for key, value in settings.items()
+        }
+    if isinstance(settings, list | tuple):
+        return type(settings)(with_few_objects(item) for item in settings)
+    return settings
+
+
+def drawn_batch(
+    model: nn.Module, *, size: Sequence[int], seed: int = 0
+) -> dict[str, Any]:
+    """Return one drawn image as the model's ``forward`` takes it.
+
+    Args:
+        model: Model of mmdet or mmseg.
+        size: Height and width.
+        seed: Seed of the image.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    # Smooth, as images are: noise would average out in the first strides.
+    coarse = torch.randn(1, 3, *(n // 8 for n in size), generator=generator)
+    image = nn.functional.interpolate(
+        coarse, size=tuple(size), mode='bilinear'
+    )
+    meta = {
+        'img_shape': tuple(size),
+        'ori_shape': tuple(size),
+        'pad_shape': tuple(size),
+        'batch_input_shape': tuple(size),
+        'scale_factor': (1.0, 1.0),
+        'padding_size': [0, 0, 0, 0],
+        'flip': False,
+        'img_id': 0,
+    }
+    return {'inputs': image, 'meta': meta, 'sample': _sample_of(model)}
+
+
+def _sample_of(model: nn.Module) -> str:
+    package = type(model).__module__.partition('.')[0]
+    return 'mmseg' if package == 'mmseg' else 'mmdet'
+
+
+def predict(model: nn.Module, batch: Mapping[str, Any]) -> Any:
+    """Run a model as its host's test loop does, seeded.
+
+    Args:
+        model: Model of mmdet or mmseg.
+        batch: From :func:`drawn_batch`.
+    """
+    # Some hosts draw numbers in evaluation as well.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return model(
+            batch['inputs'].clone(), [_data_sample(batch)], mode='predict'
+        )
+
+
+def _data_sample(batch: Mapping[str, Any]) -> Any:
+    if batch['sample'] == 'mmseg':
+        from mmseg.structures import SegDataSample
+
+        return SegDataSample(metainfo=batch['meta'])
+    from mmdet.structures import DetDataSample
+
+    return DetDataSample(metainfo=batch['meta'])
+
+
+def output_tensors(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:
+    """Return the raw outputs of a model's heads; its predictions if none.
+
+    Args:
+        model: Model of mmdet or mmseg.
+        batch: From :func:`drawn_batch`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            out = model(
+                batch['inputs'].clone(), [_data_sample(batch)], mode='tensor'
+            )
+        except (
+            AttributeError,
+            NotImplementedError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):
+            out = predict(model, batch)
+    return [x for x in _tensors(out) if x.is_floating_point()]
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _tensors(item)
+    elif hasattr(value, 'all_items'):
+        for _, item in value.all_items():
+            yield from _tensors(item)
