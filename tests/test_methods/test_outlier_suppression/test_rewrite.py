@@ -74,6 +74,23 @@ def test_kernels_return_the_shift_at_each_tap():
     torch.testing.assert_close(returned, F.conv2d(x, weight).flatten())
 
 
+def test_zero_padding_needs_another_value():
+    """Why a padding reader gets no shift: zeros mean z, not 0, then."""
+    kernel = torch.tensor([[[1.0, 2, -1]]]).double()
+    x = torch.tensor([[[5.0, 6, 7, 6]]]).double()
+    shift = torch.tensor([[6.0]]).double()
+    _, returned = folded_reader(
+        kernel, scales=torch.ones(1, 1), shift=shift[..., None]
+    )
+    assert returned.tolist() == [12]
+    expected = F.conv1d(x, kernel, padding=1).flatten().tolist()
+    assert expected == [4, 10, 14, 19]
+    zeros = F.conv1d(x - shift, kernel, returned, padding=1)
+    assert zeros.flatten().tolist() == [10, 10, 14, 13]
+    right = F.pad(x - shift, (1, 1), value=-6.0)
+    assert F.conv1d(right, kernel, returned).flatten().tolist() == expected
+
+
 class Reduced(nn.Module):
     """Attention over a map whose keys and values come from a smaller one."""
 
