@@ -4,49 +4,40 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
 from torch import nn
 
-from taskptq.analysis.mixed_precision.cost import Problem, build_problem
 from taskptq.analysis.mixed_precision.front import find_front
-from taskptq.analysis.mixed_precision.operands import trace_operands
 from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
-from taskptq.analysis.mixed_precision.units import group_units
 from taskptq.analysis.mixed_precision.verify import (
     Measured,
     Reference,
     loss_allowed,
 )
-from taskptq.analysis.sensitivity.gradient import (
-    NotDifferentiableError,
-    estimate_losses,
-)
-from taskptq.analysis.sensitivity.measured import measure_losses
 from taskptq.analysis.sensitivity.points import head_batches
-from taskptq.analysis.sensitivity.record import (
-    PointSensitivity,
-    SensitivityReport,
-)
-from taskptq.core.distributed import gathered
+from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.engine.contexts import seeded
 from taskptq.engine.mixed_precision_report import (
     choice_report,
     sentence_of,
     write_choice,
 )
+from taskptq.engine.precision_problem import (
+    NOT_MEASURABLE,
+    Calibrated,
+    find_problem,
+    find_sensitivities,
+    on_all_ranks,
+)
 from taskptq.engine.precision_search import Search, Trial
 from taskptq.engine.prediction_agreement import agreement_of
 from taskptq.engine.recipe import Recipe
 from taskptq.modules.base import quant_modules
-from taskptq.modules.products import QuantProducts
-from taskptq.prepare import SwapReport
-from taskptq.prepare.swap import EDGE_LAYER, bits_of
+from taskptq.prepare.swap import bits_of
 from taskptq.reconstruction.config import ReconstructionConfig
 
 __all__ = ['Calibrated', 'Choice', 'choose_precision']
@@ -56,42 +47,6 @@ logger = logging.getLogger('taskptq')
 # Part of the loss of weights rounded to nearest that GPTQ leaves, at most:
 # 2 % on YOLOX-nano at 8 bits.
 GPTQ_SHARE = 0.1
-# Images for losses that are measured one at a time.
-MEASURED_IMAGES = 4
-# What keeps a model's outputs from being compared.
-NOT_MEASURABLE = (
-    NotImplementedError,
-    TypeError,
-    ValueError,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Calibrated:
-    """A calibrated model, and what it was calibrated with.
-
-    Args:
-        model: Prepared and calibrated.
-        batches: All calibration batches of this rank.
-        forward: Runs a model on one batch.
-        adapter: The model's adapter.
-        swapped: Report of the swap; its rows get the chosen bits.
-        covering: Indices of batches that together call every layer.
-    """
-
-    model: nn.Module
-    batches: Sequence[Any]
-    forward: Any
-    adapter: Any
-    swapped: SwapReport
-    covering: Sequence[int]
-
-    @property
-    def edges(self) -> frozenset[str]:
-        """First and last layers."""
-        return frozenset(
-            row.name for row in self.swapped.rows if row.reason == EDGE_LAYER
-        )
 
 
 class Choice:
@@ -162,7 +117,7 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
     few = head_batches(calibrated.batches, num_images=config.num_images)
     with seeded(recipe.seed):
         try:
-            with _on_all_ranks():
+            with on_all_ranks():
                 reference = Reference(
                     calibrated.model, few, adapter=calibrated.adapter
                 )
@@ -171,13 +126,12 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
             if fine and set(config.budget) == {'macs_above'}:
                 report = _kept(config, named, num_images=reference.num_images)
                 return _timed(recipe, report, reference, start)
-            with _on_all_ranks():
-                found = _sensitivities(
+            with on_all_ranks():
+                found = find_sensitivities(
                     calibrated, few, config, seed=recipe.seed
                 )
         except NOT_MEASURABLE as error:
             return Choice(recipe, _skipped(error))
-        found.points = _averaged(found.points)
         result, report = _searched(
             calibrated, found, reference, recipe=recipe, named=named
         )
@@ -217,14 +171,10 @@ def _searched(
     config = recipe.mixed_precision
     assert config is not None
     allowed = loss_allowed(config.keep)
-    reconstruction = recipe.reconstruction
-    if reconstruction is None and named.loss > allowed:
-        reconstruction = config.reconstruction
-    if reconstruction is not None:
-        reconstruction = {'seed': recipe.seed, **reconstruction}
+    reconstruction = _reconstruction(recipe, fine=named.loss <= allowed)
     # Weights are rounded anew after the choice: measure it without them.
     later = reconstruction is not None
-    problem = _problem(
+    problem = find_problem(
         calibrated,
         found,
         config,
@@ -251,49 +201,27 @@ def _searched(
         sensitivity=found,
     )
     report['named_loss'] = named.loss
-    report['rounding'] = (
-        'nearest'
-        if reconstruction is None
-        else ReconstructionConfig.from_dict(reconstruction).rounding
-    )
+    if reconstruction is not None:
+        settings = ReconstructionConfig.from_dict(reconstruction)
+        report['rounding'] = settings.rounding
     result = replace(
         recipe, qconfig=chosen.qconfig, reconstruction=reconstruction
     )
     return result, report
 
 
-@contextmanager
-def _on_all_ranks() -> Iterator[None]:
-    """Let a failure of one rank be that of all, which choose together."""
-    reason, raised = '', None
-    try:
-        yield
-    except NOT_MEASURABLE as error:
-        reason = str(error) or type(error).__name__
-        raised = error
-    reasons = [one for one in gathered(reason) if one]
-    if reasons:
-        raise ValueError(reasons[0]) from raised
+def _reconstruction(recipe: Recipe, *, fine: bool) -> dict[str, Any] | None:
+    """Return the reconstruction that follows the choice, if any.
 
-
-def _averaged(
-    points: Sequence[PointSensitivity],
-) -> list[PointSensitivity]:
-    """Return the means over all ranks of the points that all know."""
-    shards = gathered({one.name: one.losses for one in points})
-    known = set.intersection(*(set(shard) for shard in shards))
-    return [
-        replace(
-            one,
-            losses={
-                bits: sum(shard[one.name][bits] for shard in shards)
-                / len(shards)
-                for bits in one.losses
-            },
-        )
-        for one in points
-        if one.name in known
-    ]
+    Args:
+        recipe: The recipe; its own reconstruction comes first.
+        fine: Whether the model keeps enough without.
+    """
+    settings = recipe.reconstruction
+    if settings is None and not fine:
+        assert recipe.mixed_precision is not None
+        settings = recipe.mixed_precision.reconstruction
+    return None if settings is None else {'seed': recipe.seed, **settings}
 
 
 def _skipped(error: Exception) -> dict[str, Any]:
@@ -304,60 +232,6 @@ def _skipped(error: Exception) -> dict[str, Any]:
         reason,
     )
     return {'skipped': reason}
-
-
-def _sensitivities(
-    calibrated: Calibrated,
-    batches: Sequence[Any],
-    config: MixedPrecisionConfig,
-    *,
-    seed: int,
-) -> SensitivityReport:
-    """Estimate from gradients; measure one by one where there are none."""
-    bits = [bits for bits in config.candidates if not isinstance(bits, str)]
-    settings = {
-        'forward': calibrated.forward,
-        'adapter': calibrated.adapter,
-        'candidates': bits or (8,),
-    }
-    try:
-        return estimate_losses(
-            calibrated.model, batches, seed=seed, **settings
-        )
-    except NotDifferentiableError as error:
-        logger.warning('Tensors are measured one at a time, since %s', error)
-    return measure_losses(
-        calibrated.model, batches, num_images=MEASURED_IMAGES, **settings
-    )
-
-
-def _problem(
-    calibrated: Calibrated,
-    found: SensitivityReport,
-    config: MixedPrecisionConfig,
-    *,
-    weight_share: float,
-) -> Problem:
-    units = group_units(
-        found.points,
-        candidates=config.candidates,
-        only=config.points,
-        edges=calibrated.edges,
-        fixed={
-            name
-            for name, module in quant_modules(calibrated.model)
-            if isinstance(module, QuantProducts)
-        },
-        weight_share=weight_share,
-    )
-    products = trace_operands(
-        calibrated.model,
-        [calibrated.batches[i] for i in calibrated.covering],
-        forward=calibrated.forward,
-    )
-    # Images of other sizes would make other ranks choose otherwise.
-    products = gathered(products)[0]
-    return build_problem(units, products, edges=calibrated.edges)
 
 
 def _update_rows(calibrated: Calibrated, chosen: Trial) -> None:
