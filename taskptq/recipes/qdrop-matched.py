@@ -9,6 +9,7 @@ reconstruction = dict(
     match_float=True,
     output_ranges=True,
     bias_correction=True,
+    position_weights=True,
     gptq_damping=0.1,
     # Solved roundings need a few changes, not a search.
     weight_lr=0.05,

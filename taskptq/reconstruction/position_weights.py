@@ -78,7 +78,7 @@ def find_position_weights(
         for number, batch in enumerate(batches):
             with _recording(model, found, number), torch.enable_grad():
                 heads = adapter.forward_heads(model, batch)
-                _probe(heads, adapter, generator).backward()  # type: ignore[no-untyped-call]
+                _probe(heads, adapter, generator).backward()
     found.normalize()
     return found
 
