@@ -1,7 +1,8 @@
 """GPTQ towards the outputs of the float model, on ranges of least output error.
 
 As gptq-depthwise, but each layer is fitted on the inputs that it gets from
-the quantized layers before it, so that it makes up for their errors.
+the quantized layers before it, so that it makes up for their errors, and
+positions count by how much the model's outputs depend on them.
 """
 
 base = 'gptq-depthwise'
