@@ -22,21 +22,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskptq.analysis.sensitivity.grids import (
-    Rounder,
-    candidate_grids,
-    check_candidates,
-)
+from taskptq.analysis.sensitivity.grids import Rounder, check_candidates
 from taskptq.analysis.sensitivity.loss import OutputLoss
 from taskptq.analysis.sensitivity.points import (
-    assemble,
     head_batches,
-    readers_of,
     small_batches,
+    view_points,
 )
 from taskptq.analysis.sensitivity.record import SensitivityReport
-from taskptq.analysis.sensitivity.survey import survey, survey_weights
-from taskptq.analysis.sensitivity.trace import trace_points, weights_of
+from taskptq.analysis.sensitivity.trace import weights_of
 from taskptq.calibration.batches import batch_length
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core import Quantizer, float_only
@@ -103,51 +97,36 @@ def estimate_losses(
     wanted = check_candidates(candidates)
     parts = small_batches(batches, size=IMAGES_AT_ONCE)
     few = head_batches(parts, num_images=SURVEYED)
-    facts = trace_points(model, few[0], outputs=adapter.forward_heads)
-    seen = survey(model, few, forward=adapter.forward_heads)
-    seen |= survey_weights(model)
-    named = dict(quantizers(model))
-    grids = {
-        name: candidate_grids(
-            named[name],
-            one,
-            candidates=sorted({*wanted, named[name].spec.num_bits}),
-        )
-        for name, one in seen.items()
-    }
-    loss = fit_loss(model, few, adapter=adapter)
-    if num_probes is None:
-        about = len(batches) * max(1, batch_length(batches[0]))
-        num_probes = max(1, -(-LEAST_PROBES // about))
-    found = _Pass(model, grids)
-    generator = torch.Generator().manual_seed(seed)
+    view = view_points(model, few, forward=forward, adapter=adapter)
+    found = _Pass(
+        model,
+        {name: view.grids(name, candidates=wanted) for name in view.seen},
+        adapter=adapter,
+        loss=fit_loss(model, few, adapter=adapter),
+        num_probes=num_probes or _enough_probes(batches),
+        seed=seed,
+    )
     num_images = 0
     with found.active():
         # The first few are in memory already.
         for batch in itertools.chain(few, parts):
-            found.run(
-                batch,
-                adapter=adapter,
-                loss=loss,
-                num_probes=num_probes,
-                generator=generator,
-            )
+            found.run(batch)
             count = batch_length(batch) or 1
             num_images += count
             if advance is not None:
                 advance(count)
     return SensitivityReport(
-        points=assemble(
-            facts,
-            seen,
-            found.losses(num_images=num_images),
-            quantizers=named,
-            readers=readers_of(model),
-        ),
+        points=view.points(found.losses(num_images=num_images)),
         estimator='gradient',
         num_images=num_images,
         seconds=time.perf_counter() - start,
     )
+
+
+def _enough_probes(batches: Sequence[Any]) -> int:
+    """Return how many probes of each batch make the estimate stable."""
+    about = len(batches) * max(1, batch_length(batches[0]))
+    return max(1, -(-LEAST_PROBES // about))
 
 
 @torch.no_grad()
@@ -167,13 +146,28 @@ class _Pass:
     Args:
         model: Prepared and calibrated.
         grids: What rounds each tensor, by quantizer and bits.
+        adapter: The model's adapter.
+        loss: The output loss.
+        num_probes: Random probes of each batch.
+        seed: Their seed.
     """
 
     def __init__(
-        self, model: nn.Module, grids: Mapping[str, Mapping[int, Rounder]]
+        self,
+        model: nn.Module,
+        grids: Mapping[str, Mapping[int, Rounder]],
+        *,
+        adapter: Any,
+        loss: OutputLoss,
+        num_probes: int,
+        seed: int,
     ) -> None:
         self.model = model
         self.grids = grids
+        self.adapter = adapter
+        self.loss = loss
+        self.num_probes = num_probes
+        self._generator = torch.Generator().manual_seed(seed)
         self.weights = {
             name: weight
             for name, weight in weights_of(model).items()
@@ -209,39 +203,37 @@ class _Pass:
                 stack.callback(handle.remove)
             yield
 
-    def run(
-        self,
-        batch: Any,
-        *,
-        adapter: Any,
-        loss: OutputLoss,
-        num_probes: int,
-        generator: torch.Generator,
-    ) -> None:
+    def run(self, batch: Any) -> None:
         """Run one batch forward, and backward from each probe."""
         self._images = batch_length(batch) or 1
         try:
-            heads = adapter.forward_heads(self.model, batch)
+            heads = self.adapter.forward_heads(self.model, batch)
         except RuntimeError as error:
             if 'grad' not in str(error) and 'inplace' not in str(error):
                 raise
             raise self._refusal(str(error)) from error
-        leaves = [self._anchor, *self.weights.values()]
-        for number in range(num_probes):
-            probe = loss.probe(heads, generator=generator)
+        for number in range(self.num_probes):
+            probe = self.loss.probe(heads, generator=self._generator)
             if not probe.requires_grad:
                 raise self._refusal('its outputs are detached')
-            try:
-                found = torch.autograd.grad(
-                    probe,
-                    leaves,
-                    retain_graph=number + 1 < num_probes,
-                    allow_unused=True,
-                )
-            except RuntimeError as error:
-                raise self._refusal(str(error)) from error
-            self._add_weights(found[1:])
-            self._square(num_probes)
+            self._run_back(probe, again=number + 1 < self.num_probes)
+
+    def _run_back(self, probe: Tensor, *, again: bool) -> None:
+        """Collect from one probe.
+
+        Args:
+            probe: Scalar.
+            again: Whether another probe follows on the same graph.
+        """
+        leaves = [self._anchor, *self.weights.values()]
+        try:
+            found = torch.autograd.grad(
+                probe, leaves, retain_graph=again, allow_unused=True
+            )
+        except RuntimeError as error:
+            raise self._refusal(str(error)) from error
+        self._add_weights(found[1:])
+        self._square()
 
     def losses(self, *, num_images: int) -> Losses:
         """Return the mean losses by quantizer and bits."""
@@ -295,9 +287,9 @@ class _Pass:
         else:
             self._dots[name, bits] = (known.sum() + dots.sum())[None]
 
-    def _square(self, num_probes: int) -> None:
+    def _square(self) -> None:
         for key, dots in self._dots.items():
-            squares = float(dots.double().square().sum()) / num_probes
+            squares = float(dots.double().square().sum()) / self.num_probes
             self._totals[key] = self._totals.get(key, 0.0) + squares
         self._dots.clear()
 

@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from torch import nn
 
 from taskptq.analysis.sensitivity.gradient import CANDIDATES, SURVEYED
-from taskptq.analysis.sensitivity.grids import (
-    candidate_grids,
-    check_candidates,
-)
+from taskptq.analysis.sensitivity.grids import Rounder, check_candidates
 from taskptq.analysis.sensitivity.meter import Meter
 from taskptq.analysis.sensitivity.points import (
-    assemble,
     head_batches,
-    readers_of,
     small_batches,
+    view_points,
 )
 from taskptq.analysis.sensitivity.record import (
     PointSensitivity,
@@ -27,12 +23,6 @@ from taskptq.analysis.sensitivity.record import (
     SensitivityReport,
 )
 from taskptq.analysis.sensitivity.state import MeasuredState
-from taskptq.analysis.sensitivity.survey import (
-    TensorSurvey,
-    survey,
-    survey_weights,
-)
-from taskptq.analysis.sensitivity.trace import trace_points
 from taskptq.core.switches import quantizers
 
 __all__ = ['MEASURED', 'measure_losses', 'measure_roles', 'roles_of']
@@ -91,30 +81,22 @@ def measure_losses(
     few = head_batches(
         small_batches(batches, size=IMAGES_AT_ONCE), num_images=num_images
     )
-    facts = trace_points(model, few[0], outputs=adapter.forward_heads)
-    seen = survey(model, few, forward=adapter.forward_heads)
-    seen |= survey_weights(model)
+    view = view_points(model, few, forward=forward, adapter=adapter)
     meter = Meter(model, few, adapter=adapter)
     total = state.get('all', partial(meter.measure, meter.names))
     losses = {}
-    for name in names if names is not None else facts:
-        if name not in seen:
+    for name in view.facts if names is None else names:
+        if name not in view.seen:
             continue
         losses[name] = (
-            _alone(meter, name, seen[name], wanted, state)
+            _alone(meter, name, view.grids(name, candidates=wanted), state)
             if estimator == 'alone'
             else _left_out(meter, name, total, state)
         )
         if advance is not None:
             advance(1)
     return SensitivityReport(
-        points=assemble(
-            facts,
-            seen,
-            losses,
-            quantizers=dict(quantizers(model)),
-            readers=readers_of(model),
-        ),
+        points=view.points(losses),
         estimator=estimator,
         num_images=meter.num_images,
         seconds=time.perf_counter() - start,
@@ -125,20 +107,16 @@ def measure_losses(
 def _alone(
     meter: Meter,
     name: str,
-    seen: TensorSurvey,
-    candidates: Sequence[int],
+    grids: Mapping[int, Rounder],
     state: MeasuredState,
 ) -> dict[int, float]:
     """Return the loss at each bit width with one tensor quantized."""
-    quantizer = seen.quantizer
-    bits = sorted({*candidates, quantizer.spec.num_bits})
-    grids = candidate_grids(quantizer, seen, candidates=bits)
     return {
-        one: state.get(
-            f'alone {name} {one}',
+        bits: state.get(
+            f'alone {name} {bits}',
             partial(meter.measure, [name], rounders={name: rounded}),
         )
-        for one, rounded in grids.items()
+        for bits, rounded in grids.items()
     }
 
 

@@ -65,9 +65,12 @@ def add_metric(
         return value
 
     # First the float model, which certainly predicts something.
-    of_float, of_all = (
-        measured('of none', frozenset()),
-        measured('of all', everything),
+    of_float = measured('of none', frozenset())
+    report = replace(
+        report,
+        metric='metric',
+        metric_float=of_float,
+        metric_quant=measured('of all', everything),
     )
     alone = report.estimator == 'alone'
     points: dict[str, float] = {}
@@ -75,25 +78,18 @@ def add_metric(
         one = frozenset([point.name])
         key = f'{"only" if alone else "all but"} {point.name}'
         points[point.name] = measured(key, one if alone else everything - one)
-    members = roles_of(report.points)
+    roles: dict[str, float] = {}
+    for role, members in roles_of(report.points).items():
+        rest = everything - {point.name for point in members}
+        if any(one.role == role for one in report.roles):
+            roles[role] = measured(f'all but role {role}', rest)
     return replace(
         report,
-        metric='metric',
-        metric_float=of_float,
-        metric_quant=of_all,
         points=tuple(
-            replace(point, metric=points.get(point.name))
-            for point in report.points
+            replace(one, metric=points.get(one.name)) for one in report.points
         ),
         roles=tuple(
-            replace(
-                role,
-                metric=measured(
-                    f'all but role {role.role}',
-                    everything - {p.name for p in members[role.role]},
-                ),
-            )
-            for role in report.roles
+            replace(one, metric=roles.get(one.role)) for one in report.roles
         ),
     )
 

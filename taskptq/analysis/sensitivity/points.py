@@ -2,49 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import (
+    Callable,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
+from taskptq.analysis.sensitivity.grids import Rounder, candidate_grids
 from taskptq.analysis.sensitivity.record import PointSensitivity
 from taskptq.analysis.sensitivity.signals import reading
-from taskptq.analysis.sensitivity.survey import TensorSurvey
-from taskptq.analysis.sensitivity.trace import PointFacts
+from taskptq.analysis.sensitivity.survey import (
+    TensorSurvey,
+    survey,
+    survey_weights,
+)
+from taskptq.analysis.sensitivity.trace import PointFacts, trace_points
 from taskptq.calibration.batches import BatchParts, batch_length
-from taskptq.core import Quantizer
 from taskptq.modules.base import quant_modules
 
-__all__ = ['assemble', 'head_batches', 'readers_of', 'small_batches']
+__all__ = [
+    'View',
+    'head_batches',
+    'readers_of',
+    'small_batches',
+    'view_points',
+]
 
 
-def assemble(
-    facts: Mapping[str, PointFacts],
-    seen: Mapping[str, TensorSurvey],
-    losses: Mapping[str, Mapping[int, float]],
-    *,
-    quantizers: Mapping[str, Quantizer],
-    readers: Mapping[str, Tensor],
-) -> tuple[PointSensitivity, ...]:
-    """Return the record of every quantizer that was reached.
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What a few images show of a model's quantizers.
 
     Args:
         facts: Structure, by quantizer.
-        seen: Surveys, by quantizer.
-        losses: Output losses by quantizer and bits.
-        quantizers: Calibrated quantizers, by name.
+        seen: Surveys of their tensors, by quantizer.
         readers: See :func:`readers_of`.
     """
-    return tuple(
-        PointSensitivity(
-            **vars(fact),
-            **vars(seen[name].signals(readers.get(name))),
-            num_bits=quantizers[name].spec.num_bits,
-            per_channel=quantizers[name].spec.ch_axis is not None,
-            losses={str(bits): one for bits, one in losses[name].items()},
+
+    facts: Mapping[str, PointFacts]
+    seen: Mapping[str, TensorSurvey]
+    readers: Mapping[str, Tensor]
+
+    def grids(
+        self, name: str, *, candidates: Iterable[int]
+    ) -> dict[int, Rounder]:
+        """Return what rounds one tensor, at its own bits and others."""
+        one = self.seen[name]
+        own = one.quantizer.spec.num_bits
+        return candidate_grids(
+            one.quantizer, one, candidates=sorted({*candidates, own})
         )
-        for name, fact in facts.items()
-        if name in losses and name in seen
+
+    def points(
+        self, losses: Mapping[str, Mapping[int, float]]
+    ) -> tuple[PointSensitivity, ...]:
+        """Return the records of all quantizers that have losses.
+
+        Args:
+            losses: Output losses by quantizer and bits.
+        """
+        return tuple(
+            self._point(fact, losses[name])
+            for name, fact in self.facts.items()
+            if name in losses and name in self.seen
+        )
+
+    def _point(
+        self, fact: PointFacts, losses: Mapping[int, float]
+    ) -> PointSensitivity:
+        one = self.seen[fact.name]
+        spec = one.quantizer.spec
+        return PointSensitivity(
+            **vars(fact),
+            **vars(one.signals(self.readers.get(fact.name))),
+            num_bits=spec.num_bits,
+            per_channel=spec.ch_axis is not None,
+            losses={str(bits): loss for bits, loss in losses.items()},
+        )
+
+
+def view_points(
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    forward: Callable[[nn.Module, Any], Any],
+    adapter: Any,
+) -> View:
+    """Look at every quantizer of a calibrated model.
+
+    Args:
+        model: Prepared and calibrated.
+        batches: A few collated batches.
+        forward: Runs the model on one batch.
+        adapter: The model's adapter.
+    """
+    seen = survey(model, batches, forward=forward)
+    return View(
+        facts=trace_points(model, batches[0], outputs=adapter.forward_heads),
+        seen={**seen, **survey_weights(model)},
+        readers=readers_of(model),
     )
 
 

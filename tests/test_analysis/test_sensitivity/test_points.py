@@ -1,15 +1,11 @@
 import torch
-from wild_net import PlainAdapter
 
 from taskptq.analysis.sensitivity.points import (
-    assemble,
     head_batches,
     readers_of,
     small_batches,
+    view_points,
 )
-from taskptq.analysis.sensitivity.survey import survey
-from taskptq.analysis.sensitivity.trace import trace_points
-from taskptq.core.switches import quantizers
 
 
 def test_parts_of_batches():
@@ -32,22 +28,17 @@ def test_first_batches_are_read_once():
     assert len(list(read)) == 1
 
 
-def test_points_join_what_is_known(wild, batches):
-    outputs = PlainAdapter().forward_heads
-    facts = trace_points(wild, batches[0], outputs=outputs)
-    seen = survey(wild, batches, forward=outputs)
-    name = 'depthwise.input_quantizer'
-    (point,) = assemble(
-        facts,
-        seen,
-        {name: {8: 0.5}, 'unknown': {8: 1.0}},
-        quantizers=dict(quantizers(wild)),
-        readers=readers_of(wild),
+def test_points_join_what_is_known(wild, batches, adapter):
+    view = view_points(
+        wild, batches, forward=adapter.forward_heads, adapter=adapter
     )
+    name = 'depthwise.input_quantizer'
+    (point,) = view.points({name: {8: 0.5}, 'unknown': {8: 1.0}})
     assert point.loss == 0.5
-    assert point.macs == facts[name].macs
+    assert point.macs == view.facts[name].macs
     # The small channels are read alone.
     assert point.effective_bits < (point.sqnr_db - 1.76) / 6.02 - 2
+    assert list(view.grids(name, candidates=[4])) == [4, 8]
 
 
 def test_readers_by_input_quantizer(wild):
