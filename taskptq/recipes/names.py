@@ -19,7 +19,7 @@ from taskptq.recipes.merge import merge
 # with fewer, nearest roundings leave nothing of small models.
 DEFAULT_METHOD, LEAST_WEIGHT_BITS = 'mixed', 7
 FEW_BITS_METHOD = 'mixed-matched'
-# Budget of such a name at less than 8 bits of activations.
+# Its budget at less than 8 bits of activations.
 FEW_BITS_BUDGET = {'macs_above': 0.1}
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
@@ -155,6 +155,6 @@ def resolve(name: str) -> dict[str, Any]:
     except SettingError as error:
         raise SettingError(f'recipe={shown(name)}', error.problem) from error
     changes: dict[str, Any] = {'qconfig': parts.qconfig()}
-    if parts.method is None and parts.activation < 8:
+    if parts.method_file == FEW_BITS_METHOD and parts.activation < 8:
         changes['mixed_precision'] = {'budget': FEW_BITS_BUDGET}
     return merge(read_method(parts.method_file, scope=scope), changes)
