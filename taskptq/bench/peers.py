@@ -85,6 +85,8 @@ def quantize_by_onnxruntime(
         activation_type=QuantType.QUInt8,
         weight_type=QuantType.QInt8,
         calibrate_method=getattr(CalibrationMethod, ORT_METHODS[method]),
+        # Else the values of all tensors of all images are held at once.
+        extra_options={'CalibStridedMinMax': 1},
     )
     prepared.unlink()
 
@@ -96,10 +98,17 @@ def _reader(source: Path, inputs: Inputs) -> Any:
     names = [port.name for port in Session(read_onnx(source)).ports]
 
     class Reader(CalibrationDataReader):
-        """Hands out the inputs one after another."""
+        """Hands out the inputs one after another, and ranges of them."""
 
         def __init__(self) -> None:
-            self._left = feeds(names, inputs)
+            self.set_range(0, len(inputs))
+
+        def __len__(self) -> int:
+            return len(inputs)
+
+        def set_range(self, start_index: int, end_index: int) -> None:
+            """Hand out only some of the inputs next."""
+            self._left = feeds(names, inputs[start_index:end_index])
 
         def get_next(self) -> dict[str, Any] | None:
             """Return the next inputs, None after the last."""
