@@ -21,6 +21,7 @@ from taskptq.analysis.page.side_files import (
     sensitivity_beside,
     warnings_of,
 )
+from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.export.quantized_file import QuantizedFile
 from taskptq.version import __version__
 
@@ -91,8 +92,34 @@ def file_entry(
         'reconstruction': _units(side),
         'mixed_precision': side.get('mixed_precision'),
         'export': side.get('export'),
-        'sensitivity': None if sensitivity is None else sensitivity.to_dict(),
-        'sentences': [] if sensitivity is None else sensitivity.sentences(),
+        'sensitivity': _sensitivity(sensitivity),
+    }
+
+
+def _sensitivity(report: SensitivityReport | None) -> dict[str, Any] | None:
+    """Return what the page shows of sensitivities, the worst first.
+
+    Returns:
+        ``sentences``; ``points`` with the ``loss`` of each; ``roles`` with
+        the share of the loss that comes ``back`` if the role is float.
+    """
+    if report is None:
+        return None
+    total = report.total
+    return {
+        'estimator': report.estimator,
+        'num_images': report.num_images,
+        'sentences': report.sentences(),
+        'points': [
+            {**asdict(point), 'loss': point.loss} for point in report.sorted()
+        ],
+        'roles': [
+            {
+                **asdict(role),
+                'back': 1 - role.others / total if total > 0 else None,
+            }
+            for role in sorted(report.roles, key=lambda role: role.others)
+        ],
     }
 
 

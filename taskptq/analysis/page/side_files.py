@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -144,7 +144,9 @@ def sensitivity_beside(file: QuantizedFile) -> SensitivityReport | None:
         report = SensitivityReport.from_dict(content)
     except (KeyError, TypeError, ValueError, AttributeError):
         return None
-    if not all(map(_is_sane, report.points)):
+    totals = [report.total, *(r.others for r in report.roles)]
+    totals += [role.alone for role in report.roles]
+    if not all(map(_is_sane, report.points)) or not _are_numbers(totals):
         return None
     known = file.rows()
     shared = sum(point.layer in known for point in report.points)
@@ -159,8 +161,14 @@ def _is_sane(point: PointSensitivity) -> bool:
         point.effective_bits,
         *point.losses.values(),
     ]
-    are_numbers = all(isinstance(x, (int, float)) for x in numbers)
-    return are_numbers and str(point.num_bits) in point.losses
+    return _are_numbers(numbers) and str(point.num_bits) in point.losses
+
+
+def _are_numbers(values: Iterable[Any]) -> bool:
+    return all(
+        isinstance(value, (int, float)) and math.isfinite(value)
+        for value in values
+    )
 
 
 def warnings_of(swap: SwapReport, side: Mapping[str, Any]) -> list[str]:

@@ -13,6 +13,11 @@ from taskptq.analysis.page.content import (
     page_content,
     titles_of,
 )
+from taskptq.analysis.sensitivity.record import (
+    PointSensitivity,
+    RoleSensitivity,
+    SensitivityReport,
+)
 from taskptq.export.quantized_file import open_file
 
 
@@ -106,6 +111,47 @@ def test_a_side_file_may_say_anything(file):
         'loss_end': None,
         'seconds': None,
     }
+
+
+def point(name, loss):
+    return PointSensitivity(
+        name=name,
+        layer=name.rpartition('.')[0],
+        point='activation',
+        role='conv input',
+        num_bits=8,
+        macs=1,
+        elements=1,
+        sqnr_db=30.0,
+        peak_to_std=5.0,
+        codes_used=0.5,
+        effective_bits=6.0,
+        losses={'8': loss},
+    )
+
+
+def test_sensitivities_beside_the_file(file):
+    report = SensitivityReport(
+        points=[
+            point('body.0.0.input_quantizer', 0.1),
+            point('head.input_quantizer', 0.3),
+        ],
+        estimator='gradient',
+        num_images=4,
+        total=0.5,
+        roles=[
+            RoleSensitivity(
+                role='conv input', num_points=2, macs=1, alone=0.4, others=0.1
+            )
+        ],
+    )
+    path = file.path.parent / 'sensitivity.json'
+    path.write_text(json.dumps(report.to_dict()))
+    found = file_entry(file, title='q')['sensitivity']
+    path.unlink()
+    assert [one['loss'] for one in found['points']] == [0.3, 0.1]
+    assert found['roles'][0]['back'] == pytest.approx(0.8)
+    assert any('head' in text for text in found['sentences'])
 
 
 def test_nothing_measured(file):

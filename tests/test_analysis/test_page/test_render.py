@@ -121,8 +121,25 @@ def entry(title='w8a8', text='plain'):
         ],
         'mixed_precision': {'note': text},
         'export': None,
-        'sensitivity': None,
-        'sentences': [],
+        'sensitivity': {
+            'sentences': [text],
+            'num_images': 4,
+            'estimator': 'gradient',
+            'roles': [
+                {'role': text, 'num_points': 2, 'alone': 0.1, 'back': None}
+            ],
+            'points': [
+                {
+                    'name': text,
+                    'role': text,
+                    'num_bits': 8,
+                    'loss': 0.1,
+                    'sqnr_db': 30.0,
+                    'peak_to_std': 4.0,
+                    'effective_bits': 3.0,
+                }
+            ],
+        },
         'noise': noise,
         'tensors': [
             {
