@@ -161,7 +161,12 @@ def main(argv: list[str] | None = None) -> None:
     load_projects()
     try:
         text = run(args)
-    except (FileNotFoundError, DiskFullError, ValueError) as error:
+    except (
+        DiskFullError,
+        FileNotFoundError,
+        NotImplementedError,
+        ValueError,
+    ) as error:
         raise SystemExit(str(error)) from error
     print(text)
     if args.out is not None:
