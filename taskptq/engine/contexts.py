@@ -30,7 +30,8 @@ def shared_log() -> Iterator[None]:
     lower = logging.getLogger('taskptq')
     before = lower.handlers, lower.level, lower.propagate
     lower.handlers = list(target.handlers)
-    lower.setLevel(target.level)
+    # An mmengine logger without a level of its own logs everything.
+    lower.setLevel(target.level or logging.INFO)
     lower.propagate = False
     try:
         yield

@@ -35,10 +35,20 @@ def test_logs_go_to_the_runs_own_logger(caplog):
     try:
         with contextlib.suppress(ValueError), shared_log():
             logging.getLogger('taskptq').error('a line of a lower layer')
-            assert lower.level == target.level
+            assert lower.level == (target.level or logging.INFO)
             raise ValueError
     finally:
         target.removeHandler(caplog.handler)
     lines = [r.getMessage() for r in caplog.records]
     assert lines.count('a line of a lower layer') == 1
     assert (lower.handlers, lower.level, lower.propagate) == before
+
+
+def test_lines_are_shown_by_a_logger_without_a_level():
+    target = MMLogger.get_current_instance()
+    before, target.level = target.level, logging.NOTSET
+    try:
+        with shared_log():
+            assert logging.getLogger('taskptq').isEnabledFor(logging.INFO)
+    finally:
+        target.setLevel(before)
