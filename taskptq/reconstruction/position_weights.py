@@ -63,8 +63,9 @@ def find_position_weights(
 
     With J the Jacobian of the outputs z and h the curvature of the loss in
     them (``adapter.output_weights``), the gradient g of ``sum sqrt(h) e z``
-    for random signs e has ``E[g^2] = diag(J^T h J)``: the weight of a
-    position is its mean over channels.
+    for random signs e has ``E[g^2] = diag(J^T h J)``. The weight of a
+    position is the root of its mean over channels: the mean itself would let
+    a few positions carry the whole fit.
 
     Args:
         model: Swapped model.
@@ -153,7 +154,7 @@ def _hook(
 
         def store(gradient: Tensor) -> None:
             squares = gradient.detach().float().square().mean(dim=axis)
-            found.maps[name, batch][call] = squares
+            found.maps[name, batch][call] = squares.sqrt()
 
         output.register_hook(store)
         return output
