@@ -18,6 +18,9 @@ EXCEPTIONS = {
 }
 # Modules that only run as a part of something -> the file that runs it.
 ELSEWHERE = {
+    'cli/predict.py': 'test_engine/test_onnx_predict.py',
+    'cli/export.py': 'test_engine/test_onnx_export.py',
+    'cli/benchmark.py': 'test_engine/test_onnx_predict.py',
     'cli/bench_training.py': 'test_bench/test_training_table.py',
     'cli/draw_boxes.py': 'test_cli/test_detr_report.py',
     'cli/publish.py': 'test_engine/test_tools.py',

@@ -192,21 +192,41 @@ def float_layers(graph: Any, original: Any) -> list[FloatLayer]:
     for node in original.node:
         for name in node.input:
             readers.setdefault(name, []).append(node)
-    nodes = {node.name: node for node in original.node}
-    by_output = {out: node for node in original.node for out in node.output}
+    names = {node.name: node for node in original.node}
     found = []
     for node in graph.node:
         if node.op_type not in FLOAT_OPS:
             continue
-        source = nodes.get(node.name) or nodes.get(
-            node.name.removesuffix('_nchwc')
-        )
-        source = source or by_output.get(node.output[0])
+        source = source_of(node, names=names, makers=makers)
         why = 'the runtime made it'
         if source is not None:
             why = reason(source, makers=makers, readers=readers)
         found.append(FloatLayer(name=node.name, kind=node.op_type, why=why))
     return found
+
+
+def source_of(
+    node: Any, *, names: Mapping[str, Any], makers: Mapping[str, Any]
+) -> Any:
+    """Return the file's product behind a node of the optimized graph.
+
+    Fused nodes are named by what they end in, such as an activation.
+
+    Args:
+        node: Node of the optimized graph.
+        names: Nodes of the file, by name.
+        makers: Nodes of the file, by what they compute.
+    """
+    keys = [node.name, *node.output]
+    keys += [key.removesuffix('_nchwc') for key in keys]
+    for key in keys:
+        source = names.get(key) or makers.get(key)
+        while source is not None:
+            if source.op_type in FLOAT_OPS:
+                return source
+            # Back through what was fused to it.
+            source = makers.get(source.input[0]) if source.input else None
+    return None
 
 
 def reason(

@@ -14,6 +14,7 @@ from mmengine.runner import Runner
 from tiny_detectors import zoo_settings
 
 from taskptq import apis
+from taskptq.cli import export as command
 from taskptq.engine.onnx_export import (
     OnnxSource,
     at_size,
@@ -244,3 +245,20 @@ def test_facts_of_a_float_file(tmp_path):
     assert facts['recipe'] == 'float'
     assert len(facts['digest']) == 64
     json.dumps(facts)
+
+
+def test_the_command(task, tmp_path, capsys):
+    config, checkpoint = task('retinanet')
+    path, out = tmp_path / 'config.py', tmp_path / 'm.onnx'
+    config.custom_imports = dict(imports=['tiny_detr'])
+    config.dump(path)
+    options = [str(path), str(checkpoint), '--out', str(out)]
+    command.main(
+        [*options, '--float', '--num-images', '0', '--size', '64', '96']
+    )
+    assert str(out) in capsys.readouterr().out
+    assert read_metadata(read_onnx(out)).config == 'config'
+    with pytest.raises(SystemExit, match='quantize it first'):
+        command.main(options)
+    with pytest.raises(SystemExit, match='2'):
+        command.main([*options[:2], '--out', 'm.pth'])

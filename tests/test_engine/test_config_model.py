@@ -1,0 +1,28 @@
+import pytest
+from mmengine.config import Config
+
+from taskptq.engine.config_model import (
+    build_model,
+    evaluation_source,
+    load_config,
+)
+
+
+def test_the_model_of_a_config(tiny_path):
+    config = load_config(tiny_path)
+    assert load_config(config) is config
+    model = build_model(config)
+    assert type(model).__name__ == 'TinyNet'
+    assert model.cfg is config
+    assert not model.training
+    # Building takes nothing out of the config.
+    assert config.model == {'type': 'TinyNet'}
+
+
+def test_images_are_those_of_the_test_set(tiny_path):
+    config = load_config(tiny_path)
+    assert len(evaluation_source(config).dataset) == 8
+    config.pop('test_dataloader')
+    assert len(evaluation_source(config).dataset) == 8
+    with pytest.raises(ValueError, match='neither test_dataloader nor'):
+        evaluation_source(Config({'model': {}}))

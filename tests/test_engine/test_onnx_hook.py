@@ -1,0 +1,52 @@
+from types import SimpleNamespace
+
+import pytest
+from torch import nn
+
+pytest.importorskip('onnxruntime')
+
+from taskptq.engine.onnx_hook import claim_onnx
+
+
+def runner(path, **changes):
+    fields = {'_load_from': path, '_resume': False, '_has_loaded': False}
+    return SimpleNamespace(**{**fields, **changes})
+
+
+@pytest.mark.parametrize(
+    'given',
+    [
+        runner('a.pth'),
+        runner(None),
+        runner('a.onnx', _has_loaded=True),
+    ],
+)
+def test_other_runs_are_left_alone(given):
+    before = dict(vars(given))
+    assert claim_onnx(given, nn.Linear(1, 1)) is None
+    assert vars(given) == before
+
+
+def test_a_file_cannot_be_resumed():
+    with pytest.raises(ValueError, match='is an exported file'):
+        claim_onnx(runner('a.onnx', _resume=True), nn.Linear(1, 1))
+
+
+@pytest.mark.parametrize(
+    ('content', 'message'),
+    [
+        (None, 'there is no ONNX file'),
+        (b'\x00\x01', 'damaged or not an ONNX|no ONNX graph'),
+    ],
+)
+def test_a_damaged_file_leaves_the_runner_as_it_was(
+    tmp_path, content, message
+):
+    path = tmp_path / 'm.onnx'
+    if content is not None:
+        path.write_bytes(content)
+    given = runner(str(path))
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        claim_onnx(given, nn.Linear(1, 1))
+    assert given._load_from == str(path)
+    assert not given._has_loaded
