@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from taskptq.prepare.fuse import former_pairs, state_names
+from taskptq.prepare.output_record import read_output_grids
 from taskptq.prepare.product_record import read_owner
 
 # No model of this field comes near: what is larger was not written by us.
@@ -36,6 +37,8 @@ class Decisions:
         kept_norms: Norms that were not folded, with the reason.
         products: Modules whose own products are quantized, with their
             points; see ``taskptq.prepare.product_owners``.
+        outputs: Grids on the outputs of modules; see
+            ``taskptq.prepare.output_grids``.
     """
 
     folded: tuple[tuple[str, str], ...] = ()
@@ -44,6 +47,7 @@ class Decisions:
     left_float: Mapping[str, str] = field(default_factory=dict)
     kept_norms: Mapping[str, str] = field(default_factory=dict)
     products: tuple[Mapping[str, Any], ...] = ()
+    outputs: tuple[Mapping[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
@@ -57,6 +61,11 @@ class Decisions:
             **(
                 {'products': [dict(owner) for owner in self.products]}
                 if self.products
+                else {}
+            ),
+            **(
+                {'outputs': [dict(grid) for grid in self.outputs]}
+                if self.outputs
                 else {}
             ),
         }
@@ -75,7 +84,7 @@ class Decisions:
         """
         keys = set(cls.__dataclass_fields__)
         if isinstance(content, Mapping):
-            content = {'products': [], **content}
+            content = {'products': [], 'outputs': [], **content}
         if not isinstance(content, Mapping) or set(content) != keys:
             raise ValueError(
                 f'decisions must be a dict of {", ".join(sorted(keys))}'
@@ -88,9 +97,8 @@ class Decisions:
             untied=_names('untied', content['untied']),
             left_float=_reasons('left_float', content['left_float']),
             kept_norms=_reasons('kept_norms', content['kept_norms']),
-            products=tuple(
-                read_owner(entry) for entry in content['products']
-            ),
+            products=tuple(read_owner(entry) for entry in content['products']),
+            outputs=read_output_grids(content['outputs']),
         )
 
     @classmethod

@@ -167,19 +167,24 @@ class _Plan:
             return False
         return all(self.is_wanted(n) or self.has_grid(n) for n in names)
 
+    def comes_from_grid(self, name: str) -> bool:
+        """Whether a quantizer computes a tensor."""
+        producer = self.producer.get(name)
+        return producer is not None and producer.kind == GRID
+
     def has_grid(self, name: str) -> bool:
         """Whether a quantizer reads a tensor."""
         return any(reader.kind == GRID for reader in self.readers[name])
 
     def is_wanted(self, name: str) -> bool:
-        """Whether a tensor gets a grid."""
-        return name in self.wanted
+        """Whether a tensor gets, or has, a grid."""
+        return name in self.wanted or self.comes_from_grid(name)
 
     def want(self, name: str) -> None:
         """Want a tensor on a grid, and what moves to and from it."""
         if name in self.wanted or name in self.keep_float:
             return
-        if name in self.outputs:
+        if name in self.outputs or self.comes_from_grid(name):
             return
         self.wanted[name] = None
         producer = self.producer.get(name)

@@ -19,6 +19,7 @@ KEYS = (
     'overrides',
     'keep_float',
     'products',
+    'deploy',
 )
 SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
 OWN_KEYS = ('type', *SPEC_KEYS, 'per_channel', 'per_head', 'observer')

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from taskptq.prepare.decide import (
 )
 from taskptq.prepare.decisions import Decisions
 from taskptq.prepare.fuse import fuse_batchnorm
+from taskptq.prepare.output_grids import find_output_grids, place_output_grids
 from taskptq.prepare.plain_weights import bake, untie
 from taskptq.prepare.product_owners import (
     finding_owners,
@@ -105,6 +107,13 @@ def prepare(
         with find:
             pass  # by the classes of the model alone
     share_inputs(model)
+    if recorded is None and batch is not None and qconfig.deploy:
+        with _aside(model):
+            outputs = find_output_grids(model, run, runtime=qconfig.deploy)
+        decisions = replace(
+            decisions, outputs=tuple(grid.to_dict() for grid in outputs)
+        )
+    place_output_grids(model, qconfig, decisions.outputs)
     report = swapped.report
     report.folded = [norm for _, norm in decisions.folded]
     report.decisions = decisions

@@ -15,6 +15,7 @@ from taskptq.core import (
     QuantSpec,
 )
 from taskptq.core.settings import (
+    Choice,
     Flag,
     Table,
     Text,
@@ -30,6 +31,7 @@ from taskptq.core.settings import (
 )
 from taskptq.core.spec import MAX_WEIGHT_BITS, MIN_BITS
 from taskptq.modules.base import Scheme
+from taskptq.prepare.deploy import RUNTIMES, for_runtime
 from taskptq.prepare.patterns import check_patterns, matches
 from taskptq.prepare.points import (
     DEFAULTS,
@@ -101,6 +103,8 @@ class QConfig:
         keep_float: Name patterns that stay float.
         products: Whether products that no counterpart owns are quantized;
             None quantizes them.
+        deploy: Runtime whose integer layers are simulated: it decides where
+            outputs lie on grids, and which zero points there are.
         resolve: Finds classes by name.
 
     Raises:
@@ -118,6 +122,7 @@ class QConfig:
     overrides: tuple[Mapping[str, Any], ...] = ()
     keep_float: tuple[str, ...] = setting((), patterns())
     products: bool | None = setting(None, Flag(optional=True))
+    deploy: str | None = setting(None, Choice(choices=RUNTIMES, optional=True))
     resolve: Resolve = field(default=resolve_imported, compare=False)
 
     def __post_init__(self) -> None:
@@ -134,7 +139,7 @@ class QConfig:
         Args:
             config: Keys weight, activation, attention, query, key, value,
                 softmax, edge_bits, edges, depthwise_bits, overrides,
-                keep_float, products;
+                keep_float, products, deploy;
                 all optional.
             resolve: (kind, name) -> class, for quantizers and observers.
 
@@ -143,6 +148,7 @@ class QConfig:
         """
         check_keys(config, KEYS, name='qconfig')
         check_shapes(config, where='qconfig')
+        config = for_runtime(config)
         return cls(
             points=complete_points(config),
             edge_bits=config.get('edge_bits', 8),
@@ -151,6 +157,7 @@ class QConfig:
             overrides=config.get('overrides', ()),
             keep_float=config.get('keep_float', ()),
             products=config.get('products'),
+            deploy=config.get('deploy'),
             resolve=resolve or resolve_imported,
         )
 
@@ -229,6 +236,7 @@ class QConfig:
             # A file records which products it quantizes; names that say
             # nothing of them keep their digests.
             **({'products': True} if self.products else {}),
+            **({'deploy': self.deploy} if self.deploy else {}),
         }
 
     def _depthwise(self) -> dict[str, Any]:

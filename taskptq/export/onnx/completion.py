@@ -175,9 +175,9 @@ class _Values:
         inputs = {value.name for value in self._graph.proto.input}
         wanted = [n for n in dict.fromkeys(names) if n not in inputs]
         found: dict[str, list[Tensor]] = {name: [] for name in names}
-        running = inner_session(self._graph, wanted)
+        running = inner_session(self._graph, wanted) if wanted else None
         for feed in self._feeds:
-            arrays = running.run(wanted, dict(feed))
+            arrays = running.run(wanted, dict(feed)) if running else []
             values = {**feed, **dict(zip(wanted, arrays, strict=True))}
             for name in found:
                 found[name].append(torch.from_numpy(np.array(values[name])))

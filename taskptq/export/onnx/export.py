@@ -155,7 +155,6 @@ def export_onnx(
                 feeds=feeds_of(inputs, input_names),
                 grids=emitted.grids,
                 target=rules,
-                completed=bool(completion.added or completion.shifted),
             )
         except OnnxExportError:
             Path(path).unlink()

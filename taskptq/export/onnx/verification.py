@@ -30,6 +30,9 @@ MARGIN = 5.0
 FLOOR_MARGIN = 3.0
 # Equal up to float32 rounding: no threshold asks for more.
 EXACT = 90.0
+# What added grids may cost, counted from a level that is good enough.
+MOST_LOST = 10.0
+ENOUGH = 40.0
 # How near to the middle of two codes a value may round either way.
 TIE = 1e-3
 INTEGER = (
@@ -51,7 +54,6 @@ def verify_file(
     feeds: Feeds,
     grids: Mapping[str, Grid],
     target: Target,
-    completed: bool,
 ) -> dict[str, Any]:
     """Check a file against the network that it was written from.
 
@@ -62,8 +64,6 @@ def verify_file(
         feeds: The same, as the runtime takes them.
         grids: Grids that were written, by name.
         target: Rules of the runtime.
-        completed: Whether grids were added, so that the file is compared
-            with itself computed as it stands.
 
     Returns:
         What was measured, in plain types.
@@ -80,7 +80,6 @@ def verify_file(
         network,
         inputs,
         feeds=feeds,
-        completed=completed,
         integers=target.completes,
     )
     return checks | (count_integer(path) if target.completes else {})
@@ -225,7 +224,6 @@ def check_outputs(
     inputs: tuple[Tensor, ...],
     *,
     feeds: Feeds,
-    completed: bool,
     integers: bool = True,
 ) -> dict[str, Any]:
     """Compare the outputs of a file with those of its simulation.
@@ -238,9 +236,10 @@ def check_outputs(
         network: Frozen network.
         inputs: Example inputs.
         feeds: The same, as the runtime takes them.
-        completed: Whether the file has grids that the network lacks.
-        integers: Whether the file is for ONNX Runtime, whose integer
-            kernels are then what is checked.
+        integers: Whether the file is for ONNX Runtime: its integer kernels
+            are then compared with the same file computed as it stands, with
+            all grids that were added. Else that is compared with the
+            network.
 
     Returns:
         What was measured of each output.
@@ -258,7 +257,7 @@ def check_outputs(
     with torch.backends.mkldnn.flags(enabled=False), dividing(network):
         other = run_network(network, inputs)
     plain = simulated
-    if completed:
+    if integers:
         plain = session(str(path), optimize=False).run(None, dict(feeds))
         other = session(str(path), integers=False).run(None, dict(feeds))
     rows = {}
@@ -273,11 +272,20 @@ def check_outputs(
                 f'simulation, and {needed:.1f} dB are needed: this is a '
                 'fault of the export or of the runtime, please report it'
             )
+        before = sqnr(floats[i], simulated[i])
+        after = sqnr(floats[i], found[i])
+        if after < min(before, ENOUGH) - MOST_LOST:
+            raise OnnxExportError(
+                f'output {name!r} falls from {before:.1f} to {after:.1f} dB '
+                'with the grids that the runtime needs: quantize with '
+                "deploy='onnxruntime' in the recipe, or give more images to "
+                'calibrate them on'
+            )
         rows[name] = {
             'file_to_simulation_db': _rounded(reached),
             'needed_db': _rounded(needed),
-            'simulation_to_float_db': _rounded(sqnr(floats[i], simulated[i])),
-            'file_to_float_db': _rounded(sqnr(floats[i], found[i])),
+            'simulation_to_float_db': _rounded(before),
+            'file_to_float_db': _rounded(after),
         }
     return {'outputs': rows}
 

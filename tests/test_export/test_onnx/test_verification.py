@@ -84,7 +84,7 @@ def test_an_output_below_the_threshold_is_named(exported):
             found.model,
             (found.x,),
             feeds={'x': found.x.numpy()},
-            completed=False,
+            integers=False,
         )
 
 
