@@ -26,7 +26,7 @@ from taskptq.analysis.mixed_precision.units import FLOAT, Bits, width
 
 __all__ = ['Front', 'FrontPoint', 'budget_limits', 'find_front']
 
-NUM_LEVELS = 12
+NUM_LEVELS = 8
 # What is spared where no budget is set.
 DEFAULT_COST = 'bops'
 

@@ -19,7 +19,7 @@ from taskptq.analysis.mixed_precision.units import FLOAT, Bits, Key
 __all__ = ['best_exact', 'is_available']
 
 # The gap at which the search stops, and its time in seconds.
-GAP = 1e-6
+GAP = 1e-4
 SECONDS = 20.0
 Row = np.ndarray[Any, Any]
 

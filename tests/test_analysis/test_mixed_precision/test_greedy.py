@@ -17,7 +17,7 @@ def test_within_a_factor_of_the_best(draw, seed, most):
     task = Task(limits=[Limit(cost=BitOperations(), most=most + floor)])
     exact, greedy = best_exact(problem, task), best_greedy(problem, task)
     # Float operands are no candidates of this problem.
-    assert exact.loss * (1 - 1e-6) <= greedy.loss <= 3 * exact.loss
+    assert exact.loss * (1 - 3e-4) <= greedy.loss <= 3 * exact.loss
     assert greedy.gap is None
 
 

@@ -60,11 +60,11 @@ def test_the_exact_solver_finds_what_trying_everything_finds(draw, seed, cost):
     found = solve(problem, Task(limits=[Limit(cost=cost, most=most)]))
     assert cost_of(problem, cost, found.choice) <= most * (1 + 1e-6)
     assert found.loss == pytest.approx(
-        best_by_trial(problem, cost, most), rel=1e-4
+        best_by_trial(problem, cost, most), rel=3e-4
     )
     assert found.choice in list(every_choice(problem))
     assert found.solver == 'milp'
-    assert found.gap <= 1e-4
+    assert found.gap <= 2e-4
 
 
 @pytest.mark.parametrize('seed', range(5))
@@ -79,7 +79,7 @@ def test_never_worse_than_uniform_bits_at_the_same_cost(
     found = solve(problem, Task(limits=[Limit(cost=cost, most=most)]))
     assert found.solver == kind
     assert cost_of(problem, cost, found.choice) <= most * (1 + 1e-6) + 1e-9
-    assert found.loss <= problem.loss(uniform) * (1 + 1e-6)
+    assert found.loss <= problem.loss(uniform)
 
 
 @pytest.mark.parametrize('seed', range(3))
