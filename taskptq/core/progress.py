@@ -199,12 +199,12 @@ class Progress:
             share = (index + 1) / max(1, self.parts)
             elapsed = time.perf_counter() - self._started
             logger.info(
-                '%s %d/%d %s: loss %s, %s elapsed, about %s left',
+                '%s %d/%d %s: %s%s elapsed, about %s left',
                 self.title,
                 index + 1,
                 self.parts,
                 name,
-                '-' if loss is None else f'{loss:.4g}',
+                '' if loss is None else f'loss {loss:.4g}, ',
                 duration(elapsed),
                 duration(elapsed / share - elapsed),
             )

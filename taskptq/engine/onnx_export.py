@@ -15,6 +15,7 @@ from mmengine.structures import BaseDataElement
 from torch import Tensor, nn
 from torch.nn import functional
 
+from taskptq.core.progress import Progress
 from taskptq.engine.checkpoint_file import (
     load_float_weights,
     read_checkpoint,
@@ -202,23 +203,25 @@ def export_parts(
         export=_digest(meta, opset),
     )
     reports = []
-    for part in parts:
-        path = part_path(out, part.name)
-        reports.append(
-            export_onnx(
-                part.network,
-                part.inputs,
-                path,
-                input_names=part.input_names,
-                output_names=part.output_names,
-                dynamic_axes=part.dynamic_axes,
-                target=meta.target,
-                opset=opset,
-                metadata=replace(meta, part=part.name).to_texts(),
-                calibration=given.get(part.name, ()),
+    with Progress('export part', total=len(parts), parts=len(parts)) as shown:
+        for index, part in enumerate(parts):
+            shown.start_part(index, part.name or 'model')
+            path = part_path(out, part.name)
+            reports.append(
+                export_onnx(
+                    part.network,
+                    part.inputs,
+                    path,
+                    input_names=part.input_names,
+                    output_names=part.output_names,
+                    dynamic_axes=part.dynamic_axes,
+                    target=meta.target,
+                    opset=opset,
+                    metadata=replace(meta, part=part.name).to_texts(),
+                    calibration=given.get(part.name, ()),
+                )
             )
-        )
-        check_free_sizes(part, path)
+            check_free_sizes(part, path)
     return reports
 
 

@@ -101,3 +101,18 @@ def test_a_part_that_failed_is_not_reported():
     with listening(heard.append), pytest.raises(ValueError, match='no'):
         fail_in_a_part()
     assert heard == []
+
+
+def test_a_line_for_each_part_names_its_loss(caplog):
+    with (
+        caplog.at_level(logging.INFO, logger='taskptq'),
+        Progress('unit', total=2, parts=2) as shown,
+    ):
+        shown.start_part(0, 'stem')
+        shown.advance(loss=0.5)
+        shown.start_part(1, 'head')
+        shown.advance()
+    assert [record.message for record in caplog.records] == [
+        'unit 1/2 stem: loss 0.5, 0 s elapsed, about 0 s left',
+        'unit 2/2 head: 0 s elapsed, about 0 s left',
+    ]
