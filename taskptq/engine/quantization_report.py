@@ -13,6 +13,7 @@ from mmengine.logging import print_log
 from torch import nn
 
 from taskptq.engine.builder import to_plain
+from taskptq.engine.commit import source_commit
 from taskptq.export.checkpoint import pack_model, save
 from taskptq.prepare import SwapReport
 
@@ -90,6 +91,7 @@ def write_results(
             'checkpoint': str(out),
             'file_bytes': out.stat().st_size,
             'digest': payload['digest'],
+            'commit': source_commit(),
         }
         text = json.dumps(report, indent=1) + '\n'
         target = work_dir / 'quantization_report.json'
