@@ -1,6 +1,7 @@
 """Measure the rows of a table that its results file lacks.
 
     python tools/run_table.py configs/<family>/<model>_<dataset>.table.yml
+    taskptq bench coverage    # what is covered of the hosts' own configs
 
 The results file ``configs/<family>/results/<model>_<dataset>.json`` is
 written after every row, and an interrupted row goes on where it stopped, so
@@ -16,6 +17,7 @@ import dataclasses
 import logging
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -315,6 +317,12 @@ def main(argv: list[str] | None = None) -> None:
         SystemExit: If the table is refused (the reason is one sentence), or
             rows failed.
     """
+    given = sys.argv[1:] if argv is None else argv
+    if given[:1] == ['coverage']:
+        from taskptq.cli import coverage
+
+        coverage.main(given[1:])
+        return
     args = parse_args(argv)
     load_projects()
     try:
