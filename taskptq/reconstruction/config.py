@@ -109,9 +109,10 @@ class ReconstructionConfig:
             the error of the layer's output.
         bias_correction: Give each quantized layer the mean output, channel
             by channel, of the float model.
-        position_weights: Closed-form steps weigh the positions of feature
-            maps by how much the model's outputs depend on them; takes one
-            pass with gradients, and the model's adapter.
+        position_weights: Closed-form steps and the default loss of units
+            weigh the positions of feature maps by how much the model's
+            outputs depend on them; takes one pass with gradients, and the
+            model's adapter.
 
     Raises:
         SettingError: If a value is invalid.

@@ -19,16 +19,27 @@ from torch import Tensor, nn
 from taskptq.core import float_only
 from taskptq.core.distributed import gathered
 from taskptq.modules.base import quant_modules
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction.capture.nesting import flatten
 
 # Share of its weight that every position keeps.
 FLOOR = 0.1
 
 
 class PositionWeights:
-    """Weights of the positions of every layer's outputs, 1 on average."""
+    """Weights of the positions of all outputs, 1 on average.
+
+    Attributes:
+        maps: (layer, batch) -> call -> weights of its output.
+        of_units: (unit's output, batch) -> call -> weights; an output's name
+            is that of its unit, a colon and its number.
+    """
 
     def __init__(self) -> None:
         self.maps: dict[tuple[str, int], dict[int, Tensor]] = defaultdict(dict)
+        self.of_units: dict[tuple[str, int], dict[int, Tensor]] = defaultdict(
+            dict
+        )
 
     def of(self, layer: str, batch: int, call: int) -> Tensor | None:
         """Return the weights of one output, its shape without channels.
@@ -42,22 +53,32 @@ class PositionWeights:
 
     def normalize(self) -> None:
         """Scale to a mean of 1 over all ranks, and mix in ``FLOOR``."""
-        sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
-        for (layer, _), maps in self.maps.items():
-            for values in maps.values():
-                sums[layer][0] += float(values.sum())
-                sums[layer][1] += values.numel()
-        ranks = gathered(dict(sums))
-        for (layer, _), maps in self.maps.items():
-            own = [rank[layer] for rank in ranks if layer in rank]
-            total, count = (sum(part) for part in zip(*own, strict=True))
-            mean = max(total / count, 1e-30)
-            for call, values in maps.items():
-                maps[call] = FLOOR + (1 - FLOOR) * values / mean
+        for found in (self.maps, self.of_units):
+            _normalize(found)
+
+
+def _normalize(found: dict[tuple[str, int], dict[int, Tensor]]) -> None:
+    sums: dict[str, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for (name, _), maps in found.items():
+        for values in maps.values():
+            sums[name][0] += float(values.sum())
+            sums[name][1] += values.numel()
+    ranks = gathered(dict(sums))
+    for (name, _), maps in found.items():
+        own = [rank[name] for rank in ranks if name in rank]
+        total, count = (sum(part) for part in zip(*own, strict=True))
+        mean = max(total / count, 1e-30)
+        for call, values in maps.items():
+            maps[call] = FLOOR + (1 - FLOOR) * values / mean
 
 
 def find_position_weights(
-    model: nn.Module, batches: Sequence[Any], *, adapter: Any, seed: int
+    model: nn.Module,
+    batches: Sequence[Any],
+    *,
+    adapter: Any,
+    seed: int,
+    units: Sequence[Unit] = (),
 ) -> PositionWeights:
     """Run the float model forwards and backwards once over the batches.
 
@@ -72,12 +93,17 @@ def find_position_weights(
         batches: Calibration batches.
         adapter: The model's adapter.
         seed: Seed of the signs.
+        units: Units whose outputs are to have weights as well.
     """
     found = PositionWeights()
     generator = torch.Generator().manual_seed(seed)
     with _without_parameters(model), float_only(model):
         for number, batch in enumerate(batches):
-            with _recording(model, found, number), torch.enable_grad():
+            with (
+                _recording(model, found, number),
+                _recording_units(units, found, number),
+                torch.enable_grad(),
+            ):
                 heads = adapter.forward_heads(model, batch)
                 _probe(heads, adapter, generator).backward()
     found.normalize()
@@ -151,12 +177,53 @@ def _hook(
         if not output.requires_grad:
             # Not a leaf, as an activation may work in place.
             output = output.detach().requires_grad_() * 1
-
-        def store(gradient: Tensor) -> None:
-            squares = gradient.detach().float().square().mean(dim=axis)
-            found.maps[name, batch][call] = squares.sqrt()
-
-        output.register_hook(store)
+        _store(output, axis, found.maps[name, batch], call)
         return output
 
     return hook
+
+
+@contextmanager
+def _recording_units(
+    units: Sequence[Unit], found: PositionWeights, batch: int
+) -> Iterator[None]:
+    """Store those of units' outputs: images, or tokens."""
+    handles = [
+        unit.module.register_forward_hook(_unit_hook(found, unit.name, batch))
+        for unit in units
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _unit_hook(
+    found: PositionWeights, name: str, batch: int
+) -> Callable[[nn.Module, Any, Any], None]:
+    calls = 0
+
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        nonlocal calls
+        del module, args
+        call, calls = calls, calls + 1
+        for leaf, value in enumerate(flatten(output)[0]):
+            if value.requires_grad:
+                axis = -3 if value.dim() == 4 else -1
+                key = (f'{name}:{leaf}', batch)
+                _store(value, axis, found.of_units[key], call)
+
+    return hook
+
+
+def _store(
+    output: Tensor, axis: int, maps: dict[int, Tensor], call: int
+) -> None:
+    """Store the gradient of an output when it comes."""
+
+    def store(gradient: Tensor) -> None:
+        squares = gradient.detach().float().square().mean(dim=axis)
+        maps[call] = squares.sqrt()
+
+    output.register_hook(store)

@@ -25,8 +25,6 @@ from taskptq.reconstruction.capture.capture import (
 from taskptq.reconstruction.capture.disk import estimate
 from taskptq.reconstruction.capture.provenance import (
     Plan,
-    Source,
-    outputs_of,
     read_later,
 )
 from taskptq.reconstruction.capture.unit_data import UnitData
@@ -205,6 +203,7 @@ class _Run:
                 self.batches,
                 adapter=self.adapter,
                 seed=self.config.seed,
+                units=[plan.unit for plan in plans],
             )
         try:
             capturer.capture_float()
@@ -308,7 +307,7 @@ class _Run:
         wanted = [s for s in later if s.unit == index and s.side == 'out']
         if wanted:
             data.compute('quant', keep=wanted)
-        _forget(capturer, index, later)
+        capturer.forget(index, later)
 
     def network(
         self, states: UnitStates, progress: bool
@@ -383,17 +382,6 @@ def _check_order(plans: Sequence[Plan]) -> None:
             'ranks call the units in different orders on their first batches: '
             'reconstruct in a single process'
         )
-
-
-def _forget(capturer: Capturer, index: int, later: set[Source]) -> None:
-    """Delete tensors from the cache that no later unit reads."""
-    plan = capturer.plans[index]
-    used = set(plan.sources())
-    used |= set(outputs_of(plan, index))
-    for source in used - later:
-        for batch in range(len(capturer.batches)):
-            capturer.cache.delete(('float', source, batch))
-            capturer.cache.delete(('quant', source, batch))
 
 
 def _seed(seed: int, index: int) -> int:

@@ -24,12 +24,17 @@ def set_loss(unit: Unit, data: UnitData, loss: ReconLoss) -> float:
         data: Its inputs, and the float outputs.
         loss: Reconstruction loss.
     """
-    context = ReconContext(unit=unit.name, step=0, num_steps=1)
     losses = []
     with calibration_mode(unit.module), quantizing(unit.module):
         for call, batch in data.calls():
             outputs, _ = flatten(data.run('quant', call, batch))
             targets = _targets(data, call, batch)
+            context = ReconContext(
+                unit=unit.name,
+                step=0,
+                num_steps=1,
+                image_ids=_images(data, batch, targets),
+            )
             losses.append(loss(named(outputs), named(targets), context))
     return float(mean_over_ranks(torch.stack(losses).mean()))
 
@@ -42,3 +47,13 @@ def _targets(data: UnitData, call: int, batch: int) -> list[Tensor]:
         data.cache.get(('float', place, batch), plain=data.plain)
         for place in places
     ]
+
+
+def _images(
+    data: UnitData, batch: int, targets: list[Tensor]
+) -> tuple[int, ...]:
+    """Return the numbers of a batch's images, if rows are images."""
+    length, first = data.lengths[batch], sum(data.lengths[:batch])
+    if any(target.shape[:1] != (length,) for target in targets):
+        return ()
+    return tuple(range(first, first + length))

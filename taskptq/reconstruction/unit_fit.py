@@ -12,7 +12,7 @@ from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.nesting import flatten, named
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
-from taskptq.reconstruction.losses import ReconLoss
+from taskptq.reconstruction.losses import MSEReconLoss, ReconLoss
 from taskptq.reconstruction.position_weights import PositionWeights
 from taskptq.reconstruction.rollback import Snapshot, keep_better
 from taskptq.reconstruction.rounding.closed_form import (
@@ -25,6 +25,7 @@ from taskptq.reconstruction.rounding.learned import (
     train_unit,
 )
 from taskptq.reconstruction.set_loss import set_loss
+from taskptq.reconstruction.weighted_loss import PositionWeightedLoss
 
 
 def fit_unit(
@@ -49,7 +50,8 @@ def fit_unit(
         config: Settings.
         loss: Reconstruction loss of units.
         adapter: Passed to the loss.
-        weights: Of positions, for the closed-form steps.
+        weights: Of positions, for the closed-form steps and the default
+            loss.
         on_step: Called after each step with its number and loss.
         on_trained: See :func:`train_unit`.
     """
@@ -58,6 +60,8 @@ def fit_unit(
         result = round_unit(unit, data, config, weights=weights)
     if config.rounding != 'gptq':
         data.prepare_sampling()
+        if weights is not None and isinstance(loss, MSEReconLoss):
+            loss = PositionWeightedLoss(weights, data.lengths)
         solved = Snapshot(unit) if config.start == 'gptq' else None
         result = train_unit(
             unit,

@@ -4,6 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from taskptq.core import float_only, quantizing
+from taskptq.prepare.blocks import Unit
+from taskptq.reconstruction import ReconstructionConfig, reconstruct
 from taskptq.reconstruction.position_weights import (
     FLOOR,
     find_position_weights,
@@ -83,4 +86,66 @@ def test_a_model_without_float_outputs_is_refused(weighted):
     with pytest.raises(ValueError, match='position_weights'):
         find_position_weights(
             model, [torch.randn(1, 3, 8, 8)], adapter=Counting(), seed=0
+        )
+
+
+def test_units_have_weights_of_their_outputs(weighted):
+    model, _ = weighted
+    found = find_position_weights(
+        model,
+        [torch.randn(2, 3, 8, 8)],
+        adapter=Adapter(),
+        seed=0,
+        units=[Unit('act', model.act)],
+    )
+    (values,) = found.of_units['act:0', 0].values()
+    assert values.shape == (2, 8, 8)
+    assert bool((values[..., 4:] == FLOOR).all())
+    assert float(values.mean()) == pytest.approx(1.0, rel=1e-4)
+    assert not any(module._forward_hooks for module in model.modules())
+
+
+@pytest.mark.parametrize('rounding', ['gptq', 'adaround'])
+def test_reconstruction_attends_to_what_matters(quantized, rounding):
+    """The error falls where outputs count, and may rise elsewhere."""
+    batches = [torch.randn(4, 3, 8, 8) for _ in range(2)]
+    for batch in batches:
+        batch[..., 4:] = 3 * batch[..., 4:].flip(1) + 1
+    errors = {}
+    for weigh in (False, True):
+        torch.manual_seed(0)
+        model = quantized(Net(), batches, bits=3)
+        with torch.no_grad(), float_only(model):
+            exact = [model(batch) for batch in batches]
+        settings = dict(match_float=True, bias_correction=True, steps=20)
+        if rounding == 'adaround':
+            settings |= dict(start='gptq', skip_below=0.0, scope='layer')
+        else:
+            settings |= dict(rounding='gptq')
+        config = ReconstructionConfig(position_weights=weigh, **settings)
+        reconstruct(
+            model,
+            batches,
+            config,
+            forward=lambda model, batch: model(batch),
+            adapter=Adapter(),
+            progress=False,
+        )
+        with torch.no_grad(), quantizing(model):
+            errors[weigh] = sum(
+                float((model(x) - y)[..., :4].square().mean())
+                for x, y in zip(batches, exact, strict=True)
+            )
+    assert errors[True] < errors[False]
+
+
+def test_without_an_adapter_it_is_refused(quantized):
+    batches = [torch.randn(2, 3, 8, 8)]
+    model = quantized(Net(), batches, bits=4)
+    config = ReconstructionConfig(
+        rounding='gptq', match_float=True, position_weights=True
+    )
+    with pytest.raises(ValueError, match='position_weights need'):
+        reconstruct(
+            model, batches, config, forward=lambda m, x: m(x), progress=False
         )

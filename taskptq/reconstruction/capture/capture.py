@@ -31,6 +31,7 @@ from taskptq.reconstruction.capture.provenance import (
     Plan,
     Source,
     TensorTracker,
+    outputs_of,
 )
 
 # Batches searched for one that calls every layer.
@@ -201,6 +202,16 @@ class Capturer:
         """Capture one unit's chain breaks behind the quantized units."""
         with quantizing(self.model):
             self._run([index], 'quant')
+
+    def forget(self, index: int, later: set[Source]) -> None:
+        """Delete a unit's tensors from the cache that no later unit reads."""
+        plan = self.plans[index]
+        used = set(plan.sources())
+        used |= set(outputs_of(plan, index))
+        for source in used - later:
+            for batch in range(len(self.batches)):
+                self.cache.delete(('float', source, batch))
+                self.cache.delete(('quant', source, batch))
 
     def _run(self, wanted: Sequence[int] | range, stream: str) -> None:
         self.num_passes += 1
