@@ -166,9 +166,8 @@ class PTQHook(Hook):
             trust_checkpoint, name='PTQHook.trust_checkpoint'
         )
         self.report: dict[str, Any] | None = None
-        self.evaluation = Evaluation(
-            page=Flag().read(report, name='PTQHook.report')
-        )
+        page = Flag().read(report, name='PTQHook.report')
+        self.evaluation = Evaluation(page=page)
         self._batches: CalibrationBatches | None = None
         self._restored = False
         self._trained = False
