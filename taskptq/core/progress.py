@@ -257,6 +257,8 @@ def _open_display() -> RichProgress:
             rich.TimeRemainingColumn(),
             console=Console(stderr=True, force_terminal=True),
             transient=True,
+            # What is printed into a file or a pipe stays there.
+            redirect_stdout=sys.stdout.isatty(),
         )
         Progress._display.start()
     Progress._users += 1
