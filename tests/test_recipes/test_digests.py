@@ -33,7 +33,12 @@ def digest(settings):
         settings['qconfig'],
         **{
             key: settings.get(key)
-            for key in ('reconstruction', 'loss', 'rewrites')
+            for key in (
+                'reconstruction',
+                'loss',
+                'rewrites',
+                'mixed_precision',
+            )
         },
     )
     content = {
