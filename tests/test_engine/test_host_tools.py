@@ -158,6 +158,47 @@ def test_host_tool(host, config, metric, tmp_path, fresh_scope):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(('host', 'config', 'metric'), HOSTS)
+def test_host_tool_on_an_exported_file(
+    host, config, metric, tmp_path, fresh_scope
+):
+    pytest.importorskip('onnxruntime')
+    from taskptq.apis import build_model, export_onnx
+
+    tool, path = host_tool(host), ROOT / 'configs' / config
+    torch.save(build_model(path).state_dict(), tmp_path / 'float.pth')
+    out = tmp_path / 'model.onnx'
+    export_onnx(
+        path,
+        tmp_path / 'float.pth',
+        out=out,
+        float_model=True,
+        num_images=2,
+    )
+    hooked = tmp_path / 'hooked.py'
+    hooked.write_text(
+        f"_base_ = ['{path}']\ncustom_hooks = [dict(type='taskptq.PTQHook')]\n"
+    )
+    options = [
+        '--work-dir',
+        tmp_path / 'host',
+        '--cfg-options',
+        'test_dataloader.dataset.indices=2',
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+    ]
+    done = run(tool, hooked, out, *options)
+    assert done.returncode == 0, done.stderr[-2000:]
+    log = done.stdout + done.stderr
+    assert 'runs in the place of the network' in log
+    assert metric in log or 'testing results' in log.lower()
+    out.write_bytes(b'not a model')
+    done = run(tool, hooked, out, *options)
+    assert done.returncode != 0
+    assert 'damaged or not an ONNX file' in done.stderr
+
+
+@pytest.mark.slow
 @pytest.mark.data('bccd')
 def test_host_tool_on_an_import_style_config(tmp_path, fresh_scope):
     tool = host_tool('mmdet')
