@@ -96,7 +96,9 @@ def test_a_list_is_merged_in_order(tmp_path):
     )
     assert deleted['reconstruction'] == {'rounding': 'gptq'}
     # A method without reconstruction has None there.
-    added = read_recipe(['w4a4', dict(reconstruction=dict(rounding='gptq'))])
+    added = read_recipe(
+        ['w4a4_mse', dict(reconstruction=dict(rounding='gptq'))]
+    )
     assert added['reconstruction'] == {'rounding': 'gptq'}
 
 
@@ -351,7 +353,7 @@ def test_a_config_needs_only_the_name(make_runner, float_checkpoint):
     runner = make_runner(
         float_checkpoint,
         hook=dict(
-            recipe=['w4a4', dict(qconfig=dict(edge_bits=6))],
+            recipe=['w4a4_mse', dict(qconfig=dict(edge_bits=6))],
             calibration=CALIBRATION,
         ),
     )
@@ -364,8 +366,8 @@ def test_a_config_needs_only_the_name(make_runner, float_checkpoint):
     assert written['qconfig']['weight']['num_bits'] == 4
     assert {**written, 'calibration': {}} == {
         **PTQHook(
-            recipe='w4a4',
-            qconfig={**resolve('w4a4')['qconfig'], 'edge_bits': 6},
+            recipe='w4a4_mse',
+            qconfig={**resolve('w4a4_mse')['qconfig'], 'edge_bits': 6},
         ).recipe.to_dict(),
         'calibration': {},
     }
