@@ -41,9 +41,13 @@ logger = logging.getLogger('taskptq')
 
 # Images for losses that are measured one at a time.
 MEASURED_IMAGES = 4
-# What keeps a model's outputs from being compared.
+# What keeps a model's outputs from being compared: adapters of classes read
+# batches as mmengine's loaders give them, and users may have others.
 NOT_MEASURABLE = (
+    AttributeError,
+    LookupError,
     NotImplementedError,
+    RuntimeError,
     TypeError,
     ValueError,
 )

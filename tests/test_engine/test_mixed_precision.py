@@ -161,3 +161,17 @@ def test_settings_are_checked_before_the_work():
             tiny_batches('conv'),
             recipe=dict(qconfig={}, mixed_precision=dict(keep=2)),
         )
+
+
+def test_batches_that_an_adapter_cannot_read(tmp_path, monkeypatch):
+    from taskptq.engine.in_memory import ForwardAdapter
+
+    def refuse(self, model, batch):
+        raise KeyError('inputs')
+
+    monkeypatch.setattr(ForwardAdapter, 'forward_heads', refuse)
+    report, payload = run(
+        'conv', tmp_path, dict(qconfig={}, mixed_precision={})
+    )
+    assert 'inputs' in report['mixed_precision']['skipped']
+    assert payload['recipe']['qconfig']['overrides'] == []
