@@ -22,11 +22,18 @@ from torch import nn
 
 _TORCH = str(Path(torch.__file__).parent)
 _OWN = str(Path(__file__).parent)
-_MODULE_FILE = inspect.getfile(nn.Module)
-# Frames of torch that begin the call of a module.
-_CALLS = ('__call__', '_wrapped_call_impl', '_call_impl', '_slow_forward')
+# Code of torch that begins the call of a module.
+_CALL_CODES = tuple(
+    method.__code__
+    for method in (
+        nn.Module._wrapped_call_impl,
+        nn.Module._call_impl,
+    )
+)
 # A recursive method has one place for all depths beyond this one.
 MAX_DEPTH = 8
+MAX_FRAMES = 100
+MAX_CHAINS = 10_000
 
 
 class Site(NamedTuple):
@@ -47,10 +54,30 @@ class Site(NamedTuple):
 class _Step(NamedTuple):
     """One function on the way to a call."""
 
+    at: int
     name: str
     text: str
     names: tuple[str, ...]
     module: nn.Module | None
+
+
+class _Chain(NamedTuple):
+    """What is known of a chain of running functions.
+
+    Args:
+        codes: Their code, which keeps its ids from being used again.
+        owned: Indices of those that are methods of the innermost module.
+        method: As in :class:`Site`.
+        path: As in :class:`Site`.
+    """
+
+    codes: tuple[CodeType, ...]
+    owned: tuple[int, ...]
+    method: str
+    path: str
+
+
+_CHAINS: dict[tuple[int, ...], _Chain | None] = {}
 
 
 def find_site(frame: FrameType | None) -> Site | None:
@@ -59,9 +86,38 @@ def find_site(frame: FrameType | None) -> Site | None:
     Args:
         frame: Frame of the caller, e.g. ``sys._getframe(1)``.
     """
+    frames: list[FrameType] = []
+    key: list[int] = []
+    while frame is not None and len(frames) < MAX_FRAMES:
+        code = frame.f_code
+        if code is _CALL_CODES[0] or code is _CALL_CODES[1]:
+            # Only plain functions lie between this call and the module.
+            break
+        frames.append(frame)
+        # Code compares by its contents, which takes long.
+        key += (id(code), frame.f_lasti)
+        frame = frame.f_back
+    known = tuple(key)
+    if known not in _CHAINS:
+        if len(_CHAINS) > MAX_CHAINS:
+            _CHAINS.clear()
+        _CHAINS[known] = _chain(frames)
+    chain = _CHAINS[known]
+    if chain is None:
+        return None
+    modules = [_first(frames[index]) for index in chain.owned]
+    if any(module is not modules[0] for module in modules):
+        # The same functions, of two modules of one class.
+        found = _chain(frames)
+        return None if found is None else Site(modules[0], *found[2:])
+    return Site(modules[0], chain.method, chain.path)
+
+
+def _chain(frames: list[FrameType]) -> _Chain | None:
+    """Look at a chain of functions, innermost first."""
     inner: list[_Step] = []
     owned: list[_Step] = []
-    for step in _steps(frame):
+    for step in _steps(frames):
         if not owned and step.module is None:
             inner.append(step)
         elif not owned or step.module is owned[0].module:
@@ -74,8 +130,12 @@ def find_site(frame: FrameType | None) -> Site | None:
         return None
     module = owned[0].module
     assert module is not None
-    path = '>'.join(step.text for step in (*owned[::-1], *inner[::-1]))
-    return Site(module, _entered(module, owned), path)
+    return _Chain(
+        codes=tuple(frame.f_code for frame in frames),
+        owned=tuple(step.at for step in owned),
+        method=_entered(module, owned),
+        path='>'.join(step.text for step in (*owned[::-1], *inner[::-1])),
+    )
 
 
 def _entered(module: nn.Module, owned: list[_Step]) -> str:
@@ -90,41 +150,41 @@ def _entered(module: nn.Module, owned: list[_Step]) -> str:
     return owned[-1].name
 
 
-def _steps(frame: FrameType | None) -> Iterator[_Step]:
-    """Yield functions from the innermost one, up to a module's call."""
+def _steps(frames: list[FrameType]) -> Iterator[_Step]:
+    """Yield what runs, from the innermost function on."""
     line = None
-    while frame is not None:
+    for index, frame in enumerate(frames):
         code = frame.f_code
-        if code.co_filename == _MODULE_FILE and code.co_name in _CALLS:
-            # Only plain functions lie between this call and the module.
-            return
         if code.co_filename.startswith(_OWN):
-            frame = frame.f_back
             continue
         if code.co_name.startswith('<') and code.co_name != '<module>':
             # Comprehensions have a frame of their own up to Python 3.11.
             line = frame.f_lineno if line is None else line
-            frame = frame.f_back
             continue
-        step = _step(frame, line)
+        step = _step(frame, index, line)
         if step is not None:
             yield step
             line = None
-        frame = frame.f_back
 
 
-def _step(frame: FrameType, line: int | None) -> _Step | None:
+def _step(frame: FrameType, index: int, line: int | None) -> _Step | None:
     code = frame.f_code
     module = _bound_module(frame)
+    names = code.co_names
     if code.co_filename.startswith(_TORCH):
         # Lines of torch change with its version.
         if module is None:
             return None
-        return _Step(code.co_name, code.co_name, code.co_names, module)
+        return _Step(index, code.co_name, code.co_name, names, module)
     place = _rank(code, frame.f_lasti) if line is None else 0
     line = frame.f_lineno if line is None else line
     text = f'{code.co_name}+{line - code.co_firstlineno}.{place}'
-    return _Step(code.co_name, text, code.co_names, module)
+    return _Step(index, code.co_name, text, names, module)
+
+
+def _first(frame: FrameType) -> Any:
+    """Return the first argument of a running function."""
+    return frame.f_locals.get(frame.f_code.co_varnames[0])
 
 
 def _bound_module(frame: FrameType) -> nn.Module | None:
@@ -132,14 +192,13 @@ def _bound_module(frame: FrameType) -> nn.Module | None:
     code = frame.f_code
     if not code.co_argcount:
         return None
-    first: Any = frame.f_locals.get(code.co_varnames[0])
+    first = _first(frame)
     cls: Any = type(first)
     if isinstance(first, nn.Module) and _defines(cls, code):
         return first
     return None
 
 
-@lru_cache(maxsize=4096)
 def _defines(cls: type, code: CodeType) -> bool:
     """Whether a class, or one that it extends, has a method of this code."""
     return any(

@@ -29,6 +29,7 @@ class _Running(threading.local):
     """What is going on in this thread."""
 
     busy = False
+    owner: nn.Module | None = None
 
 
 _running = _Running()
@@ -185,8 +186,17 @@ def _entering(method: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(method)
     def entering(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with ProductMode(self):
+        products = self._modules[CHILD]
+        assert isinstance(products, QuantProducts)
+        outer = _running.owner
+        if outer is self or products.idle:
             return method(self, *args, **kwargs)
+        _running.owner = self
+        try:
+            with ProductMode(self):
+                return method(self, *args, **kwargs)
+        finally:
+            _running.owner = outer
 
     return entering
 

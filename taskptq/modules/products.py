@@ -109,6 +109,19 @@ class QuantProducts(QuantModule):
         vars(self)['weight_slots'] = {}
         vars(self)['weight_axes'] = {}
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing of it would act on any product now."""
+        return (
+            self.settled
+            and self.learning is None
+            and not any(
+                child.enabled or child.observing
+                for child in self._modules.values()
+                if isinstance(child, Quantizer)
+            )
+        )
+
     def forward(
         self,
         func: Callable[..., Any],
@@ -319,6 +332,7 @@ def stored_axis(
 ) -> int | None:
     """Return the axis of a stored weight that an axis of its view runs along.
 
+    >>> import torch
     >>> weight = torch.zeros(4, 6)
     >>> stored_axis(weight.t(), weight, -1), stored_axis(weight, weight, -1)
     (0, 1)
