@@ -198,13 +198,16 @@ def _undominated(points: Sequence[FrontPoint]) -> list[FrontPoint]:
 def _others(
     problem: Problem, axis: Cost, limits: Sequence[Limit]
 ) -> Iterator[FrontPoint]:
-    """Yield the recipe's choice, and the uniform ones within the budgets."""
+    """Yield the recipe's choice, and other uniform ones within the budgets."""
     candidates = {b for unit in problem.units.values() for b in unit.losses}
     named: dict[str, Choice] = {'recipe': problem.named()}
     for bits in sorted(candidates, key=width):
         named[f'uniform {bits}'] = uniform_choice(problem, bits)
     for name, choice in named.items():
-        if name == 'recipe' or fits(problem, Task(limits=limits), choice):
+        known = choice == named['recipe']
+        if name == 'recipe' or (
+            not known and fits(problem, Task(limits=limits), choice)
+        ):
             yield FrontPoint(
                 cost=cost_of(problem, axis, choice),
                 loss=problem.loss(choice),
