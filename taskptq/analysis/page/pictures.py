@@ -170,19 +170,24 @@ def _column(
     shapes = [
         _rectangle(box, marks.get(('box', i), 'alone'), classes=classes)
         for i, box in enumerate(found.boxes)
-        if box.score >= score or marks.get(('box', i)) == 'agreed'
+        if _is_drawn(box, marks.get(('box', i)), score=score)
     ]
     shapes += [
         _polyline(line, marks.get(('line', i), 'alone'))
         for i, line in enumerate(found.lines)
-        if line.score >= score or marks.get(('line', i)) == 'agreed'
+        if _is_drawn(line, marks.get(('line', i)), score=score)
     ]
     return {
         'title': title,
         'shapes': shapes,
-        'overlay': _layer(found, marks, count=len(classes)),
+        'overlay': _layer(found, marks, count=len(classes), score=score),
         'sentence': '',
     }
+
+
+def _is_drawn(found: Box | Line, mark: str | None, *, score: float) -> bool:
+    """Whether an object is confident enough, or the counterpart of one."""
+    return found.score >= score or mark == 'agreed'
 
 
 def _rectangle(
@@ -231,14 +236,18 @@ def _lost(
 
 
 def _layer(
-    found: Prediction, marks: Mapping[Any, str], *, count: int
+    found: Prediction, marks: Mapping[Any, str], *, count: int, score: float
 ) -> str | None:
     """Return masks or a map of classes as one picture to lay over."""
     if found.classes is not None:
         colors = _map_colors([found.classes], count=count)
         return overlay(found.classes, colors=colors, opacity=CLASS_OPACITY)
-    masks = [(i, box.mask) for i, box in enumerate(found.boxes)]
-    shown = [(i, mask) for i, mask in masks if mask is not None]
+    shown = [
+        (i, box.mask)
+        for i, box in enumerate(found.boxes)
+        if box.mask is not None
+        and _is_drawn(box, marks.get(('box', i)), score=score)
+    ]
     if not shown:
         return None
     layer = np.full(shown[0][1].shape, -1, dtype=np.int64)

@@ -91,6 +91,9 @@ def test_lines_masks_and_maps():
     left, _ = picture(clean, q=clean)['columns']
     assert left['shapes'][1]['points'] == '1.0,2.0 3.0,4.5'
     assert left['overlay'].startswith('data:image/png')
+    weak = Prediction(boxes=[box(0, mask=mask, score=0.3)])
+    assert picture(clean, q=weak)['columns'][1]['overlay']
+    assert picture(Prediction(), q=weak)['columns'][1]['overlay'] is None
     maps = Prediction(classes=np.zeros(SIZE, int))
     other = Prediction(classes=np.ones(SIZE, int))
     columns = picture(maps, q=other)['columns']
