@@ -13,8 +13,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from taskptq.export.quantized_file import open_file
 from taskptq.export.checkpoint import QuantizedCheckpointError
+from taskptq.export.quantized_file import open_file
 
 TITLES = {
     'weight': 'weights',

@@ -210,7 +210,9 @@ def test_the_report_of_another_file_does_not_count(folder, changed, tmp_path):
     assert report.quantization_beside(open_file(path)) == {}
     side.write_text((folder / 'quantization_report.json').read_text())
     assert report.quantization_beside(open_file(path)) == {}
-    assert report.quantization_beside(open_file(folder / 'q.pth'))['seconds'] > 0
+    assert (
+        report.quantization_beside(open_file(folder / 'q.pth'))['seconds'] > 0
+    )
     side.write_text('{')
     assert report.quantization_beside(open_file(path)) == {}
 
