@@ -215,12 +215,17 @@ def _reconstruction(recipe: Recipe, *, fine: bool) -> dict[str, Any] | None:
 
     Args:
         recipe: The recipe; its own reconstruction comes first.
-        fine: Whether the model keeps enough without.
+        fine: Whether the model keeps enough without, at the recipe's bits.
     """
-    settings = recipe.reconstruction
-    if settings is None and not fine:
-        assert recipe.mixed_precision is not None
-        settings = recipe.mixed_precision.reconstruction
+    settings, config = recipe.reconstruction, recipe.mixed_precision
+    assert config is not None
+    weight = recipe.qconfig.points['weight']
+    lowers = weight is not False and any(
+        not isinstance(bits, str) and bits < weight['num_bits']
+        for bits in config.candidates
+    )
+    if settings is None and (lowers or not fine):
+        settings = config.reconstruction
     return None if settings is None else {'seed': recipe.seed, **settings}
 
 

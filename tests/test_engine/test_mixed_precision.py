@@ -175,3 +175,21 @@ def test_batches_that_an_adapter_cannot_read(tmp_path, monkeypatch):
     )
     assert 'inputs' in report['mixed_precision']['skipped']
     assert payload['recipe']['qconfig']['overrides'] == []
+
+
+def test_weights_of_fewer_bits_are_rounded_better(tmp_path):
+    settings = dict(
+        keep=0.5,
+        candidates=[4, 8],
+        reconstruction=dict(rounding='gptq'),
+    )
+    report, payload = run(
+        'conv', tmp_path, dict(qconfig={}, mixed_precision=settings)
+    )
+    found = report['mixed_precision']
+    assert found['rounding'] == 'gptq'
+    assert found['costs']['bops'] < 1
+    assert {entry['num_bits'] for entry in payload['weights'].values()} == {
+        4,
+        8,
+    }
