@@ -40,6 +40,8 @@ DOMAINS = frozenset(
         'com.ms.internal.nhwc',
     }
 )
+# Optional package -> extra of taskptq that brings it.
+EXTRAS = {'onnx': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'openvino'}
 # Protobuf's own limit for a message, and so for a file without external data.
 MAX_BYTES = 2**31 - 1
 # What ONNX Runtime calls the types of inputs that tensors can be fed to.
@@ -65,7 +67,7 @@ def is_onnx_path(path: str | Path | None) -> bool:
 
 
 def runtime_package(name: str) -> Any:
-    """Import ``onnx``, ``onnxruntime`` or ``openvino``.
+    """Import ``onnx``, ``onnxruntime`` or another optional package.
 
     Raises:
         OnnxFileError: If it is not installed.
@@ -75,10 +77,9 @@ def runtime_package(name: str) -> Any:
     except ModuleNotFoundError as error:
         if (error.name or '').partition('.')[0] != name:
             raise
-        extra = 'openvino' if name == 'openvino' else 'onnx'
+        what = f"'taskptq[{EXTRAS[name]}]'" if name in EXTRAS else name
         raise OnnxFileError(
-            f'ONNX files need {name}, which is not installed: '
-            f"pip install 'taskptq[{extra}]'"
+            f'this needs {name}, which is not installed: pip install {what}'
         ) from error
 
 

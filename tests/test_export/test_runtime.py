@@ -6,6 +6,7 @@ pytest.importorskip('onnxruntime')
 
 from onnx import TensorProto, helper, numpy_helper
 
+from taskptq.export import runtime
 from taskptq.export.runtime import (
     OnnxFileError,
     Session,
@@ -129,7 +130,7 @@ def test_a_constant_in_another_file(written):
 def test_missing_files_and_packages(tmp_path):
     with pytest.raises(FileNotFoundError, match='there is no ONNX file'):
         read_onnx(tmp_path / 'm.onnx')
-    with pytest.raises(OnnxFileError, match=r'taskptq\[onnx\]'):
+    with pytest.raises(OnnxFileError, match='pip install no_such_package'):
         runtime_package('no_such_package')
 
 
@@ -137,3 +138,13 @@ def test_paths():
     assert is_onnx_path('a/B.ONNX')
     assert not is_onnx_path('a/b.pth')
     assert not is_onnx_path(None)
+
+
+def test_a_missing_runtime_names_the_extra(monkeypatch):
+    monkeypatch.setattr(runtime.importlib, 'import_module', missing_module)
+    with pytest.raises(OnnxFileError, match=r'taskptq\[onnx\]'):
+        runtime_package('onnxruntime')
+
+
+def missing_module(name):
+    raise ModuleNotFoundError(f'No module named {name!r}', name=name)
