@@ -188,8 +188,8 @@ def lanes(args: argparse.Namespace) -> None:
 def heads(args: argparse.Namespace) -> None:
     """Measure and draw the sensitivity of each head."""
     from lane_detection.pictures import run_heads
-    from taskptq.analysis.plots import plot_inter_head
     from taskptq.analysis.head_noise import measure_inter_head
+    from taskptq.analysis.plots import plot_inter_head
     from taskptq.engine.builder import build_adapter
     from taskptq.methods.selective_focus.decoded_distance import LaneDistance
 
@@ -207,8 +207,8 @@ def heads(args: argparse.Namespace) -> None:
 def regions(args: argparse.Namespace) -> None:
     """Measure and draw the effect of noise in parts of each head."""
     from lane_detection.pictures import run_heads
-    from taskptq.analysis.plots import plot_intra_head
     from taskptq.analysis.head_noise import probe_intra_head
+    from taskptq.analysis.plots import plot_intra_head
     from taskptq.engine.builder import build_adapter
     from taskptq.methods.selective_focus.decoded_distance import LaneDistance
 

@@ -1,4 +1,4 @@
-"""GPTQ towards the outputs of the float model, on ranges of least output error.
+"""GPTQ towards the float model's outputs, in ranges of least output error.
 
 As gptq-depthwise, but each layer is fitted on the inputs that it gets from
 the quantized layers before it, so that it makes up for their errors, and

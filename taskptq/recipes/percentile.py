@@ -1,4 +1,4 @@
-"""Ranges that clip the outermost values of each tensor, rounding to nearest."""
+"""Ranges that clip the outermost values of tensors, rounding to nearest."""
 
 base = 'minmax'
 qconfig = dict(activation=dict(observer=dict(type='PercentileObserver')))

@@ -25,7 +25,7 @@ MAX_ROWS = 1024
 
 
 @dataclass(kw_only=True)
-class Plan:
+class ScalePlan:
     """Planned edits of one group of layers.
 
     Args:
@@ -54,7 +54,7 @@ class Plan:
 class Edits:
     """Write the factors of groups; a layer may be in two of them."""
 
-    plans: Sequence[Plan]
+    plans: Sequence[ScalePlan]
     before: dict[nn.Parameter, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -64,7 +64,7 @@ class Edits:
             for parameter, _ in plan.factors()
         }
 
-    def write(self, plans: Sequence[Plan]) -> None:
+    def write(self, plans: Sequence[ScalePlan]) -> None:
         """Apply only these plans to the original weights."""
         products: dict[nn.Parameter, Tensor] = {}
         for plan in plans:
@@ -110,7 +110,7 @@ def channels_last(layer: nn.Module, x: Tensor) -> Tensor:
 
 def apply_plans(
     model: nn.Module,
-    plans: Sequence[Plan],
+    plans: Sequence[ScalePlan],
     stats: CalibrationStats,
     *,
     tolerance: float,
@@ -182,7 +182,7 @@ def layer_outputs(
 def output_errors(
     before: Mapping[str, Tensor],
     after: Mapping[str, Tensor],
-    plans: Sequence[Plan],
+    plans: Sequence[ScalePlan],
 ) -> dict[str, float]:
     """Return the relative change of each layer's output, scales undone."""
     scales = {plan.group.name: plan.scales for plan in plans}

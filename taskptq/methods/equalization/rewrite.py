@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core.settings import Number
 from taskptq.methods.equalization.edits import (
-    Plan,
+    ScalePlan,
     apply_plans,
     channels_last,
     column_peaks,
@@ -188,7 +188,7 @@ class CrossLayerEqualization:
         group: LayerGroup,
         peaks: Mapping[str, Tensor],
         errors: GroupErrors | None,
-    ) -> Plan:
+    ) -> ScalePlan:
         """Choose the scales of a group, without writing anything."""
         activation = torch.stack(
             [peaks[name] for name, _ in group.readers]
@@ -214,7 +214,7 @@ class CrossLayerEqualization:
             'max_to_median_before': _spread(activation),
             'max_to_median_after': _spread(activation.double() / scales),
         }
-        return Plan(group=group, scales=scales, entry=entry)
+        return ScalePlan(group=group, scales=scales, entry=entry)
 
     def _searched(
         self,

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from taskptq.methods.equalization.edits import (
-    Plan,
+    ScalePlan,
     apply_plans,
     column_factors,
     column_peaks,
@@ -18,7 +18,7 @@ from ..conftest import stats_of  # isort: skip
 def plans_of(model, x, scales):
     groups = find_layer_groups(model, lambda: model(x))
     return [
-        Plan(
+        ScalePlan(
             group=group,
             scales=scales.double(),
             entry=RewriteEntry(name=group.name, part='', status='applied'),
