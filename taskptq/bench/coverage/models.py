@@ -26,17 +26,20 @@ FEW = {
 }
 
 
-def build_offline(config: Config, *, seed: int = 0) -> nn.Module:
+def build_offline(
+    config: Config, *, size: Sequence[int], seed: int = 0
+) -> nn.Module:
     """Build the model of a config with random weights, in eval mode.
 
-    Statistics of BatchNorms are drawn as well: fresh ones would fold to
-    nothing.
+    BatchNorms get the statistics of one drawn image: fresh ones would fold
+    to nothing, and let values grow from layer to layer.
 
     Args:
         config: Config of a host.
+        size: Height and width of the images it will see.
         seed: Seed of all numbers.
     """
-    plain = without_downloads(config.model.to_dict())
+    plain = at_size(without_downloads(config.model.to_dict()), size)
     plain['test_cfg'] = with_few_objects(plain.get('test_cfg'))
     settings = {
         'model': plain,
@@ -44,11 +47,25 @@ def build_offline(config: Config, *, seed: int = 0) -> nn.Module:
     }
     torch.manual_seed(seed)
     model = build_model(Config(settings))
-    for module in model.modules():
-        if isinstance(module, _BatchNorm) and module.running_var is not None:
-            module.running_mean.normal_(std=0.1)
-            module.running_var.uniform_(0.7, 1.3)
-    return model.requires_grad_(False)
+    model.requires_grad_(False)
+    handles = [
+        module.register_forward_pre_hook(_take_statistics)
+        for module in model.modules()
+        if isinstance(module, _BatchNorm) and module.running_var is not None
+    ]
+    with torch.no_grad():
+        predict(model, drawn_batch(model, size=size, seed=seed + 1))
+    for handle in handles:
+        handle.remove()
+    return model
+
+
+def _take_statistics(norm: Any, args: Any) -> None:
+    """Give a norm the statistics of its input, if it has any to speak of."""
+    x = args[0].transpose(0, 1).flatten(1)
+    if x.shape[1] > 1:
+        norm.running_mean.copy_(x.mean(1))
+        norm.running_var.copy_(x.var(1) + norm.eps)
 
 
 def without_downloads(settings: Any) -> Any:
@@ -67,6 +84,26 @@ def without_downloads(settings: Any) -> Any:
         }
     if isinstance(settings, list | tuple):
         return type(settings)(without_downloads(item) for item in settings)
+    return settings
+
+
+def at_size(settings: Any, size: Sequence[int]) -> Any:
+    """Return settings for images of a size, where they depend on it.
+
+    >>> at_size({'backbone': {'img_size': 640}}, (96, 128))
+    {'backbone': {'img_size': (96, 128)}}
+
+    Args:
+        settings: Nested dicts and lists.
+        size: Height and width.
+    """
+    if isinstance(settings, Mapping):
+        return {
+            key: tuple(size) if key == 'img_size' else at_size(value, size)
+            for key, value in settings.items()
+        }
+    if isinstance(settings, list | tuple):
+        return type(settings)(at_size(item, size) for item in settings)
     return settings
 
 

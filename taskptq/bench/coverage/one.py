@@ -57,7 +57,7 @@ def measure(
         seconds and the peak of memory.
     """
     start = time.perf_counter()
-    model = build_offline(Config.fromfile(path))
+    model = build_offline(Config.fromfile(path), size=size)
     batch = drawn_batch(model, size=size)
     with torch.no_grad():
         expected = output_tensors(model, batch)

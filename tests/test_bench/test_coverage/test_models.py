@@ -51,17 +51,18 @@ SEGMENTOR = {
 
 @pytest.fixture(scope='module')
 def segmentor() -> nn.Module:
-    return build_offline(Config(SEGMENTOR))
+    return build_offline(Config(SEGMENTOR), size=(64, 96))
 
 
 def test_nothing_is_downloaded_and_norms_are_drawn(segmentor: Any) -> None:
     norm = segmentor.backbone.layer1[0].norm1
     assert norm.running_mean.abs().sum() > 0
+    assert not norm._forward_pre_hooks
     assert not segmentor.training
 
 
 def test_numbers_follow_from_the_seed(segmentor: Any) -> None:
-    again = build_offline(Config(SEGMENTOR))
+    again = build_offline(Config(SEGMENTOR), size=(64, 96))
     batch = drawn_batch(segmentor, size=(64, 96))
     with torch.no_grad():
         first = output_tensors(segmentor, batch)
