@@ -33,7 +33,8 @@ from taskptq.engine.evaluation import write_page
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.in_memory import Forward, quantize_in_memory
-from taskptq.engine.onnx_export import OnnxSource, export_from_config
+from taskptq.engine.onnx_export import export_from_config
+from taskptq.engine.onnx_source import OnnxSource
 from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe

@@ -18,11 +18,8 @@ from torch import Tensor, nn
 from taskptq.core.setting_error import refuse
 from taskptq.engine.contexts import seeded
 from taskptq.engine.network_parts import guard_rest, parts_of
-from taskptq.engine.onnx_export import (
-    export_parts,
-    preprocessed,
-    recorded_inputs,
-)
+from taskptq.engine.onnx_export import export_parts
+from taskptq.engine.onnx_inputs import preprocessed, recorded_inputs
 from taskptq.engine.onnx_metadata import OnnxMetadata, part_path
 from taskptq.export.runtime import Session, read_onnx, runtime_package
 

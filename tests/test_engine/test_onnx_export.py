@@ -1,5 +1,4 @@
 import copy
-import json
 import sys
 
 import pytest
@@ -15,14 +14,7 @@ from tiny_detectors import zoo_settings
 
 from taskptq import apis
 from taskptq.cli import export as command
-from taskptq.engine.onnx_export import (
-    OnnxSource,
-    at_size,
-    check_free_sizes,
-    preprocessed,
-    random_batch,
-    recorded_inputs,
-)
+from taskptq.engine.onnx_export import check_free_sizes
 from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.raw_outputs import image_axes, make_part
 from taskptq.export.onnx import export_onnx
@@ -202,49 +194,6 @@ def test_images_of_another_size_are_refused(task, tmp_path):
     )
     with pytest.raises(ValueError, match=r'of \?x3x64x64, but it is'):
         evaluate(config, out, 'size')
-
-
-def test_batches():
-    data = random_batch((32, 48))
-    assert data['inputs'].shape == (2, 3, 32, 48)
-    larger = at_size(data, (64, 64))
-    assert larger['inputs'].shape[-2:] == (64, 64)
-    assert larger['data_samples'][0].img_shape == (64, 64)
-    assert data['data_samples'][0].img_shape == (32, 48)
-    with pytest.raises(ValueError, match='the model fixes the size'):
-        at_size({'inputs': {}}, (1, 1))
-
-
-def test_inputs_of_every_part_are_recorded(task):
-    config, _ = task('faster')
-    model = apis.build_model(config)
-    data = random_batch((64, 96))
-    from taskptq.engine.network_parts import parts_of
-
-    parts = parts_of(model).parts(data)
-    runs = {part.name: part.network.named_outputs for part in parts}
-    found = recorded_inputs(model, [data, data], runs, limit=5)
-    assert [len(calls) for calls in found.values()] == [2, 2]
-    assert found['roi_head.bbox_head'][0][0].shape[0] == 5
-
-
-def test_a_lone_image_is_doubled(task):
-    config, _ = task('retinanet')
-    model = apis.build_model(config)
-    loader = Runner.build_dataloader(config.test_dataloader)
-    batch = next(iter(loader))
-    one = {key: value[:1] for key, value in batch.items()}
-    data = preprocessed(model, one)
-    assert len(data['inputs']) == len(data['data_samples']) == 2
-
-
-def test_facts_of_a_float_file(tmp_path):
-    path = tmp_path / 'float.pth'
-    torch.save({'state_dict': {'w': torch.ones(2)}}, path)
-    facts = OnnxSource.read(path, float_model=True).facts()
-    assert facts['recipe'] == 'float'
-    assert len(facts['digest']) == 64
-    json.dumps(facts)
 
 
 def test_the_command(task, tmp_path, capsys):
