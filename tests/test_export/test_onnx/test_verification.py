@@ -3,6 +3,7 @@ import math
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import numpy_helper
 
 from taskptq.export.onnx.emission import grid_of
@@ -14,6 +15,7 @@ from taskptq.export.onnx.verification import (
     check_first_codes,
     check_outputs,
     sqnr,
+    unrounded,
 )
 
 
@@ -93,3 +95,14 @@ def test_signal_to_noise():
     assert sqnr(x, x) == math.inf
     assert sqnr(x, x + 0.5) == pytest.approx(10 * math.log10(25 / 0.5))
     assert sqnr(x, x * math.nan) == -math.inf
+
+
+def test_weights_move_by_their_rounding_noise_and_come_back(exported):
+    model = exported('conv', qconfig={'weight': {'num_bits': 4}}).model
+    weight, scale = model.stem.weight, model.stem.weight_quantizer.scale
+    before = weight.detach().clone()
+    with unrounded(model):
+        steps = (weight - before) / scale.view(-1, 1, 1, 1)
+        assert 0.25 < float(steps.detach().std()) < 0.33
+        assert float(steps.detach().abs().max()) <= 0.5
+    assert torch.equal(weight, before)
