@@ -106,6 +106,7 @@ setup(
             'onedl-mmsegmentation>=1.3,<2',
         ],
         'onnx': ['onnx>=1.23', 'onnxruntime>=1.23'],
+        'openvino': ['onnx>=1.23', 'openvino>=2026.4'],
         'report': ['jinja2>=3', 'matplotlib>=3.7'],
         'mixed': ['matplotlib>=3.7', 'scipy>=1.9'],
         'sam': ['scipy', 'segment-anything>=1.0'],
