@@ -10,7 +10,6 @@ reconstruction = dict(
     match_float=True,
     output_ranges=True,
     bias_correction=True,
-    position_weights=True,
     # Less shrinkage fits the calibration images, not the next ones.
     gptq_damping=0.1,
 )
