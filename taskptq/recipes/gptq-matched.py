@@ -1,8 +1,7 @@
 """GPTQ towards the float model's outputs, in ranges of least output error.
 
 As gptq-depthwise, but each layer is fitted on the inputs that it gets from
-the quantized layers before it, so that it makes up for their errors, and
-positions count by how much the model's outputs depend on them.
+the quantized layers before it, so that it makes up for their errors.
 """
 
 base = 'gptq-depthwise'
