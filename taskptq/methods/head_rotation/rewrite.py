@@ -142,26 +142,14 @@ class HeadRotation:
             forward=stats.forward,
             parts=['query', 'key', 'value', ATTENDED],
         )
-        schemes = layer_schemes(model, stats)
-        names = {module: name for name, module in model.named_modules()}
-        proposals = []
-        for view in views:
-            layer = view.out.layer
-            out = schemes(names.get(layer, '')) if layer is not None else None
-            projections = (
-                schemes(view.name)
-                if view.query.layer is None
-                else schemes(names.get(view.query.layer, ''))
+        schemes = _view_schemes(model, views, stats)
+        proposals = [
+            self._propose(
+                view, part, found.get(view.name, {}), schemes[view.name]
             )
-            for part in self.parts:
-                proposals.append(
-                    self._propose(
-                        view,
-                        part,
-                        found.get(view.name, {}),
-                        (schemes(view.name), projections, out),
-                    )
-                )
+            for view in views
+            for part in self.parts
+        ]
         apply_proposals(
             model,
             proposals,
@@ -231,6 +219,28 @@ class HeadRotation:
             for seed in range(self.tries)
         ]
         return found
+
+
+def _view_schemes(
+    model: nn.Module,
+    views: Sequence[AttentionView],
+    stats: CalibrationStats,
+) -> dict[str, tuple[Scheme | None, ...]]:
+    """Return the recipes of each attention, its projections and its output."""
+    schemes = layer_schemes(model, stats)
+    names = {module: name for name, module in model.named_modules()}
+
+    def of_layer(layer: nn.Module | None, own: str) -> Scheme | None:
+        return schemes(own if layer is None else names.get(layer, ''))
+
+    return {
+        view.name: (
+            schemes(view.name),
+            of_layer(view.query.layer, view.name),
+            of_layer(view.out.layer, ''),
+        )
+        for view in views
+    }
 
 
 def query_key_edits(view: AttentionView, rotation: Tensor) -> list[RowEdit]:
