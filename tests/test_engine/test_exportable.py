@@ -68,9 +68,7 @@ def test_stable_sorts_keep_the_order_of_ties():
     onnxruntime = pytest.importorskip('onnxruntime')
     x = torch.tensor([[1.0, -1, 2, 1, 2, -1], [0, 0, 0, 3, 0, 3]])
     buffer = io.BytesIO()
-    torch.onnx.export(
-        Traced(), (x,), buffer, input_names=['x'], dynamo=False
-    )
+    torch.onnx.export(Traced(), (x,), buffer, input_names=['x'], dynamo=False)
     session = onnxruntime.InferenceSession(buffer.getvalue())
     for found, expected in zip(
         session.run(None, {'x': x.numpy()}), Sorted()(x), strict=True
