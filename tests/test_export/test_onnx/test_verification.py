@@ -1,5 +1,3 @@
-import math
-
 import numpy as np
 import onnx
 import pytest
@@ -14,7 +12,6 @@ from taskptq.export.onnx.verification import (
     check_codes,
     check_first_codes,
     check_outputs,
-    sqnr,
     unrounded,
 )
 
@@ -88,13 +85,6 @@ def test_an_output_below_the_threshold_is_named(exported):
             feeds={'x': found.x.numpy()},
             integers=False,
         )
-
-
-def test_signal_to_noise():
-    x = np.array([3.0, 4.0])
-    assert sqnr(x, x) == math.inf
-    assert sqnr(x, x + 0.5) == pytest.approx(10 * math.log10(25 / 0.5))
-    assert sqnr(x, x * math.nan) == -math.inf
 
 
 def test_weights_move_by_their_rounding_noise_and_come_back(exported):
