@@ -292,16 +292,21 @@ class Session:
             .numpy()
             for port, tensor in zip(self.ports, tensors, strict=True)
         }
-        try:
-            outputs = self._session.run(None, feed)
-        except onnxruntime_errors() as error:
-            raise OnnxFileError(
-                f'{self.path} fails in ONNX Runtime: {first_line(error)}'
-            ) from error
+        outputs = self._run(feed)
         return {
             name: torch.from_numpy(output).to(device)
             for name, output in zip(self.output_names, outputs, strict=True)
         }
+
+    def _run(self, feed: dict[str, Any]) -> Sequence[Any]:
+        """Return the outputs, in order, as NumPy arrays."""
+        try:
+            outputs: Sequence[Any] = self._session.run(None, feed)
+        except onnxruntime_errors() as error:
+            raise OnnxFileError(
+                f'{self.path} fails in ONNX Runtime: {first_line(error)}'
+            ) from error
+        return outputs
 
     def check(self, tensors: Sequence[Tensor]) -> None:
         """Compare inputs with what the file takes.
