@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskptq.export.openvino_session import open_session as open_file
 from taskptq.export.runtime import (
     OnnxFile,
     Port,
@@ -288,6 +289,8 @@ def time_shares(
     return {kind: value / total for kind, value in spent.most_common()}
 
 
-def open_session(path: str | Path, *, threads: int) -> Session:
+def open_session(
+    path: str | Path, *, threads: int, runtime: str | None = None
+) -> Session:
     """Open a file, of taskptq or of others."""
-    return Session(read_onnx(path), threads=threads)
+    return open_file(read_onnx(path), runtime=runtime, threads=threads)

@@ -13,12 +13,15 @@ import argparse
 import json
 import os
 from collections import Counter
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 # Before the libraries are loaded: torch's threads only prepare inputs.
 os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+from torch import Tensor
 
 from taskptq.bench.onnx_speed import (
     example_inputs,
@@ -31,6 +34,7 @@ from taskptq.bench.onnx_speed import (
 )
 from taskptq.cli.numbers import count, whole
 from taskptq.engine.refusals import one_sentence, refuse_unwritable_file
+from taskptq.export.openvino_session import ONNXRUNTIME, RUNTIMES
 from taskptq.export.runtime import read_onnx
 
 SHOWN_OPERATORS = 6
@@ -51,6 +55,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         default=[],
         help='files to compare with, e.g. the float model; ratios are theirs '
         'over that of FILE',
+    )
+    parser.add_argument(
+        '--runtime',
+        choices=list(RUNTIMES),
+        default=ONNXRUNTIME,
+        help='what runs all files; only onnxruntime tells which layers stay '
+        'float (default: %(default)s)',
     )
     parser.add_argument(
         '--threads',
@@ -96,7 +107,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """
     files = [args.file, *args.against]
     sessions = {
-        path: open_session(path, threads=args.threads) for path in files
+        path: open_session(path, runtime=args.runtime, threads=args.threads)
+        for path in files
     }
     size = None if args.size is None else tuple(args.size)
     inputs = {
@@ -112,25 +124,34 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         repeats=args.runs,
     )
     found = {
+        'runtime': args.runtime,
         'threads': args.threads,
         'batch': args.batch,
         'timings': [timing.to_dict() for timing in timings],
     }
-    file = read_onnx(args.file)
-    graph = optimized_graph(file, threads=args.threads)
-    left = float_layers(graph, file.proto().graph)
-    shares = time_shares(file, inputs[args.file], threads=args.threads)
-    found |= {
-        'integer_layers': integer_layers(graph),
-        'float_layers': [vars(layer) for layer in left],
-        'time_shares': {name: round(s, 4) for name, s in shares.items()},
-    }
+    if args.runtime == ONNXRUNTIME:
+        found |= look_inside(args, inputs[args.file])
     own = found['timings'][0]
     for timing in found['timings'][1:]:
         for kind in ('cpu', 'wall'):
             ratio = timing[f'{kind}_ms'] / own[f'{kind}_ms']
             timing[f'{kind}_ratio'] = round(ratio, 3)
     return found
+
+
+def look_inside(
+    args: argparse.Namespace, inputs: Sequence[Tensor]
+) -> dict[str, Any]:
+    """Return what runs in integers, what does not, and the time of each."""
+    file = read_onnx(args.file)
+    graph = optimized_graph(file, threads=args.threads)
+    left = float_layers(graph, file.proto().graph)
+    shares = time_shares(file, inputs, threads=args.threads)
+    return {
+        'integer_layers': integer_layers(graph),
+        'float_layers': [vars(layer) for layer in left],
+        'time_shares': {name: round(s, 4) for name, s in shares.items()},
+    }
 
 
 def text(found: dict[str, Any]) -> str:
@@ -148,8 +169,10 @@ def text(found: dict[str, Any]) -> str:
     first = found['timings'][0]
     lines.append(
         f'Medians of {first["runs"]} runs, {found["threads"]} thread(s), '
-        f'batch {found["batch"]}.'
+        f'batch {found["batch"]}, {found["runtime"]}.'
     )
+    if 'float_layers' not in found:
+        return '\n'.join(lines)
     left = found['float_layers']
     lines.append(
         f'{found["integer_layers"]} products run in integers, {len(left)} in '

@@ -29,6 +29,7 @@ from taskptq.engine.onnx_predict import (
 )
 from taskptq.engine.onnx_preprocess import read_image
 from taskptq.engine.refusals import one_sentence, refuse_unwritable_file
+from taskptq.export.openvino_session import ONNXRUNTIME, RUNTIMES
 
 PICTURES = ('.jpg', '.jpeg', '.png')
 SHOWN = 20
@@ -54,6 +55,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=share,
         default=0.3,
         help='least score of a box (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--runtime',
+        choices=list(RUNTIMES),
+        default=ONNXRUNTIME,
+        help='what runs the file (default: %(default)s)',
     )
     parser.add_argument(
         '--threads', type=count, default=1, help='threads of the runtime'
@@ -144,12 +151,18 @@ def main(argv: list[str] | None = None) -> None:
         if args.out is not None:
             refuse_unwritable_file(args.out, name='--out')
         if args.config is None:
-            found = predict_file(args.file, args.image, threads=args.threads)
+            found = predict_file(
+                args.file,
+                args.image,
+                runtime=args.runtime,
+                threads=args.threads,
+            )
         else:
             found = predict_with_host(
                 args.file,
                 args.image,
                 config=args.config,
+                runtime=args.runtime,
                 threads=args.threads,
             )
         found = found.above(args.score)

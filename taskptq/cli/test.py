@@ -1,7 +1,7 @@
 """Evaluate a float or a quantized checkpoint with mmengine's Runner.
 
     taskptq test CONFIG CHECKPOINT [--work-dir DIR] [--out JSON]
-    taskptq test CONFIG model.onnx
+    taskptq test CONFIG model.onnx [--runtime openvino]
 
 With PTQHook in the config, a float checkpoint is quantized first; a quantized
 file is rebuilt from what it says itself, also where the config has no hook.
@@ -51,6 +51,7 @@ from taskptq.engine.refusals import (
     refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import is_quantized
+from taskptq.export.openvino_session import RUNTIMES
 from taskptq.export.runtime import is_onnx_path, read_onnx
 from taskptq.modules.base import quant_modules
 
@@ -72,6 +73,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "(default: the config's, else work_dirs/<config name>)",
     )
     parser.add_argument('--out', help='JSON file for the metrics')
+    parser.add_argument(
+        '--runtime',
+        choices=list(RUNTIMES),
+        help='what runs an exported file (default: onnxruntime)',
+    )
     parser.add_argument(
         '--report',
         action='store_true',
@@ -126,6 +132,13 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = str(Path('work_dirs') / Path(args.config).stem)
     cfg.load_from = str(local_file(args.checkpoint))
     cfg.resume = False
+    if args.runtime is not None:
+        if not is_onnx_path(cfg.load_from):
+            raise ValueError(
+                f'--runtime is for exported files, and {args.checkpoint} is '
+                'a checkpoint: export it first (taskptq export)'
+            )
+        cfg.runtime = args.runtime
     refuse_unwritable_folder(cfg.work_dir, name='work_dir')
     if args.out is not None:
         refuse_unwritable_file(args.out, name='--out')

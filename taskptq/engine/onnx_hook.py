@@ -12,19 +12,25 @@ from taskptq.engine.network_parts import (
     parts_of,
 )
 from taskptq.engine.onnx_metadata import OnnxMetadata, open_parts
+from taskptq.export.openvino_session import ONNXRUNTIME
 from taskptq.export.runtime import OnnxFileError, is_onnx_path
 
 __all__ = ['claim_onnx', 'install_onnx']
 
 
 def install_onnx(
-    model: nn.Module, path: str, *, threads: int | None = None
+    model: nn.Module,
+    path: str,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
 ) -> OnnxMetadata:
     """Let the files of an export compute a model's network from now on.
 
     Args:
         model: Model of the config, with any weights; changed in place.
         path: File of the export's main part.
+        runtime: ``onnxruntime`` or ``openvino``; None is the first.
         threads: Threads of the runtime; None takes those of torch.
 
     Raises:
@@ -32,7 +38,7 @@ def install_onnx(
         OnnxFileError: If a file cannot be used.
         ValueError: If it is of another model.
     """
-    meta, sessions = open_parts(path, threads=threads)
+    meta, sessions = open_parts(path, runtime=runtime, threads=threads)
     if meta.model != type(model).__name__:
         raise OnnxFileError(
             f'{path} is of a {meta.model}, but the config builds a '
@@ -48,7 +54,8 @@ def claim_onnx(runner: Runner, model: nn.Module) -> OnnxMetadata | None:
     """Install an ONNX file that a runner would otherwise read as weights.
 
     Call it in ``before_run``: afterwards the runner believes that its weights
-    are loaded, and reads nothing.
+    are loaded, and reads nothing. The runtime is that of the config's key
+    ``runtime``: ``onnxruntime``, as without the key, or ``openvino``.
 
     Args:
         runner: Runner that is about to evaluate.
@@ -59,6 +66,7 @@ def claim_onnx(runner: Runner, model: nn.Module) -> OnnxMetadata | None:
 
     Raises:
         OnnxFileError: See :func:`install_onnx`.
+        SettingError: If there is no such runtime.
         ValueError: If the run asks to resume.
     """
     source: Any = runner._load_from
@@ -69,12 +77,13 @@ def claim_onnx(runner: Runner, model: nn.Module) -> OnnxMetadata | None:
             f'resume=True continues a training, and {source} is an exported '
             'file: give it as load_from, with resume=False'
         )
-    meta = install_onnx(model, str(source))
+    runtime = runner.cfg.get('runtime') or ONNXRUNTIME
+    meta = install_onnx(model, str(source), runtime=runtime)
     runner._load_from = None
     runner._has_loaded = True
     size = meta.input_size
     runner.logger.info(
-        f'{source} runs in the place of the network '
+        f'{source} runs in the place of the network in {runtime} '
         f'({meta.recipe or "own settings"}, for {meta.target}, input '
         f'{"of any size" if size is None else "x".join(map(str, size))}, '
         f'{len(meta.parts)} part(s)); the host does the rest.'

@@ -12,6 +12,7 @@ from taskptq.engine.raw_outputs import (
     MAIN,
 )
 from taskptq.export.errors import shown
+from taskptq.export.openvino_session import open_session
 from taskptq.export.runtime import OnnxFile, OnnxFileError, Session, read_onnx
 
 __all__ = ['OnnxMetadata', 'open_parts', 'part_path', 'read_metadata']
@@ -131,12 +132,16 @@ def part_path(path: str | Path, part: str) -> Path:
 
 
 def open_parts(
-    path: str | Path, *, threads: int | None = None
+    path: str | Path,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
 ) -> tuple[OnnxMetadata, dict[str, Session]]:
     """Open all files of an export.
 
     Args:
         path: File of the main part.
+        runtime: ``onnxruntime`` or ``openvino``; None is the first.
         threads: Threads of the runtime; None takes those of torch.
 
     Returns:
@@ -145,6 +150,7 @@ def open_parts(
     Raises:
         FileNotFoundError: If a file is missing.
         OnnxFileError: If one cannot be used, or is of another export.
+        SettingError: If there is no such runtime.
     """
     files = {MAIN: read_onnx(path)}
     meta = read_metadata(files[MAIN])
@@ -169,7 +175,8 @@ def open_parts(
                 'copy all files of one export, or export again'
             )
     return meta, {
-        part: Session(file, threads=threads) for part, file in files.items()
+        part: open_session(file, runtime=runtime, threads=threads)
+        for part, file in files.items()
     }
 
 

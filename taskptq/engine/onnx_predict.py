@@ -84,13 +84,18 @@ class Prediction:
 
 
 def predict_file(
-    path: str | Path, image: str | Path, *, threads: int | None = None
+    path: str | Path,
+    image: str | Path,
+    *,
+    runtime: str | None = None,
+    threads: int | None = None,
 ) -> Prediction:
     """Predict by what a file says of itself, without its config.
 
     Args:
         path: File of an export.
         image: Image file.
+        runtime: ``onnxruntime`` or ``openvino``; None is the first.
         threads: Threads of the runtime; None takes those of torch.
 
     Raises:
@@ -98,7 +103,7 @@ def predict_file(
         ValueError: If the file cannot be used, or preparing or decoding its
             images takes the host.
     """
-    meta, sessions = open_parts(path, threads=threads)
+    meta, sessions = open_parts(path, runtime=runtime, threads=threads)
     if meta.preprocessing is None or meta.decoding is None:
         lacking = 'decoding' if meta.decoding is None else 'preprocessing'
         raise ValueError(
@@ -123,6 +128,7 @@ def predict_with_host(
     image: str | Path,
     *,
     config: Any,
+    runtime: str | None = None,
     threads: int | None = None,
 ) -> Prediction:
     """Predict with a config: the host prepares and decodes.
@@ -131,6 +137,7 @@ def predict_with_host(
         path: File of an export.
         image: Image file.
         config: Config of the model, or its path.
+        runtime: ``onnxruntime`` or ``openvino``; None is the first.
         threads: Threads of the runtime; None takes those of torch.
 
     Raises:
@@ -141,7 +148,7 @@ def predict_with_host(
         raise FileNotFoundError(f'there is no image {image}')
     config = load_config(config)
     model = build_model(config)
-    meta = install_onnx(model, str(path), threads=threads)
+    meta = install_onnx(model, str(path), runtime=runtime, threads=threads)
     loader = config.get('test_dataloader') or config.get('val_dataloader')
     pipeline = leaf_datasets(loader['dataset'])[0].get('pipeline')
     steps = Compose([step for step in pipeline if not reads_labels(step)])

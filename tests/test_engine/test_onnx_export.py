@@ -66,16 +66,27 @@ def evaluate(config, checkpoint, name, *, hook=True):
     return metric.predictions
 
 
-@pytest.mark.parametrize('name', ['detr', 'faster'])
-def test_the_host_evaluates_a_file(task, tmp_path, name):
+@pytest.mark.parametrize(
+    ('name', 'runtime'),
+    [
+        ('detr', 'onnxruntime'),
+        ('faster', 'onnxruntime'),
+        ('faster', 'openvino'),
+    ],
+)
+def test_the_host_evaluates_a_file(task, tmp_path, name, runtime):
+    pytest.importorskip(runtime, reason=f'needs {runtime}')
     config, checkpoint = task(name)
     out = tmp_path / 'out' / 'm.onnx'
     out.parent.mkdir()
     reports = apis.export_onnx(
         config, checkpoint, out=out, float_model=True, num_images=2
     )
-    expected = evaluate(config, checkpoint, f'{name}_float', hook=False)
-    found = evaluate(config, out, f'{name}_onnx')
+    expected = evaluate(
+        config, checkpoint, f'{name}_{runtime}_float', hook=False
+    )
+    config.runtime = runtime
+    found = evaluate(config, out, f'{name}_{runtime}')
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     meta = read_metadata(read_onnx(out))
     assert meta.recipe == 'float'

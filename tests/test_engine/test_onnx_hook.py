@@ -6,10 +6,16 @@ from torch import nn
 pytest.importorskip('onnxruntime')
 
 from taskptq.engine.onnx_hook import claim_onnx
+from taskptq.export.runtime import OnnxFileError
 
 
 def runner(path, **changes):
-    fields = {'_load_from': path, '_resume': False, '_has_loaded': False}
+    fields = {
+        '_load_from': path,
+        '_resume': False,
+        '_has_loaded': False,
+        'cfg': {},
+    }
     return SimpleNamespace(**{**fields, **changes})
 
 
@@ -25,6 +31,20 @@ def test_other_runs_are_left_alone(given):
     before = dict(vars(given))
     assert claim_onnx(given, nn.Linear(1, 1)) is None
     assert vars(given) == before
+
+
+def test_the_config_names_the_runtime(monkeypatch):
+    given = runner('a.onnx', cfg={'runtime': 'openvino'})
+    asked = []
+
+    def install(model, path, *, runtime):
+        asked.append((path, runtime))
+        raise OnnxFileError('stop')
+
+    monkeypatch.setattr('taskptq.engine.onnx_hook.install_onnx', install)
+    with pytest.raises(OnnxFileError, match='stop'):
+        claim_onnx(given, nn.Linear(1, 1))
+    assert asked == [('a.onnx', 'openvino')]
 
 
 def test_a_file_cannot_be_resumed():

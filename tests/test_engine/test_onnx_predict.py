@@ -104,6 +104,19 @@ def test_a_file_predicts_what_the_host_predicts(exported, image):
     assert own.labels.tolist() == host.labels.tolist()
 
 
+def test_openvino_predicts_the_same(exported, image):
+    pytest.importorskip('openvino', reason='needs taskptq[openvino]')
+    config, out = exported('retinanet')
+    known = predict_file(out, image, threads=1)
+    own = predict_file(out, image, runtime='openvino', threads=1)
+    host = predict_with_host(
+        out, image, config=config, runtime='openvino', threads=1
+    )
+    for found in (own, host):
+        np.testing.assert_allclose(found.scores, known.scores, atol=1e-4)
+        np.testing.assert_allclose(found.boxes, known.boxes, atol=1e-2)
+
+
 def test_other_models_ask_for_their_config(exported, image):
     config, out = exported('faster')
     with pytest.raises(ValueError, match='decoding takes the host: give its'):
@@ -156,12 +169,24 @@ def test_the_benchmark_command(exported, tmp_path, capsys):
         ]
     )
     text = capsys.readouterr().out
-    assert 'Medians of 2 runs, 1 thread(s), batch 1.' in text
+    assert 'Medians of 2 runs, 1 thread(s), batch 1, onnxruntime.' in text
     assert '0 products run in integers' in text
     assert 'float in the model' in text
     found = json.loads(target.read_text())
     assert found['timings'][1]['cpu_ratio'] > 0
     assert sum(found['time_shares'].values()) == pytest.approx(1, abs=0.01)
+
+
+def test_the_benchmark_command_times_openvino(exported, tmp_path, capsys):
+    pytest.importorskip('openvino', reason='needs taskptq[openvino]')
+    _, out = exported('retinanet')
+    target = tmp_path / 'speed.json'
+    options = ['--runs', '1', '--warmup', '0', '--json', str(target)]
+    benchmark.main([str(out), '--runtime', 'openvino', *options])
+    assert 'batch 1, openvino.' in capsys.readouterr().out
+    found = json.loads(target.read_text())
+    assert found['timings'][0]['cpu_ms'] > 0
+    assert 'float_layers' not in found
 
 
 def test_boxes_above_a_score():

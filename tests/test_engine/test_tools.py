@@ -274,6 +274,13 @@ def test_results_that_cannot_be_written(
             )
 
 
+def test_a_runtime_is_for_exported_files(
+    tiny_path, float_checkpoint, run_test
+):
+    with pytest.raises(SystemExit, match='--runtime is for exported files'):
+        run_test(tiny_path, float_checkpoint, '--runtime', 'openvino')
+
+
 def test_base_path(tmp_path):
     base_path = tool('quantize').base_path
     config = tmp_path / 'configs' / 'a.py'
