@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from taskptq.core import Quantizer
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 from taskptq.modules.call_sites import Site
 from taskptq.modules.fused_attention import SIGNATURE, attend
+from taskptq.modules.nearest_point import nearest_point, say_borrowed
 from taskptq.modules.product_calls import ATTENTION, CALLS, ProductCall
 
 WEIGHT = 'weight'
@@ -89,6 +91,8 @@ class QuantProducts(QuantModule):
 
     Attributes:
         points: Place -> its points, one for each weight.
+        borrowed: Place that calibration has not seen -> points of others
+            that stand for it, see :func:`nearest_point`.
         learning: How calls from new places get quantizers; None if they get
             none.
         settled: Whether a call from a new place is an error.
@@ -100,6 +104,7 @@ class QuantProducts(QuantModule):
         super().__init__()
         self.scheme = scheme
         self.points: dict[str, list[Point]] = {}
+        self.borrowed: dict[str, list[Point]] = {}
         self.learning: Learning | None = None
         self.settled = False
         self._roundings = {}
@@ -138,8 +143,8 @@ class QuantProducts(QuantModule):
             site: Who calls it.
 
         Raises:
-            RuntimeError: If the others are quantized and calibration never
-                saw this one.
+            RuntimeError: If the others are quantized and calibration saw
+                this one at no place.
         """
         call = CALLS[func]
         operands = call.operands(args, kwargs)
@@ -167,6 +172,9 @@ class QuantProducts(QuantModule):
     ) -> Point | None:
         """Return the point of a call; make one while learning.
 
+        Once all is settled, a product that calibration has seen from another
+        caller has the point of that one, and the log says so.
+
         Args:
             call: What is called.
             args: Its positional arguments.
@@ -174,15 +182,32 @@ class QuantProducts(QuantModule):
             site: Who calls it.
         """
         place = f'{site.path} {call.name} {call.signature(operands)}'.strip()
-        for point in self.points.get(place, ()):
-            if not point.weight:
+        known = self.points.get(place, ()), self.borrowed.get(place, ())
+        for point in chain(*known):
+            if self._fits(point, operands):
                 return point
-            operand = operands[point.roles.index(WEIGHT)]
-            if _shares_memory(operand, getattr(self, point.weight)):
-                return point
-        if self.learning is None:
-            return None
-        return self._make(call, args, operands, place)
+        if self.learning is not None:
+            return self._make(call, args, operands, place)
+        return self._borrow(operands, place, site) if self.settled else None
+
+    def _fits(self, point: Point, operands: Sequence[Tensor]) -> bool:
+        """Whether a point has no weight, or that of these operands."""
+        if not point.weight:
+            return True
+        return len(operands) == 2 and _shares_memory(
+            operands[point.roles.index(WEIGHT)], getattr(self, point.weight)
+        )
+
+    def _borrow(
+        self, operands: Sequence[Tensor], place: str, site: Site
+    ) -> Point | None:
+        """Find the point of the same product at another place."""
+        fitting = [p for p in self.all_points() if self._fits(p, operands)]
+        point = nearest_point(fitting, place=place)
+        if point is not None:
+            self.borrowed.setdefault(place, []).append(point)
+            say_borrowed(site, place=place, of=point.place)
+        return point
 
     def _make(
         self,
@@ -247,6 +272,7 @@ class QuantProducts(QuantModule):
             if point.weight:
                 del self._parameters[point.weight]
         self.points.clear()
+        self.borrowed.clear()
         self.weight_slots.clear()
         self.weight_axes.clear()
 

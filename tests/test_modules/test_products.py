@@ -248,3 +248,72 @@ def test_a_cut_view_is_cut_from_the_whole_quantized_weight() -> None:
         found = module(x)
     weight = products.matmul_0_weight_quantizer.fake_quantize(module.weight)
     torch.testing.assert_close(found, x @ weight.t()[:, 1:3])
+
+
+class TwoDoors(nn.Module):
+    """As SAM's prompt encoder: one product, a method for each prompt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer('phases', torch.randn(2, 3))
+        self.table = nn.Parameter(torch.randn(4, 2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[0] == 1:
+            return self.points(x)
+        if x.shape[0] == 3:
+            return F.linear(x, self.table) @ x.new_ones(4, 3)
+        return self.encode(x) + (x @ self.table.t())[:, :3]
+
+    def points(self, x: Tensor) -> Tensor:
+        return self.encode(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        return x @ self.phases
+
+
+@pytest.fixture
+def doors() -> tuple[TwoDoors, QuantProducts]:
+    torch.manual_seed(0)
+    module = TwoDoors().eval()
+    return module, learned(module, torch.rand(4, 2))
+
+
+@torch.no_grad()
+def test_the_same_product_of_another_caller_is_quantized_alike(
+    doors: Any, caplog: Any
+) -> None:
+    module, products = doors
+    x = torch.rand(1, 2)
+    count = len(products.all_points())
+    with quantizing(module):
+        found = module(x), module(x)
+    first = products.matmul_0_first_quantizer.fake_quantize(x)
+    second = products.matmul_0_second_quantizer.fake_quantize(module.phases)
+    assert torch.equal(found[0], first @ second)
+    assert torch.equal(found[1], found[0])
+    assert len(products.all_points()) == count
+    assert len(caplog.records) == 1
+    assert 'points+' in caplog.text
+    assert 'takes the ranges of' in caplog.text
+
+
+@torch.no_grad()
+def test_a_weight_keeps_its_grid_in_another_line(doors: Any) -> None:
+    module, products = doors
+    x = torch.rand(3, 2)
+    weight = products.matmul_1_weight_quantizer
+    with quantizing(module), pytest.raises(RuntimeError, match='no calib'):
+        module(x)  # the product after it has no other place
+    (point,) = (p for same in products.borrowed.values() for p in same)
+    assert point.weight == 'matmul_1_weight'
+    assert weight.calibrated
+
+
+@torch.no_grad()
+def test_training_borrows_without_a_word(doors: Any, caplog: Any) -> None:
+    module, _ = doors
+    x = torch.rand(1, 2)
+    with quantizing(module.train()):
+        assert not torch.equal(module(x), x @ module.phases)
+    assert not caplog.records
