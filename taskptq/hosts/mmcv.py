@@ -31,6 +31,9 @@ COUNTERPARTS = {
         f'{_DEFORMABLE}.QuantDeformConv2dPack'
     ),
     _MODULATED: f'{_DEFORMABLE}.QuantDeformConv2d',
+    'mmcv.ops.saconv.SAConv2d': (
+        f'{_MODULES}.switchable_conv.QuantSwitchableConv2d'
+    ),
     f'{_MODULATED}Pack': f'{_DEFORMABLE}.QuantModulatedDeformConv2dPack',
 }
 BLOCKS = (

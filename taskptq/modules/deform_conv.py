@@ -86,17 +86,11 @@ class QuantDeformConv2d(QuantModule):
         if self.input_quantizer is not None:
             values = self.input_quantizer(values)
         weight = self.quantized_weight()
-        # B x G x (C_in / G * K) x (H' W')
-        columns = values.flatten(3).unflatten(1, (self.groups, -1))
-        columns = columns.flatten(2, 3)
-        # G x (C_out / G) x (C_in / G * K)
-        filters = weight.flatten(1).unflatten(0, (self.groups, -1))
-        out = (filters @ columns).flatten(1, 2)
+        out = multiply_sampled(values, weight, groups=self.groups)
         bias = self.quantized_bias()
         if bias is not None:
-            out = out + bias[:, None]
-        result: Tensor = out.unflatten(2, offset.shape[-2:])
-        return result
+            out = out + bias[:, None, None]
+        return out
 
     def bias_of(self, parameter: str = 'weight') -> Tensor | None:
         """Return the bias, which v1 has not."""
@@ -191,6 +185,26 @@ def sample(
     if mask is not None:
         values = values * mask.reshape(batch * groups, 1, taps, rows, columns)
     found: Tensor = values.reshape(batch, -1, taps, rows, columns)
+    return found
+
+
+def multiply_sampled(values: Tensor, weight: Tensor, *, groups: int) -> Tensor:
+    """Multiply what :func:`sample` has read by the weights.
+
+    Args:
+        values: (B, C_in, K, H', W').
+        weight: (C_out, C_in / groups, kH, kW), with kH kW = K.
+        groups: Groups of channels.
+
+    Returns:
+        (B, C_out, H', W').
+    """
+    # B x G x (C_in / G * K) x (H' W')
+    columns = values.flatten(3).unflatten(1, (groups, -1)).flatten(2, 3)
+    # G x (C_out / G) x (C_in / G * K)
+    filters = weight.flatten(1).unflatten(0, (groups, -1))
+    out = (filters @ columns).flatten(1, 2)
+    found: Tensor = out.unflatten(2, values.shape[-2:])
     return found
 
 

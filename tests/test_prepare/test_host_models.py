@@ -165,7 +165,7 @@ ZOO = {
     'mmdet::detectors/detectors_cascade-rcnn_r50_1x_coco.py': (
         80,
         26,
-        {'SAConv2d'},
+        set(),
     ),
     'mmdet::tood/tood_r50_fpn_1x_coco.py': (53, 0, {'Conv2d'}),
     'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py': (

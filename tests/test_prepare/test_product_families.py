@@ -96,6 +96,12 @@ def switchable() -> tuple[nn.Module, Any]:
     return SAConv2d(8, 8, 3, padding=1), image(16)
 
 
+def switchable_deformable() -> tuple[nn.Module, Any]:
+    from mmcv.ops import SAConv2d
+
+    return SAConv2d(8, 8, 3, padding=1, use_deform=True), image(16)
+
+
 def standardized() -> tuple[nn.Module, Any]:
     from mmcv.cnn.bricks.conv_ws import ConvAWS2d, ConvWS2d
 
@@ -115,7 +121,8 @@ def task_decomposed() -> tuple[nn.Module, Any]:
 
 PARTS: list[Callable[[], tuple[nn.Module, Any]]] = [
     beit, deformable_v1, deformable_v2, dynamic_filters, dynamic_head,
-    factorized, non_local, switchable, standardized, task_decomposed,
+    factorized, non_local, switchable, switchable_deformable, standardized,
+    task_decomposed,
 ]  # fmt: skip
 
 
@@ -149,4 +156,6 @@ def test_every_product_is_quantized(make: Any) -> None:
         deformable_v2,
         dynamic_head,
         standardized,
+        switchable,
+        switchable_deformable,
     )
