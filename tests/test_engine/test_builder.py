@@ -167,13 +167,24 @@ def test_recipe(bits, method):
         assert loss is None or build_loss(loss) is not None
     assert bits == bits_of(scheme)
     weight = scheme.weight.spec
-    statistics = ('minmax', 'mse', 'aciq', 'head-mse')
+    statistics = ('minmax', 'mse', 'aciq', 'head-mse', 'percentile')
     # A rewrite, and a grid for each head or channel, leave statistics as
     # they are.
     plain = method
-    for suffix in ('-heads', '-centering', '-depthwise'):
+    for suffix in (
+        '-heads',
+        '-centering',
+        '-channel-scale',
+        '-channel-split',
+        '-depthwise',
+        '-equalization',
+        '-head-rotation',
+        '-outlier-suppression',
+    ):
         plain = plain.removesuffix(suffix)
-    without = plain in statistics or method.endswith('-qat')
+    # These choose bits first and round by GPTQ only where that is needed.
+    chosen = method in ('mixed', 'auto')
+    without = plain in statistics or method.endswith('-qat') or chosen
     if weight.num_bits <= 3 or not without:
         assert not weight.symmetric
     assert (reconstruction is None) == without

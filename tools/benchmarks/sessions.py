@@ -21,6 +21,7 @@ from taskptq.reconstruction.losses import MSEReconLoss
 from taskptq.reconstruction.progress import RunProgress
 from taskptq.reconstruction.reconstruct import _Run
 from taskptq.reconstruction.rounding.learned import UnitResult
+from taskptq.reconstruction.unit_fit import fit_unit
 
 
 def units_of(
@@ -74,7 +75,13 @@ class Session:
     def train(self) -> UnitResult:
         """Train the unit again; the result holds the time it took."""
         display = RunProgress(1, self.config.steps, enabled=False)
-        return self.run._train(self.unit, 0, self.data, display)
+        return fit_unit(
+            self.unit,
+            self.data,
+            self.config,
+            loss=self.run.unit_loss,
+            on_step=display.step,
+        )
 
     def close(self) -> None:
         """Free the activations."""
