@@ -244,14 +244,18 @@ def render_summary(
 
     Args:
         all_results: Contents of results files.
-        cells: (bits, method) of the columns.
+        cells: (bits, method) of the columns; of several methods, as in
+            ``'mixed|mse'``, the first that was measured counts and is named.
     """
     header = [
         'model',
         'data',
         'metric',
         'float',
-        *(f'{bits} {method}' for bits, method in cells),
+        *(
+            bits if '|' in method else f'{bits} {method}'
+            for bits, method in cells
+        ),
     ]
     lines = []
     for results in all_results:
@@ -265,7 +269,33 @@ def render_summary(
             _mean(reference),
         ]
         for bits, method in cells:
-            summary = summary_of(results, method=method, bits=bits)
-            line.append(_mean(summary) if summary else '')
+            line.append(_cell(results, method=method, bits=bits))
         lines.append(line)
     return to_markdown(header, lines)
+
+
+def first_measured(
+    results: Results, *, method: str, bits: str
+) -> tuple[str, Summary] | None:
+    """Return the first of some methods that was measured, with its results.
+
+    Args:
+        results: Contents of a results file.
+        method: Methods, joined by ``|``.
+        bits: Bits.
+    """
+    for one in method.split('|'):
+        summary = summary_of(results, method=one, bits=bits)
+        if summary is not None:
+            return one, summary
+    return None
+
+
+def _cell(results: Results, *, method: str, bits: str) -> str:
+    """Return the value of a cell, with the method if it has a choice."""
+    found = first_measured(results, method=method, bits=bits)
+    if found is None:
+        return ''
+    name, summary = found
+    value = _mean(summary)
+    return f'{value}, {name}' if '|' in method else value

@@ -15,6 +15,7 @@ from taskptq.bench.attention_markers import (
 )
 from taskptq.bench.entries import Entry, EntrySet
 from taskptq.bench.markdown import (
+    first_measured,
     render_benchmarks,
     render_results,
     render_summary,
@@ -28,11 +29,11 @@ KINDS = ('table', 'rows', 'models', 'targets', 'baselines', 'softmax', 'peaks')
 SUMMARY = 'summary'
 BENCHMARKS = 'benchmarks'
 BENCHMARK_RESULTS = 'tools/benchmarks/results/*.json'
+# What plain names such as w8a8 stand for, else what comes nearest.
 SUMMARY_CELLS = (
-    ('w8a8', 'mse'),
-    ('w4a4', 'mse'),
-    ('w4a4', 'qdrop'),
-    ('w2a4', 'qdrop'),
+    ('w8a8', 'mixed|mse'),
+    ('w4a8', 'mixed-matched|gptq-matched|gptq'),
+    ('w4a4', 'mixed-matched|qdrop|gptq'),
 )
 ABSENT = 'Not measured yet.\n'
 # Markers that show one row: data that the row must have, and its renderer.
@@ -110,7 +111,9 @@ def render_all(name: str, entries: Mapping[str, Entry], *, root: Path) -> str:
         files = sorted(root.glob(BENCHMARK_RESULTS))
         records = [json.loads(file.read_text()) for file in files]
         return render_benchmarks(records) + '\n' if records else ABSENT
-    return render_models(entries.values(), SUMMARY_CELLS)
+    # Weights that others trained tell most.
+    ordered = sorted(entries.values(), key=lambda one: not one.table.foreign)
+    return render_models(ordered, SUMMARY_CELLS)
 
 
 def cells_of(recipes: Sequence[str]) -> list[tuple[str, str]]:
@@ -154,7 +157,7 @@ def render_models(
         for entry in entries
         if entry.results is not None
         and all(
-            summary_of(entry.results, method=method, bits=bits)
+            first_measured(entry.results, method=method, bits=bits)
             for bits, method in cells
         )
     ]

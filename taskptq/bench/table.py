@@ -112,6 +112,11 @@ class Table:
         return f'{self.model}_{self.dataset}'
 
     @property
+    def foreign(self) -> bool:
+        """Return whether others trained the checkpoint."""
+        return self.checkpoint.startswith('data/') or self.prepare is not None
+
+    @property
     def results(self) -> Path:
         """Return the results file next to the table."""
         return self.path.parent / 'results' / f'{self.name}.json'

@@ -63,6 +63,15 @@ def test_summary_leaves_out_what_is_not_measured():
     assert cells(line)[4:] == ['0.300 ± 0.050 (2)', '']
 
 
+def test_summary_takes_the_first_measured_method_and_names_it():
+    text = render_summary(
+        [RESULTS], [('w4a4', 'x|mse|qdrop'), ('w2a2', 'x|y')]
+    )
+    head, _, line = text.splitlines()
+    assert cells(head)[4:] == ['w4a4', 'w2a2']
+    assert cells(line)[4:] == ['0.300 ± 0.050 (2), mse', '']
+
+
 def test_benchmarks_say_what_was_missed():
     record = dict(ratio=0.9, target=1.2, commit='a' * 40)
     text = render_benchmarks(

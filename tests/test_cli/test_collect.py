@@ -170,6 +170,7 @@ def test_writes_tables_and_leaves_the_rest(tools, repo):
 
 SUMMARY_ROWS = [
     make_row('mse', 0.49, bits='w8a8'),
+    make_row('gptq', 0.47, bits='w4a8'),
     make_row('mse', 0.3, bits='w4a4'),
     make_row('qdrop', 0.48, bits='w4a4'),
 ]
@@ -182,19 +183,24 @@ def write_results(repo, *rows):
 
 
 def test_writes_the_summary_of_the_top_readme(tools, repo):
-    write_results(repo, *SUMMARY_ROWS, *SEEDS)
+    recommended = [
+        make_row('mixed', value, bits='w8a8', seed=seed)
+        for seed, value in enumerate((0.49, 0.5, 0.51))
+    ]
+    write_results(repo, *SUMMARY_ROWS, *recommended)
     tools('taskptq.cli.collect').main(['--root', str(repo)])
     text = (repo / 'README.md').read_text()
     head, line = cells(text, r'\|model'), cells(text, r'\|tiny')
     found = dict(zip(head, line, strict=True))
     assert found['float'] == '0.500'
-    assert found['w4a4 mse'] == '0.300'
-    assert found['w2a4 qdrop'] == '0.460 ± 0.010 (3)'
+    assert found['w8a8'] == '0.500 ± 0.010 (3), mixed'
+    assert found['w4a8'] == '0.470, gptq'
+    assert found['w4a4'] == '0.480, qdrop'
     assert '' not in line
 
 
 def test_the_summary_leaves_out_models_without_all_results(tools, repo):
-    write_results(repo, *SUMMARY_ROWS)
+    write_results(repo, *SUMMARY_ROWS[:1], *SUMMARY_ROWS[2:])
     tools('taskptq.cli.collect').main(['--root', str(repo)])
     text = (repo / 'README.md').read_text()
     assert 'tiny' not in text
