@@ -13,9 +13,11 @@ from torch import nn
 from taskptq.calibration import calibrate
 from taskptq.core import float_only, quantizing
 from taskptq.core.switches import quantizers
-from taskptq.export import load, pack_model, save, unpack_model
+from taskptq.engine.restore import restore_model
+from taskptq.export import load, pack_model, save
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import QConfig, prepare, split_blocks
+from taskptq.prepare.product_rows import add_own_products
 from taskptq.reconstruction import freeze, reconstruct
 from taskptq.reconstruction.capture.unit_data import UnitData
 
@@ -30,8 +32,10 @@ KEEP_FLOAT = (
     'sam.mask_decoder.output_hypernetworks_mlps.*',
     'sam.mask_decoder.iou_prediction_head.*',
 )
-TABLES = {
+# Tables and phases of positions, float by design.
+FLOAT_BY_DESIGN = {
     'sam.image_encoder',
+    'sam.prompt_encoder.pe_layer',
     *(
         f'sam.prompt_encoder.{name}'
         for name in (
@@ -55,6 +59,7 @@ UNITS = [
     'sam.mask_decoder.transformer.layers.1',
     'sam.mask_decoder.transformer.final_attn_token_to_image',
 ]
+MASKS = 'sam.mask_decoder.products'
 DECODER = {'keep_float': [*KEEP_FLOAT, 'sam.image_encoder.*']}
 
 
@@ -183,9 +188,11 @@ def test_keep_float_patterns_hold_for_every_size(size):
     }
     report = prepare(model, qconfig())
     rows = {row.name: row for row in report.rows}
-    assert set(rows) == weighted | attention | TABLES
+    assert set(rows) == weighted | attention | FLOAT_BY_DESIGN
     assert len(attention) == SIZES[size] + 7
-    kept = {n for n, row in rows.items() if row.status == 'float'} - TABLES
+    kept = {n for n, row in rows.items() if row.status == 'float'}
+    assert kept >= FLOAT_BY_DESIGN
+    kept -= FLOAT_BY_DESIGN
     for pattern in KEEP_FLOAT:
         prefix = pattern.removesuffix('*')
         expected = {n for n in weighted if n.startswith(prefix)}
@@ -242,7 +249,9 @@ def test_units_are_blocks_of_encoder_and_decoder():
     units = split_blocks(model, extra=['*image_encoder.neck'])
     assert [unit.name for unit in units] == UNITS
     held = {id(m) for unit in units for _, m in unit.layers()}
-    assert held == {id(m) for _, m in quant_modules(model)}
+    # The masks are a product of the decoder's own code, around all units.
+    free = {n for n, m in quant_modules(model) if id(m) not in held}
+    assert free == {MASKS}
     without = [unit.name for unit in split_blocks(model)]
     place = UNITS.index('sam.image_encoder.neck')
     assert without[place : place + 2] == [
@@ -253,13 +262,19 @@ def test_units_are_blocks_of_encoder_and_decoder():
 
 @torch.no_grad()
 def test_packed_file_predicts_the_same(tmp_path):
-    model, batches = make([[3], [6]])
+    model, batches = fresh(), prompted_batches([[3], [6]])
+    report = prepare(model, qconfig())
+    calibrate(model, batches, forward=run)
+    add_own_products(report, model)
     freeze(model)
-    payload = pack_model(model, recipe={}, meta={})
+    structure = {'decisions': report.decisions.to_dict()}
+    recipe = {'qconfig': qconfig().to_dict()}
+    payload = pack_model(model, recipe=recipe, meta={}, structure=structure)
     save(payload, tmp_path / 'q.pth')
     other = Prompted(tiny_sam()).eval()
-    prepare(other, qconfig())
-    unpack_model(load(tmp_path / 'q.pth'), other)
+    restore_model(load(tmp_path / 'q.pth'), other)
+    masks = other.get_submodule(MASKS)
+    assert all(q.calibrated and q.enabled for _, q in quantizers(masks))
     for batch in batches:
         assert torch.equal(other(batch), model(batch))
 
