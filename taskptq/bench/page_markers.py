@@ -31,9 +31,9 @@ BENCHMARKS = 'benchmarks'
 BENCHMARK_RESULTS = 'tools/benchmarks/results/*.json'
 # What plain names such as w8a8 stand for, else what comes nearest.
 SUMMARY_CELLS = (
-    ('w8a8', 'mixed|mse'),
-    ('w4a8', 'mixed-matched|gptq-matched|gptq'),
-    ('w4a4', 'mixed-matched|qdrop|gptq'),
+    ('w8a8', 'mixed|mse-depthwise|mse'),
+    ('w4a8', 'mixed-matched|gptq-matched|gptq-depthwise|gptq'),
+    ('w4a4', 'mixed-matched|qdrop|gptq-depthwise|gptq'),
 )
 ABSENT = 'Not measured yet.\n'
 # Markers that show one row: data that the row must have, and its renderer.
