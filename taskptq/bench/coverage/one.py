@@ -216,7 +216,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument('--steps', type=int, default=0)
     args = parser.parse_args(argv)
     logging.disable(logging.WARNING)
-    record = measure(args.config, size=args.size, steps=args.steps)
+    try:
+        record = measure(args.config, size=args.size, steps=args.steps)
+    finally:
+        logging.disable(logging.NOTSET)
     Path(args.out).write_text(json.dumps(record), encoding='utf-8')
 
 
