@@ -164,7 +164,7 @@ def open_parts(
             continue
         if Path(part).name != part:
             raise OnnxFileError(
-                f'{path} names the part {shown(part)}, which is no name of a '
+                f'{path} names the part {shown(part)}, which does not name a '
                 'layer: export it again'
             )
         files[part] = read_onnx(part_path(path, part))

@@ -38,7 +38,7 @@ class OpenVinoSession(Session):
     """An ONNX file in OpenVINO on the CPU, from tensors to tensors by name.
 
     What is not quantized is computed in float32: OpenVINO would choose
-    bfloat16 on CPUs that have it, and the metrics would tell of both.
+    bfloat16 on CPUs that have it, and the metrics would mix both effects.
 
     Args:
         file: The checked file.

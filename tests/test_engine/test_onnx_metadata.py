@@ -112,7 +112,7 @@ def test_a_part_is_not_the_whole(export):
 
 def test_parts_lie_beside_the_file(export):
     path = export('network', parts=['network', '../other'])
-    with pytest.raises(OnnxFileError, match='which is no name of a layer'):
+    with pytest.raises(OnnxFileError, match='which does not name a layer'):
         open_parts(path)
 
 

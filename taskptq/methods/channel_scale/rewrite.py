@@ -170,7 +170,7 @@ class ChannelScale:
         """Make the layers of a file scaled ones; see ``StructuralRewrite``.
 
         Raises:
-            ValueError: If a name is no layer that can be scaled.
+            ValueError: If a name is not a layer that can be scaled.
         """
         known = {reader.name: reader for reader in _layers(model)}
         names, shifted = (
@@ -287,7 +287,7 @@ def _read_names(names: Any, known: Mapping[str, Reader]) -> list[str]:
     """Check the names of a file's scaled layers.
 
     Raises:
-        ValueError: If they are none, or one is no layer that can be scaled.
+        ValueError: If there are none, or one cannot be scaled.
     """
     if not isinstance(names, list | tuple) or len(names) > len(known):
         raise ValueError('layers with scaled inputs are not a list')

@@ -80,7 +80,7 @@ def read_copies(model: nn.Module, plain: Any) -> Copies:
         and isinstance(modules.get(norm), nn.BatchNorm2d)
         and modules[norm].num_features == size
     ):
-        raise ValueError(f'{str(norm)[:100]!r} is no norm of {giver!r}')
+        raise ValueError(f'{str(norm)[:100]!r} does not normalize {giver!r}')
     sizes = [_weight(modules[name]).shape[1] for name in readers]
     if (
         not isinstance(counts, list | tuple)
