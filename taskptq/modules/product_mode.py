@@ -129,7 +129,7 @@ def owner_fault(module: nn.Module, method: str) -> str:
         method: Name of the method that computes them.
     """
     if not is_method(type(module), method) or method.startswith('__'):
-        return f'{method} is no method of it'
+        return f'{method} is not one of its methods'
     if method in vars(module):
         return f'{method} is replaced on this one instance'
     if isinstance(module, _Owner):
