@@ -60,7 +60,7 @@ def test_each_class_is_made_once() -> None:
 def test_what_cannot_own_says_why() -> None:
     module = Gram()
     assert owner_fault(module, 'forward') == ''
-    assert 'no method' in owner_fault(module, 'nothing')
+    assert 'not one of its methods' in owner_fault(module, 'nothing')
     module.forward = lambda x: x  # type: ignore[method-assign]
     assert 'replaced' in owner_fault(module, 'forward')
     assert 'entry' in owner_fault(nn.ModuleDict(), 'forward')
