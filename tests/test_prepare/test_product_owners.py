@@ -205,8 +205,8 @@ def change(key: str, value: Any) -> Callable[[dict[str, Any]], None]:
     [
         (lambda o: o.update(module='nowhere'), "products of 'nowhere'"),
         (lambda o: o.update(module='stem'), "products of 'stem'"),
-        (lambda o: o.update(methods=['nothing']), 'no method'),
-        (lambda o: o.update(methods=['__init__']), 'no method'),
+        (lambda o: o.update(methods=['nothing']), 'nothing is not one of'),
+        (lambda o: o.update(methods=['__init__']), '__init__ is not one of'),
         (change('weight', 'nowhere.weight'), r'nowhere\.weight'),
         (change('weight', ''), 'weight'),
         (change('axis', 2), 'axis 2'),

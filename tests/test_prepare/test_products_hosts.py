@@ -126,7 +126,9 @@ def count_otherwise(model: nn.Module, images: torch.Tensor) -> tuple[int, int]:
             layer.weight_quantizer.calibrated
         ):
             moved = args[0] if isinstance(layer, nn.ConvTranspose2d) else out
-            quantized.append(moved.numel() * layer.weight[0].numel())
+            # SAConv2d multiplies each input by two weights
+            weights = len(layer.weight_slots)
+            quantized.append(moved.numel() * layer.weight[0].numel() * weights)
 
     handles = [
         layer.register_forward_hook(hook)
