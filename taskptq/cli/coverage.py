@@ -12,20 +12,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from taskptq.bench.coverage.one import SIZE
+from taskptq.bench.coverage.process import run_apart
 from taskptq.bench.coverage.table import page, summary
-from taskptq.bench.coverage.zoo import HOSTS, families, smallest
+from taskptq.bench.coverage.zoo import (
+    HOSTS,
+    families,
+    size_of,
+    smallest,
+)
 from taskptq.core.atomic import write_atomically
 
 GIBI = 2**30
@@ -60,7 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--redo', action='store_true', help='measure again what is there'
     )
     parser.add_argument(
-        '--seconds', type=float, default=600.0, help='most for one config'
+        '--seconds', type=float, default=600.0, help='most CPU for one config'
     )
     parser.add_argument(
         '--gibibytes', type=float, default=16.0, help='most memory for one'
@@ -72,7 +73,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--steps', type=int, default=0, help='reconstruct with so many steps'
     )
     parser.add_argument(
-        '--size', type=int, nargs=2, default=SIZE, help='height and width'
+        '--light-after',
+        type=float,
+        default=float('inf'),
+        metavar='S',
+        help='do not reconstruct models whose float part takes longer',
+    )
+    parser.add_argument(
+        '--size',
+        type=int,
+        nargs=2,
+        help='height and width (default: the smallest that a model takes)',
     )
     return parser.parse_args(argv)
 
@@ -109,8 +120,16 @@ def chosen(args: argparse.Namespace) -> Iterator[tuple[str, str, Path]]:
             )
 
 
+def cost(config: tuple[str, str, Path]) -> int:
+    """Return how large a config's backbone is, by its name."""
+    return size_of(config[2].stem)
+
+
 def run_one(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one config in a process of its own.
+
+    If a reconstruction fails, the rest is measured without, and the record
+    says why under ``reconstruction_failure``.
 
     Args:
         path: Config.
@@ -119,56 +138,28 @@ def run_one(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     Returns:
         The record, or a dict with the ``failure``.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / 'record.json'
-        command = [
-            sys.executable, '-m', 'taskptq.bench.coverage.one', str(path),
-            str(out), '--steps', str(args.steps),
-            '--size', *map(str, args.size),
-        ]  # fmt: skip
-        try:
-            done = subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=args.seconds,
-                check=False,
-                env={**os.environ, 'OMP_WAIT_POLICY': 'PASSIVE'},
-                preexec_fn=partial(_limit, int(args.gibibytes * GIBI)),
-            )
-        except subprocess.TimeoutExpired:
-            return {'failure': f'not done after {args.seconds:g} s'}
-        if not out.exists():
-            return {'failure': reason_of(done.stderr, done.returncode)}
-        record: dict[str, Any] = json.loads(out.read_text(encoding='utf-8'))
+    settings = {'light_after': args.light_after}
+    if args.size:
+        settings['sizes'] = [args.size]
+    run = partial(
+        run_apart,
+        path,
+        seconds=args.seconds,
+        num_bytes=int(args.gibibytes * GIBI),
+    )
+    record = run(settings | {'steps': args.steps})
+    failure = record.get('failure')
+    if failure is None or not args.steps:
         return record
-
-
-def reason_of(stderr: str, returncode: int) -> str:
-    r"""Return the last line of an error, or how the process ended.
-
-    >>> reason_of('Traceback\nKeyError: 1\n', 1)
-    'KeyError: 1'
-
-    Args:
-        stderr: What the process wrote.
-        returncode: Its exit status.
-    """
-    lines = [line.strip() for line in stderr.splitlines() if line.strip()]
-    errors = [line for line in lines if 'Error' in line.split(':')[0]]
-    if returncode < 0:
-        return f'ended by signal {-returncode}'
-    return (errors or lines or [f'exit status {returncode}'])[-1][:300]
+    record = run(settings)
+    if 'failure' not in record:
+        record['reconstruction_failure'] = failure
+    return record
 
 
 def save(path: Path, text: str) -> None:
     """Write a text file that is whole at any time."""
     write_atomically(path, lambda file: file.write(text.encode()))
-
-
-def _limit(num_bytes: int) -> None:
-    """Limit the memory of this process."""
-    resource.setrlimit(resource.RLIMIT_DATA, (num_bytes, num_bytes))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -184,7 +175,8 @@ def main(argv: list[str] | None = None) -> None:
         json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
     )
     start = time.monotonic()
-    for host, family, path in chosen(args):
+    # The cheapest first, so that a limit in minutes leaves out few.
+    for host, family, path in sorted(chosen(args), key=cost):
         name = f'{host}/{family}/{path.stem}'
         if name in records and not args.redo:
             continue

@@ -20,8 +20,8 @@ FEW = {
     'score_thr': 0.0,
     'mask_thr': 0.0,
     'filter_thr': 0.0,
-    'max_per_img': 10,
-    'max_num': 10,
+    'max_per_img': 4,
+    'max_num': 4,
     'nms_pre': 100,
 }
 
@@ -113,8 +113,8 @@ def with_few_objects(settings: Any) -> Any:
     Args:
         settings: A detector's ``test_cfg``.
 
-    >>> with_few_objects({'rcnn': {'score_thr': 0.05, 'max_per_img': 100}})
-    {'rcnn': {'score_thr': 0.0, 'max_per_img': 10}}
+    >>> with_few_objects({'rcnn': {'score_thr': 0.05, 'max_per_img': 40}})
+    {'rcnn': {'score_thr': 0.0, 'max_per_img': 4}}
     """
     if isinstance(settings, Mapping):
         return {

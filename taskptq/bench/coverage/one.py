@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import copy
 import json
-import logging
 import resource
 import tempfile
 import time
@@ -24,13 +22,15 @@ from taskptq.bench.coverage.models import (
     output_tensors,
     predict,
 )
+from taskptq.bench.coverage.plain import PlainQuantization
 from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.recipe import Recipe
 from taskptq.prepare import QConfig, prepare
 from taskptq.recipes.merge import merge
 from taskptq.recipes.names import resolve
 
-SIZE = (96, 128)
+# Heights and widths to try; some models need several strides.
+SIZES = ((64, 96), (96, 128), (256, 320))
 # Ranges of fresh weights need no search.
 RECIPE = 'w8a8_minmax'
 # Most products that a record names.
@@ -39,38 +39,87 @@ MEBI = 2**20
 
 
 def measure(
-    path: str | Path, *, size: Sequence[int] = SIZE, steps: int = 0
+    path: str | Path,
+    *,
+    sizes: Sequence[Sequence[int]] = SIZES,
+    steps: int = 0,
+    light_after: float = float('inf'),
 ) -> dict[str, Any]:
     """Quantize the model of a config and describe what that covered.
 
     Args:
         path: Config.
-        size: Height and width of the drawn image.
+        sizes: Heights and widths of the drawn image to try: the first that
+            the model takes.
         steps: Steps of a reconstruction of each unit; 0 for none.
+        light_after: Seconds of CPU for building and running the float model
+            above which nothing is reconstructed.
 
     Returns:
         Plain types: ``macs`` with both, one and none of their operands
         quantized; ``uncovered`` products; ``off_gap``, the largest difference
         of outputs with quantizers off relative to the largest output;
-        ``sqnr`` of the quantized outputs in dB; ``same_bits`` after a file
-        was written and read; ``file_ratio``, its size relative to float32;
-        seconds and the peak of memory.
+        ``sqnr`` of the quantized outputs in dB and ``plain_sqnr`` of an
+        independent quantizer; ``same_bits`` after a file was written and
+        read; ``file_ratio``, its size relative to float32; seconds of CPU and
+        the peak of memory.
     """
-    start = time.perf_counter()
-    model = build_offline(Config.fromfile(path), size=size)
-    batch = drawn_batch(model, size=size)
+    start = time.process_time()
+    model, batch = smallest_running(Config.fromfile(path), sizes)
     with torch.no_grad():
         expected = output_tensors(model, batch)
-    ready = time.perf_counter()
-    num_bytes = sum(4 * p.numel() for p in model.parameters())
+        with PlainQuantization():
+            plain = output_tensors(model, batch)
+    seconds = time.process_time() - start
     record: dict[str, Any] = {
         'model': type(model).__name__,
-        'float_seconds': round(ready - start, 1),
+        'size': list(batch['meta']['img_shape']),
+        'float_seconds': round(seconds, 1),
         'off_gap': off_gap(copy.deepcopy(model), batch, expected),
+        'plain_sqnr': sqnr(plain, expected),
     }
+    if steps and seconds > light_after:
+        steps, record['light'] = 0, True
+    record |= quantized_record(model, batch, expected, steps=steps)
+    record['seconds'] = round(time.process_time() - start, 1)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return record | {'peak_mebibytes': round(peak / MEBI)}
+
+
+def smallest_running(
+    config: Config, sizes: Sequence[Sequence[int]]
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Return a model and a drawn image of the first size that it takes.
+
+    Args:
+        config: Config of a host.
+        sizes: Heights and widths, smallest first.
+    """
+    for size in sizes[:-1]:
+        try:
+            model = build_offline(config, size=size)
+        except (AssertionError, IndexError, RuntimeError, ValueError):
+            continue
+        return model, drawn_batch(model, size=size)
+    model = build_offline(config, size=sizes[-1])
+    return model, drawn_batch(model, size=sizes[-1])
+
+
+def quantized_record(
+    model: nn.Module, batch: Any, expected: Sequence[Tensor], *, steps: int
+) -> dict[str, Any]:
+    """Quantize a model, write it, read it, and say what came of it.
+
+    Args:
+        model: Float model; changed in place.
+        batch: From ``drawn_batch``.
+        expected: Its float outputs.
+        steps: Steps of a reconstruction of each unit; 0 for none.
+    """
+    num_bytes = sum(4 * p.numel() for p in model.parameters())
+    fresh = copy.deepcopy(model)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / 'q.pth'
-        fresh = copy.deepcopy(model)
         report = quantize_model(
             model,
             [batch],
@@ -80,7 +129,7 @@ def measure(
             forward=predict,
         )
         text = (Path(folder) / 'swap_report.json').read_text(encoding='utf-8')
-        record |= covered(json.loads(text))
+        record = covered(json.loads(text))
         record['file_ratio'] = round(file.stat().st_size / num_bytes, 3)
         with torch.no_grad():
             found = output_tensors(model, batch)
@@ -88,10 +137,11 @@ def measure(
             record['same_bits'] = gap(output_tensors(fresh, batch), found) == 0
     record['sqnr'] = sqnr(found, expected)
     if steps:
-        record['units'] = len(report['reconstruction']['units'])
-    record['seconds'] = round(time.perf_counter() - start, 1)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return record | {'peak_mebibytes': round(peak / MEBI)}
+        ran = report['reconstruction']
+        record['units'] = len(ran['units'])
+        record['breaks'] = ran['num_breaks']
+        record['passes'] = round(ran['num_forwards'], 2)
+    return record
 
 
 def recipe_of(steps: int) -> Recipe:
@@ -201,27 +251,3 @@ def covered(report: dict[str, Any]) -> dict[str, Any]:
         'unreached': len(products['unreached']),
         'uncovered': uncovered[:MAX_NAMED],
     }
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measure one config and write its record as JSON.
-
-    Args:
-        argv: Config, file to write, and options.
-    """
-    parser = argparse.ArgumentParser(description='Measure one config')
-    parser.add_argument('config')
-    parser.add_argument('out')
-    parser.add_argument('--size', type=int, nargs=2, default=SIZE)
-    parser.add_argument('--steps', type=int, default=0)
-    args = parser.parse_args(argv)
-    logging.disable(logging.WARNING)
-    try:
-        record = measure(args.config, size=args.size, steps=args.steps)
-    finally:
-        logging.disable(logging.NOTSET)
-    Path(args.out).write_text(json.dumps(record), encoding='utf-8')
-
-
-if __name__ == '__main__':
-    main()
