@@ -14,10 +14,8 @@ from torch import nn
 from taskptq.analysis.page.render import check_packages
 from taskptq.core.rules import Flag
 from taskptq.core.setting_error import SettingError, check_keys, refuse
-from taskptq.engine.calibration_data import (
-    CalibrationConfig,
-    build_calibration,
-)
+from taskptq.engine.calibration_config import CalibrationConfig
+from taskptq.engine.calibration_data import build_calibration
 from taskptq.engine.checkpoint_file import (
     load_float_weights,
     local_file,

@@ -479,7 +479,8 @@ def engine() -> Any:
     ],
 )
 def test_calibration(engine: Any, name: str) -> None:
-    from taskptq.engine.calibration_data import CalibrationConfig, choose
+    from taskptq.engine.calibration_config import CalibrationConfig
+    from taskptq.engine.calibration_data import choose
 
     assert name in {f.name for f in fields(CalibrationConfig)}
 

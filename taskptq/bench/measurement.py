@@ -33,8 +33,8 @@ from taskptq.bench.row_notes import (
 )
 from taskptq.bench.table import Row, Table
 from taskptq.engine.builder import to_plain
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )

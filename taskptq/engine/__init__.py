@@ -7,9 +7,9 @@ from taskptq.engine.builder import (
     build_qconfig,
     build_rewrites,
 )
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )

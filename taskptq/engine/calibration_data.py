@@ -8,7 +8,7 @@ no randomness, so reading a batch twice gives the same tensors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -17,17 +17,7 @@ from mmengine.dist import get_dist_info
 from mmengine.logging import print_log
 from mmengine.registry import FUNCTIONS
 
-from taskptq.core.settings import (
-    SEED,
-    Choice,
-    Flag,
-    Items,
-    Rule,
-    Whole,
-    check_fields,
-    check_keys,
-    setting,
-)
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.datasets import (
     EMPTY_SET,
     build_dataset,
@@ -44,119 +34,11 @@ from taskptq.engine.datasets import (
 
 __all__ = [
     'CalibrationBatches',
-    'CalibrationConfig',
     'EvaluationSource',
     'build_calibration',
 ]
 
 AUGMENTED_STEPS = ('TestTimeAug',)
-UNREACHED = ('error', 'float')
-
-
-class DatasetRule(Rule):
-    """Rule for a dataset config or a built dataset."""
-
-    def convert(self, value: Any, name: str) -> Any:
-        """Return the dataset."""
-        if isinstance(value, Mapping):
-            if 'type' not in value:
-                raise TypeError
-        elif isinstance(value, (str, bytes, list, tuple)) or not (
-            hasattr(value, '__getitem__') and hasattr(value, '__len__')
-        ):
-            raise TypeError
-        return value
-
-    def allowed(self) -> str:
-        """Name both."""
-        return 'a dataset, or its config with a type'
-
-
-class TransformRule(Rule):
-    """Rule for a transform config or a built transform."""
-
-    def convert(self, value: Any, name: str) -> Any:
-        """Return the transform."""
-        if isinstance(value, Mapping):
-            if 'type' not in value:
-                raise TypeError
-        elif not callable(value):
-            raise TypeError
-        return value
-
-    def allowed(self) -> str:
-        """Name both."""
-        return 'a transform, or its config with a type'
-
-
-DATASET = DatasetRule(optional=True)
-PIPELINE = Items(
-    of=TransformRule(), what='a list of transforms', least=1, optional=True
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CalibrationConfig:
-    """Settings of ``calibration``.
-
-    Args:
-        num_images: Number of images over all ranks, at least 1.
-        dataset: Dataset config or dataset, whose wrappers are removed; None
-            uses that of ``train_dataloader``.
-        pipeline: Transforms; None uses those of the evaluation set.
-        batch_size: Images per batch; None uses that of the evaluation.
-        seed: Seed for choosing the images.
-        allow_overlap: Accept images that the evaluation also uses.
-        unreached: Handling of quantizers that no image reached: 'error'
-            refuses them, 'float' leaves them float.
-
-    Raises:
-        SettingError: If a value is invalid.
-    """
-
-    num_images: int = setting(256, Whole(low=1))
-    dataset: Any = field(default=None, metadata={'rule': DATASET})
-    pipeline: Any = field(default=None, metadata={'rule': PIPELINE})
-    batch_size: int | None = setting(
-        None, Whole(low=1, high=1 << 16, optional=True)
-    )
-    seed: int = setting(0, SEED)
-    allow_overlap: bool = setting(False, Flag())
-    unreached: str = setting('error', Choice(choices=UNREACHED))
-
-    def __post_init__(self) -> None:
-        """Check the values."""
-        check_fields(self, name='calibration')
-
-    @classmethod
-    def from_dict(
-        cls, config: Mapping[str, Any] | None, *, seed: int = 0
-    ) -> CalibrationConfig:
-        """Read the config's dict.
-
-        Args:
-            config: Keys are the fields of this class; None is all defaults.
-            seed: Seed if the dict has none.
-
-        Raises:
-            SettingError: If a key is unknown or a value invalid.
-        """
-        options = {} if config is None else config
-        known = [item.name for item in fields(cls)]
-        check_keys(options, known, name='calibration')
-        return cls(**{'seed': seed, **options})
-
-    def recipe(self) -> dict[str, Any]:
-        """Return the settings for a quantized file: plain types, no paths."""
-        recorded = {
-            'num_images': self.num_images,
-            'batch_size': self.batch_size,
-            'seed': self.seed,
-        }
-        # The default is left out, since older files do not have this key.
-        if self.unreached != 'error':
-            recorded['unreached'] = self.unreached
-        return recorded
 
 
 @dataclass(frozen=True, kw_only=True)

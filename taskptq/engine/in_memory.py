@@ -17,7 +17,7 @@ from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core.setting_error import SettingError, refuse
 from taskptq.engine.adapters import Adapter, name_tensors
 from taskptq.engine.builder import build_adapter
-from taskptq.engine.calibration_data import CalibrationConfig
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.pipeline import quantize_model, refuse_quantized, run_batch
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.refusals import (

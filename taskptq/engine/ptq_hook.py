@@ -13,9 +13,9 @@ from torch import nn
 
 from taskptq.core.progress import listening
 from taskptq.core.rules import SEED, Flag, Text
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )
@@ -292,7 +292,7 @@ class PTQHook(Hook):
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Show how far the evaluation is."""
-        self.evaluation.start(len(runner.test_loop.dataloader))
+        self.evaluation.start(runner.test_loop)
 
     def after_test_iter(self, runner: Runner, *args: Any, **kw: Any) -> None:
         """Count a batch."""

@@ -15,10 +15,8 @@ from torch import nn
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.core.setting_error import refuse
 from taskptq.engine.builder import build_adapter
-from taskptq.engine.calibration_data import (
-    CalibrationConfig,
-    build_calibration,
-)
+from taskptq.engine.calibration_config import CalibrationConfig
+from taskptq.engine.calibration_data import build_calibration
 from taskptq.engine.checkpoint_file import (
     load_float_weights,
     local_file,

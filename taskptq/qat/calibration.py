@@ -7,9 +7,9 @@ from pathlib import Path
 from mmengine.runner import Runner
 
 from taskptq.calibration import CalibrationReport
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )

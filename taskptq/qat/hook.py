@@ -13,10 +13,8 @@ from torch import nn
 
 from taskptq.core.rules import SEED, Choice, Flag, Text
 from taskptq.engine.builder import build_qconfig, to_plain
-from taskptq.engine.calibration_data import (
-    CalibrationBatches,
-    CalibrationConfig,
-)
+from taskptq.engine.calibration_config import CalibrationConfig
+from taskptq.engine.calibration_data import CalibrationBatches
 from taskptq.engine.checkpoint_file import TRAINING_KEY
 from taskptq.engine.checkpoint_guard import (
     drop_config_text,

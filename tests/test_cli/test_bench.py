@@ -444,7 +444,7 @@ def test_what_a_recipe_sets_reaches_its_row(tools):
         reconstruction={'steps': 7, 'loss': {'tau': 0.5}},
         qconfig={'weight': {'num_bits': 5}},
     )
-    images = tools('taskptq.engine.calibration_data').CalibrationConfig()
+    images = tools('taskptq.engine.calibration_config').CalibrationConfig()
     found = measurement.read_recipe(row, images=images)
     plain = tools('taskptq.recipes').resolve(row.recipe)
     assert found.reconstruction['steps'] == 7

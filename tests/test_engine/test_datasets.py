@@ -2,8 +2,8 @@
 
 import pytest
 
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip('mmengine')
 
 from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
-from taskptq.engine.calibration_data import CalibrationConfig
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.short_names import short_name

@@ -25,9 +25,9 @@ from taskptq.apis import (
 )
 from taskptq.calibration import calibrate
 from taskptq.engine.builder import build_qconfig
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
-    CalibrationConfig,
     build_calibration,
 )
 from taskptq.engine.checkpoint_file import (

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.evaluator import Evaluator
 
 from lane_detection.roads import RoadSet, generate
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )

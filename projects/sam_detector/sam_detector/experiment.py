@@ -12,9 +12,9 @@ import yaml
 from torch import nn
 
 from taskptq.apis import build_model, load_config
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
     CalibrationBatches,
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )

@@ -21,8 +21,8 @@ from small_objects.analysis.gradient_variance import (
 )
 from taskptq.apis import build_model, load_config
 from taskptq.engine.builder import build_adapter
+from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
-    CalibrationConfig,
     EvaluationSource,
     build_calibration,
 )
