@@ -5,7 +5,8 @@
     taskptq bench coverage my_config.py
 
 Each config runs in a process of its own, with limits. The results file is
-written after each, and configs that it has are not run again.
+written after each, and configs that it has are not run again, except for a
+reconstruction that was not tried.
 """
 
 from __future__ import annotations
@@ -125,6 +126,20 @@ def cost(config: tuple[str, str, Path]) -> int:
     return size_of(config[2].stem)
 
 
+def is_done(record: dict[str, Any] | None, args: argparse.Namespace) -> bool:
+    """Return whether a record holds what is asked for.
+
+    Args:
+        record: Of an earlier run, if any.
+        args: The command's arguments.
+    """
+    if record is None or 'failure' in record or not args.steps:
+        return record is not None
+    seconds: float = record['float_seconds']
+    tried = 'units' in record or 'reconstruction_failure' in record
+    return tried or seconds > args.light_after
+
+
 def run_one(path: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Measure one config in a process of its own.
 
@@ -178,7 +193,7 @@ def main(argv: list[str] | None = None) -> None:
     # The cheapest first, so that a limit in minutes leaves out few.
     for host, family, path in sorted(chosen(args), key=cost):
         name = f'{host}/{family}/{path.stem}'
-        if name in records and not args.redo:
+        if not args.redo and is_done(records.get(name), args):
             continue
         late = args.max_minutes and (
             time.monotonic() - start > 60 * args.max_minutes

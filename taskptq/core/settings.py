@@ -11,6 +11,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, field, fields
+from functools import lru_cache
 from typing import Any
 
 from taskptq.core.rules import (
@@ -121,12 +122,13 @@ def rule_of(cls: type, name: str) -> Rule:
     return rule
 
 
-def keywords_of(cls: Callable[..., Any]) -> list[str] | None:
+@lru_cache(maxsize=256)
+def keywords_of(cls: Callable[..., Any]) -> tuple[str, ...] | None:
     """Return the names of a class's arguments; None if it takes any."""
     takes = inspect.signature(cls).parameters.values()
     if any(one.kind is inspect.Parameter.VAR_KEYWORD for one in takes):
         return None
-    return [one.name for one in takes]
+    return tuple(one.name for one in takes)
 
 
 def check_arguments(

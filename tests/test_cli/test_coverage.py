@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -63,34 +62,53 @@ def args(**settings: Any) -> Any:
     return found
 
 
-def test_process_that_takes_too_long_is_ended(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def run(command: Any, **options: Any) -> None:
-        raise subprocess.TimeoutExpired(command, options['timeout'])
-
-    monkeypatch.setattr(subprocess, 'run', run)
-    found = coverage.run_one(Path('a.py'), args(seconds=3))
-    assert found == {'failure': 'not done after 3 s'}
-
-
-def test_error_of_a_process_is_its_reason(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    done = subprocess.CompletedProcess([], 1, '', 'Traceback\nKeyError: 1\n')
-    monkeypatch.setattr(subprocess, 'run', lambda *_, **__: done)
-    found = coverage.run_one(Path('a.py'), args())
-    assert found == {'failure': 'KeyError: 1'}
+def test_the_cheapest_comes_first(tmp_path: Path, measured: list[str]) -> None:
+    given = ['zoo/a_r101.py', 'zoo/b_r18.py', 'zoo/c_r50.py']
+    coverage.main([*given, '--out', str(tmp_path / 'coverage.json')])
+    assert measured == ['b_r18.py', 'c_r50.py', 'a_r101.py']
 
 
 @pytest.mark.parametrize(
-    ('stderr', 'status', 'expected'),
+    ('record', 'expected'),
     [
-        ('', -9, 'ended by signal 9'),
-        ('', 3, 'exit status 3'),
-        ('Killed\n', 1, 'Killed'),
-        ('ValueError: a\nlater line\n', 1, 'ValueError: a'),
+        (None, False),
+        ({'failure': 'KeyError: 1'}, True),
+        ({'float_seconds': 1.0}, False),
+        ({'float_seconds': 9.0}, True),
+        ({'float_seconds': 1.0, 'units': 3}, True),
+        ({'float_seconds': 1.0, 'reconstruction_failure': 'no'}, True),
     ],
 )
-def test_reason(stderr: str, status: int, expected: str) -> None:
-    assert coverage.reason_of(stderr, status) == expected
+def test_missing_reconstruction_is_tried(
+    record: dict[str, Any] | None, expected: bool
+) -> None:
+    assert coverage.is_done(record, args(steps=2, light_after=5)) is expected
+    assert coverage.is_done(record, args()) is (record is not None)
+
+
+def test_failed_reconstruction_leaves_the_rest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(path: Path, settings: Any, **limits: Any) -> dict[str, Any]:
+        assert limits == {'seconds': 3, 'num_bytes': 2**30}
+        if settings.get('steps'):
+            return {'failure': 'ValueError: not contiguous'}
+        return {'sqnr': 30.0}
+
+    monkeypatch.setattr(coverage, 'run_apart', run)
+    given = args(seconds=3, gibibytes=1, steps=2)
+    assert coverage.run_one(Path('a.py'), given) == {
+        'sqnr': 30.0,
+        'reconstruction_failure': 'ValueError: not contiguous',
+    }
+
+
+def test_failure_without_reconstruction_is_the_record(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        coverage, 'run_apart', lambda *_, **__: {'failure': 'KeyError: 1'}
+    )
+    for steps in (0, 2):
+        found = coverage.run_one(Path('a.py'), args(steps=steps))
+        assert found == {'failure': 'KeyError: 1'}

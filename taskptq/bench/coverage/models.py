@@ -24,6 +24,13 @@ FEW = {
     'max_num': 4,
     'nms_pre': 100,
 }
+# The most of what makes models large and leaves their mechanisms alone.
+MOST = {
+    'fc_out_channels': 128,
+    'num_queries': 40,
+    'num_query': 40,
+    'num_proposals': 40,
+}
 
 
 def build_offline(
@@ -38,8 +45,14 @@ def build_offline(
         config: Config of a host.
         size: Height and width of the images it will see.
         seed: Seed of all numbers.
+
+    Raises:
+        ValueError: If the config has no model.
     """
-    plain = at_size(without_downloads(config.model.to_dict()), size)
+    if 'model' not in config:
+        raise ValueError('the config has no model')
+    plain = thinner(without_downloads(config.model.to_dict()))
+    plain = at_size(plain, size)
     plain['test_cfg'] = with_few_objects(plain.get('test_cfg'))
     settings = {
         'model': plain,
@@ -104,6 +117,27 @@ def at_size(settings: Any, size: Sequence[int]) -> Any:
         }
     if isinstance(settings, list | tuple):
         return type(settings)(at_size(item, size) for item in settings)
+    return settings
+
+
+def thinner(settings: Any) -> Any:
+    """Return settings with fewer queries and channels of linear layers.
+
+    >>> thinner({'bbox_head': {'num_queries': 900}})
+    {'bbox_head': {'num_queries': 40}}
+
+    Args:
+        settings: Nested dicts and lists.
+    """
+    if isinstance(settings, Mapping):
+        return {
+            key: min(value, MOST[key])
+            if key in MOST and isinstance(value, int)
+            else thinner(value)
+            for key, value in settings.items()
+        }
+    if isinstance(settings, list | tuple):
+        return type(settings)(thinner(item) for item in settings)
     return settings
 
 

@@ -9,11 +9,7 @@ from pathlib import Path
 
 HOSTS = ('mmdet', 'mmseg')
 # Folders that hold no family of models.
-NO_FAMILIES = frozenset({
-    '_base_', 'albu_example', 'cityscapes', 'common', 'deepfashion', 'dsdl',
-    'legacy_1.x', 'lvis', 'misc', 'objects365', 'openimages', 'pascal_voc',
-    'simple_copy_paste', 'timm_example', 'v3det', 'wider_face',
-})  # fmt: skip
+NO_FAMILIES = frozenset({'_base_'})
 # Words in a config's name -> how large its backbone is.
 SIZES = {
     'nano': 1,
@@ -32,7 +28,7 @@ SIZES = {
 }
 # Layers of a ResNet and its kind, channels of an HRNet.
 _DEPTH = re.compile(
-    r'(?:^|[-_])(?:r|x|s|hr|hrnetv2p-w|vgg)(\d{1,3})(?=[-_]|$)'
+    r'(?:^|[-_])(?:r|x|s|hr|hrnetv2p-w|vgg)(\d{2,3})(?=[-_]|$)'
 )
 # What a name without any size counts as: the usual ResNet-50.
 USUAL = 50

@@ -18,6 +18,7 @@ from taskptq.bench.coverage.models import (
     drawn_batch,
     output_tensors,
     predict,
+    thinner,
     with_few_objects,
     without_downloads,
 )
@@ -82,6 +83,10 @@ def test_settings_are_copied() -> None:
     settings = {'backbone': [{'init_cfg': {'type': 'Pretrained'}}]}
     assert without_downloads(settings) == {'backbone': [{'init_cfg': None}]}
     assert settings['backbone'][0]['init_cfg'] == {'type': 'Pretrained'}
+    queries = {'bbox_head': [{'num_queries': 900, 'num_query': 'all'}]}
+    assert thinner(queries) == {
+        'bbox_head': [{'num_queries': 40, 'num_query': 'all'}]
+    }
     test = {'rpn': {'nms_pre': 1000, 'nms': {'iou_threshold': 0.7}}}
     assert with_few_objects(test) == {
         'rpn': {'nms_pre': 100, 'nms': {'iou_threshold': 0.7}}

@@ -12,15 +12,16 @@ pytest.importorskip('mmseg')
 
 from mmengine.config import Config
 
-from taskptq.bench.coverage.one import gap, main, recipe_of, sqnr
+from taskptq.bench.coverage.one import gap, measure, recipe_of, sqnr
 from tests.test_bench.test_coverage.test_models import SEGMENTOR
 
 
 def test_a_model_whose_filters_come_from_the_image(tmp_path: Path) -> None:
-    config, out = tmp_path / 'dmnet.py', tmp_path / 'record.json'
+    config = tmp_path / 'dmnet.py'
     Config(SEGMENTOR).dump(config)
-    main([str(config), str(out), '--size', '64', '96'])
-    record = json.loads(out.read_text())
+    record = measure(config, sizes=[(4, 4), (64, 96)], steps=2)
+    assert json.loads(json.dumps(record)) == record
+    assert record['size'] == [64, 96]
     macs = record['macs']
     assert macs['both'] == macs['total'] > 10**6
     assert record['uncovered'] == []
@@ -28,7 +29,18 @@ def test_a_model_whose_filters_come_from_the_image(tmp_path: Path) -> None:
     assert record['same_bits'] is True
     assert record['off_gap'] < 1e-4
     assert record['sqnr'] > 15
+    assert record['sqnr'] > record['plain_sqnr'] > 15
+    assert record['units'] > 3
+    assert record['passes'] >= record['breaks']
     assert 0.2 < record['file_ratio'] < 0.6
+
+
+def test_models_that_take_long_are_not_reconstructed(tmp_path: Path) -> None:
+    config = tmp_path / 'dmnet.py'
+    Config(SEGMENTOR).dump(config)
+    record = measure(config, sizes=[(64, 96)], steps=2, light_after=0)
+    assert record['light'] is True
+    assert 'units' not in record
 
 
 def test_gap_of_other_shapes_is_infinite() -> None:
