@@ -33,9 +33,10 @@ from taskptq.bench.onnx_speed import (
     time_shares,
 )
 from taskptq.cli.numbers import count, whole
+from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.refusals import one_sentence, refuse_unwritable_file
 from taskptq.export.openvino_session import ONNXRUNTIME, RUNTIMES
-from taskptq.export.runtime import read_onnx
+from taskptq.export.runtime import OnnxFileError, read_onnx
 
 SHOWN_OPERATORS = 6
 SHOWN_LAYERS = 3
@@ -95,7 +96,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='images (or rows of another part) of a run (default: '
         '%(default)s)',
     )
-    parser.add_argument('--json', help='file for all numbers')
+    parser.add_argument(
+        '--json',
+        help='file for all numbers; named benchmark.json beside the quantized '
+        'file, taskptq report shows it',
+    )
     return parser.parse_args(argv)
 
 
@@ -127,7 +132,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         'runtime': args.runtime,
         'threads': args.threads,
         'batch': args.batch,
-        'timings': [timing.to_dict() for timing in timings],
+        'timings': [
+            # Says which quantized file an export was made from.
+            timing.to_dict() | {'digest': digest_of(timing.path)}
+            for timing in timings
+        ],
     }
     if args.runtime == ONNXRUNTIME:
         found |= look_inside(args, inputs[args.file])
@@ -137,6 +146,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
             ratio = timing[f'{kind}_ms'] / own[f'{kind}_ms']
             timing[f'{kind}_ratio'] = round(ratio, 3)
     return found
+
+
+def digest_of(path: str) -> str | None:
+    """Return the digest of the model that a file was exported from."""
+    try:
+        return read_metadata(read_onnx(path)).digest
+    except OnnxFileError:
+        return None
 
 
 def look_inside(
@@ -176,7 +193,7 @@ def text(found: dict[str, Any]) -> str:
     left = found['float_layers']
     lines.append(
         f'{found["integer_layers"]} products run in integers, {len(left)} in '
-        'float:'
+        f'float{":" if left else ""}'
     )
     for why, number in Counter(layer['why'] for layer in left).most_common():
         names = [layer['name'] for layer in left if layer['why'] == why]

@@ -21,6 +21,7 @@ from mmengine.logging import MMLogger
 
 from taskptq.apis import export_onnx, read_config
 from taskptq.cli.projects import load_projects
+from taskptq.engine.evaluation import closing_line
 from taskptq.engine.refusals import one_sentence
 
 TARGETS = ('onnxruntime', 'openvino', 'tensorrt')
@@ -128,6 +129,8 @@ def main(argv: list[str] | None = None) -> None:
         )
     for report in reports:
         print(report.text())
+    command = f'taskptq test {args.config} {args.out}'
+    print(closing_line(Path(args.out), command=command))
 
 
 if __name__ == '__main__':

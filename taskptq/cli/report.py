@@ -179,7 +179,7 @@ def write_page(args: argparse.Namespace) -> None:
     ) as error:
         raise SystemExit(str(error)) from error
     size = Path(args.out).stat().st_size
-    print(f'{args.out}: {size / 1e6:.2f} MB; open it in a browser')
+    print(f'{args.out}: {size / 2**20:.2f} MiB; open it in a browser')
 
 
 def product_lines(products: ProductReport) -> Iterator[str]:

@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import os
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -41,6 +42,8 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.checkpoint_guard import guarded_runner
+from taskptq.engine.class_metrics import ClassMetricsHook
+from taskptq.engine.evaluation import closing_line
 from taskptq.engine.import_style import type_name
 from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.ptq_hook import unwrap
@@ -257,13 +260,18 @@ def write_metrics(
 
 
 def record_float(
-    runner: Runner, metrics: Mapping[str, Any], *, path: str
+    runner: Runner,
+    metrics: Mapping[str, Any],
+    *,
+    classes: Mapping[str, float],
+    path: str,
 ) -> None:
     """Record the metrics of a float model for ``taskptq report``.
 
     Args:
         runner: The runner; ``report.json`` goes into its work folder.
         metrics: What the evaluator returned.
+        classes: Class -> its metric.
         path: Float checkpoint.
     """
     file = local_file(path)
@@ -272,8 +280,31 @@ def record_float(
         metrics,
         digest=hashlib.sha256(file.read_bytes()).hexdigest(),
         file=file.name,
+        classes=classes,
         is_float=True,
     )
+
+
+def last_line(
+    args: argparse.Namespace, metrics: Mapping[str, Any], *, hooks: list[Any]
+) -> str:
+    """Return file, size, metric, and the command to run next.
+
+    Args:
+        args: Result of :func:`parse_args`.
+        metrics: What the evaluator returned.
+        hooks: PTQHooks of the run, which know of quantized files.
+    """
+    for hook in hooks:
+        if hook.evaluation.summary:
+            return str(hook.evaluation.summary)
+    path = args.checkpoint
+    if is_onnx_path(path):
+        command = ['taskptq', 'benchmark', path]
+    else:
+        command = ['taskptq', 'quantize', args.config, path]
+        command += ['--recipe', 'w8a8', '--out', 'q.pth']
+    return closing_line(local_file(path), metrics, command=shlex.join(command))
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -316,6 +347,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     ours = [hook for hook in runner.hooks if is_ptq_hook(hook)]
     for hook in ours:
         hook.evaluation.logs_summary = False
+    by_class = ClassMetricsHook()
+    if not ours:
+        runner.register_hook(by_class, priority='VERY_HIGH')
     start = time.perf_counter()
     metrics = runner.test()
     seconds = time.perf_counter() - start
@@ -323,12 +357,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         seconds -= (hook.report or {}).get('seconds', 0.0)
     if is_main_process():
         if not quant_modules(unwrap(runner.model)):
-            record_float(runner, metrics, path=args.checkpoint)
+            record_float(
+                runner,
+                metrics,
+                classes=by_class.classes,
+                path=args.checkpoint,
+            )
         lines = [f'  {name}: {value}' for name, value in metrics.items()]
         print_log('\n'.join(['Metrics', *lines]), logger='current')
-        for hook in ours:
-            if hook.evaluation.summary:
-                print_log(hook.evaluation.summary, logger='current')
+        print_log(last_line(args, metrics, hooks=ours), logger='current')
         if args.out is not None:
             write_metrics(
                 args.out,

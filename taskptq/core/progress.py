@@ -218,7 +218,8 @@ class Progress:
 
     def _log_now_and_then(self) -> None:
         now = time.perf_counter()
-        if not self._lines or now - self._logged < LOG_EVERY:
+        ended = self.done >= self.total
+        if not self._lines or ended or now - self._logged < LOG_EVERY:
             return
         self._logged = now
         elapsed = now - self._started

@@ -13,11 +13,13 @@ from mmengine.config import Config
 from mmengine.dist import is_main_process
 from mmengine.logging import print_log
 from mmengine.runner import Runner
+from mmengine.runner.base_loop import BaseLoop
 
 from taskptq.analysis.page.metrics import main_metric
 from taskptq.analysis.page.render import MissingPackageError, check_packages
 from taskptq.analysis.page.side_files import record_metrics
 from taskptq.core.progress import PartDone, Progress
+from taskptq.engine.class_metrics import ClassMetrics
 from taskptq.engine.page import make_page
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
@@ -53,6 +55,7 @@ class Evaluation:
         self.logs_summary = True
         self.float_path: Path | None = None
         self._progress: Progress | None = None
+        self._classes: ClassMetrics | None = None
 
     def set_file(
         self, file: Path | None, digest: str, *, float_path: Path | None
@@ -66,14 +69,16 @@ class Evaluation:
         """
         self.file, self.digest, self.float_path = file, digest, float_path
 
-    def start(self, total: int) -> None:
+    def start(self, loop: BaseLoop) -> None:
         """Open the display; the runner itself logs lines.
 
         Args:
-            total: Batches.
+            loop: The evaluation that begins.
         """
         self.stop()
+        self._classes = ClassMetrics(loop.evaluator)
         if is_main_process():
+            total = len(loop.dataloader)
             self._progress = Progress('evaluate', total=total, lines=False)
             self._progress.__enter__()
 
@@ -88,7 +93,7 @@ class Evaluation:
             self._progress.__exit__(None, None, None)
             self._progress = None
 
-    def finish(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
+    def finish(self, runner: Runner, metrics: dict[str, Any]) -> None:
         """Record the metrics beside the file, and write the page.
 
         Args:
@@ -96,6 +101,7 @@ class Evaluation:
             metrics: What the evaluator returned.
         """
         self.stop()
+        classes = {} if self._classes is None else self._classes.take(metrics)
         if self.file is None or not is_main_process():
             return
         try:
@@ -104,6 +110,7 @@ class Evaluation:
                 metrics,
                 digest=self.digest,
                 file=self.file.name,
+                classes=classes,
             )
         except OSError as error:
             runner.logger.warning(f'The metrics were not recorded: {error}')
@@ -204,7 +211,7 @@ def closing_line(
         metrics: What was measured, if anything was.
         command: The next command.
     """
-    parts = [f'{file}: {file.stat().st_size / 1e6:.2f} MB']
+    parts = [f'{file}: {file.stat().st_size / 2**20:.2f} MiB']
     name = main_metric(metrics or {})
     if metrics and name is not None:
         parts.append(f'{name} {metrics[name]:.4g}')

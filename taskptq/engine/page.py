@@ -200,17 +200,22 @@ def _float_model(
     if path is not None:
         folders.append(path.parent)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    # Where taskptq test writes by itself.
+    folders.append(Path('work_dirs', Path(config).stem))
     metrics = float_metrics_beside(folders, digest=digest)
+    classes = float_metrics_beside(folders, digest=digest, key='classes')
     if not any(subject.entry['metrics'] for subject in subjects):
         absent['metrics'] = f'measure it with: taskptq test {config} {first}'
     elif not metrics:
         name = 'FLOAT.pth' if path is None else path.name
         absent['float_metrics'] = (
             'The float model was not measured. To compare, run taskptq test '
-            f'{config} {name} --work-dir FOLDER, then taskptq report with '
-            '--float-folder FOLDER.'
+            f'{config} {name}, then this report again; if the test had a '
+            '--work-dir, name it as --float-folder.'
         )
-    return float_entry(path, file=subjects[0].file, metrics=metrics)
+    return float_entry(
+        path, file=subjects[0].file, metrics=metrics, classes=classes
+    )
 
 
 def _name_of(config: Config | str | Path | None) -> str:

@@ -41,6 +41,7 @@ from taskptq.prepare import Decisions, QConfig, SwapReport, prepare
 from taskptq.prepare.blocks import Unit
 from taskptq.prepare.product_rows import add_own_products
 from taskptq.prepare.products import trace_products
+from taskptq.prepare.subnormal import flush_subnormal
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.freeze import freeze
 from taskptq.reconstruction.reconstruct import reconstruct
@@ -104,6 +105,8 @@ def apply_rewrites(
     """Run the rewrites on the float model and return their reports."""
     stats = RewriteStats(batches=batches, forward=forward, qconfig=qconfig)
     reports = []
+    if rewrites:
+        flush_subnormal(model)
     for rewrite in build_rewrites(rewrites):
         report = rewrite(model, stats)
         plain = report.to_dict() if hasattr(report, 'to_dict') else report
@@ -303,7 +306,8 @@ def run_steps(
             if ending is None
             else ending.finish(model)
         )
-    model.eval()
+        model.eval()
+        concluded = choice.conclude(model, work_dir=work_dir)
     report = {
         'taskptq': __version__,
         'recipe': recipe.to_dict(),
@@ -311,7 +315,7 @@ def run_steps(
         'swap': swap_summary(swapped),
         'calibration': calibrated.to_dict(),
         'warnings': [*calibrated.warnings, *hopeless],
-        **choice.conclude(model, work_dir=work_dir),
+        **concluded,
         'reconstruction': rebuilt,
         **ended,
         'seconds': time.perf_counter() - start,
@@ -378,9 +382,8 @@ def report_what_ran(
         work_dir: Folder for ``swap_report.json`` and ``swap_report.txt``.
         forward: Runs the model on one batch.
     """
-    products = trace_products(
-        model, [batches[i] for i in calibrated.covering], forward=forward
-    )
+    covering = [batches[i] for i in calibrated.covering]
+    products = trace_products(model, covering, forward=forward)
     add_own_products(swapped, model)
     swapped.add_products(products, left_float=calibrated.left_float)
     write_swap_report(swapped, work_dir)

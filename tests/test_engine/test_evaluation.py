@@ -98,5 +98,5 @@ def test_the_last_line_says_file_size_metric_and_command(tmp_path):
     file = tmp_path / 'q.pth'
     file.write_bytes(b'0' * 1_330_000)
     line = closing_line(file, {'aAcc': 90.0, 'mIoU': 65.2}, command='next')
-    assert line == f'{file}: 1.33 MB, mIoU 65.2; next: next'
-    assert closing_line(file) == f'{file}: 1.33 MB'
+    assert line == f'{file}: 1.27 MiB, mIoU 65.2; next: next'
+    assert closing_line(file) == f'{file}: 1.27 MiB'

@@ -10,12 +10,14 @@ from typing import Any
 
 from taskptq.analysis.page.metrics import (
     class_rows,
+    classes_in,
     kept,
     main_metric,
     metric_rows,
 )
 from taskptq.analysis.page.noise import by_group
 from taskptq.analysis.page.side_files import (
+    benchmark_beside,
     metrics_beside,
     quantization_beside,
     sensitivity_beside,
@@ -69,6 +71,7 @@ def file_entry(
     facts = {**file.facts(), 'file': file.path.name}
     side = quantization_beside(file)
     sensitivity = sensitivity_beside(file)
+    found = metrics or metrics_beside(file)
     total = swap.products.total if swap.products else 0
     layers = [
         {**asdict(row), 'share': (row.macs or 0) / total if total else None}
@@ -84,7 +87,9 @@ def file_entry(
         'stays_float': [x for x in layers if x['status'] != 'quantized'],
         'folded': len(swap.folded),
         'warnings': warnings_of(swap, side),
-        'metrics': dict(metrics or metrics_beside(file)),
+        'metrics': dict(found),
+        'classes': classes_in(found) | metrics_beside(file, key='classes'),
+        'benchmark': benchmark_beside(file),
         'recipe': file.payload['recipe'],
         'rewrites': _types(file.payload['recipe'].get('rewrites')),
         'calibration': _amount(facts['calibration']),
@@ -249,7 +254,10 @@ def page_content(
         'float': dict(float_model) if float_model else None,
         'main_metric': main,
         'metrics': metric_rows(of_float, metrics),
-        'classes': class_rows(of_float, metrics),
+        'classes': class_rows(
+            dict((float_model or {}).get('classes') or {}),
+            [entry['classes'] for entry in entries],
+        ),
         'files': list(entries),
         'pictures': list(pictures),
         'legend': _legend(pictures),
@@ -269,7 +277,11 @@ def _legend(pictures: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def float_entry(
-    path: Path | None, *, file: QuantizedFile, metrics: Mapping[str, Any]
+    path: Path | None,
+    *,
+    file: QuantizedFile,
+    metrics: Mapping[str, Any],
+    classes: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return what is known of the float model.
 
@@ -277,9 +289,11 @@ def float_entry(
         path: Its checkpoint, None if it was not given.
         file: A quantized file made from it.
         metrics: Measured; may be empty.
+        classes: Class -> its metric.
     """
     return {
         'file': None if path is None else path.name,
         'bytes': file.facts()['float_bytes'],
         'metrics': dict(metrics),
+        'classes': classes_in(metrics) | dict(classes or {}),
     }

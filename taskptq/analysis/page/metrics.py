@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ['class_rows', 'kept', 'main_metric', 'metric_rows']
+__all__ = ['class_rows', 'classes_in', 'kept', 'main_metric', 'metric_rows']
 
 # A mean over classes, as mm's metrics spell it: mAP, bbox_mAP, mIoU, mDice.
 MEAN = re.compile(r'(^|[/_])m[A-Z][A-Za-z]*$')
@@ -60,19 +60,44 @@ def metric_rows(
 
 
 def class_rows(
-    float_metrics: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
+    float_classes: Mapping[str, Any], files: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return a row for each class, as :func:`metric_rows`."""
-    names = list(dict.fromkeys(n for m in (float_metrics, *files) for n in m))
-    return [
+    """Return a row for each class that any model was scored on.
+
+    Args:
+        float_classes: Class -> metric of the float model, may be empty.
+        files: The same of each quantized file.
+
+    Returns:
+        Rows as of :func:`metric_rows`.
+    """
+    names = dict.fromkeys(n for m in (float_classes, *files) for n in m)
+    rows = [
         {
-            'name': found,
-            'float': _known(float_metrics.get(name)),
-            'values': [_known(metrics.get(name)) for metrics in files],
+            'name': name,
+            'float': _known(float_classes.get(name)),
+            'values': [_known(classes.get(name)) for classes in files],
         }
         for name in names
-        if (found := class_of(name)) is not None
     ]
+    return [
+        row
+        for row in rows
+        if any(value is not None for value in (row['float'], *row['values']))
+    ]
+
+
+def classes_in(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Return class -> metric of what an evaluator returned by class.
+
+    >>> classes_in({'coco/bbox_mAP': 0.3, 'coco/cat_precision': 0.5})
+    {'cat': 0.5}
+    """
+    return {
+        label: value
+        for name, value in metrics.items()
+        if (label := class_of(name)) is not None
+    }
 
 
 def _known(value: float | None) -> float | None:

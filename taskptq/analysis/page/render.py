@@ -119,13 +119,13 @@ def _bytes(value: float | None) -> str:
     """Return a size.
 
     >>> _bytes(1_330_000), _bytes(4200), _bytes(None)
-    ('1.33 MB', '4.2 kB', '-')
+    ('1.27 MiB', '4.1 KiB', '-')
     """
     if value is None:
         return '-'
-    if value >= 1e6:
-        return f'{value / 1e6:.2f} MB'
-    return f'{value / 1e3:.1f} kB'
+    if value >= 2**20:
+        return f'{value / 2**20:.2f} MiB'
+    return f'{value / 2**10:.1f} KiB'
 
 
 def _percent(value: float | None) -> str:

@@ -20,8 +20,10 @@ from taskptq.export.quantized_file import QuantizedFile
 from taskptq.prepare.report import SwapReport
 
 __all__ = [
+    'BENCHMARK_FILE',
     'METRICS_FILE',
     'QUANTIZATION_FILE',
+    'benchmark_beside',
     'float_metrics_beside',
     'kept_metrics',
     'metrics_beside',
@@ -34,6 +36,7 @@ __all__ = [
 QUANTIZATION_FILE = 'quantization_report.json'
 METRICS_FILE = 'report.json'
 SENSITIVITY_FILE = 'sensitivity.json'
+BENCHMARK_FILE = 'benchmark.json'
 # A report of a large model has some MB.
 MAX_BYTES = 64 << 20
 FLOAT = 'float'
@@ -58,30 +61,38 @@ def quantization_beside(file: QuantizedFile) -> Mapping[str, Any]:
     return report if report.get('digest') == file.payload['digest'] else {}
 
 
-def metrics_beside(file: QuantizedFile) -> dict[str, Any]:
-    """Return the measured metrics of a file; empty if there are none."""
+def metrics_beside(
+    file: QuantizedFile, *, key: str = 'metrics'
+) -> dict[str, Any]:
+    """Return what was measured of a file; empty if nothing was.
+
+    Args:
+        file: The file.
+        key: ``metrics``, or ``classes`` for those of single classes.
+    """
     content = read_json(file.path.parent / METRICS_FILE)
     for entry in [*_entries(content, MEASURED), *_entries(content, 'files')]:
         if entry.get('digest') == file.payload['digest']:
-            return _numbers(entry.get('metrics'))
+            return _numbers(entry.get(key))
     return {}
 
 
 def float_metrics_beside(
-    folders: Sequence[Path], *, digest: str = ''
+    folders: Sequence[Path], *, digest: str = '', key: str = 'metrics'
 ) -> dict[str, Any]:
     """Return the float model's metrics, measured and recorded in a folder.
 
     Args:
         folders: Where to look for ``report.json``.
         digest: SHA-256 of the float checkpoint; '' takes any.
+        key: See :func:`metrics_beside`.
     """
     for folder in folders:
         found = read_json(folder / METRICS_FILE).get(FLOAT)
         if not isinstance(found, Mapping):
             continue
         if not digest or found.get('digest') in (None, digest):
-            metrics = _numbers(found.get('metrics'))
+            metrics = _numbers(found.get(key))
             if metrics:
                 return metrics
     return {}
@@ -93,6 +104,7 @@ def record_metrics(
     *,
     digest: str,
     file: str,
+    classes: Mapping[str, Any] | None = None,
     is_float: bool = False,
 ) -> Path:
     """Add the metrics of a model to the ``report.json`` of a folder.
@@ -103,6 +115,7 @@ def record_metrics(
             None.
         digest: Digest of a quantized file, SHA-256 of a float checkpoint.
         file: Name of the file.
+        classes: Class -> its metric, where the evaluator knows it.
         is_float: Whether the model is the float model.
 
     Returns:
@@ -110,7 +123,12 @@ def record_metrics(
     """
     path = folder / METRICS_FILE
     content = dict(read_json(path))
-    found = {'digest': digest, 'file': file, 'metrics': _numbers(metrics)}
+    found = {
+        'digest': digest,
+        'file': file,
+        'metrics': _numbers(metrics),
+        'classes': _numbers(classes),
+    }
     if is_float:
         content[FLOAT] = {**_dict(content.get(FLOAT)), **found}
     else:
@@ -169,6 +187,35 @@ def _are_numbers(values: Iterable[Any]) -> bool:
         isinstance(value, (int, float)) and math.isfinite(value)
         for value in values
     )
+
+
+def benchmark_beside(file: QuantizedFile) -> dict[str, Any] | None:
+    """Return the speed of the file's export, measured; None without.
+
+    ``taskptq benchmark MODEL.onnx --json`` writes it; it counts if the
+    first file that was measured was made from this one.
+
+    Returns:
+        ``runtime``, ``threads``, ``batch``, and ``timings``: each with
+        ``file``, ``cpu_ms`` and ``wall_ms``, and with ratios to the first.
+    """
+    content = read_json(file.path.parent / BENCHMARK_FILE)
+    timings = _entries(content, 'timings')
+    if not timings or timings[0].get('digest') != file.payload['digest']:
+        return None
+    keys = ('cpu_ms', 'wall_ms', 'cpu_ratio', 'wall_ratio')
+    rows = [
+        {'file': Path(str(one.get('file'))).name}
+        | {key: _numbers(one).get(key) for key in keys}
+        for one in timings
+    ]
+    whole = _numbers(content)
+    return {
+        'runtime': str(content.get('runtime') or ''),
+        'threads': int(whole.get('threads') or 1),
+        'batch': int(whole.get('batch') or 1),
+        'timings': rows,
+    }
 
 
 def warnings_of(swap: SwapReport, side: Mapping[str, Any]) -> list[str]:

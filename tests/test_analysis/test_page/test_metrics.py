@@ -4,6 +4,7 @@ import pytest
 
 from taskptq.analysis.page.metrics import (
     class_rows,
+    classes_in,
     kept,
     main_metric,
     metric_rows,
@@ -42,7 +43,10 @@ def test_rows_of_all_files_and_of_classes():
         {'name': 'coco/bbox_mAP', 'float': 0.3, 'values': [0.2, None]},
         {'name': 'coco/bbox_mAP_l', 'float': None, 'values': [None, None]},
     ]
-    assert class_rows(of_float, files) == [
+    rows = class_rows(
+        classes_in(of_float), [{'bird': -1.0}, classes_in(files[1])]
+    )
+    assert rows == [
         {'name': 'cat', 'float': 0.5, 'values': [None, None]},
         {'name': 'dog', 'float': None, 'values': [None, 0.1]},
     ]

@@ -106,6 +106,21 @@ def entry(title='w8a8', text='plain'):
         'folded': 1,
         'warnings': [text],
         'metrics': {'mAP': 0.2},
+        'classes': {text: 0.2},
+        'benchmark': {
+            'runtime': text,
+            'threads': 1,
+            'batch': 1,
+            'timings': [
+                {
+                    'file': text,
+                    'cpu_ms': 2.0,
+                    'wall_ms': 3.0,
+                    'cpu_ratio': None,
+                    'wall_ratio': None,
+                }
+            ],
+        },
         'main': 0.2,
         'kept': 0.5,
         'recipe': {'rewrites': [{'type': text}], 'note': text},

@@ -8,6 +8,7 @@ import pytest
 
 from taskptq.analysis.page import side_files
 from taskptq.analysis.page.side_files import (
+    benchmark_beside,
     float_metrics_beside,
     kept_metrics,
     metrics_beside,
@@ -39,6 +40,43 @@ def test_metrics_are_recorded_and_read(file, tmp_path):
     record_metrics(tmp_path, {'mAP': 0.4}, digest='abc', file='q.pth')
     assert metrics_beside(file) == {'mAP': 0.4}
     assert len(kept_metrics(tmp_path / 'report.json')['measured']) == 2
+
+
+def test_metrics_of_classes_are_recorded_and_read(file, tmp_path):
+    classes = {'cat': 0.5, 'dog': float('nan')}
+    known = dict(digest='abc', file='q.pth', classes=classes)
+    record_metrics(tmp_path, {'mAP': 0.3}, **known)
+    record_metrics(tmp_path, {'mAP': 0.3}, is_float=True, **known)
+    expected = {'cat': 0.5, 'dog': None}
+    assert metrics_beside(file, key='classes') == expected
+    assert float_metrics_beside([tmp_path], key='classes') == expected
+
+
+def test_the_speed_of_an_export_of_this_file(file, tmp_path):
+    path = tmp_path / 'benchmark.json'
+    timings = [
+        {'file': 'a/int.onnx', 'digest': 'abc', 'cpu_ms': 2, 'wall_ms': 3},
+        {'file': 'a/float.onnx', 'cpu_ms': 4, 'cpu_ratio': 2, 'runs': 20},
+    ]
+    path.write_text(json.dumps({'runtime': 'x', 'timings': timings}))
+    found = benchmark_beside(file)
+    assert found['runtime'] == 'x'
+    assert (found['threads'], found['batch']) == (1, 1)
+    assert [one['file'] for one in found['timings']] == [
+        'int.onnx',
+        'float.onnx',
+    ]
+    assert found['timings'][1]['cpu_ratio'] == 2
+    assert found['timings'][1]['wall_ms'] is None
+
+
+@pytest.mark.parametrize(
+    'content',
+    [{}, {'timings': 3}, {'timings': [{'digest': 'other', 'cpu_ms': 1}]}],
+)
+def test_other_speeds_do_not_count(file, tmp_path, content):
+    (tmp_path / 'benchmark.json').write_text(json.dumps(content))
+    assert benchmark_beside(file) is None
 
 
 def test_only_finite_numbers_are_metrics(file, tmp_path):
