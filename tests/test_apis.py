@@ -8,6 +8,8 @@ import torch
 pytest.importorskip('mmdet')
 
 from taskptq import apis
+from taskptq.engine import config_quantization
+from taskptq.engine.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / 'configs/retinanet/retinanet_r18-half_fpn_bccd.py'
@@ -141,9 +143,9 @@ def test_fragment_brings_its_whole_method(
         "rewrites = [dict(type='AttentionCentering')]\n"
         "loss = dict(type='MSEReconLoss')\n"
     )
-    recipe = apis.Recipe.from_config
-    monkeypatch.setattr(apis.Recipe, 'from_config', remember)
-    monkeypatch.setattr(apis, 'load_float_weights', stop)
+    recipe = Recipe.from_config
+    monkeypatch.setattr(Recipe, 'from_config', remember)
+    monkeypatch.setattr(config_quantization, 'load_float_weights', stop)
     with pytest.raises(InterruptedError):
         apis.quantize(config, checkpoint, qconfig=fragment, device='cpu')
     assert seen['reconstruction']['drop_prob'] == 0.5

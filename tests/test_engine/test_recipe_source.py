@@ -9,6 +9,7 @@ from mmengine.config import Config, ConfigDict
 
 from taskptq import apis
 from taskptq.core.settings import SettingError
+from taskptq.engine import config_quantization
 from taskptq.engine.builder import build_qconfig, to_plain
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe_source import read_recipe, with_recipe
@@ -211,11 +212,15 @@ def made(monkeypatch):
         'load_float_weights',
         'refuse_misfit',
     ):
-        monkeypatch.setattr(apis, name, lambda *args, **kwargs: Anything())
+        monkeypatch.setattr(
+            config_quantization, name, lambda *args, **kwargs: Anything()
+        )
     for name in ('evaluation_source', 'build_calibration'):
-        monkeypatch.setattr(apis, name, lambda *args, **kwargs: Anything())
-    monkeypatch.setattr(apis, 'local_file', lambda path: path)
-    monkeypatch.setattr(apis, 'quantize_model', remember)
+        monkeypatch.setattr(
+            config_quantization, name, lambda *args, **kwargs: Anything()
+        )
+    monkeypatch.setattr(config_quantization, 'local_file', lambda path: path)
+    monkeypatch.setattr(config_quantization, 'quantize_model', remember)
     return seen
 
 
