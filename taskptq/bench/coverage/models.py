@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -217,6 +219,30 @@ def _data_sample(batch: Mapping[str, Any]) -> Any:
     from mmdet.structures import DetDataSample
 
     return DetDataSample(metainfo=batch['meta'])
+
+
+@contextmanager
+def double_precision() -> Iterator[None]:
+    """Compute in float64 all that a host does not insist to do in float32.
+
+    mmcv's non-maximum suppression knows float32 only: it gets such copies.
+    """
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    module = sys.modules.get('mmcv.ops.nms')
+    own = None if module is None else module.ext_module.nms
+
+    def nms(boxes: Tensor, scores: Tensor, **kwargs: Any) -> Any:
+        return own(boxes.float(), scores.float(), **kwargs)
+
+    try:
+        if module is not None:
+            module.ext_module.nms = nms
+        yield
+    finally:
+        torch.set_default_dtype(usual)
+        if module is not None:
+            module.ext_module.nms = own
 
 
 def output_tensors(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:

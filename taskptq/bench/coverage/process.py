@@ -7,6 +7,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import resource
 import signal
 import tempfile
@@ -77,6 +78,9 @@ def reason_of(stderr: str, returncode: int) -> str:
         stderr: What the process wrote.
         returncode: Its exit status.
     """
+    missing = re.search(r"No module named '([\w.]+)'", stderr)
+    if missing:
+        return f'needs the package {missing[1]}, which is not installed'
     lines = [line.strip() for line in stderr.splitlines() if line.strip()]
     errors = [line for line in lines if 'Error' in line.split(':')[0]]
     if returncode < 0:

@@ -10,9 +10,9 @@ from taskptq.prepare.products_report import count_text, percent
 FULL = 0.99
 HEAD = (
     '| host | family | config | MACs | both | one | none | off | SQNR '
-    '| same bits | file | seconds |'
+    '| plain | same bits | file | units | seconds |'
 )
-RULE = f'|{"---|" * 12}'
+RULE = f'|{"---|" * 14}'
 
 
 def summary(records: Iterable[Mapping[str, Any]]) -> str:
@@ -25,10 +25,13 @@ def summary(records: Iterable[Mapping[str, Any]]) -> str:
     measured = [r for r in records if 'macs' in r]
     complete = sum(r['macs']['both'] == r['macs']['total'] for r in measured)
     high = sum(r['macs']['share'] >= FULL for r in measured)
+    same = sum(r['same_bits'] for r in measured)
+    rebuilt = sum('units' in r for r in measured)
     return (
         f'{len(records)} families tried, {len(measured)} measured: {complete} '
         f'run all multiply-accumulates with both operands quantized, {high} '
-        f'at least {FULL:.0%} of them'
+        f'at least {FULL:.0%} of them; {same} give the same bits from '
+        f'their file; {rebuilt} were reconstructed'
     )
 
 
@@ -52,18 +55,26 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
         '- **both, one, none**: share of multiply-accumulates with so many '
         'operands quantized.',
         '- **off**: largest difference of the outputs with all quantizers '
-        'off, relative to the largest output.',
+        'off, relative to the largest output. Random weights amplify '
+        'rounding, and thresholds turn it into other boxes: in brackets, '
+        'the same in double precision, where it was large.',
         '- **SQNR**: signal to quantization noise of the outputs; of '
         'predictions, which noise reorders, where a model has no raw '
-        'outputs.',
+        'outputs. **plain**: the same of an independent quantizer of a few '
+        'lines, ranges by min and max of the image itself.',
         '- **same bits**: whether the file gives the same outputs.',
         '- **file**: its size relative to float32.',
+        '- **units**: of a reconstruction of two steps each, in brackets '
+        'those whose inputs needed a pass of the whole model; - where it '
+        'was not tried.',
+        '- **seconds**: of one core, all of the above.',
         '',
         HEAD,
         RULE,
         *map(_row, measured),
     ]
-    lines += _reasons(measured) + _failures(failed)
+    lines += _reasons(measured) + _unreconstructed(measured)
+    lines += _failures(failed)
     return '\n'.join(lines) + '\n'
 
 
@@ -72,20 +83,38 @@ def _row(record: Mapping[str, Any]) -> str:
     shares = [
         percent(macs[key], macs['total']) for key in ('both', 'one', 'none')
     ]
-    noise = record.get('sqnr')
     cells = [
         record['host'],
         record['family'],
         f'`{record["config"]}`',
         count_text(macs['total']),
         *shares,
-        f'{record["off_gap"]:.0e}',
-        '-' if noise is None else f'{noise:.1f} dB',
+        _off(record),
+        *(_decibels(record.get(key)) for key in ('sqnr', 'plain_sqnr')),
         'yes' if record['same_bits'] else '**no**',
         f'{record["file_ratio"]:.2f}',
+        _units(record),
         f'{record["seconds"]:.0f}',
     ]
     return f'| {" | ".join(cells)} |'
+
+
+def _off(record: Mapping[str, Any]) -> str:
+    text = f'{record["off_gap"]:.0e}'
+    double = record.get('off_gap_float64')
+    return text if double is None else f'{text} ({double:.0e})'
+
+
+def _decibels(noise: float | None) -> str:
+    return '-' if noise is None else f'{noise:.1f} dB'
+
+
+def _units(record: Mapping[str, Any]) -> str:
+    if 'reconstruction_failure' in record:
+        return '**failed**'
+    if 'units' not in record:
+        return '-'
+    return f'{record["units"]} ({record["breaks"]})'
 
 
 def _reasons(records: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -98,6 +127,15 @@ def _reasons(records: Iterable[Mapping[str, Any]]) -> list[str]:
     if not lines:
         return []
     return ['', '## What runs on float operands', '', *lines]
+
+
+def _unreconstructed(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f'- {record["family"]}: {record["reconstruction_failure"]}'
+        for record in records
+        if 'reconstruction_failure' in record
+    ]
+    return ['', '## Not reconstructed', '', *lines] if lines else []
 
 
 def _failures(records: Iterable[Mapping[str, Any]]) -> list[str]:

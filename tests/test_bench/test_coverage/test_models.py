@@ -15,6 +15,7 @@ from mmengine.config import Config
 
 from taskptq.bench.coverage.models import (
     build_offline,
+    double_precision,
     drawn_batch,
     output_tensors,
     predict,
@@ -91,3 +92,18 @@ def test_settings_are_copied() -> None:
     assert with_few_objects(test) == {
         'rpn': {'nms_pre': 100, 'nms': {'iou_threshold': 0.7}}
     }
+
+
+def test_boxes_are_suppressed_in_double_precision() -> None:
+    from mmcv.ops import nms
+
+    boxes = torch.tensor([[0, 0, 2, 2], [0, 0, 2, 2], [5, 5, 6, 6]])
+    scores = torch.tensor([0.5, 0.9, 0.7])
+    with double_precision():
+        dets, kept = nms(boxes.double(), scores.double(), 0.5)
+        assert torch.zeros(1).dtype is torch.float64
+    assert kept.tolist() == [1, 2]
+    assert dets.dtype is torch.float64
+    assert torch.zeros(1).dtype is torch.float32
+    with pytest.raises(RuntimeError):
+        nms(boxes.double(), scores.double(), 0.5)

@@ -12,6 +12,12 @@ pytest.importorskip('mmseg')
 
 from mmengine.config import Config
 
+from taskptq.bench.coverage import one
+from taskptq.bench.coverage.models import (
+    build_offline,
+    drawn_batch,
+    output_tensors,
+)
 from taskptq.bench.coverage.one import gap, measure, recipe_of, sqnr
 from tests.test_bench.test_coverage.test_models import SEGMENTOR
 
@@ -41,6 +47,20 @@ def test_models_that_take_long_are_not_reconstructed(tmp_path: Path) -> None:
     record = measure(config, sizes=[(64, 96)], steps=2, light_after=0)
     assert record['light'] is True
     assert 'units' not in record
+
+
+def test_large_gaps_are_looked_at_in_double_precision(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = build_offline(Config(SEGMENTOR), size=(32, 64))
+    batch = drawn_batch(model, size=(32, 64))
+    with torch.no_grad():
+        expected = output_tensors(model, batch)
+    monkeypatch.setattr(one, 'FAR', -1.0)
+    found = one.off_gaps(model, batch, expected)
+    assert found['off_gap_float64'] < 1e-9 < found['off_gap'] < 1e-4
+    assert torch.get_default_dtype() is torch.float32
+    assert expected[0].dtype is torch.float32
 
 
 def test_gap_of_other_shapes_is_infinite() -> None:

@@ -47,6 +47,12 @@ def test_failure_is_named(path: str, expected: str) -> None:
         ('', -9, 'ended by signal 9'),
         ('', 3, 'exit status 3'),
         ('Killed\n', 1, 'Killed'),
+        (
+            "ModuleNotFoundError: No module named 'timm'\n"
+            'ImportError: Failed to import custom modules\n',
+            1,
+            'needs the package timm, which is not installed',
+        ),
         ('ValueError: a\nlater line\n', 1, 'ValueError: a'),
     ],
 )

@@ -16,6 +16,9 @@ RECORD: dict[str, Any] = {
     },
     'off_gap': 2e-6,
     'sqnr': 31.7,
+    'plain_sqnr': 30.2,
+    'units': 12,
+    'breaks': 1,
     'same_bits': True,
     'file_ratio': 0.25,
     'seconds': 63.0,
@@ -30,6 +33,9 @@ FAILED = {
 def partly() -> dict[str, Any]:
     record = copy.deepcopy(RECORD)
     record |= {'family': 'gfl', 'sqnr': None, 'same_bits': False}
+    record |= {'off_gap': 0.5, 'off_gap_float64': 3e-12}
+    record['reconstruction_failure'] = 'not done after 3 s'
+    del record['units']
     record['macs'] |= {'both': 950, 'none': 50, 'share': 0.95}
     record['uncovered'] = [
         {
@@ -43,7 +49,8 @@ def partly() -> dict[str, Any]:
 def test_summary_counts_what_was_measured() -> None:
     assert summary([RECORD, partly(), FAILED]) == (
         '3 families tried, 2 measured: 1 run all multiply-accumulates with '
-        'both operands quantized, 1 at least 99% of them'
+        'both operands quantized, 1 at least 99% of them; 1 give the same '
+        'bits from their file; 1 were reconstructed'
     )
 
 
@@ -52,9 +59,11 @@ def test_every_family_has_a_row_or_a_reason() -> None:
     rows = [line for line in text.splitlines() if line.startswith('| mm')]
     assert [row.split(' | ')[1] for row in rows] == ['gfl', 'solov2']
     assert '100.0 %' in rows[1]
-    assert '31.7 dB | yes | 0.25 | 63 |' in rows[1]
+    assert '2e-06 | 31.7 dB | 30.2 dB | yes | 0.25 | 12 (1) |' in rows[1]
     assert '95.0 %' in rows[0]
-    assert '| - | **no** |' in rows[0]
+    assert '| 5e-01 (3e-12) | - | 30.2 dB | **no** |' in rows[0]
+    assert '| **failed** |' in rows[0]
+    assert '- gfl: not done after 3 s' in text
     assert '- gfl, 5.00%: `bbox_head.integral` (Integral)' in text
     assert '- mmseg vpd (`vpd.py`): ImportError: no ldm' in text
 
