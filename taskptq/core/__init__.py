@@ -2,6 +2,7 @@
 
 from taskptq.core.analytic_clip import ACIQObserver
 from taskptq.core.config import QuantizerConfig
+from taskptq.core.latent_weight import LatentWeight
 from taskptq.core.learned_rounding import LearnedRounding
 from taskptq.core.observers import (
     HistogramObserver,
@@ -29,6 +30,7 @@ __all__ = [
     'HistogramObserver',
     'KLObserver',
     'LSQQuantizer',
+    'LatentWeight',
     'LearnedRounding',
     'MSEObserver',
     'MinMaxObserver',

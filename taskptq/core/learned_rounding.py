@@ -126,6 +126,9 @@ class LearnedRounding(nn.Module):
         h = torch.where(up, share, 1 - share).to(self.alpha.dtype)
         self.alpha.copy_(inverse_rectified_sigmoid(h))
 
+    def settle(self, quantizer: AffineQuantizer) -> None:
+        """Give the quantizer what was learned besides codes: nothing here."""
+
     def regularization(self, beta: float) -> Tensor:
         """Return mean(1 - |2 h - 1|^beta) over weights (AdaRound, Eq. 24)."""
         return rounding_penalty(self.alpha, beta)

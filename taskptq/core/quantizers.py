@@ -206,6 +206,10 @@ class AffineQuantizer(Quantizer):
     def _set_scale(self, scale: Tensor) -> None:
         self.scale = scale
 
+    def set_scale(self, scale: Tensor) -> None:
+        """Set the scale alone, shaped like the one before."""
+        self._set_scale(scale.reshape(self.scale.shape))
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, with a straight-through gradient."""
         return fake_quantize(x, **self.parameters_of_grid())

@@ -31,6 +31,8 @@ Forward = Callable[[nn.Module, Any], Any]
 
 HALF = (torch.float16, torch.bfloat16)
 PLAIN_LOSS = 'MSEReconLoss'
+# Losses that take whatever outputs a model has.
+PLAIN_LOSSES = (PLAIN_LOSS, 'OutputErrorLoss')
 # Errors of a model that does not take its batch.
 CALL_ERRORS = (
     ArithmeticError,
@@ -263,7 +265,7 @@ def choose_adapter(model: nn.Module, run: Forward, recipe: Recipe) -> Any:
         'network_steps'
     )
     kind = str(loss.get('type', PLAIN_LOSS)).rpartition('.')[2]
-    if on_network and kind != PLAIN_LOSS:
+    if on_network and kind not in PLAIN_LOSSES:
         raise SettingError(
             'recipe',
             f': its loss {kind} needs the named heads of an adapter, and '

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taskptq.core import (
     AffineQuantizer,
+    LatentWeight,
     LearnedRounding,
     Quantizer,
     QuantizerConfig,
@@ -219,6 +220,22 @@ class QuantModule(nn.Module):
             )
         self._biases[parameter] = bias.to(own)
 
+    def start_bias(self, parameter: str) -> nn.Parameter | None:
+        """Return the bias to train with a quantized weight, if it has one.
+
+        ``finish_rounding`` keeps what was learned.
+        """
+        own = self._biases.get(parameter, self.bias_of(parameter))
+        if own is None:
+            return None
+        bias = nn.Parameter(own.detach().clone())
+        self._biases[parameter] = bias
+        return bias
+
+    def forget_biases(self) -> None:
+        """Go back to the float biases."""
+        self._biases.clear()
+
     @property
     def corrected_biases(self) -> dict[str, Tensor]:
         """Corrected biases, by the name of their weight."""
@@ -234,13 +251,20 @@ class QuantModule(nn.Module):
             quantizer.observer.observe(getattr(self, parameter))
             quantizer.calibrate()
 
-    def start_rounding(self) -> dict[str, LearnedRounding]:
-        """Attach learned rounding to each weight; return it by parameter."""
+    def start_rounding(
+        self, *, latent: bool = False
+    ) -> dict[str, LearnedRounding]:
+        """Attach learned rounding to each weight; return it by parameter.
+
+        Args:
+            latent: Let codes move freely, and scales with them.
+        """
+        kind = LatentWeight if latent else LearnedRounding
         for parameter, _ in self.active_slots():
             quantizer = self.weight_quantizer_of(parameter)
             if quantizer is not None and quantizer.calibrated:
                 weight = getattr(self, parameter)
-                self._roundings[parameter] = LearnedRounding(quantizer, weight)
+                self._roundings[parameter] = kind(quantizer, weight)
         return dict(self._roundings)
 
     @property
@@ -256,9 +280,13 @@ class QuantModule(nn.Module):
 
     @torch.no_grad()
     def finish_rounding(self) -> None:
-        """Fix the hard-rounded codes; the float weights are kept too."""
+        """Fix what was learned; the float weights and biases are kept too."""
         for parameter, rounding in self._roundings.items():
+            quantizer = self.weight_quantizer_of(parameter)
+            assert quantizer is not None
+            rounding.settle(quantizer)
             self.set_codes(parameter, rounding.codes())
+        self._biases = {k: v.detach() for k, v in self._biases.items()}
         self._roundings.clear()
 
     @torch.no_grad()

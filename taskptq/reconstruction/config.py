@@ -40,6 +40,7 @@ NETWORK_SETTINGS = (
     'beta_end',
     'patience',
     'straight_through',
+    'latent_weights',
     'keep_better',
 )
 
@@ -65,8 +66,14 @@ class ReconstructionConfig:
         straight_through: Round hard in the forward pass, without a penalty:
             a whole network of soft roundings can fit the float one while
             few of them are settled.
+        latent_weights: Train codes that may move freely, scales of weights
+            and biases as well (:class:`LatentWeight`), hard in the forward
+            pass: quantization-aware training towards the float model.
+            ``scale_lr`` is the rate of scales and biases.
         network_batch_size: Images per minibatch on the whole network; None
             uses whole calibration batches.
+        network_optional: Leave these steps out, with a warning, where the
+            model's outputs cannot be compared or differentiated.
         keep_better: Measure the loss of all calibration batches before and
             after the steps on the whole network, and undo the steps unless
             it fell. Takes two passes over the set.
@@ -126,7 +133,9 @@ class ReconstructionConfig:
     network_batch_size: int | None = setting(
         None, Whole(low=1, high=MAX_BATCH, optional=True)
     )
+    network_optional: bool = setting(False, Flag())
     straight_through: bool = setting(False, Flag())
+    latent_weights: bool = setting(False, Flag())
     keep_better: bool = setting(False, Flag())
     network: Mapping[str, Any] = setting(rule=Table(), factory=dict)
     batch_size: int = setting(8, Whole(low=1, high=MAX_BATCH))
@@ -177,14 +186,14 @@ class ReconstructionConfig:
                 self.network_steps,
                 "give 0, or choose scope='layer' or 'block'",
             )
-        if self.network_steps and self.rounding == 'gptq':
+        if self.latent_weights and self.rounding != 'adaround':
             raise refuse(
-                steps,
-                self.network_steps,
-                "give 0, as they cannot follow rounding='gptq', or choose "
-                "rounding='adaround' or 'nearest'",
+                'reconstruction.latent_weights',
+                True,
+                "only learned weights move: choose rounding='adaround', or "
+                'set it in reconstruction.network',
             )
-        for name in ('network_train', 'keep_better'):
+        for name in ('network_train', 'network_optional', 'keep_better'):
             value = getattr(self, name)
             if value and not (self.network_steps or self.scope == 'network'):
                 raise refuse(
@@ -245,6 +254,20 @@ class ReconstructionConfig:
         return 'gptq' in (self.rounding, self.start)
 
     @property
+    def rounds_hard(self) -> bool:
+        """Whether the forward pass of training has no soft roundings."""
+        return self.straight_through or self.latent_weights
+
+    @property
+    def moves_weight_ranges(self) -> bool:
+        """Whether weights may end in other ranges than calibrated ones."""
+        return bool(
+            self.output_ranges
+            or self.latent_weights
+            or self.network.get('latent_weights')
+        )
+
+    @property
     def reads_both_models(self) -> bool:
         """Whether closed-form steps compare the two models' inputs."""
         return bool(
@@ -278,6 +301,8 @@ class ReconstructionConfig:
         return replace(
             self,
             scope='network',
+            # Solved roundings are where learned ones start.
+            rounding='nearest' if self.rounding == 'nearest' else 'adaround',
             steps=self.network_steps,
             network_steps=0,
             network={},
@@ -297,6 +322,7 @@ class ReconstructionConfig:
             network_steps=0,
             network_train=(),
             network_batch_size=None,
+            network_optional=False,
             keep_better=False,
             network={},
         )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,16 @@ from taskptq.reconstruction.rounding.learned import (
 )
 
 logger = logging.getLogger('taskptq')
+
+# What keeps the outputs of a model of any class from being trained on.
+NOT_TRAINABLE = (
+    AttributeError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 class NetworkData:
@@ -255,6 +265,28 @@ def train_network(
         cache.close()
     result.seconds = time.perf_counter() - start
     return result
+
+
+@contextmanager
+def optional_steps(model: nn.Module, *, optional: bool) -> Iterator[None]:
+    """Go on with the model as it was if steps on the network are impossible.
+
+    Args:
+        model: Its units are rounded.
+        optional: ``reconstruction.network_optional``; without it, errors
+            pass.
+    """
+    before = Snapshot(Unit('', model)) if optional else None
+    try:
+        yield
+    except NOT_TRAINABLE as error:
+        if before is None:
+            raise
+        before.restore()
+        logger.warning(
+            'The steps on the network are left out: %s',
+            ' '.join(str(error).split()) or type(error).__name__,
+        )
 
 
 def _check_trunks(

@@ -30,7 +30,11 @@ from taskptq.reconstruction.capture.provenance import (
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import MSEReconLoss, ReconLoss
-from taskptq.reconstruction.network import train_network, trained_layers
+from taskptq.reconstruction.network import (
+    optional_steps,
+    train_network,
+    trained_layers,
+)
 from taskptq.reconstruction.position_weights import (
     PositionWeights,
     find_position_weights,
@@ -228,7 +232,8 @@ class _Run:
     ) -> None:
         """Train the whole network after all units."""
         config = self.config.of_network()
-        self._network(len(report.units), config, states, report, progress)
+        with optional_steps(self.model, optional=config.network_optional):
+            self._network(len(report.units), config, states, report, progress)
 
     def _plans(self) -> tuple[list[Plan], list[str]]:
         layers = {name for name, _ in quant_modules(self.model)}

@@ -61,7 +61,7 @@ class UnitStates:
     ) -> None:
         self.folder = folder
         self.digest = ''
-        self.free_ranges = config.output_ranges
+        self.free_ranges = config.moves_weight_ranges
         if folder is not None:
             run = [num_batches, num_ranks(), _description(loss)]
             self.digest = _digest(model, config, run)

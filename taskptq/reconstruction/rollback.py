@@ -56,12 +56,15 @@ class Snapshot:
     def restore(self) -> None:
         """Restore the codes, biases and ranges."""
         layers = dict(self.unit.layers())
-        for (name, parameter), codes in self.codes.items():
-            layers[name].set_codes(parameter, codes)
-        for (name, parameter), bias in self.biases.items():
-            layers[name].set_bias(parameter, bias)
+        # First, as codes become values by the ranges.
         for name, quantizer in quantizers(self.unit.module):
             quantizer.load_state_dict(self.ranges[name])
+        for (name, parameter), codes in self.codes.items():
+            layers[name].set_codes(parameter, codes)
+        for layer in layers.values():
+            layer.forget_biases()
+        for (name, parameter), bias in self.biases.items():
+            layers[name].set_bias(parameter, bias)
 
 
 def keep_better(

@@ -315,3 +315,23 @@ def test_projections_share_one_corrected_bias():
         after = quant(x, x, x)[0]
     expected = before + quant.out_proj.weight.detach().sum(dim=1)
     torch.testing.assert_close(after, expected)
+
+
+def test_a_bias_trains_and_stays(case):
+    _, quant, x = case
+    quant.calibrate_weights()
+    bias = quant.start_bias('weight')
+    if quant.bias is None:
+        assert bias is None
+        return
+    with quantizing(quant):
+        quant(x).sum().backward()
+    assert bool((bias.grad != 0).any())
+    with torch.no_grad():
+        bias += 1
+    quant.finish_rounding()
+    (kept,) = quant.corrected_biases.values()
+    assert not kept.requires_grad
+    torch.testing.assert_close(kept, quant.bias.detach() + 1)
+    quant.forget_biases()
+    assert not quant.corrected_biases

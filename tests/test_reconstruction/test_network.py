@@ -374,9 +374,106 @@ def test_network_steps_need_an_adapter(quantized, quick, forward):
     [
         {'network_steps': -1},
         {'network_steps': 5, 'scope': 'network'},
-        {'network_steps': 5, 'rounding': 'gptq'},
     ],
 )
 def test_network_steps_that_cannot_be(settings):
     with pytest.raises(ValueError, match='network_steps='):
         ReconstructionConfig.from_dict(settings)
+
+
+LATENT = {
+    'network_steps': 40,
+    'network': {
+        'latent_weights': True,
+        'weight_lr': 0.05,
+        'scale_lr': 2e-3,
+        'learn_scales': False,
+        'drop_prob': 0.0,
+        'keep_better': True,
+    },
+}
+
+
+def has_bias(module):
+    return module.bias_of() is not None
+
+
+def scales_of(model):
+    return {
+        name: module.weight_quantizer_of('weight').scale.detach().clone()
+        for name, module in quant_modules(model)
+    }
+
+
+def test_latent_weights_train_codes_scales_and_biases(
+    quantized, quick, forward
+):
+    """They start where GPTQ ended, and end closer to the float model."""
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+    model = quantized('conv', batches, bits=3)
+    before = scales_of(model)
+    report = reconstruct(
+        model,
+        batches,
+        quick(rounding='gptq', **LATENT),
+        forward=forward,
+        adapter=Adapter(),
+        progress=False,
+    )
+    last = report.units[-1]
+    assert not last.taken_back
+    assert last.set_loss_end < 0.8 * last.set_loss_start
+    assert 0 < last.flipped < 0.5
+    after = scales_of(model)
+    assert all(not torch.equal(before[n], after[n]) for n in before)
+    for _, module in quant_modules(model):
+        biases = module.corrected_biases
+        assert set(biases) == ({'weight'} if has_bias(module) else set())
+        assert not any(bias.requires_grad for bias in biases.values())
+        assert not module.roundings
+        with quantizing(module):
+            weight = module.quantized_weight()
+        quantizer = module.weight_quantizer_of('weight')
+        on_grid = quantizer.dequantize(quantizer.quantize(weight))
+        torch.testing.assert_close(weight, on_grid)
+
+
+def test_latent_steps_that_do_harm_leave_no_trace(quantized, quick, forward):
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+    results = []
+    for steps in ({}, {**LATENT}):
+        if steps:
+            steps['network'] = {**steps['network'], 'weight_lr': 20.0}
+        model = quantized('conv', batches, bits=3)
+        report = reconstruct(
+            model,
+            batches,
+            quick(rounding='gptq', **steps),
+            forward=forward,
+            adapter=Adapter(),
+            progress=False,
+        )
+        with torch.no_grad(), quantizing(model):
+            results.append(model(batches[0]))
+    assert report.units[-1].taken_back
+    torch.testing.assert_close(results[0], results[1])
+
+
+class NoOutputs(Adapter):
+    def forward_heads(self, model, batch):
+        raise NotImplementedError('this class has no heads')
+
+
+def test_optional_steps_are_left_out(quantized, quick, forward, caplog):
+    batches = tiny_batches('conv')
+    for optional in (True, False):
+        model = quantized('conv', batches)
+        settings = quick(rounding='gptq', network_optional=optional, **LATENT)
+        run = {'forward': forward, 'adapter': NoOutputs(), 'progress': False}
+        if optional:
+            report = reconstruct(model, batches, settings, **run)
+            assert report.units[-1].name
+            assert 'left out: this class has no heads' in caplog.text
+        else:
+            with pytest.raises(NotImplementedError):
+                reconstruct(model, batches, settings, **run)

@@ -21,6 +21,8 @@ from taskptq.reconstruction.losses import Outputs, ReconContext, ReconLoss
 
 # Steps between checks of the loss and the roundings (each costs a sync).
 CHECK_EVERY = 25
+# Of a bias, for its learning rate: one that is 0 may have to move as well.
+LEAST_MAGNITUDE = 1e-3
 # Field -> its name in state files and results, where older files have it too.
 STORED_NAMES = {'settled': 'decided', 'flipped': 'turned'}
 
@@ -180,12 +182,14 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
     learned = _Learned()
     if config.rounding == 'adaround':
         for _, module in unit.layers():
-            found = _start_rounding(module)
+            found = _start_rounding(module, latent=config.latent_weights)
             for rounding in found:
-                rounding.straight_through = config.straight_through
+                rounding.straight_through = config.rounds_hard
             learned.roundings.extend(found)
             # int16 holds 8-bit codes, signed or not.
             learned.began.extend(r.codes().to(torch.int16) for r in found)
+            if config.latent_weights:
+                _attach_others(module, learned)
     if config.learn_scales:
         for name, quantizer in quantizers(unit.module):
             owner = unit.qualified(name.rpartition('.')[0])
@@ -199,10 +203,23 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
     return learned
 
 
-def _start_rounding(module: QuantModule) -> list[LearnedRounding]:
+def _attach_others(module: QuantModule, learned: _Learned) -> None:
+    """Train the scales and biases of weights that train themselves."""
+    for parameter, rounding in module.roundings.items():
+        bias = module.start_bias(parameter)
+        for value in (rounding.scale, bias):
+            if isinstance(value, nn.Parameter):
+                learned.scales.append(value)
+                size = float(value.detach().abs().mean())
+                learned.magnitudes.append(max(size, LEAST_MAGNITUDE))
+
+
+def _start_rounding(
+    module: QuantModule, *, latent: bool
+) -> list[LearnedRounding]:
     """Attach roundings; start from the codes of an earlier phase, if any."""
     earlier = {name: module.codes(name) for name in module.rounded_parameters}
-    roundings = module.start_rounding()
+    roundings = module.start_rounding(latent=latent)
     for name, codes in earlier.items():
         if name in roundings:
             roundings[name].lean_towards(codes)
@@ -327,11 +344,7 @@ class _Trainer:
         """
         config = self.config
         start = config.warmup * config.steps
-        if (
-            step < start
-            or config.straight_through
-            or not self.learned.roundings
-        ):
+        if step < start or config.rounds_hard or not self.learned.roundings:
             return
         if self.penalty_weight is None:
             recent = torch.stack([*self.recent, value]).mean()
