@@ -31,6 +31,7 @@ from taskptq.prepare.product_owners import (
 from taskptq.prepare.product_rows import add_own_products
 from taskptq.prepare.qconfig import QConfig
 from taskptq.prepare.report import SwapReport
+from taskptq.prepare.subnormal import flush_subnormal
 from taskptq.prepare.swap import Swapped, apply_plans, plan_swap
 from taskptq.prepare.tree import is_scripted, open_modules
 from taskptq.prepare.verify import LocalChecks
@@ -80,6 +81,7 @@ def prepare(
     agree = agree or accept_all
     recorded = None if decisions is None else decisions.products
     plans = plan_swap(model, qconfig)
+    flush_subnormal(model)
     checks = None
 
     def run() -> Any:
@@ -96,6 +98,7 @@ def prepare(
             )
     norms = {norm: model.get_submodule(norm) for _, norm in decisions.folded}
     swapped = _apply(model, qconfig, decisions)
+    flush_subnormal(model)  # products of small weights and small scales
     find = finding_owners(model, qconfig, kept=decisions.left_float)
     if checks is not None:
         with _aside(model), float_only(model), find:

@@ -1,0 +1,49 @@
+"""Weights too small to matter, which slow a CPU down a hundred times."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from torch import nn
+
+__all__ = ['flush_subnormal']
+
+logger = logging.getLogger('taskptq')
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@torch.no_grad()
+def flush_subnormal(model: nn.Module) -> int:
+    """Set subnormal parameters to zero, in place.
+
+    Weight decay drives the weights of dead channels below the smallest
+    normal float32, 1.2e-38. A CPU multiplies such values in microcode, up to
+    a hundred times as slowly, and their products vanish beside any other.
+
+    Args:
+        model: Any.
+
+    Returns:
+        How many values changed.
+    """
+    changed = total = 0
+    for parameter in model.parameters():
+        if parameter.is_meta or not parameter.is_floating_point():
+            continue
+        values = parameter.detach()
+        total += values.numel()
+        small = (values.abs() < TINY) & (values != 0)
+        if count := int(small.sum()):
+            values.masked_fill_(small, 0.0)
+            changed += count
+    if changed:
+        logger.info(
+            '%d of %d weights are subnormal (below %.2g), which is slow on a '
+            'CPU and changes nothing: set to 0',
+            changed,
+            total,
+            TINY,
+        )
+    return changed
