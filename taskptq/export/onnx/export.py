@@ -34,6 +34,7 @@ from taskptq.export.onnx.passes import (
     move_weights,
     spread_biases,
 )
+from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.targets import find_target
 from taskptq.export.onnx.verification import verify_file
@@ -131,6 +132,7 @@ def export_onnx(
     fold_shapes(graph)
     move_weights(graph)
     if rules.completes:
+        merge_patches(graph)
         fold_read_scales(graph)
         fold_written_scales(graph)
         multiply_scales(graph)
