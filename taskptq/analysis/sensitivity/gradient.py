@@ -29,6 +29,7 @@ from taskptq.analysis.sensitivity.points import (
     small_batches,
     view_points,
 )
+from taskptq.analysis.sensitivity.products import error_products
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.analysis.sensitivity.trace import weights_of
 from taskptq.calibration.batches import batch_length
@@ -261,10 +262,9 @@ class _Pass:
     def _add(self, name: str, value: Tensor, gradient: Tensor) -> None:
         """Add the products of a gradient with each candidate's error."""
         rows = self._images if value.shape[0] % self._images == 0 else 1
-        flat = gradient.reshape(rows, -1).float()
         for bits, rounded in self.grids[name].items():
-            error = (rounded(value) - value).reshape(rows, -1).float()
-            self._note(name, bits, torch.linalg.vecdot(flat, error))
+            dots = error_products(value, gradient, rounded=rounded, rows=rows)
+            self._note(name, bits, dots)
 
     @torch.no_grad()
     def _add_weights(self, gradients: Sequence[Tensor | None]) -> None:
@@ -274,8 +274,10 @@ class _Pass:
             if gradient is None:
                 continue
             for bits, rounded in self.grids[name].items():
-                error = rounded(weight) - weight
-                self._note(name, bits, (gradient * error).sum()[None])
+                dots = error_products(
+                    weight, gradient, rounded=rounded, rows=1
+                )
+                self._note(name, bits, dots)
 
     def _note(self, name: str, bits: int, dots: Tensor) -> None:
         """Add g . e of one call; a layer may be called more than once."""
@@ -289,7 +291,7 @@ class _Pass:
 
     def _square(self) -> None:
         for key, dots in self._dots.items():
-            squares = float(dots.double().square().sum()) / self.num_probes
+            squares = float(dots.square().sum()) / self.num_probes
             self._totals[key] = self._totals.get(key, 0.0) + squares
         self._dots.clear()
 

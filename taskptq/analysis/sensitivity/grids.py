@@ -9,11 +9,17 @@ import torch
 from torch import Tensor
 
 from taskptq.analysis.sensitivity.survey import TensorSurvey
-from taskptq.core import Quantizer
+from taskptq.core import AffineQuantizer, LSQQuantizer, Quantizer
 from taskptq.core.functional import fake_quantize, range_to_affine
 from taskptq.core.search import search_range
 
-__all__ = ['AffineGrid', 'Rounder', 'candidate_grids', 'check_candidates']
+__all__ = [
+    'AffineGrid',
+    'Rounder',
+    'as_grid',
+    'candidate_grids',
+    'check_candidates',
+]
 
 Rounder = Callable[[Tensor], Tensor]
 # Above these bits a search gains nothing: the full range is taken.
@@ -51,6 +57,21 @@ class AffineGrid:
             quant_max=self.quant_max,
             ch_axis=self.ch_axis,
         )
+
+
+def as_grid(rounded: Rounder) -> AffineGrid | None:
+    """Return the fixed uniform grid that a function rounds to, if any."""
+    if isinstance(rounded, AffineGrid):
+        return rounded
+    owner = getattr(rounded, '__self__', None)
+    # Subclasses may round otherwise.
+    if (
+        not isinstance(owner, AffineQuantizer)
+        or type(owner) not in (AffineQuantizer, LSQQuantizer)
+        or owner.scale.requires_grad
+    ):
+        return None
+    return AffineGrid(**owner.parameters_of_grid())
 
 
 def check_candidates(candidates: Sequence[int]) -> tuple[int, ...]:
