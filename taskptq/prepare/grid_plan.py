@@ -33,6 +33,7 @@ class Operator:
         inputs: Names of the tensors it reads, without constants.
         outputs: Names of the tensors it computes.
         per_channel: Of a quantizer, whether channels have scales.
+        adds: Of a sum, whether it adds its inputs to each other.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Operator:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     per_channel: bool = False
+    adds: bool = False
 
 
 @dataclass(kw_only=True)
@@ -92,6 +94,36 @@ def plan_grids(
     plan = _Plan(operators, outputs=set(outputs), keep_float=set(keep_float))
     plan.want_products()
     plan.want_sums(gates=set(gates))
+    return list(plan.shared())
+
+
+def plan_residuals(operators: Sequence[Operator]) -> list[SharedGrid]:
+    """Return grids of what is added to the outputs of convolutions.
+
+    TensorRT makes a sum part of the convolution in front of it if the other
+    side is in integers. Its readers share the grid.
+
+    Args:
+        operators: In order of execution.
+    """
+    plan = _Plan(operators, outputs=set(), keep_float=set())
+
+    def is_product(name: str) -> bool:
+        producer = plan.producer.get(name)
+        return (
+            producer is not None
+            and producer.kind == PRODUCT
+            and len(plan.readers[name]) == 1
+        )
+
+    for operator in operators:
+        if not operator.adds or len(operator.inputs) != 2:
+            continue
+        first, second = operator.inputs
+        if is_product(first):
+            plan.want(second)
+        elif is_product(second):
+            plan.want(first)
     return list(plan.shared())
 
 

@@ -21,7 +21,11 @@ from taskptq.modules.base import build_quantizer
 from taskptq.modules.conv import QuantConv2d
 from taskptq.modules.linear import QuantLinear
 from taskptq.modules.output_grid import CHILD, add_output_grid
-from taskptq.prepare.grid_plan import SharedGrid, plan_grids
+from taskptq.prepare.grid_plan import (
+    SharedGrid,
+    plan_grids,
+    plan_residuals,
+)
 from taskptq.prepare.output_trace import Trace, trace_operators
 from taskptq.prepare.qconfig import QConfig
 
@@ -64,17 +68,21 @@ def find_output_grids(
     Args:
         model: Prepared model; its quantizers are switched off.
         run: Runs it once on a batch.
-        runtime: Name of the runtime; only ONNX Runtime needs them.
+        runtime: Name of the runtime; OpenVINO needs none.
     """
-    if runtime != 'onnxruntime':
+    if runtime not in ('onnxruntime', 'tensorrt'):
         return []
     with float_only(model):
         trace = trace_operators(model, run)
-    plan = plan_grids(trace.operators, outputs=trace.outputs)
+    if runtime == 'tensorrt':
+        plan = plan_residuals(trace.operators)
+    else:
+        plan = plan_grids(trace.operators, outputs=trace.outputs)
+        plan = [shared for shared in plan if not shared.free]
     found: list[OutputGrid] = []
     for shared in plan:
         modules = _modules_of(shared, trace)
-        if shared.free or not modules:
+        if not modules:
             continue
         grid = OutputGrid(
             modules=modules,

@@ -67,6 +67,14 @@ KINDS: dict[Any, str] = {
     Tensor.mul: SMOOTH,
     Tensor.__mul__: SMOOTH,
 }
+ADDITIONS = (
+    torch.add,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__radd__,
+    Tensor.__iadd__,
+)
 
 
 @dataclass(kw_only=True)
@@ -144,7 +152,9 @@ class _Following(TorchFunctionMode):
         outputs = [x for x in tree_leaves(out) if isinstance(x, Tensor)]
         if outputs and inputs:
             names = tuple(self._name(x) for x in outputs)
-            self._add(kind_of(func, args, kwargs), inputs, names)
+            kind = kind_of(func, args, kwargs)
+            adds = kind == SUM and func in ADDITIONS
+            self._add(kind, inputs, names, adds=adds)
         return out
 
     @contextmanager
@@ -217,6 +227,7 @@ class _Following(TorchFunctionMode):
         outputs: tuple[str, ...],
         *,
         name: str = '',
+        adds: bool = False,
     ) -> None:
         # A quantizer that runs for several tensors is several operators.
         number = len(self.trace.operators)
@@ -226,6 +237,7 @@ class _Following(TorchFunctionMode):
                 kind=kind,
                 inputs=inputs,
                 outputs=outputs,
+                adds=adds,
             )
         )
 

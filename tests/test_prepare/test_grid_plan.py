@@ -12,6 +12,7 @@ from taskptq.prepare.grid_plan import (
     Operator,
     gated_tensors,
     plan_grids,
+    plan_residuals,
 )
 
 
@@ -53,6 +54,20 @@ def test_both_sides_of_a_residual_sum_and_the_sum_are_wanted():
         op(OTHER, 'relu', 'y'),
     ]
     assert sources(block) == [('stem',), ('branch',), ('relu',)]
+
+
+@pytest.mark.parametrize('sides', ['branch stem', 'stem branch'])
+def test_what_a_convolution_adds_gets_a_grid(sides):
+    block = [
+        op(ABSORBED, 'in', 'stem'),
+        op(GRID, 'stem', 'q'),
+        op(PRODUCT, 'q', 'branch'),
+        op(SUM, sides, 'sum', adds=True),
+        op(SUM, 'sum stem', 'concatenated'),
+        op(SUM, 'sum stem', 'added', adds=True),
+    ]
+    (grid,) = plan_residuals(block)
+    assert (grid.sources, grid.replaced) == (['stem'], [f'{GRID}:q'])
 
 
 def test_a_sum_with_a_float_side_stays_float():

@@ -46,9 +46,17 @@ def test_readers_of_fewer_bits_keep_their_own_grid():
     assert model.layer2.conv1.input_quantizer.spec.num_bits == 4
 
 
-@pytest.mark.parametrize(
-    'qconfig', [{}, {'deploy': 'openvino'}, {'deploy': 'tensorrt'}]
-)
+def test_tensorrt_adds_what_is_on_a_grid():
+    model, decisions, _ = prepared({'deploy': 'tensorrt'})
+    modules = [m for grid in decisions.outputs for m in grid['modules']]
+    # No module of its own returns what the first block adds.
+    assert modules == ['layer2.shortcut.0']
+    spec = model.layer2.shortcut[0].output_quantizer.spec
+    assert spec.symmetric
+    assert spec.signed
+
+
+@pytest.mark.parametrize('qconfig', [{}, {'deploy': 'openvino'}])
 def test_other_recipes_get_none(qconfig):
     _, decisions, _ = prepared(qconfig)
     assert decisions.outputs == ()

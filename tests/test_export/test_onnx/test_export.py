@@ -115,6 +115,24 @@ def test_tensorrt_gets_signed_grids_around_zero(exported):
     assert all(v.dtype == np.int8 for v in integers.values())
 
 
+def test_tensorrt_adds_a_residual_on_a_grid_to_a_convolution(exported):
+    found = exported(target='tensorrt', qconfig={'deploy': 'tensorrt'})
+    graph = onnx.load(str(found.path)).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    sums = [
+        [makers[name] for name in node.input]
+        for node in graph.node
+        if node.op_type == 'Add' and all(x in makers for x in node.input)
+    ]
+    kinds = [sorted(node.op_type for node in sides) for sides in sums]
+    # The first adds what a function returned, which has no grid of its own.
+    assert kinds == [['Conv', 'Relu'], ['Conv', 'DequantizeLinear']]
+    # Biases are floats there.
+    types = {tensor.data_type for tensor in graph.initializer}
+    assert onnx.TensorProto.INT32 not in types
+    assert found.report.added == {}
+
+
 def test_the_file_runs_in_a_plain_session(exported):
     found = exported('transformer')
     plain = onnxruntime.InferenceSession(
