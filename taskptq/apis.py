@@ -114,6 +114,7 @@ def export_onnx(
     opset: int = 21,
     float_model: bool = False,
     num_images: int = 16,
+    gate_limit: float | None = None,
     trust_checkpoint: bool = False,
 ) -> list[Any]:
     """Write a quantized (or float) model as ONNX files that a runtime runs.
@@ -132,6 +133,9 @@ def export_onnx(
         num_images: Training images on which grids that the runtime needs and
             the model lacks are calibrated; 0 exports without data, then
             ``size`` is needed.
+        gate_limit: Least signal to noise ratio, in dB, with which SiLU and
+            its kin run in integers in ONNX Runtime; higher is more precise
+            and slower. None is 24.
         trust_checkpoint: See :func:`quantize`.
 
     Returns:
@@ -168,6 +172,7 @@ def export_onnx(
         size=size,
         dynamic=dynamic,
         opset=opset,
+        gate_limit=gate_limit,
     )
 
 

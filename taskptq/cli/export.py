@@ -75,6 +75,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         'lacks; 0 needs no data but --size (default: %(default)s)',
     )
     parser.add_argument(
+        '--gate-limit',
+        type=float,
+        metavar='DB',
+        help='least precision, in dB, with which SiLU and its kin run in '
+        'integers in ONNX Runtime: higher is more precise and slower '
+        '(default: 24)',
+    )
+    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='unpickle a checkpoint that is not plain, which runs code that '
@@ -125,6 +133,7 @@ def main(argv: list[str] | None = None) -> None:
             opset=args.opset,
             float_model=args.float_model,
             num_images=args.num_images,
+            gate_limit=args.gate_limit,
             trust_checkpoint=args.trust_checkpoint,
         )
     for report in reports:

@@ -40,6 +40,7 @@ def export_parts(
     opset: int,
     calibration: Sequence[Mapping[str, Any]] = (),
     pipeline: Sequence[Mapping[str, Any]] | None = None,
+    gate_limit: float | None = None,
 ) -> list[Any]:
     """Write the files of a model's network parts.
 
@@ -53,6 +54,7 @@ def export_parts(
         calibration: Preprocessed batches for grids that a runtime needs and
             the model lacks.
         pipeline: Transforms of the test set.
+        gate_limit: See ``taskptq.apis.export_onnx``.
 
     Returns:
         The report of each file.
@@ -63,6 +65,7 @@ def export_parts(
     """
     from taskptq.export.onnx import export_onnx
 
+    options = {} if gate_limit is None else {'gate_limit': gate_limit}
     dynamic = meta.input_size is None
     cut = parts_of(model)
     parts = cut.parts(data, dynamic=dynamic)
@@ -91,6 +94,7 @@ def export_parts(
                 opset=opset,
                 metadata=replace(meta, part=part.name).to_texts(),
                 calibration=given.get(part.name, ()),
+                **options,
             )
             check_free_sizes(part, path)
             reports.append(report)
@@ -183,6 +187,7 @@ def export_from_config(
     size: tuple[int, int] | None,
     dynamic: bool,
     opset: int,
+    gate_limit: float | None = None,
 ) -> list[Any]:
     """Export the model of a config; see ``taskptq.apis.export_onnx``.
 
@@ -196,6 +201,7 @@ def export_from_config(
         size: Height and width of the images.
         dynamic: Whether they are free.
         opset: Version of the operators.
+        gate_limit: Least precision of integer gates, in dB.
     """
     if size is None and not len(batches):
         raise ValueError(
@@ -226,6 +232,7 @@ def export_from_config(
         opset=opset,
         calibration=[] if source.facts()['recipe'] == FLOAT else calibration,
         pipeline=test_pipeline(config),
+        gate_limit=gate_limit,
     )
 
 
