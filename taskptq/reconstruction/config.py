@@ -29,6 +29,13 @@ STARTS = ('nearest', 'gptq')
 # More steps would take months, so they must be a mistake.
 MAX_STEPS = 10_000_000
 MAX_BATCH = 1 << 16
+# Without steps on the network nothing would use these.
+ONLY_NETWORK = (
+    'network_train',
+    'network_optional',
+    'vary_images',
+    'keep_better',
+)
 NETWORK_SETTINGS = (
     'weight_lr',
     'scale_lr',
@@ -74,6 +81,9 @@ class ReconstructionConfig:
             uses whole calibration batches.
         network_optional: Leave these steps out, with a warning, where the
             model's outputs cannot be compared or differentiated.
+        vary_images: Largest logarithm of a random zoom of the images of
+            each minibatch there, which are also shifted and mirrored; 0
+            leaves them as they are. Costs a pass of the float model.
         keep_better: Measure the loss of all calibration batches before and
             after the steps on the whole network, and undo the steps unless
             it fell. Takes two passes over the set.
@@ -134,6 +144,7 @@ class ReconstructionConfig:
         None, Whole(low=1, high=MAX_BATCH, optional=True)
     )
     network_optional: bool = setting(False, Flag())
+    vary_images: float = setting(0.0, Number(low=0, high=2))
     straight_through: bool = setting(False, Flag())
     latent_weights: bool = setting(False, Flag())
     keep_better: bool = setting(False, Flag())
@@ -193,7 +204,7 @@ class ReconstructionConfig:
                 "only learned weights move: choose rounding='adaround', or "
                 'set it in reconstruction.network',
             )
-        for name in ('network_train', 'network_optional', 'keep_better'):
+        for name in ONLY_NETWORK:
             value = getattr(self, name)
             if value and not (self.network_steps or self.scope == 'network'):
                 raise refuse(
@@ -323,6 +334,7 @@ class ReconstructionConfig:
             network_train=(),
             network_batch_size=None,
             network_optional=False,
+            vary_images=0.0,
             keep_better=False,
             network={},
         )

@@ -31,6 +31,11 @@ from taskptq.reconstruction.capture.cache import (
 from taskptq.reconstruction.capture.disk import Estimate
 from taskptq.reconstruction.capture.nesting import flatten, unflatten
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.image_variety import (
+    channels_last,
+    kept_in_memory,
+    vary_images,
+)
 from taskptq.reconstruction.losses import NetworkProbe, ReconContext, ReconLoss
 from taskptq.reconstruction.progress import RunProgress
 from taskptq.reconstruction.rollback import Snapshot, keep_better
@@ -66,12 +71,20 @@ class NetworkData:
             ``trunk(model, batch)`` -> plain inputs and
             ``forward_from(model, inputs, heads=...)``, see
             :meth:`keep_trunks`.
+        variety: Strength of :func:`vary_images` on each minibatch, whose
+            float outputs are then computed anew.
     """
 
     def __init__(
-        self, model: nn.Module, batches: Sequence[Any], adapter: Any
+        self,
+        model: nn.Module,
+        batches: Sequence[Any],
+        adapter: Any,
+        *,
+        variety: float = 0.0,
     ) -> None:
         self.model = model
+        self.variety = variety
         self.batches = batches
         self.adapter = adapter
         self.targets: list[dict[str, Tensor]] = []
@@ -90,10 +103,20 @@ class NetworkData:
         """Return a random batch."""
         number = int(torch.randint(len(self.batches), ()))
         first = sum(self.lengths[:number])
+        images = tuple(range(first, first + self.lengths[number]))
+        if not self.variety:
+            return Minibatch(
+                run=lambda: self.run(number),
+                target=self.targets[number],
+                image_ids=images,
+            )
+        batch = vary_images(self.batches[number], strength=self.variety)
+        with calibration_mode(self.model), float_only(self.model):
+            target = dict(self.adapter.forward_heads(self.model, batch))
         return Minibatch(
-            run=lambda: self.run(number),
-            target=self.targets[number],
-            image_ids=tuple(range(first, first + self.lengths[number])),
+            run=lambda: self._run_like(batch, target),
+            target=target,
+            image_ids=images,
         )
 
     def run(self, number: int) -> dict[str, Tensor]:
@@ -104,7 +127,11 @@ class NetworkData:
             return dict(
                 self.adapter.forward_from(self.model, trunk, heads=target)
             )
-        batch = self.batches[number]
+        return self._run_like(self.batches[number], target)
+
+    def _run_like(
+        self, batch: Any, target: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         forward_like = getattr(self.adapter, 'forward_like', None)
         if forward_like is None:
             heads = self.adapter.forward_heads(self.model, batch)
@@ -129,7 +156,7 @@ class NetworkData:
             Whether these inputs are kept.
         """
         trunk = getattr(self.adapter, 'trunk', None)
-        if trunk is None:
+        if trunk is None or self.variety:
             return False
         met: list[str] = []
         trunks = []
@@ -251,16 +278,24 @@ def train_network(
     trained = trained_layers(model, config.network_train)
     if config.network_batch_size is not None:
         batches = BatchParts(batches, config.network_batch_size)
-    data = NetworkData(model, batches, adapter)
+    if config.vary_images:
+        batches = kept_in_memory(batches, max_bytes=config.cache_bytes)
+    data = NetworkData(model, batches, adapter, variety=config.vary_images)
     cache = cache_of(config, directory=cache_dir)
     try:
         if trained is not None and data.keep_trunks(trained, cache=cache):
             logger.info(
                 'network_train: the part before the trained layers runs once'
             )
-        result = _train(
-            Unit('', model, trained), data, config, loss, progress, on_trained
-        )
+        with channels_last(model, enabled=config.latent_weights):
+            result = _train(
+                Unit('', model, trained),
+                data,
+                config,
+                loss,
+                progress,
+                on_trained,
+            )
     finally:
         cache.close()
     result.seconds = time.perf_counter() - start

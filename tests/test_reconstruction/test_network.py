@@ -459,6 +459,20 @@ def test_latent_steps_that_do_harm_leave_no_trace(quantized, quick, forward):
     torch.testing.assert_close(results[0], results[1])
 
 
+def test_varied_images_have_targets_of_their_own(quantized):
+    batches = tiny_batches('conv', num_batches=2, batch_size=8)
+    model = quantized('conv', batches)
+    data = NetworkData(model, batches, Adapter(), variety=0.3)
+    torch.manual_seed(0)
+    batch = data.draw()
+    assert batch.image_ids in (tuple(range(8)), tuple(range(8, 16)))
+    with torch.no_grad(), float_only(model):
+        found = batch.run()
+    torch.testing.assert_close(found['cls'], batch.target['cls'])
+    known = [target['cls'] for target in data.targets]
+    assert not any(torch.equal(found['cls'], one) for one in known)
+
+
 class NoOutputs(Adapter):
     def forward_heads(self, model, batch):
         raise NotImplementedError('this class has no heads')
