@@ -16,6 +16,7 @@ from torch.onnx.utils import register_custom_op_symbolic as register
 from torch.onnx.utils import unregister_custom_op_symbolic as unregister
 
 from taskptq.core.setting_error import refuse
+from taskptq.export.onnx.biases import integer_biases, spread_biases
 from taskptq.export.onnx.channel_scales import (
     fold_read_scales,
     fold_written_scales,
@@ -30,9 +31,7 @@ from taskptq.export.onnx.lowering import lower, store_half_bytes
 from taskptq.export.onnx.passes import (
     float_products,
     fold_shapes,
-    integer_biases,
     move_weights,
-    spread_biases,
 )
 from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
