@@ -1,0 +1,244 @@
+"""Time the integer files of a model against float ones, on noise.
+
+    python projects/deployment/measure_speed.py --name rtmdet-s \
+        mmdet::rtmdet/rtmdet_s_8xb32-300e_coco.py --size 640 640
+
+Speed does not depend on what weights are worth: without ``--checkpoint`` they
+are random, and norms have the statistics of noise. The model is quantized in
+memory for the target and exported; float file, integer files and, on request,
+ONNX Runtime's own quantization of the same float file (``--peer``) run in
+turn in one process. The result is ``results/speed/<name>.json``, from which
+``tools/collect_results.py`` makes README's table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+# Before the libraries are loaded: waiting threads sleep.
+os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+
+import torch
+from torch import nn
+
+import taskptq
+from taskptq import apis
+from taskptq.bench.measurement import current_commit, describe_environment
+from taskptq.bench.peers import quantize_by_onnxruntime
+from taskptq.cli import benchmark
+from taskptq.cli.numbers import count
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    local_file,
+    read_checkpoint,
+)
+from taskptq.engine.onnx_export import export_parts
+from taskptq.engine.onnx_inputs import random_batch
+from taskptq.engine.onnx_metadata import OnnxMetadata
+from taskptq.export.openvino_session import ONNXRUNTIME
+
+RESULTS = Path(__file__).resolve().parent / 'results' / 'speed'
+OPSETS = {'peer': 17, 'ours': 21}
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    parser = argparse.ArgumentParser(description='Time integer files')
+    parser.add_argument('config', help='config of the float model')
+    parser.add_argument('--checkpoint', help='float checkpoint')
+    parser.add_argument('--name', required=True, help='name of the result')
+    parser.add_argument('--size', nargs=2, type=count, required=True)
+    parser.add_argument(
+        '--recipe', nargs='+', default=['w8a8_minmax'], help='one file of each'
+    )
+    parser.add_argument(
+        '--target', choices=['onnxruntime', 'openvino'], default=ONNXRUNTIME
+    )
+    parser.add_argument('--peer', action='store_true')
+    parser.add_argument('--threads', nargs='+', type=count, default=[1])
+    parser.add_argument('--runs', type=count, default=15)
+    parser.add_argument('--gate-limit', type=float)
+    parser.add_argument('--work-dir', help='folder to keep all files in')
+    return parser.parse_args(argv)
+
+
+def build(args: argparse.Namespace, data: dict[str, Any]) -> nn.Module:
+    """Return the float model, with weights that give finite outputs."""
+    torch.manual_seed(0)
+    model = apis.build_model(apis.read_config(args.config))
+    if args.checkpoint is not None:
+        path = local_file(args.checkpoint)
+        load_float_weights(model, read_checkpoint(path), path=str(path))
+        return model.eval()
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
+    for norm in norms:
+        norm.train()
+        norm.momentum = 1.0
+    with torch.no_grad():
+        run(model, data)
+    return model.eval()
+
+
+def run(model: nn.Module, data: dict[str, Any]) -> Any:
+    """Run a model's network."""
+    return model(**copy.deepcopy(data), mode='tensor')
+
+
+def write(
+    args: argparse.Namespace,
+    model: nn.Module,
+    data: dict[str, Any],
+    *,
+    path: Path,
+    opset: int,
+    quantized: bool,
+) -> dict[str, Any]:
+    """Export a model; return what to know of the file."""
+    meta = OnnxMetadata(
+        parts=[],
+        export='',
+        model=type(model).__name__,
+        recipe='own' if quantized else 'float',
+        digest='',
+        target=args.target,
+        input_size=list(args.size),
+    )
+    options = {}
+    if quantized and args.gate_limit is not None:
+        options['gate_limit'] = args.gate_limit
+    reports = export_parts(
+        model,
+        data,
+        out=path,
+        meta=meta,
+        opset=opset,
+        calibration=[data] if quantized else [],
+        **options,
+    )
+    report = reports[0].to_dict()
+    return {
+        'file_bytes': path.stat().st_size,
+        'integer_layers': report['checks'].get('integer_layers'),
+        'float_layers': report['checks'].get('float_layers'),
+        'integer_gates': len(report['gates']),
+        'float_gates': len(report['float_gates']),
+    }
+
+
+def write_all(
+    args: argparse.Namespace, *, folder: Path
+) -> dict[str, dict[str, Any]]:
+    """Write every file; return what to know of each, the float one first."""
+    data = random_batch(tuple(args.size))
+    model = build(args, data)
+    files = {'float': folder / 'float.onnx'}
+    plain = {'opset': OPSETS['ours'], 'quantized': False}
+    known = {'float': write(args, model, data, path=files['float'], **plain)}
+    for recipe in args.recipe:
+        own = copy.deepcopy(model)
+        taskptq.quantize(
+            own,
+            [data],
+            recipe=[recipe, {'qconfig': {'deploy': args.target}}],
+            forward=run,
+            resume=False,
+            work_dir=folder / recipe,
+        )
+        path = folder / f'{recipe}.onnx'
+        known[recipe] = write(
+            args, own, data, path=path, opset=OPSETS['ours'], quantized=True
+        )
+    if args.peer:
+        plain = {'opset': OPSETS['peer'], 'quantized': False}
+        source = folder / 'source.onnx'
+        write(args, model, data, path=source, **plain)
+        quantize_by_onnxruntime(
+            source,
+            folder / 'quantize_static.onnx',
+            inputs=[(data['inputs'],)],
+            method='ort-minmax',
+        )
+        size = (folder / 'quantize_static.onnx').stat().st_size
+        known['quantize_static'] = {'file_bytes': size}
+    return known
+
+
+def time_all(
+    args: argparse.Namespace,
+    names: Sequence[str],
+    *,
+    folder: Path,
+    threads: int,
+) -> dict[str, Any]:
+    """Run all files in turn."""
+    paths = [str(folder / f'{name}.onnx') for name in names]
+    words = [
+        *(paths[0], '--against', *paths[1:]),
+        *('--runtime', args.target),
+        *('--threads', str(threads), '--runs', str(args.runs)),
+    ]
+    timings = benchmark.run(benchmark.parse_args(words))['timings']
+    rows = []
+    for name, timing in zip(names, timings, strict=True):
+        row = {'what': name, **timing}
+        for kind in ('cpu', 'wall'):
+            ratio = timings[0][f'{kind}_ms'] / timing[f'{kind}_ms']
+            row[f'{kind}_ratio'] = round(ratio, 3)
+        row['file'] = Path(timing['file']).name
+        rows.append(row)
+    return {'threads': threads, 'timings': rows}
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure and write the result.
+
+    Args:
+        argv: Arguments without the program's name, ``sys.argv`` if None.
+    """
+    args = parse_args(argv)
+    words = sys.argv[1:] if argv is None else argv
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(args.work_dir or temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        known = write_all(args, folder=folder)
+        timed = [
+            time_all(args, list(known), folder=folder, threads=threads)
+            for threads in args.threads
+        ]
+    script = 'python projects/deployment/measure_speed.py'
+    result = {
+        'name': args.name,
+        'config': args.config,
+        'checkpoint': args.checkpoint,
+        'size': list(args.size),
+        'runtime': args.target,
+        'files': known,
+        'runs': timed,
+        'command': f'{script} {shlex.join(words)}',
+        'commit': current_commit(),
+        'environment': describe_environment(torch.device('cpu')),
+    }
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    path = RESULTS / f'{args.name}.json'
+    path.write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()
