@@ -181,7 +181,8 @@ class QuantMultiheadAttention(QuantAttention, nn.MultiheadAttention):
         )  # B x H x N x E / H
         nothing = None
         if bias is not None:
-            nothing = torch.isneginf(bias).all(dim=-1, keepdim=True)
+            # torch.isneginf has no form in ONNX.
+            nothing = (bias == -torch.inf).all(dim=-1, keepdim=True)
             bias = bias.masked_fill(nothing, 0.0)
         x, attention = self.attend(
             q * self.head_dim**-0.5, k, v, bias=bias, dropout=self.dropout

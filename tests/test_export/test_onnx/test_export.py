@@ -3,6 +3,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from torch import nn
 
 from taskptq.core.setting_error import SettingError
 from taskptq.export.onnx import OnnxExportError, export_onnx
@@ -140,3 +141,27 @@ def test_the_file_runs_in_a_plain_session(exported):
     )
     (got,) = plain.run(None, {'x': found.x.numpy()})
     assert np.isfinite(got).all()
+
+
+class Masked(nn.Module):
+    """Attention with padding, in one row of everything."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x):
+        padding = x[..., 0] > 0.5
+        return self.attention(x, x, x, key_padding_mask=padding)[0]
+
+
+def test_attention_with_padding(exported):
+    torch.manual_seed(0)
+    x = torch.randn(3, 6, 8)
+    x[0, :, 0] = 1.0
+    # Verification compares the file with the network.
+    found = exported(Masked().eval(), batches=[x])
+    got = run(found.path, x)
+    assert np.isfinite(got).all()
+    # No key is left: what remains is the bias, for all queries.
+    assert (got[0] == got[0, 0]).all()
