@@ -167,6 +167,7 @@ def _line(
     metric: str,
     columns: Mapping[str, str],
     reference: Summary,
+    links: bool = False,
 ) -> list[str]:
     """Return the cells of one method at one bit width."""
     share = summary.mean / reference.mean if reference.mean else 0.0
@@ -184,12 +185,23 @@ def _line(
         _whole(summary.average('calibration_seconds')),
         _whole(summary.average('reconstruction_seconds')),
         f'{decided:.1%}' if decided is not None else '',
-        f'{size / KIB:.0f}' if size else '',
+        _size(size, summary, links=links),
     ]
 
 
+def _size(size: float | None, summary: Summary, *, links: bool) -> str:
+    """Return a file's size, as a link to it where the zoo has it."""
+    text = f'{size / KIB:.0f}' if size else ''
+    named = (row.get('checkpoint') for row in summary.rows)
+    places = [place for place in named if place]
+    return f'[{text}](/{places[0]})' if text and links and places else text
+
+
 def render_results(
-    results: Results, *, columns: Mapping[str, str] | None = None
+    results: Results,
+    *,
+    columns: Mapping[str, str] | None = None,
+    links: bool = False,
 ) -> str:
     """Return the whole table of one float model.
 
@@ -197,6 +209,7 @@ def render_results(
         results: Content of a results file.
         columns: Header -> key of ``metrics``; the metric's own entry names
             the value's column.
+        links: Whether sizes are links to the files that the zoo has.
     """
     metric = results['metric']
     columns = dict(columns or {})
@@ -231,6 +244,7 @@ def render_results(
             metric=metric,
             columns=columns,
             reference=reference,
+            links=links,
         )
         for bits, method, summary in groups(results)
     ]

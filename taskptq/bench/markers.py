@@ -8,6 +8,7 @@ from typing import Any
 
 from taskptq.bench.detr_markers import update_detr_text
 from taskptq.bench.training_markers import update_training_text
+from taskptq.bench.zoo.page import update_zoo_text
 
 __all__ = ['Updater', 'register', 'updaters']
 
@@ -30,4 +31,9 @@ def register(name: str, updater: Updater) -> None:
 
 def updaters() -> list[Updater]:
     """Return all kinds, the plugin's own first."""
-    return [update_detr_text, update_training_text, *_REGISTERED.values()]
+    return [
+        update_detr_text,
+        update_training_text,
+        update_zoo_text,
+        *_REGISTERED.values(),
+    ]

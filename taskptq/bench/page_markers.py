@@ -183,12 +183,12 @@ def render_rows(
         row for row in results['rows'] if (row['bits'], row['method']) in cells
     ]
     shown: Results = {**results, 'rows': rows}
-    return render_results(shown, columns=table.columns) + '\n'
+    return render_results(shown, columns=table.columns, links=True) + '\n'
 
 
 def render_table(table: Table, results: Results) -> str:
     """Return the table of a model, and the bits at which methods compare."""
-    text = render_results(results, columns=table.columns) + '\n'
+    text = render_results(results, columns=table.columns, links=True) + '\n'
     if table.discriminating is None:
         return text
     return f'{text}\nMethods are compared at {table.discriminating.upper()}.\n'

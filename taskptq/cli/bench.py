@@ -2,6 +2,7 @@
 
     python tools/run_table.py configs/<family>/<model>_<dataset>.table.yml
     taskptq bench coverage    # what is covered of the hosts' own configs
+    taskptq bench zoo         # the zoo's files, run again and compared
 
 The results file ``configs/<family>/results/<model>_<dataset>.json`` is
 written after every row, and an interrupted row goes on where it stopped, so
@@ -322,6 +323,11 @@ def main(argv: list[str] | None = None) -> None:
         from taskptq.cli import coverage
 
         coverage.main(given[1:])
+        return
+    if given[:1] == ['zoo']:
+        from taskptq.cli import zoo
+
+        zoo.main(given[1:])
         return
     args = parse_args(argv)
     load_projects()

@@ -21,8 +21,9 @@ form, ``<!-- <kind>:<model>_<dataset> -->`` (on one line) to
 - ``softmax``: grid and errors of each softmax, from one row,
 - ``peaks``: what bimodal integration decided on each attention, from one row.
 
-Markers of DETRs are in ``taskptq/bench/detr_markers.py``; projects register
-their own (``taskptq.bench.markers.register``). ``softmax`` and ``peaks`` may
+``<!-- zoo -->`` is the table of ``configs/zoo.yml``. Markers of DETRs are in
+``taskptq/bench/detr_markers.py``; projects register their own
+(``taskptq.bench.markers.register``). ``softmax`` and ``peaks`` may
 name the row: ``<!-- softmax:<model>_<dataset> <method> <bits> [<seed>] -->``;
 otherwise it is the first of ptq4sam-s, agq-s, ptq4sam-l and agq at w4a4, or
 else the first that has something to show. A metafile.yml has the results of
@@ -33,7 +34,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,10 +56,13 @@ from taskptq.bench.page_markers import (
     target_lines,
 )
 from taskptq.bench.results import Summary, float_summary
+from taskptq.bench.zoo.metafile import with_quantized
+from taskptq.bench.zoo.page import Measured, measured_files, relative_links
 from taskptq.cli.projects import load_projects
 
 PAGES = (
     'README.md',
+    'configs/README.md',
     *(
         f'{folder}/*/{name}.md'
         for folder in ('configs', 'projects')
@@ -96,19 +100,27 @@ def update_text(
     )
 
 
-def update_metafile(text: str, entries: Mapping[str, Entry]) -> str:
+def update_metafile(
+    text: str,
+    entries: Mapping[str, Entry],
+    *,
+    files: Sequence[Measured] = (),
+) -> str:
     """Return a metafile's text with the results of its models new.
 
     Args:
         text: YAML; a model whose ``Name`` is ``<model>_<dataset>`` gets its
             ``Results``.
         entries: All tables.
+        files: The zoo's files; each has an entry behind its float model's.
     """
     content = yaml.safe_load(text)
     for model in content.get('Models', []):
         entry = entries.get(model['Name'])
         if entry is not None and entry.results is not None:
             model['Results'] = list(model_results(entry))
+    if files:
+        content['Models'] = with_quantized(content['Models'], files)
     return yaml.safe_dump(content, sort_keys=False, width=79)
 
 
@@ -153,15 +165,17 @@ def find_updates(
         for pattern in FAMILIES
         for path in sorted(root.glob(f'{pattern}/metafile.yml'))
     ]
+    files = measured_files(root)
     updates = {}
     for path in [*pages, *metafiles]:
         old = path.read_text(encoding='utf-8')
         if path in metafiles:
-            new = update_metafile(old, entries)
+            new = update_metafile(old, entries, files=files)
         else:
             new = update_text(old, entries, sets, root=root)
             for update in markers.updaters():
                 new = update(new, root, FAMILIES, entries)
+            new = relative_links(new, page=path.relative_to(root))
         if new != old:
             updates[path] = new
     return updates

@@ -1,0 +1,1 @@
+"""The zoo: quantized files that are listed, made, evaluated and checked."""

@@ -1,0 +1,146 @@
+"""Make what the zoo lists, and record what was measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskptq.bench.zoo.records import MAX_BYTES, publish, published_name
+from taskptq.bench.zoo.source import ZooFile
+from taskptq.bench.zoo.work import (
+    Tools,
+    build,
+    command_line,
+    digest,
+    evaluate,
+    export,
+)
+from taskptq.export.checkpoint import QuantizedCheckpointError
+
+# How the exporter and the host say that they cannot; the first is a command's.
+REFUSALS = (SystemExit, ValueError, QuantizedCheckpointError)
+
+
+def write_file(
+    file: ZooFile,
+    old: Mapping[str, Any] | None,
+    *,
+    tools: Tools,
+    folder: Path,
+    facts: Mapping[str, Any],
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Make, evaluate and publish a file.
+
+    Args:
+        file: What the zoo lists.
+        old: The record so far; files that it names are replaced.
+        tools: The commands.
+        folder: Work folder of this file.
+        facts: ``commit`` and ``environment``.
+        resume: Go on with an interrupted run.
+
+    Returns:
+        Its record, see ``records.py``.
+    """
+    made = build(file, tools=tools, folder=folder, resume=resume)
+    metrics = evaluate(file, made, tools=tools, folder=folder, resume=resume)
+    entry = place(made, file, parts=[made], old=[old] if old else [])
+    record = {
+        **file.settings(),
+        **entry['parts'][0],
+        'committed': entry['committed'],
+        'value': metrics[file.metric],
+        'metrics': metrics,
+        'command': command_line(file),
+        **facts,
+    }
+    if file.onnx:
+        before = ((old or {}).get('onnx') or {}).get('parts', [])
+        record['onnx'] = write_onnx(
+            file,
+            made,
+            old=before,
+            tools=tools,
+            folder=folder,
+            resume=resume,
+        )
+    return record
+
+
+def write_onnx(
+    file: ZooFile,
+    made: Path,
+    *,
+    old: Sequence[Mapping[str, Any]],
+    tools: Tools,
+    folder: Path,
+    resume: bool,
+) -> dict[str, Any]:
+    """Export a file, evaluate the export and publish it.
+
+    Args:
+        file: What the zoo lists.
+        made: The quantized file.
+        old: Parts that are replaced.
+        tools: The commands.
+        folder: Work folder of this file.
+        resume: Go on with an interrupted run.
+
+    Returns:
+        The record's ``onnx``; where exporter or host refuse, why.
+    """
+    try:
+        parts = export(file, made, tools=tools, folder=folder, resume=resume)
+    except REFUSALS as error:
+        return {'refused': str(error)}
+    entry = place(parts[0], file, parts=parts, old=old)
+    try:
+        metrics = evaluate(
+            file, parts[0], tools=tools, folder=folder, resume=resume
+        )
+    except REFUSALS as error:
+        return {**entry, 'value': None, 'not_evaluated': str(error)}
+    return {**entry, 'value': metrics[file.metric], 'metrics': metrics}
+
+
+def place(
+    main: Path,
+    file: ZooFile,
+    *,
+    parts: Sequence[Path],
+    old: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Publish files that are small enough to lie in the repository.
+
+    Args:
+        main: The file whose SHA-256 is in all names.
+        file: What the zoo lists.
+        parts: All files, ``main`` first.
+        old: Records of files that are replaced.
+
+    Returns:
+        ``committed``, and ``parts`` with ``file`` (where it lies, or would
+        lie), ``sha256`` and ``bytes``.
+    """
+    sha256 = digest(main)
+    small = all(part.stat().st_size <= MAX_BYTES for part in parts)
+    committed = file.commit and small
+    for entry in old:
+        Path(entry['file']).unlink(missing_ok=True)
+    entries = []
+    for part in parts:
+        suffix = part.name.removeprefix(main.stem)
+        name = published_name(file.name, sha256=sha256, suffix=suffix)
+        target = file.folder / name
+        if committed:
+            publish(part, target)
+        entries.append(
+            {
+                'file': target.as_posix(),
+                'sha256': digest(part),
+                'bytes': part.stat().st_size,
+            }
+        )
+    return {'committed': committed, 'parts': entries}
