@@ -16,6 +16,18 @@ __all__ = ['agreement_of', 'box_agreement', 'map_agreement']
 LEAST_SCORE = 0.3
 LEAST_IOU = 0.5
 
+# What code of a host may raise where a batch lacks what it decodes with.
+UNDECODED = (
+    AssertionError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def agreement_of(
     adapter: Any,
@@ -48,7 +60,7 @@ def agreement_of(
                 adapter.decode(quant_heads, metas),
                 strict=True,
             )
-        except (NotImplementedError, KeyError):
+        except UNDECODED:
             return {}
     if pairs and all(hasattr(one, 'bboxes') for pair in pairs for one in pair):
         return {'boxes': box_agreement(pairs)}

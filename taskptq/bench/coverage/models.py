@@ -36,7 +36,11 @@ MOST = {
 
 
 def build_offline(
-    config: Config, *, size: Sequence[int], seed: int = 0
+    config: Config,
+    *,
+    size: Sequence[int],
+    seed: int = 0,
+    initialized: bool = False,
 ) -> nn.Module:
     """Build the model of a config with random weights, in eval mode.
 
@@ -47,6 +51,8 @@ def build_offline(
         config: Config of a host.
         size: Height and width of the images it will see.
         seed: Seed of all numbers.
+        initialized: Whether to let the host draw the weights, which takes
+            longer; else its layers keep those that they were made with.
 
     Raises:
         ValueError: If the config has no model.
@@ -62,6 +68,8 @@ def build_offline(
     }
     torch.manual_seed(seed)
     model = build_model(Config(settings))
+    if initialized:
+        model.init_weights()
     model.requires_grad_(False)
     handles = [
         module.register_forward_pre_hook(_take_statistics)
@@ -79,8 +87,10 @@ def _take_statistics(norm: Any, args: Any) -> None:
     """Give a norm the statistics of its input, if it has any to speak of."""
     x = args[0].transpose(0, 1).flatten(1)
     if x.shape[1] > 1:
+        var = x.var(1)
         norm.running_mean.copy_(x.mean(1))
-        norm.running_var.copy_(x.var(1) + norm.eps)
+        # A channel that hardly varies on one image would amplify rounding.
+        norm.running_var.copy_(var.clamp_min(0.1 * var.mean()) + norm.eps)
 
 
 def without_downloads(settings: Any) -> Any:
@@ -188,7 +198,26 @@ def drawn_batch(
         'flip': False,
         'img_id': 0,
     }
-    return {'inputs': image, 'meta': meta, 'sample': _sample_of(model)}
+    return {
+        'inputs': image,
+        'meta': meta,
+        'sample': _sample_of(model),
+        'boxes': None if getattr(model, 'with_rpn', True) else _boxes(size),
+    }
+
+
+def _boxes(size: Sequence[int]) -> Tensor:
+    """Return some boxes (4, 4) for a model that proposes none itself."""
+    height, width = size
+    corners = torch.tensor(
+        [
+            [0.0, 0.0, 0.5, 0.5],
+            [0.2, 0.3, 0.9, 0.8],
+            [0.5, 0.0, 1.0, 1.0],
+            [0.1, 0.6, 0.4, 0.9],
+        ]
+    )
+    return corners * torch.tensor([width, height, width, height])
 
 
 def _sample_of(model: nn.Module) -> str:
@@ -218,7 +247,15 @@ def _data_sample(batch: Mapping[str, Any]) -> Any:
         return SegDataSample(metainfo=batch['meta'])
     from mmdet.structures import DetDataSample
 
-    return DetDataSample(metainfo=batch['meta'])
+    sample = DetDataSample(metainfo=batch['meta'])
+    if batch['boxes'] is not None:
+        from mmengine.structures import InstanceData
+
+        boxes = batch['boxes'].to(batch['inputs'])
+        sample.proposals = InstanceData(
+            bboxes=boxes, scores=boxes.new_ones(len(boxes))
+        )
+    return sample
 
 
 @contextmanager
@@ -230,7 +267,7 @@ def double_precision() -> Iterator[None]:
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     module = sys.modules.get('mmcv.ops.nms')
-    own = None if module is None else module.ext_module.nms
+    own: Any = None if module is None else module.ext_module.nms
 
     def nms(boxes: Tensor, scores: Tensor, **kwargs: Any) -> Any:
         return own(boxes.float(), scores.float(), **kwargs)

@@ -85,7 +85,9 @@ def reason_of(stderr: str, returncode: int) -> str:
     errors = [line for line in lines if 'Error' in line.split(':')[0]]
     if returncode < 0:
         return f'ended by signal {-returncode}'
-    return (errors or lines or [f'exit status {returncode}'])[-1][:300]
+    found = (errors or lines or [f'exit status {returncode}'])[-1]
+    # Paths of the machine say nothing about the model.
+    return re.sub(r'(?:/[\w.-]+)+/(?=[\w.-]+)', '', found)[:300]
 
 
 def _work(

@@ -58,13 +58,19 @@ def families(host: str) -> dict[str, list[Path]]:
 def smallest(paths: Iterable[Path]) -> Path:
     """Return the config of the smallest backbone, by its name.
 
+    Fast R-CNNs need boxes from a file, so that they come last.
+
     >>> smallest([Path('fcos_r101_fpn.py'), Path('fcos_r50_fpn.py')]).name
     'fcos_r50_fpn.py'
 
     Args:
         paths: Configs of one family.
     """
-    return min(paths, key=lambda path: (size_of(path.stem), path.stem))
+    return min(paths, key=_order)
+
+
+def _order(path: Path) -> tuple[int, bool, str]:
+    return size_of(path.stem), 'fast-rcnn' in path.stem, path.stem
 
 
 def size_of(name: str) -> int:

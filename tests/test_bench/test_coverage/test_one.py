@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip('mmseg')
 
@@ -77,3 +79,21 @@ def test_steps_ask_for_a_reconstruction() -> None:
     assert recipe_of(0).reconstruction is None
     assert recipe_of(2).reconstruction['steps'] == 2
     assert recipe_of(2).qconfig.products is True
+
+
+def test_outputs_that_are_not_finite_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: list[bool] = []
+
+    def build(config: Config, *, size: Any, initialized: bool) -> nn.Module:
+        given.append(initialized)
+        model = build_offline(config, size=size)
+        if not initialized:
+            nn.init.constant_(model.decode_head.conv_seg.bias, float('nan'))
+        return model
+
+    monkeypatch.setattr(one, 'build_offline', build)
+    model, _ = one.smallest_running(Config(SEGMENTOR), [(32, 64), (64, 64)])
+    assert given == [False, False, True]
+    assert model.decode_head.conv_seg.bias.isfinite().all()

@@ -47,6 +47,7 @@ def test_failure_is_named(path: str, expected: str) -> None:
         ('', -9, 'ended by signal 9'),
         ('', 3, 'exit status 3'),
         ('Killed\n', 1, 'Killed'),
+        ('RuntimeError: at "/a/b-1/c.cpp":7', 1, 'RuntimeError: at "c.cpp":7'),
         (
             "ModuleNotFoundError: No module named 'timm'\n"
             'ImportError: Failed to import custom modules\n',

@@ -20,6 +20,7 @@ from taskptq.bench.coverage.zoo import families, size_of, smallest
         (['vit-l_mask', 'segmenter_vit-b_mask'], 'segmenter_vit-b_mask'),
         (['mscan-l_1xb16', 'mscan-t_1xb16'], 'mscan-t_1xb16'),
         (['b_r50', 'a_r50'], 'a_r50'),
+        (['x_fast-rcnn_r50', 'x_faster-rcnn_r50'], 'x_faster-rcnn_r50'),
     ],
 )
 def test_smallest_by_name(names: list[str], expected: str) -> None:
