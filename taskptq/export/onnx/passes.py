@@ -130,7 +130,7 @@ def _move(graph: Graph, node: onnx.NodeProto, source: onnx.NodeProto) -> bool:
             suffix = f'.{node.name.strip("/").replace("/", ".")}'
             grid = [_along(part, axis) for part in (scale, zero_point)]
             names = [
-                graph.add_constant(array, f'{stem}{suffix}.{what}')
+                _add_once(graph, array, stem=stem, name=f'{suffix}.{what}')
                 for array, what in zip(
                     (codes, *grid),
                     ('codes', 'scale', 'zero_point'),
@@ -149,6 +149,21 @@ def _move(graph: Graph, node: onnx.NodeProto, source: onnx.NodeProto) -> bool:
             )
     graph.replace_nodes(nodes)
     return True
+
+
+def _add_once(graph: Graph, array: Array, *, stem: str, name: str) -> str:
+    """Add a constant, unless a layer that runs again has stored it."""
+    what = name.rpartition('.')[2]
+    for known in graph.constants:
+        if known.startswith(f'{stem}.') and known.endswith(f'.{what}'):
+            stored = graph.array(known)
+            if (
+                stored is not None
+                and stored.dtype == array.dtype
+                and np.array_equal(stored, array)
+            ):
+                return known
+    return graph.add_constant(array, f'{stem}{name}')
 
 
 def _spread(graph: Graph, source: onnx.NodeProto) -> list[Array]:

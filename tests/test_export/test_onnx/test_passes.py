@@ -1,5 +1,8 @@
 import numpy as np
+import onnx
+import torch
 from onnx import helper
+from torch import nn
 
 from taskptq.export.onnx.passes import move_weights
 
@@ -64,3 +67,23 @@ def test_products_of_activations_stay_float_and_exact(exported):
     names = ' '.join(found.report.checks['float_layers'])
     assert 'layers.0/self_attn/MatMul_1' in names
     assert 'out_proj' not in names
+
+
+def test_a_weight_that_is_read_twice_is_stored_once(exported):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.layer(self.layer(x).relu())
+
+    torch.manual_seed(0)
+    # Verification compares the codes.
+    found = exported(Twice().eval(), batches=[torch.randn(2, 5, 8)])
+    stored = [
+        tensor.name
+        for tensor in onnx.load(str(found.path)).graph.initializer
+        if tensor.name.endswith('.codes') and len(tensor.dims) == 2
+    ]
+    assert len(stored) == 1
