@@ -349,7 +349,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         hook.evaluation.logs_summary = False
     by_class = ClassMetricsHook()
     if not ours:
-        runner.register_hook(by_class, priority='VERY_HIGH')
+        runner.register_hook(by_class)
     start = time.perf_counter()
     metrics = runner.test()
     seconds = time.perf_counter() - start

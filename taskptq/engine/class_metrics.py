@@ -24,19 +24,34 @@ class ClassMetrics:
     ``total_area_to_metrics`` returns. Others have none.
 
     Args:
-        evaluator: Evaluator that is about to run; see :meth:`take`.
+        evaluator: Evaluator that is about to run once. It returns to what it
+            was afterwards.
+
+    Attributes:
+        classes: Class -> its metric in the unit of the mean; NaN where
+            nothing was to score. Empty before, and if there is none.
     """
 
     def __init__(self, evaluator: Evaluator) -> None:
+        self.classes: dict[str, float] = {}
         self._asked: list[Any] = []
         self._watched: list[Any] = []
-        self._found: dict[str, float] = {}
         for metric in getattr(evaluator, 'metrics', ()):
             if getattr(metric, 'classwise', None) is False:
                 metric.classwise = True
                 self._asked.append(metric)
             elif hasattr(metric, 'total_area_to_metrics'):
                 self._watch(metric)
+        original = evaluator.evaluate
+
+        def evaluate(size: int) -> dict[str, Any]:
+            # Before any hook sees them.
+            metrics: dict[str, Any] = original(size)
+            del evaluator.evaluate
+            self._take(metrics)
+            return metrics
+
+        evaluator.evaluate = evaluate
 
     def _watch(self, metric: Any) -> None:
         """Keep what a segmentation metric computes of each class."""
@@ -44,31 +59,20 @@ class ClassMetrics:
 
         def total_area_to_metrics(*args: Any, **kwargs: Any) -> Any:
             found = original(*args, **kwargs)
-            self._found |= _class_values(found, _classes_of(metric))
+            self.classes |= _class_values(found, _classes_of(metric))
             return found
 
         metric.total_area_to_metrics = total_area_to_metrics
         self._watched.append(metric)
 
-    def take(self, metrics: dict[str, Any]) -> dict[str, float]:
-        """Return the metric of each class, and leave no trace.
-
-        Args:
-            metrics: What the evaluator returned; loses the classes that it
-                was not asked for.
-
-        Returns:
-            Class -> its metric in the unit of the mean; NaN where nothing
-            was to score. Empty if the evaluator knows none.
-        """
+    def _take(self, metrics: dict[str, Any]) -> None:
+        """Move the classes that were not asked for out of the metrics."""
         for metric in self._watched:
             del metric.total_area_to_metrics
         for metric in self._asked:
             metric.classwise = False
             for name, label in _class_names(metrics, metric):
-                self._found[label] = float(metrics.pop(name))
-        self._watched, self._asked = [], []
-        return self._found
+                self.classes[label] = float(metrics.pop(name))
 
 
 def _class_names(
@@ -102,23 +106,16 @@ def _classes_of(metric: Any) -> Sequence[str]:
 
 
 class ClassMetricsHook(Hook):
-    """Reads the metrics of single classes in the test of a float model.
-
-    Register it ahead of the hooks that log metrics. ``classes`` has them
-    afterwards.
-    """
+    """Reads the metrics of single classes in the test of a float model."""
 
     def __init__(self) -> None:
-        self.classes: dict[str, float] = {}
         self._reader: ClassMetrics | None = None
+
+    @property
+    def classes(self) -> dict[str, float]:
+        """See :class:`ClassMetrics`; empty before the test."""
+        return {} if self._reader is None else self._reader.classes
 
     def before_test_epoch(self, runner: Runner) -> None:
         """Watch the evaluator."""
         self._reader = ClassMetrics(runner.test_loop.evaluator)
-
-    def after_test_epoch(
-        self, runner: Runner, metrics: dict[str, float] | None = None
-    ) -> None:
-        """Keep what it found."""
-        if self._reader is not None:
-            self.classes = self._reader.take(metrics or {})

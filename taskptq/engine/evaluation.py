@@ -93,7 +93,7 @@ class Evaluation:
             self._progress.__exit__(None, None, None)
             self._progress = None
 
-    def finish(self, runner: Runner, metrics: dict[str, Any]) -> None:
+    def finish(self, runner: Runner, metrics: Mapping[str, Any]) -> None:
         """Record the metrics beside the file, and write the page.
 
         Args:
@@ -101,7 +101,7 @@ class Evaluation:
             metrics: What the evaluator returned.
         """
         self.stop()
-        classes = {} if self._classes is None else self._classes.take(metrics)
+        classes = {} if self._classes is None else self._classes.classes
         if self.file is None or not is_main_process():
             return
         try:
