@@ -107,7 +107,9 @@ def _pad(
             count = array.shape[axis]
         if i == 0 or array.ndim:
             where = axis if i == 0 else 0
-            array = _with_columns(array, where, -count % BLOCK, fill=i == 1)
+            array = _with_columns(
+                array, where, -count % BLOCK, fill=int(i == 1)
+            )
             name = graph.add_constant(array, f'{name}.padded')
         names.append(name)
     padded = graph.node(
@@ -127,10 +129,12 @@ def _pad(
     return count
 
 
-def _with_columns(array: Array, axis: int, count: int, *, fill: bool) -> Array:
+def _with_columns(
+    array: Array, axis: int, count: int, *, fill: float = 0
+) -> Array:
     width = [(0, 0)] * array.ndim
     width[axis] = (0, count)
-    return np.pad(array, width, constant_values=1 if fill else 0)
+    return np.pad(array, width, constant_values=fill)
 
 
 def _pad_bias(
@@ -142,15 +146,20 @@ def _pad_bias(
         bias = graph.array(node.input[2])
         assert bias is not None
         node.input[2] = graph.add_constant(
-            _with_columns(bias, 0, count, fill=False),
+            _with_columns(bias, 0, count),
             f'{node.input[2]}.padded',
         )
         return
     names = []
+    data = graph.array(graph.producer[node.input[0]].input[1])
+    assert data is not None
     for i, name in enumerate(source.input):
         array = graph.array(name)
         assert array is not None
-        array = _with_columns(array, 0, count, fill=i == 1)
+        # ONNX Runtime 1.32 compares the scale with input's times weight's,
+        # which is 1 in these channels.
+        fill = float(data.flat[0]) if i == 1 else 0
+        array = _with_columns(array, 0, count, fill=fill)
         names.append(graph.add_constant(array, f'{name}.padded'))
     padded = graph.node(
         'DequantizeLinear',
@@ -168,7 +177,7 @@ def _pad_added(graph: Graph, node: onnx.NodeProto, count: int) -> None:
     for i, name in enumerate(node.input):
         array = graph.array(name)
         if array is not None and array.ndim and array.shape[-1] > 1:
-            padded = _with_columns(array, array.ndim - 1, count, fill=False)
+            padded = _with_columns(array, array.ndim - 1, count)
             node.input[i] = graph.add_constant(padded, f'{name}.padded')
 
 
