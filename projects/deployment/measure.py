@@ -90,11 +90,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-    """Return the settings that evaluations change, as options."""
-    options = list(args.cfg_options)
+    """Return the settings that evaluations change, as options.
+
+    The few images do not repay starting processes that load them.
+    """
+    options = [
+        'test_dataloader.num_workers=0',
+        'test_dataloader.persistent_workers=False',
+        *args.cfg_options,
+    ]
     if args.test_images is not None:
         options.append(f'test_dataloader.dataset.indices={args.test_images}')
-    return ['--cfg-options', *options] if options else []
+    return ['--cfg-options', *options]
 
 
 def quantized_file(args: argparse.Namespace, *, folder: Path) -> str:

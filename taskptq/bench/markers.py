@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from taskptq.bench.detr_markers import update_detr_text
+from taskptq.bench.file_markers import update_file_text
 from taskptq.bench.training_markers import update_training_text
 from taskptq.bench.zoo.page import update_zoo_text
 
@@ -33,6 +34,7 @@ def updaters() -> list[Updater]:
     """Return all kinds, the plugin's own first."""
     return [
         update_detr_text,
+        update_file_text,
         update_training_text,
         update_zoo_text,
         *_REGISTERED.values(),
