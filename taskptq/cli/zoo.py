@@ -207,33 +207,40 @@ def run(files: list[ZooFile], args: argparse.Namespace) -> list[str]:
     Returns:
         A sentence for each thing that differs or failed.
     """
-    act = write if args.write else check
+    verdict = 'written' if args.write else 'as listed'
     start = time.monotonic()
     good = read_state() if args.resume and not args.write else []
     problems = []
     for number, file in enumerate(files, start=1):
-        if args.max_minutes and time.monotonic() - start > (
-            60 * args.max_minutes
-        ):
+        elapsed = (time.monotonic() - start) / 60
+        if args.max_minutes and elapsed > args.max_minutes:
             left = len(files) - number + 1
             print(f'Out of time: {left} files are left; --resume goes on')
             break
-        try:
-            found = act(file, args)
-        except ERRORS as error:
-            logging.getLogger(__name__).debug('failed', exc_info=True)
-            found = [f'{file.name}: {reason(error)}']
+        found = attempt(file, args)
         problems += found
-        print(
-            f'[{number}/{len(files)}] {file.name}: '
-            f'{"; ".join(found) or "as listed"}',
-            flush=True,
-        )
+        text = '; '.join(found) or verdict
+        print(f'[{number}/{len(files)}] {file.name}: {text}', flush=True)
         if not found and not args.write:
             save_state(good := [*good, file.name])
+    return problems
+
+
+def attempt(file: ZooFile, args: argparse.Namespace) -> list[str]:
+    """Check or make one file; what it raises is said of it.
+
+    Args:
+        file: The file.
+        args: Result of :func:`parse_args`.
+    """
+    try:
+        return write(file, args) if args.write else check(file, args)
+    except ERRORS as error:
+        logging.getLogger(__name__).debug('failed', exc_info=True)
+        return [f'{file.name}: {reason(error)}']
+    finally:
         # Runners hold their data loaders' workers in cycles.
         gc.collect()
-    return problems
 
 
 def reason(error: BaseException) -> str:
