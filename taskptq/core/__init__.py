@@ -4,12 +4,12 @@ from taskptq.core.analytic_clip import ACIQObserver
 from taskptq.core.config import QuantizerConfig
 from taskptq.core.latent_weight import LatentWeight
 from taskptq.core.learned_rounding import LearnedRounding
+from taskptq.core.mse_observer import MSEObserver
 from taskptq.core.observers import (
     HistogramObserver,
     KLObserver,
     MinMaxObserver,
     MovingAverageMinMaxObserver,
-    MSEObserver,
     Observer,
     PercentileObserver,
 )

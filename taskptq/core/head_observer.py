@@ -79,10 +79,10 @@ class HeadObserver(Observer):
         """Return (min_val, max_val) of each head, (H,)."""
         # Heads must search on the signedness that they will share.
         spec = replace(self.spec, ch_axis=None, signed=self.signed)
-        ranges = []
-        for head in self.parts():
+        heads = self.parts()
+        for head in heads:
             head.spec = spec
-            ranges.append(head.compute_range())
+        ranges = type(heads[0]).compute_ranges(heads)
         low, high = (
             torch.cat([ends[i].reshape(1) for ends in ranges])
             for i in range(2)

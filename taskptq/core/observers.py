@@ -13,7 +13,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from taskptq.core.search import search_range
 from taskptq.core.settings import Number, Whole
 from taskptq.core.spec import QuantSpec
 
@@ -134,6 +133,16 @@ class Observer(nn.Module):
     def compute_range(self) -> tuple[Tensor, Tensor]:
         """Return (min_val, max_val), each (C,), or (1,) per tensor."""
         return self.min_val, self.max_val
+
+    @classmethod
+    def compute_ranges(
+        cls, observers: Sequence[Observer]
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Return the ranges of several observers of this class and setting.
+
+        A subclass may compute them at once.
+        """
+        return [observer.compute_range() for observer in observers]
 
     def _extend(self, low: Tensor, high: Tensor) -> None:
         if self.observed:
@@ -312,48 +321,6 @@ class PercentileObserver(HistogramObserver):
         low = centres[(cumulated > 1 - share).nonzero()[0]]
         high = centres[(cumulated >= share).nonzero()[0]]
         return low, high
-
-
-class MSEObserver(HistogramObserver):
-    """Range that minimizes ||x_hat - x||_p.
-
-    Args:
-        spec: Grid.
-        norm_p: The p of the norm, (0, 16].
-        num_candidates: Ranges tried in the first sweep, 1 to 2000.
-        num_bins: Most bins kept, 2 to 65536.
-    """
-
-    def __init__(
-        self,
-        spec: QuantSpec,
-        *,
-        norm_p: float = 2.4,
-        num_candidates: int = 100,
-        num_bins: int = 4096,
-    ) -> None:
-        super().__init__(spec, num_bins=num_bins)
-        self.norm_p = NORM_P.read(norm_p, name='norm_p')
-        self.num_candidates = NUM_CANDIDATES.read(
-            num_candidates, name='num_candidates'
-        )
-
-    def compute_range(self) -> tuple[Tensor, Tensor]:
-        """Search the range on the histogram, or on the rows of a weight."""
-        weights = None
-        if self._rows is not None:
-            values = self._rows
-        else:
-            centres, weights = self.samples()
-            values = centres[None]
-        return search_range(
-            values,
-            spec=self.spec,
-            signed=self.signed,
-            weights=weights,
-            norm_p=self.norm_p,
-            num_candidates=self.num_candidates,
-        )
 
 
 class KLObserver(HistogramObserver):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from taskptq.core import QuantSpec, search
+from taskptq.core import QuantSpec, range_errors
 from taskptq.core.search import minimize_bounded, search_range
 
 
@@ -13,7 +13,7 @@ def test_chunks_change_nothing(monkeypatch):
     values = torch.randn(6, 200)
     spec = QuantSpec(num_bits=3)
     whole = search_range(values, spec=spec, signed=True)
-    monkeypatch.setattr(search, 'CHUNK_ELEMENTS', 1300)
+    monkeypatch.setattr(range_errors, 'CHUNK_ELEMENTS', 1300)
     parts = search_range(values, spec=spec, signed=True)
     for one, two in zip(whole, parts, strict=True):
         assert torch.equal(one, two)
