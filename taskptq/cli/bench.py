@@ -325,9 +325,9 @@ def main(argv: list[str] | None = None) -> None:
         coverage.main(given[1:])
         return
     if given[:1] == ['zoo']:
-        from taskptq.cli import zoo
+        from taskptq.cli.zoo import main as run_zoo
 
-        zoo.main(given[1:])
+        run_zoo(given[1:])
         return
     args = parse_args(argv)
     load_projects()

@@ -100,7 +100,7 @@ def results_of(
     """
     facts = file.table.metafile
     onnx = record.get('onnx') or {}
-    runs = [({}, record['value'])]
+    runs: list[tuple[dict[str, str], float]] = [({}, record['value'])]
     if onnx.get('value') is not None:
         runs.append(({'Runtime': 'ONNX Runtime'}, onnx['value']))
     for where, value in runs:
