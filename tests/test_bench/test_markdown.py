@@ -54,6 +54,20 @@ def test_results_of_a_model():
     assert render_results(dict(RESULTS, float=None)) == 'Not measured yet.'
 
 
+def test_a_row_links_to_its_file():
+    place = 'configs/net/quantized/net.pth'
+    named = row(0.3, file_bytes=1024, checkpoint=place)
+    results = dict(RESULTS, rows=[named, row(0.4, seed=1, file_bytes=1024)])
+
+    def size(**options):
+        return cells(render_results(results, **options).splitlines()[-1])[-1]
+
+    assert size(links=True) == f'[1](/{place})'
+    assert size() == '1'
+    named['checkpoint'] = None
+    assert size(links=True) == '1'
+
+
 def test_summary_leaves_out_what_is_not_measured():
     text = render_summary(
         [RESULTS, dict(RESULTS, float=None)], [('w4a4', 'mse'), ('w2a2', 'x')]

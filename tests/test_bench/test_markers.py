@@ -6,7 +6,7 @@ from taskptq.bench import markers
 def test_registered_once_and_last(monkeypatch):
     monkeypatch.setattr(markers, '_REGISTERED', {})
     own = markers.updaters()
-    assert len(own) == 2
+    assert len(own) == 4
 
     def first(text, root, families, entries):
         return text + '1'
@@ -23,5 +23,5 @@ def test_registered_once_and_last(monkeypatch):
 
 def test_text_without_markers_is_left_alone(tmp_path):
     text = '# A page\n\nNo marker <!-- of another kind --> here.\n'
-    for update in markers.updaters()[:2]:
+    for update in markers.updaters()[:4]:
         assert update(text, tmp_path, ['*'], {}) == text
