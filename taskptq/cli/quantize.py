@@ -34,6 +34,7 @@ from taskptq.engine.import_style import (
     lazy_settings,
     type_name,
 )
+from taskptq.engine.latency import check_runtime, read_table
 from taskptq.engine.packaged_configs import base_expression, is_packaged
 from taskptq.engine.recipe_source import read_recipe
 from taskptq.engine.refusals import (
@@ -73,8 +74,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--budget',
         type=budget,
         action='append',
-        help='most that the choice may cost: bops=0.5, bytes=400000 or '
-        'macs_above=0.03; may be given again for another',
+        help='most that the choice may cost: bops=0.5 (multiply-accumulates '
+        'x bits x bits, as a share of 8 x 8), bytes=400000 (of packed '
+        'weights; up to 1 a share of 8 bits), macs_above=0.03 (share of '
+        'multiply-accumulates above the bits of the recipe) or latency=4.5 '
+        '(milliseconds of all layers for one image; up to 1 a share of the '
+        "float model's); may be given again for another",
+    )
+    parser.add_argument(
+        '--latency-table',
+        metavar='FILE.json',
+        help='measured times of the layers for --budget latency, as '
+        'latency_table.json of an earlier run (default: measured now, in '
+        'ONNX Runtime on one thread)',
     )
     parser.add_argument('--calib', help='config file that sets calibration')
     parser.add_argument(
@@ -120,6 +132,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if Path(args.out).suffix != '.pth':
         parser.error(f'--out must end in .pth, got {args.out}')
+    timed = 'latency' in dict(args.budget or ())
+    if args.latency_table is not None and not timed:
+        parser.error('--latency-table needs --budget latency=...')
     return args
 
 
@@ -200,6 +215,9 @@ def chosen_recipe(args: argparse.Namespace) -> list[Any]:
     if args.budget:
         # Replaces the budget of the recipe, whatever it counts.
         mixed['budget'] = {'_delete_': True, **dict(args.budget)}
+    if args.latency_table is not None:
+        table = read_table(args.latency_table)
+        mixed['latency_table'] = {'_delete_': True, **table}
     return [*args.recipe, {'mixed_precision': mixed}] if mixed else args.recipe
 
 
@@ -217,6 +235,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         refuse_unwritable_file(path, name='--out')
     if args.work_dir is not None:
         refuse_unwritable_folder(args.work_dir, name='--work-dir')
+    if 'latency' in dict(args.budget or ()) and args.latency_table is None:
+        check_runtime()
     cfg = read_config(args.config)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)

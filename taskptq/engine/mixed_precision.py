@@ -21,6 +21,7 @@ from taskptq.analysis.mixed_precision.verify import (
 from taskptq.analysis.sensitivity.points import head_batches
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.engine.contexts import seeded
+from taskptq.engine.latency import with_latency
 from taskptq.engine.mixed_precision_report import (
     choice_report,
     sentence_of,
@@ -108,12 +109,14 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
         recipe: The recipe; without ``mixed_precision`` nothing happens.
 
     Raises:
-        ValueError: If no choice keeps the budget.
+        ValueError: If no choice keeps the budget, or a budget of latency has
+            no table and nothing to measure one with.
     """
     config = recipe.mixed_precision
     if config is None:
         return Choice(recipe, {})
     start = time.perf_counter()
+    timed = with_latency(calibrated, recipe)
     few = head_batches(calibrated.batches, num_images=config.num_images)
     with seeded(recipe.seed):
         try:
@@ -133,8 +136,12 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
         except NOT_MEASURABLE as error:
             return Choice(recipe, _skipped(error))
         result, report = _searched(
-            calibrated, found, reference, recipe=recipe, named=named
+            calibrated, found, reference, recipe=timed, named=named
         )
+    if timed is not recipe:
+        # The file records what was asked for, the report what was measured.
+        result = replace(result, mixed_precision=config)
+        report['latency_table'] = timed.mixed_precision.latency_table
     return _timed(result, report, reference, start)
 
 

@@ -23,6 +23,7 @@ from taskptq.analysis.mixed_precision.units import Bits, Key
 from taskptq.analysis.mixed_precision.verify import loss_allowed
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.engine.builder import to_plain
+from taskptq.engine.latency import TABLE_FILE
 from taskptq.engine.precision_search import Trial
 from taskptq.engine.recipe import Recipe
 
@@ -52,7 +53,7 @@ def choice_report(
         'keep': config.keep,
         'allowed': loss_allowed(config.keep),
         **chosen.to_dict(),
-        'costs': costs_of(front.problem, chosen.point),
+        'costs': costs_of(front, chosen.point),
         'changes': [
             change_of(front.problem, key, bits)
             for key, bits in chosen.changes.items()
@@ -65,11 +66,17 @@ def choice_report(
     }
 
 
-def costs_of(problem: Problem, point: FrontPoint) -> dict[str, float]:
-    """Return what a choice costs in every unit."""
+def costs_of(front: Front, point: FrontPoint) -> dict[str, float]:
+    """Return what a choice costs in every unit, measured time only if known.
+
+    Bytes are absolute; latency is in the unit of its budget.
+    """
+    costs = [BitOperations(), WeightBytes(), MacsAbove()]
+    costs += [
+        limit.cost for limit in front.limits if limit.cost.name == 'latency'
+    ]
     return {
-        cost.name: cost_of(problem, cost, point.choice)
-        for cost in (BitOperations(), WeightBytes(), MacsAbove())
+        cost.name: cost_of(front.problem, cost, point.choice) for cost in costs
     }
 
 
@@ -126,12 +133,17 @@ def write_choice(
 ) -> None:
     """Write ``mixed_precision.json`` and ``.png``, and ``chosen_recipe.py``.
 
+    A budget of latency also leaves ``latency_table.json``.
+
     Args:
         report: From ``Choice.conclude``.
         recipe: The chosen recipe.
         work_dir: Folder.
     """
     text = json.dumps(report, indent=1) + '\n'
+    if table := report.get('latency_table'):
+        times = json.dumps(table, indent=1) + '\n'
+        (work_dir / TABLE_FILE).write_text(times, encoding='utf-8')
     (work_dir / 'mixed_precision.json').write_text(text, encoding='utf-8')
     if 'front' in report and find_spec('matplotlib') is not None:
         plot_front(report, work_dir / 'mixed_precision.png')

@@ -1,5 +1,7 @@
 """Options of taskptq quantize that change the recipe."""
 
+import json
+
 import pytest
 
 from taskptq.engine.recipe_source import read_recipe
@@ -36,6 +38,26 @@ def test_a_budget_replaces_that_of_the_recipe(parse):
     assert mixed['keep'] == 0.95
     assert mixed['budget'] == {'bops': 0.5, 'bytes': 1e5}
     assert mixed['reconstruction']['rounding'] == 'gptq'
+
+
+def test_a_budget_of_a_recipe_without_one(parse):
+    args = parse('--recipe', 'auto', '--budget', 'bops=0.5')
+    mixed = read_recipe(recipe_of(args))['mixed_precision']
+    assert mixed['budget'] == {'bops': 0.5}
+
+
+def test_a_latency_table_is_read(parse, tmp_path, capsys):
+    table = dict(float_ms=2.0, layers=dict(conv={'8x8': 1.0}))
+    path = tmp_path / 'table.json'
+    path.write_text(json.dumps(table))
+    given = ('--recipe', 'auto', '--latency-table', str(path))
+    args = parse(*given, '--budget', 'latency=0.5')
+    mixed = read_recipe(recipe_of(args))['mixed_precision']
+    assert mixed['latency_table'] == table
+    assert mixed['budget'] == {'latency': 0.5}
+    with pytest.raises(SystemExit):
+        parse(*given, '--budget', 'bops=0.5')
+    assert 'needs --budget latency' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,9 @@ budget         what is counted
                as a share of what they take at 8 bits
 ``macs_above`` share of all multiply-accumulates of which either operand
                has more bits than the recipe gave it
-``latency``    a table of measured times, see :class:`LatencyTable`
+``latency``    measured milliseconds of all layers, see
+               :class:`LatencyTable`; up to 1 as a share of the float
+               model's
 =============  ========================================================
 
 The first and last layers (``edge_bits``) are outside: of them only what is
@@ -22,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 from taskptq.analysis.mixed_precision.operands import Product
 from taskptq.analysis.mixed_precision.units import (
@@ -244,15 +246,22 @@ class LatencyTable:
     Args:
         milliseconds: Layer -> bits of both operands, as ``'8x8'`` (input x
             weight) or ``'floatxfloat'`` -> time of the layer for one image.
+            Pairs without a time of their own take that of ``'8x8'`` up to 8
+            bits, and that of ``'floatxfloat'`` above.
+        float_ms: Time of the float model; budgets are then shares of it.
     """
 
     name = 'latency'
-    unit = 'ms'
 
     def __init__(
-        self, milliseconds: Mapping[str, Mapping[str, float]]
+        self,
+        milliseconds: Mapping[str, Mapping[str, float]],
+        *,
+        float_ms: float | None = None,
     ) -> None:
         self.milliseconds = milliseconds
+        self.unit = 'ms' if float_ms is None else 'of float'
+        self._divisor = float_ms or 1.0
 
     def of_product(
         self, problem: Problem, joint: Joint, first: Bits, second: Bits
@@ -262,34 +271,45 @@ class LatencyTable:
         Raises:
             ValueError: If the layer's times lack these bits.
         """
-        key = joint.first or joint.second
+        # Several layers may read one input, but a weight has one layer.
+        key = joint.second or joint.first
         times = {} if key is None else self.milliseconds.get(key[0], {})
         if not times:
             return 0.0
         pair = f'{first}x{second}'
-        if pair not in times:
+        is_integer = max(width(first), width(second)) <= REFERENCE_BITS
+        like = '8x8' if is_integer else f'{FLOAT}x{FLOAT}'
+        found = times.get(pair, times.get(like))
+        if found is None:
             assert key is not None
             raise ValueError(
                 f'the latency table has no {pair!r} for {key[0]!r} (it has '
                 f'{", ".join(times)}): measure it, or leave these bits out '
                 'of the candidates'
             )
-        return times[pair]
+        return found / self._divisor
 
     def of_unit(self, problem: Problem, unit: Unit, bits: Bits) -> float:
         """Return 0: times belong to products."""
         return 0.0
 
 
-def named_cost(name: str, *, limit: float) -> Cost:
+def named_cost(
+    name: str, *, limit: float, table: Mapping[str, Any] | None = None
+) -> Cost:
     """Return the cost behind the key of a budget.
 
     Args:
-        name: ``bops``, ``bytes`` or ``macs_above``.
-        limit: The budget, which says whether bytes are a share.
+        name: ``bops``, ``bytes``, ``macs_above`` or ``latency``.
+        limit: The budget: bytes and latency are shares up to 1.
+        table: Measured times, see ``MixedPrecisionConfig``.
     """
     if name == 'bytes':
         return WeightBytes(relative=limit <= 1)
+    if name == 'latency':
+        assert table is not None
+        whole = float(table['float_ms']) if limit <= 1 else None
+        return LatencyTable(table['layers'], float_ms=whole)
     return BitOperations() if name == 'bops' else MacsAbove()
 
 

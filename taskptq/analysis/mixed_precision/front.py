@@ -128,7 +128,10 @@ class Front:
 def budget_limits(config: MixedPrecisionConfig) -> list[Limit]:
     """Return the budgets of the settings as limits."""
     return [
-        Limit(cost=named_cost(name, limit=most), most=most)
+        Limit(
+            cost=named_cost(name, limit=most, table=config.latency_table),
+            most=most,
+        )
         for name, most in config.budget.items()
     ]
 

@@ -25,7 +25,7 @@ from taskptq.reconstruction.config import ReconstructionConfig
 
 __all__ = ['BUDGETS', 'MixedPrecisionConfig']
 
-BUDGETS = ('bops', 'bytes', 'macs_above')
+BUDGETS = ('bops', 'bytes', 'macs_above', 'latency')
 POINTS = ('weight', 'activation', 'query', 'key', 'value', 'softmax')
 
 
@@ -51,6 +51,9 @@ class MixedPrecisionConfig:
         keep: Share of the float model's score that should remain, (0, 1).
         budget: Name of a cost -> most of it that may be spent. The first is
             what is spared; without any it is ``bops``, unlimited.
+        latency_table: Measured times for the budget ``latency``:
+            ``float_ms`` and ``layers``, see ``LatencyTable``; None measures
+            the layers in ONNX Runtime.
         candidates: Bits to choose from besides those of the recipe;
             'float' leaves whole layers float.
         points: Points whose bits may change.
@@ -67,6 +70,9 @@ class MixedPrecisionConfig:
     budget: Mapping[str, float] = field(
         default_factory=dict,
         metadata={'rule': Table(of=Number(low=0), keys=BUDGETS)},
+    )
+    latency_table: Mapping[str, Any] | None = setting(
+        None, Table(optional=True, required=('float_ms', 'layers'))
     )
     candidates: tuple[Bits, ...] = setting(
         (8, 16, FLOAT), Items(of=BitsRule(optional=False), least=1, most=16)
@@ -87,9 +93,17 @@ class MixedPrecisionConfig:
                 list(self.candidates),
                 'give each candidate once',
             )
+        if self.latency_table is not None:
+            self._check_table(self.latency_table)
         if self.reconstruction is not None:
             with within('mixed_precision.reconstruction'):
                 ReconstructionConfig.from_dict(self.reconstruction)
+
+    def _check_table(self, table: Mapping[str, Any]) -> None:
+        name = 'mixed_precision.latency_table'
+        times = Table(of=Number(low=0))
+        Number(above=0).read(table['float_ms'], name=f'{name}.float_ms')
+        Table(of=times).read(table['layers'], name=f'{name}.layers')
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> MixedPrecisionConfig:
@@ -105,7 +119,7 @@ class MixedPrecisionConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types; ``from_dict`` reads them back."""
-        return {
+        plain: dict[str, Any] = {
             'keep': self.keep,
             'budget': dict(self.budget),
             'candidates': list(self.candidates),
@@ -117,3 +131,6 @@ class MixedPrecisionConfig:
             ),
             'num_images': self.num_images,
         }
+        if self.latency_table is not None:
+            plain['latency_table'] = dict(self.latency_table)
+        return plain

@@ -119,6 +119,34 @@ def test_a_table_of_measured_times(problem):
         cost_of(problem, table, {**problem.named(), INPUT: 16})
 
 
+def test_pairs_without_a_time_take_that_of_integers_or_floats(problem):
+    table = LatencyTable({'conv': {'8x8': 1.0, 'floatxfloat': 3.0}})
+    for bits, expected in ((4, 1.0), (8, 1.0), (16, 3.0), ('float', 3.0)):
+        choice = {**problem.named(), INPUT: bits}
+        assert cost_of(problem, table, choice) == expected
+
+
+def test_latency_up_to_one_is_a_share_of_the_float_model(problem):
+    table = {'float_ms': 4.0, 'layers': {'conv': {'8x8': 1.0}}}
+    for limit, expected, unit in ((0.5, 0.25, 'of float'), (2.0, 1.0, 'ms')):
+        cost = named_cost('latency', limit=limit, table=table)
+        assert cost_of(problem, cost, problem.named()) == expected
+        assert cost.unit == unit
+
+
+def test_an_input_of_two_layers_counts_in_both():
+    shared = Product(first=('a.activation',), second=('a.weight',), macs=1)
+    other = Product(first=('a.activation',), second=('b.weight',), macs=1)
+    units = [
+        make_unit('a', 'activation'),
+        make_unit('a', 'weight'),
+        make_unit('b', 'weight'),
+    ]
+    both = build_problem(units, [shared, other])
+    table = LatencyTable({'a': {'8x8': 1.0}, 'b': {'8x8': 10.0}})
+    assert cost_of(both, table, both.named()) == 11.0
+
+
 def test_a_price_is_the_difference_of_two_costs(draw):
     problem = draw(3, candidates=(4, 8, 16, 'float'))
     choice = uniform_choice(problem, 8)

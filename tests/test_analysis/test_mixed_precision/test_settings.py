@@ -11,6 +11,13 @@ def test_defaults_round_trip():
     assert MixedPrecisionConfig.from_dict(config.to_dict()) == config
 
 
+def test_a_latency_table_round_trips():
+    table = dict(float_ms=2.0, layers=dict(conv={'8x8': 1.0}), threads=1)
+    config = MixedPrecisionConfig(latency_table=table)
+    assert config.to_dict()['latency_table'] == table
+    assert MixedPrecisionConfig.from_dict(config.to_dict()) == config
+
+
 @pytest.mark.parametrize(
     ('settings', 'message'),
     [
@@ -26,6 +33,15 @@ def test_defaults_round_trip():
         (
             dict(reconstruction=dict(rounding='gtpq')),
             r'mixed_precision.reconstruction.*rounding',
+        ),
+        (dict(latency_table=dict(layers={})), "give the key 'float_ms'"),
+        (
+            dict(latency_table=dict(float_ms=0, layers={})),
+            'latency_table.float_ms=0',
+        ),
+        (
+            dict(latency_table=dict(float_ms=1, layers=dict(a={'8x8': -1}))),
+            'latency_table.layers.a.8x8=-1',
         ),
         (dict(kep=0.9), "did you mean 'keep'"),
         ([], 'mixed_precision'),
