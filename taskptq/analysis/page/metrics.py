@@ -72,7 +72,7 @@ def class_rows(
         Rows as of :func:`metric_rows`.
     """
     names = dict.fromkeys(n for m in (float_classes, *files) for n in m)
-    rows = [
+    rows: list[dict[str, Any]] = [
         {
             'name': name,
             'float': _known(float_classes.get(name)),
