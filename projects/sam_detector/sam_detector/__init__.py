@@ -5,6 +5,7 @@ recipes with taskptq (``recipe='w4a4_ptq4sam-l'``), so
 ``custom_imports = dict(imports=['sam_detector'])`` is all a config needs.
 """
 
+from taskptq.hosts import register_float
 from taskptq.recipes import register_folder
 
 from .detector import SAMDetector
@@ -35,3 +36,5 @@ __all__ = [
 ]
 
 register_folder('sam_detector.recipes')
+# It multiplies masks by the matrices of a resize: geometry, not features.
+register_float(SAMDetector, 'pastes masks into images, which stay float')

@@ -11,6 +11,9 @@ from torch import nn
 
 import sam_detector
 from sam_detector.views import read_views
+from taskptq.calibration import calibrate
+from taskptq.modules.products import QuantProducts
+from taskptq.prepare import QConfig, prepare
 
 HEIGHT, WIDTH = 50, 70
 BOXES = torch.tensor(
@@ -315,3 +318,25 @@ def test_detections_are_remembered_by_copies(sam_config, monkeypatch):
     model.load_state_dict(model.state_dict())
     model(inputs, copy.deepcopy(samples), mode='predict')
     assert len(calls) == 2, 'new weights may detect something else'
+
+
+@torch.no_grad()
+def test_pasting_masks_stays_float_where_products_are_quantized(sam_config):
+    detector = build(sam_config)
+    images = batch(annotated=True)
+
+    def forward(model, batch):
+        return model(*batch, mode='predict')
+
+    points = dict(num_bits=8)
+    qconfig = QConfig.from_dict(
+        dict(weight=points, activation=points, products=True)
+    )
+    report = prepare(detector, qconfig, batch=images, forward=forward)
+    calibrate(detector, [images], forward=forward, unreached='float')
+    names = dict(detector.named_modules())
+    assert not isinstance(names.get('products'), QuantProducts)
+    assert any(isinstance(m, QuantProducts) for m in names.values())
+    (row,) = [row for row in report.rows if row.name == '']
+    assert row.status == 'float'
+    assert 'pastes masks' in row.reason
