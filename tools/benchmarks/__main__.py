@@ -2,6 +2,7 @@
 
     python tools/benchmarks eval-speed CONFIG CHECKPOINT
     python tools/benchmarks reconstruction-speed CONFIG CHECKPOINT
+    python tools/benchmarks step-limit CONFIG CHECKPOINT
     python tools/benchmarks memory [CONFIG CHECKPOINT]
     python tools/benchmarks profile CONFIG CHECKPOINT [--unit NAME]
     python tools/benchmarks head-cost GRID_CONFIG PLAIN_CONFIG
@@ -33,6 +34,7 @@ from benchmarks import (
     profiling,
     reconstruction_speed,
     run_setup,
+    step_limit,
 )
 from taskptq.cli.numbers import count, seed
 
@@ -50,6 +52,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     commands = parser.add_subparsers(dest='benchmark', required=True)
     _add_eval_speed(commands)
     _add_reconstruction_speed(commands)
+    _add_step_limit(commands)
     _add_memory(commands, 'memory')
     # Started by the memory benchmark for each number of images.
     _add_memory(commands, 'memory-worker')
@@ -124,6 +127,30 @@ def _add_reconstruction_speed(commands: Any) -> None:
     )
     parser.add_argument(
         '--rounds', type=count, default=2, help='turns of both loops'
+    )
+
+
+def _add_step_limit(commands: Any) -> None:
+    parser = _add(
+        commands,
+        'step-limit',
+        recipe='w4a4_qdrop',
+        what='reconstruction steps against the float block',
+    )
+    parser.add_argument(
+        '--num-images', type=count, default=16, help='calibration images'
+    )
+    parser.add_argument(
+        '--num-units',
+        type=count,
+        default=4,
+        help='units to time, spread over the depth of the model',
+    )
+    parser.add_argument(
+        '--steps', type=count, default=8, help='steps of each in a round'
+    )
+    parser.add_argument(
+        '--rounds', type=count, default=3, help='turns of both'
     )
 
 
@@ -243,6 +270,7 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     module: Any = {
         'eval-speed': eval_speed,
         'reconstruction-speed': reconstruction_speed,
+        'step-limit': step_limit,
         'memory': memory,
         'profile': profiling,
     }[args.benchmark]
