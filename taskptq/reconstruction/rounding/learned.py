@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from taskptq.core import LearnedRounding, dropping, quantizing
+from taskptq.core import dropping, quantizing
 from taskptq.core.distributed import is_distributed, mean_over_ranks
-from taskptq.core.switches import is_weight_quantizer, quantizers
-from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import Outputs, ReconContext, ReconLoss
+from taskptq.reconstruction.rounding.attached import Learned, learning
 
 # Steps between checks of the loss and the roundings (each costs a sync).
 CHECK_EVERY = 25
-# Of a bias, for its learning rate: one that is 0 may have to move as well.
-LEAST_MAGNITUDE = 1e-3
 # Field -> its name in state files and results, where older files have it too.
 STORED_NAMES = {'settled': 'decided', 'flipped': 'turned'}
 
@@ -88,41 +85,6 @@ def stored_names(values: Mapping[str, Any]) -> dict[str, Any]:
     return {STORED_NAMES.get(k, k): value for k, value in values.items()}
 
 
-@dataclass
-class _Learned:
-    """The parameters in training."""
-
-    roundings: list[LearnedRounding] = field(default_factory=list)
-    began: list[Tensor] = field(default_factory=list)  # codes, int16
-    scales: list[nn.Parameter] = field(default_factory=list)
-    magnitudes: list[float] = field(default_factory=list)
-
-    def parameters(self) -> list[nn.Parameter]:
-        return [rounding.alpha for rounding in self.roundings] + self.scales
-
-    def settled(self) -> float:
-        """Return the share of roundings with |h - 0.5| > 0.49."""
-        total = sum(r.alpha.numel() for r in self.roundings)
-        if not total:
-            return math.nan
-        done = torch.stack([r.settled() for r in self.roundings]).sum()
-        return float(done) / total
-
-    @torch.no_grad()
-    def flipped(self) -> float:
-        """Return the share of weights on another code than they started on."""
-        total = sum(r.alpha.numel() for r in self.roundings)
-        if not total:
-            return math.nan
-        count = torch.stack(
-            [
-                (r.codes() != codes).sum()
-                for r, codes in zip(self.roundings, self.began, strict=True)
-            ]
-        ).sum()
-        return float(count) / total
-
-
 def train_unit(
     unit: Unit,
     draw: Callable[[], Minibatch],
@@ -146,7 +108,7 @@ def train_unit(
             roundings are still soft.
     """
     result = UnitResult(name=unit.name)
-    with _learning(unit, config) as learned:
+    with learning(unit, config) as learned:
         result.num_weights = sum(r.alpha.numel() for r in learned.roundings)
         if learned.parameters():
             trainer = _Trainer(unit, learned, config, loss, adapter)
@@ -159,80 +121,13 @@ def train_unit(
     return result
 
 
-@contextmanager
-def _learning(unit: Unit, config: ReconstructionConfig) -> Iterator[_Learned]:
-    """Attach learned parameters; on exit, fix them and round hard."""
-    flags = [(p, p.requires_grad) for p in unit.module.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    learned = _attach(unit, config)
-    try:
-        yield learned
-    finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-        for scale in learned.scales:
-            scale.requires_grad_(False)
-            scale.grad = None
-        for _, module in unit.layers():
-            module.finish_rounding()
-
-
-def _attach(unit: Unit, config: ReconstructionConfig) -> _Learned:
-    learned = _Learned()
-    if config.rounding == 'adaround':
-        for _, module in unit.layers():
-            found = _start_rounding(module, latent=config.latent_weights)
-            for rounding in found:
-                rounding.straight_through = config.rounds_hard
-            learned.roundings.extend(found)
-            # int16 holds 8-bit codes, signed or not.
-            learned.began.extend(r.codes().to(torch.int16) for r in found)
-            if config.latent_weights:
-                _attach_others(module, learned)
-    if config.learn_scales:
-        for name, quantizer in quantizers(unit.module):
-            owner = unit.qualified(name.rpartition('.')[0])
-            if is_weight_quantizer(name) or not unit.includes(owner):
-                continue
-            for parameter in quantizer.learnable():
-                learned.scales.append(parameter)
-                learned.magnitudes.append(quantizer.magnitude_of(parameter))
-    for scale in learned.scales:
-        scale.requires_grad_(True)
-    return learned
-
-
-def _attach_others(module: QuantModule, learned: _Learned) -> None:
-    """Train the scales and biases of weights that train themselves."""
-    for parameter, rounding in module.roundings.items():
-        bias = module.start_bias(parameter)
-        for value in (rounding.scale, bias):
-            if isinstance(value, nn.Parameter):
-                learned.scales.append(value)
-                size = float(value.detach().abs().mean())
-                learned.magnitudes.append(max(size, LEAST_MAGNITUDE))
-
-
-def _start_rounding(
-    module: QuantModule, *, latent: bool
-) -> list[LearnedRounding]:
-    """Attach roundings; start from the codes of an earlier phase, if any."""
-    earlier = {name: module.codes(name) for name in module.rounded_parameters}
-    roundings = module.start_rounding(latent=latent)
-    for name, codes in earlier.items():
-        if name in roundings:
-            roundings[name].lean_towards(codes)
-    return list(roundings.values())
-
-
 class _Trainer:
     """The optimization loop of one unit."""
 
     def __init__(
         self,
         unit: Unit,
-        learned: _Learned,
+        learned: Learned,
         config: ReconstructionConfig,
         loss: ReconLoss,
         adapter: Any,
