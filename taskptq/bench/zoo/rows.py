@@ -8,7 +8,8 @@ from typing import Any
 from taskptq.bench.results import Results
 from taskptq.bench.zoo.records import printed
 from taskptq.bench.zoo.source import ZooFile
-from taskptq.recipes.names import parse
+from taskptq.core.setting_error import SettingError
+from taskptq.recipes import resolve
 
 
 def name_checkpoint(
@@ -49,9 +50,10 @@ def is_row_of(file: ZooFile, row: Mapping[str, Any]) -> bool:
     recipe = row.get('recipe')
     if recipe is None or len(file.recipe) > 1 or row['seed'] != file.seed:
         return False
-    listed, measured = file.bits, parse(recipe)
-    return (listed.qconfig(), listed.method_file, listed.scope) == (
-        measured.qconfig(),
-        measured.method_file,
-        measured.scope,
-    )
+    if recipe == file.recipe[0]:
+        return True
+    try:
+        # A project's name for it, or the method that a plain name stands for.
+        return resolve(recipe) == resolve(file.recipe[0])
+    except SettingError:
+        return False

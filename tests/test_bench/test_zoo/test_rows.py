@@ -38,7 +38,12 @@ def test_without_the_metric_the_value_counts(zoo_files):
 
 def test_a_plain_name_is_the_method_that_it_stands_for(write_zoo):
     (file,) = write_zoo(files=[{'recipe': 'w8a8'}])
-    rows = [row_of('w8a8_mixed'), row_of('w8a8_mse'), {'seed': 0}]
+    rows = [
+        row_of('w8a8_mixed'),
+        row_of('w8a8_mse'),
+        row_of('absent::w8a8_mse'),
+        {'seed': 0},
+    ]
     assert name_checkpoint({'rows': rows}, file, RECORD)
     assert rows[0]['checkpoint'] == 'a/b.pth'
     assert rows[1]['checkpoint'] is None
