@@ -15,7 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from taskptq.apis import build_model
 
 # Keys of settings that name weights to download.
-DOWNLOADS = ('init_cfg', 'pretrained', 'load_from')
+DOWNLOADS = ('init_cfg', 'pretrained', 'load_from', 'teacher_ckpt')
 # Random weights score everything alike: let some objects reach the second
 # stages and the masks, and not too many.
 FEW = {
@@ -40,7 +40,7 @@ def build_offline(
     *,
     size: Sequence[int],
     seed: int = 0,
-    initialized: bool = False,
+    full: bool = False,
 ) -> nn.Module:
     """Build the model of a config with random weights, in eval mode.
 
@@ -51,25 +51,29 @@ def build_offline(
         config: Config of a host.
         size: Height and width of the images it will see.
         seed: Seed of all numbers.
-        initialized: Whether to let the host draw the weights, which takes
-            longer; else its layers keep those that they were made with.
+        full: Whether to let the host draw the weights, and to keep the
+            numbers of its objects and queries: which takes longer. Else
+            layers keep the weights that they were made with.
 
     Raises:
         ValueError: If the config has no model.
     """
     if 'model' not in config:
         raise ValueError('the config has no model')
-    plain = thinner(without_downloads(config.model.to_dict()))
-    plain = at_size(plain, size)
-    plain['test_cfg'] = with_few_objects(plain.get('test_cfg'))
+    plain = at_size(without_downloads(config.model.to_dict()), size)
+    if not full:
+        plain = with_few_objects(thinner(plain))
     settings = {
         'model': plain,
         'default_scope': config.get('default_scope', 'mmengine'),
     }
     torch.manual_seed(seed)
     model = build_model(Config(settings))
-    if initialized:
+    if full:
         model.init_weights()
+    if hasattr(model, 'tracker') and hasattr(model, 'detector'):
+        # What tracks is no network; what it tracks comes from this one.
+        model = model.detector.eval()
     model.requires_grad_(False)
     handles = [
         module.register_forward_pre_hook(_take_statistics)

@@ -32,11 +32,13 @@ from taskptq.recipes.merge import merge
 from taskptq.recipes.names import resolve
 
 # Heights and widths to try; some models need several strides.
-SIZES = ((64, 96), (96, 128), (256, 320))
+SIZES = ((64, 96), (96, 128), (384, 512))
 # Ranges of fresh weights need no search.
 RECIPE = 'w8a8_minmax'
 # Largest gap, relative, that rounding alone explains.
 FAR = 1e-4
+# What hosts raise if an image is too small or random weights make no sense.
+MISFITS = (AssertionError, IndexError, RuntimeError, TypeError, ValueError)
 # Most products that a record names.
 MAX_NAMED = 8
 MEBI = 2**20
@@ -72,9 +74,7 @@ def measure(
     start = time.process_time()
     model, batch = smallest_running(Config.fromfile(path), sizes)
     with torch.no_grad():
-        expected = output_tensors(model, batch)
-        with PlainQuantization():
-            plain = output_tensors(model, batch)
+        expected, plain = both_outputs(model, batch)
     seconds = time.process_time() - start
     record: dict[str, Any] = {
         'model': type(model).__name__,
@@ -104,36 +104,52 @@ def smallest_running(
         RuntimeError: If the outputs for the last size are not finite, or
             see ``build_offline``.
     """
-    for size, initialized in [
+    for size, full in [
         *((size, False) for size in sizes),
         *((size, True) for size in sizes[:-1]),
     ]:
-        with suppress(AssertionError, IndexError, RuntimeError, ValueError):
-            return running(config, size, initialized=initialized)
-    return running(config, sizes[-1], initialized=True)
+        with suppress(*MISFITS):
+            return running(config, size, full=full)
+    return running(config, sizes[-1], full=True)
 
 
 def running(
-    config: Config, size: Sequence[int], *, initialized: bool
+    config: Config, size: Sequence[int], *, full: bool
 ) -> tuple[nn.Module, dict[str, Any]]:
     """Return a model and a drawn image on which its outputs are finite.
 
     Args:
         config: Config of a host.
         size: Height and width.
-        initialized: Whether the host draws the weights, not torch: some
-            queries and offsets make sense only so.
+        full: See ``build_offline``.
 
     Raises:
-        RuntimeError: If they are not.
+        RuntimeError: If they are not, with or without noise, or if there
+            are none.
     """
-    model = build_offline(config, size=size, initialized=initialized)
+    model = build_offline(config, size=size, full=full)
     batch = drawn_batch(model, size=size)
     with torch.no_grad():
-        finite = all(x.isfinite().all() for x in output_tensors(model, batch))
-    if not finite:
+        outputs = both_outputs(model, batch)
+    if not all(x.isfinite().all() for found in outputs for x in found):
         raise RuntimeError('the float model has outputs that are not finite')
+    if not any(x.any() for x in outputs[0]):
+        raise RuntimeError('the float model has no outputs but zeros')
     return model, batch
+
+
+def both_outputs(
+    model: nn.Module, batch: Any
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the outputs of a float model, and with plain quantization.
+
+    Args:
+        model: Float model.
+        batch: From ``drawn_batch``.
+    """
+    expected = output_tensors(model, batch)
+    with PlainQuantization():
+        return expected, output_tensors(model, batch)
 
 
 def quantized_record(

@@ -86,6 +86,7 @@ def reason_of(stderr: str, returncode: int) -> str:
     if returncode < 0:
         return f'ended by signal {-returncode}'
     found = (errors or lines or [f'exit status {returncode}'])[-1]
+    found = ' '.join(found.split())
     # Paths of the machine say nothing about the model.
     return re.sub(r'(?:/[\w.-]+)+/(?=[\w.-]+)', '', found)[:300]
 
@@ -106,6 +107,11 @@ def _work(
         resource.setrlimit(kind, (limit, limit + 5))
     logging.disable(logging.WARNING)
     warnings.simplefilter('ignore')
+    path = str(Path(path).resolve())
+    # Configs name others relative to the folder that their host ships.
+    root = next((p for p in Path(path).parents if p.name == '.mim'), None)
+    if root is not None:
+        os.chdir(root)
     record = importlib.import_module(module).measure(path, **settings)
     out = Path(folder) / 'record.json'
     out.write_text(json.dumps(record), encoding='utf-8')

@@ -86,10 +86,10 @@ def test_outputs_that_are_not_finite_are_refused(
 ) -> None:
     given: list[bool] = []
 
-    def build(config: Config, *, size: Any, initialized: bool) -> nn.Module:
-        given.append(initialized)
+    def build(config: Config, *, size: Any, full: bool) -> nn.Module:
+        given.append(full)
         model = build_offline(config, size=size)
-        if not initialized:
+        if not full:
             nn.init.constant_(model.decode_head.conv_seg.bias, float('nan'))
         return model
 

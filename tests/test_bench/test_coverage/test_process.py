@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +27,8 @@ def run(path: str, **settings: Any) -> dict[str, Any]:
 
 
 def test_record_comes_back() -> None:
-    assert run('a.py', steps=3) == {'path': 'a.py', 'steps': 3}
+    path = str(Path('a.py').resolve())
+    assert run('a.py', steps=3) == {'path': path, 'steps': 3}
 
 
 @pytest.mark.parametrize(
