@@ -95,7 +95,7 @@ def file_entry(
         'calibration': _amount(facts['calibration']),
         'quantization': _seconds(side),
         'reconstruction': _units(side),
-        'mixed_precision': side.get('mixed_precision'),
+        'mixed_precision': _without_times(side.get('mixed_precision')),
         'export': side.get('export'),
         'sensitivity': _sensitivity(sensitivity),
     }
@@ -158,6 +158,13 @@ def bits_of(layers: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             key=lambda item: (POINTS.index(item[0][0]), str(item[0][1])),
         )
     ]
+
+
+def _without_times(choice: Any) -> Any:
+    """Leave out the times of single layers, which fill a page."""
+    if not isinstance(choice, Mapping):
+        return choice
+    return {k: v for k, v in choice.items() if k != 'latency_table'}
 
 
 def _types(parts: Any) -> list[str]:

@@ -13,6 +13,7 @@ from taskptq.analysis.page.content import (
     page_content,
     titles_of,
 )
+from taskptq.analysis.page.side_files import record_metrics
 from taskptq.analysis.sensitivity.record import (
     PointSensitivity,
     RoleSensitivity,
@@ -84,6 +85,35 @@ def test_metrics_are_related_to_float(file):
         'float': 0.3,
         'values': [0.27],
     }
+
+
+def test_metrics_of_classes_come_from_reports_and_from_names(file):
+    record_metrics(
+        file.path.parent,
+        {'coco/bbox_mAP': 0.3},
+        digest=file.payload['digest'],
+        file='q.pth',
+        classes={'dog': 0.25, 'cow': None},
+    )
+    measured = file_entry(file, title='a')
+    (file.path.parent / 'report.json').unlink()
+    named = file_entry(file, title='b', metrics={'coco/dog_precision': 0.5})
+    known = float_entry(None, file=file, metrics={}, classes={'dog': 0.75})
+    content = page_content([measured, named], float_model=known)
+    assert content['classes'] == [
+        {'name': 'dog', 'float': 0.75, 'values': [0.25, 0.5]}
+    ]
+
+
+def test_times_of_single_layers_are_left_out(file):
+    path = file.path.parent / 'quantization_report.json'
+    before = path.read_text()
+    choice = {'keep': 0.99, 'latency_table': {'layers': {}}}
+    side = {'digest': file.payload['digest'], 'mixed_precision': choice}
+    path.write_text(json.dumps(side))
+    entry = file_entry(file, title='q')
+    path.write_text(before)
+    assert entry['mixed_precision'] == {'keep': 0.99}
 
 
 def test_a_side_file_may_say_anything(file):
