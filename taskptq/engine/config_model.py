@@ -43,7 +43,10 @@ def build_model(
         model_config.setdefault('data_preprocessor', preprocessor)
     model = revert_sync_batchnorm(MODELS.build(model_config))
     model.cfg = config
-    return model.to(device).eval()
+    model = model.to(device)
+    # Distillation models of mmdet return nothing from it.
+    model.eval()
+    return model
 
 
 def evaluation_source(config: Config) -> EvaluationSource:

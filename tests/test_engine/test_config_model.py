@@ -1,5 +1,6 @@
 import pytest
 from mmengine.config import Config
+from torch import nn
 
 from taskptq.engine.config_model import (
     build_model,
@@ -17,6 +18,19 @@ def test_the_model_of_a_config(tiny_path):
     assert not model.training
     # Building takes nothing out of the config.
     assert config.model == {'type': 'TinyNet'}
+
+
+def test_a_model_whose_eval_returns_nothing(tiny_path, monkeypatch):
+    config = load_config(tiny_path)
+    cls = type(build_model(config))
+
+    def train(self, mode=True):
+        nn.Module.train(self, mode)
+
+    monkeypatch.setattr(cls, 'train', train)
+    model = build_model(config)
+    assert isinstance(model, cls)
+    assert not model.training
 
 
 def test_images_are_those_of_the_test_set(tiny_path):
