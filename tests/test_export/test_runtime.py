@@ -118,6 +118,13 @@ def test_an_operator_that_the_runtime_lacks(written):
         Session(file)
 
 
+def test_operators_of_a_version_that_the_runtime_lacks(written):
+    made = model()
+    made.opset_import[0].version = 99
+    with pytest.raises(OnnxFileError, match='perhaps with a lower --opset'):
+        Session(read_onnx(written(made)))
+
+
 def test_a_constant_in_another_file(written):
     made = model()
     tensor = model(external=True).graph.initializer[0]

@@ -31,6 +31,7 @@ from taskptq.export.onnx.lowering import lower, store_half_bytes
 from taskptq.export.onnx.passes import (
     float_products,
     fold_shapes,
+    merge_equal_grids,
     move_weights,
 )
 from taskptq.export.onnx.patches import merge_patches
@@ -130,8 +131,10 @@ def export_onnx(
     lower(graph, emitted.grids, target=rules)
     fold_shapes(graph)
     move_weights(graph)
-    if rules.completes:
+    merge_equal_grids(graph)
+    if rules.merges_patches:
         merge_patches(graph)
+    if rules.completes:
         fold_read_scales(graph)
         fold_written_scales(graph)
         multiply_scales(graph)

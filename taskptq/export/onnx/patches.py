@@ -1,9 +1,10 @@
 """Write strided slices that are stacked as channels in one operator.
 
 Some stems, such as YOLOX's Focus, take every other row and column and
-concatenate the four images. ONNX Runtime copies them value by value; its
-SpaceToDepth takes a third of the time. The order of the channels differs,
-and is made good in the weights of the convolution behind.
+concatenate the four images. Runtimes copy them value by value: SpaceToDepth
+takes a third of the time in ONNX Runtime, and still less in OpenVINO. The
+order of the channels differs, and is made good in the weights of the
+convolution behind.
 """
 
 from __future__ import annotations

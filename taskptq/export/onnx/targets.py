@@ -18,6 +18,7 @@ class Target:
         integer_bias: Whether biases become int32.
         completes: Whether a layer runs in integers only if its output is on
             a grid, so that missing grids are added.
+        merges_patches: Whether it runs SpaceToDepth faster than slices.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Target:
     zero_points: bool = True
     integer_bias: bool = True
     completes: bool = False
+    merges_patches: bool = True
 
 
 TARGETS = {
@@ -37,6 +39,8 @@ TARGETS = {
             unsigned=False,
             zero_points=False,
             integer_bias=False,
+            # Not known, since it never ran.
+            merges_patches=False,
         ),
     )
 }

@@ -58,10 +58,15 @@ def test_other_slices_stay(exported, places):
     assert 'Slice' in kinds
 
 
-def test_only_the_target_that_gains_has_it(exported):
+@pytest.mark.parametrize(
+    ('target', 'merged'), [('openvino', True), ('tensorrt', False)]
+)
+def test_targets_that_gain_have_it(exported, target, merged):
     torch.manual_seed(0)
-    model = Stacked([(0, 0), (1, 0), (0, 1), (1, 1)]).eval()
     found = exported(
-        model, batches=[torch.randn(1, 3, 8, 8)], target='openvino'
+        Stacked([(0, 0), (1, 0), (0, 1), (1, 1)]).eval(),
+        batches=[torch.randn(1, 3, 8, 8)],
+        target=target,
+        qconfig={'deploy': target},
     )
-    assert 'Slice' in kinds_of(found.path)
+    assert ('SpaceToDepth' in kinds_of(found.path)) is merged
