@@ -101,6 +101,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--json', action='store_true', help='print JSON instead of text'
     )
     args = parser.parse_args(argv)
+    for path in args.files:
+        if path.endswith('.onnx'):
+            parser.error(
+                f'{path} is an exported file: give the quantized file (*.pth) '
+                'that it was exported from'
+            )
     is_config = not args.files[0].endswith('.pth')
     args.config = args.files.pop(0) if is_config else None
     if not args.files:

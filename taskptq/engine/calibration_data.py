@@ -245,7 +245,8 @@ def choose(
     if len(places) < num_images:
         raise ValueError(
             f'calibration.num_images is {num_images}, but the calibration '
-            f'set has {len(places)} images: ask for at most that many'
+            f'set has {len(places)} images: ask for at most that many, with '
+            f'--num-images or calibration=dict(num_images={len(places)})'
         )
     if num_images < world_size:
         raise ValueError(

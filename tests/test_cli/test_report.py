@@ -95,6 +95,13 @@ def test_a_damaged_file_is_one_sentence(content, tmp_path, capsys):
     assert not (tmp_path / 'r.html').exists()
 
 
+def test_an_exported_file_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        report.main(['config.py', 'model.onnx'])
+    error = capsys.readouterr().err
+    assert 'model.onnx is an exported file: give the quantized file' in error
+
+
 def box(x, label, score=0.9):
     return Box(corners=(x, 20, x + 60, 90), label=label, score=score)
 
