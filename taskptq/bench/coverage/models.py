@@ -98,7 +98,7 @@ def _take_statistics(norm: Any, args: Any) -> None:
 
 
 def without_downloads(settings: Any) -> Any:
-    """Return settings in which no weights are named.
+    """Return settings in which no weights and no other processes are named.
 
     Args:
         settings: Nested dicts, lists and tuples.
@@ -108,12 +108,21 @@ def without_downloads(settings: Any) -> Any:
     """
     if isinstance(settings, Mapping):
         return {
-            key: None if key in DOWNLOADS else without_downloads(value)
+            key: _nothing(value)
+            if key in DOWNLOADS
+            # The norm of several processes cannot even be built in one.
+            else 'BN'
+            if value == 'MMSyncBN'
+            else without_downloads(value)
             for key, value in settings.items()
         }
     if isinstance(settings, list | tuple):
         return type(settings)(without_downloads(item) for item in settings)
     return settings
+
+
+def _nothing(value: Any) -> bool | None:
+    return False if isinstance(value, bool) else None
 
 
 def at_size(settings: Any, size: Sequence[int]) -> Any:

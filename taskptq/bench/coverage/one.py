@@ -32,7 +32,7 @@ from taskptq.recipes.merge import merge
 from taskptq.recipes.names import resolve
 
 # Heights and widths to try; some models need several strides.
-SIZES = ((64, 96), (96, 128), (384, 512))
+SIZES = ((64, 96), (96, 128), (512, 512))
 # Ranges of fresh weights need no search.
 RECIPE = 'w8a8_minmax'
 # Largest gap, relative, that rounding alone explains.

@@ -47,8 +47,10 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
     lines = [
         "# Coverage of the hosts' own configs",
         '',
-        'Written by `taskptq bench coverage`. One config of each family, '
-        'random weights, one drawn image, W8A8.',
+        'Written by `taskptq bench coverage`. The config with the smallest '
+        'backbone of each family, random weights, few objects and queries, '
+        'one drawn image of the smallest size that the model takes (64 x 96 '
+        'or larger), W8A8.',
         '',
         f'{summary(records)}.',
         '',

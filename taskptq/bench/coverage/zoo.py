@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from pathlib import Path
 
 HOSTS = ('mmdet', 'mmseg')
-# Folders that hold no family of models.
-NO_FAMILIES = frozenset({'_base_'})
+# Folders that hold parts of configs.
+NO_FAMILIES = frozenset({'_base_', 'common'})
 # Words in a config's name -> how large its backbone is.
 SIZES = {
     'nano': 1,

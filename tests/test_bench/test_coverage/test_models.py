@@ -84,6 +84,11 @@ def test_settings_are_copied() -> None:
     settings = {'backbone': [{'init_cfg': {'type': 'Pretrained'}}]}
     assert without_downloads(settings) == {'backbone': [{'init_cfg': None}]}
     assert settings['backbone'][0]['init_cfg'] == {'type': 'Pretrained'}
+    norm = {'pretrained': True, 'norm_cfg': {'type': 'MMSyncBN'}}
+    assert without_downloads(norm) == {
+        'pretrained': False,
+        'norm_cfg': {'type': 'BN'},
+    }
     queries = {'bbox_head': [{'num_queries': 900, 'num_query': 'all'}]}
     assert thinner(queries) == {
         'bbox_head': [{'num_queries': 40, 'num_query': 'all'}]
