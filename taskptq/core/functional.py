@@ -352,17 +352,21 @@ def reciprocal(scale: Tensor) -> float:
 
 
 def drop_mask(x: Tensor, *, drop_prob: float) -> Tensor:
-    """Return 1.0 with probability ``drop_prob``, else 0.0, shaped like ``x``.
+    """Return 1.0 with probability ``drop_prob``, else 0.0, laid out as ``x``.
 
     Uses 8 random bits per element, so the probability is rounded to a
     multiple of 1/256. Draws from torch's global generator.
     """
     words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
     words.random_(torch.iinfo(torch.int64).min, None)
-    octets = words.view(torch.uint8)[: x.numel()]
-    mask = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    octets = words.view(torch.uint8)[: x.numel()].view(x.shape)
     below = round(drop_prob * 256)
-    return mask.copy_((octets.to(torch.int16) < below).view(x.shape))
+    # Laid out like x: with one operand of another layout, torch's CPU kernels
+    # run several times as long.
+    mask = torch.empty_like(x)
+    if below > 255:  # more than an octet holds
+        return mask.fill_(1.0)
+    return mask.copy_(octets < below)
 
 
 def random_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:

@@ -87,14 +87,18 @@ def pack_model(
             number is unreadable (NaN, a scale of 0), or ``recipe``, ``meta``
             or ``structure`` holds anything but plain types.
     """
+    packed: dict[int, dict[str, Any]] = {}
     for slot in _all_slots(model):
-        _check_frozen(slot)
+        if slot.quantizer.calibrated:
+            weight = getattr(slot.module, slot.parameter)
+            # A shared weight is stored once, but checked for each layer.
+            packed.setdefault(id(weight), _pack_weight(slot))
     state = _collect(model)
     weights: dict[str, dict[str, Any]] = {}
     rest = dict(state.rest)
     for key, slot in state.slots.items():
         if slot.quantizer.calibrated:
-            weights[key] = _pack_weight(slot)
+            weights[key] = packed[id(getattr(slot.module, slot.parameter))]
         else:
             rest[key] = getattr(slot.module, slot.parameter)
     payload: dict[str, Any] = {
@@ -243,12 +247,12 @@ def _keys_of_quantizers(
     return of_quantizers - of_observers, of_observers
 
 
-def _check_frozen(slot: _Slot) -> None:
-    quantizer = slot.quantizer
-    if not quantizer.calibrated:
-        return
+def _pack_weight(slot: _Slot) -> dict[str, Any]:
+    """Pack a weight that is frozen on its grid, and check that it is."""
     weight: Tensor = getattr(slot.module, slot.parameter).detach()
-    on_grid = quantizer.dequantize(quantizer.quantize(weight))
+    quantizer = slot.quantizer
+    codes = quantizer.quantize(weight)
+    on_grid = quantizer.dequantize(codes)
     if not (
         quantizer.frozen and torch.equal(on_grid.to(weight.dtype), weight)
     ):
@@ -258,13 +262,8 @@ def _check_frozen(slot: _Slot) -> None:
             'taskptq.reconstruction.freeze(model) before packing, and leave '
             'the weights alone afterwards'
         )
-
-
-def _pack_weight(slot: _Slot) -> dict[str, Any]:
-    weight: Tensor = getattr(slot.module, slot.parameter).detach()
-    quantizer = slot.quantizer
     packed = pack_codes(
-        quantizer.quantize(weight).cpu(),
+        codes.cpu(),
         num_bits=quantizer.spec.num_bits,
         quant_min=quantizer.quant_min,
     )

@@ -18,6 +18,8 @@ MAX_CODE_BITS = 16
 GROUP = 8
 # Up to this width, eight codes fit into one int64.
 WORD_CODE_BITS = 8
+# Codes of these widths never cross a byte, so no words are needed.
+WHOLE_IN_BYTE = (1, 2, 4, 8)
 
 
 def packed_length(count: int, *, num_bits: int) -> int:
@@ -40,16 +42,22 @@ def pack_codes(codes: Tensor, *, num_bits: int, quant_min: int) -> Tensor:
         ValueError: If a code or ``num_bits`` is out of range.
     """
     _check_bits(num_bits)
-    flat = codes.reshape(-1).to(torch.int64) - quant_min
+    flat = codes.reshape(-1) - quant_min
     if flat.numel() and not (flat.min() >= 0 and flat.max() < 2**num_bits):
         raise ValueError(
             f'codes lie in [{int(flat.min()) + quant_min}, '
             f'{int(flat.max()) + quant_min}], outside the {num_bits}-bit grid '
             f'that starts at quant_min={quant_min}'
         )
-    padded = flat.new_zeros(-(-flat.numel() // GROUP) * GROUP)
+    dtype = torch.uint8 if num_bits in WHOLE_IN_BYTE else torch.int64
+    padded = flat.new_zeros(-(-flat.numel() // GROUP) * GROUP, dtype=dtype)
     padded[: flat.numel()] = flat
-    if num_bits <= WORD_CODE_BITS:
+    if num_bits in WHOLE_IN_BYTE:
+        rows = padded.reshape(-1, 8 // num_bits)
+        packed = rows[:, 0].clone()
+        for i in range(1, rows.shape[1]):
+            packed |= rows[:, i] << (num_bits * i)
+    elif num_bits <= WORD_CODE_BITS:
         groups = padded.reshape(-1, GROUP)
         words = torch.zeros_like(groups[:, 0])
         for i in range(GROUP):
@@ -87,6 +95,13 @@ def unpack_codes(
             f'{num_bits}-bit codes of shape {list(shape)} take {expected} '
             'bytes'
         )
+    if num_bits in WHOLE_IN_BYTE:
+        mask = 2**num_bits - 1
+        parts = [
+            (packed >> (num_bits * i)) & mask for i in range(8 // num_bits)
+        ]
+        codes = torch.stack(parts, dim=1).flatten()[:count]
+        return codes.to(torch.int32).add_(quant_min).reshape(tuple(shape))
     num_groups = -(-count // GROUP)
     padded = packed.new_zeros(num_groups * num_bits)
     padded[:expected] = packed.reshape(-1)

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from taskptq.core import AffineQuantizer, enable
 from taskptq.core.switches import quantizers
 from taskptq.modules.base import QuantModule, quant_modules
+
+# Distinct codes of a row are marked in a table of at most this width.
+MARKED_LEVELS = 1 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,12 +105,28 @@ def check_on_grid(
         if axis is None
         else (codes.transpose(0, axis).flatten(1))
     )
-    # C: distinct codes of each channel, from its sorted codes
-    steps = rows.sort(dim=1).values.diff(dim=1)
-    most = int((steps > 0).sum(dim=1).max()) + 1
+    most = _most_levels(rows - quantizer.quant_min)
     if most > quantizer.spec.num_levels:
         raise RuntimeError(
             f'{name}.{parameter} has {most} levels in one channel, more than '
             f'{quantizer.spec.num_bits} bits allow'
         )
     return quantizer.spec.num_bits, most
+
+
+def _most_levels(codes: Tensor) -> int:
+    """Return the highest number of distinct codes in a row.
+
+    Args:
+        codes: (C, N), not negative.
+    """
+    size = int(codes.max()) + 1
+    if size > MARKED_LEVELS:
+        steps = codes.sort(dim=1).values.diff(dim=1)
+        return int((steps > 0).sum(dim=1).max()) + 1
+    # Marking a code's place is much faster than sorting.
+    seen = torch.zeros(
+        codes.shape[0], size, dtype=torch.uint8, device=codes.device
+    )
+    seen.scatter_(1, codes.to(torch.int64), 1)
+    return int(seen.sum(dim=1).max())

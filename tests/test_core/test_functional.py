@@ -451,3 +451,17 @@ def test_channels_are_bit_for_bit_those_of_torch(ch_axis):
             ch_axis=ch_axis,
         )
         assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize('drop_prob', [0.0, 0.25, 0.5, 1.0])
+def test_a_mask_has_the_layout_of_its_tensor_and_the_same_draws(drop_prob):
+    x = torch.randn(2, 5, 4, 3)
+    masks = []
+    for layout in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        laid_out = x.contiguous(memory_format=layout)
+        masks.append(drop_mask(laid_out, drop_prob=drop_prob))
+        assert masks[-1].stride() == laid_out.stride()
+    assert torch.equal(*masks)
+    assert set(masks[0].unique().tolist()) <= {0.0, 1.0}
+    assert abs(float(masks[0].mean()) - drop_prob) < 0.2

@@ -1,3 +1,5 @@
+import importlib
+
 import pytest
 import torch
 
@@ -139,3 +141,13 @@ def test_learned_zero_points_settle_on_integers(quantized):
     freeze(model)
     assert quantizer.offset.tolist() == quantizer.zero_point.tolist() == [2]
     assert quantizer.scale.item() > 0
+
+
+@pytest.mark.parametrize('most', [1, 1 << 10])
+def test_levels_are_counted_by_marks_and_by_sorting(most, monkeypatch):
+    module = importlib.import_module('taskptq.reconstruction.freeze')
+    monkeypatch.setattr(module, 'MARKED_LEVELS', most)
+    codes = torch.tensor([[0, 7, 7, 0], [3, 2, 1, 3], [5, 5, 5, 5]])
+    assert module._most_levels(codes) == 3
+    assert module._most_levels(codes[:1]) == 2
+    assert module._most_levels(codes[2:]) == 1

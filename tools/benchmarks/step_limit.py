@@ -8,6 +8,7 @@ thread, in turns, so that other work on the machine counts little.
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from taskptq.core import float_only
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.nesting import flatten, is_float
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.unit_fit import fit_unit
 
 TARGET = 1.3
 
@@ -66,6 +68,19 @@ def _loss(found: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     return torch.stack(losses).sum()
 
 
+def _step_seconds(session: Session) -> list[float]:
+    """Train a unit; return the CPU seconds of each step but the first."""
+    ends: list[float] = []
+    fit_unit(
+        session.unit,
+        session.data,
+        session.config,
+        loss=session.run.unit_loss,
+        on_step=lambda step, loss: ends.append(time.process_time()),
+    )
+    return [after - before for before, after in itertools.pairwise(ends)]
+
+
 def measure_unit(
     model: nn.Module,
     unit: Unit,
@@ -96,9 +111,7 @@ def measure_unit(
     ours: list[float] = []
     limit: list[float] = []
     for _ in range(rounds):
-        start = time.process_time()
-        result = session.train()
-        ours.append((time.process_time() - start) / max(result.steps, 1))
+        ours += _step_seconds(session)
         for _ in range(config.steps):
             start = time.process_time()
             plain.run()
@@ -136,7 +149,7 @@ def measure(
     """
     torch.set_num_threads(1)
     config = run_setup.read_config(config_path)
-    settings = run_setup.reconstruction(recipe, steps=steps)
+    settings = run_setup.reconstruction(recipe, steps=steps, skip_below=0.0)
     batches = list(
         run_setup.calibration_batches(
             config, num_images=num_images, batch_size=settings.batch_size
