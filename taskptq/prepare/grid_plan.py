@@ -197,7 +197,25 @@ class _Plan:
             return False
         if not any(self.is_wanted(name) for name in names):
             return False
+        on_grids = all(self.comes_from_grid(name) for name in names)
+        if on_grids and not self.reaches_grid(operator):
+            # As a query's content and position: one grid for both costs
+            # precision, and no integer layer reads it.
+            return False
         return all(self.is_wanted(n) or self.has_grid(n) for n in names)
+
+    def reaches_grid(self, operator: Operator) -> bool:
+        """Whether a quantizer reads what becomes of an operator's output."""
+        names, seen = list(operator.outputs), set(operator.outputs)
+        while names:
+            for reader in self.readers[names.pop()]:
+                if reader.kind == GRID:
+                    return True
+                if reader.kind in (OTHER, PRODUCT):
+                    continue
+                names += [name for name in reader.outputs if name not in seen]
+                seen.update(reader.outputs)
+        return False
 
     def comes_from_grid(self, name: str) -> bool:
         """Whether a quantizer computes a tensor."""

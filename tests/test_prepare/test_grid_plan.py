@@ -56,6 +56,17 @@ def test_both_sides_of_a_residual_sum_and_the_sum_are_wanted():
     assert sources(block) == [('stem',), ('branch',), ('relu',)]
 
 
+def test_grids_that_no_integer_layer_reads_stay_apart():
+    parts = [
+        op(GRID, 'content', 'a'),
+        op(GRID, 'position', 'b'),
+        op(SUM, 'a b', 'both'),
+        op(MOVER, 'both', 'moved'),
+    ]
+    assert sources([*parts, op(OTHER, 'moved', 'y')]) == []
+    assert sources([*parts, op(GRID, 'moved', 'y')]) == [('both',)]
+
+
 @pytest.mark.parametrize('sides', ['branch stem', 'stem branch'])
 def test_what_a_convolution_adds_gets_a_grid(sides):
     block = [
