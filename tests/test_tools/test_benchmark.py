@@ -279,3 +279,42 @@ def test_eval_speed_writes_what_it_measured(
     assert written['num_images'] == 4
     assert {'command', 'commit', 'environment'} <= set(written)
     assert 'ratio' in capsys.readouterr().out
+
+
+def test_a_step_is_compared_with_the_float_block(tools, calibrated):
+    model, batches = calibrated
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    config = ReconstructionConfig(steps=3, batch_size=4, skip_below=0.0)
+    step_limit = tools('benchmarks.step_limit')
+    units = tools('benchmarks.sessions').units_of(model, batches[0], config)
+    row = step_limit.measure_unit(
+        model, units[1], batches, config=config, rounds=1
+    )
+    assert row['unit'] == units[1].name
+    assert row['ratio'] == row['ours'] / row['float'] > 0
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_the_float_block_gets_gradients_at_inputs_and_weights(
+    tools, calibrated
+):
+    model, batches = calibrated
+    config = ReconstructionConfig(steps=2, batch_size=4)
+    sessions = tools('benchmarks.sessions')
+    unit = sessions.units_of(model, batches[0], config)[1]
+    session = sessions.Session(model, unit, batches, config)
+    session.data.prepare_sampling()
+    plain = tools('benchmarks.step_limit').FloatStep(session)
+    plain.run()
+    session.close()
+    assert plain.module.conv1.weight.grad.abs().sum() > 0
+    (args, _), _ = plain.calls[0]
+    assert flatten(args)[0][0].grad.abs().sum() > 0
+
+
+def test_lines_name_units_that_are_far_from_the_limit(tools):
+    step_limit = tools('benchmarks.step_limit')
+    row = {'unit': 'stem', 'ours': 0.003, 'float': 0.002, 'ratio': 1.5}
+    text = step_limit.lines({'minibatch': 8, 'units': [row]})
+    assert text[2].split() == ['stem', '3.0', '2.0', '1.50']
