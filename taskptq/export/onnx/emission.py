@@ -75,7 +75,12 @@ class _Placeholder(torch.autograd.Function):
     @staticmethod
     def symbolic(g: Any, x: Any, x_hat: Any, kind: str, name: str) -> Any:
         out = g.op(f'{DOMAIN}::{kind}', x, grid_s=name)
-        return out.setType(x.type())
+        sizes = x.type().sizes()
+        if kind == WEIGHT or not sizes:
+            return out.setType(x.type())
+        # Else code that computes with the number of images, or of windows,
+        # finds that of the example.
+        return out.setType(x.type().with_sizes([None, *sizes[1:]]))
 
 
 @contextmanager

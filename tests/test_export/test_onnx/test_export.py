@@ -143,6 +143,30 @@ def test_the_file_runs_in_a_plain_session(exported):
     assert np.isfinite(got).all()
 
 
+class Windows(nn.Module):
+    """Linear on the halves of each map, joined by their number."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        halves = self.layer(x.reshape(-1, 3, 8).unflatten(1, (3, 1)))
+        count = halves.shape[0] // 2
+        return x + halves.view(count, 6, 8)
+
+
+def test_code_that_counts_windows_leaves_the_batch_free(exported):
+    torch.manual_seed(0)
+    found = exported(
+        Windows().eval(),
+        batches=[torch.randn(4, 6, 8)],
+        dynamic_axes={'x': {0: 'n'}, 'y': {0: 'n'}},
+    )
+    whole = run(found.path, found.x)
+    np.testing.assert_allclose(run(found.path, found.x[:3]), whole[:3])
+
+
 class Masked(nn.Module):
     """Attention with padding, in one row of everything."""
 
