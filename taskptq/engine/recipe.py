@@ -134,7 +134,8 @@ class Recipe:
         """Return the parts in which a file's recipe differs from this one.
 
         A file of a mixed-precision recipe holds the overrides and float
-        layers that were chosen, after those of the recipe.
+        layers that were chosen, after those of the recipe, and may have been
+        reconstructed where the recipe itself does not ask for it.
 
         Args:
             recorded: Recipe of a quantized file.
@@ -149,6 +150,8 @@ class Recipe:
                 own = len(asked['qconfig'][key])
                 qconfig[key] = list(qconfig.get(key) or ())[:own]
             found['qconfig'] = qconfig
+            if asked['reconstruction'] is None:
+                found['reconstruction'] = None
         return [key for key in PARTS if asked.get(key) != found.get(key)]
 
     def digest(self) -> str:

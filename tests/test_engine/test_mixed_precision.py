@@ -108,6 +108,9 @@ def test_gptq_comes_before_what_costs_at_run_time(tmp_path):
     found = report['mixed_precision']
     assert found['rounding'] == 'gptq'
     assert payload['recipe']['reconstruction']['rounding'] == 'gptq'
+    # The config that was asked for tests the file without a warning.
+    asked = Recipe.from_config(POINTS, mixed_precision=settings)
+    assert asked.differences({**payload['recipe'], 'rewrites': []}) == []
     assert found['final_loss'] < found['named_loss']
     assert found['verified'] == (found['final_loss'] <= found['allowed'])
     assert found['costs']['macs_above'] <= 0.2
