@@ -71,3 +71,11 @@ def test_what_can_be_compared():
     assert decoded_by(lambda heads, metas: [maps]) == {'pixels': 1.0}
     assert decoded_by(lambda heads, metas: [torch.zeros(3)]) == {}
     assert decoded_by(refuse) == {}
+
+
+@pytest.mark.parametrize('error', [AssertionError, KeyError, TypeError])
+def test_what_the_host_cannot_decode_is_left_out(error):
+    def decode(heads, metas):
+        raise error('no scale_factor')
+
+    assert decoded_by(decode) == {}
