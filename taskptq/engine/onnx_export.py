@@ -93,12 +93,27 @@ def export_parts(
                 target=meta.target,
                 opset=opset,
                 metadata=replace(meta, part=part.name).to_texts(),
-                calibration=given.get(part.name, ()),
+                calibration=[
+                    tensors
+                    for tensors in given.get(part.name, ())
+                    if fits(part, tensors)
+                ],
                 **options,
             )
             check_free_sizes(part, path)
             reports.append(report)
     return reports
+
+
+def fits(part: Part, tensors: Sequence[Tensor]) -> bool:
+    """Whether a file of a part takes tensors, whose free sizes may differ."""
+    return all(
+        axis in part.dynamic_axes.get(name, {}) or size == example.shape[axis]
+        for name, example, tensor in zip(
+            part.input_names, part.inputs, tensors, strict=True
+        )
+        for axis, size in enumerate(tensor.shape)
+    )
 
 
 def described_decoding(

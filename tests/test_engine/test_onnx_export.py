@@ -14,7 +14,7 @@ from tiny_detectors import zoo_settings
 
 from taskptq import apis
 from taskptq.cli import export as command
-from taskptq.engine.onnx_export import check_free_sizes
+from taskptq.engine.onnx_export import check_free_sizes, fits
 from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.raw_outputs import image_axes, make_part
 from taskptq.export.onnx import export_onnx
@@ -136,6 +136,18 @@ def test_what_cannot_be_exported(task, tmp_path, source, options, message):
             config, checkpoint, out=tmp_path / 'm.onnx', **options
         )
     assert not (tmp_path / 'm.onnx').exists() or source == 'onnx'
+
+
+def test_only_inputs_that_a_file_takes_calibrate_it():
+    part = make_part(
+        'main',
+        lambda x: {'y': x},
+        modules={},
+        inputs={'x': torch.zeros(2, 3, 4, 4)},
+        axes={'x': image_axes(dynamic=False)},
+    )
+    assert fits(part, [torch.zeros(5, 3, 4, 4)])
+    assert not fits(part, [torch.zeros(2, 3, 4, 8)])
 
 
 def test_a_free_size_and_an_export_without_data(task, tmp_path):
