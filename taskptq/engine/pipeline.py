@@ -320,10 +320,9 @@ def run_steps(
         **ended,
         'seconds': time.perf_counter() - start,
     }
-    structure = structure_of(swapped)
-    if changes := structures(rewritten):
-        structure['rewrites'] = changes
-    return report, structure
+    changes = structures(rewritten)
+    added = {'rewrites': changes} if changes else {}
+    return report, structure_of(swapped) | added
 
 
 def prepare_in_place(
@@ -352,8 +351,7 @@ def prepare_in_place(
         decisions=decisions,
         agree=on_all_ranks,
     )
-    parameter = next(model.parameters(), None)
-    if parameter is not None:
+    if (parameter := next(model.parameters(), None)) is not None:
         model.to(parameter.device)
     return report
 
@@ -395,8 +393,7 @@ def refuse_quantized(model: nn.Module) -> None:
     Raises:
         RuntimeError: If it has any; names the first.
     """
-    found = quant_modules(model)
-    if found:
+    if found := quant_modules(model):
         raise RuntimeError(
             f'the model is quantized already (e.g. {found[0][0]}): rebuild '
             'it from its config'
