@@ -10,6 +10,7 @@ from taskptq.hosts.registry import (
 )
 
 BLOCKS = (
+    'mmseg.models.backbones.cgnet.ContextGuidedBlock',
     'mmseg.models.backbones.resnet.BasicBlock',
     'mmseg.models.backbones.resnet.Bottleneck',
     'mmseg.models.backbones.hrnet.HRModule',

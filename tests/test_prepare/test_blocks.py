@@ -184,6 +184,23 @@ def test_mix_transformer() -> None:
     }
 
 
+def test_context_guided_blocks() -> None:
+    cgnet = pytest.importorskip('mmseg.models.backbones.cgnet')
+    model = cgnet.CGNet(
+        num_channels=(8, 8, 8),
+        num_blocks=(2, 1),
+        dilations=(2, 4),
+        reductions=(2, 2),
+    )
+    found = units_of(model)
+    stem = [name for name in found if name.startswith('stem')]
+    assert {name: found[name] for name in found if name not in stem} == {
+        'level1.0': 'ContextGuidedBlock',
+        'level1.1': 'ContextGuidedBlock',
+        'level2.0': 'ContextGuidedBlock',
+    }
+
+
 def test_detr_layers() -> None:
     attention = {'embed_dims': 8, 'num_heads': 2}
     ffn = {'embed_dims': 8, 'feedforward_channels': 16}
