@@ -23,7 +23,9 @@ from taskptq.analysis.sensitivity.record import (
     PointSensitivity,
     SensitivityReport,
 )
+from taskptq.calibration.batches import batch_length
 from taskptq.core.distributed import gathered
+from taskptq.core.progress import Progress
 from taskptq.modules.base import quant_modules
 from taskptq.modules.products import QuantProducts
 from taskptq.prepare import SwapReport
@@ -130,9 +132,15 @@ def find_sensitivities(
         'candidates': bits or (8,),
     }
     try:
-        return estimate_losses(
-            calibrated.model, batches, seed=seed, **settings
-        )
+        total = (batch_length(batches[0]) or 1) * len(batches)
+        with Progress('sensitivities', total=total) as progress:
+            return estimate_losses(
+                calibrated.model,
+                batches,
+                seed=seed,
+                advance=progress.advance,
+                **settings,
+            )
     except NotDifferentiableError as error:
         logger.warning('Tensors are measured one at a time, since %s', error)
     return measure_losses(

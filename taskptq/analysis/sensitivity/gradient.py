@@ -47,6 +47,8 @@ SURVEYED = 8
 # Random probes in all that make the estimate stable: each has a relative
 # standard deviation of up to sqrt(2).
 LEAST_PROBES = 64
+# Probes of one image differ less than images do.
+MOST_PROBES_PER_IMAGE = 4
 
 # Graphs of more images need memory and are no faster.
 IMAGES_AT_ONCE = 4
@@ -81,7 +83,7 @@ def estimate_losses(
         adapter: The model's adapter.
         candidates: Bits to estimate; those of each quantizer are added.
         num_probes: Random probes per batch; None takes as many as give 64
-            with all images together.
+            with all images together, at most 4 of each.
         seed: Seed of the probes.
         advance: Called after each part of a batch with its number of
             images.
@@ -127,7 +129,7 @@ def estimate_losses(
 def _enough_probes(batches: Sequence[Any]) -> int:
     """Return how many probes of each batch make the estimate stable."""
     about = len(batches) * max(1, batch_length(batches[0]))
-    return max(1, -(-LEAST_PROBES // about))
+    return min(MOST_PROBES_PER_IMAGE, max(1, -(-LEAST_PROBES // about)))
 
 
 @torch.no_grad()
