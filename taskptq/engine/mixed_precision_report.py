@@ -112,8 +112,8 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     if report.get('rounding', 'nearest') != 'nearest':
         what += f', weights are rounded by {report["rounding"]}'
     limit = (
-        f'{report["allowed"]:.3g}, which promises {100 * report["keep"]:g} % '
-        'of the score'
+        f'{report["allowed"]:.3g}, the estimate for '
+        f'{100 * report["keep"]:g} % of the score'
     )
     holds = (
         f'within {limit}'

@@ -24,14 +24,14 @@ REPORT = dict(
             'Mixed precision: 1 tensors have other bits than the recipe '
             'names, 1.36 % of multiply-accumulates run above them, weights '
             'are rounded by gptq; the output loss is 0.004 (0.056 before), '
-            'within 0.01, which promises 99 % of the score',
+            'within 0.01, the estimate for 99 % of the score',
         ),
         (
             dict(changes=[], rounding='nearest', verified=False),
             'Mixed precision: all tensors keep the bits of the recipe; the '
             'output loss is 0.004 (0.056 before), the best that the budget '
-            'and the candidates allow, but above 0.01, which promises 99 % of '
-            'the score',
+            'and the candidates allow, but above 0.01, the estimate for '
+            '99 % of the score',
         ),
     ],
 )
