@@ -416,7 +416,6 @@ def test_reconstruction_of_the_network(name: str) -> None:
     'settings',
     [
         {'network_steps': 5, 'scope': 'network'},
-        {'network_steps': 5, 'rounding': 'gptq'},
         {'network_train': ['a'], 'steps': 1},
         {'keep_better': True},
         {'network': {'weight_lr': 0.1}},
