@@ -1,5 +1,7 @@
 """Splitting into reconstruction units."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import nn
@@ -222,6 +224,15 @@ def test_detr_layers() -> None:
     }
 
 
+@pytest.fixture
+def detector_scope() -> Iterator[None]:
+    """Build what heads name in mmdet, whatever ran before."""
+    registry = pytest.importorskip('mmengine.registry')
+    with registry.DefaultScope.overwrite_default_scope('mmdet'):
+        yield
+
+
+@pytest.mark.usefixtures('detector_scope')
 def test_necks_and_heads() -> None:
     neck = mmdet('necks.fpn.FPN')([8, 16], 8, num_outs=3)
     assert kinds(neck) == {'FPN'}
