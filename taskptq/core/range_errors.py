@@ -170,9 +170,9 @@ class RangeErrors:
 
         Args:
             values: (C, N).
-            weights: Likewise.
+            weights: Multiplicities of the values, (C, N).
             scale: (K, C, 1).
-            zero: Likewise.
+            zero: Zero points, (K, C, 1).
             floor: Least error of an estimate, (C, 1); None is exact.
         """
         chunk = max(1, CHUNK_ELEMENTS // max(1, values.numel()))

@@ -1,4 +1,4 @@
-"""Weights too small to matter, which slow a CPU down a hundred times."""
+"""Weights too small to matter, which make a CPU slow."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def flush_subnormal(model: nn.Module) -> int:
     """Set subnormal parameters to zero, in place.
 
     Weight decay drives the weights of dead channels below the smallest
-    normal float32, 1.2e-38. A CPU multiplies such values in microcode, up to
-    a hundred times as slowly, and their products vanish beside any other.
+    normal float32, 1.2e-38. A CPU multiplies such values in microcode (a
+    forward pass of CGNet, half of whose trained weights are subnormal, takes
+    twenty times as long), and their products vanish beside any other.
 
     Args:
         model: Any.

@@ -70,7 +70,7 @@ def test_without_a_table_layers_are_timed(tmp_path):
     table = read_table(tmp_path / 'latency_table.json')
     assert table == found['latency_table']
     assert set(table['layers']) == {row['name'] for row in swap_rows(tmp_path)}
-    # What was measured is no part of what was asked for.
+    # Measured times are not part of the settings.
     assert 'latency_table' not in report['recipe']['mixed_precision']
     again = run(
         tmp_path / 'again',
