@@ -270,6 +270,8 @@ def _close_display(task: TaskID) -> None:
     """Take a loop off the display; the last one closes it."""
     display = Progress._display
     assert display is not None
+    # Drawn ten times a second: a fast loop would vanish before its end shows.
+    display.refresh()
     display.remove_task(task)
     Progress._users -= 1
     if not Progress._users:

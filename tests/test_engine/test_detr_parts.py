@@ -29,7 +29,10 @@ def build(registry_guard, monkeypatch, repo_root):
         settings = copy.deepcopy(getattr(tiny_detr, name)())
         with DefaultScope.overwrite_default_scope('mmdet'):
             torch.manual_seed(0)
-            return MODELS.build(settings).eval()
+            model = MODELS.build(settings).eval()
+            # DINO's level embedding is raw memory until this.
+            model.init_weights()
+            return model
 
     yield make
     sys.modules.pop('tiny_detr', None)
