@@ -89,6 +89,7 @@ class Choice:
             **self.report,
             'final_loss': measured.loss,
             'verified': measured.loss <= self.report['allowed'],
+            **_disagreement('final', measured),
             'agreement': _agreement(self._reference, measured),
         }
         report = {'sentence': sentence_of(report), **report}
@@ -160,6 +161,7 @@ def _kept(
         'keep': config.keep,
         'allowed': loss_allowed(config.keep),
         'named_loss': named.loss,
+        **_disagreement('named', named),
         'settings': {'overrides': [], 'keep_float': []},
         'changes': [],
         'num_images': num_images,
@@ -208,6 +210,7 @@ def _searched(
         sensitivity=found,
     )
     report['named_loss'] = named.loss
+    report |= _disagreement('named', named)
     if reconstruction is not None:
         settings = ReconstructionConfig.from_dict(reconstruction)
         report['rounding'] = settings.rounding
@@ -261,6 +264,11 @@ def _update_rows(calibrated: Calibrated, chosen: Trial) -> None:
         reason = f'qconfig.keep_float {row.name!r}'
         fate = {} if bits else {'status': 'float', 'reason': reason}
         rows[number] = replace(row, **{**none, **bits, **fate})
+
+
+def _disagreement(when: str, measured: Measured) -> dict[str, float]:
+    share = measured.disagreement
+    return {} if share is None else {f'{when}_disagreement': share}
 
 
 def _agreement(reference: Reference, measured: Measured) -> dict[str, float]:

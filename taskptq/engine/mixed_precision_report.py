@@ -20,7 +20,10 @@ from taskptq.analysis.mixed_precision.plot import plot_front
 from taskptq.analysis.mixed_precision.recipe_file import recipe_text
 from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
 from taskptq.analysis.mixed_precision.units import Bits, Key
-from taskptq.analysis.mixed_precision.verify import loss_allowed
+from taskptq.analysis.mixed_precision.verify import (
+    disagreement_allowed,
+    loss_allowed,
+)
 from taskptq.analysis.sensitivity.record import SensitivityReport
 from taskptq.engine.builder import to_plain
 from taskptq.engine.latency import TABLE_FILE
@@ -124,7 +127,23 @@ def sentence_of(report: Mapping[str, Any]) -> str:
     return (
         f'Mixed precision: {what}; the output loss is '
         f'{report["final_loss"]:.3g} ({report["named_loss"]:.3g} before), '
-        f'{holds}'
+        f'{holds}{_disagreement_of(report)}'
+    )
+
+
+def _disagreement_of(report: Mapping[str, Any]) -> str:
+    """Say which share of the predictions changed, if it was measured."""
+    if 'final_disagreement' not in report:
+        return ''
+    shares = (
+        report['final_disagreement'],
+        report['named_disagreement'],
+        disagreement_allowed(report['keep']),
+    )
+    final, named, allowed = (f'{100 * share:.3g} %' for share in shares)
+    return (
+        f'; {final} of the predictions changed ({named} before, {allowed} '
+        'allowed), which the output loss includes'
     )
 
 

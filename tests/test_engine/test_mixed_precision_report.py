@@ -37,3 +37,11 @@ REPORT = dict(
 )
 def test_sentence(changed, expected):
     assert sentence_of({**REPORT, **changed}) == expected
+
+
+def test_sentence_names_changed_predictions():
+    shares = dict(final_disagreement=0.004, named_disagreement=0.0945)
+    assert sentence_of({**REPORT, **shares}).endswith(
+        'score; 0.4 % of the predictions changed (9.45 % before, 2 % '
+        'allowed), which the output loss includes'
+    )

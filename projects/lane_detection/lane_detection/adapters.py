@@ -8,12 +8,19 @@ from typing import Any
 from torch import Tensor, nn
 
 from taskptq.engine.adapters import Adapter
+from taskptq.methods.selective_focus.lane_distortion import lane_disagreement
 from taskptq.registry import ADAPTERS
+
+from .metrics.distortion_metric import common_rows
 
 __all__ = ['LaneAdapter']
 
 # Noise on their background creates false lanes or ends true ones.
 CONFIDENCE = ('*hm', 'cls', 'logits', 'seg', 'exist', 'mask', 'range')
+# Lanes are strokes of 30 pixels in CULane's images of 1640, and TuSimple takes
+# 20 pixels of 1280: beyond, lanes differ.
+LANE_WIDTH = 30 / 1640
+NUM_ROWS = 36
 # Head class -> channel dimensions of its tensors, unless they are the second
 # of a map or the last of a list of queries.
 CHANNEL_DIMS: dict[str, dict[str, tuple[int, ...]]] = {
@@ -66,3 +73,31 @@ class LaneAdapter(Adapter):
     ) -> list[Any]:
         """Return the lanes of each image, in pixels of the original."""
         return list(self.model.head.decode(heads, metas))
+
+    def disagreement(
+        self,
+        target: Mapping[str, Tensor],
+        quant: Mapping[str, Tensor],
+        metas: Sequence[Mapping[str, Any]],
+    ) -> list[float]:
+        """Return which share of each image's lanes changed, [0, 1].
+
+        Args:
+            target: Outputs of the float model.
+            quant: Outputs of the quantized model.
+            metas: Metainfo of each image.
+        """
+        return [
+            lane_disagreement(
+                one.points,
+                two.points,
+                rows=common_rows(meta, num_rows=NUM_ROWS),
+                width=LANE_WIDTH * meta['ori_shape'][1],
+            )
+            for one, two, meta in zip(
+                self.decode(target, metas),
+                self.decode(quant, metas),
+                metas,
+                strict=True,
+            )
+        ]

@@ -150,6 +150,7 @@ def test_heads_weights_and_lanes(name):
     decoded = adapter.decode(heads, metas)
     assert len(decoded) == 2
     assert LaneDistance()(decoded, decoded, metas) == [0, 0]
+    assert adapter.disagreement(heads, heads, metas) == [0, 0]
     kinds = {
         head: SemanticFocus().kind_of(head, adapter=adapter) for head in names
     }

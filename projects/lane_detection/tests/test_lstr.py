@@ -22,6 +22,8 @@ from drawn_roads import (
 )
 
 pytest.importorskip('mmdet')
+from taskptq.engine.builder import build_adapter
+
 PROJECT = Path(__file__).resolve().parents[1]
 ROOT = PROJECT.parents[1]
 SIZE = (72, 192)
@@ -355,3 +357,25 @@ def test_published_weights(tmp_path):
         )
     assert len(scores) == 10
     assert np.mean(scores) >= 0.955
+
+
+@pytest.mark.parametrize(('pixels', 'share'), [(0, 0), (3, 0.01), (60, 1)])
+def test_disagreement_of_lanes_that_moved(model, pixels, share):
+    adapter = build_adapter(model)
+    meta = {
+        'img_shape': SIZE,
+        'ori_shape': (590, 1640),
+        'crop': (0, 0, 1640, 590),
+    }
+    curve = torch.zeros(1, 5, 8)
+    curve[..., 1] = 1.0  # from the top to the bottom
+    curve[..., 7] = torch.arange(-5, 0) / 6  # -b', at x = 1/6 ... 5/6
+    logits = torch.tensor([0.0, 9.0]).expand(1, 5, 2)
+    moved = curve.clone()
+    moved[..., 7] -= pixels / 1640
+    found = adapter.disagreement(
+        {'logits': logits, 'curve': curve},
+        {'logits': logits, 'curve': moved},
+        [meta],
+    )
+    assert found == pytest.approx([share], abs=1e-4)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 __all__ = [
     'LaneDistortion',
+    'lane_disagreement',
     'lane_distortion',
     'lane_distortion_score',
     'min_cost_assignment',
@@ -127,6 +128,39 @@ def lane_distortion(
     first = first[np.isfinite(first).any(axis=1)]
     second = second[np.isfinite(second).any(axis=1)]
     return matched_distortion(first, second, gamma=gamma, tau=tau)
+
+
+def lane_disagreement(
+    a: Sequence[Any], b: Sequence[Any], *, rows: Any, width: float
+) -> float:
+    """Return which share of two sets of lanes disagrees, in [0, 1].
+
+    Lanes match as in :func:`lane_distortion`. Each row of a pair counts
+    ``min(|x_a - x_b| / width, 1)^2``, and 1 where only one lane is there; the
+    result is the mean over rows. Distances are squared since they add to a
+    lane's own error from the truth that way, if they go to either side.
+
+    >>> line = np.array([[400.0, 590.0], [600.0, 290.0]])
+    >>> rows = range(300, 590, 10)
+    >>> lane_disagreement([line], [line + [3, 0]], rows=rows, width=30)
+    0.01
+
+    Args:
+        a: Polylines, (n, 2) each.
+        b: Polylines of the other set.
+        rows: y of the rows to compare, (R,).
+        width: Distance in pixels that makes two lanes different.
+    """
+    first, second = sample_lanes(a, rows), sample_lanes(b, rows)
+    first = first[np.isfinite(first).any(axis=1)]
+    second = second[np.isfinite(second).any(axis=1)]
+    found = matched_distortion(first, second, gamma=width, tau=width)
+    total = float(found.rows - found.common_rows)
+    for one, other in found.pairs:
+        gaps = np.abs(first[one] - second[other])
+        gaps = gaps[np.isfinite(gaps)] / width
+        total += float((np.minimum(gaps, 1) ** 2).sum())
+    return round(total / max(1, found.rows), 12)
 
 
 def matched_distortion(

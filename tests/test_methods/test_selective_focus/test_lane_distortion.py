@@ -11,6 +11,7 @@ from scipy.optimize import linear_sum_assignment
 
 from taskptq.methods.selective_focus import lane_distortion_score, sample_lanes
 from taskptq.methods.selective_focus.lane_distortion import (
+    lane_disagreement,
     lane_distortion,
     min_cost_assignment,
 )
@@ -244,3 +245,27 @@ def test_example():
     found = doctest.testmod(module)
     assert found.attempted
     assert not found.failed
+
+
+@pytest.mark.parametrize(
+    ('change', 'share'),
+    [
+        (lambda lanes: lanes, 0.0),
+        (lambda lanes: [np.add(lane, (6, 0)) for lane in lanes], 0.04),
+        (lambda lanes: lanes[1:], 0.25),
+        (lambda lanes: [], 1.0),
+        # Half of each lane's rows are gone.
+        (lambda lanes: [lane[lane[:, 1] > 420] for lane in lanes], 0.5),
+        (lambda lanes: [np.add(lane, (40, 0)) for lane in lanes], 1.0),
+    ],
+)
+def test_disagreement_is_a_share(change, share):
+    lanes = four_lanes()
+    found = lane_disagreement(lanes, change(lanes), rows=ROWS, width=30)
+    assert found == pytest.approx(share, abs=0.04)
+    back = lane_disagreement(change(lanes), lanes, rows=ROWS, width=30)
+    assert back == found
+
+
+def test_no_lanes_agree():
+    assert lane_disagreement([], [], rows=ROWS, width=30) == 0
