@@ -4,8 +4,10 @@
         coco/bbox_mAP --name yolox --recipe w8a8_mse-depthwise
 
 The float checkpoint is quantized with ``deploy`` set to the target, evaluated
-as simulation, exported, and the file is evaluated on the same images by the
-same tool: ``results/scores/<name>.json``. With ``--gate-limits`` files of
+as simulation and exported. The file is evaluated on the same images by the
+same tool twice, with its operators computed as they stand, in floats (the
+simulation completed with all grids that the export adds), and in integers:
+``results/scores/<name>.json``. With ``--gate-limits`` files of
 several precisions are evaluated and run in turn with the float file:
 ``results/curve/<name>.json``. ``tools/collect_results.py`` makes README's
 tables of both.
@@ -37,6 +39,7 @@ from taskptq.export.runtime import OnnxFileError
 RESULTS = Path(__file__).resolve().parent / 'results'
 # For grids that the simulation leaves to the export.
 EXPORT_IMAGES = 8
+SIMULATION = 'simulation'
 RUNTIMES = {
     'onnxruntime': 'onnxruntime',
     'openvino': 'openvino',
@@ -133,7 +136,7 @@ def facts(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def compare(args: argparse.Namespace, *, folder: Path) -> dict[str, Any]:
-    """Evaluate a simulation and its file.
+    """Evaluate a simulation, as recipe and as export have it, and its file.
 
     Args:
         args: Result of :func:`parse_args`.
@@ -149,13 +152,19 @@ def compare(args: argparse.Namespace, *, folder: Path) -> dict[str, Any]:
         target=args.target,
         num_images=EXPORT_IMAGES,
     )
+    completed = evaluate(args, str(file), folder=folder, runtime=SIMULATION)
     found = evaluate(args, str(file), folder=folder)
     return {
         **facts(args),
         'simulation': simulation[args.metric],
+        'completed': completed[args.metric],
         'file': found[args.metric],
         'within': args.within,
-        'metrics': {'simulation': simulation, 'file': found},
+        'metrics': {
+            'simulation': simulation,
+            'completed': completed,
+            'file': found,
+        },
         'parts': [part_of(report.to_dict()) for report in reports],
         'file_bytes': sum(
             path.stat().st_size for path in folder.glob('model*.onnx')
@@ -164,13 +173,24 @@ def compare(args: argparse.Namespace, *, folder: Path) -> dict[str, Any]:
 
 
 def evaluate(
-    args: argparse.Namespace, checkpoint: str, *, folder: Path
+    args: argparse.Namespace,
+    checkpoint: str,
+    *,
+    folder: Path,
+    runtime: str | None = None,
 ) -> dict[str, float]:
-    """Return the host's metrics of a quantized or an exported file."""
+    """Return the host's metrics of a quantized or an exported file.
+
+    Args:
+        args: Result of :func:`parse_args`.
+        checkpoint: The file.
+        folder: Where the host writes.
+        runtime: What runs an exported file; None is the target's.
+    """
     path = Path(checkpoint)
     more = overrides(args)
     if path.suffix == '.onnx':
-        more = ['--runtime', RUNTIMES[args.target], *more]
+        more = ['--runtime', runtime or RUNTIMES[args.target], *more]
     metrics = test.main(
         [
             *(args.config, checkpoint),

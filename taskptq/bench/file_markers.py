@@ -60,10 +60,16 @@ def render(kind: str, *, root: Path) -> str:
 
 
 def render_scores(results: Sequence[Result]) -> str:
-    """Compare files with their simulations."""
+    """Compare files with their simulations.
+
+    A simulation is completed with the grids that the export adds; results
+    that lack it compare with that of the recipe alone.
+    """
     lines = []
     for found in results:
         before, after = found['simulation'], found['file']
+        completed = found.get('completed')
+        expected = before if completed is None else completed
         within = found['within']
         lines.append(
             [
@@ -72,8 +78,9 @@ def render_scores(results: Sequence[Result]) -> str:
                 found['metric'],
                 str(found['test_images'] or 'all'),
                 score(before),
+                '' if completed is None else score(completed),
                 score(after),
-                f'{after - before:+.{decimals(before) + 1}f}',
+                f'{after - expected:+.{decimals(expected) + 1}f}',
                 '' if within is None else f'{within:g}',
                 layers(found['parts']),
             ]
@@ -85,6 +92,7 @@ def render_scores(results: Sequence[Result]) -> str:
             'metric',
             'images',
             'simulation',
+            'completed',
             'file',
             'difference',
             'accepted',

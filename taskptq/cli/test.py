@@ -79,7 +79,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--runtime',
         choices=list(RUNTIMES),
-        help='what runs an exported file (default: onnxruntime)',
+        help='what runs an exported file (default: onnxruntime); simulation '
+        'computes its operators as they stand, in floats',
     )
     parser.add_argument(
         '--report',

@@ -15,6 +15,10 @@ class NotPlainFileError(FileError):
     """The file asks for objects or calls that plain data never needs."""
 
 
+class OnnxFileError(ValueError):
+    """An ONNX file cannot be used; the message is one sentence."""
+
+
 def shown(value: object, *, limit: int = 80) -> str:
     """Format a value from a file for a message, short and on one line.
 

@@ -14,6 +14,7 @@ from taskptq.export.runtime import (
     OnnxFileError,
     Port,
     Session,
+    Simulation,
     first_line,
     runtime_package,
 )
@@ -100,6 +101,7 @@ class OpenVinoSession(Session):
 RUNTIMES: dict[str, type[Session]] = {
     ONNXRUNTIME: Session,
     'openvino': OpenVinoSession,
+    'simulation': Simulation,
 }
 
 
@@ -113,7 +115,8 @@ def open_session(
 
     Args:
         file: The checked file.
-        runtime: ``onnxruntime`` or ``openvino``; None is the first.
+        runtime: ``onnxruntime``, ``openvino`` or ``simulation`` (each
+            operator as it stands, in floats); None is the first.
         threads: Threads of the runtime; None takes those of torch.
 
     Raises:

@@ -16,13 +16,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskptq.export.errors import shown
+from taskptq.export.errors import OnnxFileError, shown
+from taskptq.export.optional import runtime_package
 
 __all__ = [
     'OnnxFile',
     'OnnxFileError',
     'Port',
     'Session',
+    'Simulation',
     'is_onnx_path',
     'onnxruntime_errors',
     'read_onnx',
@@ -40,8 +42,6 @@ DOMAINS = frozenset(
         'com.ms.internal.nhwc',
     }
 )
-# Optional package -> extra of taskptq that brings it.
-EXTRAS = {'onnx': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'openvino'}
 # Protobuf's own limit for a message, and so for a file without external data.
 MAX_BYTES = 2**31 - 1
 # What ONNX Runtime calls the types of inputs that tensors can be fed to.
@@ -57,30 +57,9 @@ DTYPES = {
 }
 
 
-class OnnxFileError(ValueError):
-    """An ONNX file cannot be used; the message is one sentence."""
-
-
 def is_onnx_path(path: str | Path | None) -> bool:
     """Return whether a path is that of an ONNX file, by its suffix."""
     return path is not None and str(path).lower().endswith('.onnx')
-
-
-def runtime_package(name: str) -> Any:
-    """Import ``onnx``, ``onnxruntime`` or another optional package.
-
-    Raises:
-        OnnxFileError: If it is not installed.
-    """
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        if (error.name or '').partition('.')[0] != name:
-            raise
-        what = f"'taskptq[{EXTRAS[name]}]'" if name in EXTRAS else name
-        raise OnnxFileError(
-            f'this needs {name}, which is not installed: pip install {what}'
-        ) from error
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,11 +209,8 @@ class Session:
 
     def __init__(self, file: OnnxFile, *, threads: int | None = None) -> None:
         runtime = runtime_package('onnxruntime')
-        options = runtime.SessionOptions()
+        options = self._options(runtime)
         options.intra_op_num_threads = threads or torch.get_num_threads()
-        options.inter_op_num_threads = 1
-        # Errors are raised, and no more said beside them.
-        options.log_severity_level = 4
         self.path = file.path
         try:
             self._session = runtime.InferenceSession(
@@ -254,6 +230,14 @@ class Session:
             output.name: _sizes(output.shape)
             for output in self._session.get_outputs()
         }
+
+    def _options(self, runtime: Any) -> Any:
+        """Return the settings of the runtime but for its threads."""
+        options = runtime.SessionOptions()
+        options.inter_op_num_threads = 1
+        # Errors are raised, and no more said beside them.
+        options.log_severity_level = 4
+        return options
 
     def _read_ports(self) -> Iterator[Port]:
         for node in self._session.get_inputs():
@@ -340,6 +324,22 @@ class Session:
             )
             for name, shape in self.output_shapes.items()
         }
+
+
+class Simulation(Session):
+    """A file whose operators are computed as they stand, one by one.
+
+    What integers are compared with: products, with all grids that an export
+    added, in floats.
+    """
+
+    def _options(self, runtime: Any) -> Any:
+        """Turn all optimization off, so that no operator is fused."""
+        options = super()._options(runtime)
+        options.graph_optimization_level = (
+            runtime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        )
+        return options
 
 
 def onnxruntime_errors() -> tuple[type[Exception], ...]:

@@ -35,6 +35,7 @@ def test_a_file_next_to_its_simulation(tmp_path):
             'name': 'a',
             'metric': 'mAP',
             'simulation': 0.5,
+            'completed': 0.499,
             'file': 0.498,
             'parts': [part, part],
         },
@@ -52,12 +53,13 @@ def test_a_file_next_to_its_simulation(tmp_path):
     assert first[3:] == [
         'all',
         '0.500',
+        '0.499',
         '0.498',
-        '-0.0020',
+        '-0.0010',
         '0.005',
         '14 of 16',
     ]
-    assert second[3:7] == ['40', '38.70', '38.72', '+0.020']
+    assert second[3:8] == ['40', '38.70', '', '38.72', '+0.020']
     assert second[-1] == ''
 
 

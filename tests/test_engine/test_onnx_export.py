@@ -1,4 +1,6 @@
 import copy
+import os
+import subprocess
 import sys
 
 import pytest
@@ -10,6 +12,7 @@ pytest.importorskip('onnxruntime')
 
 from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
+from runtimes import find_runtime
 from tiny_detectors import zoo_settings
 
 from taskptq import apis
@@ -66,33 +69,72 @@ def evaluate(config, checkpoint, name, *, hook=True):
     return metric.predictions
 
 
-@pytest.mark.parametrize(
-    ('name', 'runtime'),
-    [
-        ('detr', 'onnxruntime'),
-        ('faster', 'onnxruntime'),
-        ('faster', 'openvino'),
-    ],
-)
-def test_the_host_evaluates_a_file(task, tmp_path, name, runtime):
-    pytest.importorskip(runtime, reason=f'needs {runtime}')
+# A process without any other runtime, whose end has a message.
+APART = """
+import sys
+import torch
+import tiny_detr
+from mmengine.config import Config
+from mmengine.runner import Runner
+runner = Runner.from_cfg(Config.fromfile(sys.argv[1]))
+runner.test()
+metric = type(runner.test_loop.evaluator.metrics[0])
+torch.save(metric.predictions, sys.argv[2])
+"""
+
+
+def evaluate_apart(config, checkpoint, folder, *, repo_root):
+    """What :func:`evaluate` returns, from a process of its own."""
+    config = copy.deepcopy(config)
+    config.load_from = str(checkpoint)
+    config.custom_hooks = [dict(type='taskptq.PTQHook')]
+    config.dump(folder / 'apart.py')
+    tiny = str(repo_root / 'tests' / 'tiny_task')
+    found = subprocess.run(
+        [
+            *(sys.executable, '-X', 'faulthandler', '-c', APART),
+            *(str(folder / 'apart.py'), str(folder / 'found.pth')),
+        ],
+        cwd=repo_root,
+        env={**os.environ, 'PYTHONPATH': os.pathsep.join(['.', tiny])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert found.returncode == 0, f'{found.returncode}: {found.stderr}'
+    return torch.load(folder / 'found.pth')
+
+
+@pytest.mark.parametrize('name', ['detr', 'faster'])
+def test_the_host_evaluates_a_file(task, tmp_path, name):
     config, checkpoint = task(name)
     out = tmp_path / 'out' / 'm.onnx'
     out.parent.mkdir()
     reports = apis.export_onnx(
         config, checkpoint, out=out, float_model=True, num_images=2
     )
-    expected = evaluate(
-        config, checkpoint, f'{name}_{runtime}_float', hook=False
-    )
-    config.runtime = runtime
-    found = evaluate(config, out, f'{name}_{runtime}')
+    expected = evaluate(config, checkpoint, f'{name}_float', hook=False)
+    found = evaluate(config, out, f'{name}_onnx')
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
     meta = read_metadata(read_onnx(out))
     assert meta.recipe == 'float'
     assert meta.input_size == [32, 48]
     assert meta.classes == ['a', 'b', 'c']
     assert len(reports) == len(meta.parts) == (2 if name == 'faster' else 1)
+
+
+def test_the_host_evaluates_a_file_in_openvino(task, tmp_path, repo_root):
+    find_runtime('openvino')
+    config, checkpoint = task('faster')
+    out = tmp_path / 'out' / 'm.onnx'
+    out.parent.mkdir()
+    apis.export_onnx(
+        config, checkpoint, out=out, float_model=True, num_images=2
+    )
+    expected = evaluate(config, checkpoint, 'openvino_float', hook=False)
+    config.runtime = 'openvino'
+    found = evaluate_apart(config, out, tmp_path, repo_root=repo_root)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-3)
 
 
 def test_a_quantized_file_is_exported(task, tmp_path):

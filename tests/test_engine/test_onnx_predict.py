@@ -10,6 +10,7 @@ pytest.importorskip('onnxruntime')
 
 import cv2
 from mmengine.config import Config, ConfigDict
+from runtimes import find_runtime
 from tiny_detectors import zoo_settings
 
 from taskptq import apis
@@ -105,7 +106,7 @@ def test_a_file_predicts_what_the_host_predicts(exported, image):
 
 
 def test_openvino_predicts_the_same(exported, image):
-    pytest.importorskip('openvino', reason='needs taskptq[openvino]')
+    find_runtime('openvino')
     config, out = exported('retinanet')
     known = predict_file(out, image, threads=1)
     own = predict_file(out, image, runtime='openvino', threads=1)
@@ -178,7 +179,7 @@ def test_the_benchmark_command(exported, tmp_path, capsys):
 
 
 def test_the_benchmark_command_times_openvino(exported, tmp_path, capsys):
-    pytest.importorskip('openvino', reason='needs taskptq[openvino]')
+    find_runtime('openvino')
     _, out = exported('retinanet')
     target = tmp_path / 'speed.json'
     options = ['--runs', '1', '--warmup', '0', '--json', str(target)]

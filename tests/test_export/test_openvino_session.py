@@ -7,6 +7,7 @@ pytest.importorskip('onnxruntime', reason='needs taskptq[onnx]')
 import numpy as np
 import onnx
 from onnx import TensorProto, helper
+from runtimes import find_runtime
 
 from taskptq.core.setting_error import SettingError
 from taskptq.export import runtime
@@ -16,7 +17,7 @@ from taskptq.export.runtime import OnnxFileError, Session, read_onnx
 
 @pytest.fixture
 def openvino():
-    return pytest.importorskip('openvino', reason='needs taskptq[openvino]')
+    return find_runtime('openvino')
 
 
 @pytest.fixture
