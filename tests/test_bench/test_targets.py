@@ -100,6 +100,18 @@ def one(tools, target, *rows):
             'gain +0.030',
         ),
         (
+            {'method': 'focus', 'min_gain_over': {'qdrop': 0.02, 'float': 0}},
+            'fail',
+            -0.17,
+            'float 0.800: gain -0.170',
+        ),
+        (
+            {'method': 'focus', 'max_ratio_to': {'float': 0.9, 'qdrop': 1.04}},
+            'fail',
+            1.05,
+            'qdrop 0.600: ratio 1.05',
+        ),
+        (
             {
                 'method': 'focus',
                 'metric': LDS,
