@@ -6,8 +6,9 @@
 Speed does not depend on what weights are worth: without ``--checkpoint`` they
 are random, and norms have the statistics of noise. The model is quantized in
 memory for the target and exported; float file, integer files and, on request,
-ONNX Runtime's own quantization of the same float file (``--peer``) run in
-turn in one process. The result is ``results/speed/<name>.json``, from which
+what the runtime's own tool makes of the same float file (``--peer``:
+quantize_static of ONNX Runtime, NNCF for OpenVINO) run in turn in one process.
+The result is ``results/speed/<name>.json``, from which
 ``tools/collect_results.py`` makes README's table.
 """
 
@@ -33,7 +34,7 @@ from torch import nn
 import taskptq
 from taskptq import apis
 from taskptq.bench.measurement import current_commit, describe_environment
-from taskptq.bench.peers import quantize_by_onnxruntime
+from taskptq.bench.peers import quantize_by_nncf, quantize_by_onnxruntime
 from taskptq.cli import benchmark
 from taskptq.cli.numbers import count
 from taskptq.engine.checkpoint_file import (
@@ -50,6 +51,11 @@ RESULTS = Path(__file__).resolve().parent / 'results' / 'speed'
 # Limits OpenVINO's kernels; those for AMX lose on small layers.
 ISA = 'ONEDNN_MAX_CPU_ISA'
 OPSETS = {'peer': 17, 'ours': 21}
+# Runtime -> name of its own tool, how to call it, and with which method.
+PEERS = {
+    ONNXRUNTIME: ('quantize_static', quantize_by_onnxruntime, 'ort-minmax'),
+    'openvino': ('nncf', quantize_by_nncf, 'nncf-performance'),
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -168,17 +174,12 @@ def write_all(
             args, own, data, path=path, opset=OPSETS['ours'], quantized=True
         )
     if args.peer:
+        name, quantize, method = PEERS[args.target]
+        source, path = folder / 'source.onnx', folder / f'{name}.onnx'
         plain = {'opset': OPSETS['peer'], 'quantized': False}
-        source = folder / 'source.onnx'
         write(args, model, data, path=source, **plain)
-        quantize_by_onnxruntime(
-            source,
-            folder / 'quantize_static.onnx',
-            inputs=[(data['inputs'],)],
-            method='ort-minmax',
-        )
-        size = (folder / 'quantize_static.onnx').stat().st_size
-        known['quantize_static'] = {'file_bytes': size}
+        quantize(source, path, inputs=[(data['inputs'],)], method=method)
+        known[name] = {'file_bytes': path.stat().st_size}
     return known
 
 

@@ -280,7 +280,9 @@ class _Plan:
                 members[self.root(name)].insert(0, name)
         for names in members.values():
             found = self._grid_of(names)
-            if not self._is_complete(found):
+            # What is only moved, from a quantizer's output or a constant,
+            # lies on the grid that this has.
+            if found.sources and not self._is_complete(found):
                 yield found
 
     def _grid_of(self, names: Sequence[str]) -> SharedGrid:

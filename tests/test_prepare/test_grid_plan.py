@@ -104,6 +104,18 @@ def test_what_only_moves_shares_one_grid():
     assert not grid.free
 
 
+def test_what_moves_from_a_quantizer_keeps_its_grid():
+    block = [
+        op(GRID, 'x', 'q'),
+        op(PRODUCT, 'q', 'branch'),
+        op(MOVER, 'q', 'moved'),
+        op(GRID, 'moved', 'q2'),
+        op(SUM, 'branch moved', 'sum'),
+        op(GRID, 'sum', 'q3'),
+    ]
+    assert sources(block) == [('branch',)]
+
+
 def test_outputs_and_chosen_tensors_stay_float():
     chain = [op(PRODUCT, 'x', 'a'), op(ABSORBED, 'a', 'y')]
     assert sources(chain, outputs=['y']) == []

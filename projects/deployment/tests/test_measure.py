@@ -155,3 +155,37 @@ def test_files_of_a_tiny_detector_are_timed(tmp_path, monkeypatch):
     assert [run['threads'] for run in found['runs']] == [1, 2]
     first = found['runs'][0]['timings'][0]
     assert first['cpu_ratio'] == 1.0
+
+
+@pytest.mark.parametrize(
+    ('target', 'name'),
+    [('onnxruntime', 'quantize_static'), ('openvino', 'nncf')],
+)
+def test_the_tool_of_the_runtime_gets_the_float_file(
+    tmp_path, monkeypatch, target, name
+):
+    module = script('measure_speed', tmp_path / 'results', monkeypatch)
+    given = []
+
+    def quantize(source, path, *, inputs, method):
+        given.append((source.read_bytes(), tuple(inputs[0][0].shape), method))
+        path.write_bytes(b'123')
+
+    def write(args, model, data, *, path, **options):
+        path.write_bytes(b'q' if options['quantized'] else b'f')
+        return {}
+
+    known, _, method = module.PEERS[target]
+    monkeypatch.setitem(module.PEERS, target, (known, quantize, method))
+    monkeypatch.setattr(module, 'write', write)
+    monkeypatch.setattr(module, 'build', lambda args, data: object())
+    monkeypatch.setattr(module.taskptq, 'quantize', lambda *a, **k: None)
+    args = module.parse_args(
+        [
+            *('c.py', '--name', 'a', '--size', '32', '48'),
+            *('--target', target, '--peer'),
+        ]
+    )
+    files = module.write_all(args, folder=tmp_path)
+    assert files[name] == {'file_bytes': 3}
+    assert given == [(b'f', (2, 3, 32, 48), method)]

@@ -40,13 +40,18 @@ def write(path, *, weight_scale):
     return {'x': np.ones((1, 1), np.float32)}
 
 
-@pytest.mark.parametrize(('scale', 'at_tie'), [(2.5, True), (2.4, False)])
+BELOW = float(np.nextafter(np.float32(2.5), np.float32(0)))
+
+
+@pytest.mark.parametrize(
+    ('scale', 'at_tie'), [(2.5, True), (BELOW, True), (2.4, False)]
+)
 def test_only_ties_make_noise(tmp_path, scale, at_tie):
     path = tmp_path / 'm.onnx'
     feeds = write(path, weight_scale=scale)
     before = path.read_bytes()
     (floor,) = last_place_floor(path, feeds)
-    # 2.5 rounds to 2; a place more rounds to 3.
+    # 2.5, and the place below, round to 2; two places more round to 3.
     expected = 20 * math.log10(2) if at_tie else math.inf
     assert floor == pytest.approx(expected)
     assert path.read_bytes() == before
