@@ -275,6 +275,7 @@ def train_network(
             'without network_steps'
         )
     start = time.perf_counter()
+    adapter = adapter_of(loss, adapter)
     trained = trained_layers(model, config.network_train)
     if config.network_batch_size is not None:
         batches = BatchParts(batches, config.network_batch_size)
@@ -300,6 +301,21 @@ def train_network(
         cache.close()
     result.seconds = time.perf_counter() - start
     return result
+
+
+def adapter_of(loss: ReconLoss, adapter: Any) -> Any:
+    """Return the adapter that names the outputs which a loss compares.
+
+    Args:
+        loss: With ``by_query = True`` it compares the queries of a decoder.
+        adapter: The model's adapter. If it names whole outputs, its
+            ``by_query()`` returns one that names them query by query and
+            layer by layer.
+    """
+    by_query = getattr(adapter, 'by_query', None)
+    if by_query is None or not getattr(loss, 'by_query', False):
+        return adapter
+    return by_query()
 
 
 @contextmanager

@@ -12,6 +12,8 @@ from taskptq.methods.selective_focus.lane_distortion import lane_disagreement
 from taskptq.registry import ADAPTERS
 
 from .metrics.distortion_metric import common_rows
+from .models.lstr import LSTRHead
+from .query_adapter import LaneQueryAdapter
 
 __all__ = ['LaneAdapter']
 
@@ -45,6 +47,21 @@ class LaneAdapter(Adapter):
             '*': 'regression',
         }
         self.channel_dims = CHANNEL_DIMS.get(type(model.head).__name__, {})
+
+    def by_query(self) -> LaneQueryAdapter:
+        """Return the adapter of losses that compare a decoder's queries.
+
+        Raises:
+            ValueError: If the head has no decoder of queries.
+        """
+        head = self.model.head
+        if not isinstance(head, LSTRHead):
+            raise ValueError(
+                f'{type(head).__name__} has no queries of a decoder, which '
+                'this loss compares: use another recipe, e.g. '
+                'qdrop-selective-focus'
+            )
+        return LaneQueryAdapter(self.model)
 
     def forward_like(
         self, model: nn.Module, batch: Any, *, heads: Mapping[str, Tensor]

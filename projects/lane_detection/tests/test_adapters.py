@@ -48,6 +48,10 @@ METHODS = {
     'ours-s': None,
     'ours': 'block',
     'qdrop-ours-s': 'block',
+    'qdrop-decoder': 'block',
+    'fqm': 'block',
+    'da': 'block',
+    'drd': 'block',
 }
 EQUALIZED = {'equalization', 'ours-s', 'ours', 'qdrop-ours-s'}
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))

@@ -14,7 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from taskptq.methods.qdetr.matching import QueryMatch, corner_giou, to_corners
+from taskptq.methods.qdetr.matching import (
+    QueryMatch,
+    corner_giou,
+    row_distance,
+    strip_similarity,
+    to_corners,
+)
 
 __all__ = [
     'GIOU_WEIGHT',
@@ -120,20 +126,29 @@ def matched_divergence(
 
 
 def box_distances(
-    student: Tensor, teacher: Tensor, *, match: QueryMatch
+    student: Tensor,
+    teacher: Tensor,
+    *,
+    match: QueryMatch,
+    metric: str = 'giou',
 ) -> tuple[Tensor, Tensor]:
     """Return the mean L1 distance and the mean 1 - GIoU of matched boxes.
 
     Args:
-        student: (B, N, 4), normalised cx, cy, w, h.
-        teacher: (B, K, 4), normalised cx, cy, w, h; gets no gradient.
+        student: (B, N, 4), normalised cx, cy, w, h; lines (B, N, R) with the
+            metric 'strip', whose L1 distance is the mean over the rows.
+        teacher: (B, K, 4) or (B, K, R); gets no gradient.
         match: Pairs of queries; without any both are 0.
+        metric: See ``matching``.
     """
     if not len(match):
         zero = student.float().sum() * 0.0
         return zero, zero
     boxes = match.of_student(student).float()
     target = match.of_teacher(teacher.detach()).float()
+    if metric == 'strip':
+        apart = row_distance(boxes, target)
+        return apart.mean(), (1 - strip_similarity(boxes, target)).mean()
     giou = corner_giou(to_corners(boxes), to_corners(target))
     l1 = (boxes - target).abs().sum(dim=-1)
     return l1.mean(), (1 - giou).mean()

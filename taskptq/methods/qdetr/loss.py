@@ -96,7 +96,7 @@ class QueryDistillationLoss:
         mu2: Weight of the boxes' L1 distance when choosing partners.
         matching: 'argmax', or 'hungarian' to give each partner to one
             student query only.
-        metric: 'giou', or 'nwd' for tiny objects.
+        metric: 'giou', 'nwd' for tiny objects, or 'strip' of lines.
         layers: 'last' decoder layer, or the mean over 'all', each matched by
             its own boxes.
         weight: Weight of the co-attended features, L_DRD.
@@ -121,6 +121,8 @@ class QueryDistillationLoss:
     Raises:
         ValueError: If a value is invalid.
     """
+
+    by_query = True
 
     def __init__(
         self,
@@ -338,6 +340,7 @@ class QueryDistillationLoss:
                 step.student[f'box.{layer}'],
                 teacher[f'box.{other}'],
                 match=match,
+                metric=self.metric,
             )
             box = L1_WEIGHT * l1 + GIOU_WEIGHT * giou
             terms['box'] = self.box_weight * box

@@ -22,7 +22,14 @@ import torch
 from torch import Tensor
 
 from taskptq.core.distributed import mean_over_ranks
-from taskptq.core.settings import Choice, Items, Number, Whole, refuse
+from taskptq.core.settings import (
+    Choice,
+    Flag,
+    Items,
+    Number,
+    Whole,
+    refuse,
+)
 from taskptq.methods.selective_focus.decoded_distance import build_distance
 from taskptq.methods.selective_focus.head_selection import (
     HeadSelection,
@@ -312,14 +319,21 @@ class NetworkUniform(SelectiveFocusLoss):
     Args:
         normalize: See ``SelectiveFocusLoss``.
         var_eps: See ``SelectiveFocusLoss``.
+        by_query: Compare the outputs of a decoder's queries, layer by layer,
+            as ``QueryDistillationLoss`` does.
     """
 
     def __init__(
-        self, *, normalize: str | None = 'head', var_eps: float = 1e-6
+        self,
+        *,
+        normalize: str | None = 'head',
+        var_eps: float = 1e-6,
+        by_query: bool = False,
     ) -> None:
         super().__init__(
             focus=None, selection=None, normalize=normalize, var_eps=var_eps
         )
+        self.by_query = Flag().read(by_query, name='by_query')
 
 
 def _plain(values: Heads) -> dict[str, float]:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from taskptq.methods.qdetr.agreement import (
+    box_distances,
     compare_teachers,
     distillation_distance,
     matched_agreement,
@@ -98,3 +99,18 @@ def test_teachers_of_another_kind_are_refused(other, wanted, said):
     with pytest.raises(ValueError, match=said):
         compare(wanted)
     compare(set())
+
+
+def test_lines_are_compared_row_by_row():
+    teacher = torch.full((1, 2, 5), 0.4)
+    student = teacher.clone()
+    student[0, 1] += 0.025
+    student.requires_grad_()
+    match = all_queries(torch.zeros(1, 2, 4))
+    l1, giou = box_distances(student, teacher, match=match, metric='strip')
+    assert float(l1) == pytest.approx(0.0125)
+    # One of both strips, 0.1 wide, is a quarter of its width off: 1 - 3 / 5.
+    assert float(giou) == pytest.approx(0.2, abs=1e-5)
+    (l1 + giou).backward()
+    assert (student.grad[0, 1] > 0).all()
+    assert student.grad.isfinite().all()

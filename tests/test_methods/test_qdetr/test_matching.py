@@ -12,6 +12,7 @@ from taskptq.methods.qdetr.matching import (
     match_queries,
     nwd_matrix,
     similarity_matrix,
+    strip_similarity,
     teacher_partners,
     to_corners,
 )
@@ -38,6 +39,32 @@ def test_giou_by_hand():
     expected = torch.tensor([[1.0, 1 / 3, -0.25]])
     torch.testing.assert_close(found, expected)
     assert torch.equal(found[0, 0], torch.tensor(1.0))
+
+
+@pytest.mark.parametrize('shift', [0.0, 0.01, 0.1, 0.3])
+def test_a_strip_has_the_giou_of_its_rows(shift):
+    rows = torch.full((1, 4), 0.5)
+    box = torch.tensor([[0.5, 0.5, 0.1, 1.0]], dtype=torch.float64)
+    moved = box + torch.tensor([shift, 0, 0, 0], dtype=torch.float64)
+    found = similarity_matrix(rows, rows + shift, metric='strip')
+    torch.testing.assert_close(
+        found, giou_matrix(box, moved).float(), atol=1e-4, rtol=0
+    )
+    assert strip_similarity(rows, rows + shift) == found[0]
+
+
+def test_strips_match_the_nearest_lane():
+    teacher = torch.tensor([0.2, 0.5, 0.8])[:, None].expand(3, 6)
+    student = teacher.flip(0) + 0.004
+    match = match_queries(
+        student[None], teacher[None], [teacher[1:2]], metric='strip'
+    )
+    # Only the middle lane is an object.
+    assert match.student.tolist() == match.teacher.tolist() == [1]
+    pairs = match_queries(
+        student[None], teacher[None], [teacher], metric='strip'
+    )
+    assert pairs.teacher.tolist() == [2, 1, 0]
 
 
 def test_giou_agrees_with_mmdet():

@@ -145,13 +145,21 @@ class LSTRHead(LaneHead):
                 if parameter.dim() > 1:
                     nn.init.xavier_uniform_(parameter)
 
-    def hidden_states(self, feats: Sequence[Tensor]) -> Tensor:
-        """Return the queries after each decoder layer, (L, B, Q, C)."""
+    def encode(self, feats: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the encoder's tokens and their positions, (B, H W, C)."""
         x = self.input_proj(feats[-1])
         position = self.position(None, x).flatten(2).transpose(1, 2)
         tokens = x.flatten(2).transpose(1, 2)  # B x H W x C
-        memory = self.encoder(tokens, position, None)
-        queries = self.query_embed.weight.expand(x.shape[0], -1, -1)
+        return self.encoder(tokens, position, None), position
+
+    def read(self, memory: Tensor, position: Tensor) -> Tensor:
+        """Return the queries after each decoder layer, (L, B, Q, C).
+
+        Args:
+            memory: The encoder's tokens, (B, H W, C).
+            position: Their positions, (B, H W, C).
+        """
+        queries = self.query_embed.weight.expand(len(memory), -1, -1)
         return self.decoder(
             torch.zeros_like(queries),
             key=memory,
@@ -160,6 +168,10 @@ class LSTRHead(LaneHead):
             key_pos=position,
             key_padding_mask=None,
         )
+
+    def hidden_states(self, feats: Sequence[Tensor]) -> Tensor:
+        """Return the queries after each decoder layer, (L, B, Q, C)."""
+        return self.read(*self.encode(feats))
 
     def outputs_of(self, hidden: Tensor) -> dict[str, Tensor]:
         """Return logits and curves of one layer's queries, (B, Q, C)."""

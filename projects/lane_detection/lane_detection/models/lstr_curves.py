@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['CURVE_FIELDS', 'curve_points', 'curve_x']
+__all__ = ['CURVE_FIELDS', 'curve_points', 'curve_rows', 'curve_x']
 
 CURVE_FIELDS = ('lower', 'upper', 'k', 'f', 'm', 'n', 'b', "b'")
 # Smallest distance to the pole at y = f, as a fraction of the height.
@@ -51,3 +51,23 @@ def curve_points(curves: Tensor, *, num_points: int) -> Tensor:
     y = upper + (lower - upper) * steps.to(curves)
     x = curve_x(curves, y).masked_fill(lower >= upper, float('nan'))
     return torch.stack([x, y], dim=-1)
+
+
+def curve_rows(curves: Tensor, *, num_rows: int) -> Tensor:
+    """Return x at fixed rows, with gradient.
+
+    Beyond its ends a lane goes on vertically, so that a moved end shows
+    where the lane is slanted.
+
+    Args:
+        curves: (..., 8).
+        num_rows: Rows from the top to the bottom of the image, R.
+
+    Returns:
+        (..., R), in fractions of the input's width, cut off one width to the
+        left and to the right of the image.
+    """
+    rows = torch.linspace(0, 1, num_rows, device=curves.device)
+    lower, upper = curves[..., :2].clamp(0, 1)[..., None].unbind(dim=-2)
+    y = torch.maximum(torch.minimum(rows.to(curves), upper), lower)
+    return curve_x(curves, y).clamp(-1, 2)
