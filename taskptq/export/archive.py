@@ -58,9 +58,9 @@ def read_archive(path: Path) -> Archive:
             writes (compressed, encrypted, oversized or too many entries).
     """
     size = path.stat().st_size
-    if not zipfile.is_zipfile(path):
-        raise DamagedFileError('is truncated (its end is missing)')
     try:
+        if not zipfile.is_zipfile(path):
+            raise DamagedFileError('is truncated (its end is missing)')
         start = _check_end(path, size=size)
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()

@@ -130,6 +130,7 @@ def unpack_model(payload: Mapping[str, Any], model: nn.Module) -> None:
         QuantizedCheckpointError: If the payload is not valid or doesn't fit
             the model.
     """
+    payload = verify(payload)
     _apply(payload, model, check_fit(payload, model))
 
 

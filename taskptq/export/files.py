@@ -10,23 +10,33 @@ import torch
 
 from taskptq.core.atomic import write_atomically
 from taskptq.export.archive import ZIP_MAGIC
+from taskptq.export.container import to_file
 from taskptq.export.errors import DamagedFileError, NotPlainFileError
 from taskptq.export.reader import read_file
-from taskptq.export.schema import QuantizedCheckpointError
+from taskptq.export.schema import OLD_SCHEMA, QuantizedCheckpointError
 from taskptq.export.verification import VerifiedPayload, verify
 
 
-def save(payload: Mapping[str, Any], path: str | Path) -> None:
+def save(
+    payload: Mapping[str, Any], path: str | Path, *, codec: str = 'dense'
+) -> None:
     """Write a payload; the file is complete or absent.
 
     Args:
-        payload: From :func:`taskptq.export.pack_model`.
+        payload: From :func:`taskptq.export.pack_model` or :func:`load`.
         path: Target; an existing file is replaced, folders are created.
+        codec: How sections are coded: ``dense``, ``auto`` (the shortest that
+            needs no extra package to be read), ``rans``, ``zstd`` or
+            ``constriction``. The payload that is read is the same.
 
     Raises:
+        QuantizedCheckpointError: If the payload is malformed.
+        ValueError: If there is no such codec, or its package is missing.
         DiskFullError: If the disk is full; states the size needed in bytes.
     """
     content = dict(payload)
+    if payload.get('taskptq', {}).get('schema') != OLD_SCHEMA:
+        content = to_file(payload, codec=codec)
     write_atomically(path, lambda file: torch.save(content, file))
 
 

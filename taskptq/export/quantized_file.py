@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taskptq.export.checkpoint import QuantizedCheckpointError, is_quantized
+from taskptq.export.container import expanded
 from taskptq.export.errors import FileError, NotPlainFileError
 from taskptq.export.packing import packed_length
 from taskptq.export.reader import read_file
@@ -201,6 +202,7 @@ def open_file(path: str | Path) -> QuantizedFile:
             f'{path} is not a quantized file of taskptq{_kind(payload)}'
         )
     try:
+        payload = expanded(payload)
         check_structure(payload)
     except QuantizedCheckpointError as error:
         raise QuantizedCheckpointError(f'{path}: {error}') from error

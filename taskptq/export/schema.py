@@ -11,7 +11,10 @@ import torch
 from torch import Tensor
 
 SCHEMA = 2
-READABLE = (1, 2)
+# The form that files have since: the same payload, see ``container``.
+CONTAINER_SCHEMA = 3
+OLD_SCHEMA = 1
+READABLE = (OLD_SCHEMA, SCHEMA)
 # Sections of plain data and of named tensors; header, note and digest are
 # extra.
 PLAIN_SECTIONS = {1: ('recipe', 'meta'), 2: ('recipe', 'structure', 'meta')}

@@ -13,6 +13,7 @@ from torch import Tensor
 from taskptq.export.errors import shown
 from taskptq.export.packing import MAX_CODE_BITS, packed_length
 from taskptq.export.schema import (
+    CONTAINER_SCHEMA,
     PLAIN_SECTIONS,
     READABLE,
     TENSOR_SECTIONS,
@@ -86,7 +87,8 @@ def _check_header(payload: Mapping[str, Any]) -> int:
         raise QuantizedCheckpointError(
             f'the quantized checkpoint has schema {shown(schema)} (written '
             f'by taskptq {shown(header.get("version", "unknown"))[1:-1]}), '
-            f'but this version reads schema {READABLE[0]} to {READABLE[-1]}: '
+            f'but this version reads schema {READABLE[0]} to '
+            f'{CONTAINER_SCHEMA}: '
             'install the version that wrote it, or quantize again'
         )
     if header.keys() != {'schema', 'version'} or (

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from taskptq.export.container import expanded
 from taskptq.export.numbers import number_faults
 from taskptq.export.schema import (
     QuantizedCheckpointError,
@@ -38,7 +39,7 @@ def verify(payload: Mapping[str, Any]) -> VerifiedPayload:
 
     Args:
         payload: From :func:`taskptq.export.load`, ``pack_model`` or any
-            other reader; schema 1 or 2.
+            other reader; schema 1 or 2, or in the form that files have.
 
     Returns:
         The payload, marked so that its digest is computed only once.
@@ -53,6 +54,7 @@ def verify(payload: Mapping[str, Any]) -> VerifiedPayload:
         if seal is not None and seal == payload._seal:
             return payload
     try:
+        payload = expanded(payload)
         check_structure(payload)
         if compute_digest(payload) != payload['digest']:
             raise QuantizedCheckpointError(

@@ -8,6 +8,7 @@ from plain_detector import PlainDetector, images
 
 import taskptq
 from taskptq.cli import info, report
+from taskptq.export import load
 from taskptq.export.quantized_file import open_file
 from taskptq.export.schema import compute_digest
 
@@ -36,7 +37,7 @@ def changed(folder, tmp_path):
     """Write the file once more, with a change of its payload."""
 
     def changed(change, *, digest=True):
-        payload = torch.load(folder / 'q.pth', weights_only=True)
+        payload = dict(load(folder / 'q.pth'))
         change(payload)
         if digest:
             payload['digest'] = compute_digest(payload)

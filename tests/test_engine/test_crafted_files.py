@@ -13,6 +13,7 @@ import torch
 from mmengine.logging import HistoryBuffer
 
 from taskptq.engine.checkpoint_file import read_checkpoint
+from taskptq.export import load
 from taskptq.export.schema import compute_digest
 
 
@@ -186,9 +187,7 @@ def payload(make_runner, float_checkpoint, hook):
     """What a quantized file holds."""
     runner = make_runner(float_checkpoint, hook=hook)
     runner.test()
-    return torch.load(
-        Path(runner.work_dir) / 'quantized.pth', weights_only=True
-    )
+    return dict(load(Path(runner.work_dir) / 'quantized.pth'))
 
 
 def command(marker):

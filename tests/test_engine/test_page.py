@@ -8,6 +8,7 @@ import torch
 import taskptq
 from taskptq.engine import page as module
 from taskptq.engine.page import PageSettings, make_page
+from taskptq.export import load
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.export.schema import compute_digest
 
@@ -116,7 +117,7 @@ def test_test_images_that_are_not_there(
 
 
 def damage(path):
-    payload = torch.load(path, weights_only=True)
+    payload = dict(load(path))
     payload['recipe']['seed'] += 1
     torch.save(payload, path)
 
@@ -130,7 +131,7 @@ def test_a_damaged_file_is_refused_before_the_work(file, tiny_config):
 
 
 def test_a_file_of_another_model_is_refused(file, tiny_config):
-    payload = torch.load(file, weights_only=True)
+    payload = dict(load(file))
     payload['weights']['nowhere.weight'] = payload['weights'].pop(
         'head.weight'
     )

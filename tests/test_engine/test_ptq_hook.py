@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from taskptq.export import load
 from taskptq.export.checkpoint import QuantizedCheckpointError
 
 HERE = Path(__file__).resolve().parent
@@ -29,7 +30,7 @@ def quantized(make_runner, float_checkpoint, hook, predictions):
 
 
 def changed(path, change, out):
-    payload = torch.load(path, weights_only=True)
+    payload = dict(load(path))
     change(payload)
     torch.save(payload, out)
     return out
@@ -215,7 +216,7 @@ def test_a_file_names_classes_as_they_are_registered(
     runner.test()
     written = predictions()
     path = Path(runner.work_dir) / 'quantized.pth'
-    recipe = torch.load(path, weights_only=True)['recipe']['qconfig']
+    recipe = load(path)['recipe']['qconfig']
     assert recipe['activation']['observer']['type'] == 'MinMaxObserver'
     assert recipe['overrides'][0]['weight']['type'] == 'LSQQuantizer'
     make_runner(path, hook={}).test()

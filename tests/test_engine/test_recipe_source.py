@@ -4,7 +4,6 @@ import importlib
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config, ConfigDict
 
 from taskptq import apis
@@ -13,6 +12,7 @@ from taskptq.engine import config_quantization
 from taskptq.engine.builder import build_qconfig, to_plain
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe_source import read_recipe, with_recipe
+from taskptq.export import load
 from taskptq.qat.hook import QATHook
 from taskptq.recipes import method_names, register_folder, resolve
 
@@ -365,9 +365,7 @@ def test_a_config_needs_only_the_name(make_runner, float_checkpoint):
         ),
     )
     runner.test()
-    payload = torch.load(
-        Path(runner.work_dir) / 'quantized.pth', weights_only=True
-    )
+    payload = load(Path(runner.work_dir) / 'quantized.pth')
     written = payload['recipe']
     assert written['qconfig']['edge_bits'] == 6
     assert written['qconfig']['weight']['num_bits'] == 4

@@ -80,7 +80,11 @@ def test_payload_is_plain_and_marked(tmp_path):
     assert isinstance(payload['state_dict'], str)
     assert payload['recipe']['names'] == ['a']
     save(payload, tmp_path / 'q.pth')
-    loaded = torch.load(tmp_path / 'q.pth', weights_only=True)
+    stored = torch.load(tmp_path / 'q.pth', weights_only=True)
+    assert is_quantized(stored)
+    assert isinstance(stored['state_dict'], str)
+    assert stored['digest'] == payload['digest']
+    loaded = load(tmp_path / 'q.pth')
     assert loaded['meta'] == META
     assert loaded['recipe'] == payload['recipe']
     verify(loaded)
@@ -249,7 +253,7 @@ def test_tampered_payload_is_refused(tmp_path, tamper):
     tamper(payload)
     with pytest.raises(QuantizedCheckpointError, match='digest'):
         unpack_model(payload, Net(scheme()))
-    save(payload, tmp_path / 'q.pth')
+    torch.save(payload, tmp_path / 'q.pth')
     with pytest.raises(QuantizedCheckpointError, match=r'q\.pth.*digest'):
         load(tmp_path / 'q.pth')
 
@@ -258,17 +262,17 @@ def test_wrong_schema_missing_section_and_other_file(tmp_path):
     path = tmp_path / 'x.pth'
     payload = payload_of(quantized_net())
     payload['taskptq']['schema'] = 99
-    save(payload, path)
+    torch.save(payload, path)
     with pytest.raises(QuantizedCheckpointError, match='schema 99'):
         load(path)
     payload = payload_of(quantized_net())
     del payload['float']
-    save(payload, path)
+    torch.save(payload, path)
     with pytest.raises(QuantizedCheckpointError, match=r"lacks.*'float'"):
         load(path)
     payload = payload_of(quantized_net())
     del payload['weights']['body.weight']['shape']
-    save(payload, path)
+    torch.save(payload, path)
     with pytest.raises(QuantizedCheckpointError, match=r'body\.weight'):
         load(path)
     torch.save({'state_dict': {'w': torch.ones(2)}}, path)

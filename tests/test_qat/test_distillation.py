@@ -14,6 +14,7 @@ pytest.importorskip('mmdet')
 
 from taskptq.core.switches import quantizers
 from taskptq.engine.checkpoint_file import TRAINING_KEY, read_checkpoint
+from taskptq.export import load
 from taskptq.qat import distillation as qat_distillation
 from taskptq.qat.distillation import (
     Distillation,
@@ -276,7 +277,7 @@ def test_two_stages(make, float_weights, tiny_detr):
         for row in rows
         if row['status'] == 'quantized'
     } == {'backbone'}
-    packed = torch.load(work_dir / 'quantized.pth', weights_only=True)
+    packed = load(work_dir / 'quantized.pth')
     assert all(name.startswith('backbone.') for name in packed['weights'])
     assert first.logs[0]['loss_drd'] > 0
 

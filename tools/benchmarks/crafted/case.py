@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from taskptq.export.container import expanded
+
 __all__ = [
     'MODULE',
     'Case',
@@ -66,9 +68,10 @@ class Good:
 
     def read(self, source: str) -> dict[str, Any]:
         """Read a good file's contents."""
-        return torch.load(
+        content = torch.load(
             self.path(source), map_location='cpu', weights_only=False
         )
+        return dict(expanded(content))
 
 
 Write = Callable[[Good, Path], None]
