@@ -109,6 +109,12 @@ setup(
         'openvino': ['onnx>=1.23', 'openvino>=2026.4'],
         'report': ['jinja2>=3', 'matplotlib>=3.7'],
         'mixed': ['matplotlib>=3.7', 'scipy>=1.9'],
+        'robustness': [
+            'av>=12',
+            'imagecorruptions-imaug>=1.1.5',
+            'matplotlib>=3.7',
+            'simplejpeg>=1.7',
+        ],
         'sam': ['scipy', 'segment-anything>=1.0'],
     },
     classifiers=[

@@ -47,6 +47,7 @@ __all__ = [
     'RECON_LOSSES',
     'REWRITES',
     'TASK_UTILS',
+    'TRANSFORMS',
     'VISUALIZERS',
     'check_versions',
     'registered',
@@ -258,6 +259,7 @@ LOOPS = _child('LOOPS', 'taskptq.engine', 'taskptq.qat')
 METRICS = _child('METRICS', 'taskptq.engine')
 MODELS = _child('MODELS', 'taskptq.models')
 TASK_UTILS = _child('TASK_UTILS', 'taskptq.models')
+TRANSFORMS = _child('TRANSFORMS', 'taskptq.robustness')
 VISUALIZERS = _child('VISUALIZERS', 'taskptq.engine')
 
 # Core classes have no decorator; taskptq.engine.builder registers them.

@@ -53,6 +53,7 @@ for _part in (
     'analysis',
     'models',
     'recipes',
+    'robustness',
     'engine',
     'qat',
     'apis',
@@ -60,7 +61,16 @@ for _part in (
     'cli',
 ):
     LAYERS[_part] = {'registry', *LAYERS}
-MAY_IMPORT_MM = {'registry', 'models', 'engine', 'qat', 'apis', 'bench', 'cli'}
+MAY_IMPORT_MM = {
+    'registry',
+    'models',
+    'robustness',
+    'engine',
+    'qat',
+    'apis',
+    'bench',
+    'cli',
+}
 
 
 def part_of(path: Path) -> str:

@@ -129,7 +129,15 @@ def test_the_command_is_installed(wheel, names):
         for line in about.splitlines()
         if line.startswith('Provides-Extra')
     }
-    assert extras == {'mixed', 'mm', 'onnx', 'openvino', 'report', 'sam'}
+    assert extras == {
+        'mixed',
+        'mm',
+        'onnx',
+        'openvino',
+        'report',
+        'robustness',
+        'sam',
+    }
     required = [
         line.partition(': ')[2]
         for line in about.splitlines()

@@ -14,7 +14,15 @@ from mmengine.registry import DefaultScope
 
 from taskptq import registry
 
-KINDS = ['HOOKS', 'LOOPS', 'METRICS', 'MODELS', 'TASK_UTILS', 'VISUALIZERS']
+KINDS = [
+    'HOOKS',
+    'LOOPS',
+    'METRICS',
+    'MODELS',
+    'TASK_UTILS',
+    'TRANSFORMS',
+    'VISUALIZERS',
+]
 OWN_KINDS = ['OBSERVERS', 'QUANTIZERS', 'RECON_LOSSES', 'REWRITES', 'ADAPTERS']
 
 
