@@ -3,6 +3,7 @@
     python tools/run_table.py configs/<family>/<model>_<dataset>.table.yml
     taskptq bench coverage    # what is covered of the hosts' own configs
     taskptq bench zoo         # the zoo's files, run again and compared
+    taskptq bench robustness CONFIG FLOAT.pth Q.pth    # under noise
 
 The results file ``configs/<family>/results/<model>_<dataset>.json`` is
 written after every row, and an interrupted row goes on where it stopped, so
@@ -328,6 +329,11 @@ def main(argv: list[str] | None = None) -> None:
         from taskptq.cli.zoo import main as run_zoo
 
         run_zoo(given[1:])
+        return
+    if given[:1] == ['robustness']:
+        from taskptq.cli.robustness import main as run_robustness
+
+        run_robustness(given[1:])
         return
     args = parse_args(argv)
     load_projects()

@@ -1,0 +1,1 @@
+"""Measure how models hold under noise: ``taskptq bench robustness``."""

@@ -1,0 +1,140 @@
+"""The models that are compared: float, quantized files, exported files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mmengine.config import Config
+from torch import nn
+
+from taskptq.apis import load_quantized
+from taskptq.bench.measurement import file_digest
+from taskptq.engine.checkpoint_file import (
+    load_float_weights,
+    local_file,
+    read_checkpoint,
+)
+from taskptq.engine.config_model import build_model
+from taskptq.engine.onnx_hook import install_onnx
+from taskptq.export.checkpoint import is_quantized
+from taskptq.export.runtime import is_onnx_path
+from taskptq.robustness.names import Noise
+
+__all__ = ['FLOAT', 'Subject', 'load_subjects', 'name_subjects']
+
+FLOAT = 'float'
+QUANTIZED = 'quantized'
+EXPORTED = 'exported'
+# Published files end with eight digits of their digest.
+DIGEST = re.compile(r'-[0-9a-f]{8}$')
+
+
+@dataclass(kw_only=True)
+class Subject:
+    """One model under test.
+
+    Args:
+        name: Column of the tables.
+        kind: ``float``, ``quantized`` or ``exported``.
+        file: Its file, as given.
+        sha256: Digest of the file.
+        model: Ready to evaluate.
+    """
+
+    name: str
+    kind: str
+    file: str
+    sha256: str
+    model: nn.Module
+
+    def refusal(self, noise: Noise) -> str:
+        """Return why a noise does not concern this model, '' if it may."""
+        if self.kind == EXPORTED and noise.kind in ('ceil_mode', 'upsample'):
+            return 'the graph of an exported file is fixed'
+        if self.kind != FLOAT and noise.kind == 'precision':
+            return f'this model is {self.kind}: that is its precision'
+        return ''
+
+
+def name_subjects(files: Sequence[str]) -> list[str]:
+    """Return a name for each file: its stem, as short as tells them apart.
+
+    >>> name_subjects(['a/net_w8a8_coco-1234abcd.pth', 'net_w4a8_coco.pth'])
+    ['w8a8', 'w4a8']
+    >>> name_subjects(['q.pth'])
+    ['q']
+    """
+    stems = [DIGEST.sub('', Path(file).stem) for file in files]
+    parts = [stem.split('_') for stem in stems]
+    shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
+    names = [
+        '_'.join(word for word in words if word not in shared) or stem
+        for stem, words in zip(stems, parts, strict=True)
+    ]
+    if len(set(names)) < len(names):
+        return [str(Path(file)) for file in files]
+    return names
+
+
+def load_subjects(
+    config: Config,
+    float_file: str,
+    files: Sequence[str],
+    *,
+    model: nn.Module,
+    device: str,
+    trust_checkpoint: bool = False,
+) -> list[Subject]:
+    """Load the models.
+
+    Args:
+        config: Config of the float model.
+        float_file: Float checkpoint.
+        files: Quantized and exported files.
+        model: Built float model, with any weights; the first subject's.
+        device: Where the models run.
+        trust_checkpoint: Unpickle a float checkpoint that is not plain.
+
+    Raises:
+        ValueError: If a file is of another model, or no quantized file.
+    """
+    names = name_subjects(files) if files else []
+    checkpoint = read_checkpoint(
+        local_file(float_file), trust_checkpoint=trust_checkpoint
+    )
+    if is_quantized(checkpoint):
+        raise ValueError(
+            f'{float_file} is a quantized file: give the float checkpoint '
+            'first, then the files to compare with it'
+        )
+    load_float_weights(model, checkpoint, path=float_file)
+    found = [
+        Subject(
+            name=FLOAT,
+            kind=FLOAT,
+            file=float_file,
+            sha256=file_digest(float_file),
+            model=model.to(device).eval(),
+        )
+    ]
+    for name, file in zip(names, files, strict=True):
+        path = str(local_file(file))
+        exported = is_onnx_path(path)
+        if exported:
+            other = build_model(config, device=device)
+            install_onnx(other, path, threads=1)
+        else:
+            other = load_quantized(config, path, device=device)
+        found.append(
+            Subject(
+                name=name,
+                kind=EXPORTED if exported else QUANTIZED,
+                file=file,
+                sha256=file_digest(file),
+                model=other.eval(),
+            )
+        )
+    return found
