@@ -34,10 +34,9 @@ from taskptq.hosts import (  # noqa: F401
     tiny_models,
     torch,
 )
+from taskptq.hosts.class_lookup import layer_patterns, lookup
 from taskptq.hosts.registry import (
     host_name,
-    layer_patterns,
-    lookup,
     register_block,
     register_computed_weight,
     register_conv_norm,

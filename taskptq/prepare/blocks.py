@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from taskptq.hosts.registry import BLOCKS, is_a
+from taskptq.hosts.class_lookup import is_a
+from taskptq.hosts.registry import BLOCKS
 from taskptq.modules.base import QuantModule
 from taskptq.modules.product_mode import owned_methods
 from taskptq.modules.products import QuantProducts

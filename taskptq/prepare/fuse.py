@@ -10,13 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from taskptq.hosts.class_lookup import has_forward_of, lookup
 from taskptq.hosts.registry import (
     CONV_MODULES,
     CONV_NORM_CLASSES,
     NORMS,
     dotted,
-    has_forward_of,
-    lookup,
 )
 from taskptq.prepare.plain_weights import is_plain
 from taskptq.prepare.tree import (

@@ -17,7 +17,8 @@ from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
 from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
-from taskptq.hosts.registry import COMPUTED_WEIGHTS, dotted, plain_class
+from taskptq.hosts.class_lookup import plain_class
+from taskptq.hosts.registry import COMPUTED_WEIGHTS, dotted
 from taskptq.prepare.tree import open_modules, parameter_owners
 
 _HOOKS = (WeightNorm, SpectralNorm, prune.BasePruningMethod)

@@ -15,12 +15,8 @@ from torch.overrides import TorchFunctionMode
 
 from taskptq.core import Observer, Quantizer
 from taskptq.core.distributed import gathered
-from taskptq.hosts.registry import (
-    KEPT_FLOAT,
-    OUTPUT_LAYERS,
-    dotted,
-    layer_patterns,
-)
+from taskptq.hosts.class_lookup import layer_patterns
+from taskptq.hosts.registry import KEPT_FLOAT, OUTPUT_LAYERS, dotted
 from taskptq.modules.base import QuantModule, Scheme
 from taskptq.modules.call_sites import Site, find_site
 from taskptq.modules.product_calls import CALLS

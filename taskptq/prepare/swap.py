@@ -8,16 +8,18 @@ from dataclasses import dataclass
 from torch import nn
 
 from taskptq.core import Quantizer
+from taskptq.hosts.class_lookup import (
+    is_attention,
+    layer_patterns,
+    lookup,
+    plain_class,
+)
 from taskptq.hosts.registry import (
     KEPT_FLOAT,
     OUTPUT_LAYERS,
     OUTPUT_SEQUENCES,
     POSITION_LAYERS,
     dotted,
-    is_attention,
-    layer_patterns,
-    lookup,
-    plain_class,
 )
 from taskptq.modules.base import QuantModule, Scheme
 from taskptq.modules.conv import is_depthwise

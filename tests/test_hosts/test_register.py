@@ -10,6 +10,11 @@ from torch import nn
 from taskptq import hosts
 from taskptq.core.settings import SettingError
 from taskptq.hosts import registry
+from taskptq.hosts.class_lookup import (
+    counterpart_name,
+    layer_patterns,
+    lookup,
+)
 from taskptq.modules import QuantConv2d, QuantLinear
 
 pytestmark = pytest.mark.usefixtures('restored_tables')
@@ -63,27 +68,27 @@ def test_every_function_is_public_and_documented() -> None:
 
 @pytest.mark.parametrize('host', [Mine, NAME], ids=['class', 'name'])
 def test_counterpart_by_class_or_name(host: Any) -> None:
-    assert registry.lookup(Mine(2, 2)) is None
+    assert lookup(Mine(2, 2)) is None
     hosts.register_counterpart(host, QuantLinear)
-    assert registry.lookup(Mine(2, 2)) is QuantLinear
-    assert registry.counterpart_name(Mine(2, 2)) == 'QuantLinear'
+    assert lookup(Mine(2, 2)) is QuantLinear
+    assert counterpart_name(Mine(2, 2)) == 'QuantLinear'
 
 
 def test_counterpart_is_resolved_late() -> None:
     hosts.register_counterpart(Mine, f'{__name__}.Later')
     globals()['Later'] = QuantLinear
     try:
-        assert registry.lookup(Mine(2, 2)) is QuantLinear
+        assert lookup(Mine(2, 2)) is QuantLinear
     finally:
         del globals()['Later']
     with pytest.raises(SettingError, match=r'Later.*subclass of QuantModule'):
-        registry.lookup(Mine(2, 2))
+        lookup(Mine(2, 2))
 
 
 def test_host_that_is_not_installed_is_not_mapped() -> None:
     hosts.register_counterpart('no_such_package.Layer', QuantLinear)
     hosts.register_block('no_such_package.Block')
-    assert registry.lookup(Mine(2, 2)) is None
+    assert lookup(Mine(2, 2)) is None
 
 
 @pytest.mark.parametrize('name', VALUES)
@@ -162,7 +167,7 @@ def test_pattern_of_any_model_or_of_a_class(name: str) -> None:
     assert table[''] == (*before, '*.mine')
     assert table[f'{__name__}.Head'] == ('fc',)
     model = nn.Sequential(Head(), Head())
-    found = registry.layer_patterns(model, table)
+    found = layer_patterns(model, table)
     assert found[len(before) :] == [('', '*.mine'), ('0.', 'fc'), ('1.', 'fc')]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from taskptq.calibration import calibrate
 from taskptq.core import QuantizerConfig, QuantSpec
 from taskptq.core.switches import float_only, quantizing
-from taskptq.hosts.registry import lookup
+from taskptq.hosts.class_lookup import lookup
 from taskptq.modules.base import Scheme
 from taskptq.modules.scaled import (
     QuantScaledConv2d,

@@ -14,11 +14,8 @@ from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.core.progress import Progress
-from taskptq.hosts.registry import (
-    OUTPUT_LAYERS,
-    layer_patterns,
-    replayed_input,
-)
+from taskptq.hosts.class_lookup import layer_patterns, replayed_input
+from taskptq.hosts.registry import OUTPUT_LAYERS
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.modules.conv import is_depthwise
 from taskptq.prepare.swap import is_listed

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core.settings import Flag, Number
-from taskptq.hosts.registry import lookup
+from taskptq.hosts.class_lookup import lookup
 from taskptq.methods.equalization.edits import column_peaks
 from taskptq.methods.equalization.rewrite import equalizing_scales
 from taskptq.methods.equalization.scale_groups import norm_gains

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from taskptq.hosts.registry import counterpart_name
+from taskptq.hosts.class_lookup import counterpart_name
 from taskptq.prepare.patterns import check_all_used, matches
 
 PARTS = ('query', 'key', 'value')

@@ -22,7 +22,7 @@ from torch.utils.hooks import RemovableHandle
 from taskptq.calibration.batches import batch_length
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.core import float_only, quantizing
-from taskptq.hosts.registry import replayed_input
+from taskptq.hosts.class_lookup import replayed_input
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.cache import ActivationCache, stored_bytes
 from taskptq.reconstruction.capture.nesting import flatten
