@@ -6,7 +6,9 @@ import numpy as np
 import onnx
 
 from taskptq.export.onnx.graph import Array, Graph
+from taskptq.export.onnx.operators import KINDS
 from taskptq.export.onnx.passes import is_weight
+from taskptq.prepare.grid_plan import MOVER
 
 INT32_MAX = np.iinfo(np.int32).max
 
@@ -14,7 +16,9 @@ INT32_MAX = np.iinfo(np.int32).max
 def integer_biases(graph: Graph) -> list[str]:
     """Store the biases of quantized convolutions and Gemm as int32.
 
-    The scale is that of the products: input's times weight's.
+    The scale is that of the products: input's times weight's. Where an input
+    is moved in between, as by MaxPool, ONNX Runtime still sums in integers,
+    and would round a float bias on its own.
 
     Returns:
         Layers whose bias does not fit, and which stay float.
@@ -40,7 +44,7 @@ def integer_biases(graph: Graph) -> list[str]:
 
 def product_scale(graph: Graph, node: onnx.NodeProto) -> Array | None:
     """Return the scale of a layer's sums, (C,); None if it is float."""
-    data = graph.producer.get(node.input[0])
+    data = producer_of_values(graph, node.input[0])
     weight = graph.producer.get(node.input[1])
     for found in (data, weight):
         if found is None or found.op_type != 'DequantizeLinear':
@@ -54,6 +58,14 @@ def product_scale(graph: Graph, node: onnx.NodeProto) -> Array | None:
     if scale is None or step is None or point is None or scale.size > 1:
         return None
     return None if point.dtype.itemsize > 1 else scale.reshape(()) * step
+
+
+def producer_of_values(graph: Graph, name: str) -> onnx.NodeProto | None:
+    """Return what computes the values of a tensor, not what moves them."""
+    node = graph.producer.get(name)
+    while node is not None and KINDS.get(node.op_type) == MOVER:
+        node = graph.producer.get(node.input[0])
+    return node
 
 
 def _integer_bias(

@@ -42,6 +42,27 @@ def test_a_bias_beyond_32_bits_stays_float():
     assert graph.nodes[-1].input[2] == 'bias'
 
 
+def test_a_bias_behind_moved_values_is_on_their_grid():
+    graph = graph_of(
+        helper.make_node('QuantizeLinear', ['x', 'one', 'o'], ['q']),
+        helper.make_node('DequantizeLinear', ['q', 'one', 'o'], ['xq']),
+        helper.make_node('MaxPool', ['xq'], ['pooled'], kernel_shape=[2]),
+        helper.make_node('Flatten', ['pooled'], ['moved']),
+        weight(),
+        helper.make_node('Gemm', ['moved', 'dq', 'bias'], ['y'], transB=1),
+        constants=[
+            *GRID,
+            ('one', np.array(0.5, np.float32)),
+            ('o', np.array(0, np.uint8)),
+            ('bias', np.full(3, 2.0, np.float32)),
+        ],
+    )
+    assert integer_biases(graph) == []
+    step = graph.array('bias.scale')
+    codes = graph.array('bias.codes')
+    np.testing.assert_allclose(codes * step, 2.0, atol=step.max() / 2)
+
+
 def test_only_biases_behind_integer_products_are_spread():
     graph = graph_of(
         helper.make_node('MatMul', ['x', 'w'], ['p']),
