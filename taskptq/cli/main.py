@@ -28,6 +28,7 @@ COMMANDS = {
     'predict': 'predict one image with an exported file',
     'benchmark': 'measure the speed of exported files',
     'info': 'describe a quantized file',
+    'compress': 'write a quantized file anew, with coded sections',
     'report': 'show what quantization did to a model, as a page or as text',
     'list': 'list recipes, observers, quantizers, configs and the like',
     'bench': 'measure the rows of a table of results',

@@ -24,6 +24,7 @@ from mmengine.logging import MMLogger, print_log
 
 from taskptq.analysis.page.render import MissingPackageError
 from taskptq.apis import quantize, read_config, read_fragment
+from taskptq.cli.compress import compress
 from taskptq.cli.numbers import budget, count, seed, share
 from taskptq.cli.projects import load_projects
 from taskptq.core.atomic import DiskFullError
@@ -42,6 +43,7 @@ from taskptq.engine.refusals import (
     refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import QuantizedCheckpointError
+from taskptq.export.codecs import CHOICES, codec_names
 from taskptq.reconstruction.state_folder import FolderInUseError
 
 DROPPED_HOOKS = ('PTQHook', 'EMAHook')
@@ -91,6 +93,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--calib', help='config file that sets calibration')
     parser.add_argument(
         '--out', required=True, help='quantized file to write, *.pth'
+    )
+    parser.add_argument(
+        '--codec',
+        choices=CHOICES,
+        default='dense',
+        help='how --out is coded: dense (default), or auto, which is shorter '
+        'and takes longer to read; see taskptq compress',
     )
     parser.add_argument(
         '--work-dir', help='folder for reports (default: that of --out)'
@@ -260,6 +269,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         hook=to_plain(hook),
         overridden=args.cfg_options is not None,
     )
+    # A missing package is better known before the work.
+    codec_names(args.codec)
     _, report = quantize(
         cfg,
         args.checkpoint,
@@ -274,6 +285,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         report=args.report,
     )
     out.with_suffix('.py').write_text(text, encoding='utf-8')
+    if args.codec != 'dense':
+        sizes = compress(str(out), out=str(out), codec=args.codec)
+        report['file_bytes'] = sizes.file_bytes
+        print_log('\n'.join(sizes.lines()), logger='current')
     return report
 
 
