@@ -13,6 +13,7 @@ from taskptq.engine.calibration_data import (
     EvaluationSource,
     build_calibration,
 )
+from taskptq.engine.noise_hook import NoiseHook
 from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe import Recipe
@@ -24,6 +25,7 @@ __all__ = [
     'CalibrationBatches',
     'CalibrationConfig',
     'EvaluationSource',
+    'NoiseHook',
     'PTQHook',
     'Recipe',
     'build_adapter',

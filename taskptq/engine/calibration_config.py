@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from taskptq.core.setting_error import SettingError
 from taskptq.core.settings import (
     SEED,
     Choice,
@@ -17,10 +18,13 @@ from taskptq.core.settings import (
     check_keys,
     setting,
 )
+from taskptq.robustness.names import parse_noises
 
 __all__ = ['CalibrationConfig']
 
 UNREACHED = ('error', 'float')
+# Among noises, an image as it is.
+CLEAN = 'clean'
 
 
 class DatasetRule(Rule):
@@ -59,9 +63,33 @@ class TransformRule(Rule):
         return 'a transform, or its config with a type'
 
 
+class NoiseRule(Rule):
+    """Rule for the name of image noises, or 'clean'."""
+
+    def convert(self, value: Any, name: str) -> str:
+        """Return the name."""
+        if not isinstance(value, str):
+            raise TypeError
+        if value != CLEAN:
+            try:
+                noises = parse_noises(value)
+            except ValueError as error:
+                raise SettingError(name, f': {error}') from error
+            if any(noise.on_model for noise in noises):
+                raise ValueError
+        return value
+
+    def allowed(self) -> str:
+        """Name some."""
+        return "an image noise such as 'fog=3', or 'clean'"
+
+
 DATASET = DatasetRule(optional=True)
 PIPELINE = Items(
     of=TransformRule(), what='a list of transforms', least=1, optional=True
+)
+NOISE = Items(
+    of=NoiseRule(), what='a list of image noises', least=1, optional=True
 )
 
 
@@ -79,6 +107,9 @@ class CalibrationConfig:
         allow_overlap: Accept images that the evaluation also uses.
         unreached: Handling of quantizers that no image reached: 'error'
             refuses them, 'float' leaves them float.
+        noise: Image noises, of which each image gets one, chosen by its name
+            and the seed; see ``taskptq.robustness.names``. 'clean' among
+            them leaves an image as it is.
 
     Raises:
         SettingError: If a value is invalid.
@@ -93,6 +124,9 @@ class CalibrationConfig:
     seed: int = setting(0, SEED)
     allow_overlap: bool = setting(False, Flag())
     unreached: str = setting('error', Choice(choices=UNREACHED))
+    noise: tuple[str, ...] | None = field(
+        default=None, metadata={'rule': NOISE}
+    )
 
     def __post_init__(self) -> None:
         """Check the values."""
@@ -123,7 +157,9 @@ class CalibrationConfig:
             'batch_size': self.batch_size,
             'seed': self.seed,
         }
-        # The default is left out, since older files do not have this key.
+        # Defaults are left out, since older files do not have these keys.
         if self.unreached != 'error':
             recorded['unreached'] = self.unreached
+        if self.noise is not None:
+            recorded['noise'] = list(self.noise)
         return recorded

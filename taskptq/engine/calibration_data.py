@@ -31,6 +31,7 @@ from taskptq.engine.datasets import (
     with_pipeline,
     works_on,
 )
+from taskptq.robustness.pipeline import MixedPipeline
 
 __all__ = [
     'CalibrationBatches',
@@ -306,6 +307,8 @@ def build_calibration(
     if steps is not None:
         plain = [step for step in steps if not reads_labels(step)]
         _drop_labels(datasets, plain=plain, place=chosen[0])
+    if config.noise is not None:
+        _add_noise(datasets, config)
     batches = CalibrationBatches(
         datasets,
         chosen=chosen,
@@ -330,3 +333,21 @@ def _drop_labels(
         dataset.pipeline = Compose(plain)
         if not works_on(dataset, index if number == part else 0):
             dataset.pipeline = before
+
+
+def _add_noise(datasets: Sequence[Any], config: CalibrationConfig) -> None:
+    """Give each image one of the configured noises.
+
+    Raises:
+        ValueError: If a data set has no pipeline.
+    """
+    for dataset in datasets:
+        steps = getattr(getattr(dataset, 'pipeline', None), 'transforms', None)
+        if steps is None:
+            raise ValueError(
+                'calibration.noise changes images within a pipeline, and '
+                f'{type(dataset).__name__} has none: leave noise out'
+            )
+        dataset.pipeline = MixedPipeline(
+            steps, names=config.noise or (), seed=config.seed
+        )

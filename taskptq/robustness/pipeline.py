@@ -18,10 +18,16 @@ import numpy as np
 from taskptq.robustness.colors import round_trip
 from taskptq.robustness.corruptions import corrupt, image_seed
 from taskptq.robustness.decoding import decode, is_jpeg
-from taskptq.robustness.names import Noise
+from taskptq.robustness.names import Noise, parse_noises
 from taskptq.robustness.resizing import resize, resize_method_of
 
-__all__ = ['NoisyPipeline', 'image_name', 'read_noise', 'shift_window']
+__all__ = [
+    'MixedPipeline',
+    'NoisyPipeline',
+    'image_name',
+    'read_noise',
+    'shift_window',
+]
 
 Results = dict[str, Any]
 NOT_JPEG = 'the images are not JPEG files'
@@ -200,3 +206,40 @@ class NoisyPipeline:
         resized = resize(source, size, method=self.method)
         results['img'] = np.ascontiguousarray(resized, after.dtype)
         return not np.array_equal(resized, result)
+
+
+class MixedPipeline:
+    """The transforms of a data set, with one of several noises on each image.
+
+    Args:
+        steps: Built transforms.
+        names: Names of noises, joined by ``+`` where they act together;
+            ``clean`` is none.
+        seed: Seed of the choice and of random noises.
+
+    Raises:
+        ValueError: If a noise is unknown.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Callable[[Results], Results | None]],
+        *,
+        names: Sequence[str],
+        seed: int = 0,
+    ) -> None:
+        self.transforms = list(steps)
+        self.seed = seed
+        self.choices = [
+            NoisyPipeline(
+                steps,
+                noises=() if name == 'clean' else parse_noises(name),
+                seed=seed,
+            )
+            for name in names
+        ]
+
+    def __call__(self, results: Results) -> Results | None:
+        """Run the transforms on the results of a data set's item."""
+        draw = image_seed(image_name(results), noise='choice', seed=self.seed)
+        return self.choices[draw % len(self.choices)](results)

@@ -59,20 +59,26 @@ class Subject:
         return ''
 
 
-def name_subjects(files: Sequence[str]) -> list[str]:
-    """Return a name for each file: its stem, as short as tells them apart.
+def name_subjects(files: Sequence[str], *, model: str = '') -> list[str]:
+    """Return a name for each file: its stem without words of the config.
 
-    >>> name_subjects(['a/net_w8a8_coco-1234abcd.pth', 'net_w4a8_coco.pth'])
-    ['w8a8', 'w4a8']
-    >>> name_subjects(['q.pth'])
-    ['q']
+    >>> files = ['a/net_w8a8_coco-1234abcd.pth', 'net_w8a8.onnx']
+    >>> name_subjects(files, model='net_coco')
+    ['w8a8', 'w8a8 onnx']
+
+    Args:
+        files: Paths; where stems are the same, they are the names.
+        model: Stem of the config.
     """
+    known = set(model.split('_'))
     stems = [DIGEST.sub('', Path(file).stem) for file in files]
-    parts = [stem.split('_') for stem in stems]
-    shared = set.intersection(*map(set, parts)) if len(parts) > 1 else set()
     names = [
-        '_'.join(word for word in words if word not in shared) or stem
-        for stem, words in zip(stems, parts, strict=True)
+        '_'.join(word for word in stem.split('_') if word not in known) or stem
+        for stem in stems
+    ]
+    names = [
+        f'{name} onnx' if is_onnx_path(file) else name
+        for name, file in zip(names, files, strict=True)
     ]
     if len(set(names)) < len(names):
         return [str(Path(file)) for file in files]
@@ -101,7 +107,7 @@ def load_subjects(
     Raises:
         ValueError: If a file is of another model, or no quantized file.
     """
-    names = name_subjects(files) if files else []
+    names = name_subjects(files, model=Path(config.filename or '').stem)
     checkpoint = read_checkpoint(
         local_file(float_file), trust_checkpoint=trust_checkpoint
     )

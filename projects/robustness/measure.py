@@ -1,0 +1,177 @@
+"""Quantize the models of the study and measure them under noise.
+
+    python projects/robustness/measure.py retinanet segformer
+    python projects/robustness/measure.py yolox --max-images 30
+
+Runs ``taskptq quantize`` and ``taskptq bench robustness`` from the top of the
+checkout and keeps the results in projects/robustness/results. What is there
+already is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+RESULTS = Path('projects/robustness/results')
+WORK_DIR = Path('work_dirs/robustness')
+FAMILIES = ('systems', 'corruptions', 'attacks')
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """One model of the study.
+
+    Args:
+        config: Config of the float model.
+        checkpoint: Float checkpoint.
+        recipes: Recipes to quantize with.
+        files: Quantized and exported files that are there.
+        calibration: Number of calibration images.
+    """
+
+    config: str
+    checkpoint: str
+    recipes: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
+    calibration: int = 64
+
+
+STUDIES = {
+    'retinanet': Study(
+        config='configs/retinanet/retinanet_r18-half_fpn_bccd.py',
+        checkpoint='configs/retinanet/checkpoints/'
+        'retinanet_r18-half_fpn_bccd.pth',
+        recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_gptq'),
+    ),
+    'segformer': Study(
+        config='configs/segformer/segformer_mit-tiny_camvid.py',
+        checkpoint='configs/segformer/checkpoints/'
+        'segformer_mit-tiny_camvid.pth',
+        recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_gptq'),
+    ),
+    'yolox': Study(
+        config='configs/yolox/yolox_nano_coco-mini.py',
+        checkpoint='data/weights/yolox_nano_coco.pth',
+        files=(
+            'configs/yolox/quantized/'
+            'yolox_nano_w8a8_mse-depthwise_coco-mini-5014424c.pth',
+        ),
+    ),
+    'cgnet': Study(
+        config='configs/cgnet/cgnet_m3n21_camvid.py',
+        checkpoint='data/weights/cgnet_camvid.pth',
+        files=(
+            'configs/cgnet/quantized/'
+            'cgnet_m3n21_w8a8_mse-depthwise_camvid-443224a9.pth',
+            'configs/cgnet/quantized/'
+            'cgnet_m3n21_w8a8_mse-depthwise_camvid-c414f92f.onnx',
+        ),
+    ),
+    'lstr': Study(
+        config='projects/lane_detection/configs/lstr_r18s_tusimple-mini.py',
+        checkpoint='work_dirs/lstr/lstr_tusimple.pth',
+        files=(
+            'projects/lane_detection/configs/quantized/'
+            'lstr_r18s_w8a8_mse_tusimple-mini-18366a56.pth',
+        ),
+    ),
+}
+
+
+def call(words: Sequence[str]) -> None:
+    """Run a command of taskptq.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    print('taskptq', *words, flush=True)
+    done = subprocess.run([sys.executable, '-m', 'taskptq', *words])
+    if done.returncode:
+        raise SystemExit(f'taskptq {words[0]} failed: see above')
+
+
+def quantized_files(name: str, study: Study) -> list[str]:
+    """Quantize with the recipes whose files are missing."""
+    files = []
+    for recipe in study.recipes:
+        file = WORK_DIR / 'quantized' / name / f'{recipe}.pth'
+        if not file.is_file():
+            call(
+                [
+                    'quantize',
+                    study.config,
+                    study.checkpoint,
+                    '--recipe',
+                    recipe,
+                    '--num-images',
+                    str(study.calibration),
+                    '--out',
+                    file.as_posix(),
+                ]
+            )
+        files.append(file.as_posix())
+    return [*files, *study.files]
+
+
+def measure(name: str, args: argparse.Namespace) -> None:
+    """Measure one model, and keep what came out."""
+    study = STUDIES[name]
+    folder = WORK_DIR / name
+    kept = RESULTS / f'{name}.json'
+    folder.mkdir(parents=True, exist_ok=True)
+    if kept.is_file() and not (folder / 'robustness.json').is_file():
+        shutil.copyfile(kept, folder / 'robustness.json')
+    call(
+        [
+            'bench',
+            'robustness',
+            study.config,
+            study.checkpoint,
+            *quantized_files(name, study),
+            '--noise',
+            *args.noise,
+            '--max-images',
+            str(args.max_images),
+            '--severities',
+            *map(str, args.severities),
+            '--epsilons',
+            *map(str, args.epsilons),
+            '--out',
+            folder.as_posix(),
+            *(['--processes', str(args.processes)] if args.processes else []),
+        ]
+    )
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(folder / 'robustness.json', kept)
+    shutil.copyfile(folder / 'robustness.png', kept.with_suffix('.png'))
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description='Measure the study')
+    parser.add_argument('models', nargs='+', choices=list(STUDIES))
+    parser.add_argument(
+        '--noise', nargs='+', choices=FAMILIES, default=list(FAMILIES)
+    )
+    parser.add_argument('--max-images', type=int, default=24)
+    parser.add_argument('--severities', nargs='+', type=int, default=[1, 3, 5])
+    parser.add_argument('--epsilons', nargs='+', type=float, default=[2, 8])
+    parser.add_argument('--processes', type=int)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure some models."""
+    args = parse_args(argv)
+    for name in args.models:
+        measure(name, args)
+
+
+if __name__ == '__main__':
+    main()
