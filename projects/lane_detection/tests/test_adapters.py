@@ -48,7 +48,7 @@ METHODS = {
     'ours-s': None,
     'ours': 'block',
     'qdrop-ours-s': 'block',
-    'qdrop-decoder': 'block',
+    'gptq-decoder': 'block',
     'fqm': 'block',
     'da': 'block',
     'drd': 'block',
@@ -275,6 +275,10 @@ def test_recipe(method, weight, activation):
     }
     if settings.scope == 'network' or settings.network_steps:
         loss = build_loss(recipe.loss)
+        if loss.by_query:
+            assert settings.network_train
+            assert settings.of_network().keep_better
+            return
         found = loss.focus.focus, loss.selection.selection
         assert found == focused.get(
             method.removeprefix('qdrop-'), ('soft', 'threshold')

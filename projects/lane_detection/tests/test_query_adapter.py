@@ -18,7 +18,7 @@ from taskptq.reconstruction.capture.cache import cache_of
 from taskptq.reconstruction.network import NetworkData, adapter_of
 
 KINDS = ('cls', 'box', 'curve', 'attended', 'self_attended')
-STEPS = dict(steps=2, network_steps=2)
+STEPS = dict(network_steps=2)
 
 
 def quantized(method):
@@ -85,7 +85,7 @@ def test_rows_are_those_of_the_lane():
     assert curve_rows(wild, num_rows=3).abs().max() <= 2
 
 
-@pytest.mark.parametrize('method', ['qdrop-decoder', 'da', 'fqm', 'drd'])
+@pytest.mark.parametrize('method', ['gptq-decoder', 'da', 'fqm', 'drd'])
 def test_steps_on_the_decoder(method):
     model, batches, recipe = quantized(method)
     config = ReconstructionConfig.from_dict({**recipe.reconstruction, **STEPS})

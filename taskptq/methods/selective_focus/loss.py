@@ -104,6 +104,8 @@ class SelectiveFocusLoss:
         ValueError: If a value is invalid.
     """
 
+    by_query = False
+
     def __init__(
         self,
         *,

@@ -1,3 +1,3 @@
-"""Distribution alignment of Q-DETR, for LSTR, with qdrop-decoder's steps."""
+"""Distribution alignment of Q-DETR, for LSTR, with gptq-decoder's steps."""
 
-base = ['qdrop-decoder', '_aligned']
+base = ['gptq-decoder', '_aligned']

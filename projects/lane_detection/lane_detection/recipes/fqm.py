@@ -4,7 +4,7 @@ Queries are compared as strips around their lanes instead of boxes. Foreground
 is what the float model is confident of: no labels are read.
 """
 
-base = 'qdrop-decoder'
+base = 'gptq-decoder'
 reconstruction = dict(
     loss=dict(
         _delete_=True,

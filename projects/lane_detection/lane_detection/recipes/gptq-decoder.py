@@ -1,13 +1,13 @@
-"""QDrop's blocks, then the decoder alone, for LSTR.
+"""GPTQ's rounding, then steps on the decoder alone, for LSTR.
 
 On the squared error of each query's logits, curve, rows and attended features,
-in all decoder layers: what fqm and drd are compared with at equal steps. The
-part before the decoder runs once, so these steps cost seconds.
+in all decoder layers: what da, fqm and drd of this project are compared with
+at equal steps. The part before the decoder runs once, so that the steps cost
+seconds.
 """
 
-base = 'qdrop'
+base = 'gptq'
 reconstruction = dict(
-    steps=200,
     network_steps=300,
     network_train=[
         'head.decoder.*',
