@@ -81,6 +81,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='least precisions of integer gates, in dB: one file of each',
     )
     parser.add_argument(
+        '--dynamic',
+        action='store_true',
+        help='images of any size, for test sets that are not of one size',
+    )
+    parser.add_argument(
         '--float-value', type=float, help="the float model's metric"
     )
     parser.add_argument(
@@ -151,6 +156,7 @@ def compare(args: argparse.Namespace, *, folder: Path) -> dict[str, Any]:
         out=file,
         target=args.target,
         num_images=EXPORT_IMAGES,
+        dynamic=args.dynamic,
     )
     completed = evaluate(args, str(file), folder=folder, runtime=SIMULATION)
     found = evaluate(args, str(file), folder=folder)

@@ -109,6 +109,12 @@ def test_a_quantized_file_is_not_quantized_again(measure):
     measure.module.main([*WORDS, '--quantized', 'q.pth'])
     kinds = [call[0] for call in measure.calls]
     assert kinds == ['test', 'export', 'test', 'test']
+    assert not measure.calls[1][2]['dynamic']
+
+
+def test_images_of_any_size(measure):
+    measure.module.main([*WORDS, '--quantized', 'q.pth', '--dynamic'])
+    assert measure.calls[1][2]['dynamic']
 
 
 def test_precisions_of_gates_make_a_curve(measure):
