@@ -475,6 +475,7 @@ def engine() -> Any:
         'seed',
         'allow_overlap',
         'unreached',
+        'noise',
     ],
 )
 def test_calibration(engine: Any, name: str) -> None:

@@ -8,7 +8,7 @@ the same in every run and process.
 
 from __future__ import annotations
 
-import zlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -59,7 +59,9 @@ def image_seed(image_id: object, *, noise: str, seed: int = 0) -> int:
     Returns:
         0 to 2**32 - 1.
     """
-    return zlib.crc32(f'{seed}/{noise}/{image_id}'.encode())
+    # A checksum's low bits would be alike for names that are.
+    text = f'{seed}/{noise}/{image_id}'.encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), 'big')
 
 
 @contextmanager

@@ -34,6 +34,10 @@ from taskptq.engine.calibration_config import CalibrationConfig
         (dict(pipeline='test'), "calibration.pipeline='test': give a list"),
         (dict(pipeline=[]), r'calibration.pipeline=\[\]: give 1 to'),
         (dict(pipeline=['Resize']), r"calibration.pipeline\[0\]='Resize'"),
+        (dict(noise='fog=3'), "calibration.noise='fog=3': give a list"),
+        (dict(noise=[]), 'give 1 to'),
+        (dict(noise=['rain']), r"noise\[0\]: noise 'rain' is unknown"),
+        (dict(noise=['ceil_mode']), r"noise\[0\]='ceil_mode': give an image"),
     ],
 )
 def test_settings_are_checked(settings, words):
@@ -49,3 +53,10 @@ def test_recipe_names_only_what_is_not_the_default():
         {'num_images': 4, 'seed': 3, 'unreached': 'float'}
     )
     assert config.recipe() == {**old, 'unreached': 'float'}
+
+
+def test_noises_are_recorded():
+    config = CalibrationConfig.from_dict(
+        {'noise': ['clean', 'fog=3+crop=1'], 'num_images': 4}
+    )
+    assert config.recipe()['noise'] == ['clean', 'fog=3+crop=1']

@@ -149,3 +149,41 @@ def test_tta_pipeline_needs_another(tiny_config, source, build):
 def test_no_training_set(source):
     with pytest.raises(ValueError, match=r'calibration\.dataset'):
         build_calibration(CalibrationConfig(), source=source)
+
+
+def test_noise_changes_calibration_images_alone(tmp_path):
+    from noisy_task import draw_files
+
+    draw_files(tmp_path / 'test')
+    draw_files(tmp_path / 'train')
+    steps = [
+        dict(type='mmcv.LoadImageFromFile'),
+        dict(type='mmcv.Resize', scale=(24, 20)),
+        dict(type='DrawnPack'),
+    ]
+    test, train = (
+        dict(
+            type='DrawnDataset',
+            data_root=str(tmp_path / name),
+            test_mode=True,
+            pipeline=steps,
+        )
+        for name in ('test', 'train')
+    )
+    source = EvaluationSource.from_config({'dataset': test})
+
+    def images(**settings):
+        config = CalibrationConfig.from_dict({'num_images': 5, **settings})
+        batches = build_calibration(config, source=source, default=train)
+        return [batch['inputs'][0] for batch in batches]
+
+    clean = images()
+    noisy = images(noise=['color=nv12', 'resize=opencv-nearest'])
+    assert not any(map(torch.equal, clean, noisy))
+    mixed = images(noise=['clean', 'crop=1'])
+    assert 0 < sum(map(torch.equal, clean, mixed)) < 5
+    assert all(map(torch.equal, clean, images(noise=['clean'])))
+    again = images(noise=['color=nv12', 'resize=opencv-nearest'])
+    assert all(map(torch.equal, noisy, again))
+    tested = EvaluationSource.from_config({'dataset': test})
+    assert type(tested.dataset.pipeline).__name__ == 'Compose'

@@ -3,7 +3,11 @@ import pytest
 from PIL import Image
 
 from taskptq.robustness.names import parse_noises
-from taskptq.robustness.pipeline import NoisyPipeline, shift_window
+from taskptq.robustness.pipeline import (
+    MixedPipeline,
+    NoisyPipeline,
+    shift_window,
+)
 from taskptq.robustness.resizing import resize
 
 
@@ -123,3 +127,17 @@ def test_the_window_moves_by_a_pixel():
 def test_a_dropped_image_stays_dropped(path):
     pipeline = NoisyPipeline([load, lambda _: None], noises=())
     assert pipeline({'img_path': path}) is None
+
+
+def test_each_image_gets_one_of_the_noises(path):
+    pipeline = MixedPipeline([load], names=['clean', 'crop=1'], seed=1)
+    clean = load({'img_path': path})['img']
+    found = pipeline({'img_path': path})['img']
+    again = MixedPipeline([load], names=['clean', 'crop=1'], seed=1)
+    assert np.array_equal(again({'img_path': path})['img'], found)
+    seen = set()
+    for seed in range(12):
+        mixed = MixedPipeline([load], names=['clean', 'crop=1'], seed=seed)
+        image = mixed({'img_path': path})['img']
+        seen.add(bool(np.array_equal(image, clean)))
+    assert seen == {True, False}
