@@ -134,8 +134,11 @@ def measure(name: str, args: argparse.Namespace) -> None:
             study.config,
             study.checkpoint,
             *quantized_files(name, study),
-            '--noise',
-            *args.noise,
+            *(
+                ['--only', *args.only]
+                if args.only
+                else ['--noise', *args.noise]
+            ),
             '--max-images',
             str(args.max_images),
             '--severities',
@@ -159,7 +162,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--noise', nargs='+', choices=FAMILIES, default=list(FAMILIES)
     )
-    parser.add_argument('--max-images', type=int, default=24)
+    parser.add_argument('--only', nargs='+', help='rows by name instead')
+    parser.add_argument('--max-images', type=int, default=16)
     parser.add_argument('--severities', nargs='+', type=int, default=[1, 3, 5])
     parser.add_argument('--epsilons', nargs='+', type=float, default=[2, 8])
     parser.add_argument('--processes', type=int)
