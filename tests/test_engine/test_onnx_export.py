@@ -17,7 +17,7 @@ from tiny_detectors import zoo_settings
 
 from taskptq import apis
 from taskptq.cli import export as command
-from taskptq.engine.onnx_export import check_free_sizes, fits
+from taskptq.engine.onnx_export import check_free_sizes, distances, fits
 from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.raw_outputs import image_axes, make_part
 from taskptq.export.onnx import export_onnx
@@ -231,6 +231,32 @@ def test_a_size_that_code_computes_with_is_refused(tmp_path, frozen, message):
     with pytest.raises(OnnxFileError, match=message) as error:
         check_free_sizes(part, path)
     assert f'the {frozen} of network cannot be free' in str(error.value)
+
+
+def test_an_output_that_rounding_decides_is_not_taken_for_frozen(tmp_path):
+    part = make_part(
+        'network',
+        lambda x: {'y': x, 'any': torch.randn_like(x)},
+        modules={},
+        inputs={'images': torch.randn(2, 1, 64, 64)},
+        axes={'images': image_axes(dynamic=False)},
+    )
+    path = tmp_path / 'm.onnx'
+    export_onnx(
+        part.network,
+        part.inputs,
+        path,
+        input_names=part.input_names,
+        output_names=part.output_names,
+        dynamic_axes=part.dynamic_axes,
+    )
+    check_free_sizes(part, path)
+    apart = distances(
+        Session(read_onnx(path))(*part.inputs),
+        part.network.named_outputs(*part.inputs),
+    )
+    assert apart['y'] == 0
+    assert apart['any'] > 1
 
 
 def test_another_file_is_refused_before_the_work(task, tmp_path):
