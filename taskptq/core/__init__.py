@@ -2,6 +2,7 @@
 
 from taskptq.core.analytic_clip import ACIQObserver
 from taskptq.core.config import QuantizerConfig
+from taskptq.core.float_weight import FloatQuantizer, FreeWeight
 from taskptq.core.latent_weight import LatentWeight
 from taskptq.core.learned_rounding import LearnedRounding
 from taskptq.core.mse_observer import MSEObserver
@@ -27,6 +28,8 @@ from taskptq.core.switches import (
 __all__ = [
     'ACIQObserver',
     'AffineQuantizer',
+    'FloatQuantizer',
+    'FreeWeight',
     'HistogramObserver',
     'KLObserver',
     'LSQQuantizer',

@@ -41,12 +41,16 @@ class Quantizer(nn.Module):
         rescales: Whether it changes vector lengths before rounding.
         transform_only: Transform without rounding; set by
             ``transforming()``.
+        mask: Which elements of a weight remain, bool and shaped like it;
+            the others are 0. None keeps all. Files hold no masks: zeros are
+            codes like others.
     """
 
     points: ClassVar[tuple[str, ...] | None] = None
     takes_head_grids: ClassVar[bool] = False
     rescales: ClassVar[bool] = False
     grid: Tensor
+    mask: Tensor | None
 
     def __init__(
         self, spec: QuantSpec, *, observer: Observer | None = None
@@ -61,6 +65,7 @@ class Quantizer(nn.Module):
         self.drop_prob = 0.0
         self.quant_min, self.quant_max = spec.bounds(signed=bool(spec.signed))
         self.register_buffer('grid', torch.empty(0, dtype=torch.int32))
+        self.register_buffer('mask', None, persistent=False)
 
     @property
     def calibrated(self) -> bool:
@@ -88,6 +93,12 @@ class Quantizer(nn.Module):
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, same shape and dtype."""
         raise NotImplementedError
+
+    def masked(self, x: Tensor) -> Tensor:
+        """Return a weight with the elements outside of the mask at 0."""
+        if self.mask is None:
+            return x
+        return torch.where(self.mask, x, torch.zeros_like(x))
 
     def calibrate(self) -> bool:
         """Set the range from the observer; return False if it saw nothing."""
@@ -212,11 +223,11 @@ class AffineQuantizer(Quantizer):
 
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, with a straight-through gradient."""
-        return fake_quantize(x, **self.parameters_of_grid())
+        return fake_quantize(self.masked(x), **self.parameters_of_grid())
 
     def quantize(self, x: Tensor) -> Tensor:
-        """Return integer codes, int32."""
-        return quantize(x, **self.parameters_of_grid())
+        """Return integer codes, int32; masked elements have that of 0."""
+        return quantize(self.masked(x), **self.parameters_of_grid())
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Return the float values of codes."""

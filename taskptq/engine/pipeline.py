@@ -22,8 +22,6 @@ from taskptq.core.distributed import gathered
 from taskptq.engine.builder import (
     build_adapter,
     build_loss,
-    build_rewrites,
-    to_plain,
 )
 from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.mixed_precision import Calibrated, choose_precision
@@ -35,35 +33,33 @@ from taskptq.engine.quantization_report import (
     write_swap_report,
 )
 from taskptq.engine.recipe import Recipe
+from taskptq.engine.rewriting import (
+    Forward,
+    RewriteStats,
+    apply_rewrites,
+    run_batch,
+)
+from taskptq.engine.size_step import fit_size, num_values
+from taskptq.engine.sparsity_step import make_sparse
 from taskptq.methods.rewriting.replay import structures
 from taskptq.modules.base import quant_modules
 from taskptq.prepare import Decisions, QConfig, SwapReport, prepare
 from taskptq.prepare.blocks import Unit
 from taskptq.prepare.product_rows import add_own_products
 from taskptq.prepare.products import trace_products
-from taskptq.prepare.subnormal import flush_subnormal
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.freeze import freeze
 from taskptq.reconstruction.reconstruct import reconstruct
 from taskptq.reconstruction.state_folder import locked
 from taskptq.version import __version__
 
-__all__ = ['RewriteStats', 'quantize_model', 'run_batch']
-
-
-@dataclass(frozen=True, kw_only=True)
-class RewriteStats:
-    """Calibration data for a ModelRewrite.
-
-    Args:
-        batches: Calibration batches of this rank.
-        forward: Runs a model on one batch.
-        qconfig: Recipe of the quantizers; None if it is unknown.
-    """
-
-    batches: Sequence[Any]
-    forward: Any
-    qconfig: QConfig | None = None
+__all__ = [
+    'Forward',
+    'RewriteStats',
+    'apply_rewrites',
+    'quantize_model',
+    'run_batch',
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,41 +73,6 @@ class Ending:
 
     on_trained: Callable[[Unit], None]
     finish: Callable[[nn.Module], dict[str, Any]]
-
-
-Forward = Callable[[nn.Module, Any], Any]
-
-
-def run_batch(model: nn.Module, batch: Any) -> Any:
-    """Run an mmengine model on one batch, like its test loop.
-
-    Args:
-        model: A ``BaseModel``, or a plain module that takes the batch.
-        batch: Collated batch.
-    """
-    if hasattr(model, 'test_step'):
-        return model.test_step(batch)
-    return model(batch)
-
-
-def apply_rewrites(
-    model: nn.Module,
-    batches: Sequence[Any],
-    rewrites: Sequence[Mapping[str, Any]],
-    *,
-    forward: Forward = run_batch,
-    qconfig: QConfig | None = None,
-) -> list[Any]:
-    """Run the rewrites on the float model and return their reports."""
-    stats = RewriteStats(batches=batches, forward=forward, qconfig=qconfig)
-    reports = []
-    if rewrites:
-        flush_subnormal(model)
-    for rewrite in build_rewrites(rewrites):
-        report = rewrite(model, stats)
-        plain = report.to_dict() if hasattr(report, 'to_dict') else report
-        reports.append(to_plain(plain))
-    return reports
 
 
 def reconstruct_model(
@@ -250,6 +211,7 @@ def run_steps(
         raise ValueError('calibration set is empty: give at least one batch')
     start = time.perf_counter()
     model.eval()
+    float_values = num_values(model)
     if adapter is None:
         adapter = build_adapter(model)
     with seeded(recipe.seed), shared_log():
@@ -263,23 +225,24 @@ def run_steps(
         swapped = prepare_in_place(
             model, recipe.qconfig, batch=batches[0], forward=forward
         )
+        sparse = make_sparse(
+            model, batches, recipe=recipe, swapped=swapped, adapter=adapter
+        )
         calibrated = calibrate(
             model,
             batches,
             forward=forward,
             unreached=recipe.calibration.get('unreached', 'error'),
         )
-        choice = choose_precision(
-            Calibrated(
-                model=model,
-                batches=batches,
-                forward=forward,
-                adapter=adapter,
-                swapped=swapped,
-                covering=calibrated.covering,
-            ),
-            recipe=recipe,
+        subject = Calibrated(
+            model=model,
+            batches=batches,
+            forward=forward,
+            adapter=adapter,
+            swapped=swapped,
+            covering=calibrated.covering,
         )
+        choice = choose_precision(subject, recipe=recipe)
         recipe = choice.recipe
         hopeless = warn_hopeless(model, batches, forward=forward)
         report_what_ran(
@@ -290,6 +253,7 @@ def run_steps(
             work_dir=work_dir,
             forward=forward,
         )
+        sized = fit_size(subject, recipe=recipe, float_values=float_values)
         rebuilt = reconstruct_model(
             model,
             batches,
@@ -316,6 +280,8 @@ def run_steps(
         'calibration': calibrated.to_dict(),
         'warnings': [*calibrated.warnings, *hopeless],
         **concluded,
+        **sparse,
+        **sized,
         'reconstruction': rebuilt,
         **ended,
         'seconds': time.perf_counter() - start,

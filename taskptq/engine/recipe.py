@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
+from taskptq.core.settings import SettingError
 from taskptq.engine.builder import build_qconfig, registered_part, to_plain
 from taskptq.engine.hook_settings import check_recipe
 from taskptq.prepare import QConfig
@@ -95,8 +96,15 @@ class Recipe:
                 'a loss has no effect without reconstruction: give '
                 'reconstruction=dict(...) or remove loss'
             )
+        built = build_qconfig(qconfig)
+        if built.sparsity is not None and mixed_precision is not None:
+            raise SettingError(
+                'qconfig.sparsity',
+                ' does not go with mixed_precision, which chooses bits for '
+                'dense weights: remove one of them',
+            )
         return cls(
-            qconfig=build_qconfig(qconfig),
+            qconfig=built,
             reconstruction=settings,
             loss=registered_part(RECON_LOSSES, loss),
             rewrites=[

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from taskptq.core import (
     AffineQuantizer,
+    FloatQuantizer,
+    FreeWeight,
     LatentWeight,
     LearnedRounding,
     Quantizer,
@@ -156,6 +158,8 @@ class QuantModule(nn.Module):
             TypeError: If it isn't an AffineQuantizer.
         """
         quantizer = getattr(self, self.weight_slots[parameter])
+        if isinstance(quantizer, FloatQuantizer):
+            return None
         if quantizer is not None and not isinstance(
             quantizer, AffineQuantizer
         ):
@@ -164,6 +168,20 @@ class QuantModule(nn.Module):
                 f'{type(quantizer).__name__}: change qconfig.weight.type'
             )
         return quantizer
+
+    def weight_values_of(
+        self, parameter: str
+    ) -> AffineQuantizer | FloatQuantizer | None:
+        """Return what says which values a weight may take, once it is set.
+
+        None if any will do: the weight has no quantizer, or one without a
+        range.
+        """
+        quantizer = getattr(self, self.weight_slots[parameter])
+        if isinstance(quantizer, FloatQuantizer):
+            return quantizer
+        affine = self.weight_quantizer_of(parameter)
+        return affine if affine is not None and affine.calibrated else None
 
     def quantized_weight(self, parameter: str = 'weight') -> Tensor:
         """Return a weight as forward must use it now.
@@ -176,7 +194,7 @@ class QuantModule(nn.Module):
         if quantizer is None or not quantizer.enabled:
             return weight
         if parameter in self._roundings:
-            weight = self._roundings[parameter]()
+            weight = quantizer.masked(self._roundings[parameter]())
         elif parameter in self._rounded:
             weight = self._rounded[parameter]
         else:
@@ -248,7 +266,8 @@ class QuantModule(nn.Module):
             quantizer = self.weight_quantizer_of(parameter)
             if quantizer is None or quantizer.observer is None:
                 continue
-            quantizer.observer.observe(getattr(self, parameter))
+            weight = quantizer.masked(getattr(self, parameter))
+            quantizer.observer.observe(weight)
             quantizer.calibrate()
 
     def start_rounding(
@@ -261,9 +280,14 @@ class QuantModule(nn.Module):
         """
         kind = LatentWeight if latent else LearnedRounding
         for parameter, _ in self.active_slots():
-            quantizer = self.weight_quantizer_of(parameter)
-            if quantizer is not None and quantizer.calibrated:
-                weight = getattr(self, parameter)
+            quantizer = self.weight_values_of(parameter)
+            if quantizer is None:
+                continue
+            weight = quantizer.masked(getattr(self, parameter))
+            if isinstance(quantizer, FloatQuantizer):
+                free = FreeWeight(weight, ch_axis=self.weight_axis(parameter))
+                self._roundings[parameter] = free
+            else:
                 self._roundings[parameter] = kind(quantizer, weight)
         return dict(self._roundings)
 
@@ -278,23 +302,33 @@ class QuantModule(nn.Module):
         """Reattach unfinished roundings, as they are."""
         self._roundings.update(roundings)
 
+    def drop_roundings(self) -> None:
+        """Forget unfinished roundings and what they learned."""
+        self._roundings.clear()
+
     @torch.no_grad()
     def finish_rounding(self) -> None:
         """Fix what was learned; the float weights and biases are kept too."""
         for parameter, rounding in self._roundings.items():
-            quantizer = self.weight_quantizer_of(parameter)
+            quantizer = self.weight_values_of(parameter)
             assert quantizer is not None
-            rounding.settle(quantizer)
+            if isinstance(quantizer, AffineQuantizer):
+                rounding.settle(quantizer)
             self.set_codes(parameter, rounding.codes())
         self._biases = {k: v.detach() for k, v in self._biases.items()}
         self._roundings.clear()
 
     @torch.no_grad()
     def set_codes(self, parameter: str, codes: Tensor) -> None:
-        """Fix the integer codes of one weight, shaped like it."""
-        quantizer = self.weight_quantizer_of(parameter)
+        """Fix the integer codes of one weight, shaped like it.
+
+        A float weight has values for codes. Masked elements become 0.
+        """
+        quantizer = self.weight_values_of(parameter)
         assert quantizer is not None
-        self._rounded[parameter] = quantizer.dequantize(codes)
+        self._rounded[parameter] = quantizer.masked(
+            quantizer.dequantize(codes)
+        )
 
     @property
     def rounded_parameters(self) -> tuple[str, ...]:
@@ -303,8 +337,11 @@ class QuantModule(nn.Module):
 
     @torch.no_grad()
     def codes(self, parameter: str = 'weight') -> Tensor:
-        """Return the integer codes of one weight, int32."""
-        quantizer = self.weight_quantizer_of(parameter)
+        """Return the integer codes of one weight, int32.
+
+        Those of a float weight are its values.
+        """
+        quantizer = self.weight_values_of(parameter)
         assert quantizer is not None
         value = self._rounded.get(parameter, getattr(self, parameter))
         return quantizer.quantize(value)
@@ -322,14 +359,15 @@ class QuantModule(nn.Module):
                 'finish_rounding() before freeze()'
             )
         for parameter, _ in self.active_slots():
-            quantizer = self.weight_quantizer_of(parameter)
-            if quantizer is None or not quantizer.calibrated:
+            quantizer = self.weight_values_of(parameter)
+            if quantizer is None:
                 continue
             weight = getattr(self, parameter)
             weight.data = quantizer.dequantize(self.codes(parameter)).to(
                 weight.dtype
             )
             quantizer.frozen = True
+            quantizer.mask = None  # zeros stay zeros
         for parameter, corrected in self._biases.items():
             getattr(self, self.bias_slots[parameter]).data = corrected
         self._rounded.clear()

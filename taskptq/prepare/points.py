@@ -20,6 +20,8 @@ KEYS = (
     'keep_float',
     'products',
     'deploy',
+    'sparsity',
+    'size',
 )
 SPEC_KEYS = ('num_bits', 'symmetric', 'signed')
 OWN_KEYS = ('type', *SPEC_KEYS, 'per_channel', 'per_head', 'observer')

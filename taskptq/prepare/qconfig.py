@@ -9,6 +9,7 @@ from typing import Any
 import taskptq.core as core
 from taskptq.core import (
     AffineQuantizer,
+    FloatQuantizer,
     Observer,
     Quantizer,
     QuantizerConfig,
@@ -48,6 +49,12 @@ from taskptq.prepare.points import (
     overridden,
     plain,
     written,
+)
+from taskptq.prepare.size import SizeConfig, plain_size, read_size
+from taskptq.prepare.sparsity import (
+    SparsityConfig,
+    plain_sparsity,
+    read_sparsity,
 )
 
 Resolve = Callable[[str, str], type]
@@ -105,6 +112,8 @@ class QConfig:
             None quantizes them.
         deploy: Runtime whose integer layers are simulated: it decides where
             outputs lie on grids, and which zero points there are.
+        sparsity: Which share of the weights becomes 0; None keeps all.
+        size: How large the file may be; None is as the bits have it.
         resolve: Finds classes by name.
 
     Raises:
@@ -123,6 +132,8 @@ class QConfig:
     keep_float: tuple[str, ...] = setting((), patterns())
     products: bool | None = setting(None, Flag(optional=True))
     deploy: str | None = setting(None, Choice(choices=RUNTIMES, optional=True))
+    sparsity: SparsityConfig | None = None
+    size: SizeConfig | None = None
     resolve: Resolve = field(default=resolve_imported, compare=False)
 
     def __post_init__(self) -> None:
@@ -139,7 +150,7 @@ class QConfig:
         Args:
             config: Keys weight, activation, attention, query, key, value,
                 softmax, edge_bits, edges, depthwise_bits, overrides,
-                keep_float, products, deploy;
+                keep_float, products, deploy, sparsity, size;
                 all optional.
             resolve: (kind, name) -> class, for quantizers and observers.
 
@@ -158,6 +169,8 @@ class QConfig:
             keep_float=config.get('keep_float', ()),
             products=config.get('products'),
             deploy=config.get('deploy'),
+            sparsity=read_sparsity(config.get('sparsity')),
+            size=read_size(config.get('size')),
             resolve=resolve or resolve_imported,
         )
 
@@ -237,6 +250,8 @@ class QConfig:
             # nothing of them keep their digests.
             **({'products': True} if self.products else {}),
             **({'deploy': self.deploy} if self.deploy else {}),
+            **plain_sparsity(self.sparsity),
+            **plain_size(self.size),
         }
 
     def _depthwise(self) -> dict[str, Any]:
@@ -301,6 +316,9 @@ class QConfig:
             'qconfig.edges': list(self.edges),
             'qconfig.overrides': [o['pattern'] for o in self.overrides],
             'qconfig.keep_float': list(self.keep_float),
+            'qconfig.sparsity.keep_dense': list(
+                self.sparsity.keep_dense if self.sparsity else ()
+            ),
         }
 
     def _quantizer_config(
@@ -407,11 +425,13 @@ def _of_point(
 def _check_types(config: QuantizerConfig, point: str) -> None:
     """Refuse grids that cannot hold what a point carries."""
     quantizer, observer = config.quantizer, config.observer
-    if point == 'weight' and not issubclass(quantizer, AffineQuantizer):
+    kinds_of_weight = (AffineQuantizer, FloatQuantizer)
+    if point == 'weight' and not issubclass(quantizer, kinds_of_weight):
         raise refuse(
             'type',
             quantizer.__name__,
-            'give an AffineQuantizer, since weights are stored as integers',
+            'give an AffineQuantizer, since weights are stored as integers '
+            '(a FloatQuantizer keeps them float)',
         )
     kinds: tuple[tuple[str, type[Quantizer] | type[Observer]], ...] = (
         ('type', quantizer),

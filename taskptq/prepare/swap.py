@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from taskptq.core import Quantizer
+from taskptq.core import FloatQuantizer, Quantizer
 from taskptq.hosts.class_lookup import (
     is_attention,
     layer_patterns,
@@ -358,6 +358,8 @@ def bits_of(quant: QuantModule) -> dict[str, int]:
     """Return the fewest bits of each kind of point, by field of its row."""
     bits: dict[str, int] = {}
     for name, quantizer in _own_quantizers(quant).items():
+        if isinstance(quantizer, FloatQuantizer):
+            continue
         if name in quant.weight_slots.values():
             point = 'weight_bits'
         elif name.endswith('input_quantizer'):

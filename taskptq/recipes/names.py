@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from taskptq.core.setting_error import SettingError, refuse, shown
@@ -35,8 +35,28 @@ PATTERN = re.compile(
     r'(?:_(?P<method>.+))?',
     re.ASCII | re.DOTALL,
 )
+# A sparse model: zeros in percent and how they are shared out, or N:M
+# written N-M.
+SPARSE = re.compile(
+    r'(?P<rest>(?:\w+::)?.*?)(?:^|(?<=::)|_)'
+    r'sparse(?:(?P<percent>\d{1,2})(?:-(?P<allocation>[a-z]\w+))?'
+    r'|(?P<kept>\d{1,2})-(?P<of>\d{1,2}))',
+    re.ASCII | re.DOTALL,
+)
+SPARSE_METHOD = 'sparse'
+# A file this many times smaller than in float32.
+SIZE = re.compile(r'(?P<rest>.+)_size(?P<ratio>\d{1,3}(?:\.\d)?)x', re.ASCII)
+SIZE_METHOD = 'size'
 # What follows the progress of this package, not a publication.
 RECOMMENDED = (DEFAULT_METHOD, FEW_BITS_METHOD, 'auto')
+# Of sparse models with float weights.
+FLOAT_POINTS: dict[str, Any] = {
+    'weight': {'type': 'FloatQuantizer'},
+    'activation': False,
+    'attention': False,
+    'softmax': False,
+    'products': False,
+}
 # Names without bits.
 ALIASES = {'auto': 'w8a8_auto'}
 EXAMPLES = 'w8a8, w4a8_gptq or w4a4-8_drd'
@@ -47,7 +67,8 @@ class RecipeName:
     """The parts of a name.
 
     Args:
-        weight: Bits of weights.
+        weight: Bits of weights; None leaves them float, and activations,
+            as in ``sparse70``.
         activation: Bits of activations.
         attention: Bits inside of attention (queries, keys, values and the
             softmax); None is as the method has it, which mostly is
@@ -55,19 +76,29 @@ class RecipeName:
         method: Name of a method file; None stands for what is recommended
             at these bits.
         scope: Project whose method is meant first; None leaves it open.
+        sparsity: Settings of ``qconfig.sparsity`` that the name says; None
+            keeps all weights.
+        ratio: How many times smaller than in float32 the file becomes; None
+            is as the bits have it.
     """
 
-    weight: int
-    activation: int
+    weight: int | None
+    activation: int | None
     attention: int | None = None
     method: str | None = None
     scope: str | None = None
+    sparsity: dict[str, Any] | None = None
+    ratio: float | None = None
 
     @property
     def method_file(self) -> str:
         """Name of the method file."""
         if self.method is not None:
             return self.method
+        if self.sparsity is not None or self.weight is None:
+            return SPARSE_METHOD
+        if self.ratio is not None:
+            return SIZE_METHOD
         enough = self.weight >= LEAST_WEIGHT_BITS
         return DEFAULT_METHOD if enough else FEW_BITS_METHOD
 
@@ -78,12 +109,20 @@ class RecipeName:
         and attentions. What is recommended quantizes all other products,
         too.
         """
+        sparse = {} if self.sparsity is None else {'sparsity': self.sparsity}
+        if self.weight is None:
+            return {**FLOAT_POINTS, **sparse}
         weight: dict[str, Any] = {'num_bits': self.weight}
-        if self.weight <= ASYMMETRIC_UP_TO:
+        if self.ratio is not None:
+            # Codes are made for a coder: one step, zero in the middle.
+            weight |= {'per_channel': False, 'symmetric': True}
+            sparse = {**sparse, 'size': {'ratio': self.ratio}}
+        elif self.weight <= ASYMMETRIC_UP_TO:
             weight['symmetric'] = False
         points: dict[str, Any] = {
             'weight': weight,
             'activation': {'num_bits': self.activation},
+            **sparse,
         }
         if self.method_file not in RECOMMENDED:
             points['products'] = False
@@ -106,7 +145,24 @@ def parse(name: str) -> RecipeName:
     RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None)
     """
     written = ALIASES.get(name, name) if isinstance(name, str) else ''
-    found = PATTERN.fullmatch(written)
+    sized = SIZE.fullmatch(written)
+    if sized is not None:
+        parts = parse(sized['rest'])
+        if parts.weight is None or parts.ratio is not None:
+            raise refuse('recipe', name, 'give bits, as in w8a8_size10x')
+        return replace(parts, ratio=float(sized['ratio']))
+    sparse = SPARSE.fullmatch(written)
+    sparsity = None if sparse is None else _sparsity(sparse)
+    if sparse is not None and not re.match(r'(\w+::)?w\d', sparse['rest']):
+        scope, _, method = sparse['rest'].rpartition('::')
+        return RecipeName(
+            weight=None,
+            activation=None,
+            method=method or None,
+            scope=scope or None,
+            sparsity=sparsity,
+        )
+    found = PATTERN.fullmatch(written if sparse is None else sparse['rest'])
     if found is None:
         raise refuse(
             'recipe',
@@ -126,7 +182,21 @@ def parse(name: str) -> RecipeName:
                 f'{allowed[-1]}',
             )
         bits[point] = int(text)
-    return RecipeName(**bits, method=found['method'], scope=found['scope'])
+    return RecipeName(
+        **bits,
+        method=found['method'],
+        scope=found['scope'],
+        sparsity=sparsity,
+    )
+
+
+def _sparsity(found: re.Match[str]) -> dict[str, Any]:
+    """Return the settings that ``sparse70`` or ``sparse2-4`` stand for."""
+    if found['percent'] is not None:
+        shared = found['allocation']
+        rest = {} if shared is None else {'allocation': shared}
+        return {'rate': int(found['percent']) / 100, **rest}
+    return {'pattern': f'{found["kept"]}:{found["of"]}'}
 
 
 def _guess(name: Any) -> str:
@@ -154,7 +224,12 @@ def resolve(name: str) -> dict[str, Any]:
         scope = find_scope(parts.method_file, scope=parts.scope)
     except SettingError as error:
         raise SettingError(f'recipe={shown(name)}', error.problem) from error
+    method = read_method(parts.method_file, scope=scope)
     changes: dict[str, Any] = {'qconfig': parts.qconfig()}
-    if parts.method_file == FEW_BITS_METHOD and parts.activation < 8:
+    if parts.ratio is not None and method.get('reconstruction'):
+        # The steps are chosen already.
+        changes['reconstruction'] = {'output_ranges': False}
+    activation = parts.activation or 8
+    if parts.method_file == FEW_BITS_METHOD and activation < 8:
         changes['mixed_precision'] = {'budget': FEW_BITS_BUDGET}
-    return merge(read_method(parts.method_file, scope=scope), changes)
+    return merge(method, changes)

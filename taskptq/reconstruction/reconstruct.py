@@ -365,12 +365,11 @@ class _Run:
 
 
 def _has_codes(module: QuantModule) -> bool:
-    """Whether any weight of a counterpart has a grid."""
-    found = [
-        module.weight_quantizer_of(parameter)
+    """Whether any weight of a counterpart can be fitted."""
+    return any(
+        module.weight_values_of(parameter) is not None
         for parameter, _ in module.active_slots()
-    ]
-    return any(q is not None and q.calibrated for q in found)
+    )
 
 
 def _on_all_ranks(calls: dict[str, int]) -> dict[str, int]:

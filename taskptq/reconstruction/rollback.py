@@ -35,8 +35,7 @@ class Snapshot:
         self.codes: dict[tuple[str, str], Tensor] = {}
         for name, module in unit.layers():
             for parameter, _ in module.active_slots():
-                quantizer = module.weight_quantizer_of(parameter)
-                if quantizer is not None and quantizer.calibrated:
+                if module.weight_values_of(parameter) is not None:
                     codes = module.codes(parameter)
                     self.codes[name, parameter] = codes
         self.biases = {

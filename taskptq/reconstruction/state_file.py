@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taskptq.core import Quantizer
+from taskptq.core import FloatQuantizer, Quantizer
 from taskptq.core.atomic import write_atomically
 from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.modules.base import QuantModule
@@ -251,16 +251,17 @@ def _check_codes(codes: Any, unit: Unit) -> None:
         raise StateError('its codes have no names')
     for key, value in codes.items():
         layer, parameter = _find_slot(key, unit, what='codes')
-        quantizer = layer.weight_quantizer_of(parameter)
-        if quantizer is None or not quantizer.calibrated:
+        quantizer = layer.weight_values_of(parameter)
+        if quantizer is None:
             raise StateError(f'it has codes for {key}, which is float')
-        _check_tensor(
-            key,
-            value,
-            shape=getattr(layer, parameter).shape,
-            dtype=torch.int32,
-        )
-        _check_grid(key, value, quantizer)
+        weight: Tensor = getattr(layer, parameter)
+        is_float = isinstance(quantizer, FloatQuantizer)
+        dtype = weight.dtype if is_float else torch.int32
+        _check_tensor(key, value, shape=weight.shape, dtype=dtype)
+        if not is_float:
+            _check_grid(key, value, quantizer)
+        elif not bool(value.isfinite().all()):
+            raise StateError(f'the weight of {key} is not finite')
 
 
 def _find_slot(key: Any, unit: Unit, *, what: str) -> tuple[QuantModule, str]:

@@ -23,6 +23,28 @@ from taskptq.recipes import RecipeName, method_names, parse, resolve
                 weight=4, activation=4, method='agq', scope='lane_detection'
             ),
         ),
+        (
+            'sparse70',
+            RecipeName(weight=None, activation=None, sparsity={'rate': 0.7}),
+        ),
+        (
+            'w4a8_gptq_sparse50-erk',
+            RecipeName(
+                weight=4,
+                activation=8,
+                method='gptq',
+                sparsity={'rate': 0.5, 'allocation': 'erk'},
+            ),
+        ),
+        (
+            'sparse-trained_sparse2-4',
+            RecipeName(
+                weight=None,
+                activation=None,
+                method='sparse-trained',
+                sparsity={'pattern': '2:4'},
+            ),
+        ),
     ],
 )
 def test_parts_of_a_name(name, expected):
@@ -65,6 +87,9 @@ def test_parts_of_a_name(name, expected):
         ),
         ('w4a4\n', 'give bits and a method'),
         (None, 'recipe=None: give bits and a method'),
+        ('foo_sparse70', "there is no method 'foo'"),
+        ('w8_sparse70', "recipe='w8_sparse70': give bits and a method"),
+        ('sparse100', "recipe='sparse100': give bits and a method"),
     ],
 )
 def test_what_is_no_recipe(name, message):
@@ -100,6 +125,15 @@ def test_few_bits_of_weights_are_asymmetric(bits, method):
     weight = resolve(f'w{bits}a4_{method}')['qconfig']['weight']
     assert weight['num_bits'] == bits
     assert weight['symmetric'] == (method == 'mse' and bits > 3)
+
+
+def test_sparse_names_without_a_method_have_their_own():
+    named = resolve('w8a8_sparse70')
+    assert named == resolve('w8a8_sparse_sparse70')
+    assert named['qconfig']['sparsity'] == {'rate': 0.7}
+    floating = resolve('sparse70')['qconfig']
+    assert floating['weight']['type'] == 'FloatQuantizer'
+    assert floating['activation'] is False
 
 
 def test_auto_starts_from_8_bits():

@@ -26,14 +26,14 @@ class Learned:
 
     Args:
         roundings: Those of all weights.
-        began: Their codes at first, int16.
+        began: Their codes at first, int16; float weights have values.
         scales: Scales of activations; with ``latent_weights`` those of
             weights and biases as well.
         magnitudes: What scales the learning rate of each of these.
     """
 
     roundings: list[LearnedRounding] = field(default_factory=list)
-    began: list[Tensor] = field(default_factory=list)  # codes, int16
+    began: list[Tensor] = field(default_factory=list)
     scales: list[nn.Parameter] = field(default_factory=list)
     magnitudes: list[float] = field(default_factory=list)
 
@@ -91,8 +91,7 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> Learned:
             for rounding in found:
                 rounding.straight_through = config.rounds_hard
             learned.roundings.extend(found)
-            # int16 holds 8-bit codes, signed or not.
-            learned.began.extend(r.codes().to(torch.int16) for r in found)
+            learned.began.extend(_compact(r.codes()) for r in found)
             if config.latent_weights:
                 _attach_others(module, learned)
     if config.learn_scales:
@@ -108,6 +107,11 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> Learned:
     for scale in learned.scales:
         scale.requires_grad_(True)
     return learned
+
+
+def _compact(codes: Tensor) -> Tensor:
+    """Return codes as int16, which holds 8-bit ones, signed or not."""
+    return codes if codes.is_floating_point() else codes.to(torch.int16)
 
 
 def _coarseness(quantizer: Quantizer) -> float:

@@ -15,7 +15,11 @@ from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.position_weights import PositionWeights
 from taskptq.reconstruction.rounding.gptq import HessianAccumulator, gptq_layer
-from taskptq.reconstruction.rounding.layer_fit import correct_bias, fit_layer
+from taskptq.reconstruction.rounding.layer_fit import (
+    correct_bias,
+    fit_float,
+    fit_layer,
+)
 from taskptq.reconstruction.rounding.layer_inputs import (
     by_rows,
     listening,
@@ -95,14 +99,16 @@ def correct_biases(
 
 
 def ready_slots(layer: QuantModule) -> list[str]:
-    """Return the weights of a layer that have a calibrated grid."""
+    """Return the weights of a layer that can be fitted.
+
+    They have a calibrated grid, or are float ones of a sparse model.
+    """
     if not layer.closed_form:
         return []
     return [
         parameter
         for parameter, _ in layer.active_slots()
-        if (quantizer := layer.weight_quantizer_of(parameter)) is not None
-        and quantizer.calibrated
+        if layer.weight_values_of(parameter) is not None
     ]
 
 
@@ -148,14 +154,25 @@ def _round(
         rows = [(r, m.hessian()) for r, m in by_rows(moments, layer, slot)]
         if not rows:
             continue
-        hessian = rows[0][1] if len(rows) == 1 else rows
         try:
-            codes = gptq_layer(
-                layer, slot, hessian, damping=config.gptq_damping
-            )
+            codes = _codes_of(layer, slot, rows, config)
         except ValueError as error:
             raise ValueError(f'{slot}: {error}') from error
         layer.set_codes(slot, codes)
+
+
+def _codes_of(
+    layer: QuantModule,
+    slot: str,
+    rows: list[tuple[slice, Tensor]],
+    config: ReconstructionConfig,
+) -> Tensor:
+    """Return the codes of one weight, which are values if it is float."""
+    if layer.weight_quantizer_of(slot) is None:
+        parts = [(place, hessian, None) for place, hessian in rows]
+        return fit_float(layer, slot, parts, config)
+    hessian = rows[0][1] if len(rows) == 1 else rows
+    return gptq_layer(layer, slot, hessian, damping=config.gptq_damping)
 
 
 def _reduce(moments: dict[str, HessianAccumulator]) -> None:

@@ -16,6 +16,7 @@ def descend(
     zero_point: Tensor,
     bounds: tuple[int, int],
     sweeps: int,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Move single codes to where the output error is least, in sweeps.
 
@@ -37,6 +38,7 @@ def descend(
         zero_point: Like ``scale``.
         bounds: Lowest and highest code.
         sweeps: Most sweeps; fewer if one changes nothing.
+        mask: Codes that may move, bool and shaped like them; None is all.
 
     Returns:
         int32 codes.
@@ -52,6 +54,8 @@ def descend(
             curvature = scale * hessian[:, k, k, None]
             moved = work[..., k] + (gradient[..., k] / curvature).round()
             moved.clamp_(*bounds)
+            if mask is not None:
+                moved = torch.where(mask[..., k], moved, work[..., k])
             change = (moved - work[..., k]) * scale
             gradient -= change[..., None] * hessian[:, k, None]
             work[..., k] = moved

@@ -14,6 +14,11 @@ from torch import Tensor, nn
 from taskptq.core import AffineQuantizer
 from taskptq.modules.base import QuantModule
 from taskptq.reconstruction.rounding.hessian import HessianAccumulator
+from taskptq.reconstruction.rounding.kept_weights import (
+    MAX_DAMPING,
+    damped_moments,
+    fit_kept,
+)
 
 __all__ = [
     'ColumnSolver',
@@ -22,11 +27,9 @@ __all__ = [
     'gptq_codes',
     'gptq_layer',
     'groups_of',
+    'mask_matrix',
     'to_matrix',
 ]
-
-# Damping grows tenfold per failed factorisation, up to this.
-MAX_DAMPING = 10.0
 
 
 @torch.no_grad()
@@ -114,18 +117,25 @@ def gptq_layer(
     scale = quantizer.scale.detach()
     scale = scale.reshape(shape if scale.numel() > 1 else (1, 1))
     zero_point = quantizer.zero_point.reshape(scale.shape)
+    mask = mask_matrix(quantizer.mask, groups=groups, transposed=transposed)
     codes = torch.empty_like(matrix, dtype=torch.int32)
     for rows, part in _row_slices(hessian, matrix.shape[1]):
+        part = part if part.dim() == 3 else part[None]
+        own = matrix[:, rows]
+        if mask is not None:
+            known = damped_moments(part.double(), damping=damping)
+            own = fit_kept(own, known, mask[:, rows]).to(matrix)
         single = scale.shape[1] == 1
         codes[:, rows] = _grouped_codes(
-            matrix[:, rows],
-            part if part.dim() == 3 else part[None],
+            own,
+            part,
             scale=scale if single else scale[:, rows],
             zero_point=zero_point if single else zero_point[:, rows],
             bounds=(quantizer.quant_min, quantizer.quant_max),
             damping=damping,
             block_size=block_size,
             act_order=act_order,
+            mask=None if mask is None else mask[:, rows],
         )
     return from_matrix(codes, shape=weight.shape, transposed=transposed)
 
@@ -143,6 +153,15 @@ def to_matrix(weight: Tensor, *, groups: int, transposed: bool) -> Tensor:
     # (groups C_in) x C_out x kH x kW -> groups x C_out x (C_in kH kW)
     parts = weight.reshape(groups, -1, *weight.shape[1:]).transpose(1, 2)
     return parts.flatten(2)
+
+
+def mask_matrix(
+    mask: Tensor | None, *, groups: int, transposed: bool
+) -> Tensor | None:
+    """View the mask of a weight like :func:`to_matrix`; None stays None."""
+    if mask is None:
+        return None
+    return to_matrix(mask, groups=groups, transposed=transposed)
 
 
 def from_matrix(
@@ -184,17 +203,18 @@ def _grouped_codes(
     damping: float,
     block_size: int,
     act_order: bool,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Round (G, R, K) weights by one (K, K) Hessian per group, (G, K, K).
 
-    ``scale`` and ``zero_point`` broadcast to (G, R).
+    ``scale`` and ``zero_point`` broadcast to (G, R); ``mask`` is (G, R, K).
     """
     _check(weight, hessian, damping=damping, block_size=block_size)
     solver = ColumnSolver(
         hessian, damping=damping, block_size=block_size, act_order=act_order
     )
     return solver.codes(
-        weight, scale=scale, zero_point=zero_point, bounds=bounds
+        weight, scale=scale, zero_point=zero_point, bounds=bounds, mask=mask
     )
 
 
@@ -237,6 +257,7 @@ class ColumnSolver:
         scale: Tensor,
         zero_point: Tensor,
         bounds: tuple[int, int],
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Return int32 codes of (G, R, K) weights.
 
@@ -245,6 +266,7 @@ class ColumnSolver:
             scale: Broadcasts to (G, R).
             zero_point: Like ``scale``.
             bounds: Lowest and highest code.
+            mask: Which weights are not 0, bool (G, R, K); None is any.
         """
         work = weight.to(torch.float64)
         columns = self.order[:, None].expand_as(work)
@@ -254,6 +276,7 @@ class ColumnSolver:
             scale=scale,
             zero_point=zero_point,
             bounds=bounds,
+            mask=None if mask is None else mask.gather(2, columns),
         )
         for first in range(0, work.shape[2], self.block_size):
             last = min(first + self.block_size, work.shape[2])
@@ -274,7 +297,9 @@ class _ColumnRounding:
         scale: Tensor,
         zero_point: Tensor,
         bounds: tuple[int, int],
+        mask: Tensor | None = None,
     ) -> None:
+        self.mask = mask
         self.weight = weight
         self.factor = factor
         self.scale = scale
@@ -291,6 +316,9 @@ class _ColumnRounding:
             steps = column.to(self.scale.dtype) / self.scale
             codes = torch.round(steps) + self.zero_point
             codes.clamp_(*self.bounds)
+            if self.mask is not None:
+                zeros = self.zero_point.to(codes).expand_as(codes)
+                codes = torch.where(self.mask[:, :, i], codes, zeros)
             self.codes[:, :, i] = codes
             error = column - (codes - self.zero_point) * self.scale.double()
             error = error / self.factor[:, i, i, None]

@@ -13,11 +13,15 @@ from taskptq.modules.base import QuantModule
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.rounding.descent import descend
 from taskptq.reconstruction.rounding.gptq import (
-    MAX_DAMPING,
     ColumnSolver,
     from_matrix,
     groups_of,
+    mask_matrix,
     to_matrix,
+)
+from taskptq.reconstruction.rounding.kept_weights import (
+    damped_moments,
+    fit_kept,
 )
 from taskptq.reconstruction.rounding.moments import Moments
 from taskptq.reconstruction.rounding.output_ranges import (
@@ -54,7 +58,14 @@ def fit_layer(
             ``gptq_damping``, ``gptq_sweeps`` and what solves the rounding.
     """
     quantizer = layer.weight_quantizer_of(parameter)
-    assert quantizer is not None
+    if quantizer is None:
+        if config.solves_codes:
+            parts = [(place, found.hessian, found) for place, found in rows]
+            values = fit_float(layer, parameter, parts, config)
+            layer.set_codes(parameter, values)
+        if config.bias_correction:
+            correct_bias(layer, parameter, rows)
+        return
     weight: Tensor = getattr(layer, parameter).detach()
     transposed = layer.weight_axis(parameter) == 1
     groups = groups_of(layer)
@@ -64,6 +75,7 @@ def fit_layer(
         shape = (1, 1)
     scale = quantizer.scale.detach().reshape(shape).clone()
     zero_point = quantizer.zero_point.reshape(shape).clone()
+    mask = mask_matrix(quantizer.mask, groups=groups, transposed=transposed)
     codes = torch.empty_like(matrix, dtype=torch.int32)
     for place, moments in rows:
         own = slice(None) if shape == (1, 1) else place
@@ -73,6 +85,7 @@ def fit_layer(
             quantizer,
             (scale[:, own], zero_point[:, own]),
             config,
+            mask=None if mask is None else mask[:, place],
         )
         codes[:, place] = part.codes
         scale[:, own], zero_point[:, own] = part.scale, part.zero_point
@@ -83,6 +96,43 @@ def fit_layer(
         layer.set_codes(parameter, codes)
     if config.bias_correction:
         correct_bias(layer, parameter, rows)
+
+
+@torch.no_grad()
+def fit_float(
+    layer: QuantModule,
+    parameter: str,
+    rows: Sequence[tuple[slice, Tensor, Moments | None]],
+    config: ReconstructionConfig,
+) -> Tensor:
+    """Return the values of a masked float weight, by least squares.
+
+    Args:
+        layer: Counterpart whose weight stays float.
+        parameter: Name of the weight.
+        rows: Each row range with the second moments of its inputs, (G, K, K),
+            and what ``match_float`` reads.
+        config: ``gptq_damping`` and ``match_float``.
+    """
+    quantizer = layer.weight_values_of(parameter)
+    weight: Tensor = getattr(layer, parameter).detach()
+    transposed = layer.weight_axis(parameter) == 1
+    groups = groups_of(layer)
+    mask = mask_matrix(
+        None if quantizer is None else quantizer.mask,
+        groups=groups,
+        transposed=transposed,
+    )
+    if mask is None:
+        return weight
+    matrix = to_matrix(weight, groups=groups, transposed=transposed).clone()
+    for place, hessian, moments in rows:
+        damped = damped_moments(hessian, damping=config.gptq_damping)
+        target = matrix[:, place].double()
+        if config.match_float and moments is not None:
+            target = matched_weight(target, moments, damped)
+        matrix[:, place] = fit_kept(target, damped, mask[:, place]).to(matrix)
+    return from_matrix(matrix, shape=weight.shape, transposed=transposed)
 
 
 def set_grid(
@@ -99,20 +149,28 @@ def _solve(
     quantizer: AffineQuantizer,
     grid: tuple[Tensor, Tensor],
     config: ReconstructionConfig,
+    *,
+    mask: Tensor | None = None,
 ) -> _Part:
     """Find grid and codes of (G, R, K) weights."""
     bounds = (quantizer.quant_min, quantizer.quant_max)
-    damped = _damped(moments.hessian, damping=config.gptq_damping)
+    damped = damped_moments(moments.hessian, damping=config.gptq_damping)
     target = weight.double()
     if config.match_float:
         target = matched_weight(target, moments, damped)
+    if mask is not None:
+        target = fit_kept(target, damped, mask)
     to_codes = nearest_codes(bounds)
     if config.solves_codes:
         solver = ColumnSolver(moments.hessian, damping=config.gptq_damping)
 
         def to_codes(w: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+            # A search has the rows once for each of its candidates.
+            own = mask
+            if mask is not None:
+                own = mask.repeat(1, w.shape[1] // mask.shape[1], 1)
             return solver.codes(
-                w, scale=scale, zero_point=zero_point, bounds=bounds
+                w, scale=scale, zero_point=zero_point, bounds=bounds, mask=own
             )
 
     if config.output_ranges:
@@ -137,6 +195,7 @@ def _solve(
             zero_point=zero_point,
             bounds=bounds,
             sweeps=config.gptq_sweeps,
+            mask=mask,
         )
     return _Part(*grid, codes=codes.to(torch.int32))
 
@@ -145,29 +204,6 @@ def _seen(hessian: Tensor) -> Tensor:
     """Return where an input ever moved, (G, K): others have no say."""
     diagonal = hessian.diagonal(dim1=1, dim2=2)
     return diagonal > 1e-12 * diagonal.amax(dim=1, keepdim=True)
-
-
-def _damped(hessian: Tensor, *, damping: float) -> Tensor:
-    """Add a share of the mean diagonal to the diagonal, (G, K, K).
-
-    It grows tenfold until the sum can be factorised.
-    """
-    diagonal = hessian.diagonal(dim1=1, dim2=2)
-    mean = diagonal.mean(dim=1, keepdim=True)
-    # A group without inputs: nothing depends on its weights.
-    mean = mean.masked_fill(mean <= 0, 1.0)
-    while damping <= MAX_DAMPING:
-        share = (mean * damping).expand_as(diagonal)
-        damped = hessian + torch.diag_embed(share)
-        _, failed = torch.linalg.cholesky_ex(damped)
-        if not failed.any():
-            return damped
-        damping = max(damping, 1e-4) * 10
-    raise ValueError(
-        f'the moments of shape {tuple(hessian.shape)} cannot be factorised '
-        f'with any damping up to {MAX_DAMPING}: use rounding="nearest" for '
-        'this layer'
-    )
 
 
 def matched_weight(weight: Tensor, moments: Moments, damped: Tensor) -> Tensor:
@@ -205,7 +241,7 @@ def correct_bias(layer: QuantModule, parameter: str, rows: Rows) -> None:
         rows: Moments of each row range.
     """
     bias = layer.bias_of(parameter)
-    quantizer = layer.weight_quantizer_of(parameter)
+    quantizer = layer.weight_values_of(parameter)
     if bias is None or quantizer is None:
         return
     groups = groups_of(layer)
