@@ -145,7 +145,8 @@ def section_sizes(
 
 def _entropy_bytes(codes: Codes, *, layout: Layout) -> float:
     if layout.bits > BYTE:
-        columns = codes.view(np.uint8).reshape(len(codes), -1).T
+        width = codes.dtype.itemsize
+        columns = codes.view(np.uint8).reshape(-1, width).T
         parts = Layout(BYTE, layout.parts)
         return sum(_entropy_bytes(row, layout=parts) for row in columns)
     counts = histograms(
