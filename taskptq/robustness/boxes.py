@@ -118,7 +118,7 @@ def shrink_predictions(samples: Any, *, offset: float) -> int:
     """
     count = 0
     for sample in samples if isinstance(samples, (list, tuple)) else ():
-        found = getattr(sample, 'pred_instances', None)
+        found: Any = getattr(sample, 'pred_instances', None)
         boxes = getattr(found, 'bboxes', None)
         if not isinstance(boxes, Tensor):
             continue

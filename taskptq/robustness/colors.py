@@ -12,6 +12,8 @@ from types import MappingProxyType
 import cv2
 import numpy as np
 
+from taskptq.robustness.arrays import Array
+
 __all__ = ['ROUND_TRIPS', 'from_yuv', 'round_trip', 'to_yuv']
 
 TO_YUV = np.array(
@@ -32,7 +34,7 @@ TO_RGB_INTEGER = np.array([[298, 0, 409], [298, -100, -208], [298, 516, 0]])
 OFFSET = np.array([16, 128, 128])
 
 
-def to_yuv(rgb: np.ndarray) -> np.ndarray:
+def to_yuv(rgb: Array) -> Array:
     """Convert colors to YUV.
 
     >>> to_yuv(np.array([255, 0, 0])).tolist()
@@ -44,10 +46,11 @@ def to_yuv(rgb: np.ndarray) -> np.ndarray:
     Returns:
         (..., 3) int64: Y from 16 to 235, U and V around 128.
     """
-    return np.rint(rgb @ TO_YUV.T).astype(np.int64) + OFFSET
+    yuv: Array = np.rint(rgb @ TO_YUV.T).astype(np.int64) + OFFSET
+    return yuv
 
 
-def from_yuv(yuv: np.ndarray, *, integer: bool = False) -> np.ndarray:
+def from_yuv(yuv: Array, *, integer: bool = False) -> Array:
     """Convert YUV to colors.
 
     >>> from_yuv(np.array([81, 90, 240])).tolist()
@@ -67,24 +70,25 @@ def from_yuv(yuv: np.ndarray, *, integer: bool = False) -> np.ndarray:
         rgb = (centered @ TO_RGB_INTEGER.T + 128) >> 8
     else:
         rgb = np.rint(centered @ TO_RGB.T)
-    return np.clip(rgb, 0, 255).astype(np.uint8)
+    found: Array = np.clip(rgb, 0, 255).astype(np.uint8)
+    return found
 
 
-def _even(image: np.ndarray) -> np.ndarray:
+def _even(image: Array) -> Array:
     """Repeat the last row and column of odd sizes."""
     height, width = image.shape[:2]
     return np.pad(image, ((0, height % 2), (0, width % 2), (0, 0)), 'edge')
 
 
-def _yuv444(image: np.ndarray) -> np.ndarray:
+def _yuv444(image: Array) -> Array:
     return from_yuv(to_yuv(image))
 
 
-def _yuv444_integer(image: np.ndarray) -> np.ndarray:
+def _yuv444_integer(image: Array) -> Array:
     return from_yuv(to_yuv(image), integer=True)
 
 
-def _nv12(image: np.ndarray) -> np.ndarray:
+def _nv12(image: Array) -> Array:
     height, width = image.shape[:2]
     yuv = to_yuv(_even(image))
     rows, columns = yuv.shape[0] // 2, yuv.shape[1] // 2
@@ -94,26 +98,24 @@ def _nv12(image: np.ndarray) -> np.ndarray:
     return from_yuv(yuv)[:height, :width]
 
 
-def _opencv_i420(image: np.ndarray) -> np.ndarray:
+def _opencv_i420(image: Array) -> Array:
     height, width = image.shape[:2]
     planes = cv2.cvtColor(_even(image), cv2.COLOR_RGB2YUV_I420)
-    rgb: np.ndarray = cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420)
+    rgb: Array = cv2.cvtColor(planes, cv2.COLOR_YUV2RGB_I420)
     return rgb[:height, :width]
 
 
-ROUND_TRIPS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = (
-    MappingProxyType(
-        {
-            'yuv444': _yuv444,
-            'yuv444-integer': _yuv444_integer,
-            'nv12': _nv12,
-            'opencv-i420': _opencv_i420,
-        }
-    )
+ROUND_TRIPS: Mapping[str, Callable[[Array], Array]] = MappingProxyType(
+    {
+        'yuv444': _yuv444,
+        'yuv444-integer': _yuv444_integer,
+        'nv12': _nv12,
+        'opencv-i420': _opencv_i420,
+    }
 )
 
 
-def round_trip(image: np.ndarray, space: str) -> np.ndarray:
+def round_trip(image: Array, space: str) -> Array:
     """Convert an image to another color space and back.
 
     Args:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from taskptq.robustness.arrays import Array
 from taskptq.robustness.packages import optional_package
 
 __all__ = [
@@ -75,9 +76,7 @@ def _global_seed(seed: int) -> Iterator[None]:
         np.random.set_state(state)  # noqa: NPY002
 
 
-def corrupt(
-    image: np.ndarray, *, name: str, severity: int, seed: int
-) -> np.ndarray:
+def corrupt(image: Array, *, name: str, severity: int, seed: int) -> Array:
     """Corrupt an image.
 
     Args:
@@ -109,7 +108,7 @@ def corrupt(
     padded = np.pad(image, ((0, below), (0, beside), (0, 0)), 'symmetric')
     options = {'seed': seed} if name in TAKE_SEED else {}
     with _global_seed(seed):
-        found: np.ndarray = package.corrupt(
+        found: Array = package.corrupt(
             np.ascontiguousarray(padded),
             severity=severity,
             corruption_name=name,

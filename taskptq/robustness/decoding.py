@@ -15,6 +15,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from taskptq.robustness.arrays import Array
 from taskptq.robustness.packages import optional_package
 
 __all__ = ['DECODERS', 'decode', 'is_jpeg']
@@ -27,7 +28,7 @@ def is_jpeg(data: bytes) -> bool:
     return data.startswith(JPEG_START)
 
 
-def _opencv(data: bytes) -> np.ndarray:
+def _opencv(data: bytes) -> Array:
     """Decode as stored: orientation tags are not applied."""
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
     image = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
@@ -36,7 +37,7 @@ def _opencv(data: bytes) -> np.ndarray:
     return image
 
 
-def _pillow(data: bytes) -> np.ndarray:
+def _pillow(data: bytes) -> Array:
     with Image.open(io.BytesIO(data)) as image:
         return np.asarray(image.convert('RGB'))[..., ::-1]
 
@@ -44,9 +45,9 @@ def _pillow(data: bytes) -> np.ndarray:
 def _turbo(*, fast_dct: bool, fast_upsample: bool) -> Callable[..., Any]:
     """Return libjpeg-turbo with its shortcuts."""
 
-    def turbo(data: bytes) -> np.ndarray:
+    def turbo(data: bytes) -> Array:
         simplejpeg = optional_package('simplejpeg', noise='a fast decoder')
-        image: np.ndarray = simplejpeg.decode_jpeg(
+        image: Array = simplejpeg.decode_jpeg(
             data,
             colorspace='BGR',
             fastdct=fast_dct,
@@ -57,15 +58,15 @@ def _turbo(*, fast_dct: bool, fast_upsample: bool) -> Callable[..., Any]:
     return turbo
 
 
-def _ffmpeg(data: bytes) -> np.ndarray:
+def _ffmpeg(data: bytes) -> Array:
     av = optional_package('av', noise='decode=ffmpeg')
     with av.open(io.BytesIO(data), format='mjpeg') as container:
         frame = next(container.decode(video=0))
-        image: np.ndarray = frame.to_ndarray(format='bgr24')
+        image: Array = frame.to_ndarray(format='bgr24')
     return image
 
 
-DECODERS: Mapping[str, Callable[[bytes], np.ndarray]] = MappingProxyType(
+DECODERS: Mapping[str, Callable[[bytes], Array]] = MappingProxyType(
     {
         'opencv': _opencv,
         'pillow': _pillow,
@@ -77,7 +78,7 @@ DECODERS: Mapping[str, Callable[[bytes], np.ndarray]] = MappingProxyType(
 )
 
 
-def decode(data: bytes, decoder: str) -> np.ndarray:
+def decode(data: bytes, decoder: str) -> Array:
     """Decode a JPEG file.
 
     Args:

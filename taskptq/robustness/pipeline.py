@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from taskptq.robustness.arrays import Array
 from taskptq.robustness.colors import round_trip
 from taskptq.robustness.corruptions import corrupt, image_seed
 from taskptq.robustness.decoding import decode, is_jpeg
@@ -46,7 +47,7 @@ def image_name(results: Results) -> str:
     return str(results.get('img_id', results.get('sample_idx', '')))
 
 
-def as_bytes(image: np.ndarray) -> np.ndarray | None:
+def as_bytes(image: Array) -> Array | None:
     """Return an image as uint8, None if it has other values."""
     if image.dtype == np.uint8:
         return image
@@ -54,7 +55,7 @@ def as_bytes(image: np.ndarray) -> np.ndarray | None:
     return rounded if np.array_equal(rounded, image) else None
 
 
-def shift_window(image: np.ndarray, *, pixels: int) -> np.ndarray:
+def shift_window(image: Array, *, pixels: int) -> Array:
     """Let the window of an image begin some pixels right and below.
 
     The last row and column repeat, so that the size stays.
@@ -64,7 +65,7 @@ def shift_window(image: np.ndarray, *, pixels: int) -> np.ndarray:
     )
 
 
-def decode_again(results: Results, decoder: str) -> tuple[np.ndarray, str]:
+def decode_again(results: Results, decoder: str) -> tuple[Array, str]:
     """Read the file of an image with another decoder.
 
     Args:
@@ -187,9 +188,7 @@ class NoisyPipeline:
                 self.reasons.add(reason)
         return not np.array_equal(before, results['img'])
 
-    def _on_change(
-        self, number: int, before: np.ndarray, results: Results
-    ) -> bool:
+    def _on_change(self, number: int, before: Array, results: Results) -> bool:
         """Resize otherwise, if the transform resized."""
         after = results['img']
         if before.shape[:2] == after.shape[:2] or before.ndim != after.ndim:

@@ -17,23 +17,23 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
+from taskptq.robustness.arrays import Array
+
 __all__ = ['METHODS', 'resize', 'resize_method_of']
 
 Size = tuple[int, int]
 
 
-def _opencv(image: np.ndarray, size: Size, *, flag: int) -> np.ndarray:
+def _opencv(image: Array, size: Size, *, flag: int) -> Array:
     return cv2.resize(image, size[::-1], interpolation=flag)
 
 
-def _pillow(
-    image: np.ndarray, size: Size, *, flag: Image.Resampling
-) -> np.ndarray:
+def _pillow(image: Array, size: Size, *, flag: Image.Resampling) -> Array:
     resized = Image.fromarray(image).resize(size[::-1], flag)
     return np.asarray(resized)
 
 
-def _torch(image: np.ndarray, size: Size, *, antialias: bool) -> np.ndarray:
+def _torch(image: Array, size: Size, *, antialias: bool) -> Array:
     """Bilinear, as torchvision resizes tensors."""
     planes = torch.from_numpy(np.array(image)).float()
     resized = F.interpolate(
@@ -46,33 +46,27 @@ def _torch(image: np.ndarray, size: Size, *, antialias: bool) -> np.ndarray:
     return resized[0].movedim(0, -1).round().clamp(0, 255).byte().numpy()
 
 
-METHODS: Mapping[str, Callable[[np.ndarray, Size], np.ndarray]] = (
-    MappingProxyType(
-        {
-            'opencv-bilinear': partial(_opencv, flag=cv2.INTER_LINEAR),
-            'opencv-nearest': partial(_opencv, flag=cv2.INTER_NEAREST),
-            'opencv-nearest-exact': partial(
-                _opencv, flag=cv2.INTER_NEAREST_EXACT
-            ),
-            'opencv-area': partial(_opencv, flag=cv2.INTER_AREA),
-            'opencv-bicubic': partial(_opencv, flag=cv2.INTER_CUBIC),
-            'opencv-lanczos4': partial(_opencv, flag=cv2.INTER_LANCZOS4),
-            'pillow-bilinear': partial(
-                _pillow, flag=Image.Resampling.BILINEAR
-            ),
-            'pillow-nearest': partial(_pillow, flag=Image.Resampling.NEAREST),
-            'pillow-box': partial(_pillow, flag=Image.Resampling.BOX),
-            'pillow-hamming': partial(_pillow, flag=Image.Resampling.HAMMING),
-            'pillow-bicubic': partial(_pillow, flag=Image.Resampling.BICUBIC),
-            'pillow-lanczos': partial(_pillow, flag=Image.Resampling.LANCZOS),
-            'torch-bilinear': partial(_torch, antialias=False),
-            'torch-antialias': partial(_torch, antialias=True),
-        }
-    )
+METHODS: Mapping[str, Callable[[Array, Size], Array]] = MappingProxyType(
+    {
+        'opencv-bilinear': partial(_opencv, flag=cv2.INTER_LINEAR),
+        'opencv-nearest': partial(_opencv, flag=cv2.INTER_NEAREST),
+        'opencv-nearest-exact': partial(_opencv, flag=cv2.INTER_NEAREST_EXACT),
+        'opencv-area': partial(_opencv, flag=cv2.INTER_AREA),
+        'opencv-bicubic': partial(_opencv, flag=cv2.INTER_CUBIC),
+        'opencv-lanczos4': partial(_opencv, flag=cv2.INTER_LANCZOS4),
+        'pillow-bilinear': partial(_pillow, flag=Image.Resampling.BILINEAR),
+        'pillow-nearest': partial(_pillow, flag=Image.Resampling.NEAREST),
+        'pillow-box': partial(_pillow, flag=Image.Resampling.BOX),
+        'pillow-hamming': partial(_pillow, flag=Image.Resampling.HAMMING),
+        'pillow-bicubic': partial(_pillow, flag=Image.Resampling.BICUBIC),
+        'pillow-lanczos': partial(_pillow, flag=Image.Resampling.LANCZOS),
+        'torch-bilinear': partial(_torch, antialias=False),
+        'torch-antialias': partial(_torch, antialias=True),
+    }
 )
 
 
-def resize(image: np.ndarray, size: Size, *, method: str) -> np.ndarray:
+def resize(image: Array, size: Size, *, method: str) -> Array:
     """Resize an image.
 
     Args:
@@ -94,7 +88,7 @@ def resize(image: np.ndarray, size: Size, *, method: str) -> np.ndarray:
     return np.ascontiguousarray(METHODS[method](image, size))
 
 
-def resize_method_of(before: np.ndarray, after: np.ndarray) -> str | None:
+def resize_method_of(before: Array, after: Array) -> str | None:
     """Return the method that made an image of another, bit for bit.
 
     Args:

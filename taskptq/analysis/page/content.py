@@ -16,6 +16,7 @@ from taskptq.analysis.page.metrics import (
     metric_rows,
 )
 from taskptq.analysis.page.noise import by_group
+from taskptq.analysis.page.robustness import robustness_beside
 from taskptq.analysis.page.side_files import (
     benchmark_beside,
     metrics_beside,
@@ -90,6 +91,7 @@ def file_entry(
         'metrics': dict(found),
         'classes': classes_in(found) | metrics_beside(file, key='classes'),
         'benchmark': benchmark_beside(file),
+        'robustness': robustness_beside(file),
         'recipe': file.payload['recipe'],
         'rewrites': _types(file.payload['recipe'].get('rewrites')),
         'calibration': _amount(facts['calibration']),

@@ -14,6 +14,7 @@ from taskptq.bench.results import save_results
 from taskptq.bench.robustness.evaluation import Outcome
 from taskptq.bench.robustness.plan import Row
 from taskptq.bench.robustness.subjects import Subject
+from taskptq.bench.robustness.summary import summarize
 
 __all__ = ['Records']
 
@@ -127,7 +128,7 @@ class Records:
     def finish(
         self, order: Sequence[str], subjects: Sequence[Subject], **facts: Any
     ) -> dict[str, Any]:
-        """Sort the rows, name the models, and add facts to the file.
+        """Sort the rows, name the models, and add facts and scores.
 
         Args:
             order: Names of the rows.
@@ -149,6 +150,7 @@ class Records:
                 }
             content['subjects'] = list(before.values())
             content |= facts
+            content['summary'] = summarize(content)
         return content
 
     @contextmanager

@@ -121,6 +121,21 @@ def entry(title='w8a8', text='plain'):
                 }
             ],
         },
+        'robustness': {
+            'images': 8,
+            'rows': [
+                {
+                    'noise': text,
+                    'model': text,
+                    'clean': 0.4,
+                    'mean': 0.3,
+                    'relative': 0.75,
+                    'worst': 0.1,
+                    'worst_noise': text,
+                    'excess': None,
+                }
+            ],
+        },
         'main': 0.2,
         'kept': 0.5,
         'recipe': {'rewrites': [{'type': text}], 'note': text},
