@@ -1,6 +1,13 @@
 """Codecs of the sections of a quantized file; see ``registry``."""
 
-from taskptq.export.codecs import constriction, dense, planes, rans, zstd
+from taskptq.export.codecs import (
+    constriction,
+    dense,
+    planes,
+    rans,
+    zeros,
+    zstd,
+)
 from taskptq.export.codecs.registry import (
     CHOICES,
     CodecError,
@@ -25,5 +32,6 @@ __all__ = [
     'planes',
     'rans',
     'register_codec',
+    'zeros',
     'zstd',
 ]
