@@ -84,6 +84,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "float model's); may be given again for another",
     )
     parser.add_argument(
+        '--max-bytes',
+        type=count,
+        help='largest size of --out, with a recipe such as w8a8_size: steps '
+        'of weights are chosen for it, and the file is entropy-coded',
+    )
+    parser.add_argument(
         '--latency-table',
         metavar='FILE.json',
         help='measured times of the layers for --budget latency, as '
@@ -227,7 +233,12 @@ def chosen_recipe(args: argparse.Namespace) -> list[Any]:
     if args.latency_table is not None:
         table = read_table(args.latency_table)
         mixed['latency_table'] = {'_delete_': True, **table}
-    return [*args.recipe, {'mixed_precision': mixed}] if mixed else args.recipe
+    added: dict[str, Any] = {'mixed_precision': mixed} if mixed else {}
+    if args.max_bytes is not None:
+        # Replaces the ratio of the recipe.
+        size = {'_delete_': True, 'max_bytes': args.max_bytes}
+        added['qconfig'] = {'size': size}
+    return [*args.recipe, added] if added else args.recipe
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -44,6 +44,8 @@ class Quantizer(nn.Module):
         mask: Which elements of a weight remain, bool and shaped like it;
             the others are 0. None keeps all. Files hold no masks: zeros are
             codes like others.
+        prices: What each code of a weight costs, (levels,), in squared
+            steps, for roundings that weigh it against errors. None: nothing.
     """
 
     points: ClassVar[tuple[str, ...] | None] = None
@@ -51,6 +53,7 @@ class Quantizer(nn.Module):
     rescales: ClassVar[bool] = False
     grid: Tensor
     mask: Tensor | None
+    prices: Tensor | None
 
     def __init__(
         self, spec: QuantSpec, *, observer: Observer | None = None
@@ -66,6 +69,7 @@ class Quantizer(nn.Module):
         self.quant_min, self.quant_max = spec.bounds(signed=bool(spec.signed))
         self.register_buffer('grid', torch.empty(0, dtype=torch.int32))
         self.register_buffer('mask', None, persistent=False)
+        self.register_buffer('prices', None, persistent=False)
 
     @property
     def calibrated(self) -> bool:

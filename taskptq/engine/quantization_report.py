@@ -55,6 +55,12 @@ def write_swap_report(report: SwapReport, work_dir: Path) -> None:
     )
 
 
+def codec_of(recipe: Mapping[str, Any]) -> str:
+    """Return how a recipe's file is coded."""
+    size = recipe['qconfig'].get('size')
+    return 'dense' if size is None else str(size['codec'])
+
+
 def write_results(
     model: nn.Module,
     report: dict[str, Any],
@@ -86,7 +92,7 @@ def write_results(
             meta=to_plain({'model': type(model).__name__, **(meta or {})}),
             structure=structure,
         )
-        save(payload, out)
+        save(payload, out, codec=codec_of(report['recipe']))
         report |= {
             'checkpoint': str(out),
             'file_bytes': out.stat().st_size,

@@ -97,6 +97,12 @@ class Recipe:
                 'reconstruction=dict(...) or remove loss'
             )
         built = build_qconfig(qconfig)
+        if built.size is not None and mixed_precision is not None:
+            raise SettingError(
+                'qconfig.size',
+                ' does not go with mixed_precision, since both choose how '
+                'many bits a weight has: take a recipe such as w8a8_size10x',
+            )
         if built.sparsity is not None and mixed_precision is not None:
             raise SettingError(
                 'qconfig.sparsity',

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ['RateCurve', 'code_bits', 'rate_curve']
+__all__ = ['RateCurve', 'code_bits', 'code_prices', 'entropy', 'rate_curve']
 
 # Steps grow by a quarter of an octave.
 RATIO = 2**0.25
 # Bits of one frequency in a coder's table.
 ENTRY_BITS = 12
 # Octaves below the step whose widest code holds the largest weight.
-CLIPPED_OCTAVES = 2
+CLIPPED_OCTAVES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,25 +57,72 @@ class RateCurve:
 def code_bits(
     weight: Tensor, step: float, *, bounds: tuple[int, int]
 ) -> tuple[float, float]:
-    """Return bits of entropy-coded nearest codes, and the squared error.
+    """Return bits of entropy-coded codes, and their squared error.
 
     The entropy is that of static statistics (Shannon, 1948), plus 12 bits
-    for each code between the lowest and the highest that occur.
+    for each code between the lowest and the highest that occur. Codes are
+    rounded by :func:`code_prices`.
 
     Args:
         weight: Any shape.
         step: Of the grid.
         bounds: Lowest and highest code.
     """
-    codes = (weight / step).round_().clamp_(*bounds)
+    steps = weight / step
+    codes = steps.round().clamp_(*bounds)
+    prices = _prices(steps, codes, bounds=bounds)
+    nearer = codes - codes.sign()
+    gain = prices[(codes - bounds[0]).long()]
+    gain -= prices[(nearer - bounds[0]).long()]
+    gain += (steps - codes).square_()
+    codes = torch.where(gain > (steps - nearer).square_(), nearer, codes)
     error = float((codes * step).sub_(weight).square_().sum())
-    low = int(codes.min())
-    counts = torch.bincount(codes.to(torch.int64).flatten() - low).double()
-    total = weight.numel()
-    table = ENTRY_BITS * len(counts)
-    counts = counts[counts > 0]
-    entropy = total * math.log2(total) - float((counts * counts.log2()).sum())
-    return entropy + table, error
+    counts = _counts(codes, bounds=bounds)
+    used = counts.nonzero()
+    entries = int(used[-1] - used[0]) + 1
+    return float(entropy(counts)) + ENTRY_BITS * entries, error
+
+
+def code_prices(
+    weight: Tensor, step: float, *, bounds: tuple[int, int]
+) -> Tensor:
+    """Return what each code costs, in squared steps: (levels,).
+
+    A code of ``b`` bits costs ``b |dD / dR|`` with the slope of high-rate
+    theory, ``2 ln 2 D``, from which ``D`` is the mean squared error of
+    nearest codes (Sullivan and Wiegand, IEEE SPM 1998, on Lagrangians in
+    coding).
+
+    Args:
+        weight: Any shape.
+        step: Of the grid.
+        bounds: Lowest and highest code.
+    """
+    steps = weight / step
+    return _prices(steps, steps.round().clamp_(*bounds), bounds=bounds)
+
+
+def _prices(
+    steps: Tensor, codes: Tensor, *, bounds: tuple[int, int]
+) -> Tensor:
+    counts = _counts(codes, bounds=bounds)
+    # A code that doesn't occur yet costs a bit more than one that does once.
+    bits = math.log2(steps.numel()) - counts.clamp(min=0.5).log2()
+    mean = float((steps - codes).square_().mean())
+    return (2 * math.log(2) * min(mean, 1 / 12) * bits).to(steps)
+
+
+def _counts(codes: Tensor, *, bounds: tuple[int, int]) -> Tensor:
+    low, high = bounds
+    flat = (codes - low).to(torch.int64).flatten()
+    return torch.bincount(flat, minlength=high - low + 1).double()
+
+
+def entropy(counts: Tensor) -> Tensor:
+    """Return the bits of all codes with these counts, (levels,)."""
+    used = counts[counts > 0]
+    total = used.sum()
+    return total * total.log2() - (used * used.log2()).sum()
 
 
 @torch.no_grad()

@@ -136,6 +136,7 @@ def gptq_layer(
             block_size=block_size,
             act_order=act_order,
             mask=None if mask is None else mask[:, rows],
+            prices=quantizer.prices,
         )
     return from_matrix(codes, shape=weight.shape, transposed=transposed)
 
@@ -204,6 +205,7 @@ def _grouped_codes(
     block_size: int,
     act_order: bool,
     mask: Tensor | None = None,
+    prices: Tensor | None = None,
 ) -> Tensor:
     """Round (G, R, K) weights by one (K, K) Hessian per group, (G, K, K).
 
@@ -214,7 +216,12 @@ def _grouped_codes(
         hessian, damping=damping, block_size=block_size, act_order=act_order
     )
     return solver.codes(
-        weight, scale=scale, zero_point=zero_point, bounds=bounds, mask=mask
+        weight,
+        scale=scale,
+        zero_point=zero_point,
+        bounds=bounds,
+        mask=mask,
+        prices=prices,
     )
 
 
@@ -258,6 +265,7 @@ class ColumnSolver:
         zero_point: Tensor,
         bounds: tuple[int, int],
         mask: Tensor | None = None,
+        prices: Tensor | None = None,
     ) -> Tensor:
         """Return int32 codes of (G, R, K) weights.
 
@@ -267,6 +275,7 @@ class ColumnSolver:
             zero_point: Like ``scale``.
             bounds: Lowest and highest code.
             mask: Which weights are not 0, bool (G, R, K); None is any.
+            prices: See :class:`Quantizer`.
         """
         work = weight.to(torch.float64)
         columns = self.order[:, None].expand_as(work)
@@ -277,6 +286,7 @@ class ColumnSolver:
             zero_point=zero_point,
             bounds=bounds,
             mask=None if mask is None else mask.gather(2, columns),
+            prices=prices,
         )
         for first in range(0, work.shape[2], self.block_size):
             last = min(first + self.block_size, work.shape[2])
@@ -298,8 +308,13 @@ class _ColumnRounding:
         zero_point: Tensor,
         bounds: tuple[int, int],
         mask: Tensor | None = None,
+        prices: Tensor | None = None,
     ) -> None:
         self.mask = mask
+        self.prices = prices
+        diagonal = factor.diagonal(dim1=1, dim2=2).square().reciprocal()
+        # Output error of a squared step in each column, 1 in the mean.
+        self.cost = diagonal / diagonal.mean(dim=1, keepdim=True)
         self.weight = weight
         self.factor = factor
         self.scale = scale
@@ -316,6 +331,8 @@ class _ColumnRounding:
             steps = column.to(self.scale.dtype) / self.scale
             codes = torch.round(steps) + self.zero_point
             codes.clamp_(*self.bounds)
+            if self.prices is not None:
+                codes = self._cheaper(codes, steps, self.cost[:, i, None])
             if self.mask is not None:
                 zeros = self.zero_point.to(codes).expand_as(codes)
                 codes = torch.where(self.mask[:, :, i], codes, zeros)
@@ -327,6 +344,25 @@ class _ColumnRounding:
             )
             errors[:, :, i - first] = error
         self.weight[:, :, last:] -= errors @ self.factor[:, first:last, last:]
+
+
+    def _cheaper(self, codes: Tensor, steps: Tensor, cost: Tensor) -> Tensor:
+        """Return the codes, or those next to them towards the zero point.
+
+        The next one is taken where it costs less in all: error x ``cost``
+        plus its price (rate-distortion optimised quantization).
+        """
+        assert self.prices is not None
+        distance = codes - self.zero_point
+        nearer = codes - distance.sign()
+        prices = self.prices.to(cost)
+        low = self.bounds[0]
+        totals = [
+            cost * (steps - (one - self.zero_point)).square()
+            + prices[(one - low).long()]
+            for one in (codes, nearer)
+        ]
+        return torch.where(totals[1] < totals[0], nearer, codes)
 
 
 def _permuted(hessian: Tensor, order: Tensor) -> Tensor:

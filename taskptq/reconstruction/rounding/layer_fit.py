@@ -170,7 +170,12 @@ def _solve(
             if mask is not None:
                 own = mask.repeat(1, w.shape[1] // mask.shape[1], 1)
             return solver.codes(
-                w, scale=scale, zero_point=zero_point, bounds=bounds, mask=own
+                w,
+                scale=scale,
+                zero_point=zero_point,
+                bounds=bounds,
+                mask=own,
+                prices=quantizer.prices,
             )
 
     if config.output_ranges:
