@@ -35,6 +35,7 @@ ONLY_NETWORK = (
     'network_optional',
     'vary_images',
     'keep_better',
+    'channels_last',
 )
 NETWORK_SETTINGS = (
     'weight_lr',
@@ -49,6 +50,7 @@ NETWORK_SETTINGS = (
     'straight_through',
     'latent_weights',
     'keep_better',
+    'channels_last',
 )
 
 
@@ -87,6 +89,9 @@ class ReconstructionConfig:
         keep_better: Measure the loss of all calibration batches before and
             after the steps on the whole network, and undo the steps unless
             it fell. Takes two passes over the set.
+        channels_last: Keep the weights of convolutions with channels last
+            during the steps on the whole network, as ``latent_weights``
+            always does: a quarter less time on a CPU; sums round differently.
         network: Settings that differ in ``network_steps``, e.g.
             ``dict(weight_lr=0.05, drop_prob=0.0)``.
         batch_size: Images per minibatch, where rows can be drawn.
@@ -148,6 +153,7 @@ class ReconstructionConfig:
     straight_through: bool = setting(False, Flag())
     latent_weights: bool = setting(False, Flag())
     keep_better: bool = setting(False, Flag())
+    channels_last: bool = setting(False, Flag())
     network: Mapping[str, Any] = setting(rule=Table(), factory=dict)
     batch_size: int = setting(8, Whole(low=1, high=MAX_BATCH))
     rows_per_image: int = setting(32, Whole(low=1, high=1 << 20))
@@ -336,6 +342,7 @@ class ReconstructionConfig:
             network_optional=False,
             vary_images=0.0,
             keep_better=False,
+            channels_last=False,
             network={},
         )
 

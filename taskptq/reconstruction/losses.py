@@ -107,3 +107,18 @@ class MSEReconLoss:
         if not self.normalize:
             return error
         return error / float_out.float().square().mean().clamp(min=1e-12)
+
+
+def adapter_of(loss: ReconLoss, adapter: Any) -> Any:
+    """Return the adapter that names the outputs which a loss compares.
+
+    Args:
+        loss: With ``by_query = True`` it compares the queries of a decoder.
+        adapter: The model's adapter. If it names whole outputs, its
+            ``by_query()`` returns one that names them query by query and
+            layer by layer.
+    """
+    by_query = getattr(adapter, 'by_query', None)
+    if by_query is None or not getattr(loss, 'by_query', False):
+        return adapter
+    return by_query()

@@ -36,7 +36,12 @@ from taskptq.reconstruction.image_variety import (
     kept_in_memory,
     vary_images,
 )
-from taskptq.reconstruction.losses import NetworkProbe, ReconContext, ReconLoss
+from taskptq.reconstruction.losses import (
+    NetworkProbe,
+    ReconContext,
+    ReconLoss,
+    adapter_of,
+)
 from taskptq.reconstruction.progress import RunProgress
 from taskptq.reconstruction.rollback import Snapshot, keep_better
 from taskptq.reconstruction.rounding.learned import (
@@ -288,7 +293,8 @@ def train_network(
             logger.info(
                 'network_train: the part before the trained layers runs once'
             )
-        with channels_last(model, enabled=config.latent_weights):
+        fast = config.latent_weights or config.channels_last
+        with channels_last(model, enabled=fast):
             result = _train(
                 Unit('', model, trained),
                 data,
@@ -301,21 +307,6 @@ def train_network(
         cache.close()
     result.seconds = time.perf_counter() - start
     return result
-
-
-def adapter_of(loss: ReconLoss, adapter: Any) -> Any:
-    """Return the adapter that names the outputs which a loss compares.
-
-    Args:
-        loss: With ``by_query = True`` it compares the queries of a decoder.
-        adapter: The model's adapter. If it names whole outputs, its
-            ``by_query()`` returns one that names them query by query and
-            layer by layer.
-    """
-    by_query = getattr(adapter, 'by_query', None)
-    if by_query is None or not getattr(loss, 'by_query', False):
-        return adapter
-    return by_query()
 
 
 @contextmanager

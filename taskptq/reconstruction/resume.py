@@ -179,8 +179,9 @@ def _digest(
     # when it is off.
     for name in ('cache_bytes', 'cache_dir', 'cache_disk_bytes'):
         settings.pop(name, None)
-    if not settings['keep_better']:
-        settings.pop('keep_better')
+    for name in ('keep_better', 'channels_last'):
+        if not settings[name]:
+            settings.pop(name)
     plain = json.dumps([settings, run], sort_keys=True)
     digest = hashlib.sha256(plain.encode())
     for name, quantizer in quantizers(model):

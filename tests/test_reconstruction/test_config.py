@@ -60,6 +60,10 @@ def test_settings_round_trip():
             'keep_better=True: remove it, or train the whole',
         ),
         (
+            {'channels_last': True},
+            'channels_last=True: remove it, or train the whole',
+        ),
+        (
             {'network_batch_size': 0},
             'network_batch_size=0: give a whole number',
         ),

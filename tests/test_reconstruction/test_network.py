@@ -491,3 +491,43 @@ def test_optional_steps_are_left_out(quantized, quick, forward, caplog):
         else:
             with pytest.raises(NotImplementedError):
                 reconstruct(model, batches, settings, **run)
+
+
+def test_channels_last_changes_no_more_than_roundoff(
+    quantized, quick, forward
+):
+    """Roundings of two runs start from the same codes and see the same."""
+    found = []
+    for fast in (False, True):
+        batches = tiny_batches('conv', num_batches=2, batch_size=4)
+        model = quantized('conv', batches, bits=3)
+        settings = {
+            'straight_through': True,
+            'drop_prob': 0.0,
+            'weight_lr': 0.05,
+            'channels_last': fast,
+        }
+        layouts = []
+        for module in model.modules():
+            if isinstance(module, torch.nn.Conv2d):
+                module.register_forward_hook(
+                    lambda m, *_, layouts=layouts: layouts.append(
+                        m.weight.is_contiguous(
+                            memory_format=torch.channels_last
+                        )
+                        and not m.weight.is_contiguous()
+                    )
+                )
+        report = reconstruct(
+            model,
+            batches,
+            quick(scope='block', network_steps=5, network=settings),
+            forward=forward,
+            adapter=Adapter(),
+            progress=False,
+        )
+        assert any(layouts) == fast
+        assert all(p.is_contiguous() for p in model.parameters())
+        found.append(report.units[-1])
+    assert found[1].loss_start == pytest.approx(found[0].loss_start, rel=1e-4)
+    assert found[1].loss_end == pytest.approx(found[0].loss_end, rel=0.05)

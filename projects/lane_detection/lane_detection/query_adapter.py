@@ -35,6 +35,8 @@ class LaneQueryAdapter(Adapter):
     """
 
     use_sigmoid = False
+    # Queries are lines, x at rows, instead of boxes.
+    lines = True
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__(model)

@@ -52,8 +52,13 @@ METHODS = {
     'fqm': 'block',
     'da': 'block',
     'drd': 'block',
+    'gptq-decoder-distortion': 'block',
+    'network-uniform-fixed': 'network',
+    'qdrop-network-uniform-fixed': 'block',
+    'qdrop-selective-focus-fixed': 'block',
+    'ours-fixed': 'block',
 }
-EQUALIZED = {'equalization', 'ours-s', 'ours', 'qdrop-ours-s'}
+EQUALIZED = {'equalization', 'ours-s', 'ours', 'ours-fixed', 'qdrop-ours-s'}
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
 SIZE = (64, 128)
 
@@ -281,10 +286,14 @@ def test_recipe(method, weight, activation):
             return
         found = loss.focus.focus, loss.selection.selection
         assert found == focused.get(
-            method.removeprefix('qdrop-'), ('soft', 'threshold')
+            method.removeprefix('qdrop-').removesuffix('-fixed'),
+            ('soft', 'threshold'),
         )
         if settings.scope != 'network':
             settings = settings.of_network()
         assert settings.straight_through
+        fixed = method.endswith('-fixed')
+        assert settings.learn_scales != fixed
+        assert settings.keep_better == fixed
     else:
         assert recipe.loss is None

@@ -15,7 +15,8 @@ from taskptq.prepare import prepare
 from taskptq.recipes import resolve
 from taskptq.reconstruction import ReconstructionConfig, reconstruct
 from taskptq.reconstruction.capture.cache import cache_of
-from taskptq.reconstruction.network import NetworkData, adapter_of
+from taskptq.reconstruction.losses import adapter_of
+from taskptq.reconstruction.network import NetworkData
 
 KINDS = ('cls', 'box', 'curve', 'attended', 'self_attended')
 STEPS = dict(network_steps=2)
@@ -85,7 +86,10 @@ def test_rows_are_those_of_the_lane():
     assert curve_rows(wild, num_rows=3).abs().max() <= 2
 
 
-@pytest.mark.parametrize('method', ['gptq-decoder', 'da', 'fqm', 'drd'])
+DECODER = ['gptq-decoder', 'gptq-decoder-distortion', 'da', 'fqm', 'drd']
+
+
+@pytest.mark.parametrize('method', DECODER)
 def test_steps_on_the_decoder(method):
     model, batches, recipe = quantized(method)
     config = ReconstructionConfig.from_dict({**recipe.reconstruction, **STEPS})

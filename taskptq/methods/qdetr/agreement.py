@@ -26,7 +26,9 @@ __all__ = [
     'GIOU_WEIGHT',
     'L1_WEIGHT',
     'MatchedAgreement',
+    'background_divergence',
     'box_distances',
+    'check_metric',
     'class_divergence',
     'compare_channels',
     'compare_teachers',
@@ -125,6 +127,28 @@ def matched_divergence(
     ).mean()
 
 
+def background_divergence(
+    student: Tensor, own: Tensor, *, match: QueryMatch, use_sigmoid: bool
+) -> Tensor:
+    """Return the mean :func:`class_divergence` of queries without partner.
+
+    Args:
+        student: Logits, (B, N, C).
+        own: The float model's logits of the same queries, (B, N, C).
+        match: Pairs of queries; if all are matched, the result is 0.
+        use_sigmoid: See :func:`class_divergence`.
+    """
+    rest = torch.ones(
+        student.shape[:2], dtype=torch.bool, device=student.device
+    )
+    rest[match.image, match.student] = False
+    if len(match) == rest.numel():
+        return student.float().sum() * 0.0
+    return class_divergence(
+        student[rest], own[rest], use_sigmoid=use_sigmoid
+    ).mean()
+
+
 def box_distances(
     student: Tensor,
     teacher: Tensor,
@@ -192,6 +216,25 @@ def matched_agreement(
         student_logits, teacher_logits, match=match, use_sigmoid=use_sigmoid
     )
     return MatchedAgreement(l1=l1, giou=giou, kl=kl)
+
+
+def check_metric(metric: str, adapter: Any) -> None:
+    """Refuse a metric of boxes for lines, and one of lines for boxes.
+
+    Args:
+        metric: See ``matching``.
+        adapter: With ``lines = True`` its ``box`` outputs are lines.
+
+    Raises:
+        ValueError: If they don't fit.
+    """
+    lines = bool(getattr(adapter, 'lines', False))
+    if (metric == 'strip') != lines:
+        kind, other = ('lines', "'strip'") if lines else ('boxes', "'giou'")
+        raise ValueError(
+            f'metric={metric!r}: the queries of {type(adapter).__name__} are '
+            f'{kind}: set metric={other}'
+        )
 
 
 def compare_channels(

@@ -23,8 +23,9 @@ from taskptq.core.settings import Choice, Flag, Number, Rule, refuse
 from taskptq.methods.qdetr.agreement import (
     GIOU_WEIGHT,
     L1_WEIGHT,
+    background_divergence,
     box_distances,
-    class_divergence,
+    check_metric,
     compare_teachers,
     distillation_distance,
     matched_divergence,
@@ -290,6 +291,7 @@ class QueryDistillationLoss:
                 attended=bool(self.weight),
                 classes=bool(self.class_weight),
             )
+        check_metric(self.metric, adapter)
         metas = self._record.metas.get(first)
         sizes = None
         if self.metric == 'nwd' and metas is not None:
@@ -352,8 +354,13 @@ class QueryDistillationLoss:
                 use_sigmoid=step.use_sigmoid,
             )
             terms['class'] = self.class_weight * found
-            found = self._background(step, layer, match)
-            terms['background'] = self.class_weight * found
+            weight = self.class_weight * self.background_weight
+            terms['background'] = weight * background_divergence(
+                step.student[f'cls.{layer}'],
+                step.own[f'cls.{layer}'],
+                match=match,
+                use_sigmoid=step.use_sigmoid,
+            )
         return terms
 
     def _match(self, step: _Step, layer: int, other: int) -> QueryMatch:
@@ -387,24 +394,6 @@ class QueryDistillationLoss:
         if self.normalize:
             distance = relative_distance
         return distance(step.student[name], step.teacher[target], match=match)
-
-    def _background(
-        self, step: _Step, layer: int, match: QueryMatch
-    ) -> Tensor:
-        """Return the class divergence of queries without a partner."""
-        logits = step.student[f'cls.{layer}']
-        rest = torch.ones(
-            logits.shape[:2], dtype=torch.bool, device=logits.device
-        )
-        rest[match.image, match.student] = False
-        if not self.background_weight or len(match) == rest.numel():
-            return logits.float().sum() * 0.0
-        divergence = class_divergence(
-            logits[rest],
-            step.own[f'cls.{layer}'][rest],
-            use_sigmoid=step.use_sigmoid,
-        )
-        return self.background_weight * divergence.mean()
 
     def report(self) -> dict[str, Any]:
         """Return counts of matched queries, and the loss terms over time."""

@@ -9,11 +9,13 @@ from taskptq.methods.selective_focus.loss import (
     NetworkUniform,
     SelectiveFocusLoss,
 )
+from taskptq.methods.selective_focus.soft_distortion import SoftDistortionLoss
 
 __all__ = [
     'LaneDistortion',
     'NetworkUniform',
     'SelectiveFocusLoss',
+    'SoftDistortionLoss',
     'lane_distortion_score',
     'sample_lanes',
 ]

@@ -7,6 +7,7 @@ import torch
 
 from taskptq.methods.qdetr.agreement import (
     box_distances,
+    check_metric,
     compare_teachers,
     distillation_distance,
     matched_agreement,
@@ -114,3 +115,13 @@ def test_lines_are_compared_row_by_row():
     (l1 + giou).backward()
     assert (student.grad[0, 1] > 0).all()
     assert student.grad.isfinite().all()
+
+
+def test_the_metric_fits_what_queries_are():
+    lines, boxes = SimpleNamespace(lines=True), SimpleNamespace()
+    check_metric('strip', lines)
+    check_metric('nwd', boxes)
+    with pytest.raises(ValueError, match="are lines: set metric='strip'"):
+        check_metric('giou', lines)
+    with pytest.raises(ValueError, match="are boxes: set metric='giou'"):
+        check_metric('strip', boxes)

@@ -1,0 +1,3 @@
+"""qdrop-network-uniform with 300 steps on the network and fixed scales."""
+
+base = ['qdrop-network-uniform', '_fixed-scales']
