@@ -14,8 +14,8 @@ import argparse
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 RESULTS = Path('projects/robustness/results')
@@ -33,6 +33,8 @@ class Study:
         recipes: Recipes to quantize with.
         files: Quantized and exported files that are there.
         calibration: Number of calibration images.
+        mixes: Name -> noises of calibration images, each with every seed.
+        seeds: Seeds of the mixes.
     """
 
     config: str
@@ -40,6 +42,8 @@ class Study:
     recipes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     calibration: int = 64
+    mixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
 
 
 STUDIES = {
@@ -48,6 +52,25 @@ STUDIES = {
         checkpoint='configs/retinanet/checkpoints/'
         'retinanet_r18-half_fpn_bccd.pth',
         recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_gptq'),
+    ),
+    # Does calibrating on noisy images help? Half of them are as they are.
+    'retinanet_calibration': Study(
+        config='configs/retinanet/retinanet_r18-half_fpn_bccd.py',
+        checkpoint='configs/retinanet/checkpoints/'
+        'retinanet_r18-half_fpn_bccd.pth',
+        recipes=('w4a4_mse',),
+        calibration=16,
+        mixes={
+            'clean': ('clean',),
+            'noisy': (
+                'clean',
+                'gaussian_noise=3',
+                'clean',
+                'fog=3',
+                'clean',
+                'contrast=3',
+            ),
+        },
     ),
     'segformer': Study(
         config='configs/segformer/segformer_mit-tiny_camvid.py',
@@ -98,25 +121,45 @@ def call(words: Sequence[str]) -> None:
 
 def quantized_files(name: str, study: Study) -> list[str]:
     """Quantize with the recipes whose files are missing."""
+    folder = WORK_DIR / 'quantized' / name
     files = []
     for recipe in study.recipes:
-        file = WORK_DIR / 'quantized' / name / f'{recipe}.pth'
-        if not file.is_file():
-            call(
-                [
-                    'quantize',
-                    study.config,
-                    study.checkpoint,
-                    '--recipe',
+        if not study.mixes:
+            files.append(quantized(folder / f'{recipe}.pth', study, recipe))
+        for mix, noises in study.mixes.items():
+            settings = folder / f'{mix}.py'
+            settings.parent.mkdir(parents=True, exist_ok=True)
+            settings.write_text(f'calibration = dict(noise={list(noises)})\n')
+            files += [
+                quantized(
+                    folder / f'{recipe}_{mix}-{seed}.pth',
+                    study,
                     recipe,
-                    '--num-images',
-                    str(study.calibration),
-                    '--out',
-                    file.as_posix(),
-                ]
-            )
-        files.append(file.as_posix())
+                    *('--seed', str(seed), '--calib', settings.as_posix()),
+                )
+                for seed in study.seeds
+            ]
     return [*files, *study.files]
+
+
+def quantized(file: Path, study: Study, recipe: str, *more: str) -> str:
+    """Quantize into a file that is missing, and return its path."""
+    if not file.is_file():
+        call(
+            [
+                'quantize',
+                study.config,
+                study.checkpoint,
+                '--recipe',
+                recipe,
+                '--num-images',
+                str(study.calibration),
+                '--out',
+                file.as_posix(),
+                *more,
+            ]
+        )
+    return file.as_posix()
 
 
 def measure(name: str, args: argparse.Namespace) -> None:
