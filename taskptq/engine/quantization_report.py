@@ -56,9 +56,11 @@ def write_swap_report(report: SwapReport, work_dir: Path) -> None:
 
 
 def codec_of(recipe: Mapping[str, Any]) -> str:
-    """Return how a recipe's file is coded."""
+    """Return how a recipe's file is coded; zeros need a coder to be small."""
     size = recipe['qconfig'].get('size')
-    return 'dense' if size is None else str(size['codec'])
+    if size is None:
+        return 'dense' if recipe['qconfig'].get('sparsity') is None else 'auto'
+    return str(size['codec'])
 
 
 def write_results(

@@ -5,4 +5,6 @@ make up for those that are gone; on a grid they are rounded by GPTQ.
 """
 
 base = 'gptq-matched'
+# 0 has one code in all channels, which a file can leave out.
+qconfig = dict(weight=dict(symmetric=True))
 reconstruction = dict(gptq_damping=0.03)

@@ -73,6 +73,8 @@ def test_every_codec_takes_part_where_it_is_shorter(name):
     codes = draw(4, (20_000,))
     if bits == 32:
         codes = values.astype(np.float32).view(np.uint32)
+    if name == 'zeros':
+        codes[np.abs(values) < 0.1] = 0
     coder = Coder(['dense', *(['rans'] if bits == 32 else []), name])
     assert coder.codec_of(coder.encode(codes, layout=layout)) == name
 

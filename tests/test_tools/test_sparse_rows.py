@@ -1,0 +1,79 @@
+"""Rows of sparse models: measured by a tool, shown on a page."""
+
+import importlib.util
+import json
+
+import pytest
+
+pytest.importorskip('mmengine')
+
+
+@pytest.fixture
+def tool(repo_root, tmp_path, monkeypatch):
+    path = repo_root / 'tools' / 'sparse_rows.py'
+    spec = importlib.util.spec_from_file_location('sparse_rows', path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, 'FOLDER', tmp_path)
+    return module
+
+
+def row(recipe, seed, value, **others):
+    return {
+        'recipe': recipe,
+        'seed': seed,
+        'images': 32,
+        'value': value,
+        'zeros': 70,
+        'prunable': 100,
+        'layer_rates': [0.1, 0.96],
+        'cpu_seconds': 25.0,
+        **others,
+    }
+
+
+def test_the_page_shows_means_spreads_and_shares(tool, tmp_path):
+    page = tmp_path / 'README.md'
+    page.write_text(f'# Sparse\n\n{tool.BEGIN}\nold\n{tool.END}\n\nend\n')
+    stored = {
+        'model': 'net',
+        'dataset': 'set',
+        'metric': 'ap',
+        'float': {'value': 0.5},
+        'rows': [
+            row('sparse70', 0, 0.49),
+            row('sparse70', 1, 0.47),
+            row('sparse80', 0, 0.4),
+        ],
+    }
+    tool.write_json(tmp_path / 'net_set.json', stored)
+    tool.main(['--page'])
+    text = page.read_text()
+    assert 'old' not in text
+    assert text.startswith('# Sparse\n')
+    assert text.endswith(f'{tool.END}\n\nend\n')
+    assert (
+        '| `sparse70` | 32 | 2 | 0.48 ± 0.014 | 96.0% | 70 of 100 | '
+        '10% to 96% | 25 |' in text
+    )
+    assert '| `sparse80` | 32 | 1 | 0.4 | 80.0% |' in text
+
+
+def test_the_stored_page_is_that_of_the_stored_rows(tool, repo_root):
+    folder = repo_root / 'configs' / 'sparsity'
+    text = (folder / 'README.md').read_text(encoding='utf-8')
+    for path in folder.glob('*.json'):
+        stored = json.loads(path.read_text(encoding='utf-8'))
+        assert '\n'.join(tool.page_lines(stored)).rstrip() in text
+        for one in stored['rows']:
+            assert one['zeros'] is not None
+            assert len(one['commit']) == 40, 'measure from a clean checkout'
+
+
+def test_recipes_are_checked(tool):
+    images = tool.CalibrationConfig.from_dict({'num_images': 4}, seed=3)
+    recipe = tool.recipe_of('sparse70-erk', images=images)
+    assert recipe.seed == 3
+    assert recipe.qconfig.sparsity.allocation == 'erk'
+    with pytest.raises(SystemExit, match='give a table and recipes'):
+        tool.main([])
