@@ -1,0 +1,209 @@
+"""Write RESULTS.md from the results of the study.
+
+    python projects/robustness/collect.py
+
+Every number comes from a file in projects/robustness/results, which
+``measure.py`` wrote.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from taskptq.bench.markdown import to_markdown
+from taskptq.bench.robustness.markdown import factor_of, render
+from taskptq.bench.robustness.plan import CLEAN
+from taskptq.bench.robustness.subjects import FLOAT
+from taskptq.bench.robustness.summary import (
+    means_by_kind,
+    metric_of,
+    row_named,
+    summarize,
+    values_of,
+)
+
+HERE = Path(__file__).resolve().parent
+MIX = re.compile(r'^(?P<recipe>.+)_(?P<mix>[a-z]+)-(?P<seed>\d+)$')
+INTRO = """# Robustness: results
+
+By `measure.py`, see [README.md](README.md). Differences between models of a
+few tenths of AP on so few images are within what chance gives: compare the
+clean row with the rows of noises that change hardly a pixel (decoders).
+"""
+
+Content = Mapping[str, Any]
+
+
+def load(folder: Path) -> dict[str, Content]:
+    """Return the results by name."""
+    return {
+        path.stem: json.loads(path.read_text(encoding='utf-8'))
+        for path in sorted(folder.glob('*.json'))
+    }
+
+
+def losses(content: Content, family: str, model: str) -> dict[str, float]:
+    """Return the mean loss of a model under each kind of noise."""
+    clean_row = row_named(content, CLEAN)
+    clean = values_of(content, clean_row)[model] if clean_row else 0.0
+    return {
+        kind: clean - statistics.fmean(values)
+        for kind, values in means_by_kind(content, family, model).items()
+    }
+
+
+def resize_losses(content: Content) -> dict[str, float]:
+    """Return the loss of the float model by resize method."""
+    clean_row = row_named(content, CLEAN)
+    clean = values_of(content, clean_row)[FLOAT] if clean_row else 0.0
+    return {
+        row['noise'].partition('=')[2]: clean - values_of(content, row)[FLOAT]
+        for row in content['rows']
+        if row['kind'] == 'resize' and FLOAT in values_of(content, row)
+    }
+
+
+def verdict(holds: bool | None) -> str:
+    """Return a word on a claim."""
+    return '-' if holds is None else ('yes' if holds else 'no')
+
+
+def quantized_claims(content: Content) -> Iterator[list[str]]:
+    """Yield a line for each claim on each quantized model."""
+    summary = summarize(content)
+    factor = factor_of(content)
+    models = [e['name'] for e in content['subjects'] if e['name'] != FLOAT]
+    for family, word in (
+        ('systems', 'loses more than float under system noise'),
+        ('corruptions', 'loses more than float under corruptions'),
+    ):
+        for name in models:
+            found = summary.get(family, {}).get(name, {})
+            if 'excess' in found:
+                value = factor * found['excess']
+                yield [word, name, f'excess {value:+.2f}', verdict(value > 0)]
+    attacked = summary.get('attacks', {})
+    base = attacked.get(FLOAT)
+    for name in models:
+        found = attacked.get(name)
+        if not base or not found:
+            continue
+        for budget in found['least']:
+            shares = [
+                one['least'][budget] / one['clean']
+                for one in (base, found)
+                if one['clean'] and budget in one['least']
+            ]
+            if len(shares) == 2:
+                yield [
+                    f'keeps more than float under attacks, {budget}/255',
+                    name,
+                    f'{100 * shares[1]:.1f} % against {100 * shares[0]:.1f} %',
+                    verdict(shares[1] > shares[0]),
+                ]
+
+
+def float_claims(content: Content) -> Iterator[list[str]]:
+    """Yield a line for each claim on the float model."""
+    factor = factor_of(content)
+    by_method = resize_losses(content)
+    if by_method:
+        worst = max(by_method, key=lambda name: by_method[name])
+        yield [
+            'nearest is the worst resize',
+            FLOAT,
+            f'{worst} loses {factor * by_method[worst]:.2f}',
+            verdict('nearest' in worst),
+        ]
+    by_kind = losses(content, 'corruptions', FLOAT)
+    if len(by_kind) > 2:
+        order = sorted(by_kind, key=lambda name: -by_kind[name])
+        shown = [f'{n} {factor * by_kind[n]:.2f}' for n in order]
+        yield [
+            'impulse noise and glass blur are the worst corruptions',
+            FLOAT,
+            ', '.join(shown[:2]),
+            verdict({'impulse_noise', 'glass_blur'} == set(order[:2])),
+        ]
+        yield [
+            'brightness is the least harmful corruption',
+            FLOAT,
+            shown[-1],
+            verdict(order[-1] == 'brightness'),
+        ]
+
+
+def mix_table(content: Content) -> str:
+    """Return what calibration on noisy images gives, over seeds."""
+    factor = factor_of(content)
+    groups: dict[str, list[str]] = {}
+    for entry in content['subjects']:
+        match = MIX.match(entry['name'])
+        if match:
+            label = f'{match["recipe"]}, {match["mix"]}'
+            groups.setdefault(label, []).append(entry['name'])
+    if not groups:
+        return ''
+    lines = []
+    for row in content['rows']:
+        values = values_of(content, row)
+        cells = [row['noise']]
+        if FLOAT not in values:
+            continue
+        cells.append(f'{factor * values[FLOAT]:.2f}')
+        for names in groups.values():
+            found = [factor * values[name] for name in names if name in values]
+            if not found:
+                cells.append('-')
+                continue
+            spread = statistics.stdev(found) if len(found) > 1 else 0.0
+            cells.append(f'{statistics.fmean(found):.2f} ± {spread:.2f}')
+        lines.append(cells)
+    return to_markdown(['noise', FLOAT, *groups], lines)
+
+
+def page(results: Mapping[str, Content]) -> str:
+    """Return the whole page."""
+    parts = [INTRO.strip(), '## Claims of the study']
+    lines: list[Sequence[str]] = []
+    for name, content in results.items():
+        if mix_table(content):
+            continue
+        claims = [*float_claims(content), *quantized_claims(content)]
+        lines += [[name, *claim] for claim in claims]
+    header = ['study', 'claim', 'model', 'measured', 'holds']
+    parts.append(to_markdown(header, lines))
+    for content in results.values():
+        table = mix_table(content)
+        if table:
+            parts += [
+                '## Calibration on noisy images',
+                f'{metric_of(content)} on {content["images"]} images; mean '
+                'and standard deviation over seeds of the calibration '
+                f'images. `{content["config"]}`.',
+                table,
+            ]
+    for name, content in results.items():
+        if mix_table(content):
+            continue
+        text = render(content).replace('\n## ', '\n### ')
+        parts.append('#' + text.strip())
+        if (HERE / 'results' / f'{name}.png').is_file():
+            parts.append(f'![Losses of {name}](results/{name}.png)')
+        parts.append(f'Commit {content["commit"][:12]}.')
+    return '\n\n'.join(parts) + '\n'
+
+
+def main() -> None:
+    """Write the page."""
+    results = load(HERE / 'results')
+    (HERE / 'RESULTS.md').write_text(page(results), encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,62 @@
+from pathlib import Path
+
+import measure
+import pytest
+
+from taskptq.recipes import resolve
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@pytest.mark.parametrize('name', measure.STUDIES)
+def test_studies_name_what_is_there(name):
+    study = measure.STUDIES[name]
+    assert (ROOT / study.config).is_file()
+    for file in study.files:
+        assert (ROOT / file).is_file()
+    for recipe in study.recipes:
+        assert resolve(recipe)['qconfig']
+    assert study.recipes or study.files
+
+
+def test_mixes_are_quantized_with_every_seed(tmp_path, monkeypatch):
+    calls = []
+
+    def call(words):
+        calls.append(words)
+        Path(words[words.index('--out') + 1]).touch()
+
+    monkeypatch.setattr(measure, 'call', call)
+    monkeypatch.setattr(measure, 'WORK_DIR', tmp_path)
+    study = measure.STUDIES['retinanet_calibration']
+    files = measure.quantized_files('a', study)
+    assert len(files) == len(calls) == 6
+    assert [word[word.index('--seed') + 1] for word in calls[:3]] == [
+        '0',
+        '1',
+        '2',
+    ]
+    settings = Path(calls[3][calls[3].index('--calib') + 1])
+    assert "'fog=3'" in settings.read_text()
+    assert measure.quantized_files('a', study) == files
+    assert len(calls) == 6
+
+
+def test_options_reach_the_command(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, 'WORK_DIR', tmp_path / 'work')
+    monkeypatch.setattr(measure, 'RESULTS', tmp_path / 'results')
+
+    def call(words):
+        calls.append(words)
+        folder = Path(words[words.index('--out') + 1])
+        for suffix in ('json', 'png'):
+            (folder / f'robustness.{suffix}').write_text('{}')
+
+    monkeypatch.setattr(measure, 'call', call)
+    measure.main(['yolox', '--only', 'fog=3', '--max-images', '4'])
+    (words,) = calls
+    assert words[:2] == ['bench', 'robustness']
+    assert words[words.index('--only') + 1] == 'fog=3'
+    assert words[words.index('--max-images') + 1] == '4'
+    assert (tmp_path / 'results' / 'yolox.json').is_file()
