@@ -96,12 +96,13 @@ STUDIES = {
             'cgnet_m3n21_w8a8_mse-depthwise_camvid-c414f92f.onnx',
         ),
     ),
+    # python -m lane_detection.convert_lstr data/weights/lstr_culane.pkl OUT
     'lstr': Study(
-        config='projects/lane_detection/configs/lstr_r18s_tusimple-mini.py',
-        checkpoint='work_dirs/lstr/lstr_tusimple.pth',
+        config='projects/lane_detection/configs/lstr_r18s_culane-mini.py',
+        checkpoint='work_dirs/lstr/lstr_culane.pth',
         files=(
             'projects/lane_detection/configs/quantized/'
-            'lstr_r18s_w8a8_mse_tusimple-mini-18366a56.pth',
+            'lstr_r18s_w8a8_mse_culane-mini-335bc2de.pth',
         ),
     ),
 }

@@ -57,7 +57,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     Args:
         argv: Arguments without the program's name, ``sys.argv`` if None.
     """
-    parser = argparse.ArgumentParser(description='Measure a table of results')
+    parser = argparse.ArgumentParser(
+        description='Measure a table of results',
+        epilog='taskptq bench coverage, zoo and robustness are commands of '
+        'their own: see their --help',
+    )
     parser.add_argument('table', help='file *.table.yml')
     parser.add_argument(
         '--rows',
