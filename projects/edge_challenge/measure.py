@@ -57,15 +57,16 @@ def export_files(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
 
 def accuracy(config: str, file: Path, folder: Path) -> dict[str, float]:
     """Return the metrics of a file on the config's test images."""
+    settings = apis.read_config(config)
+    settings.test_evaluator = {'type': 'LPCVCMetric'}
+    scored = folder / 'scored.py'
+    settings.dump(scored)
     metrics = test.main(
         [
-            config,
+            str(scored),
             str(file),
             '--work-dir',
             str(folder / f'test_{file.stem}'),
-            '--cfg-options',
-            'test_evaluator.type=edge_challenge.metric.LPCVCMetric',
-            'test_evaluator._delete_=True',
         ]
     )
     return {name: float(value) for name, value in metrics.items()}
@@ -94,10 +95,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument('--out', required=True, help='JSON file')
     args = parser.parse_args(argv)
     load_projects()
-    import edge_challenge.metric
+    from edge_challenge import metric  # noqa: F401 - registers
     from edge_challenge.score import challenge_score
 
-    assert edge_challenge.metric
     folder = Path('work_dirs/edge_challenge') / Path(args.config).stem
     folder.mkdir(parents=True, exist_ok=True)
     files = export_files(args, folder)

@@ -90,3 +90,24 @@ def test_a_model_without_boxes_is_untouched():
         model(torch.zeros(1, 2))
     assert not touched.count
     assert touched.none == 'the model predicts no boxes'
+
+
+@pytest.mark.parametrize('name', ['fcos', 'retinanet', 'faster'])
+def test_detectors_of_mmdet_are_reached(name):
+    pytest.importorskip('mmdet')
+    import tiny_detectors as tiny
+
+    batch = tiny.detection_batch()
+    model = tiny.build(name, {}).eval()
+
+    def widths():
+        found = tiny.detections(model, batch)
+        boxes = torch.cat([one.bboxes for one in found])
+        return boxes[:, 2] - boxes[:, 0]
+
+    usual = widths()
+    with box_offset(model, offset=1.0) as touched:
+        shrunk = widths()
+    assert touched.count
+    assert float(usual.mean() - shrunk.mean()) > 0.2
+    assert torch.equal(widths(), usual)
