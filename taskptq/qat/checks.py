@@ -9,9 +9,11 @@ from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
 from mmengine.runner import BaseLoop, Runner
 
+from taskptq.core.settings import SettingError
 from taskptq.engine.ptq_hook import PTQHook
+from taskptq.prepare import QConfig
 
-__all__ = ['dataset_meta', 'refuse_company']
+__all__ = ['dataset_meta', 'refuse_company', 'refuse_sparsity']
 
 
 def refuse_company(runner: Runner) -> None:
@@ -45,6 +47,19 @@ def refuse_company(runner: Runner) -> None:
         raise ValueError(
             'QATHook cannot train a compiled model, since it was compiled '
             'before its layers are swapped: remove compile'
+        )
+
+
+def refuse_sparsity(qconfig: QConfig) -> None:
+    """Refuse masks, which training would not hold.
+
+    Raises:
+        SettingError: If the settings have any.
+    """
+    if qconfig.sparsity is not None:
+        raise SettingError(
+            'qconfig.sparsity',
+            ' is for PTQHook: QATHook trains all weights, so remove it',
         )
 
 

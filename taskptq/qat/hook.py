@@ -48,7 +48,11 @@ from taskptq.qat.checkpoint import (
     find_entry,
     training_recipe,
 )
-from taskptq.qat.checks import dataset_meta, refuse_company
+from taskptq.qat.checks import (
+    dataset_meta,
+    refuse_company,
+    refuse_sparsity,
+)
 from taskptq.qat.distillation import Distillation, DistillationConfig
 from taskptq.qat.model import (
     STAGES,
@@ -146,6 +150,7 @@ class QATHook(Hook):
         self.recipe: dict[str, Any] = {}
         if qconfig is not None:
             self.qconfig = build_qconfig(qconfig)
+            refuse_sparsity(self.qconfig)
             self.recipe = training_recipe(
                 Recipe.from_config(
                     self.qconfig,

@@ -186,6 +186,9 @@ def _digest(
     digest = hashlib.sha256(plain.encode())
     for name, quantizer in quantizers(model):
         digest.update(f'{name} {quantizer.spec}'.encode())
+        if quantizer.mask is not None:
+            kept = quantizer.mask.cpu().contiguous().numpy()
+            digest.update(kept.tobytes())
     for name, value in model.state_dict().items():
         if not isinstance(value, Tensor):
             continue

@@ -333,6 +333,13 @@ def test_other_hooks_are_refused(make, hook, float_checkpoint, kind, words):
         runner.train()
 
 
+def test_masks_are_refused():
+    from taskptq.qat.hook import QATHook
+
+    with pytest.raises(ValueError, match='sparsity is for PTQHook'):
+        QATHook(qconfig={'sparsity': {'rate': 0.5}})
+
+
 def test_several_processes_are_refused(
     make, hook, float_checkpoint, monkeypatch
 ):

@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from wild_net import PlainAdapter
@@ -6,6 +8,7 @@ from taskptq.core import quantizing
 from taskptq.methods.sparsity import sparsify
 from taskptq.modules.base import quant_modules
 from taskptq.prepare.sparsity import SparsityConfig
+from taskptq.reconstruction import ReconstructionConfig, reconstruct
 
 
 def masks(model):
@@ -62,3 +65,33 @@ def test_weights_that_are_not_finite_are_refused(swapped):
     module.weight.data.view(-1)[0] = float('nan')
     with pytest.raises(ValueError, match=f'{name}.weight holds NaN'):
         sparsify(model, SparsityConfig(rate=0.5), batches=batches)
+
+
+def test_float_units_resume_if_the_masks_are_the_same(swapped, tmp_path):
+    model, batches = swapped()
+    first, again, other = (copy.deepcopy(model) for _ in range(3))
+    config = ReconstructionConfig(
+        start='gptq',
+        match_float=True,
+        latent_weights=True,
+        learn_scales=False,
+        drop_prob=0.0,
+        steps=3,
+    )
+    resumed = []
+    for one, rate in ((first, 0.5), (again, 0.5), (other, 0.6)):
+        sparsify(one, SparsityConfig(rate=rate), batches=batches)
+        report = reconstruct(
+            one,
+            batches,
+            config,
+            forward=lambda m, batch: m(batch),
+            state_dir=tmp_path,
+            progress=False,
+        )
+        resumed.append(report.resumed_units)
+    assert resumed == [0, len(report.units), 0]
+    layers = [dict(quant_modules(one)) for one in (first, again)]
+    for name in layers[0]:
+        codes = [found[name].codes('weight') for found in layers]
+        assert torch.equal(*codes), name
