@@ -159,7 +159,7 @@ class LSTRHead(LaneHead):
             memory: The encoder's tokens, (B, H W, C).
             position: Their positions, (B, H W, C).
         """
-        queries = self.query_embed.weight.expand(len(memory), -1, -1)
+        queries = self.query_embed.weight.expand(memory.shape[0], -1, -1)
         return self.decoder(
             torch.zeros_like(queries),
             key=memory,
