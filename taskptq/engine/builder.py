@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,8 @@ from mmengine.utils import get_object_from_string
 from torch import nn
 
 from taskptq import core
-from taskptq.core.settings import shown
+from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
+from taskptq.core.settings import shown, within
 from taskptq.engine.short_names import find_by_short_name, nearest_names
 from taskptq.engine.teacher import Teacher, build_teacher_model
 from taskptq.prepare.points import POINTS
@@ -36,6 +38,7 @@ from taskptq.registry import (
 __all__ = [
     'build_adapter',
     'build_loss',
+    'build_mixed_precision',
     'build_qconfig',
     'build_rewrites',
     'find_class',
@@ -207,6 +210,24 @@ def build_qconfig(
         raise ValueError(
             f'the recipe in the file cannot be read: {error!r}'
         ) from error
+
+
+def build_mixed_precision(config: Mapping[str, Any]) -> MixedPrecisionConfig:
+    """Read a recipe's ``mixed_precision``, its cures with registered names.
+
+    Args:
+        config: Plain settings, see ``MixedPrecisionConfig``.
+
+    Raises:
+        ValueError: If a key, a value or a type is unknown.
+    """
+    read = MixedPrecisionConfig.from_dict(to_plain(config))
+    if not read.cures:
+        return read
+    cures = [registered_types(cure, from_file=False) for cure in read.cures]
+    with within('mixed_precision.cures'):
+        build_qconfig({'overrides': [{'pattern': '*', **c} for c in cures]})
+    return replace(read, cures=tuple(cures))
 
 
 def registered_types(config: Any, *, from_file: bool) -> Any:

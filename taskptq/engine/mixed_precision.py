@@ -20,6 +20,7 @@ from taskptq.analysis.mixed_precision.verify import (
 )
 from taskptq.analysis.sensitivity.points import head_batches
 from taskptq.analysis.sensitivity.record import SensitivityReport
+from taskptq.engine.builder import to_plain
 from taskptq.engine.contexts import seeded
 from taskptq.engine.latency import with_latency
 from taskptq.engine.mixed_precision_report import (
@@ -27,6 +28,7 @@ from taskptq.engine.mixed_precision_report import (
     sentence_of,
     write_choice,
 )
+from taskptq.engine.precision_cures import Cured, cure
 from taskptq.engine.precision_problem import (
     NOT_MEASURABLE,
     Calibrated,
@@ -126,19 +128,32 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
                     calibrated.model, few, adapter=calibrated.adapter
                 )
             named = reference.measure(calibrated.model)
-            fine = named.loss <= loss_allowed(config.keep)
+            allowed = loss_allowed(config.keep)
+            cured = cure(
+                calibrated,
+                reference,
+                recipe=timed,
+                named=named,
+                allowed=allowed,
+            )
+            fine = cured.measured.loss <= allowed
             if fine and set(config.budget) == {'macs_above'}:
-                report = _kept(config, named, num_images=reference.num_images)
-                return _timed(recipe, report, reference, start)
+                report = _kept(config, num_images=reference.num_images)
+                report |= _cures(cured, named, report)
+                return _timed(
+                    replace(recipe, qconfig=cured.recipe.qconfig),
+                    report,
+                    reference,
+                    start,
+                )
             with on_all_ranks():
                 found = find_sensitivities(
                     calibrated, few, config, seed=recipe.seed
                 )
         except NOT_MEASURABLE as error:
             return Choice(recipe, _skipped(error))
-        result, report = _searched(
-            calibrated, found, reference, recipe=timed, named=named
-        )
+        result, report = _searched(calibrated, found, reference, cured=cured)
+        report |= _cures(cured, named, report)
     if timed is not recipe:
         # The file records what was asked for, the report what was measured.
         result = replace(result, mixed_precision=config)
@@ -153,15 +168,11 @@ def _timed(
     return Choice(recipe, report, reference=reference)
 
 
-def _kept(
-    config: MixedPrecisionConfig, named: Measured, *, num_images: int
-) -> dict[str, Any]:
-    """Report that nothing has to change: nothing is cheaper."""
+def _kept(config: MixedPrecisionConfig, *, num_images: int) -> dict[str, Any]:
+    """Report that no bits have to change: nothing is cheaper."""
     return {
         'keep': config.keep,
         'allowed': loss_allowed(config.keep),
-        'named_loss': named.loss,
-        **_disagreement('named', named),
         'settings': {'overrides': [], 'keep_float': []},
         'changes': [],
         'num_images': num_images,
@@ -173,14 +184,14 @@ def _searched(
     found: SensitivityReport,
     reference: Reference,
     *,
-    recipe: Recipe,
-    named: Measured,
+    cured: Cured,
 ) -> tuple[Recipe, dict[str, Any]]:
     """Find the cheapest choice that holds."""
-    config = recipe.mixed_precision
+    recipe, config = cured.recipe, cured.recipe.mixed_precision
     assert config is not None
     allowed = loss_allowed(config.keep)
-    reconstruction = _reconstruction(recipe, fine=named.loss <= allowed)
+    fine = cured.measured.loss <= allowed
+    reconstruction = _reconstruction(recipe, fine=fine)
     # Weights are rounded anew after the choice: measure it without them.
     later = reconstruction is not None
     problem = find_problem(
@@ -209,8 +220,6 @@ def _searched(
         config=config,
         sensitivity=found,
     )
-    report['named_loss'] = named.loss
-    report |= _disagreement('named', named)
     if reconstruction is not None:
         settings = ReconstructionConfig.from_dict(reconstruction)
         report['rounding'] = settings.rounding
@@ -264,6 +273,22 @@ def _update_rows(calibrated: Calibrated, chosen: Trial) -> None:
         reason = f'qconfig.keep_float {row.name!r}'
         fate = {} if bits else {'status': 'float', 'reason': reason}
         rows[number] = replace(row, **{**none, **bits, **fate})
+
+
+def _cures(
+    cured: Cured, named: Measured, report: dict[str, Any]
+) -> dict[str, Any]:
+    """Return how the recipe fared, and what the cures add to a report."""
+    found: dict[str, Any] = {
+        'named_loss': named.loss,
+        **_disagreement('named', named),
+    }
+    if cured.tried:
+        chosen = report['settings']
+        overrides = [*to_plain(cured.overrides), *chosen['overrides']]
+        found['cures'] = to_plain(cured.tried)
+        found['settings'] = {**chosen, 'overrides': overrides}
+    return found
 
 
 def _disagreement(when: str, measured: Measured) -> dict[str, float]:

@@ -112,6 +112,9 @@ def sentence_of(report: Mapping[str, Any]) -> str:
         if changed
         else 'all tensors keep the bits of the recipe'
     )
+    for one in report.get('cures', ()):
+        if one['kept']:
+            what += f', {one["points"]} points are on the grids of a cure'
     if report.get('rounding', 'nearest') != 'nearest':
         what += f', weights are rounded by {report["rounding"]}'
     limit = (

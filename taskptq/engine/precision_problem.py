@@ -24,8 +24,10 @@ from taskptq.analysis.sensitivity.record import (
     SensitivityReport,
 )
 from taskptq.calibration.batches import batch_length
+from taskptq.core import AffineQuantizer
 from taskptq.core.distributed import gathered
 from taskptq.core.progress import Progress
+from taskptq.core.switches import quantizers
 from taskptq.modules.base import quant_modules
 from taskptq.modules.products import QuantProducts
 from taskptq.prepare import SwapReport
@@ -117,6 +119,29 @@ def _averaged(
     ]
 
 
+def _with_own_bits(
+    points: Sequence[PointSensitivity], model: nn.Module
+) -> list[PointSensitivity]:
+    """Leave points on other than uniform grids their bits alone.
+
+    The losses at other bits are those of uniform grids.
+    """
+    own = dict(quantizers(model))
+    return [
+        one
+        if isinstance(own.get(one.name), AffineQuantizer)
+        else replace(
+            one,
+            losses={
+                bits: loss
+                for bits, loss in one.losses.items()
+                if bits == str(one.num_bits)
+            },
+        )
+        for one in points
+    ]
+
+
 def find_sensitivities(
     calibrated: Calibrated,
     batches: Sequence[Any],
@@ -164,7 +189,7 @@ def find_problem(
         weight_share: Part of the losses of weights that will remain.
     """
     units = group_units(
-        _averaged(found.points),
+        _with_own_bits(_averaged(found.points), calibrated.model),
         candidates=config.candidates,
         only=config.points,
         edges=calibrated.edges,

@@ -10,7 +10,12 @@ from typing import Any
 
 from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
 from taskptq.core.settings import SettingError
-from taskptq.engine.builder import build_qconfig, registered_part, to_plain
+from taskptq.engine.builder import (
+    build_mixed_precision,
+    build_qconfig,
+    registered_part,
+    to_plain,
+)
 from taskptq.engine.hook_settings import check_recipe
 from taskptq.prepare import QConfig
 from taskptq.reconstruction.config import ReconstructionConfig
@@ -119,7 +124,7 @@ class Recipe:
             mixed_precision=(
                 None
                 if mixed_precision is None
-                else MixedPrecisionConfig.from_dict(to_plain(mixed_precision))
+                else build_mixed_precision(mixed_precision)
             ),
             calibration=dict(calibration or {}),
             seed=seed,

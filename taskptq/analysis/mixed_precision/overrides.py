@@ -19,7 +19,13 @@ from taskptq.core.reduce import reduce_observers
 from taskptq.modules.base import QuantModule, Scheme, quant_modules
 from taskptq.prepare import QConfig
 
-__all__ = ['ChangedPoints', 'changes_of', 'settings_of', 'with_settings']
+__all__ = [
+    'ChangedPoints',
+    'changes_of',
+    'exact_pattern',
+    'settings_of',
+    'with_settings',
+]
 
 Forward = Callable[[nn.Module, Any], Any]
 
@@ -52,12 +58,12 @@ def settings_of(changes: Mapping[Key, Bits]) -> dict[str, list[Any]]:
     kept: dict[str, None] = {}
     for (layer, point), bits in changes.items():
         if bits == FLOAT:
-            kept[_exact(layer)] = None
+            kept[exact_pattern(layer)] = None
         else:
             overrides.setdefault(layer, {})[point] = {'num_bits': bits}
     return {
         'overrides': [
-            {'pattern': _exact(layer), **points}
+            {'pattern': exact_pattern(layer), **points}
             for layer, points in overrides.items()
         ],
         'keep_float': list(kept),
@@ -79,7 +85,7 @@ def with_settings(
     return QConfig.from_dict(plain, resolve=qconfig.resolve)
 
 
-def _exact(name: str) -> str:
+def exact_pattern(name: str) -> str:
     """Return the pattern that matches one name only."""
     return f're:{re.escape(name)}' if re.search(r'[][*?]', name) else name
 

@@ -57,6 +57,9 @@ class MixedPrecisionConfig:
         candidates: Bits to choose from besides those of the recipe;
             'float' leaves whole layers float.
         points: Points whose bits may change.
+        cures: Settings of points, e.g. ``dict(softmax=dict(...))``, that are
+            tried in this order before any point gets more bits, where the
+            recipe keeps too little; see ``taskptq.engine.precision_cures``.
         reconstruction: Settings of a reconstruction where rounding to
             nearest keeps too little, before anything that costs at run time,
             e.g. ``dict(rounding='gptq')``; None leaves it to the recipe.
@@ -79,6 +82,9 @@ class MixedPrecisionConfig:
     )
     points: tuple[str, ...] = setting(
         POINTS, Items(of=Choice(choices=POINTS), least=1)
+    )
+    cures: tuple[Mapping[str, Any], ...] = setting(
+        (), Items(of=Table(of=Table(), keys=POINTS))
     )
     reconstruction: Mapping[str, Any] | None = setting(
         None, Table(optional=True)
@@ -131,6 +137,11 @@ class MixedPrecisionConfig:
             ),
             'num_images': self.num_images,
         }
+        if self.cures:
+            plain['cures'] = [
+                {point: dict(one) for point, one in cure.items()}
+                for cure in self.cures
+            ]
         if self.latency_table is not None:
             plain['latency_table'] = dict(self.latency_table)
         return plain
