@@ -108,6 +108,7 @@ setup(
         'onnx': ['onnx>=1.23', 'onnxruntime>=1.23'],
         'openvino': ['onnx>=1.23', 'openvino>=2026.4'],
         'report': ['jinja2>=3', 'matplotlib>=3.7'],
+        'compress': ['constriction>=0.4,<1', 'zstandard>=0.21'],
         'mixed': ['matplotlib>=3.7', 'scipy>=1.9'],
         'robustness': [
             'av>=12',

@@ -130,6 +130,7 @@ def test_the_command_is_installed(wheel, names):
         if line.startswith('Provides-Extra')
     }
     assert extras == {
+        'compress',
         'mixed',
         'mm',
         'onnx',

@@ -15,6 +15,7 @@ from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.short_names import short_name
 from taskptq.prepare import points
+from taskptq.prepare.size import SizeConfig
 from taskptq.prepare.sparsity import SparsityConfig
 from taskptq.qat.distillation import DistillationConfig
 from taskptq.qat.hook import QATHook
@@ -31,6 +32,7 @@ CONFIGS = {
     'calibration': CalibrationConfig,
     'mixed_precision': MixedPrecisionConfig,
     'qconfig.sparsity': SparsityConfig,
+    'qconfig.size': SizeConfig,
 }
 
 
