@@ -195,7 +195,8 @@ def page(results: Mapping[str, Content]) -> str:
         parts.append('#' + text.strip())
         if (HERE / 'results' / f'{name}.png').is_file():
             parts.append(f'![Losses of {name}](results/{name}.png)')
-        parts.append(f'Commit {content["commit"][:12]}.')
+        commits = dict.fromkeys(run['commit'][:9] for run in content['runs'])
+        parts.append(f'Commits: {", ".join(commits)}.')
     return '\n\n'.join(parts) + '\n'
 
 

@@ -215,6 +215,7 @@ def open_session(args: argparse.Namespace, folder: Path) -> Session:
         subjects=subjects,
         records=records,
         log=partial(print, flush=True),
+        commit=current_commit(),
     )
 
 
@@ -286,10 +287,12 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     content = session.records.finish(
         [row.name for row in rows],
         session.subjects,
-        command=shlex.join(['taskptq', 'bench', 'robustness', *argv]),
-        commit=current_commit(),
-        seconds=round(time.monotonic() - start, 1),
-        processes=1 + len(helpers),
+        run={
+            'command': shlex.join(['taskptq', 'bench', 'robustness', *argv]),
+            'commit': session.commit,
+            'seconds': round(time.monotonic() - start, 1),
+            'processes': 1 + len(helpers),
+        },
         environment=describe_environment(torch.device(args.device)),
     )
     write_pages(content, folder)

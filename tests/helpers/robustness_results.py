@@ -33,8 +33,14 @@ def content():
         'config': 'net.py',
         'images': 8,
         'seed': 0,
-        'command': 'taskptq bench robustness net.py float.pth q.pth',
-        'commit': '0' * 40,
+        'runs': [
+            {
+                'command': 'taskptq bench robustness net.py float.pth q.pth',
+                'commit': '0' * 40,
+                'seconds': 1.0,
+                'processes': 1,
+            }
+        ],
         'subjects': [
             {'name': 'float', 'kind': 'float', 'file': 'f', 'sha256': 'f'},
             {'name': 'q', 'kind': 'quantized', 'file': 'q', 'sha256': 'q'},

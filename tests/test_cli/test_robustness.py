@@ -32,8 +32,10 @@ def test_two_processes_give_the_bits_of_one(
     bench.main(words(task, two, '--processes', '2', '--max-images', '3'))
     content, first = results(one)
     assert first == results(two)[1]
-    assert content['processes'] == 1
-    assert content['command'].startswith('taskptq bench robustness ')
+    (run,) = content['runs']
+    assert run['processes'] == 1
+    assert run['command'].startswith('taskptq bench robustness ')
+    assert content['rows'][0]['commit'] == run['commit']
     assert 'combined' in first
     assert (one / 'robustness.png').is_file()
     assert '## System noise' in (one / 'robustness.md').read_text()

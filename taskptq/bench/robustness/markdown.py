@@ -51,7 +51,7 @@ def render(content: Mapping[str, Any]) -> str:
         f'{metric_of(content)} on {content["images"]} images, from '
         f'`{content["config"]}`, seed {content["seed"]}; values times '
         f'{factor_of(content):g}.',
-        f'    {content["command"]}',
+        '\n'.join(f'    {run["command"]}' for run in content['runs']),
     ]
     for family in FAMILIES:
         rows = [r for r in content['rows'] if r['family'] == family]

@@ -86,6 +86,7 @@ class Records:
         *,
         subjects: Sequence[Subject],
         seconds: float,
+        commit: str = '',
     ) -> None:
         """Add what came out for some models.
 
@@ -94,6 +95,7 @@ class Records:
             outcomes: Name of the model -> outcome.
             subjects: The models.
             seconds: Wall time for all of them.
+            commit: Commit of the code that measured them.
         """
         digests = {item.name: item.sha256 for item in subjects}
         measured = {
@@ -124,16 +126,24 @@ class Records:
                 entry['of'] = [noise.name for noise in row.noises]
             entry['results'] |= measured
             entry['seconds'] = round(entry['seconds'] + seconds, 2)
+            entry['commit'] = commit
 
     def finish(
-        self, order: Sequence[str], subjects: Sequence[Subject], **facts: Any
+        self,
+        order: Sequence[str],
+        subjects: Sequence[Subject],
+        *,
+        run: Mapping[str, Any],
+        environment: Mapping[str, Any] | None = None,
     ) -> dict[str, Any]:
-        """Sort the rows, name the models, and add facts and scores.
+        """Sort the rows, name the models, and add the run and scores.
 
         Args:
             order: Names of the rows.
             subjects: The models.
-            **facts: More of the header.
+            run: ``command``, ``commit``, ``seconds`` and ``processes``; it is
+                added to the runs that measured the rows before.
+            environment: Versions and resources.
         """
         with self.changed() as content:
             known = {name: place for place, name in enumerate(order)}
@@ -149,7 +159,8 @@ class Records:
                     'sha256': item.sha256,
                 }
             content['subjects'] = list(before.values())
-            content |= facts
+            content.setdefault('runs', []).append(dict(run))
+            content['environment'] = dict(environment or {})
             content['summary'] = summarize(content)
         return content
 

@@ -30,12 +30,14 @@ class Session:
         subjects: The models, the float one first.
         records: The results.
         log: Shows a line.
+        commit: Commit of the code, recorded with each row.
     """
 
     evaluation: RobustnessEvaluation
     subjects: Sequence[Subject]
     records: Records
     log: Callable[[str], None]
+    commit: str = ''
 
     def measure(self, rows: Sequence[Row]) -> None:
         """Measure rows; those that another process is at are left to it.
@@ -53,7 +55,11 @@ class Session:
                         continue
                     outcomes, seconds = self._measure(row, missing)
                     self.records.add(
-                        row, outcomes, subjects=missing, seconds=seconds
+                        row,
+                        outcomes,
+                        subjects=missing,
+                        seconds=seconds,
+                        commit=self.commit,
                     )
             except Timeout:
                 continue

@@ -59,16 +59,18 @@ def test_rows_are_sorted_and_files_named_at_the_end(tmp_path):
             subjects=[one],
             seconds=0.5,
         )
-    content = records.finish(names[::-1], [one], commit='c')
+    content = records.finish(names[::-1], [one], run={'commit': 'c'})
     assert [row['noise'] for row in content['rows']] == names[::-1]
     assert content['subjects'][0]['sha256'] == 'a'
     saved = json.loads((tmp_path / 'robustness.json').read_text())
     assert saved == content
-    assert saved['commit'] == 'c'
+    assert saved['runs'] == [{'commit': 'c'}]
+    again = records.finish(names, [one], run={'commit': 'd'})
+    assert [run['commit'] for run in again['runs']] == ['c', 'd']
 
 
 @pytest.mark.parametrize('key', ['images', 'seed', 'float_sha256', 'config'])
 def test_other_settings_need_another_folder(tmp_path, key):
-    Records(tmp_path, HEADER).finish([], [])
+    Records(tmp_path, HEADER).finish([], [], run={})
     with pytest.raises(ValueError, match=f'has {key} .* another --out'):
         Records(tmp_path, {**HEADER, key: 'other'})
