@@ -15,6 +15,7 @@ from taskptq.recipes import resolve
 from taskptq.testing import tiny_batches, tiny_model
 
 STEPS = {'reconstruction': {'steps': 3}}
+NETWORK = {'reconstruction': {'network_steps': 2, 'vary_images': 0.0}}
 
 
 def zeros_of(model, report):
@@ -32,11 +33,12 @@ def zeros_of(model, report):
         ('conv', 'sparse70-erk'),
         ('conv', ['sparse-trained_sparse70', STEPS]),
         ('conv', 'w8a8_sparse70'),
+        ('conv', ['sparse-network_sparse60', NETWORK]),
         ('transposed', 'sparse2-4'),
         ('transposed', 'w4a4_mse_sparse50-uniform'),
         ('transposed', 'w4a8_gptq_sparse50'),
         ('transformer', 'sparse70'),
-        ('transformer', 'w8a8_sparse2-4'),
+        ('transformer', ['w8a8_sparse-network_sparse2-4', NETWORK]),
         ('transformer', ['w4a8_qdrop_sparse60', STEPS]),
     ],
     ids=str,
