@@ -17,11 +17,14 @@ from typing import Any
 
 from taskptq import apis
 from taskptq.bench.measurement import current_commit, file_digest
-from taskptq.bench.onnx_speed import example_inputs, measure
+from taskptq.bench.onnx_speed import (
+    example_inputs,
+    measure,
+    open_session,
+)
 from taskptq.cli import test
 from taskptq.cli.projects import load_projects
 from taskptq.engine.onnx_metadata import read_metadata
-from taskptq.export.openvino_session import open_session
 from taskptq.export.runtime import read_onnx
 
 METRIC = 'lpcvc/mDice'
