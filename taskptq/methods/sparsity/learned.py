@@ -175,10 +175,8 @@ class _Search:
     def run(self) -> LearnedMasks:
         """Run the steps."""
         steps = self.config.steps
-        begin = getattr(self.loss, 'begin', None)
         self._cut()
-        if begin is not None:
-            begin(self.data.probe())
+        self.loss.begin(self.data.probe())
         optimizer = self._optimizer()
         base = [group['lr'] for group in optimizer.param_groups]
         losses: list[float] = []

@@ -7,7 +7,6 @@ import time
 from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from taskptq.methods.sparsity.allocations import fixed_masks
@@ -97,25 +96,41 @@ def _masks(
     assert config.rate is not None
     allocation = config.allocation
     if allocation == 'learned':
-        try:
-            learned = learn_masks(
-                model, prunable, batches, config, adapter=adapter, seed=seed
-            )
-        except NOT_TRAINABLE as error:
-            allocation = 'l2'
-            report.fallback = ' '.join(str(error).split())
-            logger.warning(
-                "sparsity: rates cannot be learned (%s), so allocation='l2' "
-                'shares them out',
-                report.fallback,
-            )
-        else:
-            report.learned = {
-                'loss_start': learned.loss_start,
-                'loss_end': learned.loss_end,
-                'thresholds': learned.thresholds,
-            }
-            return learned.masks
-    with torch.no_grad():
-        weights = [one.weight for one in prunable]
-        return fixed_masks(weights, rate=config.rate, allocation=allocation)
+        learned = _learned(
+            model, prunable, config, report, batches, adapter, seed
+        )
+        if learned is not None:
+            return learned
+        allocation = 'l2'
+    weights = [one.weight for one in prunable]
+    return fixed_masks(weights, rate=config.rate, allocation=allocation)
+
+
+def _learned(
+    model: nn.Module,
+    prunable: Sequence[Prunable],
+    config: SparsityConfig,
+    report: SparsityReport,
+    batches: Sequence[Any],
+    adapter: Any,
+    seed: int,
+) -> list[Tensor] | None:
+    """Return masks of learned rates; None, and a warning, if impossible."""
+    try:
+        learned = learn_masks(
+            model, prunable, batches, config, adapter=adapter, seed=seed
+        )
+    except NOT_TRAINABLE as error:
+        report.fallback = ' '.join(str(error).split())
+        logger.warning(
+            "sparsity: rates cannot be learned (%s), so allocation='l2' "
+            'shares them out',
+            report.fallback,
+        )
+        return None
+    report.learned = {
+        'loss_start': learned.loss_start,
+        'loss_end': learned.loss_end,
+        'thresholds': learned.thresholds,
+    }
+    return learned.masks
