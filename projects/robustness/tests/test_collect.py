@@ -1,7 +1,9 @@
 import copy
 
-import collect
 from robustness_results import content
+from scripts import load_script
+
+collect = load_script('robustness', 'collect')
 
 
 def test_claims_are_judged_by_numbers():

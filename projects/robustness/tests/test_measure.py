@@ -1,10 +1,11 @@
 from pathlib import Path
 
-import measure
 import pytest
+from scripts import load_script
 
 from taskptq.recipes import resolve
 
+measure = load_script('robustness', 'measure')
 ROOT = Path(__file__).resolve().parents[3]
 
 
