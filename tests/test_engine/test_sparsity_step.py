@@ -33,6 +33,7 @@ def zeros_of(model, report):
         ('conv', 'sparse70-erk'),
         ('conv', ['sparse-trained_sparse70', STEPS]),
         ('conv', 'w8a8_sparse70'),
+        ('conv', 'w8a8_sparse50_size3x'),
         ('conv', ['sparse-network_sparse60', NETWORK]),
         ('transposed', 'sparse2-4'),
         ('transposed', 'w4a4_mse_sparse50-uniform'),
