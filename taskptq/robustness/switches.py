@@ -76,9 +76,10 @@ def upsampling(mode: str) -> Iterator[Touched]:
         mode: ``nearest``, ``bilinear``, or ``align-corners``, which turns
             that setting of smooth modes round.
     """
-    touched = Touched(
-        none=f'the model enlarges no map otherwise than with {mode}'
-    )
+    none = f'the model enlarges no map otherwise than with {mode}'
+    if mode == 'align-corners':
+        none = 'the model enlarges no map with a smooth mode'
+    touched = Touched(none=none)
     interpolate = F.interpolate
 
     def call(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -56,6 +56,10 @@ def test_what_shrinks_or_is_the_same_stays():
         F.interpolate(maps, size=(16, 16), mode='bilinear')
     assert torch.equal(small, maps[..., ::2, ::2])
     assert not touched.count
+    with upsampling('align-corners') as touched:
+        F.interpolate(maps, scale_factor=2)
+    assert touched.none == 'the model enlarges no map with a smooth mode'
+    assert not touched.count
 
 
 def test_precision_rounds_weights_and_outputs_for_a_while():
