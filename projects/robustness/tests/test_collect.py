@@ -7,9 +7,12 @@ collect = load_script('robustness', 'collect')
 
 
 def test_claims_are_judged_by_numbers():
-    claims = [*collect.float_claims(content())]
-    assert claims == []
-    lines = list(collect.quantized_claims(content()))
+    results = content()
+    assert [*collect.float_claims(results)] == []
+    # A noise that no one calls harmless leaves nothing to chance.
+    results['rows'][1]['kind'] = 'ceil_mode'
+    assert collect.chance(results) == 0
+    lines = list(collect.quantized_claims(results))
     by_claim = {line[0]: line[1:] for line in lines}
     assert by_claim['loses more than float under corruptions'] == [
         'q',
@@ -29,8 +32,16 @@ def test_claims_are_judged_by_numbers():
     ]
 
 
+def test_small_differences_are_within_chance():
+    assert round(collect.chance(content()), 6) == 0.1
+    lines = [line[-1] for line in collect.quantized_claims(content())]
+    assert set(lines) == {'within chance'}
+    assert collect.verdict(-0.2, least=0.1) == 'no'
+
+
 def test_the_worst_resize_is_named():
     results = content()
+    results['rows'][1]['kind'] = 'ceil_mode'
     for option, value in (('opencv-nearest', 0.2), ('pillow-box', 0.3)):
         row = copy.deepcopy(results['rows'][1])
         row |= {'noise': f'resize={option}', 'kind': 'resize'}
