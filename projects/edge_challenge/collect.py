@@ -1,6 +1,6 @@
 """Write RESULTS.md from what ``measure.py`` measured.
 
-python projects/edge_challenge/collect.py
+Run it without arguments, after ``measure.py --out`` into the folder results.
 """
 
 from __future__ import annotations
