@@ -76,7 +76,10 @@ STUDIES = {
         config='configs/segformer/segformer_mit-tiny_camvid.py',
         checkpoint='configs/segformer/checkpoints/'
         'segformer_mit-tiny_camvid.pth',
-        recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_gptq'),
+        files=(
+            'configs/segformer/quantized/'
+            'segformer_mit-tiny_w4a8_gptq_camvid-05ee902d.pth',
+        ),
     ),
     'yolox': Study(
         config='configs/yolox/yolox_nano_coco-mini.py',
