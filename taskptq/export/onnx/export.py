@@ -112,6 +112,9 @@ def export_onnx(
             dynamic_axes=dynamic_axes,
             opset=min(opset, TRACED_OPSET),
         )
+    if any(set(axes) - {0} for axes in (dynamic_axes or {}).values()):
+        # Sizes of the example, by which a runtime would share its memory.
+        del model.graph.value_info[:]
     graph = Graph(model)
     constants_to_initializers(graph)
     feeds = [

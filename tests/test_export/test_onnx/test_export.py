@@ -66,6 +66,42 @@ def test_older_opsets_compute_the_same(exported, opset):
     assert found.report.checks['float_layers'] == []
 
 
+class Pyramid(nn.Module):
+    """Two strides, the coarse features added to the fine ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.fine = nn.Conv2d(3, 4, 3, stride=2, padding=1)
+        self.coarse = nn.Conv2d(4, 4, 3, stride=2, padding=1)
+        self.lateral = nn.Conv2d(4, 4, 1)
+        self.smooth = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x):
+        fine = torch.relu(self.fine(x))
+        coarse = self.lateral(torch.relu(self.coarse(fine)))
+        size = fine.shape[2:]
+        return self.smooth(fine + nn.functional.interpolate(coarse, size=size))
+
+
+def test_sizes_of_the_example_are_not_those_of_a_free_image(exported):
+    torch.manual_seed(0)
+    batches = [torch.randn(2, 3, *size) for size in ((32, 32), (16, 48))]
+    free = {0: 'n', 2: 'height', 3: 'width'}
+    found = exported(
+        Pyramid().eval(),
+        batches=batches,
+        qconfig={'deploy': 'onnxruntime'},
+        dynamic_axes={'x': free, 'y': {0: 'n', 2: 'rows', 3: 'columns'}},
+    )
+    assert not onnx.load(str(found.path)).graph.value_info
+    for x in batches:
+        with torch.no_grad():
+            expected = found.model(x)
+        got = run(found.path, x)
+        assert got.shape == tuple(expected.shape)
+        assert np.abs(got - expected.numpy()).mean() < 0.05
+
+
 def test_the_batch_can_be_free(exported):
     found = exported('conv', dynamic_axes={'x': {0: 'n'}, 'y': {0: 'n'}})
     one = run(found.path, found.x[:1])
