@@ -87,8 +87,8 @@ def seconds_of(files: dict[str, Path], *, runs: int) -> dict[str, float]:
     return {t.path: t.to_dict()['cpu_ms'] / 1000 for t in timings}
 
 
-def main(argv: list[str] | None = None) -> dict[str, Any]:
-    """Measure one model."""
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description='Measure the score')
     parser.add_argument('config')
     parser.add_argument('checkpoint')
@@ -96,7 +96,12 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument('--num-images', type=int, default=64)
     parser.add_argument('--runs', type=int, default=50)
     parser.add_argument('--out', required=True, help='JSON file')
-    args = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> dict[str, Any]:
+    """Measure one model."""
+    args = parse_args(argv)
     load_projects()
     from edge_challenge import metric  # noqa: F401 - registers
     from edge_challenge.score import challenge_score

@@ -126,21 +126,33 @@ def load_subjects(
             model=model.to(device).eval(),
         )
     ]
-    for name, file in zip(names, files, strict=True):
-        path = str(local_file(file))
-        exported = is_onnx_path(path)
-        if exported:
-            other = build_model(config, device=device)
-            install_onnx(other, path, threads=1)
-        else:
-            other = load_quantized(config, path, device=device)
-        found.append(
-            Subject(
-                name=name,
-                kind=EXPORTED if exported else QUANTIZED,
-                file=file,
-                sha256=file_digest(file),
-                model=other.eval(),
-            )
-        )
+    found += [
+        load_file(file, name=name, config=config, device=device)
+        for name, file in zip(names, files, strict=True)
+    ]
     return found
+
+
+def load_file(file: str, *, name: str, config: Config, device: str) -> Subject:
+    """Load a quantized or an exported file.
+
+    Args:
+        file: The file.
+        name: Column of the tables.
+        config: Config of the float model.
+        device: Where the model runs.
+    """
+    path = str(local_file(file))
+    exported = is_onnx_path(path)
+    if exported:
+        model = build_model(config, device=device)
+        install_onnx(model, path, threads=1)
+    else:
+        model = load_quantized(config, path, device=device)
+    return Subject(
+        name=name,
+        kind=EXPORTED if exported else QUANTIZED,
+        file=file,
+        sha256=file_digest(file),
+        model=model.eval(),
+    )
