@@ -162,8 +162,8 @@ def page_lines(stored: dict[str, Any]) -> list[str]:
         f'{stored["metric"]}, float {full:.4g}.',
         '',
         '| recipe | images | seeds | value | of float | zeros | by layer '
-        '| CPU s |',
-        '|---|---|---|---|---|---|---|---|',
+        '| MB | CPU s |',
+        '|---|---|---|---|---|---|---|---|---|',
     ]
     groups: dict[tuple[str, int], list[dict[str, Any]]] = {}
     for row in stored['rows']:
@@ -175,11 +175,12 @@ def page_lines(stored: dict[str, Any]) -> list[str]:
         shown = f'{mean:.4g}' + (f' ± {spread:.2g}' if spread else '')
         low, high = rows[0]['layer_rates'] or (0.0, 0.0)
         zeros = f'{rows[0]["zeros"]} of {rows[0]["prunable"]}'
+        size = statistics.mean(row['file_bytes'] for row in rows) / 1e6
         cpu = statistics.mean(row['cpu_seconds'] for row in rows)
         lines.append(
             f'| `{recipe}` | {images} | {len(rows)} | {shown} | '
             f'{mean / full:.1%} | {zeros} | {low:.0%} to {high:.0%} | '
-            f'{cpu:.0f} |'
+            f'{size:.2f} | {cpu:.0f} |'
         )
     return [*lines, '']
 

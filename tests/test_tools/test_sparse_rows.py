@@ -28,6 +28,7 @@ def row(recipe, seed, value, **others):
         'prunable': 100,
         'layer_rates': [0.1, 0.96],
         'cpu_seconds': 25.0,
+        'file_bytes': 1_234_567,
         **others,
     }
 
@@ -54,7 +55,7 @@ def test_the_page_shows_means_spreads_and_shares(tool, tmp_path):
     assert text.endswith(f'{tool.END}\n\nend\n')
     assert (
         '| `sparse70` | 32 | 2 | 0.48 ± 0.014 | 96.0% | 70 of 100 | '
-        '10% to 96% | 25 |' in text
+        '10% to 96% | 1.23 | 25 |' in text
     )
     assert '| `sparse80` | 32 | 1 | 0.4 | 80.0% |' in text
 
