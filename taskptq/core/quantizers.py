@@ -46,6 +46,8 @@ class Quantizer(nn.Module):
             codes like others.
         prices: What each code of a weight costs, (levels,), in squared
             steps, for roundings that weigh it against errors. None: nothing.
+        max_bits: Most bits that a weight's codes may take once they are
+            entropy-coded; None for any.
     """
 
     points: ClassVar[tuple[str, ...] | None] = None
@@ -66,6 +68,7 @@ class Quantizer(nn.Module):
         self.transform_only = False
         self.frozen = False
         self.drop_prob = 0.0
+        self.max_bits: float | None = None
         self.quant_min, self.quant_max = spec.bounds(signed=bool(spec.signed))
         self.register_buffer('grid', torch.empty(0, dtype=torch.int32))
         self.register_buffer('mask', None, persistent=False)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -101,6 +103,15 @@ def write_results(
             'digest': payload['digest'],
             'commit': source_commit(),
         }
+        limit = report.get('size', {}).get('limit_bytes', math.inf)
+        if report['file_bytes'] > limit:
+            print_log(
+                f'{out} has {report["file_bytes"]:,} bytes, more than the '
+                f'{limit:,} asked for: roundings spread the codes beyond the '
+                'estimate; ask for less',
+                logger='current',
+                level=logging.WARNING,
+            )
         text = json.dumps(report, indent=1) + '\n'
         target = work_dir / 'quantization_report.json'
         target.write_text(text, encoding='utf-8')

@@ -95,6 +95,8 @@ def fit_size(
             found.steps[name],
             bounds=curves[name].bounds,
         )
+        # The estimate counts the coder's table as well.
+        quantizer.max_bits = found.bits[name]
         quantizer.set_scale(
             torch.full_like(quantizer.scale, found.steps[name])
         )

@@ -142,7 +142,8 @@ def parse(name: str) -> RecipeName:
         SettingError: If the name has another form.
 
     >>> parse('w4a4-8_drd')
-    RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None)
+    RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None,
+               sparsity=None, ratio=None)
     """
     written = ALIASES.get(name, name) if isinstance(name, str) else ''
     sized = SIZE.fullmatch(written)

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ['RateCurve', 'code_bits', 'code_prices', 'entropy', 'rate_curve']
+from taskptq.core.entropy import code_counts, count_bits
+
+__all__ = ['RateCurve', 'code_bits', 'code_prices', 'rate_curve']
 
 # Steps grow by a quarter of an octave.
 RATIO = 2**0.25
@@ -77,10 +79,10 @@ def code_bits(
     gain += (steps - codes).square_()
     codes = torch.where(gain > (steps - nearer).square_(), nearer, codes)
     error = float((codes * step).sub_(weight).square_().sum())
-    counts = _counts(codes, bounds=bounds)
+    counts = code_counts(codes, bounds=bounds)
     used = counts.nonzero()
     entries = int(used[-1] - used[0]) + 1
-    return float(entropy(counts)) + ENTRY_BITS * entries, error
+    return count_bits(counts) + ENTRY_BITS * entries, error
 
 
 def code_prices(
@@ -105,24 +107,11 @@ def code_prices(
 def _prices(
     steps: Tensor, codes: Tensor, *, bounds: tuple[int, int]
 ) -> Tensor:
-    counts = _counts(codes, bounds=bounds)
+    counts = code_counts(codes, bounds=bounds)
     # A code that doesn't occur yet costs a bit more than one that does once.
     bits = math.log2(steps.numel()) - counts.clamp(min=0.5).log2()
     mean = float((steps - codes).square_().mean())
     return (2 * math.log(2) * min(mean, 1 / 12) * bits).to(steps)
-
-
-def _counts(codes: Tensor, *, bounds: tuple[int, int]) -> Tensor:
-    low, high = bounds
-    flat = (codes - low).to(torch.int64).flatten()
-    return torch.bincount(flat, minlength=high - low + 1).double()
-
-
-def entropy(counts: Tensor) -> Tensor:
-    """Return the bits of all codes with these counts, (levels,)."""
-    used = counts[counts > 0]
-    total = used.sum()
-    return total * total.log2() - (used * used.log2()).sum()
 
 
 @torch.no_grad()

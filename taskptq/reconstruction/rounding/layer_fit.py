@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taskptq.core.entropy import code_counts, count_bits
 from taskptq.core.quantizers import AffineQuantizer
 from taskptq.modules.base import QuantModule
 from taskptq.reconstruction.config import ReconstructionConfig
@@ -28,6 +29,9 @@ from taskptq.reconstruction.rounding.output_ranges import (
     nearest_codes,
     search_output_range,
 )
+
+# How often a grid gets coarser for its bits; two times are enough mostly.
+MAX_COARSER = 6
 
 Rows = Sequence[tuple[slice, Moments]]
 
@@ -76,20 +80,18 @@ def fit_layer(
     scale = quantizer.scale.detach().reshape(shape).clone()
     zero_point = quantizer.zero_point.reshape(shape).clone()
     mask = mask_matrix(quantizer.mask, groups=groups, transposed=transposed)
-    codes = torch.empty_like(matrix, dtype=torch.int32)
-    for place, moments in rows:
-        own = slice(None) if shape == (1, 1) else place
-        part = _solve(
-            matrix[:, place],
-            moments,
-            quantizer,
-            (scale[:, own], zero_point[:, own]),
-            config,
-            mask=None if mask is None else mask[:, place],
+    codes = _solve_rows(
+        matrix, rows, quantizer, (scale, zero_point), config, mask=mask
+    )
+    for _ in range(MAX_COARSER):
+        factor = _coarser(codes, quantizer)
+        if factor == 1 or not config.solves_codes:
+            break
+        scale *= factor
+        codes = _solve_rows(
+            matrix, rows, quantizer, (scale, zero_point), config, mask=mask
         )
-        codes[:, place] = part.codes
-        scale[:, own], zero_point[:, own] = part.scale, part.zero_point
-    if config.output_ranges:
+    if config.output_ranges or quantizer.max_bits is not None:
         set_grid(quantizer, scale.reshape(-1), zero_point.reshape(-1))
     if config.solves_codes:
         codes = from_matrix(codes, shape=weight.shape, transposed=transposed)
@@ -133,6 +135,50 @@ def fit_float(
             target = matched_weight(target, moments, damped)
         matrix[:, place] = fit_kept(target, damped, mask[:, place]).to(matrix)
     return from_matrix(matrix, shape=weight.shape, transposed=transposed)
+
+
+def _solve_rows(
+    matrix: Tensor,
+    rows: Rows,
+    quantizer: AffineQuantizer,
+    grid: tuple[Tensor, Tensor],
+    config: ReconstructionConfig,
+    *,
+    mask: Tensor | None,
+) -> Tensor:
+    """Return the codes of (G, R, K) weights; ranges are found in place."""
+    scale, zero_point = grid
+    codes = torch.empty_like(matrix, dtype=torch.int32)
+    for place, moments in rows:
+        own = slice(None) if scale.shape == (1, 1) else place
+        part = _solve(
+            matrix[:, place],
+            moments,
+            quantizer,
+            (scale[:, own], zero_point[:, own]),
+            config,
+            mask=None if mask is None else mask[:, place],
+        )
+        codes[:, place] = part.codes
+        scale[:, own], zero_point[:, own] = part.scale, part.zero_point
+    return codes
+
+
+def _coarser(codes: Tensor, quantizer: AffineQuantizer) -> float:
+    """Return by how much the step has to grow for ``max_bits``; 1 if none.
+
+    What makes up for errors spreads the codes, most where they are few. At
+    high rates twice the step saves a bit of each weight, at low ones less.
+    """
+    if quantizer.max_bits is None:
+        return 1.0
+    bounds = (quantizer.quant_min, quantizer.quant_max)
+    bits = count_bits(code_counts(codes, bounds=bounds))
+    excess = (bits - quantizer.max_bits) / codes.numel()
+    if excess <= 0:
+        return 1.0
+    rate = max(quantizer.max_bits / codes.numel(), 0.2)
+    return float(2 ** min(1.1 * excess / min(rate, 1.0) + 0.003, 1.0))
 
 
 def set_grid(

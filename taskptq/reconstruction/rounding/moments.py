@@ -22,6 +22,8 @@ from taskptq.reconstruction.rounding.layer_inputs import listening, matmul_of
 # Positions of a feature map that count per image: neighbours say much the
 # same, and a calibration set has many images.
 MAX_POSITIONS = 1024
+# Variance below this share of the second moment is that of sums in float32.
+CONSTANT = 1e-6
 
 
 class _StopError(Exception):
@@ -111,8 +113,15 @@ class PairedMoments:
         found = {name: total / self.count for name, total in self.sums.items()}
         if centred:
             mean, float_mean = found['mean'], found['float_mean']
+            second = found['hessian'].diagonal(dim1=1, dim2=2).clone()
             found['hessian'] -= mean[:, :, None] * mean[:, None]
             found['cross'] -= float_mean[:, :, None] * mean[:, None]
+            left = found['hessian'].diagonal(dim1=1, dim2=2)
+            # An input that never moves leaves rounding errors of either
+            # sign, of which no damping makes a second moment.
+            constant = left <= CONSTANT * second
+            found['hessian'] *= ~(constant[:, :, None] | constant[:, None])
+            found['cross'] *= ~constant[:, None]
         return Moments(**found)
 
 

@@ -10,6 +10,7 @@ from torch import nn
 from taskptq.core import quantizing
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.rounding import moments as module_under_test
+from taskptq.reconstruction.rounding.gptq import ColumnSolver
 from taskptq.reconstruction.rounding.moments import PairedMoments, collect
 
 
@@ -59,6 +60,26 @@ def test_moments_of_pairs(streams, centred):
         sums.add(x, y)
     x, y = (torch.cat(streams[name]) for name in ('quant', 'float'))
     check(sums.moments(centred=centred), by_hand(x, y, centred=centred))
+
+
+def test_constant_inputs_have_no_moments():
+    # All of a weight can be 0, so that a norm gives its bias alone.
+    sums = PairedMoments(nn.Linear(6, 2))
+    torch.manual_seed(0)
+    for _ in range(3):
+        x = 0.1 * torch.arange(6.0).expand(7, 6).clone()
+        sums.add(x, torch.randn(7, 6))
+    found = sums.moments(centred=True)
+    assert not found.hessian.any()
+    assert not found.cross.any()
+    solver = ColumnSolver(found.hessian, damping=0.1)
+    codes = solver.codes(
+        torch.tensor([[[0.4, 1.6, -2.6, 0.0, 3.0, -0.1]]]),
+        scale=torch.ones(1, 1),
+        zero_point=torch.zeros(1, 1),
+        bounds=(-8, 7),
+    )
+    assert codes.flatten().tolist() == [0, 2, -3, 0, 3, 0]
 
 
 def test_large_maps_are_thinned(monkeypatch):
