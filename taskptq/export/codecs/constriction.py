@@ -63,16 +63,27 @@ class Constriction(Codec):
             raise CodecError('holds codes that are too wide, or none')
         model, body = read_model(data, layout=layout)
         words = np.frombuffer(body, '<u4').astype(np.uint32)
-        table = model.table_of_codes(layout)
         stack = _constriction().stream.stack.AnsCoder(words)
         found = np.empty(layout.num_codes, dtype=np.uint8)
+        ends = np.cumsum(layout.parts).tolist()
         for number in range(len(model.tables)):
-            where = table == number
-            count = int(where.sum())
-            if count:
-                symbols = stack.decode(_categorical(model, number), count)
-                used = np.flatnonzero(model.tables[number])
-                found[where] = used[symbols]
+            spans = [
+                slice(end - count, end)
+                for end, count, one in zip(
+                    ends, layout.parts, model.of_part, strict=True
+                )
+                if one == number
+            ]
+            count = sum(span.stop - span.start for span in spans)
+            if not count:
+                continue
+            symbols = stack.decode(_categorical(model, number), count)
+            used = np.flatnonzero(model.tables[number]).astype(np.uint8)
+            values, at = used[symbols], 0
+            for span in spans:
+                size = span.stop - span.start
+                found[span] = values[at : at + size]
+                at += size
         if not stack.is_empty():
             raise CodecError('does not end where its codes do')
         return found
