@@ -189,5 +189,5 @@ def float_bytes(payload: Mapping[str, Any]) -> int:
         int(np.prod(entry['shape'], dtype=np.int64))
         for entry in payload['weights'].values()
     )
-    rest = sum(tensor.numel() for tensor in payload['float'].values())
-    return FLOAT_BYTES * (packed + rest)
+    rest = sum(int(tensor.numel()) for tensor in payload['float'].values())
+    return FLOAT_BYTES * int(packed + rest)

@@ -24,7 +24,10 @@ def test_reads_back_what_it_writes():
         ({'pattern': '4:4'}, r"pattern='4:4': give 'unstructured'"),
         ({'pattern': 'half'}, r"pattern='half': give 'unstructured'"),
         ({'rate': 0.5, 'allocation': 'L2'}, r"allocation='L2'"),
-        ({'rate': 0.5, 'rates': 1}, r"qconfig\.sparsity has unknown key 'rates'"),
+        (
+            {'rate': 0.5, 'rates': 1},
+            r"qconfig\.sparsity has unknown key 'rates'",
+        ),
         ([0.7], r'qconfig\.sparsity=\[0\.7\]'),
     ],
 )

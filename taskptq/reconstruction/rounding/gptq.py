@@ -345,7 +345,6 @@ class _ColumnRounding:
             errors[:, :, i - first] = error
         self.weight[:, :, last:] -= errors @ self.factor[:, first:last, last:]
 
-
     def _cheaper(self, codes: Tensor, steps: Tensor, cost: Tensor) -> Tensor:
         """Return the codes, or those next to them towards the zero point.
 
