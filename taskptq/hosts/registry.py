@@ -59,6 +59,7 @@ def register_counterpart(
 
     Subclasses count as long as they run its forward.
 
+    >>> from taskptq.hosts import lookup
     >>> from taskptq.modules import QuantLinear
     >>> class Scorer(nn.Linear):
     ...     def forward(self, x):

@@ -11,8 +11,8 @@ from torch import Tensor
 def exact_count(rate: float, *, total: int) -> int:
     """Return how many of ``total`` weights a rate removes: the nearest count.
 
-    >>> exact_count(0.7, total=45)
-    32
+    >>> exact_count(0.7, total=44)
+    31
     """
     return min(total, round(rate * total))
 
