@@ -138,6 +138,14 @@ class QConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, name='qconfig')
+        for name, kind in (('sparsity', SparsityConfig), ('size', SizeConfig)):
+            found = getattr(self, name)
+            if not (found is None or isinstance(found, kind)):
+                raise refuse(
+                    f'qconfig.{name}',
+                    found,
+                    f'give a {kind.__name__}, or None',
+                )
         object.__setattr__(self, 'overrides', check_overrides(self.overrides))
         self.check()
 

@@ -595,7 +595,8 @@ def test_rows_equal_what_quantize_and_test_give(
     )
     by_method = {row['method']: row for row in results['rows']}
     row = by_method['qdrop']
-    assert row['file_bytes'] == pytest.approx(report['file_bytes'], rel=0.01)
+    # The notes in a file, some of them paths, are compressed.
+    assert row['file_bytes'] == pytest.approx(report['file_bytes'], rel=0.03)
     assert (row['steps'], by_method['minmax']['steps']) == (3, None)
     assert 0 <= row['decided'] <= 1
     measurement = tools('taskptq.bench.measurement').Measurement(

@@ -98,8 +98,8 @@ class TwoStage(nn.Module):
 def test_layers_on_rows_of_their_own_are_not_compared_inside(
     monkeypatch,
 ):
-    monkeypatch.setattr(registry, 'REPLAYED_INPUTS', {})
-    registry.register_replayed_input(Selecting, 'rois')
+    name = registry.host_name(Selecting)
+    monkeypatch.setitem(registry.REPLAYED_INPUTS, name, 'rois')
     model, batches = TwoStage().eval(), [torch.rand(4, 3, 8, 8)]
     twin = copy.deepcopy(model)
     for one in (model, twin):
