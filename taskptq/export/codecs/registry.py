@@ -268,7 +268,7 @@ class Coder:
         except CodecError:
             raise
         except DECODE_ERRORS as error:
-            raise CodecError(f'is no section of {codec.name}') from error
+            raise CodecError(f'is not a section of {codec.name}') from error
         finally:
             self._depth -= 1
         return codes

@@ -52,7 +52,7 @@ class Zstd(Codec):
         zstandard = _zstandard()
         kind, frame = data[:1], data[1:]
         if kind not in (PACKED, WHOLE):
-            raise CodecError('is no section of zstd')
+            raise CodecError('is not a section of zstd')
         width = layout.bits
         if kind == WHOLE:
             width = 8 * code_dtype(layout.bits).itemsize
@@ -64,7 +64,7 @@ class Zstd(Codec):
                 frame, max_output_size=size, allow_extra_data=False
             )
         except zstandard.ZstdError as error:
-            raise CodecError('is no frame of zstd') from error
+            raise CodecError('is not a frame of zstd') from error
         return dense_codes(whole, bits=width, count=layout.num_codes)
 
     def available(self) -> bool:
