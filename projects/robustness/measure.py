@@ -31,7 +31,8 @@ class Study:
         config: Config of the float model.
         checkpoint: Float checkpoint.
         recipes: Recipes to quantize with.
-        files: Quantized and exported files that are there.
+        files: Patterns of quantized and exported files of the zoo, whose
+            names end with their digest.
         calibration: Number of calibration images.
         mixes: Name -> noises of calibration images, each with every seed.
         seeds: Seeds of the mixes.
@@ -78,7 +79,7 @@ STUDIES = {
         'segformer_mit-tiny_camvid.pth',
         files=(
             'configs/segformer/quantized/'
-            'segformer_mit-tiny_w4a8_gptq_camvid-05ee902d.pth',
+            'segformer_mit-tiny_w4a8_gptq_camvid-*.pth',
         ),
     ),
     'yolox': Study(
@@ -86,7 +87,7 @@ STUDIES = {
         checkpoint='data/weights/yolox_nano_coco.pth',
         files=(
             'configs/yolox/quantized/'
-            'yolox_nano_w8a8_mse-depthwise_coco-mini-5014424c.pth',
+            'yolox_nano_w8a8_mse-depthwise_coco-mini-*.pth',
         ),
     ),
     'cgnet': Study(
@@ -94,9 +95,9 @@ STUDIES = {
         checkpoint='data/weights/cgnet_camvid.pth',
         files=(
             'configs/cgnet/quantized/'
-            'cgnet_m3n21_w8a8_mse-depthwise_camvid-443224a9.pth',
+            'cgnet_m3n21_w8a8_mse-depthwise_camvid-*.pth',
             'configs/cgnet/quantized/'
-            'cgnet_m3n21_w8a8_mse-depthwise_camvid-c414f92f.onnx',
+            'cgnet_m3n21_w8a8_mse-depthwise_camvid-*.onnx',
         ),
     ),
     # python -m lane_detection.convert_lstr data/weights/lstr_culane.pkl OUT
@@ -105,7 +106,7 @@ STUDIES = {
         checkpoint='work_dirs/lstr/lstr_culane.pth',
         files=(
             'projects/lane_detection/configs/quantized/'
-            'lstr_r18s_w8a8_mse_culane-mini-335bc2de.pth',
+            'lstr_r18s_w8a8_mse_culane-mini-*.pth',
         ),
     ),
 }
@@ -143,7 +144,22 @@ def quantized_files(name: str, study: Study) -> list[str]:
                 )
                 for seed in study.seeds
             ]
-    return [*files, *study.files]
+    return [*files, *map(zoo_file, study.files)]
+
+
+def zoo_file(pattern: str) -> str:
+    """Return the one file of the zoo with this name and any digest.
+
+    Raises:
+        SystemExit: If none or several match.
+    """
+    matches = sorted(Path().glob(pattern))
+    if len(matches) != 1:
+        raise SystemExit(
+            f'{pattern} matches {len(matches)} files instead of one: run this '
+            'at the top of the checkout, after taskptq bench zoo --write'
+        )
+    return matches[0].as_posix()
 
 
 def quantized(file: Path, study: Study, recipe: str, *more: str) -> str:

@@ -10,14 +10,24 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize('name', measure.STUDIES)
-def test_studies_name_what_is_there(name):
+def test_studies_name_what_is_there(name, monkeypatch):
+    monkeypatch.chdir(ROOT)
     study = measure.STUDIES[name]
     assert (ROOT / study.config).is_file()
-    for file in study.files:
-        assert (ROOT / file).is_file()
+    for pattern in study.files:
+        assert Path(measure.zoo_file(pattern)).is_file()
     for recipe in study.recipes:
         assert resolve(recipe)['qconfig']
     assert study.recipes or study.files
+
+
+@pytest.mark.parametrize('names', [(), ('a-1.pth', 'a-2.pth')])
+def test_a_pattern_matches_one_file(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in names:
+        Path(name).touch()
+    with pytest.raises(SystemExit, match=f'matches {len(names)} files'):
+        measure.zoo_file('a-*.pth')
 
 
 def test_mixes_are_quantized_with_every_seed(tmp_path, monkeypatch):
