@@ -1,0 +1,1 @@
+"""Grids of a few learned levels per channel, for weights below 3 bits."""
