@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import math
 import os
 import platform
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from taskptq.bench.float_runner import (
     checkpoint_file,
     measured_config,
 )
+from taskptq.bench.metric_numbers import finite_numbers, watch_classes
 from taskptq.bench.peers import is_peer, measure_peer
 from taskptq.bench.published_eval import published_note, quantize_as_published
 from taskptq.bench.row_notes import (
@@ -32,7 +32,6 @@ from taskptq.bench.row_notes import (
     set_loss_note,
 )
 from taskptq.bench.table import Row, Table
-from taskptq.engine.builder import to_plain
 from taskptq.engine.calibration_config import CalibrationConfig
 from taskptq.engine.calibration_data import (
     EvaluationSource,
@@ -340,48 +339,6 @@ def read_recipe(row: Row, *, images: CalibrationConfig) -> Recipe:
         calibration=images.recipe(),
         seed=row.seed,
     )
-
-
-def watch_classes(evaluator: Any) -> dict[str, float]:
-    """Collect the per-class IoU that mmseg's IoUMetric only logs.
-
-    Args:
-        evaluator: mmengine's Evaluator.
-
-    Returns:
-        A dict that ``evaluate`` fills: ``IoU/<class>`` -> percent.
-    """
-    found: dict[str, float] = {}
-    for metric in evaluator.metrics:
-        compute = getattr(metric, 'total_area_to_metrics', None)
-        if compute is not None:
-            names = metric.dataset_meta['classes']
-            metric.total_area_to_metrics = _watched(compute, names, found)
-    return found
-
-
-def _watched(
-    compute: Callable[..., Any], names: Sequence[str], found: dict[str, float]
-) -> Callable[..., Any]:
-
-    def watched(*args: Any, **kwargs: Any) -> Any:
-        result = compute(*args, **kwargs)
-        values = result.get('IoU', [])
-        for name, value in zip(names, values, strict=False):
-            found[f'IoU/{name}'] = round(100 * float(value), 2)
-        return result
-
-    return watched
-
-
-def finite_numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Keep finite numbers (classes without objects have NaN)."""
-    plain = to_plain(metrics)
-    return {
-        key: float(value)
-        for key, value in plain.items()
-        if isinstance(value, (int, float)) and math.isfinite(value)
-    }
 
 
 def file_digest(path: str | Path) -> str:

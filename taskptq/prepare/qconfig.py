@@ -2,26 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
-import taskptq.core as core
-from taskptq.core import (
-    AffineQuantizer,
-    FloatQuantizer,
-    Observer,
-    Quantizer,
-    QuantizerConfig,
-    QuantSpec,
-)
 from taskptq.core.settings import (
     Choice,
     Flag,
     Table,
-    Text,
     Whole,
-    check_arguments,
     check_fields,
     check_keys,
     patterns,
@@ -34,14 +23,16 @@ from taskptq.core.spec import MAX_WEIGHT_BITS, MIN_BITS
 from taskptq.modules.base import Scheme
 from taskptq.prepare.deploy import RUNTIMES, for_runtime
 from taskptq.prepare.patterns import check_patterns, matches
+from taskptq.prepare.point_config import (
+    Resolve,
+    quantizer_config,
+    resolve_imported,
+)
 from taskptq.prepare.points import (
     DEFAULTS,
-    HEADED,
     KEYS,
     OPERANDS,
-    OWN_KEYS,
     POINTS,
-    SPEC_KEYS,
     at_least,
     check_overrides,
     check_shapes,
@@ -56,40 +47,6 @@ from taskptq.prepare.sparsity import (
     plain_sparsity,
     read_sparsity,
 )
-
-Resolve = Callable[[str, str], type]
-
-
-def resolve_imported(kind: str, name: str) -> type:
-    """Find a quantizer or observer by the name of its class.
-
-    Only classes that have been imported are found; the core's come first.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    base: type = {'quantizer': Quantizer, 'observer': Observer}[kind]
-    known = {found.__name__: found for found in _subclasses(base)}
-    known |= {
-        key: value
-        for key, value in vars(core).items()
-        if isinstance(value, type)
-        and issubclass(value, base)
-        and value is not base
-    }
-    if name not in (*known, base.__name__):
-        raise ValueError(
-            f'there is no {kind} {name!r}: choose one of {", ".join(known)}, '
-            'or import the module that defines it first'
-        )
-    return known.get(name, base)
-
-
-def _subclasses(base: type) -> Iterator[type]:
-    children: list[type] = base.__subclasses__()
-    for found in children:
-        yield found
-        yield from _subclasses(found)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,7 +185,7 @@ class QConfig:
 
     def _build_once(self, point: str, settings: Any, *, where: str) -> None:
         with within(where):
-            config = self._quantizer_config(point, settings)
+            config = quantizer_config(point, settings, resolve=self.resolve)
         if config is None:
             return
         with refusing(f'{where}.observer', settings['observer']):
@@ -313,7 +270,7 @@ class QConfig:
                 self._build_once(point, settings, where=where)
         return Scheme(
             **{
-                point: self._quantizer_config(point, settings)
+                point: quantizer_config(point, settings, resolve=self.resolve)
                 for point, settings in chosen.items()
             }
         )
@@ -328,143 +285,3 @@ class QConfig:
                 self.sparsity.keep_dense if self.sparsity else ()
             ),
         }
-
-    def _quantizer_config(
-        self, point: str, settings: Any
-    ) -> QuantizerConfig | None:
-        if settings is False:
-            return None
-        settings = dict(settings)
-        observer = dict(settings.pop('observer'))
-        spec = {key: settings.pop(key) for key in SPEC_KEYS}
-        flag = Flag()
-        per_channel = flag.read(
-            settings.pop('per_channel'), name='per_channel'
-        )
-        per_head = flag.read(settings.pop('per_head', False), name='per_head')
-        if point == 'operand':
-            point = 'attention'
-        if per_channel and point not in ('weight', 'activation'):
-            raise refuse(
-                'per_channel',
-                per_channel,
-                'give it to weights and activations only; operands of '
-                'attention have per_head',
-            )
-        if point in HEADED:
-            per_channel = per_head
-        quantizer = self._find('quantizer', settings.pop('type'), Quantizer)
-        check_arguments(
-            quantizer,
-            settings,
-            name='',
-            own=('self', 'spec', 'observer'),
-            also=OWN_KEYS,
-        )
-        with within('observer'):
-            observer_type = self._find(
-                'observer', observer.pop('type'), Observer
-            )
-        check_arguments(
-            observer_type,
-            observer,
-            name='observer',
-            own=('self', 'spec', 'num_heads', 'make', 'inner'),
-            also=('type',),
-        )
-        config = QuantizerConfig(
-            spec=QuantSpec(**spec),
-            per_channel=per_channel,
-            quantizer=quantizer,
-            quantizer_kwargs=settings,
-            observer=observer_type,
-            observer_kwargs=observer,
-        )
-        return _of_point(config, point, per_head=per_head)
-
-    def _find(self, kind: str, name: Any, base: type) -> Any:
-        """Find the class of a point's ``type``."""
-        name = Text(what=f'the name of a registered {kind}').read(
-            name, name='type'
-        )
-        with refusing('type', name):
-            found = self.resolve(kind, name)
-        if (
-            not (isinstance(found, type) and issubclass(found, base))
-            or found is base
-        ):
-            raise refuse(
-                'type',
-                name,
-                f'give the name of a registered subclass of {base.__name__}',
-            )
-        return found
-
-
-def _of_point(
-    config: QuantizerConfig, point: str, *, per_head: bool
-) -> QuantizerConfig:
-    """Refuse what a point cannot have; hand ``per_head`` to its searcher."""
-    if per_head and point not in HEADED:
-        raise refuse(
-            'per_head',
-            True,
-            f'give it to {", ".join(HEADED)} only; weights have per_channel',
-        )
-    _check_types(config, point)
-    head_quantizer = config.observer.head_quantizer
-    if not head_quantizer:
-        return config
-    own = config.observer_kwargs.get('per_head', False) is True
-    if (per_head or own) and not config.quantizer.takes_head_grids:
-        raise refuse(
-            'per_head' if per_head else 'observer.per_head',
-            True,
-            f'give the type {head_quantizer} as well, or for uniform grids '
-            'the MSEObserver',
-        )
-    if not per_head:
-        return config
-    # It sees all heads at once, and keeps them apart by itself.
-    kwargs = {**config.observer_kwargs, 'per_head': True}
-    return replace(config, per_channel=False, observer_kwargs=kwargs)
-
-
-def _check_types(config: QuantizerConfig, point: str) -> None:
-    """Refuse grids that cannot hold what a point carries."""
-    quantizer, observer = config.quantizer, config.observer
-    kinds_of_weight = (AffineQuantizer, FloatQuantizer)
-    if point == 'weight' and not issubclass(quantizer, kinds_of_weight):
-        raise refuse(
-            'type',
-            quantizer.__name__,
-            'give an AffineQuantizer, since weights are stored as integers '
-            '(a FloatQuantizer keeps them float)',
-        )
-    kinds: tuple[tuple[str, type[Quantizer] | type[Observer]], ...] = (
-        ('type', quantizer),
-        ('observer.type', observer),
-    )
-    for key, found in kinds:
-        if found.points is not None and point not in found.points:
-            raise refuse(
-                key,
-                found.__name__,
-                f'{found.__name__} is for {" and ".join(found.points)} only: '
-                'give it there, and another type here',
-            )
-    spec = config.spec
-    if point == 'weight' and spec.num_bits > MAX_WEIGHT_BITS:
-        raise refuse(
-            'num_bits',
-            spec.num_bits,
-            f'give weights {MIN_BITS} to {MAX_WEIGHT_BITS} bits; only '
-            'activations have more',
-        )
-    if point == 'weight' and spec.symmetric and spec.signed is False:
-        raise refuse(
-            'signed',
-            False,
-            'give None or True, since a symmetric grid without a sign holds '
-            'no negative weights',
-        )

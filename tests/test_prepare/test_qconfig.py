@@ -3,7 +3,6 @@
 import json
 
 import pytest
-from torch import nn
 
 from taskptq.core import (
     AffineQuantizer,
@@ -462,42 +461,6 @@ def bad_override(**settings: object) -> dict:
 def test_bad_settings_are_refused(config: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         QConfig.from_dict(config)
-
-
-class Strange(MinMaxObserver):
-    def __init__(self, spec: object, **kwargs: float) -> None:
-        super().__init__(spec)
-        self.factor = kwargs['factor'] / kwargs['divisor']
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'said'),
-    [
-        ({}, 'factor'),
-        ({'factor': 1, 'divisor': 0}, 'division by zero'),
-        ({'factor': 'a', 'divisor': 1}, 'unsupported operand'),
-    ],
-)
-def test_what_a_strange_observer_raises_is_one_sentence(
-    kwargs: dict, said: str
-) -> None:
-    settings = {'activation': {'observer': {'type': 'Strange', **kwargs}}}
-    classes = {
-        'Strange': Strange,
-        'MinMaxObserver': MinMaxObserver,
-        'AffineQuantizer': AffineQuantizer,
-    }
-    with pytest.raises(ValueError, match=said) as caught:
-        QConfig.from_dict(settings, resolve=lambda kind, name: classes[name])
-    assert str(caught.value).startswith('qconfig.activation.observer=')
-
-
-@pytest.mark.parametrize('found', [nn.Identity, MinMaxObserver, None, 'text'])
-def test_type_must_be_a_quantizer(found: object) -> None:
-    with pytest.raises(ValueError, match=r"weight\.type='mine'.*Quantizer"):
-        QConfig.from_dict(
-            {'weight': {'type': 'mine'}}, resolve=lambda kind, name: found
-        )
 
 
 def test_sum_of_overrides_is_checked_with_the_layer_name() -> None:

@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from taskptq.bench.measurement import finite_numbers
+from taskptq.bench.metric_numbers import finite_numbers
 from taskptq.bench.robustness.images import NoisyImages, NoisyReader
 from taskptq.bench.robustness.subjects import Subject
 from taskptq.robustness.names import Noise
