@@ -26,6 +26,7 @@ from taskptq.export.onnx.columns import pad_columns
 from taskptq.export.onnx.completion import GATE_LIMIT, Completion, complete
 from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
+from taskptq.export.onnx.float_weights import guard_float_weights
 from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
 from taskptq.export.onnx.lowering import lower, store_half_bytes
 from taskptq.export.onnx.passes import (
@@ -77,7 +78,7 @@ def export_onnx(
         network: Maps plain tensors to a tuple of plain tensors, in eval mode
             and frozen; holds our counterparts.
         inputs: Example inputs.
-        path: File to write.
+        path: File to write; its folder is made.
         input_names: Names of the inputs.
         output_names: Names of the outputs.
         dynamic_axes: Input or output -> {axis: name} of axes that vary.
@@ -142,6 +143,7 @@ def export_onnx(
         fold_written_scales(graph)
         multiply_scales(graph)
         float_products(graph)
+        guard_float_weights(graph)
     if rules.integer_bias:
         integer_biases(graph)
         spread_biases(graph)
@@ -151,6 +153,7 @@ def export_onnx(
     graph.finish()
     stamp(model, opset=opset, metadata=metadata or {})
     onnx.checker.check_model(model)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
     onnx.save(model, str(path))
     checks = {}
     if verify and emitted.grids:

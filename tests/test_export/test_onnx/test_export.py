@@ -40,7 +40,7 @@ def test_all_convolutions_run_in_integers_on_onnx_runtime(exported):
 
 def test_a_float_network_is_written_as_it_is(tmp_path):
     model, x = tiny_model('conv'), tiny_batches('conv')[0]
-    path = tmp_path / 'float.onnx'
+    path = tmp_path / 'new' / 'float.onnx'
     report = export_onnx(
         model, (x,), path, input_names=['x'], output_names=['y']
     )
