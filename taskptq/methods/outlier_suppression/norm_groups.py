@@ -2,16 +2,19 @@
 
 Windows, rolls, flattened maps and heads only move a token's values around, so
 a constant per channel reaches the layers behind them unchanged. Zero padding
-does not: the zeros join after the constant was subtracted.
+does not: the zeros join after the constant was subtracted. Around maps with
+channels last, the module that pads can be told to pad another value.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from taskptq.methods.equalization.scale_groups import (
     HOMOGENEOUS,
@@ -23,6 +26,7 @@ from taskptq.methods.equalization.scale_groups import (
     tensor_key,
 )
 from taskptq.methods.rewriting.readers import SLOTS, Reader
+from taskptq.modules.channel_padding import zero_padding
 
 __all__ = ['NormGroup', 'find_norm_groups']
 
@@ -56,6 +60,22 @@ PADS = {'pad', 'constant_pad_nd'}
 
 
 @dataclass(frozen=True, kw_only=True)
+class _Padding:
+    """One call that pads.
+
+    Args:
+        running: Names of the modules that were running, the innermost last.
+        giver: Norm whose output it pads; None if it is another tensor.
+        channels: Length of the last dimension, which is not padded; 0 if it
+            is, or if the padding is not with zeros.
+    """
+
+    running: tuple[str, ...]
+    giver: str | None
+    channels: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class NormGroup:
     """A LayerNorm, and all layers that read its output.
 
@@ -65,12 +85,15 @@ class NormGroup:
         readers: All that read it.
         between: What else acts on the way to them, and treats zero in a
             special way: paddings and ReLUs; empty if nothing does.
+        padders: Names of modules that pad it on the way, and can be told to
+            pad another value than 0.
     """
 
     name: str
     norm: nn.LayerNorm
     readers: tuple[Reader, ...]
     between: str = ''
+    padders: tuple[str, ...] = ()
 
     @property
     def obstacle(self) -> str:
@@ -94,6 +117,17 @@ class _LayoutRecorder(Recorder):
         super().__init__(owners)
         self.attentions = attentions
         self.special: dict[int, str] = {}  # id of a record -> what acts
+        self.running: list[str] = []
+        self.paddings: list[_Padding] = []
+        self._channels = 0  # that the padding under way spares
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, '__name__', '') in PADS:
+            found = zero_padding(args, kwargs or {})
+            self._channels = 0 if found is None else found[0].shape[-1]
+        return super().__torch_function__(func, types, args, kwargs)
 
     def _note(
         self,
@@ -107,9 +141,15 @@ class _LayoutRecorder(Recorder):
             return
         first = self._known.get(keys[0])
         moved = name in LAYOUTS or name in PADS
+        if name in PADS:
+            self.paddings.append(
+                _Padding(
+                    running=tuple(self.running),
+                    giver=None if first is None else first.giver,
+                    channels=self._channels,
+                )
+            )
         if first is not None and moved and len(tensors) == 1:
-            if name in PADS:
-                self.special[id(first)] = 'zero padding on the way'
             for output in outputs:
                 self._known[tensor_key(output)] = first
             return
@@ -175,7 +215,7 @@ def find_norm_groups(
             if isinstance(module, nn.MultiheadAttention)
         },
     )
-    with recorder:
+    with _names_of_running(model, recorder.running), recorder:
         run()
     barred = shared_layers(model, layers) | recorder.used_elsewhere
     return [
@@ -184,6 +224,31 @@ def find_norm_groups(
         if isinstance(module, nn.LayerNorm)
         for group in _group(name, module, layers, recorder, barred)
     ]
+
+
+@contextmanager
+def _names_of_running(model: nn.Module, running: list[str]) -> Iterator[None]:
+    """Keep the names of the modules that run in a list."""
+    with ExitStack() as stack:
+        for name, module in model.named_modules():
+            for handle in _hooks(name, module, running):
+                stack.callback(handle.remove)
+        yield
+
+
+def _hooks(
+    name: str, module: nn.Module, running: list[str]
+) -> tuple[RemovableHandle, RemovableHandle]:
+    def before(_module: nn.Module, _args: Any) -> None:
+        running.append(name)
+
+    def after(_module: nn.Module, _args: Any, _output: Any) -> None:
+        running.pop()
+
+    return (
+        module.register_forward_pre_hook(before),
+        module.register_forward_hook(after),
+    )
 
 
 def _is_norm(module: nn.Module) -> bool:
@@ -222,22 +287,48 @@ def _group(
             or reader.num_channels != channels
         ):
             return []
+    padders = _padders(name, channels, recorder.paddings)
     return [
         NormGroup(
             name=name,
             norm=norm,
             readers=readers,
-            between=_between(outputs, readers, recorder),
+            between=_between(
+                outputs, readers, recorder, padded=padders is None
+            ),
+            padders=padders or (),
         )
     ]
+
+
+def _padders(
+    norm: str, channels: int, paddings: list[_Padding]
+) -> tuple[str, ...] | None:
+    """Return the modules that pad a norm's output; None if one cannot.
+
+    While such a module runs, nothing else may be padded: it would get the
+    same value.
+    """
+    own = [one for one in paddings if one.giver == norm]
+    names = {one.running[-1] for one in own if one.running}
+    possible = all(one.running and one.channels == channels for one in own)
+    if not possible or any(
+        one.giver != norm and names.intersection(one.running)
+        for one in paddings
+    ):
+        return None
+    return tuple(sorted(names))
 
 
 def _between(
     outputs: list[TrackedTensor],
     readers: tuple[Reader, ...],
     recorder: _LayoutRecorder,
+    *,
+    padded: bool,
 ) -> str:
-    found = [
+    found = ['zero padding on the way'] if padded else []
+    found += [
         recorder.special[id(one)]
         for one in outputs
         if id(one) in recorder.special

@@ -11,8 +11,9 @@ searched for the least output error of the quantized readers.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +23,10 @@ from taskptq.core.settings import Flag, Number, Whole
 from taskptq.methods.outlier_suppression.norm_groups import (
     NormGroup,
     find_norm_groups,
+)
+from taskptq.methods.outlier_suppression.paddings import (
+    Paddings,
+    replay_paddings,
 )
 from taskptq.methods.rewriting.layer_edits import (
     LayerEdit,
@@ -84,9 +89,10 @@ class ChannelShiftScale:
     are found by watching the float model run. The error is measured with
     the recipe's own bits. Nothing is added at run time.
 
-    Where zeros are padded between the norm and a reader, as around windows
-    and maps, only the scale is exact: the shift is left out, with the reason
-    in the report.
+    Where a module pads zeros between the norm and its readers, as windows
+    do, it pads ``-z / s`` instead. Where a convolution pads inside, or
+    channels don't come last, only the scale is exact: the shift is left out,
+    with the reason in the report.
 
     Args:
         shift: Whether to subtract the channels' midpoints.
@@ -132,6 +138,7 @@ class ChannelShiftScale:
         samples = collect_inputs(model, readers, stats) if readers else {}
         schemes = layer_schemes(model, stats)
         plans = []
+        paddings = Paddings(model, groups if self.shift else ())
         for group in groups:
             errors = [
                 ReaderError(
@@ -141,7 +148,7 @@ class ChannelShiftScale:
                 if reader.label in samples
                 and (scheme := schemes(reader.name)) is not None
             ]
-            plans.append(self._plan(group, errors))
+            plans.append(self._plan(group, errors, paddings))
         apply_layer_edits(model, plans, stats, tolerance=self.tolerance)
         return RewriteReport(
             rewrite=type(self).__name__,
@@ -155,7 +162,13 @@ class ChannelShiftScale:
                 else list(self.patterns),
             },
             entries=[outcome(plan) for plan in plans],
+            structure=paddings.settle(),
         )
+
+    @classmethod
+    def replay(cls, model: nn.Module, structure: Mapping[str, Any]) -> None:
+        """Let a file's modules pad their values; see ``StructuralRewrite``."""
+        replay_paddings(model, structure)
 
     def _chosen(self, groups: Sequence[NormGroup]) -> list[NormGroup]:
         if self.patterns is None:
@@ -175,6 +188,7 @@ class ChannelShiftScale:
         self,
         group: NormGroup,
         errors: Sequence[ReaderError],
+        paddings: Paddings,
     ) -> LayerEdit:
         """Choose shift and scale of a group, without writing anything."""
         plan = _plan_of(group)
@@ -197,7 +211,7 @@ class ChannelShiftScale:
             entry.reason = 'no shift or scale lowers the error of its readers'
             return plan
         best = min(choices, key=lambda choice: choice.error)
-        _fill(plan, group, best)
+        _fill(plan, group, best, paddings)
         unshifted = [one for one in choices if one.shift is None]
         if best.shift is not None and unshifted:
             plan.fallback = _plan_of(group)
@@ -206,7 +220,7 @@ class ChannelShiftScale:
                 'no_shift': 'it changed an output',
             }
             best = min(unshifted, key=lambda choice: choice.error)
-            _fill(plan.fallback, group, best)
+            _fill(plan.fallback, group, best, paddings)
         return plan
 
     def _choices(
@@ -266,9 +280,14 @@ def _plan_of(group: NormGroup) -> LayerEdit:
     )
 
 
-def _fill(plan: LayerEdit, group: NormGroup, choice: _Choice) -> None:
+def _fill(
+    plan: LayerEdit, group: NormGroup, choice: _Choice, paddings: Paddings
+) -> None:
     """Enter a choice's edits and what the report says about it."""
     plan.edits = _edits(group, choice)
+    plan.edits += paddings.edits(
+        group.name, scales=choice.scales, shift=choice.shift
+    )
     plan.entry.details |= {
         'error_after': choice.error,
         'threshold': choice.threshold,
@@ -302,7 +321,12 @@ def _find(model: nn.Module, stats: CalibrationStats) -> list[NormGroup]:
 def _common(groups: Sequence[NormGroup]) -> list[NormGroup]:
     """Keep the groups that every rank found, as all must edit equally."""
     own = [
-        (group.name, group.obstacle, *(one.label for one in group.readers))
+        (
+            group.name,
+            group.obstacle,
+            *group.padders,
+            *(one.label for one in group.readers),
+        )
         for group in groups
     ]
     ranks = gather(own)

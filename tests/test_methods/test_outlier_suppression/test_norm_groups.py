@@ -35,6 +35,7 @@ def groups_of(connect, **options):
         group.name: (
             [reader.label for reader in group.readers],
             group.obstacle,
+            group.padders,
         )
         for group in groups
     }
@@ -52,6 +53,15 @@ def padded_windows(m, x):
 
 def maybe_padded(m, x):
     return m.one(F.pad(m.norm(x), (0, 0, 0, 0, 0, 0)))
+
+
+def padded_channels_first(m, x):
+    y = F.pad(m.norm(x).permute(0, 3, 1, 2), (0, 1, 0, 1))
+    return m.one(y.permute(0, 2, 3, 1))
+
+
+def others_are_padded(m, x):
+    return m.one(F.pad(m.norm(x), (0, 0, 0, 1))) + F.pad(x, (0, 0, 0, 1))
 
 
 def both(m, x):
@@ -77,8 +87,8 @@ def crossed(m, x):
         (both, ['conv', 'one'], ''),
         (attention, ['attn:key', 'attn:query', 'attn:value'], ''),
         (crossed, ['attn:query', 'one'], ''),
-        (padded_windows, ['one'], 'zero padding on the way'),
-        (maybe_padded, ['one'], 'zero padding on the way'),
+        (padded_channels_first, ['one'], 'zero padding on the way'),
+        (others_are_padded, ['one'], 'zero padding on the way'),
         (
             lambda m, x: m.padded(m.norm(x).permute(0, 3, 1, 2)),
             ['padded'],
@@ -88,7 +98,17 @@ def crossed(m, x):
     ],
 )
 def test_ways_to_read(connect, labels, obstacle):
-    assert groups_of(connect) == {'norm': (labels, obstacle)}
+    assert groups_of(connect) == {'norm': (labels, obstacle, ())}
+
+
+@pytest.mark.parametrize('connect', [padded_windows, maybe_padded])
+def test_a_module_that_pads_is_named(connect):
+    model = nn.Sequential(Block(connect)).eval()
+    with torch.no_grad():
+        (group,) = find_norm_groups(
+            model, lambda: model(torch.randn(2, 4, 4, 4))
+        )
+    assert (group.padders, group.obstacle) == (('0',), '')
 
 
 @pytest.mark.parametrize(

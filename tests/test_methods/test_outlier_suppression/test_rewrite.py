@@ -1,5 +1,6 @@
 """Shifted and scaled norms: the output stays, the readers' error falls."""
 
+import copy
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -192,25 +193,41 @@ def test_reduced_attention_stays_exact():
 
 
 @pytest.mark.parametrize('size', [12, 13])
-def test_windows_get_no_shift_where_zeros_may_be_padded(size):
+def test_windows_pad_what_zero_becomes(size):
     """13 tokens in windows of 4 are padded; 12 are not, other images are."""
-    model = uneven(Windows())
-    x = data(1, size, size, 16)
-    expected = model(x).detach()
+    model = uneven(nn.Sequential(Windows()))
+    x, other = data(1, size, size, 16), data(1, 11, 14, 16)
+    expected = [model(x).detach(), model(other).detach()]
+    outline = copy.deepcopy(model)
     report = ChannelShiftScale()(model, stats_for(x))
     windows, mlp = report.entries
     assert windows.status == mlp.status == 'applied'
-    assert windows.details['no_shift'] == 'zero padding on the way'
-    assert not windows.details['shifted']
+    assert windows.details['shifted']
     assert mlp.details['shifted']
-    assert relative(expected, model(x).detach()) < 1e-12
+    assert model[0].channel_pad_value.abs().min() > 0
+    for image, before in zip((x, other), expected, strict=True):
+        assert relative(before, model(image).detach()) < 1e-12
+    # A copy, and a model that a file makes again, pad the same.
+    assert report.structure == {'paddings': {'0': 16}}
+    ChannelShiftScale.replay(outline, report.structure)
+    outline.load_state_dict(model.state_dict())
+    for copied in (outline, copy.deepcopy(model)):
+        assert torch.equal(copied(other), model(other))
+
+
+def test_zeros_stay_zeros_without_a_shift():
+    model = uneven(nn.Sequential(Windows()))
+    x = data(1, 13, 13, 16)
+    report = ChannelShiftScale(shift=False)(model, stats_for(x))
+    assert report.structure == {}
+    assert not any('pad' in name for name in model.state_dict())
 
 
 def unseen_padding(model, stats):
     groups = find_norm_groups(
         model, lambda: stats.forward(model, stats.batches[0])
     )
-    return [replace(group, between='') for group in groups]
+    return [replace(group, between='', padders=()) for group in groups]
 
 
 def test_padding_that_was_not_seen_is_verified(monkeypatch):
@@ -277,7 +294,40 @@ def test_swin_block(size):
     expected = block(x, (size, size)).detach()
     stats = stats_for(x)
     stats.forward = lambda m, batch: m['block'](batch[0], (size, size))
-    windows, mlp = ChannelShiftScale()(model, stats).entries
-    assert windows.details['no_shift'] == 'zero padding on the way'
-    assert mlp.details['shifted']
+    report = ChannelShiftScale()(model, stats)
+    assert [one.details['shifted'] for one in report.entries] == [True, True]
+    assert report.structure == {'paddings': {'block.attn': 16}}
     assert relative(expected, block(x, (size, size)).detach()) < 1e-12
+
+
+def test_segment_anything_block():
+    sam = pytest.importorskip('segment_anything.modeling.image_encoder')
+    block = sam.Block(
+        16, 2, window_size=4, use_rel_pos=True, input_size=(6, 6)
+    )
+    model = uneven(nn.Sequential(block)).eval()
+    x = data(1, 6, 6, 16)
+    expected = model(x).detach()
+    report = ChannelShiftScale()(model, stats_for(x))
+    assert report.structure == {'paddings': {'0': 16}}
+    assert relative(expected, model(x).detach()) < 1e-12
+
+
+def test_a_file_restores_what_is_padded(tmp_path):
+    pytest.importorskip('mmengine')
+    from taskptq.engine.pipeline import quantize_model
+    from taskptq.engine.recipe import Recipe
+    from taskptq.engine.restore import restore_model
+    from taskptq.export.checkpoint import load
+
+    model = uneven(nn.Sequential(Windows(), nn.Linear(16, 2))).float().eval()
+    fresh = nn.Sequential(Windows(), nn.Linear(16, 2)).eval()
+    x, other = data(1, 13, 13, 16).float(), data(1, 11, 14, 16).float()
+    recipe = Recipe.from_config(
+        {'edge_bits': None}, rewrites=[{'type': 'ChannelShiftScale'}]
+    )
+    quantize_model(model, [x], recipe=recipe, work_dir=tmp_path)
+    restore_model(load(tmp_path / 'quantized.pth'), fresh)
+    assert fresh[0].channel_pad_value.abs().min() > 0
+    with torch.no_grad():
+        assert torch.equal(fresh(other), model(other))
