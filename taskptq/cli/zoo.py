@@ -4,12 +4,14 @@
     taskptq bench zoo --only yolox          # those in whose name it is found
     taskptq bench zoo --rebuild             # make them again, too
     taskptq bench zoo --write               # make what was never made
+    taskptq bench zoo --latency             # time ONNX files and float ones
 
 A file in the repository must have the listed SHA-256, any other one is made
 again and must come out with it; both must score the printed digits in the
 host's own evaluation, as must their ONNX files. Each runs by itself: what
 fails is named at the end, and the command then exits with 1. Files are made
-on one thread, so that the number of cores does not change them.
+on one thread, so that the number of cores does not change them. A file that
+lacks its export alone is exported as it is.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 # Waiting threads sleep: two that spin beside a busy process slow each other
 # down many times over. torch reads it when it is loaded.
@@ -30,7 +34,8 @@ os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
 import torch
 
 from taskptq.bench.measurement import current_commit, describe_environment
-from taskptq.bench.zoo.check import check_file
+from taskptq.bench.zoo.check import check_file, stored_problems
+from taskptq.bench.zoo.latency import has_export, measure_latency
 from taskptq.bench.zoo.records import (
     is_outdated,
     load_records,
@@ -40,7 +45,7 @@ from taskptq.bench.zoo.records import (
 from taskptq.bench.zoo.rows import name_checkpoint
 from taskptq.bench.zoo.source import SOURCE, ZooFile, read_zoo
 from taskptq.bench.zoo.work import WORK_DIR, Tools
-from taskptq.bench.zoo.write import write_file
+from taskptq.bench.zoo.write import write_export, write_file
 from taskptq.cli import export, quantize, test
 from taskptq.cli.bench import updated
 from taskptq.cli.numbers import minutes
@@ -92,6 +97,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='make and record what was never made, instead of checking',
     )
     parser.add_argument(
+        '--latency',
+        action='store_true',
+        help='time the ONNX files that are there, and their float models, '
+        'on one thread; recorded and not compared',
+    )
+    parser.add_argument(
         '--resume',
         action='store_true',
         help='go on with an interrupted run, with what it has left in '
@@ -102,7 +113,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         type=minutes,
         help='start no further file after so many minutes',
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.write and args.latency:
+        parser.error('--write and --latency exclude each other')
+    return args
 
 
 @contextmanager
@@ -145,15 +159,20 @@ def write(file: ZooFile, args: argparse.Namespace) -> list[str]:
         What went wrong: nothing, or it would have raised.
     """
     old = load_records().get(file.name)
-    environment = describe_environment(torch.device('cpu'))
-    record = write_file(
-        file,
-        old,
-        tools=TOOLS,
-        folder=WORK_DIR / file.name,
-        facts={'commit': current_commit(), 'environment': environment},
-        resume=args.resume,
-    )
+    folder = WORK_DIR / file.name
+    if old is not None and not args.rebuild and is_here(file, old):
+        record = write_export(
+            file, old, tools=TOOLS, folder=folder, facts=run_facts()
+        )
+    else:
+        record = write_file(
+            file,
+            old,
+            tools=TOOLS,
+            folder=folder,
+            facts=run_facts(),
+            resume=args.resume,
+        )
     put_record(file.name, record)
     if file.table.results.is_file():
         with updated(file.table, file.table.results) as results:
@@ -161,12 +180,53 @@ def write(file: ZooFile, args: argparse.Namespace) -> list[str]:
     return []
 
 
+def run_facts() -> dict[str, Any]:
+    """Return what a record says of the run."""
+    environment = describe_environment(torch.device('cpu'))
+    return {'commit': current_commit(), 'environment': environment}
+
+
+def time_export(file: ZooFile, args: argparse.Namespace) -> list[str]:
+    """Time and record one file's export.
+
+    Args:
+        file: The file.
+        args: Result of :func:`parse_args`.
+
+    Returns:
+        What went wrong: nothing, or it would have raised.
+    """
+    record = load_records()[file.name]
+    latency = measure_latency(
+        file,
+        record,
+        tools=TOOLS,
+        folder=WORK_DIR / file.name,
+        facts=run_facts(),
+    )
+    onnx = {**record['onnx'], 'latency': latency}
+    put_record(file.name, {**record, 'onnx': onnx})
+    return []
+
+
+def is_here(file: ZooFile, record: Mapping[str, Any]) -> bool:
+    """Whether a file lies in the repository as it is listed now."""
+    return (
+        bool(record['committed'])
+        and not is_outdated(file, record)
+        and not stored_problems(Path(record['file']), record)
+    )
+
+
 def is_written(file: ZooFile) -> bool:
     """Whether a file is recorded, with the settings that are listed now."""
     record = load_records().get(file.name)
     if record is None or is_outdated(file, record):
         return False
-    return 'onnx' in record or not file.onnx
+    onnx = record.get('onnx') or {}
+    return not file.onnx or (
+        bool(onnx) and file.dynamic == onnx.get('dynamic', False)
+    )
 
 
 def to_do(files: list[ZooFile], args: argparse.Namespace) -> list[ZooFile]:
@@ -178,6 +238,9 @@ def to_do(files: list[ZooFile], args: argparse.Namespace) -> list[ZooFile]:
     """
     if args.write:
         return [f for f in files if args.rebuild or not is_written(f)]
+    if args.latency:
+        records = load_records()
+        return [f for f in files if has_export(records.get(f.name))]
     done = read_state() if args.resume else []
     return [file for file in files if file.name not in done]
 
@@ -207,9 +270,10 @@ def run(files: list[ZooFile], args: argparse.Namespace) -> list[str]:
     Returns:
         A sentence for each thing that differs or failed.
     """
-    verdict = 'written' if args.write else 'as listed'
+    makes = args.write or args.latency
+    verdict = 'recorded' if makes else 'as listed'
     start = time.monotonic()
-    good = read_state() if args.resume and not args.write else []
+    good = read_state() if args.resume and not makes else []
     problems = []
     for number, file in enumerate(files, start=1):
         elapsed = (time.monotonic() - start) / 60
@@ -221,7 +285,7 @@ def run(files: list[ZooFile], args: argparse.Namespace) -> list[str]:
         problems += found
         text = '; '.join(found) or verdict
         print(f'[{number}/{len(files)}] {file.name}: {text}', flush=True)
-        if not found and not args.write:
+        if not found and not makes:
             save_state(good := [*good, file.name])
     return problems
 
@@ -234,13 +298,22 @@ def attempt(file: ZooFile, args: argparse.Namespace) -> list[str]:
         args: Result of :func:`parse_args`.
     """
     try:
-        return write(file, args) if args.write else check(file, args)
+        return work(args)(file, args)
     except ERRORS as error:
         logging.getLogger(__name__).debug('failed', exc_info=True)
         return [f'{file.name}: {reason(error)}']
     finally:
         # Runners hold their data loaders' workers in cycles.
         gc.collect()
+
+
+def work(
+    args: argparse.Namespace,
+) -> Callable[[ZooFile, argparse.Namespace], list[str]]:
+    """Return what is done with each file."""
+    if args.write:
+        return write
+    return time_export if args.latency else check
 
 
 def reason(error: BaseException) -> str:

@@ -6,7 +6,12 @@ import pytest
 import yaml
 
 from taskptq.bench.entries import FAMILIES
-from taskptq.bench.zoo.records import MAX_BYTES, is_outdated, load_records
+from taskptq.bench.zoo.records import (
+    MAX_BYTES,
+    is_outdated,
+    load_records,
+    put_record,
+)
 from taskptq.bench.zoo.source import FOLDER, read_zoo
 from taskptq.bench.zoo.work import digest
 from taskptq.cli import bench, zoo
@@ -63,6 +68,51 @@ def test_the_zoo_is_written_checked_and_rebuilt(tiny_zoo, capsys):
     assert list(tiny_zoo.iterdir()) == [path]
     path.write_bytes(b'PK' + content)
     assert f'{path} is damaged or another file' in outcome('--only', 'w8a8')
+
+
+def list_export(**more):
+    path = Path('configs/zoo.yml')
+    content = yaml.safe_load(path.read_text())
+    content['models'][0]['files'] = [
+        {'recipe': 'w8a8_mse', 'onnx': True, **more}
+    ]
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_what_lacks_its_export_alone_is_not_made_again(tiny_zoo, monkeypatch):
+    assert outcome('--write', '--only', 'w8a8') is None
+    before = load_records()['net_w8a8_mse_toy']
+    list_export()
+
+    def write_export(file, old, *, facts, **options):
+        return {**old, 'onnx': {'parts': [], 'commit': facts['commit']}}
+
+    monkeypatch.setattr(zoo, 'write_export', write_export)
+    assert outcome('--write') is None
+    after = load_records()['net_w8a8_mse_toy']
+    assert after.pop('onnx')['parts'] == []
+    assert after == before
+    # Now there is nothing to do, until it is to be of another kind.
+    (file,) = read_zoo()
+    assert zoo.is_written(file)
+    list_export(dynamic=True)
+    (file,) = read_zoo()
+    assert not zoo.is_written(file)
+
+
+def test_times_are_recorded_with_the_export(tiny_zoo, monkeypatch):
+    assert outcome('--write', '--only', 'w8a8') is None
+    assert outcome('--latency') is None
+    assert 'onnx' not in load_records()['net_w8a8_mse_toy']
+    list_export()
+    record = load_records()['net_w8a8_mse_toy']
+    put_record('net_w8a8_mse_toy', {**record, 'onnx': {'parts': []}})
+    monkeypatch.setattr(
+        zoo, 'measure_latency', lambda file, record, **options: {'ratio': 2}
+    )
+    assert outcome('--latency') is None
+    onnx = load_records()['net_w8a8_mse_toy']['onnx']
+    assert onnx == {'parts': [], 'latency': {'ratio': 2}}
 
 
 def test_one_that_fails_does_not_stop_the_others(tiny_zoo, monkeypatch):

@@ -39,6 +39,8 @@ HEADER = (
     'W8A8',
     'fewer bits',
     'ONNX',
+    'ms: float ONNX',
+    'integer ONNX',
 )
 Measured = tuple[ZooFile, Mapping[str, Any]]
 
@@ -112,6 +114,7 @@ def _line(entry: Entry, files: Sequence[Measured]) -> list[str]:
         size,
         *(_sizes([record for _, record in group]) for group in (eight, fewer)),
         _sizes([record['onnx'] for record in exported]),
+        *_latencies(exported),
     ]
 
 
@@ -163,6 +166,22 @@ def _sizes(records: Sequence[Mapping[str, Any]]) -> str:
         for record in records
     ]
     return ', '.join(f'{size / KIB:.0f}' for size in sizes) or NONE
+
+
+def _latencies(records: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """Return the times of float and integer files, with their ratios."""
+    found = [
+        record['onnx']['latency']
+        for record in records
+        if 'latency' in record['onnx']
+    ]
+    return (
+        ', '.join(f'{one["float_ms"]:.1f}' for one in found) or NONE,
+        ', '.join(
+            f'{one["integer_ms"]:.1f} ({one["ratio"]:.2f}x)' for one in found
+        )
+        or NONE,
+    )
 
 
 def _has_onnx(record: Mapping[str, Any]) -> bool:

@@ -9,9 +9,11 @@
       - {recipe: w8a8}
       - {recipe: w4a8_gptq-matched, seed: 1}
       - {recipe: [w8a8_mse, configs/_base_/deploy/onnxruntime.py], onnx: true}
+      - {recipe: w8a8_mse, onnx: true, dynamic: true}
 
 Config, float checkpoint, calibration and names come from the table. ``metric``
 is a key of what ``taskptq test`` prints; it is the table's own unless given.
+``dynamic`` exports for images of every size.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from taskptq.recipes.names import RecipeName, parse
 SOURCE = Path('configs') / 'zoo.yml'
 FOLDER = 'quantized'
 MODEL_KEYS = ('table', 'metric', 'training_data', 'weights', 'files')
-FILE_KEYS = ('recipe', 'seed', 'onnx', 'commit')
+FILE_KEYS = ('recipe', 'seed', 'onnx', 'dynamic', 'commit')
 WEIGHTS_KEYS = ('origin', 'license')
 FULL_BITS = (8, 8)
 
@@ -47,6 +49,7 @@ class ZooFile:
         metric: Key of the result of ``taskptq test`` that it is judged by.
         seed: Seed of the calibration images and of the reconstruction.
         onnx: Whether it is exported for ONNX Runtime as well.
+        dynamic: Whether the export takes images of every size.
         commit: Whether it lies in the repository if it is small enough.
         training_data: What the float model was trained with.
         weights: Where float weights of others come from: ``origin`` and
@@ -58,6 +61,7 @@ class ZooFile:
     metric: str
     seed: int = 0
     onnx: bool = False
+    dynamic: bool = False
     commit: bool = True
     training_data: str | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
@@ -156,6 +160,7 @@ def _files(model: Any, *, root: Path, where: str) -> Iterator[ZooFile]:
             metric=model.get('metric', table.metric),
             seed=int(entry.get('seed', 0)),
             onnx=bool(entry.get('onnx', False)),
+            dynamic=bool(entry.get('dynamic', False)),
             commit=bool(entry.get('commit', True)),
             training_data=model.get('training_data'),
             weights=weights,

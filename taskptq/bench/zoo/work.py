@@ -161,6 +161,7 @@ def export(
                 'onnxruntime',
                 '--out',
                 out.as_posix(),
+                *(['--dynamic'] if file.dynamic else []),
             ]
         )
     return parts_of(out)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from taskptq.bench.zoo.check import copied
 from taskptq.bench.zoo.records import MAX_BYTES, publish, published_name
 from taskptq.bench.zoo.source import ZooFile
 from taskptq.bench.zoo.work import (
@@ -57,16 +58,54 @@ def write_file(
         **facts,
     }
     if file.onnx:
-        before = ((old or {}).get('onnx') or {}).get('parts', [])
         record['onnx'] = write_onnx(
             file,
             made,
-            old=before,
+            old=old_parts(old),
             tools=tools,
             folder=folder,
             resume=resume,
         )
     return record
+
+
+def write_export(
+    file: ZooFile,
+    old: Mapping[str, Any],
+    *,
+    tools: Tools,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Export a file that lies in the repository, and leave it as it is.
+
+    Args:
+        file: What the zoo lists.
+        old: The record so far.
+        tools: The commands.
+        folder: Work folder of this file.
+        facts: ``commit`` and ``environment`` of the export.
+
+    Returns:
+        The new record.
+    """
+    onnx = write_onnx(
+        file,
+        copied([Path(old['file'])], folder=folder),
+        old=old_parts(old),
+        tools=tools,
+        folder=folder,
+        resume=False,
+    )
+    return {**old, 'onnx': {**onnx, **facts}}
+
+
+def old_parts(old: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
+    """Return the parts of the export that a record lists."""
+    parts: list[Mapping[str, Any]] = ((old or {}).get('onnx') or {}).get(
+        'parts', []
+    )
+    return parts
 
 
 def write_onnx(
@@ -91,11 +130,12 @@ def write_onnx(
     Returns:
         The record's ``onnx``; where exporter or host refuse, why.
     """
+    sizes = {'dynamic': True} if file.dynamic else {}
     try:
         parts = export(file, made, tools=tools, folder=folder, resume=resume)
     except REFUSALS as error:
-        return {'refused': str(error)}
-    entry = place(parts[0], file, parts=parts, old=old)
+        return {'refused': str(error), **sizes}
+    entry = {**place(parts[0], file, parts=parts, old=old), **sizes}
     try:
         metrics = evaluate(
             file, parts[0], tools=tools, folder=folder, resume=resume

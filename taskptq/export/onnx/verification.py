@@ -211,7 +211,11 @@ def check_first_codes(
     point = graph.array(first.input[2])
     assert point is not None
     shift = int(point.flat[0]) - int(quantizer.zero_point)
-    differ = found.astype(np.int64) - shift != expected
+    # Below 8 bits a Clip follows.
+    codes = (found.astype(np.int64) - shift).clip(
+        quantizer.quant_min, quantizer.quant_max
+    )
+    differ = codes != expected
     steps = (x / quantizer.scale).cpu().numpy()[differ]
     off = np.abs(np.abs(steps - np.floor(steps)) - 0.5)
     if off.size and float(off.max()) > TIE:

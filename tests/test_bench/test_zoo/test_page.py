@@ -50,6 +50,7 @@ def test_a_line_holds_all_files_of_a_model(zoo_files, entries):
         (four, record_of(four, committed=False)),
     ]
     onnx['parts'][0]['file'] = 'nowhere'
+    onnx['latency'] = {'float_ms': 4.98, 'integer_ms': 2.5, 'ratio': 1.992}
     (line,) = cells(render_zoo(files, entries))
     assert line == [
         '[net](/configs/tiny/net_toy.py)',
@@ -64,6 +65,8 @@ def test_a_line_holds_all_files_of_a_model(zoo_files, entries):
         '2',
         '1',
         '3',
+        '5.0',
+        '2.5 (1.99x)',
     ]
 
 
@@ -74,6 +77,7 @@ def test_an_export_without_a_value_says_so(zoo_files, entries):
     (line,) = cells(render_zoo([(file, record_of(file, onnx=onnx))], entries))
     assert line[6] == '[not evaluated](/configs/tiny/quantized/a.onnx)'
     assert (line[5], line[9], line[10]) == ('-', '-', '2')
+    assert line[11:] == ['-', '-']
 
 
 def test_models_of_others_come_first(zoo_files, entries):

@@ -41,6 +41,13 @@ def test_only_chooses_by_name(zoo_files):
     assert read_zoo(only='resnet') == []
 
 
+def test_an_export_may_take_images_of_every_size(write_zoo):
+    plain = {'recipe': 'w8a8_mse', 'onnx': True}
+    other = {'recipe': 'w8a8_minmax', 'onnx': True, 'dynamic': True}
+    files = write_zoo(files=[plain, other])
+    assert [file.dynamic for file in files] == [False, True]
+
+
 def test_without_a_list_the_zoo_is_empty(tmp_path):
     assert read_zoo(tmp_path / 'configs' / 'zoo.yml') == []
 

@@ -1,5 +1,7 @@
 """The users' commands on a file of the zoo."""
 
+from pathlib import Path
+
 import pytest
 
 from taskptq.bench.zoo.work import build, command_line, evaluate, export
@@ -12,6 +14,19 @@ def test_the_command_names_all_that_makes_the_file(write_zoo):
         "w8a8_mse --recipe 'a b.py' --num-images 16 --seed 4 --device cpu "
         '--out q.pth'
     )
+
+
+@pytest.mark.parametrize('dynamic', [False, True])
+def test_an_export_is_of_the_listed_kind(
+    write_zoo, pretend, tmp_path, dynamic
+):
+    entry = {'recipe': 'w8a8_mse', 'onnx': True, 'dynamic': dynamic}
+    (file,) = write_zoo(files=[entry])
+    seen = []
+    plain = pretend.export
+    pretend.export = lambda words: (seen.extend(words), plain(words))
+    export(file, Path('q.pth'), tools=pretend.tools(), folder=tmp_path)
+    assert ('--dynamic' in seen) == dynamic
 
 
 def test_only_finite_metrics_count(zoo_files, pretend, tmp_path):

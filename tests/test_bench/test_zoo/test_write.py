@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from taskptq.bench.zoo.write import write_file
+from taskptq.bench.zoo.write import write_export, write_file
 
 FACTS = {'commit': 'abc', 'environment': {'torch': '2'}}
 
@@ -74,6 +74,28 @@ def test_the_export_is_published_beside_the_file(exported, write, pretend):
     assert Path(part['file']).read_bytes() == b'graph of codes'
     assert record['onnx']['value'] == 0.2844
     assert pretend.calls[-2:] == ['export', 'test .onnx']
+
+
+def test_a_missing_export_leaves_the_file_as_it_is(
+    write_zoo, write, pretend, tmp_path
+):
+    (file,) = write_zoo(files=[{'recipe': 'w8a8_mse'}])
+    old = write(file)
+    entry = {'recipe': 'w8a8_mse', 'onnx': True, 'dynamic': True}
+    (file,) = write_zoo(files=[entry])
+    pretend.calls.clear()
+    new = write_export(
+        file,
+        old,
+        tools=pretend.tools(),
+        folder=tmp_path / 'work',
+        facts={**FACTS, 'commit': 'def'},
+    )
+    assert pretend.calls == ['export', 'test .onnx']
+    onnx = new.pop('onnx')
+    assert new == old
+    assert Path(onnx['parts'][0]['file']).is_file()
+    assert (onnx['commit'], onnx['dynamic']) == ('def', True)
 
 
 def test_parts_keep_their_names(exported, write, monkeypatch):

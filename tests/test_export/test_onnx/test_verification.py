@@ -63,6 +63,19 @@ def test_one_changed_bit_is_found_by_name(exported, name, edit, message):
         check_codes(Graph(changed), grids, target=target)
 
 
+def test_first_codes_beyond_the_grid_are_cut(exported):
+    bits = {'num_bits': 4}
+    found = exported(
+        'conv', qconfig={'weight': bits, 'activation': bits, 'edge_bits': 4}
+    )
+    graph = Graph(onnx.load(str(found.path)))
+    x = 4 * found.x
+    checked = check_first_codes(
+        graph, found.model, (x,), feeds={'x': x.numpy()}
+    )
+    assert 'equal but for 0 ties' in checked['first codes']
+
+
 def test_other_first_codes_are_found(exported):
     found = exported('conv')
     feeds = {'x': found.x.numpy()}
