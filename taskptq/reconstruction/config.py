@@ -135,6 +135,8 @@ class ReconstructionConfig:
             weigh the positions of feature maps by how much the model's
             outputs depend on them; takes one pass with gradients, and the
             model's adapter.
+        position_optional: Weigh all positions the same, with a warning,
+            where the model's outputs cannot be compared or differentiated.
 
     Raises:
         SettingError: If a value is invalid.
@@ -182,6 +184,7 @@ class ReconstructionConfig:
     output_ranges: bool = setting(False, Flag())
     bias_correction: bool = setting(False, Flag())
     position_weights: bool = setting(False, Flag())
+    position_optional: bool = setting(False, Flag())
 
     def __post_init__(self) -> None:
         check_fields(self, name='reconstruction')
@@ -254,6 +257,12 @@ class ReconstructionConfig:
                 True,
                 'remove it, or add what it weighs: match_float, '
                 'output_ranges, bias_correction or gptq_sweeps',
+            )
+        if self.position_optional and not self.position_weights:
+            raise refuse(
+                'reconstruction.position_optional',
+                True,
+                'remove it, or set position_weights',
             )
 
     @property
@@ -329,6 +338,7 @@ class ReconstructionConfig:
             output_ranges=False,
             bias_correction=False,
             position_weights=False,
+            position_optional=False,
             **self.network,
         )
 

@@ -8,6 +8,7 @@ Gauss-Newton matrix (Martens and Grosse, ICML 2015).
 
 from __future__ import annotations
 
+import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,9 @@ from taskptq.core.distributed import gathered
 from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.nesting import flatten
+from taskptq.reconstruction.network import NOT_TRAINABLE
+
+logger = logging.getLogger('taskptq')
 
 # Share of its weight that every position keeps.
 FLOOR = 0.1
@@ -79,7 +83,8 @@ def find_position_weights(
     adapter: Any,
     seed: int,
     units: Sequence[Unit] = (),
-) -> PositionWeights:
+    optional: bool = False,
+) -> PositionWeights | None:
     """Run the float model forwards and backwards once over the batches.
 
     With J the Jacobian of the outputs z and h the curvature of the loss in
@@ -94,8 +99,37 @@ def find_position_weights(
         adapter: The model's adapter.
         seed: Seed of the signs.
         units: Units whose outputs are to have weights as well.
+        optional: Warn if the model has no outputs that can be compared and
+            differentiated; without it, errors pass.
+
+    Returns:
+        The weights; None, on all ranks, if one of them warned.
     """
     found = PositionWeights()
+    reason = ''
+    try:
+        _measure(found, model, batches, adapter, seed=seed, units=units)
+    except NOT_TRAINABLE as error:
+        if not optional:
+            raise
+        reason = ' '.join(str(error).split()) or type(error).__name__
+    reasons = [one for one in gathered(reason) if one]
+    if reasons:
+        logger.warning('All positions are weighed the same: %s', reasons[0])
+        return None
+    found.normalize()
+    return found
+
+
+def _measure(
+    found: PositionWeights,
+    model: nn.Module,
+    batches: Sequence[Any],
+    adapter: Any,
+    *,
+    seed: int,
+    units: Sequence[Unit],
+) -> None:
     generator = torch.Generator().manual_seed(seed)
     with _without_parameters(model), float_only(model):
         for number, batch in enumerate(batches):
@@ -106,8 +140,6 @@ def find_position_weights(
             ):
                 heads = adapter.forward_heads(model, batch)
                 _probe(heads, adapter, generator).backward()
-    found.normalize()
-    return found
 
 
 def _probe(

@@ -208,6 +208,7 @@ class _Run:
                 adapter=self.adapter,
                 seed=self.config.seed,
                 units=[plan.unit for plan in plans],
+                optional=self.config.position_optional,
             )
         try:
             capturer.capture_float()

@@ -89,6 +89,37 @@ def test_a_model_without_float_outputs_is_refused(weighted):
         )
 
 
+class Failing(Adapter):
+    """Fails on the second of two batches."""
+
+    calls = 0
+
+    def forward_heads(self, model, batch):
+        self.calls += 1
+        if self.calls > 1:
+            raise NotImplementedError('no named\n outputs')
+        return super().forward_heads(model, batch)
+
+
+def test_optional_weights_are_left_out_with_a_warning(weighted, caplog):
+    model, _ = weighted
+    batches = [torch.randn(1, 3, 8, 8) for _ in range(2)]
+    with caplog.at_level('WARNING', logger='taskptq'):
+        found = find_position_weights(
+            model, batches, adapter=Failing(), seed=0, optional=True
+        )
+    assert found is None
+    assert 'weighed the same: no named outputs' in caplog.text
+    assert not any(module._forward_hooks for module in model.modules())
+    with pytest.raises(NotImplementedError):
+        find_position_weights(model, batches, adapter=Failing(), seed=0)
+
+
+def test_weights_that_are_optional_have_to_be_asked_for():
+    with pytest.raises(ValueError, match='position_optional=True'):
+        ReconstructionConfig(position_optional=True)
+
+
 def test_units_have_weights_of_their_outputs(weighted):
     model, _ = weighted
     found = find_position_weights(
