@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -35,11 +36,17 @@ DTYPES = {
 }
 
 
+# So many shapes of inputs get a graph of their own, the others share one.
+MOST_SHAPES = 2
+
+
 class OpenVinoSession(Session):
     """An ONNX file in OpenVINO on the CPU, from tensors to tensors by name.
 
     What is not quantized is computed in float32: OpenVINO would choose
     bfloat16 on CPUs that have it, and the metrics would mix both effects.
+    Shapes that come first are compiled for: where a batch is free, OpenVINO
+    takes a tenth to a quarter more time.
 
     Args:
         file: The checked file.
@@ -58,9 +65,13 @@ class OpenVinoSession(Session):
         }
         self.path = file.path
         core = runtime.Core()
+        self._shapes: dict[tuple[tuple[int, ...], ...], Any] = {}
         try:
-            model = core.read_model(file.content)
-            self._session = core.compile_model(model, 'CPU', settings)
+            self._model = core.read_model(file.content)
+            self._compile = partial(
+                core.compile_model, device_name='CPU', config=settings
+            )
+            self._session = self._compile(self._model)
         except RuntimeError as error:
             raise OnnxFileError(
                 f'{file.path} is refused by OpenVINO {runtime.__version__} '
@@ -89,13 +100,31 @@ class OpenVinoSession(Session):
 
     def _run(self, feed: dict[str, Any]) -> list[Any]:
         """Return the outputs, in order, as arrays of their own."""
+        session = self._session_for(feed)
         try:
-            found = self._session(feed, share_inputs=False)
+            found = session(feed, share_inputs=False)
         except RuntimeError as error:
             raise OnnxFileError(
                 f'{self.path} fails in OpenVINO: {_reason(error)}'
             ) from error
         return [output.copy() for output in found.to_tuple()]
+
+    def _session_for(self, feed: dict[str, Any]) -> Any:
+        """Return what is compiled for the shapes of the inputs."""
+        if all(None not in port.shape for port in self.ports):
+            return self._session
+        shapes = tuple(array.shape for array in feed.values())
+        if shapes not in self._shapes and len(self._shapes) < MOST_SHAPES:
+            model = self._model.clone()
+            try:
+                model.reshape(
+                    {name: list(array.shape) for name, array in feed.items()}
+                )
+                self._shapes[shapes] = self._compile(model)
+            except RuntimeError:
+                # Shapes inside of the graph may depend on values.
+                self._shapes[shapes] = self._session
+        return self._shapes.get(shapes, self._session)
 
 
 RUNTIMES: dict[str, type[Session]] = {

@@ -65,6 +65,16 @@ def test_outputs_outlive_the_next_run(openvino, file):
     assert first.tolist() == [[1, 1, 1]]
 
 
+def test_the_first_shapes_are_compiled_for(openvino, file):
+    session = OpenVinoSession(file(), threads=1)
+    for count in (4, 1, 4, 2, 1):
+        x = torch.arange(3.0 * count).reshape(count, 3) - 2
+        assert session(x)['y'].tolist() == x.abs().tolist()
+    assert list(session._shapes) == [((4, 3),), ((1, 3),)]
+    own = [s.inputs[0].partial_shape for s in session._shapes.values()]
+    assert not any(shape.is_dynamic for shape in own)
+
+
 @pytest.mark.parametrize('kind', [TensorProto.INT64, TensorProto.DOUBLE])
 def test_types_of_inputs(openvino, file, kind):
     session = OpenVinoSession(file(kind=kind), threads=1)
