@@ -37,6 +37,7 @@ from taskptq.export.onnx.passes import (
 )
 from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
+from taskptq.export.onnx.stems import fold_strides
 from taskptq.export.onnx.targets import find_target
 from taskptq.export.onnx.verification import verify_file
 from taskptq.version import __version__
@@ -144,6 +145,7 @@ def export_onnx(
         multiply_scales(graph)
         float_products(graph)
         guard_float_weights(graph)
+        fold_strides(graph)
     if rules.integer_bias:
         integer_biases(graph)
         spread_biases(graph)

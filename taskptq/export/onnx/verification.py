@@ -25,6 +25,7 @@ from taskptq.export.onnx.noise_floor import last_place_floor, sqnr
 from taskptq.export.onnx.patches import is_merged
 from taskptq.export.onnx.runtime import Feeds, inner_session, session
 from taskptq.export.onnx.targets import Target
+from taskptq.export.runtime import first_line, onnxruntime_errors
 from taskptq.modules.base import quant_modules
 
 # The noise of the integers stays 5 dB below that of the quantization.
@@ -263,7 +264,13 @@ def check_outputs(
     """
     fast = session(str(path), integers=integers)
     names = [output.name for output in fast.get_outputs()]
-    found = fast.run(None, dict(feeds))
+    try:
+        found = fast.run(None, dict(feeds))
+    except onnxruntime_errors() as error:
+        raise OnnxExportError(
+            f'ONNX Runtime cannot run the file ({first_line(error)}): '
+            "quantize with deploy='onnxruntime' in the recipe"
+        ) from error
     simulated = run_network(network, inputs)
     with float_only(network), unrounded(network):
         floats = run_network(network, inputs)
@@ -327,7 +334,7 @@ def unrounded(network: nn.Module) -> Iterator[None]:
             seen.add(id(weight))
             saved.append((weight, weight.data.clone()))
             scale = per_channel(
-                quantizer.scale,
+                quantizer.steps(),
                 ndim=weight.dim(),
                 ch_axis=quantizer.spec.ch_axis,
             )

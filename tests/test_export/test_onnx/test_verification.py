@@ -87,6 +87,12 @@ def test_other_first_codes_are_found(exported):
         check_first_codes(graph, found.model, (found.x,), feeds=wrong)
 
 
+def test_a_file_that_the_runtime_cannot_run_is_one_sentence(exported):
+    # Zero points that differ between channels.
+    with pytest.raises(OnnxExportError, match="deploy='onnxruntime'"):
+        exported('conv', qconfig={'weight': {'symmetric': False}})
+
+
 def test_an_output_below_the_threshold_is_named(exported):
     found = exported('conv', target='openvino')
     change(found.path, 'head.weight.scale', lambda a: a * 1.2)
