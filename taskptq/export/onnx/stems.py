@@ -201,7 +201,7 @@ def fold_weight(codes: Array, axes: tuple[Axis, Axis]) -> Array:
         axes: Height and width of the stem.
 
     Returns:
-        Weight (out, height of block * width of block * in, ...).
+        Weight (out, width of block * in * height of block, ...).
     """
     height, width = axes
     outputs, inputs = codes.shape[:2]
@@ -220,7 +220,7 @@ def fold_weight(codes: Array, axes: tuple[Axis, Axis]) -> Array:
         *(outputs, inputs),
         *(height.blocks, height.stride, width.blocks, width.stride),
     )
-    return split.transpose(0, 3, 5, 1, 2, 4).reshape(
+    return split.transpose(0, 5, 1, 3, 2, 4).reshape(
         outputs, -1, height.blocks, width.blocks
     )
 
@@ -235,24 +235,27 @@ def _as_channels(
 ) -> list[onnx.NodeProto]:
     """Return the nodes that make blocks of codes channels.
 
-    Channels come last in between: pixels of a row then lie side by side, as
-    the runtime's kernels read them, and both outer transpositions go away.
+    Rows move as a whole. Then channels come last, as the runtime's kernels
+    read them, so that the pixels of a row lie side by side, and the last
+    transposition goes away with that of the runtime.
     """
     (height, width), name = axes, f'{node.name}/blocks'
     stride = height.stride
     rows, columns = height.size // stride, width.size // stride
     shapes = (
-        (0, rows, stride, columns, stride * count),
+        (0, count, rows, stride, width.size),
+        (0, count * stride, rows, width.size),
         (0, rows, columns, stride * stride * count),
     )
-    split, merged = (
+    split, stacked, merged = (
         graph.add_constant(np.array(shape, np.int64), f'{name}.shape')
         for shape in shapes
     )
     steps: list[str | list[int]] = [
-        [0, 2, 3, 1],
         split,
         [0, 1, 3, 2, 4],
+        stacked,
+        [0, 2, 3, 1],
         merged,
         [0, 3, 1, 2],
     ]
