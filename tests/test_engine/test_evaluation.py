@@ -94,6 +94,36 @@ def test_the_visualizer_gets_losses_and_metrics(
         assert last[f'taskptq/{name}'] == pytest.approx(value)
 
 
+def test_tensorboard_gets_losses_and_metrics(
+    make_runner, float_checkpoint, hook
+):
+    pytest.importorskip('tensorboard', reason='needs tensorboard')
+    from tensorboard.backend.event_processing.event_accumulator import (
+        EventAccumulator,
+    )
+
+    hook['qconfig']['weight']['symmetric'] = False
+    hook['reconstruction'] = dict(steps=2, batch_size=4)
+    runner = make_runner(
+        float_checkpoint,
+        hook=hook,
+        visualizer=dict(
+            type='Visualizer',
+            vis_backends=[dict(type='TensorboardVisBackend')],
+        ),
+    )
+    metrics = runner.test()
+    runner.visualizer.close()
+    (file,) = Path(runner.work_dir).rglob('events.out.tfevents*')
+    events = EventAccumulator(str(file))
+    events.Reload()
+    losses = events.Scalars('taskptq/unit_loss')
+    assert [one.step for one in losses] == list(range(len(losses)))
+    for name, value in metrics.items():
+        (found,) = events.Scalars(f'taskptq/{name}')
+        assert found.value == pytest.approx(value)
+
+
 def test_the_last_line_says_file_size_metric_and_command(tmp_path):
     file = tmp_path / 'q.pth'
     file.write_bytes(b'0' * 1_330_000)
