@@ -17,6 +17,7 @@ EXCEPTIONS = {
     'hosts/torch.py': 'rows, as above',
     'robustness/arrays.py': 'one alias',
 }
+DISTILLED = 'test_qat/test_distillation'
 # Modules that only run as a part of something -> the file that runs it.
 ELSEWHERE = {
     'cli/predict.py': 'test_engine/test_onnx_predict.py',
@@ -34,7 +35,18 @@ ELSEWHERE = {
     'qat/checks.py': 'test_qat/test_hook.py',
     'qat/model.py': 'test_qat/test_hook.py',
     'qat/optimizer.py': 'test_qat/test_hook.py',
-    'qat/teacher.py': 'test_qat/test_distillation.py',
+    'qat/distillation/config.py': f'{DISTILLED}/test_view_config.py',
+    'qat/distillation/decoder.py': f'{DISTILLED}/test_queries.py',
+    'qat/distillation/logits.py': f'{DISTILLED}/test_view_config.py',
+    'qat/distillation/region.py': f'{DISTILLED}/test_regions.py',
+    'qat/distillation/scene.py': f'{DISTILLED}/test_views.py',
+    'qat/distillation/view.py': f'{DISTILLED}/test_views.py',
+    'qat/finish.py': 'test_qat/test_hook.py',
+    'qat/grids.py': 'test_qat/test_stages.py',
+    'qat/learning.py': 'test_qat/test_stages.py',
+    'qat/settings.py': 'test_qat/test_stages.py',
+    'qat/structure.py': 'test_qat/test_stages.py',
+    'qat/teacher.py': f'{DISTILLED}/test_queries.py',
 }
 
 

@@ -19,7 +19,45 @@ from taskptq.engine.ptq_hook import plain_pipeline, train_dataset
 from taskptq.prepare import SwapReport
 from taskptq.qat.model import calibrate_rest
 
-__all__ = ['calibrate_training', 'choose_batches']
+__all__ = ['RunCalibration', 'calibrate_training', 'choose_batches']
+
+
+class RunCalibration:
+    """The calibration of one run.
+
+    Args:
+        settings: Settings.
+        seed: Seed of the run.
+    """
+
+    def __init__(self, settings: CalibrationConfig, *, seed: int) -> None:
+        self.settings = settings
+        self.seed = seed
+        self._batches: CalibrationBatches | None = None
+
+    def choose(self, runner: Runner) -> CalibrationBatches:
+        """Return the calibration batches; see :func:`choose_batches`."""
+        if self._batches is None:
+            self._batches = choose_batches(
+                runner, settings=self.settings, seed=self.seed
+            )
+        return self._batches
+
+    def run(self, runner: Runner, swapped: SwapReport) -> CalibrationReport:
+        """Calibrate, and let go of the batches.
+
+        Args:
+            runner: Runner in training; its model is prepared.
+            swapped: Report of the preparation; gets the traced products.
+        """
+        batches, self._batches = self.choose(runner), None
+        return calibrate_training(
+            runner,
+            batches,
+            settings=self.settings,
+            seed=self.seed,
+            swapped=swapped,
+        )
 
 
 def choose_batches(

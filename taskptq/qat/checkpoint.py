@@ -20,7 +20,7 @@ from taskptq.engine.restore import read_decisions
 from taskptq.export.checkpoint import is_quantized
 from taskptq.prepare import Decisions
 from taskptq.qat.distillation import DistillationConfig
-from taskptq.qat.model import STAGES
+from taskptq.qat.stages import NAMED, Stages, named_stages
 from taskptq.version import __version__
 
 __all__ = [
@@ -29,6 +29,8 @@ __all__ = [
     'check_entry',
     'entry_decisions',
     'find_entry',
+    'recorded_stage',
+    'stage_of',
     'training_recipe',
 ]
 
@@ -44,17 +46,20 @@ STATE_DICT_NOTE = (
 def training_recipe(
     recipe: Recipe,
     *,
-    stage: int,
+    stages: Stages,
     distillation: DistillationConfig | None,
     lr_mult: Mapping[str, float] | None,
+    at: int = 0,
 ) -> dict[str, Any]:
     """Return the recipe that files record: a PTQ recipe plus ``training``.
 
     Args:
         recipe: Recipe without training.
-        stage: 1 or 2.
+        stages: The stages; a single one is recorded by its number.
         distillation: Settings, or None.
         lr_mult: Learning rate multiplier by kind of parameter, or None.
+        at: Index of the stage that the training is in. Until the last one,
+            ``qconfig`` is what this stage quantizes.
 
     Returns:
         The recipe in plain types.
@@ -62,12 +67,24 @@ def training_recipe(
     settings = None
     if distillation is not None:
         settings = to_plain(distillation.to_dict())
+    found = recipe.to_dict()
+    several = {}
+    if len(stages) > 1:
+        several = {
+            'stages': stages.to_list(),
+            'at': at,
+            'qconfig': found['qconfig'],
+        }
+        own = stages.items[at].qconfig
+        if own is not None:
+            found['qconfig'] = to_plain(own.to_dict())
     return {
-        **recipe.to_dict(),
+        **found,
         'training': {
-            'stage': stage,
+            'stage': stages.number,
             'distillation': settings,
             'lr_mult': lr_mult,
+            **several,
         },
     }
 
@@ -188,10 +205,38 @@ def _check_recipe(recipe: Mapping[str, Any]) -> None:
         if not isinstance(recipe.get(name), Mapping):
             raise ValueError(entry_error(f'has no recipe.{name}'))
     stage = recipe['training'].get('stage')
-    if type(stage) is not int or stage not in STAGES:
+    if type(stage) is not int or stage not in NAMED:
         raise ValueError(
             entry_error(f'has recipe.training.stage={shown(stage)}')
         )
+    at, stages = stage_of(recipe), recipe['training'].get('stages')
+    if stages is not None and (
+        not isinstance(stages, list)
+        or type(at) is not int
+        or not 0 <= at < len(stages)
+    ):
+        raise ValueError(
+            entry_error(f'has recipe.training.at={shown(at)}, no stage of it')
+        )
+
+
+def stage_of(recipe: Mapping[str, Any]) -> int:
+    """Return the index of the stage that a recipe of a file is in."""
+    at: int = recipe['training'].get('at', 0)
+    return at
+
+
+def recorded_stage(training: Mapping[str, Any]) -> Stages:
+    """Return the stage that a file's training was in, alone.
+
+    Args:
+        training: ``recipe.training`` of a checked entry.
+    """
+    several = training.get('stages')
+    if several is None:
+        return named_stages(training['stage'])
+    part = several[training['at']].get('part')
+    return Stages.from_list([{'part': part}])
 
 
 def is_dense(value: Any) -> bool:
@@ -240,8 +285,14 @@ def check_continuation(
                 f'is from stage {stage}: set load_from to the float checkpoint'
             )
         return
-    differ = [] if before['qconfig'] == now['qconfig'] else ['qconfig']
+    ends = [
+        recipe['training'].get('qconfig', recipe['qconfig'])
+        for recipe in (before, now)
+    ]
+    differ = [] if ends[0] == ends[1] else ['qconfig']
     differ += [] if stage == asked else ['stage']
+    several = [recipe['training'].get('stages') for recipe in (before, now)]
+    differ += [] if several[0] == several[1] else ['stages']
     if differ:
         raise ValueError(
             f'the checkpoint to resume differs from the config in '

@@ -7,13 +7,13 @@ from typing import Any
 from mmengine.dist import get_world_size
 from mmengine.hooks import EMAHook
 from mmengine.model import is_model_wrapper
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from taskptq.core.settings import SettingError
 from taskptq.engine.ptq_hook import PTQHook
 from taskptq.prepare import QConfig
 
-__all__ = ['dataset_meta', 'refuse_company', 'refuse_sparsity']
+__all__ = ['dataset_meta', 'epochs_of', 'refuse_company', 'refuse_sparsity']
 
 
 def refuse_company(runner: Runner) -> None:
@@ -70,3 +70,15 @@ def dataset_meta(runner: Runner) -> Any:
         if isinstance(loop, BaseLoop):
             return getattr(loop.dataloader.dataset, 'metainfo', {})
     return {}
+
+
+def epochs_of(runner: Runner) -> int | None:
+    """Return the epochs of a training; None if its loop counts none."""
+    # Not runner.train_loop, which would build it before the float weights.
+    loop = runner._train_loop
+    if isinstance(loop, BaseLoop):
+        return (
+            loop.max_epochs if isinstance(loop, EpochBasedTrainLoop) else None
+        )
+    config = loop or {}
+    return config.get('max_epochs') if config.get('by_epoch', True) else None

@@ -9,12 +9,8 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.runner import BaseLoop, Runner
-from torch import nn
 
-from taskptq.core.rules import SEED, Choice, Flag, Text
 from taskptq.engine.builder import build_qconfig, to_plain
-from taskptq.engine.calibration_config import CalibrationConfig
-from taskptq.engine.calibration_data import CalibrationBatches
 from taskptq.engine.checkpoint_file import TRAINING_KEY
 from taskptq.engine.checkpoint_guard import (
     drop_config_text,
@@ -25,49 +21,31 @@ from taskptq.engine.contexts import seeded, shared_log
 from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import refuse_quantized
 from taskptq.engine.ptq_hook import unwrap
-from taskptq.engine.quantization_report import (
-    structure_of,
-    swap_summary,
-    write_results,
-    write_swap_report,
-)
-from taskptq.engine.recipe import Recipe
-from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
 from taskptq.export.checkpoint import is_quantized
-from taskptq.prepare import Decisions, QConfig, SwapReport
-from taskptq.prepare.products import ProductReport
-from taskptq.qat.calibration import calibrate_training, choose_batches
+from taskptq.prepare import Decisions, QConfig
+from taskptq.qat.calibration import RunCalibration
 from taskptq.qat.checkpoint import (
     add_entry,
     check_continuation,
     entry_decisions,
     find_entry,
-    training_recipe,
+    recorded_stage,
+    stage_of,
 )
-from taskptq.qat.checks import (
-    dataset_meta,
-    refuse_company,
-    refuse_sparsity,
-)
-from taskptq.qat.distillation import Distillation, DistillationConfig
-from taskptq.qat.model import (
-    STAGES,
-    Learned,
-    frozen_norms,
-    keep_valid,
-    load_training_state,
-    prepare_training,
-    start_learning,
-)
-from taskptq.qat.optimizer import read_lr_mult, rebuild_optimization
+from taskptq.qat.checks import epochs_of, refuse_company
+from taskptq.qat.distillation import Distillation
+from taskptq.qat.finish import write_trained
+from taskptq.qat.learning import Learning
+from taskptq.qat.model import keep_valid, load_training_state
+from taskptq.qat.settings import TrainingSettings
+from taskptq.qat.stages import Stages
+from taskptq.qat.structure import TrainedStructure
 from taskptq.qat.teacher import RunTeacher
-from taskptq.reconstruction.freeze import freeze
 from taskptq.registry import HOOKS
-from taskptq.version import __version__
 
 __all__ = ['QATHook']
 
@@ -97,6 +75,10 @@ class QATHook(Hook):
             model's own loss.
         stage: 1 quantizes only the backbone, 2 the whole model; 2 may start
             from a checkpoint of 1.
+        stages: Stages of one training instead: dicts with ``part`` (names or
+            patterns of what is quantized; None is all), ``recipe`` or
+            ``qconfig`` (of all but the last one, which has the hook's) and
+            ``epochs`` (the last one takes the rest).
         lr_mult: Learning rate multipliers of scale, offset, gamma and beta,
             or one for all; see ``taskptq.qat.optimizer.separate``.
         seed: Seed for choosing the calibration images.
@@ -122,58 +104,42 @@ class QATHook(Hook):
         calibration: Mapping[str, Any] | None = None,
         distillation: Mapping[str, Any] | None = None,
         stage: int = 2,
+        stages: Sequence[Mapping[str, Any]] | None = None,
         lr_mult: float | Mapping[str, float] | None = None,
         seed: int = 0,
         out: str | None = None,
         trust_checkpoint: bool = False,
     ) -> None:
-        stage = Choice(choices=tuple(STAGES)).read(stage, name='stage')
-        seed = SEED.read(seed, name='QATHook.seed')
-        self.calibration = CalibrationConfig.from_dict(calibration, seed=seed)
-        parts = with_recipe(
-            recipe, owner='QATHook', qconfig=qconfig, distillation=distillation
+        self.settings = TrainingSettings.read(
+            qconfig=qconfig,
+            recipe=recipe,
+            calibration=calibration,
+            distillation=distillation,
+            stage=stage,
+            stages=stages,
+            lr_mult=lr_mult,
+            seed=seed,
+            out=out,
+            trust_checkpoint=trust_checkpoint,
         )
-        qconfig, distillation = parts['qconfig'], parts['distillation']
-        self.distillation = None
-        if distillation is not None:
-            self.distillation = DistillationConfig.from_dict(
-                to_plain(distillation)
-            )
-        self.stage = stage
-        self.lr_mult = read_lr_mult(lr_mult)
-        self.seed = seed
-        self.out = Text(path=True, optional=True).read(out, name='QATHook.out')
-        self.trust_checkpoint = Flag().read(
-            trust_checkpoint, name='QATHook.trust_checkpoint'
-        )
-        self.qconfig: QConfig | None = None
-        self.recipe: dict[str, Any] = {}
-        if qconfig is not None:
-            self.qconfig = build_qconfig(qconfig)
-            refuse_sparsity(self.qconfig)
-            self.recipe = training_recipe(
-                Recipe.from_config(
-                    self.qconfig,
-                    calibration=self.calibration.recipe(),
-                    seed=seed,
-                ),
-                stage=stage,
-                distillation=self.distillation,
-                lr_mult=self.lr_mult,
-            )
+        self.recipe = self.settings.recipe()
         self.report: dict[str, Any] = {}
-        self._learned: list[Learned] = []
-        self._norms: list[nn.Module] = []
-        self._teacher = RunTeacher(self.distillation)
+        self._learning = Learning(self.settings.lr_mult)
+        self._calibration = RunCalibration(
+            self.settings.calibration, seed=self.settings.seed
+        )
+        self._teacher = RunTeacher(self.settings.distillation)
         self._distillation: Distillation | None = None
-        self._swapped = SwapReport()
-        self._structure: dict[str, Any] = {}
-        self._batches: CalibrationBatches | None = None
-        self._prepared = False
+        self._structure = TrainedStructure(self.settings.stages, work_dir='.')
         self._resumed = False
         self._trained = False
         self._frozen = False
         self._start = time.perf_counter()
+
+    @property
+    def qconfig(self) -> QConfig | None:
+        """Quantizers of the last stage."""
+        return self.settings.qconfig
 
     def before_run(self, runner: Runner) -> None:
         """Guard the runner's next read and check that training can work.
@@ -185,7 +151,9 @@ class QATHook(Hook):
         """
         training = self._in_training(runner)
         guard_runner(
-            runner, training=training, trust_checkpoint=self.trust_checkpoint
+            runner,
+            training=training,
+            trust_checkpoint=self.settings.trust_checkpoint,
         )
         if not training:
             return
@@ -195,11 +163,12 @@ class QATHook(Hook):
                 "hook, such as recipe='w4a4_lsq-qat'"
             )
         refuse_company(runner)
+        self.settings.stages.check_length(epochs_of(runner))
         refuse_unwritable_folder(runner.work_dir, name='work_dir')
         refuse_unwritable_file(self._out_path(runner), name='QATHook.out')
 
     def _out_path(self, runner: Runner) -> Path:
-        out = 'quantized.pth' if self.out is None else self.out
+        out = self.settings.out or 'quantized.pth'
         return Path(runner.work_dir) / out
 
     def after_load_checkpoint(
@@ -216,7 +185,7 @@ class QATHook(Hook):
             ValueError: If the checkpoint cannot be used here.
         """
         training = self._in_training(runner)
-        if training and not self.trust_checkpoint:
+        if training and not self.settings.trust_checkpoint:
             drop_config_text(checkpoint)
         if is_quantized(checkpoint) and not training:
             return
@@ -238,7 +207,7 @@ class QATHook(Hook):
         checkpoint['state_dict'] = {k: v.clone() for k, v in state.items()}
         if self._resumed:
             # Before the runner restores the optimizer's state.
-            self._make_trainable(runner)
+            self._learning.start(runner)
 
     def before_train(self, runner: Runner) -> None:
         """Make the training quantization-aware before its first step.
@@ -246,17 +215,36 @@ class QATHook(Hook):
         Raises:
             ValueError: See ``choose_batches`` and ``Distillation``.
         """
-        if not self._prepared:
+        if not self._structure.prepared:
             self._prepare_float(runner)
         if not self._resumed:
             self._calibrate(runner)
-            self._make_trainable(runner)
-        if self.distillation is not None:
+            self._learning.start(runner)
+        if self.settings.distillation is not None:
             assert self._teacher.model is not None
             self._distillation = Distillation(
-                runner.model, self._teacher.model, config=self.distillation
+                runner.model,
+                self._teacher.model,
+                config=self.settings.distillation,
             )
+            if self._distillation.wants_batches:
+                self._distillation.prepare(self._calibration.choose(runner))
             self._distillation.attach()
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Enter the next stage if it begins with this epoch."""
+        at = self.settings.stages.at(runner.epoch)
+        if at == self._structure.at:
+            return
+        runner.logger.info(
+            f'Quantization-aware training: '
+            f'{self.settings.stages.title(at)} begins.'
+        )
+        model = unwrap(runner.model)
+        self._structure.enter(model, at)
+        self.recipe = self.settings.recipe(at=at)
+        self._calibrate(runner)
+        self._learning.start(runner, goes_on=True)
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None
@@ -265,10 +253,7 @@ class QATHook(Hook):
 
         Hosts freeze stages there, including the quantizers inside.
         """
-        for item in self._learned:
-            item.parameter.requires_grad_(True)
-        for norm in self._norms:
-            norm.eval()
+        self._learning.hold()
 
     def after_train_iter(
         self,
@@ -278,19 +263,19 @@ class QATHook(Hook):
         outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the grids valid after a step."""
-        keep_valid(self._learned)
+        keep_valid(self._learning.learned)
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]
     ) -> None:
         """Add the recipe to a training checkpoint."""
-        if not self._prepared or self._frozen:
+        if not self._structure.prepared or self._frozen:
             return
         add_entry(
             checkpoint,
             recipe=self.recipe,
             report=self.report,
-            structure=self._structure,
+            structure=self._structure.record,
             teacher=self._teacher.digest,
         )
 
@@ -305,7 +290,7 @@ class QATHook(Hook):
 
     def before_test(self, runner: Runner) -> None:
         """Freeze a model rebuilt from a training checkpoint."""
-        if self._prepared and not self._frozen:
+        if self._structure.prepared and not self._frozen:
             self._finish(runner)
 
     def before_val(self, runner: Runner) -> None:
@@ -328,15 +313,13 @@ class QATHook(Hook):
         refuse_quantized(model)
         # Stage 1 keeps the float weights, since stage 2 may distill from them.
         self._teacher.start(
-            model, work_dir=runner.work_dir, keep=self.stage == 1
+            model,
+            work_dir=runner.work_dir,
+            keep=self.settings.stages.number == 1,
         )
         assert self.qconfig is not None
-        self._batches = choose_batches(
-            runner, settings=self.calibration, seed=self.seed
-        )
-        self._swap(
-            runner, self.qconfig, stage=self.stage, batch=self._batches[0]
-        )
+        batches = self._calibration.choose(runner)
+        self._swap(runner, self.qconfig, batch=batches[0])
 
     def _rebuild(
         self, runner: Runner, entry: Mapping[str, Any], *, training: bool
@@ -344,7 +327,7 @@ class QATHook(Hook):
         """Prepare the float model as recorded and load the checkpoint."""
         model = unwrap(runner.model)
         refuse_quantized(model)
-        qconfig, stage = self.qconfig, self.stage
+        qconfig, stages, at = self.qconfig, self.settings.stages, 0
         if training:
             self._resumed = bool(runner._resume)
             check_continuation(
@@ -356,97 +339,62 @@ class QATHook(Hook):
                 work_dir=runner.work_dir,
                 source=guarded_path(runner._load_from),
             )
+            at = stage_of(entry['recipe']) if self._resumed else 0
+            self.recipe = self.settings.recipe(at=at)
         else:
             self.recipe = to_plain(entry['recipe'])
             qconfig = build_qconfig(self.recipe['qconfig'], from_file=True)
-            stage = self.recipe['training']['stage']
+            stages = recorded_stage(self.recipe['training'])
         assert qconfig is not None
         decisions = entry_decisions(entry, model)
-        self._swap(runner, qconfig, stage=stage, decisions=decisions)
+        self._swap(runner, qconfig, stages=stages, at=at, decisions=decisions)
         load_training_state(model, entry['weights'])
         if not training or self._resumed:
             self.report = to_plain(entry['report'])
-            self._recall_products(entry.get('structure') or {})
-
-    def _recall_products(self, structure: Mapping[str, Any]) -> None:
-        """Restore the products traced at the start of the training."""
-        if 'products' in structure:
-            products = ProductReport.from_dict(structure['products'])
-            self._swapped.add_products(products)
-            self._keep(self._swapped)
+            self._structure.recall_products(entry.get('structure') or {})
+            self.report['swap'] = self._structure.summary()
 
     def _swap(
         self,
         runner: Runner,
         qconfig: QConfig,
         *,
-        stage: int,
+        stages: Stages | None = None,
+        at: int = 0,
         batch: Any = None,
         decisions: Decisions | None = None,
     ) -> None:
         """Fold and swap, and report what happened to each layer."""
-        model = unwrap(runner.model)
-        with seeded(self.seed), shared_log():
-            report = prepare_training(
-                model, qconfig, stage=stage, batch=batch, decisions=decisions
+        self._structure = TrainedStructure(
+            stages or self.settings.stages, work_dir=runner.work_dir
+        )
+        with seeded(self.settings.seed), shared_log():
+            self._structure.prepare(
+                unwrap(runner.model),
+                qconfig,
+                at=at,
+                batch=batch,
+                decisions=decisions,
             )
-            Path(runner.work_dir).mkdir(parents=True, exist_ok=True)
-            write_swap_report(report, Path(runner.work_dir))
-        self._keep(report)
-        self._prepared = True
-
-    def _keep(self, report: SwapReport) -> None:
-        """Keep the structure for the files of this training."""
-        self._swapped = report
-        self._structure = structure_of(report)
-        self.report['swap'] = swap_summary(report)
+        self.report['swap'] = self._structure.summary()
 
     def _calibrate(self, runner: Runner) -> None:
         """Set the initial ranges."""
-        batches = self._batches or choose_batches(
-            runner, settings=self.calibration, seed=self.seed
-        )
-        self._batches = None
-        report = calibrate_training(
-            runner,
-            batches,
-            settings=self.calibration,
-            seed=self.seed,
-            swapped=self._swapped,
-        )
-        self._keep(self._swapped)
+        report = self._calibration.run(runner, self._structure.report)
+        self._structure.keep(self._structure.report)
+        self.report['swap'] = self._structure.summary()
         self.report['calibration'] = to_plain(report.to_dict())
-
-    def _make_trainable(self, runner: Runner) -> None:
-        """Turn the quantizers on and rebuild the optimization with them."""
-        self._learned = start_learning(runner.model)
-        self._norms = frozen_norms(runner.model)
-        rebuild_optimization(runner, self._learned, lr_mult=self.lr_mult)
-        runner.logger.info(
-            f'Quantization-aware training: {len(self._learned)} quantizer '
-            'parameters train along with the weights.'
-        )
 
     def _finish(self, runner: Runner) -> None:
         """Freeze, and write the quantized file."""
-        model = unwrap(runner.model)
-        frozen = freeze(model)
-        model.eval()
         self._frozen = True
-        work_dir = Path(runner.work_dir)
-        out = self._out_path(runner)
-        out.parent.mkdir(parents=True, exist_ok=True)
         self.report |= {
-            'taskptq': __version__,
             'recipe': self.recipe,
-            'freeze': frozen.to_dict(),
             'seconds': time.perf_counter() - self._start,
         }
-        self.report = write_results(
-            model,
+        self.report = write_trained(
+            runner,
             self.report,
-            work_dir=work_dir,
-            out=out,
-            meta={'dataset_meta': dataset_meta(runner)},
-            structure=self._structure,
+            out=self._out_path(runner),
+            structure=self._structure.record,
         )

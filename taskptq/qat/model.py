@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,7 +22,6 @@ from taskptq.engine.pipeline import prepare_in_place, run_batch
 from taskptq.prepare import Decisions, QConfig, SwapReport
 
 __all__ = [
-    'STAGES',
     'Learned',
     'calibrate_rest',
     'frozen_norms',
@@ -33,8 +32,6 @@ __all__ = [
     'start_learning',
 ]
 
-# Parts that a stage quantizes; None is the whole model (Q-DETR, section 5.1).
-STAGES: dict[int, str | None] = {1: 'backbone', 2: None}
 NORMS = (nn.modules.batchnorm._BatchNorm,)
 MAX_NAMED = 5
 
@@ -55,7 +52,7 @@ class Learned:
 
     @property
     def kind(self) -> str:
-        """Last part of the name: scale, offset, gamma or beta."""
+        """Last part of the name: scale, offset, coefficients, gamma, beta."""
         return self.name.rpartition('.')[2]
 
     def magnitude(self) -> float:
@@ -94,37 +91,25 @@ def prepare_training(
     model: nn.Module,
     qconfig: QConfig,
     *,
-    stage: int,
     batch: Any = None,
     decisions: Decisions | None = None,
 ) -> SwapReport:
     """Fold and swap a float model in place, for training.
 
-    A folded norm leaves a bias, which trains if its convolution does. In
-    stage 1 the quantizers outside the backbone exist, so that the next stage
-    finds the same structure, but they are never calibrated and pass their
-    inputs through.
+    A folded norm leaves a bias, which trains if its convolution does.
 
     Args:
         model: Float model.
         qconfig: Recipe of the quantizers.
-        stage: 1 or 2.
         batch: Batch on which each fold and swap is verified; see ``prepare``.
         decisions: Recorded decisions to replay instead, without data.
 
     Returns:
-        What happened to each layer in this stage.
+        What happened to each layer.
 
     Raises:
-        ValueError: If stage 1 finds no backbone; see also
-            ``taskptq.prepare.prepare``.
+        ValueError: See ``taskptq.prepare.prepare``.
     """
-    part = STAGES[stage]
-    if part is not None and not hasattr(model, part):
-        raise ValueError(
-            f'stage={stage} quantizes only model.{part}, but '
-            f'{type(model).__name__} has none: train with stage=2'
-        )
     model.eval()
     # Kept alive until the end, so that ids stay unique.
     before = list(model.parameters())
@@ -135,34 +120,7 @@ def prepare_training(
         weight = module._parameters.get('weight')
         if bias is not None and weight is not None and id(bias) not in known:
             bias.requires_grad_(weight.requires_grad)
-    if part is not None:
-        _leave_float(model, part)
-        report.rows = [
-            row
-            if _is_in(row.name, part) or row.status == 'float'
-            else replace(
-                row,
-                status='float',
-                weight_bits=None,
-                activation_bits=None,
-                attention_bits=None,
-                softmax_bits=None,
-                reason=f'stage {stage} quantizes only the {part}',
-            )
-            for row in report.rows
-        ]
     return report
-
-
-def _is_in(name: str, part: str) -> bool:
-    return name == part or name.startswith(f'{part}.')
-
-
-def _leave_float(model: nn.Module, part: str) -> None:
-    """Remove the observers outside the part, so that it is not calibrated."""
-    for name, quantizer in quantizers(model):
-        if not _is_in(name, part):
-            quantizer.observer = None
 
 
 def calibrate_rest(
@@ -223,7 +181,7 @@ def keep_valid(learned: Sequence[Learned]) -> None:
 
     Args:
         learned: Trainable parameters; scales are kept positive, offsets
-            inside their grids.
+            inside their grids, coefficients of levels as their kind has it.
     """
     for item in learned:
         if item.kind == 'scale':
@@ -232,6 +190,8 @@ def keep_valid(learned: Sequence[Learned]) -> None:
             item.parameter.clamp_(
                 item.quantizer.quant_min, item.quantizer.quant_max
             )
+        elif item.kind == 'coefficients':
+            item.quantizer.settle()
 
 
 def load_training_state(

@@ -7,6 +7,7 @@ quantizers' parameters.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,9 +18,15 @@ from torch.optim import SGD, Optimizer
 from taskptq.core.settings import Number, check_keys
 from taskptq.qat.model import Learned
 
-__all__ = ['KINDS', 'read_lr_mult', 'rebuild_optimization', 'separate']
+__all__ = [
+    'KINDS',
+    'continue_optimization',
+    'read_lr_mult',
+    'rebuild_optimization',
+    'separate',
+]
 
-KINDS = ('scale', 'offset', 'gamma', 'beta')
+KINDS = ('scale', 'offset', 'coefficients', 'gamma', 'beta')
 # For relative steps: at AdamW's usual 1e-4, a scale moves by 0.1 % per step.
 RELATIVE_MULT = 10.0
 MULTIPLIER = Number(low=0, high=1e6)
@@ -95,6 +102,47 @@ def rebuild_optimization(
     wrapper.initialize_count_status(
         runner.model, runner.iter, runner.max_iters
     )
+
+
+def continue_optimization(
+    runner: Runner, before: Any, *, iterations_per_epoch: int
+) -> None:
+    """Go on with a rebuilt optimization where the one before was.
+
+    Parameters that are still trained keep their state in the optimizer;
+    schedulers take the steps that they had taken.
+
+    Args:
+        runner: Runner whose optimization was just rebuilt, after an epoch.
+        before: Its optimizer wrapper before that.
+        iterations_per_epoch: Steps of an epoch.
+    """
+    known: dict[Any, Any] = {}
+    for optimizer in _optimizers(before):
+        known.update(optimizer.state)
+    for optimizer in _optimizers(runner.optim_wrapper):
+        for group in optimizer.param_groups:
+            for parameter in group['params']:
+                if parameter in known:
+                    optimizer.state[parameter] = known[parameter]
+    schedulers = runner.param_schedulers or []
+    if isinstance(schedulers, Mapping):
+        schedulers = [one for part in schedulers.values() for one in part]
+    with warnings.catch_warnings():
+        # They are told of no step of this optimizer, rightly.
+        warnings.simplefilter('ignore', UserWarning)
+        for _ in range(runner.epoch):
+            for _ in range(iterations_per_epoch):
+                _step(schedulers, by_epoch=False)
+            _step(schedulers, by_epoch=True)
+
+
+def _step(schedulers: Sequence[Any], *, by_epoch: bool) -> None:
+    for scheduler in schedulers:
+        if scheduler.by_epoch is by_epoch and not getattr(
+            scheduler, 'need_val_args', False
+        ):
+            scheduler.step()
 
 
 def _optimizers(wrapper: Any) -> Iterator[Optimizer]:

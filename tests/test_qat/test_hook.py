@@ -540,10 +540,10 @@ def test_recipes_have_their_parts(bits, method, aligned, distilled):
     kinds = [o['query']['type'] for o in built.qconfig.overrides]
     assert kinds == ['AlignedQuantizer'] * aligned
     if not distilled:
-        assert built.distillation is None
+        assert built.settings.distillation is None
     else:
-        assert built.distillation.weight == 2.5
-        assert built.distillation.tau == 0.6
+        assert built.settings.distillation.weight == 2.5
+        assert built.settings.distillation.tau == 0.6
 
 
 def test_resuming_nothing_begins_with_the_float_weights(tmp_path, repo_root):

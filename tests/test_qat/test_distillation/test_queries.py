@@ -15,15 +15,15 @@ pytest.importorskip('mmdet')
 from taskptq.core.switches import quantizers
 from taskptq.engine.checkpoint_file import TRAINING_KEY, read_checkpoint
 from taskptq.export import load
-from taskptq.qat import distillation as qat_distillation
 from taskptq.qat.distillation import (
     Distillation,
     DistillationConfig,
     ground_truth,
 )
+from taskptq.qat.distillation import queries as qat_distillation
 from taskptq.qat.teacher import TEACHER_FILE, make_teacher
 
-TINY_TASK = Path(__file__).resolve().parents[1] / 'tiny_task'
+TINY_TASK = Path(__file__).resolve().parents[2] / 'tiny_task'
 ALIGNED = [
     dict(
         pattern=r're:decoder\.layers\.\d+\.(self|cross)_attn(\.attn)?',
@@ -341,7 +341,7 @@ def losses_of(tiny_detr):
     """Return the losses of a student that one function has changed."""
     from mmengine.registry import MODELS, init_default_scope
 
-    def compute(settings, change=None):
+    def compute(settings, change=None, *, also=()):
         init_default_scope('mmdet')
         torch.manual_seed(0)
         model = MODELS.build(tiny_detr.detr()).eval()
@@ -362,7 +362,8 @@ def losses_of(tiny_detr):
         added.detach()
         again = student.loss(data['inputs'], data['data_samples'])
         assert not OURS & again.keys()
-        return {name: float(losses[name]) for name in OURS & losses.keys()}
+        names = OURS.union(also) & losses.keys()
+        return {name: float(losses[name]) for name in names}
 
     return compute
 
@@ -417,6 +418,34 @@ def test_normalize_takes_the_relative_distance(losses_of, monkeypatch):
     monkeypatch.setattr(qat_distillation, 'relative_distance', three)
     assert losses_of({'normalize': True})['loss_drd'] == 7.5
     assert losses_of({})['loss_drd'] == 0.0
+
+
+def test_the_query_loss_is_a_view(tiny_detr, losses_of):
+    """Taps on attention x matched queries x distance is ``loss_drd``."""
+    view = dict(
+        taps='attended',
+        within='decoder.*cross_attn*',
+        loss='feature_distance',
+        regions='queries',
+    )
+    settings = dict(views=[view], weight=1.0, layers='all')
+
+    def noise(model):
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+
+    found = losses_of(settings, noise, also=['loss_feature_distance'])
+    assert found['loss_drd'] > 0.01
+    assert found['loss_feature_distance'] == pytest.approx(
+        found['loss_drd'], rel=1e-5
+    )
+    view['weights'] = 'foreground'
+    weighted = losses_of(settings, noise, also=['loss_feature_distance'])
+    assert weighted['loss_drd'] == found['loss_drd']
+    assert weighted['loss_feature_distance'] > 0.01
+    view.update(weights='uniform', within='encoder*')
+    with pytest.raises(ValueError, match='of decoder layers, not encoder'):
+        losses_of(settings)
 
 
 def test_ground_truth_is_relative_to_the_image(tiny_detr):
