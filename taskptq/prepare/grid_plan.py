@@ -72,6 +72,7 @@ def plan_grids(
     outputs: Collection[str],
     keep_float: Collection[str] = (),
     gates: Collection[str] = (),
+    returned: Collection[str] = (),
 ) -> list[SharedGrid]:
     """Return the grids that a network lacks, in order of execution.
 
@@ -90,8 +91,15 @@ def plan_grids(
         outputs: Tensors that the network returns; they stay float.
         keep_float: Tensors that stay float.
         gates: Tensors x whose x * squash(x) runs in integers, too.
+        returned: Tensors that the network returns on grids: one quantizer
+            that reads such a tensor is not its only reader.
     """
-    plan = _Plan(operators, outputs=set(outputs), keep_float=set(keep_float))
+    plan = _Plan(
+        operators,
+        outputs=set(outputs),
+        keep_float=set(keep_float),
+        returned=returned,
+    )
     plan.want_products()
     plan.want_sums(gates=set(gates))
     return list(plan.shared())
@@ -153,9 +161,11 @@ class _Plan:
         *,
         outputs: set[str],
         keep_float: set[str],
+        returned: Collection[str] = (),
     ) -> None:
         self.operators = operators
         self.outputs = outputs
+        self.returned = outputs | set(returned)
         self.keep_float = keep_float
         self.producer: dict[str, Operator] = {}
         self.readers: dict[str, list[Operator]] = defaultdict(list)
@@ -261,7 +271,7 @@ class _Plan:
 
     def end_of(self, name: str) -> str:
         """Return the tensor behind the activations that a grid absorbs."""
-        while name not in self.outputs:
+        while name not in self.returned:
             readers = self.readers[name]
             if len(readers) != 1 or readers[0].kind != ABSORBED:
                 break
@@ -329,7 +339,7 @@ class _Plan:
             return False
         name = found.sources[0]
         readers = self.readers[name]
-        if name in self.outputs or len(readers) != 1:
+        if name in self.returned or len(readers) != 1:
             return False
         if readers[0].kind != GRID:
             return False

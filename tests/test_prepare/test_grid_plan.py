@@ -175,3 +175,15 @@ def test_scales_of_channels_fit_behind_convolutions_alone():
 def test_gates_are_found_with_their_outputs():
     assert gated_tensors(SILU) == {'a': 'm'}
     assert gated_tensors([op(PRODUCT, 'x', 'a'), op(OTHER, 'a', 'y')]) == {}
+
+
+def test_what_the_network_returns_as_well_gets_a_grid_of_its_own():
+    chain = [op(PRODUCT, 'x', 'a'), op(GRID, 'a', 'b'), op(PRODUCT, 'b', 'y')]
+    assert sources(chain, outputs=('y',)) == []
+    (grid,) = plan_grids(chain, outputs=('y',), returned=('a',))
+    assert (grid.sources, grid.replaced) == (['a'], ['grid:b'])
+    # A ReLU behind it is not part of what is returned.
+    chain[1:1] = [op(ABSORBED, 'a', 'r')]
+    chain[2] = op(GRID, 'r', 'b')
+    found = sources(chain, outputs=('y',), returned=('a',))
+    assert ('a',) in found

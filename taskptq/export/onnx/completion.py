@@ -90,6 +90,7 @@ def complete(
         outputs=() if outputs else graph.outputs,
         keep_float=set(keep_float),
         gates=done.gates,
+        returned=graph.outputs,
     )
     by_node = {
         node.name: attribute(node, 'grid').decode()

@@ -65,6 +65,12 @@ def exported(tmp_path):
     return make
 
 
+@pytest.fixture(name='quantized')
+def quantized_fixture():
+    """Return the function that quantizes a model."""
+    return quantize
+
+
 @pytest.fixture
 def depthwise():
     """Return a network with SiLU and a depthwise convolution, and inputs."""
