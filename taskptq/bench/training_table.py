@@ -67,6 +67,8 @@ class TrainingTable:
         targets: Each with ``name``, ``metric``, ``variants`` of which the
             best counts, ``baseline``, and ``min_gain`` beyond the seed spread
             or ``max_ratio``.
+        float_of: Name of the table of quantized models whose results hold
+            the float model that the runs start from; None records none.
         checkpoints: Folder for published runs; None publishes none.
         publish: Seed of the runs to publish.
     """
@@ -76,6 +78,7 @@ class TrainingTable:
     variants: Sequence[Mapping[str, Any]]
     columns: Mapping[str, str] = field(default_factory=dict)
     targets: Sequence[Mapping[str, Any]] = ()
+    float_of: str | None = None
     checkpoints: str | None = None
     publish: int = 0
 
@@ -97,6 +100,13 @@ class TrainingTable:
             for place, seed in enumerate(one.get('seeds', [0]))
         ]
         return [run for _, run in sorted(found, key=lambda item: item[0])]
+
+    def float_reference(self) -> Any:
+        """Return what is measured of the float model, None if nothing."""
+        if self.float_of is None:
+            return None
+        path = self.results.with_name(f'{self.float_of}.json')
+        return (load_results(path) or {}).get('float')
 
     def rows(self) -> list[Row]:
         """Return the measured rows, possibly none."""

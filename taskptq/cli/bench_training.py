@@ -324,6 +324,9 @@ def run_all(table: TrainingTable, args: argparse.Namespace) -> list[str]:
             failed.append(run.name)
             continue
         put_run(results, row, order)
+        reference = table.float_reference()
+        if reference is not None:
+            results['float'] = reference
         results['environment'] = describe_environment(
             torch.device('cuda' if torch.cuda.is_available() else 'cpu')
         )
