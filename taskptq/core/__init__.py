@@ -5,6 +5,7 @@ from taskptq.core.config import QuantizerConfig
 from taskptq.core.float_weight import FloatQuantizer, FreeWeight
 from taskptq.core.latent_weight import LatentWeight
 from taskptq.core.learned_rounding import LearnedRounding
+from taskptq.core.levels import LevelQuantizer
 from taskptq.core.mse_observer import MSEObserver
 from taskptq.core.observers import (
     HistogramObserver,
@@ -35,6 +36,7 @@ __all__ = [
     'LSQQuantizer',
     'LatentWeight',
     'LearnedRounding',
+    'LevelQuantizer',
     'MSEObserver',
     'MinMaxObserver',
     'MovingAverageMinMaxObserver',

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from taskptq.core.learned_rounding import LearnedRounding
-from taskptq.core.quantizers import AffineQuantizer
+
+if TYPE_CHECKING:
+    from taskptq.core.quantizers import AffineQuantizer, CodedQuantizer
 
 # Smallest scale relative to the one that training started from.
 LEAST_SHARE = 0.1
@@ -78,10 +80,11 @@ class LatentWeight(LearnedRounding):
         self._start(codes.to(self.zero_point.dtype) - self.zero_point)
 
     @torch.no_grad()
-    def settle(self, quantizer: AffineQuantizer) -> None:
+    def settle(self, quantizer: CodedQuantizer) -> None:
         """Give the quantizer the scale that was learned."""
         scale = torch.maximum(self.scale, self.least)
-        quantizer.set_scale(scale.detach().reshape(-1))
+        affine = cast('AffineQuantizer', quantizer)
+        affine.set_scale(scale.detach().reshape(-1))
 
 
 class _OnGrid(torch.autograd.Function):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from taskptq.core.functional import per_channel
-from taskptq.core.quantizers import AffineQuantizer
+
+if TYPE_CHECKING:
+    from taskptq.core.quantizers import AffineQuantizer, CodedQuantizer
 
 # Stretch of the rectified sigmoid: AdaRound, Nagel et al., ICML 2020, Eq. 23.
 ZETA = 1.1
@@ -61,7 +63,7 @@ class LearnedRounding(nn.Module):
         if not self.soft:
             return (self.codes() - self.zero_point) * self.scale
         with torch.no_grad():
-            h, slope = _rectified_sigmoid_and_slope(self.alpha)
+            h, slope = rectified_sigmoid_and_slope(self.alpha)
             up = (self.alpha >= 0).to(h.dtype) if self.straight_through else h
             codes = up + self.base
             clipped = codes.clamp(self.quant_min, self.quant_max)
@@ -69,10 +71,7 @@ class LearnedRounding(nn.Module):
             factor = passes.mul_(slope).mul_(self.scale)
             weight = clipped.sub_(self.zero_point).mul_(self.scale)
         self._h, self._slope = h, slope
-        out: Tensor = _SoftWeight.apply(  # type: ignore[no-untyped-call]
-            self.alpha, weight, factor
-        )
-        return out
+        return soft_weight(self.alpha, weight, factor)
 
     @torch.no_grad()
     def add_penalty_gradient(self, *, weight: Tensor, beta: int) -> None:
@@ -126,7 +125,7 @@ class LearnedRounding(nn.Module):
         h = torch.where(up, share, 1 - share).to(self.alpha.dtype)
         self.alpha.copy_(inverse_rectified_sigmoid(h))
 
-    def settle(self, quantizer: AffineQuantizer) -> None:
+    def settle(self, quantizer: CodedQuantizer) -> None:
         """Give the quantizer what was learned besides codes: nothing here."""
 
     def regularization(self, beta: float) -> Tensor:
@@ -143,6 +142,14 @@ class LearnedRounding(nn.Module):
             return torch.tensor(self.alpha.numel(), device=self.alpha.device)
         h = rectified_sigmoid(self.alpha)
         return ((h - 0.5).abs() > 0.49).sum()
+
+
+def soft_weight(alpha: Tensor, weight: Tensor, factor: Tensor) -> Tensor:
+    """Return ``weight``, whose gradient for ``alpha`` is ``factor``."""
+    out: Tensor = _SoftWeight.apply(  # type: ignore[no-untyped-call]
+        alpha, weight, factor
+    )
+    return out
 
 
 class _SoftWeight(torch.autograd.Function):
@@ -162,7 +169,7 @@ class _SoftWeight(torch.autograd.Function):
         return gradients[0] * factor, None, None
 
 
-def _rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
+def rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Return h(alpha) and dh / dalpha in few passes over memory."""
     sigmoid = torch.sigmoid(alpha)
     slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)

@@ -8,6 +8,8 @@ from typing import Any
 from taskptq.core.settings import Flag, Whole, check_fields, setting
 
 MIN_BITS = 2
+# Of grids of a few levels (core.levels).
+LEAST_BITS = 1
 # Of activations; weights are stored in bytes at most.
 MAX_BITS = 16
 MAX_WEIGHT_BITS = 8
@@ -20,19 +22,19 @@ class QuantSpec:
     """An integer grid, before any scale is known.
 
     Args:
-        num_bits: Bits of one code, 2 to 16; weights have 8 at most (see
-            ``QConfig``).
+        num_bits: Bits of one code, 1 to 16; uniform grids have at least 2,
+            weights 8 at most (see ``QConfig``).
         symmetric: Fix the zero point at 0.
         signed: Codes are [-2^(b-1), 2^(b-1) - 1] if True, [0, 2^b - 1] if
             False; None picks unsigned if no observed value is negative.
         ch_axis: Axis with one scale per index; None is one per tensor.
 
     Raises:
-        SettingError: If ``num_bits`` is outside 2 to 16, ``ch_axis`` is
+        SettingError: If ``num_bits`` is outside 1 to 16, ``ch_axis`` is
             negative or a value has the wrong type.
     """
 
-    num_bits: int = setting(8, Whole(low=MIN_BITS, high=MAX_BITS))
+    num_bits: int = setting(8, Whole(low=LEAST_BITS, high=MAX_BITS))
     symmetric: bool = setting(False, Flag())
     signed: bool | None = setting(None, Flag(optional=True))
     ch_axis: int | None = setting(

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from taskptq.core import AffineQuantizer, Observer, Quantizer, enable
+from taskptq.core import Observer, Quantizer, enable
+from taskptq.core.base_quantizer import CodedQuantizer
 from taskptq.export.files import load, save
 from taskptq.export.numbers import (
     by_quantizer,
@@ -50,7 +51,7 @@ class _Slot(NamedTuple):
 
     module: QuantModule
     parameter: str
-    quantizer: AffineQuantizer
+    quantizer: CodedQuantizer
     quantizer_name: str
 
 
@@ -303,7 +304,29 @@ def _weight_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:
             f'weight {key!r} {fault}'
             for fault in weight_faults(entry, fields, num_scales=scales)
         ]
+        misfits += _code_misfits(key, entry, slot.quantizer)
     return misfits
+
+
+def _code_misfits(
+    key: str, entry: Mapping[str, Any], quantizer: CodedQuantizer
+) -> list[str]:
+    """Check codes where a grid has fewer levels than its bits have codes."""
+    levels = quantizer.num_levels
+    if levels == 2 ** entry['num_bits'] or not entry['packed'].numel():
+        return []
+    codes = unpack_codes(
+        entry['packed'],
+        num_bits=entry['num_bits'],
+        quant_min=entry['quant_min'],
+        shape=entry['shape'],
+    )
+    most = int(codes.max())
+    if most < levels:
+        return []
+    return [
+        f'weight {key!r} has the code {most}, its grid only {levels} levels'
+    ]
 
 
 def _name_misfits(payload: Mapping[str, Any], state: _State) -> list[str]:

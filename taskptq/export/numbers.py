@@ -17,6 +17,8 @@ Grid = tuple[int, int]
 
 # Values of the field tau, see README.md of this folder.
 LEGAL_TAUS = (0, 1, 2, 4)
+# Levels of a grid that are stored by their coefficients.
+MAX_LEVELS = 256
 # (lowest, highest) code of every possible grid -> bits.
 GRIDS: dict[Grid, int] = {
     grid: bits
@@ -43,7 +45,7 @@ def number_faults(payload: Mapping[str, Any]) -> Iterator[str]:
     for name, entry in payload['weights'].items():
         fields = groups.get(f'{name}_quantizer', {})
         grid = _grid(fields)
-        if grid and grid != _codes_of(entry):
+        if grid and not _holds(fields, grid, entry):
             yield (
                 f'weight {shown(name)} has codes on the grid '
                 f'{_codes_of(entry)}, but its quantizer has the grid {grid}'
@@ -94,17 +96,28 @@ def weight_faults(
     grid = _grid(fields)
     if grid is None:
         yield 'is packed, but its quantizer has no grid'
-    elif grid != _codes_of(entry):
+    elif not _holds(fields, grid, entry):
         yield (
             f'has codes on the grid {_codes_of(entry)}, but its quantizer '
             f'has the grid {grid}'
         )
-    scale = fields.get('scale')
-    if scale is not None and scale.numel() != num_scales:
+    scale = fields.get('scale', fields.get('coefficients'))
+    if scale is not None and (scale.shape or (1,))[0] != num_scales:
         yield (
             f'has {scale.numel()} scale(s) in the file, {num_scales} in the '
             'model'
         )
+
+
+def _holds(fields: Fields, grid: Grid, entry: Mapping[str, Any]) -> bool:
+    """Whether the codes of a packed weight are those of a grid.
+
+    Levels may be fewer than their bits have codes.
+    """
+    low, high = _codes_of(entry)
+    if 'coefficients' not in fields:
+        return grid == (low, high)
+    return grid[0] == low and grid[1].bit_length() == entry['num_bits']
 
 
 def _codes_of(entry: Mapping[str, Any]) -> Grid:
@@ -129,12 +142,14 @@ def _group_faults(fields: Fields) -> Iterator[str]:
     grid_state = fields.get('grid')
     if grid_state is not None and grid_state.numel():
         grid = _grid(fields)
-        if grid not in GRIDS:
+        if grid is None or not (
+            grid in GRIDS or _is_of_levels(fields, grid)
+        ):
             yield f'has the grid {shown(grid_state.flatten()[:4].tolist())}'
             return
         yield from _calibrated_faults(fields, grid)
     elif grid_state is not None:
-        for field in ('scale', *_CHECKS):
+        for field in ('scale', 'coefficients', *_CHECKS):
             tensor = fields.get(field)
             if field != 'tau' and tensor is not None and tensor.numel():
                 yield f'has a {field} without a grid'
@@ -143,7 +158,28 @@ def _group_faults(fields: Fields) -> Iterator[str]:
             yield f'has a {field} that is not finite'
 
 
+def _is_of_levels(fields: Fields, grid: Grid) -> bool:
+    if 'coefficients' not in fields:
+        return False
+    return grid[0] == 0 and 1 <= grid[1] < MAX_LEVELS
+
+
+def _level_faults(coefficients: Tensor) -> Iterator[str]:
+    if (
+        not coefficients.is_floating_point()
+        or coefficients.dim() != 2
+        or not coefficients.numel()
+    ):
+        yield (
+            f'has levels of {coefficients.dtype} and shape '
+            f'{list(coefficients.shape)}'
+        )
+
+
 def _calibrated_faults(fields: Fields, grid: Grid) -> Iterator[str]:
+    if 'coefficients' in fields:
+        yield from _level_faults(fields['coefficients'])
+        return
     scale = fields.get('scale')
     if scale is None or scale.dim() != 1 or not scale.numel():
         yield 'has a grid, but no scales'
@@ -228,17 +264,17 @@ def _spec_faults(
     if grid is None:
         return
     spec = quantizer.spec
-    legal = [spec.bounds(signed=signed) for signed in (True, False)]
+    legal = quantizer.legal_grids()
     if grid not in legal:
         yield (
             f'has the grid {grid} in the file, but {spec.num_bits} bits in '
-            f'the model ({legal[0]} or {legal[1]})'
+            f'the model ({" or ".join(map(str, legal))})'
         )
     scales = _num_scales(quantizer, owner)
     if (
         scales is not None
+        and isinstance(quantizer, AffineQuantizer)
         and fields['scale'].numel() != scales
-        and (isinstance(quantizer, AffineQuantizer))
     ):
         yield (
             f'has {fields["scale"].numel()} scale(s) in the file, {scales} '

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core import (
-    AffineQuantizer,
     FloatQuantizer,
     FreeWeight,
-    LatentWeight,
     LearnedRounding,
     Quantizer,
     QuantizerConfig,
 )
+from taskptq.core.base_quantizer import CodedQuantizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,27 +150,26 @@ class QuantModule(nn.Module):
             if getattr(self, parameter, None) is not None
         ]
 
-    def weight_quantizer_of(self, parameter: str) -> AffineQuantizer | None:
+    def weight_quantizer_of(self, parameter: str) -> CodedQuantizer | None:
         """Return the quantizer of one weight, None if it stays float.
 
         Raises:
-            TypeError: If it isn't an AffineQuantizer.
+            TypeError: If its grid has no integer codes.
         """
         quantizer = getattr(self, self.weight_slots[parameter])
         if isinstance(quantizer, FloatQuantizer):
             return None
-        if quantizer is not None and not isinstance(
-            quantizer, AffineQuantizer
-        ):
+        if quantizer is not None and not isinstance(quantizer, CodedQuantizer):
             raise TypeError(
-                f'weights need an AffineQuantizer, got '
-                f'{type(quantizer).__name__}: change qconfig.weight.type'
+                f'weights need a quantizer with integer codes, such as '
+                f'AffineQuantizer, got {type(quantizer).__name__}: change '
+                'qconfig.weight.type'
             )
         return quantizer
 
     def weight_values_of(
         self, parameter: str
-    ) -> AffineQuantizer | FloatQuantizer | None:
+    ) -> CodedQuantizer | FloatQuantizer | None:
         """Return what says which values a weight may take, once it is set.
 
         None if any will do: the weight has no quantizer, or one without a
@@ -180,8 +178,8 @@ class QuantModule(nn.Module):
         quantizer = getattr(self, self.weight_slots[parameter])
         if isinstance(quantizer, FloatQuantizer):
             return quantizer
-        affine = self.weight_quantizer_of(parameter)
-        return affine if affine is not None and affine.calibrated else None
+        coded = self.weight_quantizer_of(parameter)
+        return coded if coded is not None and coded.calibrated else None
 
     def quantized_weight(self, parameter: str = 'weight') -> Tensor:
         """Return a weight as forward must use it now.
@@ -267,8 +265,7 @@ class QuantModule(nn.Module):
             if quantizer is None or quantizer.observer is None:
                 continue
             weight = quantizer.masked(getattr(self, parameter))
-            quantizer.observer.observe(weight)
-            quantizer.calibrate()
+            quantizer.calibrate_weight(weight)
 
     def start_rounding(
         self, *, latent: bool = False
@@ -278,7 +275,6 @@ class QuantModule(nn.Module):
         Args:
             latent: Let codes move freely, and scales with them.
         """
-        kind = LatentWeight if latent else LearnedRounding
         for parameter, _ in self.active_slots():
             quantizer = self.weight_values_of(parameter)
             if quantizer is None:
@@ -288,7 +284,9 @@ class QuantModule(nn.Module):
                 free = FreeWeight(weight, ch_axis=self.weight_axis(parameter))
                 self._roundings[parameter] = free
             else:
-                self._roundings[parameter] = kind(quantizer, weight)
+                self._roundings[parameter] = quantizer.start_rounding(
+                    weight, latent=latent
+                )
         return dict(self._roundings)
 
     @property
@@ -312,7 +310,7 @@ class QuantModule(nn.Module):
         for parameter, rounding in self._roundings.items():
             quantizer = self.weight_values_of(parameter)
             assert quantizer is not None
-            if isinstance(quantizer, AffineQuantizer):
+            if isinstance(quantizer, CodedQuantizer):
                 rounding.settle(quantizer)
             self.set_codes(parameter, rounding.codes())
         self._biases = {k: v.detach() for k, v in self._biases.items()}

@@ -8,13 +8,13 @@ from typing import Any
 
 import taskptq.core as core
 from taskptq.core import (
-    AffineQuantizer,
     FloatQuantizer,
     Observer,
     Quantizer,
     QuantizerConfig,
     QuantSpec,
 )
+from taskptq.core.base_quantizer import CodedQuantizer
 from taskptq.core.settings import (
     Flag,
     Text,
@@ -115,8 +115,10 @@ def quantizer_config(
         own=('self', 'spec', 'num_heads', 'make', 'inner'),
         also=('type',),
     )
+    whole = QuantSpec(**spec)
+    quantizer, settings = quantizer.for_spec(whole, settings)
     config = QuantizerConfig(
-        spec=QuantSpec(**spec),
+        spec=whole,
         per_channel=per_channel,
         quantizer=quantizer,
         quantizer_kwargs=settings,
@@ -177,13 +179,13 @@ def _of_point(
 def _check_types(config: QuantizerConfig, point: str) -> None:
     """Refuse grids that cannot hold what a point carries."""
     quantizer, observer = config.quantizer, config.observer
-    kinds_of_weight = (AffineQuantizer, FloatQuantizer)
+    kinds_of_weight = (CodedQuantizer, FloatQuantizer)
     if point == 'weight' and not issubclass(quantizer, kinds_of_weight):
         raise refuse(
             'type',
             quantizer.__name__,
-            'give an AffineQuantizer, since weights are stored as integers '
-            '(a FloatQuantizer keeps them float)',
+            'give an AffineQuantizer or a LevelQuantizer, since weights are '
+            'stored as integers (a FloatQuantizer keeps them float)',
         )
     kinds: tuple[tuple[str, type[Quantizer] | type[Observer]], ...] = (
         ('type', quantizer),

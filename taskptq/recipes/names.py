@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any
 
+from taskptq.core.levels import LEVELS
 from taskptq.core.setting_error import SettingError, refuse, shown
 from taskptq.recipes.folders import (
     find_scope,
@@ -31,10 +32,20 @@ BITS = {
 }
 PATTERN = re.compile(
     r'(?:(?P<scope>\w+)::)?'
-    r'w(?P<weight>\d+)a(?P<activation>\d+)(?:-(?P<attention>\d+))?'
+    r'w(?P<weight>\d+(?:\.\d)?)a(?P<activation>\d+)(?:-(?P<attention>\d+))?'
     r'(?:_(?P<method>.+))?',
     re.ASCII | re.DOTALL,
 )
+# Weights on a few levels: by their bits, or by a word after bits.
+LEVELS_BY_BITS = {k.bits_name: k for k in LEVELS.values() if k.bits_name}
+LEVELS_BY_WORD = {k.suffix: k for k in LEVELS.values() if k.suffix}
+LEVEL_WORD = re.compile(
+    rf'(?P<rest>.+?)_(?P<word>{"|".join(LEVELS_BY_WORD)})(?P<more>_.+)?',
+    re.ASCII | re.DOTALL,
+)
+# What first, last, depthwise and attention operands have at least then.
+LEAST_ROLE_BITS = 8
+LEVELS_METHOD = 'gptq-matched'
 # A sparse model: zeros in percent and how they are shared out, or N:M
 # written N-M.
 SPARSE = re.compile(
@@ -80,6 +91,7 @@ class RecipeName:
             keeps all weights.
         ratio: How many times smaller than in float32 the file becomes; None
             is as the bits have it.
+        levels: Kind of levels that weights have; None for equal steps.
     """
 
     weight: int | None
@@ -89,6 +101,7 @@ class RecipeName:
     scope: str | None = None
     sparsity: dict[str, Any] | None = None
     ratio: float | None = None
+    levels: str | None = None
 
     @property
     def method_file(self) -> str:
@@ -99,6 +112,8 @@ class RecipeName:
             return SPARSE_METHOD
         if self.ratio is not None:
             return SIZE_METHOD
+        if self.levels is not None:
+            return LEVELS_METHOD
         enough = self.weight >= LEAST_WEIGHT_BITS
         return DEFAULT_METHOD if enough else FEW_BITS_METHOD
 
@@ -117,6 +132,12 @@ class RecipeName:
             # Codes are made for a coder: one step, zero in the middle.
             weight |= {'per_channel': False, 'symmetric': True}
             sparse = {**sparse, 'size': {'ratio': self.ratio}}
+        elif self.levels is not None:
+            weight |= {
+                'type': 'LevelQuantizer',
+                'levels': self.levels,
+                'symmetric': True,  # of layers that have more bits
+            }
         elif self.weight <= ASYMMETRIC_UP_TO:
             weight['symmetric'] = False
         points: dict[str, Any] = {
@@ -126,9 +147,15 @@ class RecipeName:
         }
         if self.method_file not in RECOMMENDED:
             points['products'] = False
-        if self.attention is not None:
-            points['attention'] = {'num_bits': self.attention}
-            points['softmax'] = {'num_bits': self.attention}
+        attention = self.attention
+        if self.levels is not None:
+            points['depthwise_bits'] = LEAST_ROLE_BITS
+            attention = attention or max(
+                LEAST_ROLE_BITS, self.activation or LEAST_ROLE_BITS
+            )
+        if attention is not None:
+            points['attention'] = {'num_bits': attention}
+            points['softmax'] = {'num_bits': attention}
         return points
 
 
@@ -143,7 +170,7 @@ def parse(name: str) -> RecipeName:
 
     >>> parse('w4a4-8_drd')
     RecipeName(weight=4, activation=4, attention=8, method='drd', scope=None,
-               sparsity=None, ratio=None)
+               sparsity=None, ratio=None, levels=None)
     """
     written = ALIASES.get(name, name) if isinstance(name, str) else ''
     sized = SIZE.fullmatch(written)
@@ -151,7 +178,12 @@ def parse(name: str) -> RecipeName:
         parts = parse(sized['rest'])
         if parts.weight is None or parts.ratio is not None:
             raise refuse('recipe', name, 'give bits, as in w8a8_size10x')
+        if parts.levels is not None:
+            raise refuse('recipe', name, 'give whole bits, as in w8a8_size10x')
         return replace(parts, ratio=float(sized['ratio']))
+    worded = LEVEL_WORD.fullmatch(written)
+    if worded is not None:
+        return _on_levels(name, worded)
     sparse = SPARSE.fullmatch(written)
     sparsity = None if sparse is None else _sparsity(sparse)
     if sparse is not None and not re.match(r'(\w+::)?w\d', sparse['rest']):
@@ -170,25 +202,55 @@ def parse(name: str) -> RecipeName:
             name,
             f'give bits and a method, as in {EXAMPLES}{_guess(name)}',
         )
+    bits, levels = _bits(found, name)
+    return RecipeName(
+        **bits,
+        method=found['method'],
+        scope=found['scope'],
+        sparsity=sparsity,
+        levels=levels,
+    )
+
+
+def _bits(
+    found: re.Match[str], name: str
+) -> tuple[dict[str, int], str | None]:
+    """Return the bits of each point that a name has, and its levels."""
     bits: dict[str, int] = {}
+    levels: str | None = None
     for point, allowed in BITS.items():
         text = found[point]
         if text is None:
+            continue
+        if point == 'weight' and text in LEVELS_BY_BITS:
+            bits[point] = LEVELS_BY_BITS[text]().num_bits
+            levels = LEVELS_BY_BITS[text].name
             continue
         if text not in map(str, allowed):
             raise refuse(
                 'recipe',
                 name,
                 f'the bits of {point} have to be {allowed[0]} to '
-                f'{allowed[-1]}',
+                f'{allowed[-1]}'
+                + (f', or {", ".join(LEVELS_BY_BITS)}' * (point == 'weight')),
             )
         bits[point] = int(text)
-    return RecipeName(
-        **bits,
-        method=found['method'],
-        scope=found['scope'],
-        sparsity=sparsity,
-    )
+    return bits, levels
+
+
+def _on_levels(name: str, found: re.Match[str]) -> RecipeName:
+    """Return what a name with a word for levels means."""
+    parts = parse(found['rest'] + (found['more'] or ''))
+    kind = LEVELS_BY_WORD[found['word']]
+    bits = kind().num_bits
+    if parts.weight != bits or parts.levels or parts.ratio or parts.sparsity:
+        raise refuse(
+            'recipe',
+            name,
+            f'give weights {bits} bits and no other form, as in '
+            f'w{bits}a8_{found["word"]}',
+        )
+    return replace(parts, levels=kind.name)
 
 
 def _sparsity(found: re.Match[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taskptq.core import AffineQuantizer, enable
+from taskptq.core import enable
 from taskptq.core.switches import quantizers
 from taskptq.modules.base import QuantModule, quant_modules
 
@@ -93,7 +93,7 @@ def check_on_grid(
         RuntimeError: If it is off its grid or has too many levels.
     """
     quantizer = module.weight_quantizer_of(parameter)
-    if not isinstance(quantizer, AffineQuantizer) or not quantizer.calibrated:
+    if quantizer is None or not quantizer.calibrated:
         return None
     weight = getattr(module, parameter)
     codes = quantizer.quantize(weight)
@@ -106,10 +106,10 @@ def check_on_grid(
         else (codes.transpose(0, axis).flatten(1))
     )
     most = _most_levels(rows - quantizer.quant_min)
-    if most > quantizer.spec.num_levels:
+    if most > quantizer.num_levels:
         raise RuntimeError(
             f'{name}.{parameter} has {most} levels in one channel, more than '
-            f'{quantizer.spec.num_bits} bits allow'
+            f'{quantizer.spec.num_bits} bits allow ({quantizer.num_levels})'
         )
     return quantizer.spec.num_bits, most
 

@@ -24,6 +24,26 @@ from taskptq.recipes import RecipeName, method_names, parse, resolve
             ),
         ),
         (
+            'w1a4',
+            RecipeName(weight=1, activation=4, levels='binary'),
+        ),
+        (
+            'w1.6a8_qdrop',
+            RecipeName(
+                weight=2, activation=8, method='qdrop', levels='ternary'
+            ),
+        ),
+        (
+            'w2a4-4_planes_gptq',
+            RecipeName(
+                weight=2,
+                activation=4,
+                attention=4,
+                method='gptq',
+                levels='two-plane',
+            ),
+        ),
+        (
             'sparse70',
             RecipeName(weight=None, activation=None, sparsity={'rate': 0.7}),
         ),
@@ -63,12 +83,17 @@ def test_parts_of_a_name(name, expected):
         ('w8', "recipe='w8': give bits and a method"),
         ('w8a8_', "recipe='w8a8_': give bits and a method"),
         (
-            'w1a4_mse',
-            "recipe='w1a4_mse': the bits of weight have to be 2 to 8",
+            'w0a4_mse',
+            "recipe='w0a4_mse': the bits of weight have to be 2 to 8, or 1, "
+            '1.6',
         ),
         ('w4a17', 'the bits of activation have to be 2 to 16'),
         ('w4a4-17_drd', 'the bits of attention have to be 2 to 16'),
         ('w16a16', 'the bits of weight have to be 2 to 8'),
+        ('w1.5a8', 'the bits of weight have to be 2 to 8, or 1, 1.6'),
+        ('w3a8_planes', 'give weights 2 bits and no other form'),
+        ('w1.6a8_planes', 'give weights 2 bits and no other form'),
+        ('w1.6a8_size10x', 'give whole bits'),
         ('w04a4', 'the bits of weight have to be 2 to 8'),
         (
             'w4a4_qdorp',
@@ -165,3 +190,29 @@ def test_every_method_has_a_qconfig(method):
     assert recipe['qconfig']['weight']['num_bits'] == 4
     # Coded files need one grid for a whole weight.
     assert recipe['qconfig']['weight']['per_channel'] == (method != 'size')
+
+
+@pytest.mark.parametrize(
+    ('name', 'bits', 'levels'),
+    [
+        ('w1a8_gptq', 1, 'binary'),
+        ('w1.6a8_qdrop', 2, 'ternary'),
+        ('w2a8_dual_gptq', 2, 'dual'),
+        ('w2a8_midrise', 2, 'mid-rise'),
+    ],
+)
+def test_levels_have_eight_bits_by_role(name, bits, levels):
+    qconfig = resolve(name)['qconfig']
+    weight = qconfig['weight']
+    assert weight['type'] == 'LevelQuantizer'
+    assert (weight['num_bits'], weight['levels']) == (bits, levels)
+    assert qconfig['depthwise_bits'] == qconfig['edge_bits'] == 8
+    assert qconfig['attention']['num_bits'] == 8
+
+
+def test_attention_on_levels_keeps_the_bits_that_a_name_gives():
+    attention = {
+        name: resolve(name)['qconfig']['attention']['num_bits']
+        for name in ('w1.6a4_gptq', 'w1.6a4-4_gptq', 'w1.6a16_gptq')
+    }
+    assert list(attention.values()) == [8, 4, 16]

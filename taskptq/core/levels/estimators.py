@@ -12,6 +12,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Least distance that is divided by.
+LEAST = 1e-30
+
 Estimator = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -57,10 +60,11 @@ def clipped(
 
 
 def polynomial(weight: Tensor, levels: Tensor) -> Tensor:
-    """Return ``max(0, 2 - 2 |w| / a)``, a the outermost level's magnitude.
+    """Return ``max(0, 2 - 2 |w| / a)`` for levels from -a to a.
 
     The derivative of a sign that is smoothed to a piecewise parabola:
-    Bi-Real Net, Liu et al., ECCV 2018, Eq. 7.
+    Bi-Real Net, Liu et al., ECCV 2018, Eq. 7. Levels around another middle
+    shift it there.
 
     >>> polynomial(torch.tensor([[-1.5, -0.5, 0.0, 1.0]]),
     ...            torch.tensor([[-1.0, 1.0]]))
@@ -73,8 +77,9 @@ def polynomial(weight: Tensor, levels: Tensor) -> Tensor:
     Returns:
         (C, N), in [0, 2].
     """
-    outermost = levels.abs().amax(dim=1, keepdim=True)
-    steps = weight.abs() / outermost.clamp(min=torch.finfo(levels.dtype).tiny)
+    middle = (levels[:, :1] + levels[:, -1:]) / 2
+    half = (levels[:, -1:] - levels[:, :1]) / 2
+    steps = (weight - middle).abs() / half.clamp(min=LEAST)
     return (2 - 2 * steps).clamp(min=0)
 
 

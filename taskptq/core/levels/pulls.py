@@ -230,7 +230,7 @@ class MixturePull(Pull):
             size = pull.square().mean().sqrt()
             own = gradient.square().mean().sqrt()
             strength = strength * float(own / size) if size > 0 else 0.0
-        return -strength * pull
+        return torch.mul(pull, -strength)
 
 
 class BacktrackPull(Pull):
@@ -272,7 +272,8 @@ class BacktrackPull(Pull):
         )
         moved = weight + self.strength * chosen[:, None] * before
         self.before = moved.detach().clone()
-        return moved
+        result: Tensor = moved
+        return result
 
 
 PULLS: dict[str, type[Pull]] = {

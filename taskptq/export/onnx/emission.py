@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core import AffineQuantizer, Quantizer
+from taskptq.core.base_quantizer import CodedQuantizer
 from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.modules.base import QuantModule, quant_modules
@@ -116,9 +117,34 @@ def exporting(model: nn.Module) -> Iterator[Emitted]:
             del owner.__dict__[attribute]
 
 
-def grid_of(
-    quantizer: AffineQuantizer, *, name: str, codes: Tensor | None = None
+def grid_of_weight(
+    quantizer: CodedQuantizer, codes: Tensor, *, name: str
 ) -> Grid:
+    """Return a weight's codes and their grid, as integers times a scale.
+
+    Raises:
+        OnnxExportError: If they are no such integers.
+    """
+    form = quantizer.integer_form(codes)
+    if form is None:
+        raise OnnxExportError(
+            f'{name} has levels that are no multiples of one scale '
+            f'({quantizer.extra_repr()}), so no integer kernel computes '
+            "them: quantize it with levels='mid-rise', 'ternary' or 'binary'"
+        )
+    return Grid(
+        name=name,
+        scale=form.scale.float().cpu().reshape(-1).clone(),
+        zero_point=form.zero_point.cpu().reshape(-1).clone(),
+        quant_min=form.quant_min,
+        quant_max=form.quant_min + 2**form.num_bits - 1,
+        num_bits=form.num_bits,
+        ch_axis=quantizer.spec.ch_axis,
+        codes=form.codes.cpu(),
+    )
+
+
+def grid_of(quantizer: AffineQuantizer, *, name: str) -> Grid:
     """Return a copy of a quantizer's grid."""
     return Grid(
         name=name,
@@ -128,7 +154,6 @@ def grid_of(
         quant_max=quantizer.quant_max,
         num_bits=quantizer.spec.num_bits,
         ch_axis=quantizer.spec.ch_axis,
-        codes=codes,
     )
 
 
@@ -184,8 +209,8 @@ def _of_weight(
             return weight
         full = f'{name}.{parameter}' if name else parameter
         if full not in emitted.grids:
-            codes = module.codes(parameter).cpu()
-            emitted.grids[full] = grid_of(quantizer, name=full, codes=codes)
+            codes = module.codes(parameter)
+            emitted.grids[full] = grid_of_weight(quantizer, codes, name=full)
         x_hat = compute(parameter).detach()
         return _mark(weight, x_hat, kind=WEIGHT, name=full)
 

@@ -334,7 +334,7 @@ def unrounded(network: nn.Module) -> Iterator[None]:
             seen.add(id(weight))
             saved.append((weight, weight.data.clone()))
             scale = per_channel(
-                quantizer.scale,
+                quantizer.steps(),
                 ndim=weight.dim(),
                 ch_axis=quantizer.spec.ch_axis,
             )

@@ -8,26 +8,28 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from taskptq.core.base_quantizer import CodedQuantizer
+from taskptq.core.code_grid import CodeGrid
 from taskptq.core.entropy import code_counts, count_bits
-from taskptq.core.quantizers import AffineQuantizer
 from taskptq.modules.base import QuantModule
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.rounding.column_solver import ColumnSolver
 from taskptq.reconstruction.rounding.descent import descend
-from taskptq.reconstruction.rounding.gptq import (
-    ColumnSolver,
-    from_matrix,
-    groups_of,
-    mask_matrix,
-    to_matrix,
-)
 from taskptq.reconstruction.rounding.kept_weights import (
     damped_moments,
     fit_kept,
 )
 from taskptq.reconstruction.rounding.moments import Moments
 from taskptq.reconstruction.rounding.output_ranges import (
+    Rounder,
     nearest_codes,
     search_output_range,
+)
+from taskptq.reconstruction.rounding.weight_matrix import (
+    from_matrix,
+    groups_of,
+    mask_matrix,
+    to_matrix,
 )
 
 # How often a grid gets coarser for its bits; two times are enough mostly.
@@ -40,8 +42,7 @@ Rows = Sequence[tuple[slice, Moments]]
 class _Part:
     """The grid and codes found for some rows of a weight."""
 
-    scale: Tensor
-    zero_point: Tensor
+    grid: CodeGrid
     codes: Tensor  # G x R x K
 
 
@@ -74,27 +75,21 @@ def fit_layer(
     transposed = layer.weight_axis(parameter) == 1
     groups = groups_of(layer)
     matrix = to_matrix(weight, groups=groups, transposed=transposed)
-    shape = (matrix.shape[0], matrix.shape[1])
-    if quantizer.scale.numel() == 1:
-        shape = (1, 1)
-    scale = quantizer.scale.detach().reshape(shape).clone()
-    zero_point = quantizer.zero_point.reshape(shape).clone()
+    grid = quantizer.code_grid((matrix.shape[0], matrix.shape[1]))
     mask = mask_matrix(quantizer.mask, groups=groups, transposed=transposed)
-    codes = _solve_rows(
-        matrix, rows, quantizer, (scale, zero_point), config, mask=mask
-    )
+    part = _solve_rows(matrix, rows, quantizer, grid, config, mask=mask)
     for _ in range(MAX_COARSER):
-        factor = _coarser(codes, quantizer)
+        factor = _coarser(part.codes, quantizer)
         if factor == 1 or not config.solves_codes:
             break
-        scale *= factor
-        codes = _solve_rows(
-            matrix, rows, quantizer, (scale, zero_point), config, mask=mask
-        )
+        grid = part.grid.scaled(factor)
+        part = _solve_rows(matrix, rows, quantizer, grid, config, mask=mask)
     if config.output_ranges or quantizer.max_bits is not None:
-        set_grid(quantizer, scale.reshape(-1), zero_point.reshape(-1))
+        quantizer.set_code_grid(part.grid)
     if config.solves_codes:
-        codes = from_matrix(codes, shape=weight.shape, transposed=transposed)
+        codes = from_matrix(
+            part.codes, shape=weight.shape, transposed=transposed
+        )
         layer.set_codes(parameter, codes)
     if config.bias_correction:
         correct_bias(layer, parameter, rows)
@@ -140,31 +135,29 @@ def fit_float(
 def _solve_rows(
     matrix: Tensor,
     rows: Rows,
-    quantizer: AffineQuantizer,
-    grid: tuple[Tensor, Tensor],
+    quantizer: CodedQuantizer,
+    grid: CodeGrid,
     config: ReconstructionConfig,
     *,
     mask: Tensor | None,
-) -> Tensor:
-    """Return the codes of (G, R, K) weights; ranges are found in place."""
-    scale, zero_point = grid
+) -> _Part:
+    """Return the grid and codes of (G, R, K) weights."""
     codes = torch.empty_like(matrix, dtype=torch.int32)
     for place, moments in rows:
-        own = slice(None) if scale.shape == (1, 1) else place
         part = _solve(
             matrix[:, place],
             moments,
             quantizer,
-            (scale[:, own], zero_point[:, own]),
+            grid.rows(place),
             config,
             mask=None if mask is None else mask[:, place],
         )
         codes[:, place] = part.codes
-        scale[:, own], zero_point[:, own] = part.scale, part.zero_point
-    return codes
+        grid = grid.put(place, part.grid)
+    return _Part(grid=grid, codes=codes)
 
 
-def _coarser(codes: Tensor, quantizer: AffineQuantizer) -> float:
+def _coarser(codes: Tensor, quantizer: CodedQuantizer) -> float:
     """Return by how much the step has to grow for ``max_bits``; 1 if none.
 
     What makes up for errors spreads the codes, most where they are few. At
@@ -181,74 +174,56 @@ def _coarser(codes: Tensor, quantizer: AffineQuantizer) -> float:
     return float(2 ** min(1.1 * excess / min(rate, 1.0) + 0.003, 1.0))
 
 
-def set_grid(
-    quantizer: AffineQuantizer, scale: Tensor, zero_point: Tensor
-) -> None:
-    """Replace a calibrated grid's scale and zero point, (C,) each."""
-    quantizer.scale.data = scale.to(quantizer.scale)
-    quantizer.zero_point = zero_point.to(quantizer.zero_point)
-
-
 def _solve(
     weight: Tensor,
     moments: Moments,
-    quantizer: AffineQuantizer,
-    grid: tuple[Tensor, Tensor],
+    quantizer: CodedQuantizer,
+    grid: CodeGrid,
     config: ReconstructionConfig,
     *,
     mask: Tensor | None = None,
 ) -> _Part:
     """Find grid and codes of (G, R, K) weights."""
-    bounds = (quantizer.quant_min, quantizer.quant_max)
     damped = damped_moments(moments.hessian, damping=config.gptq_damping)
     target = weight.double()
     if config.match_float:
         target = matched_weight(target, moments, damped)
     if mask is not None:
         target = fit_kept(target, damped, mask)
-    to_codes = nearest_codes(bounds)
+    to_codes: Rounder = nearest_codes
     if config.solves_codes:
         solver = ColumnSolver(moments.hessian, damping=config.gptq_damping)
 
-        def to_codes(w: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+        def solve(w: Tensor, grid: CodeGrid) -> Tensor:
             # A search has the rows once for each of its candidates.
             own = mask
             if mask is not None:
                 own = mask.repeat(1, w.shape[1] // mask.shape[1], 1)
             return solver.codes(
-                w,
-                scale=scale,
-                zero_point=zero_point,
-                bounds=bounds,
-                mask=own,
-                prices=quantizer.prices,
+                w, grid=grid, mask=own, prices=quantizer.prices
             )
 
+        to_codes = solve
     if config.output_ranges:
         grid = search_output_range(
             target * _seen(moments.hessian)[:, None],
             damped,
-            quantizer,
-            grid=grid,
+            grid,
             to_codes=to_codes,
         )
-    scale, zero_point = (
-        part.expand(target.shape[:2]) if part.shape == (1, 1) else part
-        for part in grid
-    )
-    codes = to_codes(target, scale, zero_point)
+    groups, count = target.shape[:2]
+    whole = grid.expanded((groups, count))
+    codes = to_codes(target, whole)
     if config.solves_codes and config.gptq_sweeps:
         codes = descend(
             codes,
             target,
             damped,
-            scale=scale,
-            zero_point=zero_point,
-            bounds=bounds,
+            grid=whole,
             sweeps=config.gptq_sweeps,
             mask=mask,
         )
-    return _Part(*grid, codes=codes.to(torch.int32))
+    return _Part(grid=grid, codes=codes.to(torch.int32))
 
 
 def _seen(hessian: Tensor) -> Tensor:

@@ -5,13 +5,14 @@ import itertools
 import pytest
 import torch
 
+from taskptq.core.code_grid import UniformCodes
 from taskptq.reconstruction.rounding.descent import descend
 
 ONE = torch.ones(1, 1)
 
 
-def output_error(codes, target, hessian, *, scale, zero_point):
-    error = target - scale[..., None] * (codes - zero_point[..., None])
+def output_error(codes, target, hessian, grid):
+    error = target - grid.values(codes)
     return ((error @ hessian) * error).sum(dim=2)
 
 
@@ -21,21 +22,22 @@ def problem():
     x = torch.randn(2, 5, 40, dtype=torch.float64)
     x[:, 1:] += 2 * x[:, :1]
     target = torch.randn(2, 3, 5, dtype=torch.float64)
-    grid = dict(scale=0.4 + torch.rand(2, 3), zero_point=torch.full((2, 3), 3))
-    codes = (target / grid['scale'][..., None]).round() + 3
-    return codes.clamp(0, 7), target, x @ x.transpose(1, 2), grid
+    grid = UniformCodes(
+        scale=0.4 + torch.rand(2, 3),
+        zero_point=torch.full((2, 3), 3),
+        bounds=(0, 7),
+    )
+    return grid.nearest(target), target, x @ x.transpose(1, 2), grid
 
 
 def test_each_sweep_lowers_the_output_error(problem):
     codes, target, hessian, grid = problem
-    errors = [output_error(codes, target, hessian, **grid)]
+    errors = [output_error(codes, target, hessian, grid)]
     for sweeps in (1, 2, 8):
-        moved = descend(
-            codes, target, hessian, bounds=(0, 7), sweeps=sweeps, **grid
-        )
+        moved = descend(codes, target, hessian, grid=grid, sweeps=sweeps)
         assert moved.dtype == torch.int32
         assert 0 <= int(moved.min()) <= int(moved.max()) <= 7
-        errors.append(output_error(moved, target, hessian, **grid))
+        errors.append(output_error(moved, target, hessian, grid))
     for before, after in itertools.pairwise(errors):
         assert bool((after <= before + 1e-9).all())
     assert float(errors[-1].sum()) < 0.9 * float(errors[0].sum())
@@ -43,12 +45,12 @@ def test_each_sweep_lowers_the_output_error(problem):
 
 def test_no_single_move_is_left(problem):
     codes, target, hessian, grid = problem
-    moved = descend(codes, target, hessian, bounds=(0, 7), sweeps=99, **grid)
-    least = output_error(moved, target, hessian, **grid)
+    moved = descend(codes, target, hessian, grid=grid, sweeps=99)
+    least = output_error(moved, target, hessian, grid)
     for column, step in itertools.product(range(5), (-1, 1)):
         other = moved.clone()
         other[..., column] = (other[..., column] + step).clamp(0, 7)
-        error = output_error(other, target, hessian, **grid)
+        error = output_error(other, target, hessian, grid)
         assert bool((error >= least - 1e-9).all())
 
 
@@ -59,9 +61,7 @@ def test_independent_inputs_leave_nearest_codes():
         torch.zeros_like(nearest),
         target,
         torch.eye(4)[None],
-        scale=ONE,
-        zero_point=0 * ONE,
-        bounds=(0, 3),
+        grid=UniformCodes(scale=ONE, zero_point=0 * ONE, bounds=(0, 3)),
         sweeps=1,
     )
     assert torch.equal(moved, nearest)

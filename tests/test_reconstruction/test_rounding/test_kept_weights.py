@@ -2,8 +2,8 @@ import pytest
 import torch
 
 from taskptq.core import AffineQuantizer, MinMaxObserver, QuantSpec
+from taskptq.reconstruction.rounding.column_solver import ColumnSolver
 from taskptq.reconstruction.rounding.descent import descend
-from taskptq.reconstruction.rounding.gptq import ColumnSolver
 from taskptq.reconstruction.rounding.kept_weights import (
     damped_moments,
     fit_kept,
@@ -55,28 +55,22 @@ def grid(weight):
     quantizer = AffineQuantizer(spec, observer=MinMaxObserver(spec))
     quantizer.observer.observe(weight.flatten(0, 1).float())
     quantizer.calibrate()
-    shape = weight.shape[:2]
-    bounds = (quantizer.quant_min, quantizer.quant_max)
-    scale = quantizer.scale.reshape(shape)
-    return scale, quantizer.zero_point.reshape(shape), bounds
+    return quantizer.code_grid((weight.shape[0], weight.shape[1]))
 
 
 @pytest.mark.parametrize('sweeps', [0, 3])
 def test_solved_codes_leave_zeros_alone(sweeps):
     """Their errors go to the weights that remain."""
     _, hessian, weight, mask = problem(0.5)
-    scale, zero_point, bounds = grid(weight)
-    codes = ColumnSolver(hessian).codes(
-        weight, scale=scale, zero_point=zero_point, bounds=bounds, mask=mask
-    )
+    codes_of = grid(weight)
+    scale, zero_point = codes_of.scale, codes_of.zero_point
+    codes = ColumnSolver(hessian).codes(weight, grid=codes_of, mask=mask)
     if sweeps:
         codes = descend(
             codes,
             weight,
             hessian,
-            scale=scale,
-            zero_point=zero_point,
-            bounds=bounds,
+            grid=codes_of,
             sweeps=sweeps,
             mask=mask,
         )
@@ -85,7 +79,7 @@ def test_solved_codes_leave_zeros_alone(sweeps):
     nearest = ((weight * mask) / scale[..., None]).round() + zeros
 
     def error(codes):
-        e = weight - scale[..., None] * (codes.clamp(*bounds) - zeros)
+        e = weight - scale[..., None] * (codes.clamp(*codes_of.bounds) - zeros)
         return float((e @ hessian * e).sum())
 
     assert error(codes) < error(nearest)

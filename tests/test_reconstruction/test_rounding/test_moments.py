@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from taskptq.core import quantizing
+from taskptq.core.code_grid import UniformCodes
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.rounding import moments as module_under_test
-from taskptq.reconstruction.rounding.gptq import ColumnSolver
+from taskptq.reconstruction.rounding.column_solver import ColumnSolver
 from taskptq.reconstruction.rounding.moments import PairedMoments, collect
 
 
@@ -75,9 +76,11 @@ def test_constant_inputs_have_no_moments():
     solver = ColumnSolver(found.hessian, damping=0.1)
     codes = solver.codes(
         torch.tensor([[[0.4, 1.6, -2.6, 0.0, 3.0, -0.1]]]),
-        scale=torch.ones(1, 1),
-        zero_point=torch.zeros(1, 1),
-        bounds=(-8, 7),
+        grid=UniformCodes(
+            scale=torch.ones(1, 1),
+            zero_point=torch.zeros(1, 1),
+            bounds=(-8, 7),
+        ),
     )
     assert codes.flatten().tolist() == [0, 2, -3, 0, 3, 0]
 
