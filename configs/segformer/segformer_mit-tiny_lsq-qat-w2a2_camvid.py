@@ -6,6 +6,6 @@ custom_hooks = [
     dict(
         type='taskptq.QATHook',
         recipe='w2a2_lsq-qat',
-        calibration=dict(num_images=64),
+        calibration=dict(num_images=32),
     )
 ]
