@@ -24,6 +24,8 @@ from taskptq.modules.base import QuantModule, quant_modules
 DOMAIN = 'taskptq'
 ACTIVATION = 'Activation'
 WEIGHT = 'Weight'
+# Of a table of values in a file.
+MOST_CODES = 1 << 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,12 +188,35 @@ def _in_floats(
             'quantize with an affine grid there, or leave the point float'
         )
 
+    values = value_table(quantizer)
+
     def fake_quantize(x: Tensor) -> Tensor:
         if name not in emitted.decomposed:
             emitted.decomposed.append(name)
-        return quantizer.dequantize(quantizer.quantize(x))  # type: ignore[operator,no-any-return]
+        codes = quantizer.quantize(x)  # type: ignore[operator]
+        if values is not None:
+            return values[codes.long()]
+        return quantizer.dequantize(codes)  # type: ignore[operator,no-any-return]
 
     return fake_quantize
+
+
+@torch.no_grad()
+def value_table(quantizer: Quantizer) -> Tensor | None:
+    """Return the value of each code, which a runtime looks up.
+
+    None if codes have other values in each head, or their number
+    (``num_codes``, from 0 on) is not known.
+    """
+    count = getattr(quantizer, 'num_codes', None)
+    if count is None or count > MOST_CODES:
+        return None
+    codes = torch.arange(count, dtype=torch.int32)
+    try:
+        values: Tensor = quantizer.dequantize(codes)  # type: ignore[operator]
+    except ValueError:
+        return None
+    return values.detach() if values.shape == codes.shape else None
 
 
 def _of_weight(

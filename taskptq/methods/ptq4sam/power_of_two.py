@@ -121,6 +121,11 @@ class PowerOfTwoQuantizer(Quantizer):
         self.scale = (self.scale * gain).clamp(min=TINY)
         self.gain.data = torch.ones_like(self.scale)
 
+    @property
+    def num_codes(self) -> int:
+        """Number of codes from 0 on, with that of an exact zero."""
+        return self.spec.num_levels + 1
+
     def quantize(self, x: Tensor) -> Tensor:
         """Return codes, int32; 2^b marks an exact zero."""
         scale, tau = self._grid_for(x)
