@@ -10,7 +10,8 @@ adds has weights of zero.
 Along one axis, let an output o read the pixels s * o + i - p, with i of 0 to
 k - 1 and padding p. With b = ceil(p / s) blocks of padding and the offset
 d = s * b - p, pixel s * (o + m - b) + r has weight number s * m + r - d,
-or none, for block m and place r in it.
+or none, for block m and place r in it. Sizes that are no multiple of s get
+rows of zeros behind, which take the place of padding.
 """
 
 from __future__ import annotations
@@ -67,15 +68,19 @@ class Axis:
         """Padding behind, in blocks; negative if it is too short."""
         padded = self.size + self.before + self.after
         outputs = (padded - self.kernel) // self.stride + 1
-        known = self.size // self.stride + self.blocks_before
+        known = self.whole // self.stride + self.blocks_before
         return outputs + self.blocks - 1 - known
+
+    @property
+    def whole(self) -> int:
+        """The size, up to a multiple of the stride."""
+        return -(-self.size // self.stride) * self.stride
 
 
 def fold_strides(graph: Graph) -> list[str]:
     """Turn the strides of stems into channels.
 
-    Only images of a fixed size, a multiple of the stride, can be cut into
-    blocks.
+    Only images of a fixed size can be cut into blocks.
 
     Args:
         graph: Graph of standard operators; edited in place.
@@ -130,10 +135,7 @@ def _axes(graph: Graph, node: onnx.NodeProto) -> tuple[Axis, Axis] | None:
         )
         for i, size in enumerate(sizes)
     )
-    fits = all(
-        axis.size % axis.stride == 0 and axis.blocks_after >= 0
-        for axis in (height, width)
-    )
+    fits = all(axis.blocks_after >= 0 for axis in (height, width))
     return (height, width) if fits else None
 
 
@@ -241,10 +243,10 @@ def _as_channels(
     """
     (height, width), name = axes, f'{node.name}/blocks'
     stride = height.stride
-    rows, columns = height.size // stride, width.size // stride
+    rows, columns = height.whole // stride, width.whole // stride
     shapes = (
-        (0, count, rows, stride, width.size),
-        (0, count * stride, rows, width.size),
+        (0, count, rows, stride, width.whole),
+        (0, count * stride, rows, width.whole),
         (0, rows, columns, stride * stride * count),
     )
     split, stacked, merged = (
@@ -259,7 +261,7 @@ def _as_channels(
         merged,
         [0, 3, 1, 2],
     ]
-    made, last = [], source.input[0]
+    made, last = _padded(graph, source, axes, name=name)
     for i, step in enumerate(steps):
         before, last = last, f'{name}/{i}'
         if isinstance(step, str):
@@ -285,3 +287,21 @@ def _as_channels(
         )
     )
     return made
+
+
+def _padded(
+    graph: Graph, source: onnx.NodeProto, axes: tuple[Axis, Axis], *, name: str
+) -> tuple[list[onnx.NodeProto], str]:
+    """Return what makes the codes of whole blocks, and their name."""
+    codes = source.input[0]
+    behind = [axis.whole - axis.size for axis in axes]
+    if not any(behind):
+        return [], codes
+    pads = np.array([0, 0, 0, 0, 0, 0, *behind], np.int64)
+    node = graph.node(
+        'Pad',
+        [codes, graph.add_constant(pads, f'{name}.pads'), source.input[2]],
+        [f'{name}/whole'],
+        name=f'{name}/Pad',
+    )
+    return [node], node.output[0]

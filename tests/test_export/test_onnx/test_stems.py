@@ -67,14 +67,33 @@ def test_a_stem_computes_the_same_in_blocks(
     np.testing.assert_array_equal(run(plain.path, x), values)
 
 
+@pytest.mark.parametrize('size', [(23, 16), (24, 17), (21, 19)])
+@pytest.mark.parametrize(('kernel', 'stride'), [(7, 2), (3, 2), (7, 4)])
+def test_sizes_that_are_no_multiple_are_filled_up(
+    exported, monkeypatch, size, kernel, stride
+):
+    def make():
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, *size)
+        model = Stem(kernel, stride, kernel // 2).eval()
+        found = exported(model, batches=[x])
+        return found, run(found.path, x)
+
+    found, values = make()
+    assert len(folded(found.path)) == 1
+    monkeypatch.setattr(export, 'fold_strides', lambda graph: [])
+    _, expected = make()
+    np.testing.assert_array_equal(values, expected)
+
+
 @pytest.mark.parametrize(
     ('model', 'size'),
     [
         (Stem(3, 1, 1), (24, 16)),
-        (Stem(3, 2, 1), (24, 15)),
+        (Stem(3, 4, 0), (24, 10)),
         (Stem(3, 2, 1, channels=8), (24, 16)),
     ],
-    ids=['no stride', 'odd size', 'many channels'],
+    ids=['no stride', 'pixels unread', 'many channels'],
 )
 def test_others_stay_as_they_are(exported, model, size):
     x = torch.randn(1, model.stem.in_channels, *size)
