@@ -231,6 +231,11 @@ class CodedQuantizer(Quantizer):
         return self.spec.num_levels
 
     @property
+    def level_kind(self) -> str:
+        """Name of the kind of levels that it has; '' for equal steps."""
+        return ''
+
+    @property
     def has_zero(self) -> bool:
         """Whether 0 is one of its values, as sparse weights need."""
         return True

@@ -167,6 +167,11 @@ class QuantModule(nn.Module):
             )
         return quantizer
 
+    def weight_kind(self, parameter: str) -> str:
+        """Return the kind of levels of a weight, '' for equal steps."""
+        quantizer = self.weight_quantizer_of(parameter)
+        return '' if quantizer is None else quantizer.level_kind
+
     def weight_values_of(
         self, parameter: str
     ) -> CodedQuantizer | FloatQuantizer | None:

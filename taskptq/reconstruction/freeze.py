@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,16 +25,22 @@ class FreezeReport:
         most_levels: Highest number of distinct codes in one channel of a
             weight, by bit width.
         num_activations: Enabled activation quantizers.
+        share_on_levels: Share of the quantized weights' elements that are on
+            a few levels, by the kind of these.
     """
 
     num_weights: int
     most_levels: dict[int, int]
     num_activations: int
+    share_on_levels: dict[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain types."""
         levels = {str(k): v for k, v in self.most_levels.items()}
-        return {**vars(self), 'most_levels': levels}
+        found = {**vars(self), 'most_levels': levels}
+        if not self.share_on_levels:
+            del found['share_on_levels']
+        return found
 
 
 def freeze(model: nn.Module) -> FreezeReport:
@@ -59,6 +65,7 @@ def freeze(model: nn.Module) -> FreezeReport:
         quantizer.observer = None
     num_weights = 0
     most_levels: dict[int, int] = {}
+    sizes: dict[str, int] = {}
     for name, module in quant_modules(model):
         module.freeze()
         for parameter, _ in module.active_slots():
@@ -67,6 +74,9 @@ def freeze(model: nn.Module) -> FreezeReport:
                 bits, count = levels
                 num_weights += 1
                 most_levels[bits] = max(most_levels.get(bits, 0), count)
+                kind = module.weight_kind(parameter)
+                size = getattr(module, parameter).numel()
+                sizes[kind] = sizes.get(kind, 0) + size
     enable(model)
     active = [
         quantizer
@@ -77,7 +87,13 @@ def freeze(model: nn.Module) -> FreezeReport:
         num_weights=num_weights,
         most_levels=most_levels,
         num_activations=len(active),
+        share_on_levels=_shares(sizes),
     )
+
+
+def _shares(sizes: dict[str, int]) -> dict[str, float]:
+    total = sum(sizes.values())
+    return {kind: size / total for kind, size in sizes.items() if kind}
 
 
 @torch.no_grad()

@@ -6,6 +6,7 @@ from saved_nets import META, Net, batch, payload_of, quantized_net, scheme
 from torch import nn
 
 from taskptq.core import (
+    LevelQuantizer,
     QuantizerConfig,
     QuantSpec,
     enable,
@@ -19,6 +20,7 @@ from taskptq.export import (
     unpack_model,
     verify,
 )
+from taskptq.export.schema import compute_digest
 from taskptq.modules.base import Scheme, quant_modules
 from taskptq.modules.conv import QuantConv2d
 from taskptq.modules.linear import QuantLinear
@@ -54,6 +56,74 @@ def test_reloaded_model_predicts_bit_for_bit(
         assert two.enabled
         assert one.frozen == two.frozen
         assert (one.quant_min, one.quant_max) == (two.quant_min, two.quant_max)
+
+
+def scheme_of_levels(levels, num_bits):
+    weight = QuantizerConfig(
+        spec=QuantSpec(num_bits=num_bits),
+        per_channel=True,
+        quantizer=LevelQuantizer,
+        quantizer_kwargs={'levels': levels},
+    )
+    return Scheme(weight=weight, activation=scheme().activation)
+
+
+@pytest.mark.parametrize(
+    ('levels', 'num_bits'),
+    [('binary', 1), ('ternary', 2), ('two-plane', 2), ('dual', 2)],
+)
+def test_levels_predict_bit_for_bit_after_reloading(
+    tmp_path, levels, num_bits
+):
+    recipe = scheme_of_levels(levels, num_bits)
+    model = quantized_net(recipe)
+    payload = payload_of(model)
+    entry = payload['weights']['body.weight']
+    assert len(entry['packed']) == model.body.weight.numel() * num_bits // 8
+    assert payload['quantizers']['body.weight_quantizer.grid'].tolist() == [
+        0,
+        model.body.weight_quantizer.num_levels - 1,
+    ]
+    save(payload, tmp_path / 'q.pth')
+    other = Net(recipe, seed=9).eval()
+    unpack_model(load(tmp_path / 'q.pth'), other)
+    with torch.no_grad():
+        assert torch.equal(model(batch()), other(batch()))
+    for name, value in model.state_dict().items():
+        if '.observer.' not in name:
+            assert torch.equal(value, other.state_dict()[name]), name
+
+
+def test_damaged_levels_are_refused_by_name():
+    recipe = scheme_of_levels('ternary', 2)
+    model = quantized_net(recipe)
+    cases = {
+        'body.weight.* has the code 3, its grid only 3 levels': (
+            lambda p: p['weights']['body.weight']['packed'].fill_(255)
+        ),
+        'ternary levels that are not positive': (
+            lambda p: p['quantizers'][
+                'body.weight_quantizer.coefficients'
+            ].neg_()
+        ),
+        r'grid \(0, 1\)': (
+            lambda p: p['quantizers']['body.weight_quantizer.grid'].copy_(
+                torch.tensor([0, 1])
+            )
+        ),
+        'coefficients that is not finite': (
+            lambda p: p['quantizers'][
+                'body.weight_quantizer.coefficients'
+            ].fill_(torch.nan)
+        ),
+    }
+    for message, damage in cases.items():
+        payload = copy.deepcopy(payload_of(model))
+        damage(payload)
+        payload['digest'] = compute_digest(payload)
+        with pytest.raises(QuantizedCheckpointError, match=message) as caught:
+            unpack_model(payload, Net(recipe, seed=9).eval())
+        assert '\n' not in str(caught.value)
 
 
 def test_quantized_model_differs_from_the_float_one():

@@ -3,12 +3,14 @@ import importlib
 import pytest
 import torch
 
+from taskptq.calibration import calibrate
 from taskptq.core import dropping
 from taskptq.core.switches import quantizers
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.modules.conv import QuantConv2d
+from taskptq.prepare import QConfig, prepare
 from taskptq.reconstruction import freeze, reconstruct
-from taskptq.testing import TINY_MODELS, tiny_batches
+from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 
 @pytest.mark.parametrize('name', TINY_MODELS)
@@ -80,6 +82,23 @@ def test_report_is_plain(quantized):
     report = freeze(quantized('conv', bits=2)).to_dict()
     assert report['most_levels'] == {'2': 4}
     assert report['num_weights'] == 7
+
+
+def test_report_has_the_share_of_weights_on_levels(forward):
+    levels = {'type': 'LevelQuantizer', 'levels': 'ternary', 'num_bits': 2}
+    quant, batches = tiny_model('conv').eval(), tiny_batches('conv')
+    prepare(quant, QConfig.from_dict({'weight': levels, 'edges': ['head']}))
+    calibrate(quant, batches, forward=forward)
+    report = freeze(quant).to_dict()
+    weights = [m.weight.numel() for _, m in quant_modules(quant)]
+    on_levels = sum(
+        m.weight.numel()
+        for _, m in quant_modules(quant)
+        if m.weight_kind('weight') == 'ternary'
+    )
+    share = report['share_on_levels']
+    assert share == {'ternary': on_levels / sum(weights)}
+    assert 0.5 < share['ternary'] < 1
 
 
 def test_weight_off_its_grid_is_named(quantized, monkeypatch):

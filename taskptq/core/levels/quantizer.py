@@ -97,6 +97,11 @@ class LevelQuantizer(CodedQuantizer):
         return self.kind.num_levels
 
     @property
+    def level_kind(self) -> str:
+        """Name of the kind of levels."""
+        return self.kind.name
+
+    @property
     def has_zero(self) -> bool:
         """Whether 0 is a level."""
         return self.kind.has_zero

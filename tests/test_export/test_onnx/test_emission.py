@@ -3,8 +3,12 @@ import pytest
 import torch
 from torch import nn
 
-from taskptq.core import Quantizer, QuantSpec
-from taskptq.export.onnx.emission import exporting, value_table
+from taskptq.core import LevelQuantizer, Quantizer, QuantSpec
+from taskptq.export.onnx.emission import (
+    exporting,
+    grid_of_weight,
+    value_table,
+)
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 from taskptq.testing.models import tiny_batches, tiny_model
@@ -97,7 +101,7 @@ def test_other_levels_are_refused_with_the_way_out():
     )
     quantizer.calibrate_weight(weight)
     codes = quantizer.quantize(weight)
-    with pytest.raises(OnnxExportError, match="fc.weight.*'mid-rise'"):
+    with pytest.raises(OnnxExportError, match=r"fc\.weight.*'mid-rise'"):
         grid_of_weight(quantizer, codes, name='fc.weight')
 
 
