@@ -290,11 +290,10 @@ def grid_problem(
     if grid.dtype != torch.int32 or grid.shape != (2,):
         return f'grid of {grid.dtype} {list(grid.shape)}, not two int32'
     low, high = grid.tolist()
-    allowed = [quantizer.spec.bounds(signed=s) for s in (True, False)]
-    if (low, high) not in allowed:
+    if (low, high) not in quantizer.legal_grids():
         return (
             f'grid={[low, high]}, {high - low + 1} levels instead of '
-            f'{quantizer.spec.num_levels} in qconfig'
+            f'{levels_of(quantizer)} in qconfig'
         )
     for part in ('scale', 'gain'):
         value = weights.get(f'{prefix}{part}')
@@ -310,4 +309,16 @@ def grid_problem(
             and bool(((value >= low) & (value <= high)).all())
         ):
             return f'{part} outside the grid {low} to {high}'
-    return None
+    fields = {
+        name.removeprefix(prefix): value
+        for name, value in weights.items()
+        if name.startswith(prefix)
+    }
+    fault = next(quantizer.state_faults(fields), None)
+    return None if fault is None else f'state, which {fault}'
+
+
+def levels_of(quantizer: Quantizer) -> int:
+    """Return the number of codes of a quantizer's grid."""
+    low, high = quantizer.legal_grids()[0]
+    return high - low + 1

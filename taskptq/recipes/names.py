@@ -27,7 +27,7 @@ ASYMMETRIC_UP_TO = 3
 # By point; 16-bit activations are a rung between 8 bits and float.
 BITS = {
     'weight': range(2, 9),
-    'activation': range(2, 17),
+    'activation': range(1, 17),
     'attention': range(2, 17),
 }
 PATTERN = re.compile(
@@ -46,6 +46,16 @@ LEVEL_WORD = re.compile(
 # What first, last, depthwise and attention operands have at least then.
 LEAST_ROLE_BITS = 8
 LEVELS_METHOD = 'gptq-matched'
+# Inputs of one bit: a sign with a learned threshold, whose gradient is that
+# of Bi-Real Net.
+ONE_BIT_INPUT: dict[str, Any] = {
+    '_delete_': True,
+    'type': 'LevelQuantizer',
+    'num_bits': 1,
+    'levels': 'shifted',
+    'estimator': 'polynomial',
+    'observer': {'type': 'MSEObserver'},
+}
 # A sparse model: zeros in percent and how they are shared out, or N:M
 # written N-M.
 SPARSE = re.compile(
@@ -145,10 +155,12 @@ class RecipeName:
             'activation': {'num_bits': self.activation},
             **sparse,
         }
+        if self.activation == 1:
+            points['activation'] = dict(ONE_BIT_INPUT)
         if self.method_file not in RECOMMENDED:
             points['products'] = False
         attention = self.attention
-        if self.levels is not None:
+        if self.levels is not None or self.activation == 1:
             points['depthwise_bits'] = LEAST_ROLE_BITS
             attention = attention or max(
                 LEAST_ROLE_BITS, self.activation or LEAST_ROLE_BITS

@@ -10,6 +10,7 @@ import torch
 
 from taskptq.core.switches import quantizers
 from taskptq.engine.checkpoint_file import TRAINING_KEY, read_checkpoint
+from taskptq.export import load
 from taskptq.export.checkpoint import is_quantized
 from taskptq.qat import checks as qat_checks
 
@@ -126,6 +127,48 @@ def test_training_learns_weights_and_grids(
     )
     again.test()
     assert torch.equal(predictions(), trained)
+
+
+@pytest.mark.parametrize('name', ['w1a1', 'w1.6a4', 'w2a4_planes'])
+def test_levels_are_trained(make, float_checkpoint, predictions, name):
+    """Weights and inputs of one bit, with first and last layers of 8."""
+    first = {}
+    seen = witness(
+        lambda runner: first.update(copy.deepcopy(runner.model.state_dict()))
+    )
+    pulled = dict(qconfig=dict(weight=dict(pull='flip'), edges=['stem']))
+    given = dict(
+        recipe=[f'{name}_lsq-qat', pulled], calibration=dict(num_images=8)
+    )
+    runner = make(float_checkpoint, hook=given, others=[seen])
+    runner.train()
+    runner.test()
+    trained = predictions()
+    work_dir = Path(runner.work_dir)
+    after = weights_of(work_dir / 'epoch_2.pth')
+    levels = {key for key in after if key.endswith('coefficients')}
+    assert any('weight_quantizer' in key for key in levels)
+    assert any('input_quantizer' in key for key in levels) == ('a1' in name)
+    for key in levels:
+        assert not torch.equal(after[key], first[key]), key
+        assert bool(after[key].isfinite().all())
+    packed = load(work_dir / 'quantized.pth')['weights']
+    bits = {key: one['num_bits'] for key, one in packed.items()}
+    assert bits['stem.weight'] == 8
+    assert min(bits.values()) == (1 if 'w1a' in name else 2)
+    again = make(
+        work_dir / 'quantized.pth',
+        work='test',
+        others=[dict(type='taskptq.PTQHook')],
+    )
+    again.test()
+    assert torch.equal(predictions(), trained)
+    checkpoint = torch.load(work_dir / 'epoch_2.pth', weights_only=False)
+    key = sorted(levels)[0]
+    checkpoint[TRAINING_KEY]['weights'][key] = -after[key]
+    torch.save(checkpoint, work_dir / 'bad.pth')
+    with pytest.raises(ValueError, match=r'levels (that|without)'):
+        make(work_dir / 'bad.pth', hook={}, work='bad').test()
 
 
 def test_a_norm_that_stays_keeps_its_statistics(

@@ -87,7 +87,7 @@ def test_parts_of_a_name(name, expected):
             "recipe='w0a4_mse': the bits of weight have to be 2 to 8, or 1, "
             '1.6',
         ),
-        ('w4a17', 'the bits of activation have to be 2 to 16'),
+        ('w4a17', 'the bits of activation have to be 1 to 16'),
         ('w4a4-17_drd', 'the bits of attention have to be 2 to 16'),
         ('w16a16', 'the bits of weight have to be 2 to 8'),
         ('w1.5a8', 'the bits of weight have to be 2 to 8, or 1, 1.6'),
@@ -216,3 +216,21 @@ def test_attention_on_levels_keeps_the_bits_that_a_name_gives():
         for name in ('w1.6a4_gptq', 'w1.6a4-4_gptq', 'w1.6a16_gptq')
     }
     assert list(attention.values()) == [8, 4, 16]
+
+
+def test_inputs_of_one_bit_are_signs_with_a_threshold():
+    points = resolve('w1a1_lsq-qat')['qconfig']
+    assert points['weight']['levels'] == 'binary'
+    assert points['activation'] == {
+        'type': 'LevelQuantizer',
+        'num_bits': 1,
+        'levels': 'shifted',
+        'estimator': 'polynomial',
+        'observer': {'type': 'MSEObserver'},
+    }
+    # First and last layers have 8 bits by default, these by their role.
+    assert points['depthwise_bits'] == 8
+    assert points['attention']['num_bits'] == 8
+    assert (
+        'learn_zero_point' in resolve('w1a4_lsq-qat')['qconfig']['activation']
+    )
