@@ -156,6 +156,8 @@ class QConfig:
             check_patterns(found, argument=argument)
         seen: set[str] = set()
         self._check_points({}, where='qconfig', seen=seen)
+        for name, settings in self.points.items():
+            self._check_kind(name, settings)
         for number, override in enumerate(self.overrides):
             where = f'qconfig.overrides[{number}]'
             self._check_points(override, where=where, seen=seen)
@@ -174,6 +176,20 @@ class QConfig:
                 source = 'attention' if point in OPERANDS else point
             self._check_point(point, given, where=f'{where}.{source}')
             seen.add(key)
+
+    def _check_kind(self, name: str, settings: Any) -> None:
+        """Refuse bits at which a point's own type would never be used."""
+        config = quantizer_config(name, settings, resolve=self.resolve)
+        if config is None:
+            return
+        named = self.resolve('quantizer', settings['type'])
+        if config.quantizer is not named:
+            raise refuse(
+                f'qconfig.{name}.num_bits',
+                settings['num_bits'],
+                f'{named.__name__} has fewer: give the bits of its levels, '
+                'such as 1 for binary and 2 for ternary ones',
+            )
 
     def _check_point(self, point: str, given: Any, *, where: str) -> None:
         """Build the quantizer of a point, and the one of edge layers."""

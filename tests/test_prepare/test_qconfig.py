@@ -442,6 +442,10 @@ def bad_override(**settings: object) -> dict:
         ),
         ({'query': {'num_bits': 1}}, 'qconfig.query.num_bits=1'),
         (
+            {'weight': {'type': 'LevelQuantizer', 'levels': 'ternary'}},
+            'qconfig.weight.num_bits=8: LevelQuantizer has fewer: give the',
+        ),
+        (
             {
                 'softmax': {
                     'per_head': True,
