@@ -102,6 +102,20 @@ def test_first_seeds_run_first(tools, folder):
     ]
 
 
+def test_the_float_model_is_recorded(tools, folder):
+    module = tools('taskptq.bench.training_table')
+    path = folder / 'tiny.train.yml'
+    assert module.read_training_table(path).float_reference() is None
+    path.write_text(yaml.safe_dump(content(float_of='tiny')))
+    table = module.read_training_table(path)
+    assert table.float_reference() is None
+    reference = {'config': 'tiny.py', 'value': 0.5}
+    (folder / 'results' / 'tiny.json').write_text(
+        json.dumps({'float': reference, 'rows': []})
+    )
+    assert table.float_reference() == reference
+
+
 def test_means_and_spreads(tools, folder):
     module = tools('taskptq.bench.training_table')
     table = module.read_training_table(folder / 'tiny.train.yml')
