@@ -142,9 +142,7 @@ def _group_faults(fields: Fields) -> Iterator[str]:
     grid_state = fields.get('grid')
     if grid_state is not None and grid_state.numel():
         grid = _grid(fields)
-        if grid is None or not (
-            grid in GRIDS or _is_of_levels(fields, grid)
-        ):
+        if grid is None or not (grid in GRIDS or _is_of_levels(fields, grid)):
             yield f'has the grid {shown(grid_state.flatten()[:4].tolist())}'
             return
         yield from _calibrated_faults(fields, grid)

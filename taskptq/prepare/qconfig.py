@@ -183,6 +183,11 @@ class QConfig:
         if config is None:
             return
         named = self.resolve('quantizer', settings['type'])
+        # Operands of attention take the type of other inputs, not the bits.
+        general = self.points['activation']
+        own = name in ('weight', 'activation') or not general
+        if not own and general['type'] == settings['type']:
+            return
         if config.quantizer is not named:
             raise refuse(
                 f'qconfig.{name}.num_bits',
