@@ -343,8 +343,12 @@ def test_quantizers(
         'AlignedQuantizer': 'query',
         'PowerOfTwoQuantizer': 'softmax',
     }.get(kind, 'activation')
+    # Such grids have few bits; eight are for the layers that keep more.
+    own = {'num_bits': 2} if kind == 'LevelQuantizer' else {}
     mutate(
-        lambda value: QConfig.from_dict({point: {'type': kind, name: value}}),
+        lambda value: QConfig.from_dict(
+            {point: {'type': kind, **own, name: value}}
+        ),
         f'qconfig.{point}.{name}',
         runs,
     )

@@ -128,12 +128,11 @@ class QATHook(Hook):
         self._calibration = RunCalibration(
             self.settings.calibration, seed=self.settings.seed
         )
-        self._teacher = RunTeacher(self.settings.distillation)
+        self.distillation = self.settings.distillation
+        self._teacher = RunTeacher(self.distillation)
         self._distillation: Distillation | None = None
         self._structure = TrainedStructure(self.settings.stages, work_dir='.')
-        self._resumed = False
-        self._trained = False
-        self._frozen = False
+        self._resumed = self._trained = self._frozen = False
         self._start = time.perf_counter()
 
     @property

@@ -337,10 +337,14 @@ def kind_of(name: Any) -> Levels:
 
 
 def _make_pull(given: str | Mapping[str, Any]) -> Pull:
-    settings = {'type': given} if isinstance(given, str) else dict(given)
-    Table().read(settings, name='pull')
+    if isinstance(given, str):
+        given = {'type': given}
+    Table().read(given, name='pull')
+    settings = dict(given)
+    if 'type' not in settings:
+        raise refuse('pull', given, f'give its type, one of {tuple(PULLS)}')
     name = Choice(choices=tuple(PULLS)).read(
-        settings.pop('type', None), name='pull.type'
+        settings.pop('type'), name='pull.type'
     )
     kind = PULLS[name]
     try:
