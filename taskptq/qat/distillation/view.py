@@ -84,6 +84,12 @@ class DistillationView:
             ValueError: If the features of both models do not match.
         """
         own = dict(self._features(scene.own))
+        if not own:
+            raise ValueError(
+                f'distillation.views: {", ".join(self.config.taps)} gave no '
+                'tensor with an axis of positions where this model computes '
+                'its loss: choose another tap, such as neck'
+            )
         other = dict(self._features(scene.other))
         pairs = {
             name: self._pair(name, student, other.get(name), scene)
