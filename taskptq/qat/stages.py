@@ -63,7 +63,7 @@ class Stage:
             where: What names them, for errors.
 
         Raises:
-            ValueError: If a part is no module of the model.
+            ValueError: If the model has no module of that name.
         """
         names = [name for name, _ in model.named_modules() if name]
         for part in self.parts:
