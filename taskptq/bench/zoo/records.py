@@ -11,6 +11,7 @@ export, ``not_evaluated`` why it has no value.
 
 from __future__ import annotations
 
+import filecmp
 import json
 import shutil
 from collections.abc import Mapping
@@ -71,7 +72,9 @@ def is_outdated(file: ZooFile, record: Mapping[str, Any]) -> bool:
 
 
 def publish(source: Path, target: Path) -> None:
-    """Copy a file into the repository; folders are made."""
+    """Copy a file into the repository; the same bytes stay as they are."""
+    if target.is_file() and filecmp.cmp(source, target, shallow=False):
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, target)
 

@@ -13,7 +13,9 @@
 
 Config, float checkpoint, calibration and names come from the table. ``metric``
 is a key of what ``taskptq test`` prints; it is the table's own unless given.
-``dynamic`` exports for images of every size.
+``dynamic`` exports for images of every size. Files of at most 1.5 MB lie in the repository;
+``commit: false`` and ``commit_onnx: false`` leave a file or its export to be
+made on demand.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ from taskptq.recipes.names import RecipeName, parse
 SOURCE = Path('configs') / 'zoo.yml'
 FOLDER = 'quantized'
 MODEL_KEYS = ('table', 'metric', 'training_data', 'weights', 'files')
-FILE_KEYS = ('recipe', 'seed', 'onnx', 'dynamic', 'commit')
+FILE_KEYS = ('recipe', 'seed', 'onnx', 'dynamic', 'commit', 'commit_onnx')
 WEIGHTS_KEYS = ('origin', 'license')
 FULL_BITS = (8, 8)
 
@@ -51,6 +53,7 @@ class ZooFile:
         onnx: Whether it is exported for ONNX Runtime as well.
         dynamic: Whether the export takes images of every size.
         commit: Whether it lies in the repository if it is small enough.
+        commit_onnx: The same of its export.
         training_data: What the float model was trained with.
         weights: Where float weights of others come from: ``origin`` and
             ``license``; empty if they were trained here.
@@ -63,6 +66,7 @@ class ZooFile:
     onnx: bool = False
     dynamic: bool = False
     commit: bool = True
+    commit_onnx: bool = True
     training_data: str | None = None
     weights: Mapping[str, str] = field(default_factory=dict)
 
@@ -162,6 +166,7 @@ def _files(model: Any, *, root: Path, where: str) -> Iterator[ZooFile]:
             onnx=bool(entry.get('onnx', False)),
             dynamic=bool(entry.get('dynamic', False)),
             commit=bool(entry.get('commit', True)),
+            commit_onnx=bool(entry.get('commit_onnx', True)),
             training_data=model.get('training_data'),
             weights=weights,
         )

@@ -47,7 +47,13 @@ def write_file(
     """
     made = build(file, tools=tools, folder=folder, resume=resume)
     metrics = evaluate(file, made, tools=tools, folder=folder, resume=resume)
-    entry = place(made, file, parts=[made], old=[old] if old else [])
+    entry = place(
+        made,
+        file,
+        parts=[made],
+        old=[old] if old else [],
+        allowed=file.commit,
+    )
     record = {
         **file.settings(),
         **entry['parts'][0],
@@ -135,7 +141,10 @@ def write_onnx(
         parts = export(file, made, tools=tools, folder=folder, resume=resume)
     except REFUSALS as error:
         return {'refused': str(error), **sizes}
-    entry = {**place(parts[0], file, parts=parts, old=old), **sizes}
+    placed = place(
+        parts[0], file, parts=parts, old=old, allowed=file.commit_onnx
+    )
+    entry = {**placed, **sizes}
     try:
         metrics = evaluate(
             file, parts[0], tools=tools, folder=folder, resume=resume
@@ -151,6 +160,7 @@ def place(
     *,
     parts: Sequence[Path],
     old: Sequence[Mapping[str, Any]],
+    allowed: bool,
 ) -> dict[str, Any]:
     """Publish files that are small enough to lie in the repository.
 
@@ -159,6 +169,7 @@ def place(
         file: What the zoo lists.
         parts: All files, ``main`` first.
         old: Records of files that are replaced.
+        allowed: Whether they may lie in the repository.
 
     Returns:
         ``committed``, and ``parts`` with ``file`` (where it lies, or would
@@ -166,16 +177,12 @@ def place(
     """
     sha256 = digest(main)
     small = all(part.stat().st_size <= MAX_BYTES for part in parts)
-    committed = file.commit and small
-    for entry in old:
-        Path(entry['file']).unlink(missing_ok=True)
+    committed = allowed and small
     entries = []
     for part in parts:
         suffix = part.name.removeprefix(main.stem)
         name = published_name(file.name, sha256=sha256, suffix=suffix)
         target = file.folder / name
-        if committed:
-            publish(part, target)
         entries.append(
             {
                 'file': target.as_posix(),
@@ -183,4 +190,20 @@ def place(
                 'bytes': part.stat().st_size,
             }
         )
+    fresh = parts if committed else []
+    _replace(old, fresh, [Path(entry['file']) for entry in entries])
     return {'committed': committed, 'parts': entries}
+
+
+def _replace(
+    old: Sequence[Mapping[str, Any]],
+    parts: Sequence[Path],
+    targets: Sequence[Path],
+) -> None:
+    """Publish parts, and remove the old ones that they do not replace."""
+    for entry in old:
+        path = Path(entry['file'])
+        if not parts or path not in targets:
+            path.unlink(missing_ok=True)
+    for part, target in zip(parts, targets, strict=False):
+        publish(part, target)

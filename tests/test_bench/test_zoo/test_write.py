@@ -1,5 +1,6 @@
 """Making and recording files of the zoo."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,10 @@ def test_a_new_file_replaces_the_old_one(zoo_files, write, pretend):
 
 def test_the_same_file_stays(zoo_files, write):
     old = write(zoo_files[0])
-    new = write(zoo_files[0], old)
-    assert new == old
-    assert Path(new['file']).is_file()
+    path = Path(old['file'])
+    os.utime(path, (0, 0))
+    assert write(zoo_files[0], old) == old
+    assert path.stat().st_mtime == 0
 
 
 @pytest.mark.parametrize('reason', ['size', 'list'])
@@ -74,6 +76,17 @@ def test_the_export_is_published_beside_the_file(exported, write, pretend):
     assert Path(part['file']).read_bytes() == b'graph of codes'
     assert record['onnx']['value'] == 0.2844
     assert pretend.calls[-2:] == ['export', 'test .onnx']
+
+
+def test_an_export_may_be_left_to_be_made_on_demand(write_zoo, write):
+    entry = {'recipe': 'w8a8_mse', 'onnx': True}
+    (file,) = write_zoo(files=[entry])
+    old = write(file)
+    (file,) = write_zoo(files=[{**entry, 'commit_onnx': False}])
+    record = write(file, old)
+    assert record['committed'] and not record['onnx']['committed']
+    assert record['onnx']['parts'] == old['onnx']['parts']
+    assert [path.suffix for path in file.folder.iterdir()] == ['.pth']
 
 
 def test_a_missing_export_leaves_the_file_as_it_is(
