@@ -14,8 +14,8 @@
 Config, float checkpoint, calibration and names come from the table. ``metric``
 is a key of what ``taskptq test`` prints; it is the table's own unless given.
 ``dynamic`` exports for images of every size. Files of at most 1.5 MB lie in
-the repository; ``commit: false`` and ``commit_onnx: false`` leave a file or its
-export to be made on demand.
+the repository; ``commit: false`` and ``commit_onnx: false`` leave a file or
+its export to be made on demand.
 """
 
 from __future__ import annotations
