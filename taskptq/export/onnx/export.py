@@ -28,7 +28,11 @@ from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.float_weights import guard_float_weights
 from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
-from taskptq.export.onnx.lowering import lower, store_half_bytes
+from taskptq.export.onnx.lowering import (
+    drop_unused,
+    lower,
+    store_half_bytes,
+)
 from taskptq.export.onnx.passes import (
     float_products,
     fold_shapes,
@@ -119,6 +123,7 @@ def export_onnx(
         del model.graph.value_info[:]
     graph = Graph(model)
     constants_to_initializers(graph)
+    unused = drop_unused(graph, emitted.grids)
     feeds = [
         feeds_of(values, input_names) for values in (calibration or [inputs])
     ]
@@ -178,6 +183,7 @@ def export_onnx(
         num_weights=sum(g.codes is not None for g in emitted.grids.values()),
         num_activations=sum(g.codes is None for g in emitted.grids.values()),
         decomposed=emitted.decomposed,
+        unused=unused,
         added=completion.added,
         replaced=completion.replaced,
         shifted=completion.shifted,

@@ -50,6 +50,30 @@ def lower(graph: Graph, grids: Mapping[str, Grid], *, target: Target) -> None:
     graph.replace_nodes(nodes)
 
 
+def drop_unused(graph: Graph, grids: dict[str, Grid]) -> list[str]:
+    """Forget grids whose placeholder did not reach the graph.
+
+    The tracer leaves out what no output depends on, such as the last
+    convolution of a backbone of which only earlier maps are read.
+
+    Args:
+        graph: Graph with placeholders.
+        grids: Grid of each placeholder, by its name; edited in place.
+
+    Returns:
+        Names of the grids that were dropped.
+    """
+    used = {
+        attribute(node, 'grid').decode()
+        for node in graph.nodes
+        if node.domain == DOMAIN
+    }
+    unused = [name for name in grids if name not in used]
+    for name in unused:
+        del grids[name]
+    return unused
+
+
 def storage_of(grid: Grid, *, target: Target) -> tuple[type, int]:
     """Return the integer type of an activation and what is added to codes.
 

@@ -19,6 +19,8 @@ class ExportReport:
         num_weights: Weights stored as integers.
         num_activations: Grids of activations that the network brought.
         decomposed: Quantizers written as float arithmetic.
+        unused: Weights and grids of layers that no output depends on, which
+            the file leaves out.
         added: Grids that were added for the target, by tensor.
         replaced: Grids whose place a shared one took.
         shifted: Grids per channel that got one zero point for all.
@@ -35,6 +37,7 @@ class ExportReport:
     num_weights: int = 0
     num_activations: int = 0
     decomposed: list[str] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
     added: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     shifted: list[str] = field(default_factory=list)
@@ -65,6 +68,11 @@ class ExportReport:
             lines.append(
                 f'{len(self.padded)} layers padded to numbers of channels '
                 f'that {self.target} computes right, e.g. {self.padded[0]}'
+            )
+        if self.unused:
+            lines.append(
+                f'{len(self.unused)} weights and grids are left out, since '
+                f'no output depends on them, e.g. {self.unused[0]}'
             )
         if self.decomposed:
             lines.append(

@@ -225,3 +225,34 @@ def test_attention_with_padding(exported):
     assert np.isfinite(got).all()
     # No key is left: what remains is the bias, for all queries.
     assert (got[0] == got[0, 0]).all()
+
+
+class Unread(nn.Module):
+    """Two convolutions; no output depends on the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.last = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x):
+        x = self.first(x)
+        self.last(x)
+        return x
+
+
+@pytest.mark.parametrize('target', ['onnxruntime', 'openvino', 'tensorrt'])
+def test_a_layer_that_no_output_depends_on_is_left_out(exported, target):
+    qconfig = {'deploy': 'tensorrt'} if target == 'tensorrt' else {}
+    found = exported(
+        Unread().eval(),
+        batches=[torch.randn(1, 3, 8, 8)],
+        qconfig=qconfig,
+        target=target,
+    )
+    report = found.report
+    assert 'last.weight' in report.unused
+    assert report.num_weights == 1
+    assert 'no output depends on them' in report.text()
+    names = [i.name for i in onnx.load(str(found.path)).graph.initializer]
+    assert not [n for n in names if n.startswith('last')]
