@@ -10,25 +10,22 @@ writes configs/sparsity/README.md's tables from all of these files.
 from __future__ import annotations
 
 import argparse
-import copy
-import json
 import statistics
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from taskptq.bench.measurement import Measurement
+from taskptq.bench.recipe_rows import (
+    measure_recipe,
+    measure_rows,
+    read_file,
+)
 from taskptq.bench.table import read_table
 from taskptq.cli.numbers import count, seed
-from taskptq.core.atomic import write_atomically
 from taskptq.engine.calibration_config import CalibrationConfig
-from taskptq.engine.contexts import seeded
-from taskptq.engine.pipeline import quantize_model
-from taskptq.engine.recipe import Recipe
-from taskptq.engine.recipe_source import read_recipe
 
 FOLDER = Path('configs') / 'sparsity'
 BEGIN, END = '<!-- sparse rows: begin -->', '<!-- sparse rows: end -->'
@@ -49,107 +46,54 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def recipe_of(name: str, *, images: CalibrationConfig) -> Recipe:
-    """Return the checked recipe of a name."""
-    parts = read_recipe(name)
-    return Recipe.from_config(
-        parts['qconfig'],
-        reconstruction=parts.get('reconstruction'),
-        loss=parts.get('loss'),
-        rewrites=parts.get('rewrites'),
-        calibration=images.recipe(),
-        seed=images.seed,
-    )
-
-
-def measure_row(
-    measurement: Measurement, name: str, *, images: CalibrationConfig
-) -> dict[str, Any]:
-    """Make one sparse model and evaluate it."""
-    model = copy.deepcopy(measurement.model)
-    recipe = recipe_of(name, images=images)
-    start = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        report = quantize_model(
-            model,
-            measurement.batches(images),
-            recipe=recipe,
-            work_dir=folder,
-            resume=False,
-        )
-    seconds = time.process_time() - start
-    with seeded(images.seed):
-        metrics, _ = measurement.evaluate(model)
+def masks(report: Mapping[str, Any], file: Path) -> dict[str, Any]:
+    """Return what a row says of its zeros."""
+    del file
     found = report.get('sparsity') or {}
     rates = [row['rate'] for row in found.get('layers', [])]
+    learned = found.get('learned', {})
     return {
-        'recipe': name,
-        'seed': images.seed,
-        'images': images.num_images,
-        **measurement.scores(metrics),
         'zeros': found.get('zeros'),
         'prunable': found.get('prunable'),
         'layer_rates': [min(rates), max(rates)] if rates else None,
-        'learned': {
-            key: value
-            for key, value in found.get('learned', {}).items()
-            if key != 'thresholds'
-        },
-        'cpu_seconds': round(seconds, 1),
-        'file_bytes': report['file_bytes'],
-        'commit': measurement.commit,
+        'learned': {k: v for k, v in learned.items() if k != 'thresholds'},
     }
 
 
-def read_file(path: Path) -> dict[str, Any]:
-    """Return the rows measured so far."""
-    if not path.is_file():
-        return {'rows': []}
-    stored: dict[str, Any] = json.loads(path.read_text(encoding='utf-8'))
-    return stored
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of rows atomically."""
-    text = json.dumps(content, indent=1) + '\n'
-    write_atomically(path, lambda file: file.write(text.encode()))
+def measure_row(
+    measurement: Measurement, name: str, images: CalibrationConfig
+) -> dict[str, Any]:
+    """Make one sparse model and evaluate it."""
+    with tempfile.TemporaryDirectory() as folder:
+        row = measure_recipe(
+            measurement,
+            name,
+            images=images,
+            folder=Path(folder),
+            extra=masks,
+        )
+    command = (
+        f'python tools/sparse_rows.py {measurement.table.path} {name} '
+        f'--images {images.num_images} --seeds {images.seed}'
+    )
+    return {**row, 'command': command}
 
 
 def measure(args: argparse.Namespace) -> Path:
     """Measure rows and add each to the model's file when it is done."""
     table = read_table(args.table)
     path = FOLDER / f'{table.name}.json'
-    path.parent.mkdir(parents=True, exist_ok=True)
-    stored = read_file(path)
-    measurement = Measurement(table)
-    if 'float' not in stored:
-        found = measurement.measure_float()
-        stored = {
-            'model': table.model,
-            'dataset': table.dataset,
-            'metric': table.metric,
-            'float': {k: found[k] for k in ('config', 'checkpoint', 'value')},
-            'environment': measurement.environment(),
-            'rows': stored['rows'],
-        }
-    for name in args.recipes:
-        for number in args.seeds:
-            images = CalibrationConfig.from_dict(
+    tasks = [
+        (
+            name,
+            CalibrationConfig.from_dict(
                 {'num_images': args.images}, seed=number
-            )
-            row = measure_row(measurement, name, images=images)
-            row['command'] = (
-                f'python tools/sparse_rows.py {args.table} {name} '
-                f'--images {args.images} --seeds {number}'
-            )
-            key = (name, number, args.images)
-            stored['rows'] = [
-                old
-                for old in stored['rows']
-                if (old['recipe'], old['seed'], old['images']) != key
-            ]
-            stored['rows'].append(row)
-            write_json(path, stored)
+            ),
+        )
+        for name in args.recipes
+        for number in args.seeds
+    ]
+    measure_rows(table, path, tasks=tasks, measure=measure_row)
     return path
 
 

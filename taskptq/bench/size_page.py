@@ -1,0 +1,150 @@
+"""The page of small files: tables of all rows, and what they say."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from taskptq.bench.recipe_rows import read_file
+from taskptq.bench.size_plot import draw_sizes
+
+__all__ = ['BEGIN', 'END', 'Point', 'page_lines', 'points_of', 'write_page']
+
+BEGIN, END = '<!-- size rows: begin -->', '<!-- size rows: end -->'
+PICTURE = 'pareto.svg'
+DENSE, CODED = 'dense codes', 'entropy-coded'
+SIZED, SPARSE = 'steps for a size', 'sparse, for a size'
+SIZED_TRAINED = 'steps for a size, trained'
+
+
+class Point(NamedTuple):
+    """One file of a model.
+
+    Attributes:
+        series: What made it.
+        name: Recipe.
+        ratio: How many times smaller than float32.
+        share: Metric as a share of the float model's, mean of the seeds.
+    """
+
+    series: str
+    name: str
+    ratio: float
+    share: float
+
+
+class _Group(NamedTuple):
+    recipe: str
+    images: int
+    rows: Sequence[Mapping[str, Any]]
+
+    def mean(self, key: str) -> float:
+        return statistics.mean(row[key] for row in self.rows)
+
+
+def _groups(stored: Mapping[str, Any]) -> list[_Group]:
+    found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
+    for row in stored['rows']:
+        found.setdefault((row['recipe'], row['images']), []).append(row)
+    groups = [
+        _Group(name, images, rows) for (name, images), rows in found.items()
+    ]
+    return sorted(groups, key=lambda group: -group.mean('coded_bytes'))
+
+
+def series_of(recipe: str) -> str:
+    """Return what makes the files of a recipe small.
+
+    >>> series_of('w8a8_size10x'), series_of('w4a8_gptq')
+    ('steps for a size', 'entropy-coded')
+    """
+    if 'sparse' in recipe:
+        return SPARSE
+    if 'size-trained' in recipe:
+        return SIZED_TRAINED
+    return SIZED if '_size' in recipe else CODED
+
+
+def points_of(stored: Mapping[str, Any]) -> list[Point]:
+    """Return the points of a model's picture.
+
+    Files of usual grids are two points, with dense codes and coded.
+    """
+    full = stored['float']['value']
+    points = []
+    for group in _groups(stored):
+        share = group.mean('value') / full
+        ratio = group.mean('ratio')
+        series = series_of(group.recipe)
+        points.append(Point(series, group.recipe, ratio, share))
+        if series == CODED:
+            dense = ratio * group.mean('coded_bytes')
+            dense /= group.mean('file_bytes')
+            points.append(Point(DENSE, group.recipe, dense, share))
+    return points
+
+
+def page_lines(stored: Mapping[str, Any]) -> list[str]:
+    """Return a model's table; seeds are averaged, with their spread."""
+    full = stored['float']['value']
+    lines = [
+        f'### {stored["model"]}, {stored["dataset"]}',
+        '',
+        f'{stored["metric"]}, float {full:.4g}.',
+        '',
+        '| recipe | images | seeds | value | of float | dense kB | coded kB '
+        '| smaller | bits per weight | coder / entropy | CPU s |',
+        '|---|---|---|---|---|---|---|---|---|---|---|',
+    ]
+    for group in _groups(stored):
+        values = [row['value'] for row in group.rows]
+        mean = statistics.mean(values)
+        spread = f' ± {statistics.stdev(values):.2g}' if values[1:] else ''
+        dense = (
+            f'{group.mean("file_bytes") / 1e3:.0f}'
+            if series_of(group.recipe) == CODED
+            else ''
+        )
+        weights = [row['weights'] for row in group.rows]
+        spent = sum(one['coded_bytes'] for one in weights)
+        bits = 8 * spent / sum(one['codes'] for one in weights)
+        excess = spent / sum(one['entropy_bytes'] for one in weights)
+        lines.append(
+            f'| `{group.recipe}` | {group.images} | {len(values)} '
+            f'| {mean:.4g}{spread} | {mean / full:.1%} | {dense} '
+            f'| {group.mean("coded_bytes") / 1e3:.0f} '
+            f'| {group.mean("ratio"):.2f}x | {bits:.2f} | {excess:.3f} '
+            f'| {group.mean("cpu_seconds"):.0f} |'
+        )
+    return [*lines, '']
+
+
+def write_page(folder: Path) -> Path:
+    """Replace the tables of ``RESULTS.md``, and draw the picture anew.
+
+    Args:
+        folder: Of the files of rows and of the page, which has the marks.
+    """
+    page = folder / 'RESULTS.md'
+    text = page.read_text(encoding='utf-8')
+    models = [read_file(path) for path in sorted(folder.glob('*.json'))]
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    body = '\n'.join(_lines(models)).rstrip()
+    page.write_text(
+        f'{before}{BEGIN}\n\n{body}\n\n{END}{after}', encoding='utf-8'
+    )
+    draw_sizes(
+        {
+            f'{one["model"]}, {one["dataset"]}': points_of(one)
+            for one in models
+        },
+        folder / PICTURE,
+    )
+    return page
+
+
+def _lines(models: Iterable[Mapping[str, Any]]) -> list[str]:
+    return [line for stored in models for line in page_lines(stored)]
