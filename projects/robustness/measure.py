@@ -34,6 +34,7 @@ class Study:
         files: Patterns of quantized and exported files of the zoo, whose
             names end with their digest.
         calibration: Number of calibration images.
+        steps: Steps of each unit of recipes that learn by QDrop.
         mixes: Name -> noises of calibration images, each with every seed.
         seeds: Seeds of the mixes.
     """
@@ -43,6 +44,7 @@ class Study:
     recipes: tuple[str, ...] = ()
     files: tuple[str, ...] = ()
     calibration: int = 64
+    steps: int = 300
     mixes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     seeds: tuple[int, ...] = (0, 1, 2)
 
@@ -52,7 +54,13 @@ STUDIES = {
         config='configs/retinanet/retinanet_r18-half_fpn_bccd.py',
         checkpoint='configs/retinanet/checkpoints/'
         'retinanet_r18-half_fpn_bccd.pth',
-        recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_gptq'),
+        recipes=(
+            'w8a8_mse',
+            'w4a8_mse',
+            'w4a4_mse',
+            'w4a4_gptq',
+            'w4a4_qdrop',
+        ),
     ),
     # Does calibrating on noisy images help? Half of them are as they are.
     'retinanet_calibration': Study(
@@ -77,6 +85,7 @@ STUDIES = {
         config='configs/segformer/segformer_mit-tiny_camvid.py',
         checkpoint='configs/segformer/checkpoints/'
         'segformer_mit-tiny_camvid.pth',
+        recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_qdrop'),
         files=(
             'configs/segformer/quantized/'
             'segformer_mit-tiny_w4a8_gptq_camvid-*.pth',
@@ -85,28 +94,40 @@ STUDIES = {
     'yolox': Study(
         config='configs/yolox/yolox_nano_coco-mini.py',
         checkpoint='data/weights/yolox_nano_coco.pth',
+        recipes=('w8a8_mse', 'w4a4_qdrop-matched-depthwise8'),
+        steps=100,
         files=(
             'configs/yolox/quantized/'
             'yolox_nano_w8a8_mse-depthwise_coco-mini-*.pth',
+            'configs/yolox/quantized/'
+            'yolox_nano_w4a8_gptq-matched_coco-mini-*.pth',
         ),
     ),
     'cgnet': Study(
         config='configs/cgnet/cgnet_m3n21_camvid.py',
         checkpoint='data/weights/cgnet_camvid.pth',
+        recipes=('w4a8_mse-depthwise', 'w4a4_qdrop-depthwise'),
+        calibration=32,
+        steps=100,
         files=(
             'configs/cgnet/quantized/'
             'cgnet_m3n21_w8a8_mse-depthwise_camvid-*.pth',
             'configs/cgnet/quantized/'
             'cgnet_m3n21_w8a8_mse-depthwise_camvid-*.onnx',
+            'configs/cgnet/quantized/'
+            'cgnet_m3n21_w4a8_gptq-depthwise_camvid-*.pth',
         ),
     ),
     # python -m lane_detection.convert_lstr data/weights/lstr_culane.pkl OUT
     'lstr': Study(
         config='projects/lane_detection/configs/lstr_r18s_culane-mini.py',
         checkpoint='work_dirs/lstr/lstr_culane.pth',
+        recipes=('w4a8_mse', 'w4a4_gptq', 'w4a4_qdrop'),
         files=(
             'projects/lane_detection/configs/quantized/'
             'lstr_r18s_w8a8_mse_culane-mini-*.pth',
+            'projects/lane_detection/configs/quantized/'
+            'lstr_r18s_w4a8_gptq_culane-mini-*.pth',
         ),
     ),
 }
@@ -127,13 +148,18 @@ def call(words: Sequence[str]) -> None:
 def quantized_files(name: str, study: Study) -> list[str]:
     """Quantize with the recipes whose files are missing."""
     folder = WORK_DIR / 'quantized' / name
+    folder.mkdir(parents=True, exist_ok=True)
+    steps = folder / 'steps.py'
+    steps.write_text(f'reconstruction = dict(steps={study.steps})\n')
     files = []
     for recipe in study.recipes:
+        # Merged into the recipe.
+        more = ['--recipe', steps.as_posix()] if 'qdrop' in recipe else []
         if not study.mixes:
-            files.append(quantized(folder / f'{recipe}.pth', study, recipe))
+            file = folder / f'{recipe}.pth'
+            files.append(quantized(file, study, recipe, *more))
         for mix, noises in study.mixes.items():
             settings = folder / f'{mix}.py'
-            settings.parent.mkdir(parents=True, exist_ok=True)
             settings.write_text(f'calibration = dict(noise={list(noises)})\n')
             files += [
                 quantized(

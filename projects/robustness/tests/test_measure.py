@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 from scripts import load_script
 
+from taskptq.engine.recipe_source import read_recipe
 from taskptq.recipes import resolve
 
 measure = load_script('robustness', 'measure')
@@ -53,12 +54,26 @@ def test_mixes_are_quantized_with_every_seed(tmp_path, monkeypatch):
     assert len(calls) == 6
 
 
+def test_learned_recipes_have_the_steps_of_the_study(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(measure, 'call', calls.append)
+    monkeypatch.setattr(measure, 'WORK_DIR', tmp_path)
+    measure.quantized_files('a', measure.STUDIES['cgnet'])
+    plain, learned = calls
+    assert plain.count('--recipe') == 1
+    assert learned[-2] == '--recipe'
+    parts = read_recipe(['w4a4_qdrop', learned[-1]])
+    assert parts['reconstruction']['steps'] == 100
+
+
 def test_options_reach_the_command(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setattr(measure, 'WORK_DIR', tmp_path / 'work')
     monkeypatch.setattr(measure, 'RESULTS', tmp_path / 'results')
 
     def call(words):
+        if words[0] == 'quantize':
+            return
         calls.append(words)
         folder = Path(words[words.index('--out') + 1])
         for suffix in ('json', 'png'):
