@@ -1,0 +1,11 @@
+# Trained with 1-bit weights and inputs. Plain distillation of the neck's features.
+_base_ = ['./faster-rcnn_r18-half_qat_bccd.py']
+
+custom_hooks = [
+    dict(
+        type='taskptq.QATHook',
+        recipe='w1a1_hint-qat',
+        stages=[dict(recipe='w1a8_lsq-qat', epochs=3), dict()],
+        calibration=dict(num_images=32),
+    )
+]
