@@ -28,6 +28,7 @@ TARGET_KEYS = (
     'baseline',
     'min_gain',
     'max_ratio',
+    'min_share_of_float',
 )
 VARIANT_KEYS = ('name', 'config', 'seeds', 'title')
 
@@ -65,8 +66,8 @@ class TrainingTable:
             ``title``.
         columns: Header -> key of ``metrics``, for the printed table.
         targets: Each with ``name``, ``metric``, ``variants`` of which the
-            best counts, ``baseline``, and ``min_gain`` beyond the seed spread
-            or ``max_ratio``.
+            best counts, and either ``baseline`` with ``min_gain`` beyond the
+            seed spread or ``max_ratio``, or ``min_share_of_float``.
         float_of: Name of the table of quantized models whose results hold
             the float model that the runs start from; None records none.
         checkpoints: Folder for published runs; None publishes none.
@@ -232,35 +233,84 @@ def evaluate_training_targets(table: TrainingTable) -> list[dict[str, Any]]:
         For each target ``status`` (``pass``, ``fail``, ``one seed``,
         ``missing``), the best ``variant`` (among those with several seeds, if
         any), ``value``, ``baseline``, ``gain`` or ``ratio``, and ``spread``,
-        the larger of the two seed spreads.
+        the larger of the two seed spreads; for ``min_share_of_float``
+        ``share``, ``float`` and ``spread``.
     """
     rows = table.rows()
-    return [_evaluate(target, rows) for target in table.targets]
+    measured = table.float_reference() or {}
+    return [
+        _share(target, rows, metrics=measured.get('metrics', {}))
+        if 'min_share_of_float' in target
+        else _evaluate(target, rows)
+        for target in table.targets
+    ]
+
+
+def _share(
+    target: Mapping[str, Any],
+    rows: Sequence[Row],
+    *,
+    metrics: Mapping[str, float],
+) -> dict[str, Any]:
+    """Compare the best variant with the float model."""
+    metric = target['metric']
+    record = {'name': target['name'], 'metric': metric, 'status': 'missing'}
+    best = _best(target, rows)
+    if best is None or metric not in metrics:
+        return record
+    name, own = best
+    share = own.mean / metrics[metric]
+    met = share >= target['min_share_of_float']
+    return record | {
+        'variant': name,
+        'value': own.mean,
+        'float': metrics[metric],
+        'share': share,
+        'required': target['min_share_of_float'],
+        'spread': own.spread,
+        'num_seeds': own.num_seeds,
+        'status': _status(met, num_seeds=own.num_seeds),
+    }
+
+
+def _best(
+    target: Mapping[str, Any], rows: Sequence[Row]
+) -> tuple[str, Summary] | None:
+    """Return the variant of a target that counts, None if none is there."""
+    found = {
+        name: summary
+        for name in target['variants']
+        if (summary := summary_of_variant(rows, name, metric=target['metric']))
+    }
+    if not found:
+        return None
+    # A single lucky seed must not beat variants with several seeds.
+    several = {name: own for name, own in found.items() if own.num_seeds > 1}
+    choose = min if 'max_ratio' in target else max
+    best = choose(several or found, key=lambda name: found[name].mean)
+    return best, found[best]
+
+
+def _status(met: bool, *, num_seeds: int) -> str:
+    if not met:
+        return 'fail'
+    return 'pass' if num_seeds > 1 else 'one seed'
 
 
 def _evaluate(
     target: Mapping[str, Any], rows: Sequence[Row]
 ) -> dict[str, Any]:
     metric = target['metric']
-    lower = 'max_ratio' in target
-    found = {
-        name: summary
-        for name in target['variants']
-        if (summary := summary_of_variant(rows, name, metric=metric))
-    }
+    found = _best(target, rows)
     base = summary_of_variant(rows, target['baseline'], metric=metric)
     record: dict[str, Any] = {
         'name': target['name'],
         'metric': metric,
         'status': 'missing',
     }
-    if not found or base is None:
+    if found is None or base is None:
         return record
-    # A single lucky seed must not beat variants with several seeds.
-    several = {name: own for name, own in found.items() if own.num_seeds > 1}
-    choose = min if lower else max
-    best = choose(several or found, key=lambda name: found[name].mean)
-    own = found[best]
+    best, own = found
     record |= {
         'variant': best,
         'value': own.mean,
@@ -268,7 +318,7 @@ def _evaluate(
         'spread': max(own.spread, base.spread),
         'num_seeds': min(own.num_seeds, base.num_seeds),
     }
-    if lower:
+    if 'max_ratio' in target:
         ratio = own.mean / base.mean if base.mean else float('inf')
         met = ratio <= target['max_ratio']
         return record | {
@@ -278,12 +328,7 @@ def _evaluate(
         }
     gain = own.mean - base.mean
     required = max(target.get('min_gain', 0.0), record['spread'])
-    met = gain >= required
-    status = (
-        'fail'
-        if not met
-        else ('pass' if record['num_seeds'] > 1 else 'one seed')
-    )
+    status = _status(gain >= required, num_seeds=record['num_seeds'])
     return record | {'gain': gain, 'required': required, 'status': status}
 
 
@@ -292,6 +337,13 @@ def describe_training_target(record: Mapping[str, Any]) -> str:
     head = f'{record["status"]:8} {record["name"]}: '
     if record['status'] == 'missing':
         return f'{head}{record["metric"]} is not measured yet'
+    if 'share' in record:
+        return (
+            f'{head}{record["variant"]} {record["value"]:.3f}, '
+            f'{record["share"]:.1%} of float, target at least '
+            f'{record["required"]:.1%} (seed spread '
+            f'{record["spread"]:.3f}, {record["num_seeds"]} seeds)'
+        )
     text = (
         f'{head}{record["variant"]} {record["value"]:.3f}, baseline '
         f'{record["baseline"]:.3f}, '

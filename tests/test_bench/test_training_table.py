@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 import shlex
+import statistics
 from types import SimpleNamespace
 
 import pytest
@@ -193,6 +194,43 @@ def test_variants_of_several_seeds_come_first(tools, folder):
     write_rows(folder, *rows, row('grid', 1, 0.34))
     (record,) = module.evaluate_training_targets(table)
     assert (record['variant'], record['status']) == ('grid', 'pass')
+
+
+@pytest.mark.parametrize(
+    ('values', 'status'),
+    [
+        ([0.33, 0.35], 'pass'),
+        ([0.31, 0.32], 'fail'),
+        ([0.34], 'one seed'),
+        ([], 'missing'),
+    ],
+)
+def test_a_share_of_the_float_model(tools, folder, values, status):
+    module = tools('taskptq.bench.training_table')
+    target = {
+        'name': 'one bit keeps 80 %',
+        'metric': AP,
+        'variants': ['grid'],
+        'min_share_of_float': 0.8,
+    }
+    path = folder / 'tiny.train.yml'
+    own = content(targets=[target]) | {'float_of': 'tiny'}
+    path.write_text(yaml.safe_dump(own))
+    write_rows(
+        folder, *(row('grid', i, value) for i, value in enumerate(values))
+    )
+    table = module.read_training_table(path)
+    reference = table.results.with_name('tiny.json')
+    reference.write_text(
+        json.dumps({'rows': [], 'float': {'metrics': {AP: 0.42}}})
+    )
+    (record,) = module.evaluate_training_targets(table)
+    line = module.describe_training_target(record)
+    assert record['status'] == status
+    assert line.startswith(status)
+    if values:
+        assert record['share'] == pytest.approx(statistics.mean(values) / 0.42)
+        assert 'of float' in line
 
 
 def test_a_ratio_is_bounded(tools, folder):
