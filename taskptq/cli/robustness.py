@@ -261,7 +261,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: If a row that was asked for by name concerns no model.
     """
-    start = time.monotonic()
+    start, spent = time.monotonic(), processor_seconds()
     rows = read_rows(args)
     folder = Path(args.out or f'work_dirs/robustness/{Path(args.config).stem}')
     refuse_unwritable_folder(folder, name='--out')
@@ -291,6 +291,7 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
             'command': shlex.join(['taskptq', 'bench', 'robustness', *argv]),
             'commit': session.commit,
             'seconds': round(time.monotonic() - start, 1),
+            'processor_seconds': round(processor_seconds() - spent, 1),
             'processes': 1 + len(helpers),
         },
         environment=describe_environment(torch.device(args.device)),
@@ -298,6 +299,11 @@ def run(args: argparse.Namespace, argv: Sequence[str]) -> dict[str, Any]:
     write_pages(content, folder)
     refuse_untouched(content, args.only or ())
     return content
+
+
+def processor_seconds() -> float:
+    """Return the processor time of this process and those it waited for."""
+    return sum(os.times()[:4])
 
 
 def write_pages(content: dict[str, Any], folder: Path) -> None:

@@ -52,6 +52,7 @@ def render(content: Mapping[str, Any]) -> str:
         f'`{content["config"]}`, seed {content["seed"]}; values times '
         f'{factor_of(content):g}.',
         '\n'.join(f'    {run["command"]}' for run in content['runs']),
+        time_line(content['runs']),
     ]
     for family in FAMILIES:
         rows = [r for r in content['rows'] if r['family'] == family]
@@ -59,6 +60,19 @@ def render(content: Mapping[str, Any]) -> str:
             parts.append(f'## {TITLES[family]}')
             parts += filter(None, section(content, family, names))
     return '\n\n'.join(parts) + '\n'
+
+
+def time_line(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Return how long the runs took."""
+    parts = []
+    for run in runs:
+        text = f'{run["seconds"]:.0f} s'
+        if run['processes'] > 1:
+            text += f' with {run["processes"]} processes'
+        if 'processor_seconds' in run:
+            text += f' ({run["processor_seconds"]:.0f} s of processors)'
+        parts.append(text)
+    return f'Took {", ".join(parts)}.'
 
 
 def section(

@@ -86,6 +86,7 @@ class Records:
         *,
         subjects: Sequence[Subject],
         seconds: float,
+        processor_seconds: float = 0.0,
         commit: str = '',
     ) -> None:
         """Add what came out for some models.
@@ -95,6 +96,8 @@ class Records:
             outcomes: Name of the model -> outcome.
             subjects: The models.
             seconds: Wall time for all of them.
+            processor_seconds: Processor time, which a busy machine changes
+                less.
             commit: Commit of the code that measured them.
         """
         digests = {item.name: item.sha256 for item in subjects}
@@ -119,13 +122,19 @@ class Records:
                     'family': row.family,
                     'kind': row.kind,
                     'seconds': 0.0,
+                    'processor_seconds': 0.0,
                     'results': {},
                 }
                 content['rows'].append(entry)
             if len(row.noises) > 1:
                 entry['of'] = [noise.name for noise in row.noises]
             entry['results'] |= measured
-            entry['seconds'] = round(entry['seconds'] + seconds, 2)
+            for key, value in (
+                ('seconds', seconds),
+                ('processor_seconds', processor_seconds),
+            ):
+                # Files of earlier versions lack the second.
+                entry[key] = round(entry.get(key, 0.0) + value, 2)
             entry['commit'] = commit
 
     def finish(
@@ -141,8 +150,9 @@ class Records:
         Args:
             order: Names of the rows.
             subjects: The models.
-            run: ``command``, ``commit``, ``seconds`` and ``processes``; it is
-                added to the runs that measured the rows before.
+            run: ``command``, ``commit``, ``seconds``, ``processor_seconds``
+                and ``processes``; it is added to the runs that measured the
+                rows before.
             environment: Versions and resources.
         """
         with self.changed() as content:

@@ -53,12 +53,14 @@ class Session:
                     missing = self.records.missing(row, self.subjects)
                     if not missing:
                         continue
+                    spent = time.process_time()
                     outcomes, seconds = self._measure(row, missing)
                     self.records.add(
                         row,
                         outcomes,
                         subjects=missing,
                         seconds=seconds,
+                        processor_seconds=time.process_time() - spent,
                         commit=self.commit,
                     )
             except Timeout:

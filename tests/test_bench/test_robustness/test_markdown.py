@@ -23,6 +23,16 @@ def test_the_page_has_every_family():
     assert 'taskptq bench robustness net.py' in text
 
 
+def test_the_page_says_how_long_it_took():
+    results = content()
+    assert lines_with(render(results), 'Took') == ['Took 1 s.']
+    again = {'seconds': 90.4, 'processor_seconds': 160.2, 'processes': 2}
+    results['runs'].append({**results['runs'][0], **again})
+    assert lines_with(render(results), 'Took') == [
+        'Took 1 s, 90 s with 2 processes (160 s of processors).'
+    ]
+
+
 def test_scores_and_reasons():
     text = render(content())
     (line,) = lines_with(text, '4.00 (fog=5)')

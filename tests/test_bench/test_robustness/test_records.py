@@ -32,16 +32,21 @@ def test_only_missing_models_are_measured_again(tmp_path):
         {'one': Outcome(metrics={'mAP': 0.5})},
         subjects=[one],
         seconds=1.0,
+        processor_seconds=0.5,
     )
     again = Records(tmp_path, HEADER)
     assert again.missing(ROW, [one, two]) == [two]
     changed = subject('one', 'other')
     assert again.missing(ROW, [changed]) == [changed]
     again.add(
-        ROW, {'two': Outcome(reason='none')}, subjects=[two], seconds=2.0
+        ROW,
+        {'two': Outcome(reason='none')},
+        subjects=[two],
+        seconds=2.0,
+        processor_seconds=0.25,
     )
     (row,) = again.rows()
-    assert row['seconds'] == 3.0
+    assert (row['seconds'], row['processor_seconds']) == (3.0, 0.75)
     assert row['results'] == {
         'one': {'sha256': 'a', 'metrics': {'mAP': 0.5}},
         'two': {'sha256': 'b', 'reason': 'none'},
