@@ -13,15 +13,13 @@ from taskptq.registry import ADAPTERS
 
 from .metrics.distortion_metric import common_rows
 from .models.lstr import LSTRHead
+from .proximity import LANE_WIDTH
 from .query_adapter import LaneQueryAdapter
 
 __all__ = ['LaneAdapter']
 
 # Noise on their background creates false lanes or ends true ones.
 CONFIDENCE = ('*hm', 'cls', 'logits', 'seg', 'exist', 'mask', 'range')
-# Lanes are strokes of 30 pixels in CULane's images of 1640, and TuSimple takes
-# 20 pixels of 1280: beyond, lanes differ.
-LANE_WIDTH = 30 / 1640
 NUM_ROWS = 36
 # Head class -> channel dimensions of its tensors, unless they are the second
 # of a map or the last of a list of queries.
@@ -84,6 +82,28 @@ class LaneAdapter(Adapter):
     ) -> dict[str, Tensor]:
         """Return the head's own confidence, in [0, 1], for each tensor."""
         return dict(self.model.head.foreground_proxy(heads))
+
+    def decoded_proxy(
+        self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Weight each position by its distance to a decoded lane, [0, 1]."""
+        return dict(self.model.head.lane_proximity(heads, metas))
+
+    def soft_lines(self, heads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return x at rows and the probability of a lane, query by query.
+
+        Raises:
+            ValueError: If the head's lanes are not queries.
+        """
+        head = self.model.head
+        lines: tuple[Tensor, Tensor] | None = head.soft_lines(heads)
+        if lines is None:
+            raise ValueError(
+                f'{type(head).__name__} has no queries that are lines by '
+                'themselves, which this loss compares: use another recipe, '
+                'e.g. qdrop-selective-focus'
+            )
+        return lines
 
     def decode(
         self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]

@@ -112,6 +112,12 @@ class LaneQueryAdapter(Adapter):
             f'box.{last}': chances[..., 1:],
         }
 
+    def soft_lines(self, heads: Mapping[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return x at rows (B, Q, R) and the probability of a lane (B, Q)."""
+        last = last_layer(heads)
+        chances = heads[f'cls.{last}'].softmax(dim=-1)
+        return heads[f'box.{last}'], chances[..., 1]
+
     def decode(
         self, heads: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
     ) -> list[Any]:

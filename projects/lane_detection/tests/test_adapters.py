@@ -57,6 +57,8 @@ METHODS = {
     'qdrop-network-uniform-fixed': 'block',
     'qdrop-selective-focus-fixed': 'block',
     'ours-fixed': 'block',
+    'qdrop-selective-focus-decoded': 'block',
+    'qdrop-selective-focus-lds': 'block',
 }
 EQUALIZED = {'equalization', 'ours-s', 'ours', 'ours-fixed', 'qdrop-ours-s'}
 LADDER = ((8, 8), (6, 6), (4, 8), (4, 4), (3, 3), (2, 4))
@@ -160,6 +162,10 @@ def test_heads_weights_and_lanes(name):
     assert len(decoded) == 2
     assert LaneDistance()(decoded, decoded, metas) == [0, 0]
     assert adapter.disagreement(heads, heads, metas) == [0, 0]
+    near = adapter.decoded_proxy(heads, metas)
+    for head in names:
+        weight = near[head].expand_as(heads[head])
+        assert 0 <= weight.min() <= weight.max() <= 1
     kinds = {
         head: SemanticFocus().kind_of(head, adapter=adapter) for head in names
     }
@@ -182,6 +188,24 @@ def test_conditional_heads_follow_the_float_seeds():
     assert channel_dims('reg', heads['reg'], adapter=adapter) == ()
     assert channel_dims('range', heads['range'], adapter=adapter) == (2,)
     assert channel_dims('params', heads['params'], adapter=adapter) == (1,)
+
+
+@torch.no_grad()
+def test_lines_of_heads_whose_queries_are_lanes():
+    lines = {}
+    for name in HEADS:
+        model = make(name)
+        adapter = build_adapter(model)
+        heads = adapter.forward_heads(model, make_batch())
+        if model.head.soft_lines(heads) is not None:
+            lines[name] = adapter.soft_lines(heads)
+            continue
+        with pytest.raises(ValueError, match='no queries that are lines'):
+            adapter.soft_lines(heads)
+    assert set(lines) == {'laneatt'}
+    for rows, presence in lines.values():
+        assert rows.shape[:2] == presence.shape[:2]
+        assert 0 <= presence.min() <= presence.max() <= 1
 
 
 def test_channel_dims_name_heads_that_exist():
@@ -277,6 +301,7 @@ def test_recipe(method, weight, activation):
         'sas': (None, 'threshold'),
         'network-uniform': (None, None),
         'regression-focus': ('soft', None),
+        'selective-focus-decoded': ('decoded', 'threshold'),
     }
     if settings.scope == 'network' or settings.network_steps:
         loss = build_loss(recipe.loss)
@@ -284,15 +309,16 @@ def test_recipe(method, weight, activation):
             assert settings.network_train
             assert settings.of_network().keep_better
             return
-        found = loss.focus.focus, loss.selection.selection
-        assert found == focused.get(
-            method.removeprefix('qdrop-').removesuffix('-fixed'),
-            ('soft', 'threshold'),
-        )
+        if hasattr(loss, 'focus'):
+            found = loss.focus.focus, loss.selection.selection
+            assert found == focused.get(
+                method.removeprefix('qdrop-').removesuffix('-fixed'),
+                ('soft', 'threshold'),
+            )
         if settings.scope != 'network':
             settings = settings.of_network()
         assert settings.straight_through
-        fixed = method.endswith('-fixed')
+        fixed = method.endswith(('-fixed', '-decoded', '-lds'))
         assert settings.learn_scales != fixed
         assert settings.keep_better == fixed
     else:

@@ -66,6 +66,9 @@ class _Network:
     swaps: HeadSwaps | None = None
     curves: dict[str, MonotoneCurve] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
+    # First image of a batch -> its number, and weights by decoded lanes.
+    numbers: dict[int, int] = field(default_factory=dict)
+    near: dict[int, dict[str, Tensor]] = field(default_factory=dict)
 
 
 @RECON_LOSSES.register_module()
@@ -75,7 +78,8 @@ class SelectiveFocusLoss:
     Use it with ``reconstruction.scope='network'`` or ``network_steps``.
 
     Args:
-        focus: 'soft' or 'hard' foreground of the float model, or None.
+        focus: 'soft', 'hard' or 'decoded' foreground of the float model, or
+            None; see ``SemanticFocus``.
         focus_threshold: Confidence of a foreground location, for 'hard'.
         eps_bg: Weight of the background by kind of head; None is 0.05 for
             confidence heads and 0 for regression heads.
@@ -188,8 +192,12 @@ class SelectiveFocusLoss:
         network = self._network = _Network(probe=probe)
         network.average = MovingAverage(self.ema)
         network.variances = self.focus.variances(
-            probe.heads_float, adapter=probe.adapter
+            probe.heads_float, adapter=probe.adapter, metas=probe.metas
         )
+        first = 0
+        for number, metas in enumerate(probe.metas):
+            network.numbers[first] = number
+            first += len(metas)
         if self.selection.selection is None:
             self._weigh(dict.fromkeys(network.variances, 0.0), step=0)
             return
@@ -242,6 +250,7 @@ class SelectiveFocusLoss:
             float_out,
             variances=network.variances,
             adapter=context.adapter,
+            weights=self._near(float_out, context.image_ids),
         )
         self._update(context.step, errors)
         terms = [
@@ -250,6 +259,28 @@ class SelectiveFocusLoss:
             if weight > 0
         ]
         return torch.stack(terms).sum()
+
+    def _near(
+        self, heads: Heads, images: Sequence[int]
+    ) -> dict[str, Tensor] | None:
+        """Return weights by decoded predictions, None for other foci.
+
+        They are kept for each batch, since decoding costs as much as a step
+        of a small model.
+        """
+        network, probe = self._network, self._network.probe
+        if self.focus.focus != 'decoded' or probe is None:
+            return None
+        number = network.numbers[images[0]]
+        kept = heads is probe.heads_float[number]
+        if kept and number in network.near:
+            return network.near[number]
+        weights = self.focus.weights(
+            heads, adapter=probe.adapter, metas=probe.metas[number]
+        )
+        if kept:
+            network.near[number] = weights
+        return weights
 
     def _update(self, step: int, errors: Heads) -> None:
         """Update the sensitivities; only refreshes decode predictions."""
@@ -284,12 +315,14 @@ class SelectiveFocusLoss:
         probe = self._network.probe
         assert probe is not None
         sums: dict[str, Tensor] = {}
-        for heads, target in zip(quant, probe.heads_float, strict=False):
+        for first, heads in zip(self._network.numbers, quant, strict=False):
+            target = probe.heads_float[self._network.numbers[first]]
             found = self.focus.errors(
                 heads,
                 target,
                 variances=self._network.variances,
                 adapter=probe.adapter,
+                weights=self._near(target, (first,)),
             )
             for name, value in found.items():
                 sums[name] = sums.get(name, 0) + value / len(quant)

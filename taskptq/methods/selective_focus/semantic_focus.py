@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ from taskptq.core.settings import (
 )
 from taskptq.methods.selective_focus.head_swaps import head_names
 
-FOCI = ('soft', 'hard')
+FOCI = ('soft', 'hard', 'decoded')
 NORMALIZATIONS = ('head', 'channel')
 # Rule for weights of loss terms.
 WEIGHT = Number(low=0, high=1e6)
@@ -45,6 +46,8 @@ EPS_BG = {'confidence': 0.05, 'regression': 0.0}
 LEAST_FOREGROUND = 1.0
 
 Heads = Mapping[str, Tensor]
+# Metainfo of each image of a batch.
+Metas = Sequence[Mapping[str, Any]]
 
 
 def focused_error(quant: Tensor, target: Tensor, *, weight: Tensor) -> Tensor:
@@ -68,7 +71,8 @@ class SemanticFocus:
 
     Args:
         focus: 'soft' weighs by the confidence, 'hard' by whether it exceeds
-            ``threshold``, None weighs all locations equally.
+            ``threshold``, 'decoded' by the distance to a prediction that
+            survives post-processing, None weighs all locations equally.
         threshold: Confidence of a foreground location, for 'hard'.
         eps_bg: Weight of the background by kind of head; overrides
             ``EPS_BG``. Noise on the background of a confidence head makes
@@ -121,19 +125,27 @@ class SemanticFocus:
         return 'confidence'
 
     @torch.no_grad()
-    def weights(self, heads: Heads, *, adapter: Any) -> dict[str, Tensor]:
+    def weights(
+        self, heads: Heads, *, adapter: Any, metas: Metas = ()
+    ) -> dict[str, Tensor]:
         """Return the weight of each location, ``M + eps``.
 
         Args:
             heads: Named outputs of the float model.
             adapter: Adapter whose ``foreground_proxy`` returns the
-                confidence, in [0, 1].
+                confidence, in [0, 1]; for 'decoded',
+                ``decoded_proxy(heads, metas)`` the proximity.
+            metas: Metainfo of each image, for 'decoded'.
+
+        Raises:
+            ValueError: If an adapter for 'decoded' has no
+                ``decoded_proxy``.
         """
         names = head_names(heads)
         if self.focus is None:
             return {name: heads[name].new_ones(()).float() for name in names}
         weights = {}
-        proxies = adapter.foreground_proxy(heads)
+        proxies = self._proxies(heads, adapter=adapter, metas=metas)
         for name in names:
             kind = self.kind_of(name, adapter=adapter)
             if kind not in self.focus_kinds:
@@ -146,12 +158,28 @@ class SemanticFocus:
             weights[name] = proxy + self.eps_bg[kind]
         return weights
 
+    def _proxies(
+        self, heads: Heads, *, adapter: Any, metas: Metas
+    ) -> Mapping[str, Tensor]:
+        if self.focus != 'decoded':
+            confidence: Mapping[str, Tensor] = adapter.foreground_proxy(heads)
+            return confidence
+        decoded = getattr(adapter, 'decoded_proxy', None)
+        if decoded is None:
+            raise ValueError(
+                f"focus='decoded': {type(adapter).__name__} has no "
+                "decoded_proxy; use focus='soft'"
+            )
+        near: Mapping[str, Tensor] = decoded(heads, metas)
+        return near
+
     @torch.no_grad()
     def variances(
         self,
         batches: Iterable[Heads],
         *,
         adapter: Any,
+        metas: Iterable[Metas] | None = None,
         ignored: frozenset[str] = frozenset(),
     ) -> dict[str, Tensor]:
         """Return the divisor of each head's squared error.
@@ -160,6 +188,7 @@ class SemanticFocus:
             batches: Named outputs of the float model on calibration data.
             adapter: Provides the confidence and, as ``channel_dims`` (name
                 -> dimensions), the channel dimensions of heads.
+            metas: Metainfo of each batch, for 'decoded'.
             ignored: Names of heads to leave out.
 
         Returns:
@@ -167,8 +196,9 @@ class SemanticFocus:
             to the head.
         """
         moments: dict[str, _Moments] = {}
-        for heads in batches:
-            weights = self.weights(heads, adapter=adapter)
+        known = repeat(()) if metas is None else metas
+        for heads, images in zip(batches, known, strict=False):
+            weights = self.weights(heads, adapter=adapter, metas=images)
             for name, weight in weights.items():
                 if name in ignored:
                     continue

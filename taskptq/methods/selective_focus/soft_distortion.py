@@ -8,12 +8,9 @@ Focus (Fan et al., AAAI 2024).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
-from taskptq.core.settings import Number
+from taskptq.core.settings import Flag, Number
 from taskptq.reconstruction.losses import Outputs, ReconContext
 from taskptq.registry import RECON_LOSSES
 
@@ -39,14 +36,17 @@ def soft_distortion(
 
         sum(min(p, t) mean_rows(d / (1 + d)) + |p - t|) / sum(max(p, t))
 
-    which is 0 for equal lanes and 1 for lanes without a partner, as the
-    lane distortion score over gamma. ``d / (1 + d)`` in place of
-    ``min(d, 1)`` leaves lanes further off a gradient.
+    or, with probabilities of each row, the same sum over rows instead of
+    queries, so that ends of lanes count as well. It is 0 for equal lanes and 1
+    for lanes without a partner, as the lane distortion score over gamma.
+    ``d / (1 + d)`` in place of ``min(d, 1)`` leaves lanes further off a
+    gradient.
 
     Args:
         rows: x at R rows, (B, Q, R), as a fraction of the image's width.
         target: Those of the float model; get no gradient.
-        presence: Probability that a query is a lane, (B, Q).
+        presence: Probability that a query is a lane, (B, Q), or that it is
+            one at a row, (B, Q, R).
         target_presence: That of the float model; gets no gradient.
         gamma: Distance that costs half of a missing row, in image widths.
 
@@ -55,7 +55,9 @@ def soft_distortion(
     """
     target, there = target.detach().float(), target_presence.detach().float()
     apart = (rows.float() - target).abs() / gamma
-    cost = (apart / (1 + apart)).mean(dim=-1)
+    cost = apart / (1 + apart)
+    if there.dim() < cost.dim():
+        cost = cost.mean(dim=-1)
     both = presence.float().minimum(there)
     either = presence.float().maximum(there)
     total = (both * cost + either - both).sum()
@@ -64,24 +66,27 @@ def soft_distortion(
 
 @RECON_LOSSES.register_module()
 class SoftDistortionLoss:
-    """Distortion of the lanes that a head's last queries are.
+    """Distortion of the lanes that a head's queries are.
 
     Use it with ``reconstruction.scope='network'`` or ``network_steps``, and an
-    adapter that names lines query by query (``lines = True``): ``box.{layer}``
-    (B, Q, R) and ``foreground_proxy`` of ``cls.{layer}``.
+    adapter whose ``soft_lines(heads)`` returns x at rows and probabilities,
+    see :func:`soft_distortion`, with a gradient.
 
     Args:
         gamma: See :func:`soft_distortion`; by default a lane's width in
             CULane's benchmark.
+        by_query: Run the model as losses on a decoder's queries do, in two
+            parts, so that steps on the decoder repeat nothing before it.
 
     Raises:
-        ValueError: If ``gamma`` is invalid.
+        ValueError: If a setting is invalid.
     """
 
-    by_query = True
-
-    def __init__(self, *, gamma: float = 30 / 1640) -> None:
+    def __init__(
+        self, *, gamma: float = 30 / 1640, by_query: bool = False
+    ) -> None:
         self.gamma = Number(above=0, high=1).read(gamma, name='gamma')
+        self.by_query = Flag().read(by_query, name='by_query')
 
     def __call__(
         self, quant_out: Outputs, float_out: Outputs, context: ReconContext
@@ -91,30 +96,24 @@ class SoftDistortionLoss:
         Raises:
             ValueError: If the adapter doesn't name lines query by query.
         """
-        adapter = context.adapter
+        soft_lines = getattr(context.adapter, 'soft_lines', None)
         if (
             context.unit
             or isinstance(quant_out, Tensor)
             or isinstance(float_out, Tensor)
-            or not getattr(adapter, 'lines', False)
+            or soft_lines is None
         ):
             raise ValueError(
                 f'{type(self).__name__} on the unit {context.unit!r}: it '
                 'needs queries that are lines; set network_steps, and use it '
-                'with a model whose adapter names them'
+                'with a model whose adapter has soft_lines'
             )
-        last = max(n for n in float_out if n.startswith('box.'))
+        rows, presence = soft_lines(quant_out)
+        target, target_presence = soft_lines(float_out)
         return soft_distortion(
-            quant_out[last],
-            float_out[last],
-            presence=presence_of(quant_out, adapter, last),
-            target_presence=presence_of(float_out, adapter, last),
+            rows,
+            target,
+            presence=presence,
+            target_presence=target_presence,
             gamma=self.gamma,
         )
-
-
-def presence_of(heads: Mapping[str, Tensor], adapter: Any, box: str) -> Tensor:
-    """Return how likely each query is a lane, (B, Q)."""
-    layer = box.partition('.')[2]
-    found: Tensor = adapter.foreground_proxy(heads)[f'cls.{layer}'][..., 0]
-    return found

@@ -253,6 +253,46 @@ def test_nothing_is_decoded_between_refreshes(network):
     assert weights[0] == weights[1]
 
 
+class NearAdapter(CollatedAdapter):
+    """Weighs the cells of one column, which a batch's first image names."""
+
+    def decoded_proxy(self, heads, metas):
+        self.decodings += 1
+        near = torch.zeros_like(heads['hm'])
+        near[..., metas[0]['column']] = 1
+        return {'hm': near, 'offset': near}
+
+
+def test_decoded_focus_weighs_each_batch_by_its_own_lanes(network):
+    model, batches, _ = network
+    for number, batch in enumerate(batches):
+        meta = {**batch['data_samples'][0], 'column': number}
+        batch['data_samples'] = [meta] * 4
+    adapter = NearAdapter()
+    loss = SelectiveFocusLoss(focus='decoded', selection=None, eps_bg=None)
+    data = NetworkData(model, batches, adapter)
+    loss.begin(data.probe())
+    decoded = adapter.decodings
+
+    def value(number, column, target=None):
+        target = data.targets[number] if target is None else target
+        moved = {k: v.clone() for k, v in target.items()}
+        moved['offset'][..., column] += 1
+        ids = tuple(range(4 * number, 4 * number + 4))
+        here = ReconContext(
+            unit='', step=0, num_steps=1, adapter=adapter, image_ids=ids
+        )
+        return float(loss(moved, target, here))
+
+    for number in range(3):
+        assert value(number, number) > 0
+        assert value(number, (number + 1) % 3) == 0
+    # Once for each batch, and again for outputs of other images.
+    assert adapter.decodings == decoded + 3
+    assert value(1, 1, dict(data.targets[1])) > 0
+    assert adapter.decodings == decoded + 4
+
+
 def test_no_refresh_if_none_is_wanted(network):
     model, batches, adapter = network
     loss = SelectiveFocusLoss(update_interval=5, refresh_interval=0)

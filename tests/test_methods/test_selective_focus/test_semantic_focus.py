@@ -67,6 +67,31 @@ def test_weights_by_kind_of_head():
     assert SemanticFocus().kind_of('offset', adapter=adapter) == 'regression'
 
 
+class DecodedAdapter(MapsAdapter):
+    """Proximity that the metainfo of the image states."""
+
+    def decoded_proxy(self, heads, metas):
+        near = torch.stack([meta['near'] for meta in metas])
+        return {'hm': near, 'offset': near}
+
+
+def test_weights_by_decoded_predictions():
+    heads = hand_heads()
+    metas = [{'near': torch.tensor([[[0.2, 1.0]]])}]
+    focus = SemanticFocus(focus='decoded')
+    found = focus.weights(heads, adapter=DecodedAdapter(), metas=metas)
+    assert found['hm'].flatten().tolist() == pytest.approx([0.25, 1.05])
+    assert found['offset'].flatten().tolist() == pytest.approx([0.2, 1.0])
+    moments = focus.variances([heads], adapter=DecodedAdapter(), metas=[metas])
+    # Under the weights 1/6 and 5/6, channels (1, 3) and (0, 8).
+    mean, square = (2.667 + 6.667) / 2, (7.667 + 53.33) / 2
+    assert float(moments['offset']) == pytest.approx(
+        square - mean**2, rel=1e-3
+    )
+    with pytest.raises(ValueError, match='MapsAdapter has no decoded_proxy'):
+        focus.weights(heads, adapter=MapsAdapter(), metas=metas)
+
+
 def test_variances_by_hand():
     adapter, heads = MapsAdapter(), hand_heads()
     focus = SemanticFocus(normalize='channel', var_eps=0.0)

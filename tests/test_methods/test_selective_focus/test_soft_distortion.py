@@ -35,17 +35,39 @@ def test_values_by_hand():
     assert distortion(0.3, presence=(0, 0), target=(0, 0)) == 0
 
 
+def test_rows_that_one_of_two_lanes_has_cost_their_share():
+    rows = torch.full((1, 1, 4), 0.5)
+    shown = torch.tensor([[[1.0, 1.0, 1.0, 0.0]]])
+    kept = {'target_presence': torch.ones(1, 1, 4), 'gamma': GAMMA}
+    assert soft_distortion(rows, rows, presence=shown, **kept) == 0.25
+    # Where a row is shown by one alone, its x says nothing.
+    moved = rows + (1 - shown) * 0.3
+    assert soft_distortion(moved, rows, presence=shown, **kept) == 0.25
+    # With all rows of a lane alike, the value is that of whole lanes.
+    queries = torch.tensor([[0.3]])
+    by_row = queries[..., None].expand(1, 1, 4)
+    other = torch.rand(1, 1, 4)
+    torch.testing.assert_close(
+        soft_distortion(other, rows, presence=by_row, **kept),
+        soft_distortion(
+            other,
+            rows,
+            presence=queries,
+            target_presence=torch.ones(1, 1),
+            gamma=GAMMA,
+        ),
+    )
+
+
 class Lines:
     """Adapter of two queries."""
 
-    lines = True
-
-    def foreground_proxy(self, heads):
-        return {'cls.1': heads['cls.1'].sigmoid()}
+    def soft_lines(self, heads):
+        return heads['rows'], heads['logits'].sigmoid()
 
 
 def heads(rows, logits):
-    return {'box.0': rows * 0, 'box.1': rows, 'cls.1': logits[..., None]}
+    return {'rows': rows, 'logits': logits}
 
 
 def context(adapter, *, unit=''):

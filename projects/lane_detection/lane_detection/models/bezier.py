@@ -7,13 +7,28 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ['bernstein', 'cut_to_image', 'fit_cubic', 'sample_cubic']
+__all__ = [
+    'bernstein',
+    'cubic_rows',
+    'cut_to_image',
+    'fit_cubic',
+    'sample_cubic',
+]
+
+# Least |dy / dt| that a row's parameter is read from.
+LEAST_SLOPE = 1e-2
 
 
 def bernstein(t: Tensor) -> Tensor:
-    """Return the cubic Bernstein polynomials at t, (n,) -> (n, 4)."""
+    """Return the cubic Bernstein polynomials at t, (...) -> (..., 4)."""
     s = 1 - t
     return torch.stack([s**3, 3 * t * s**2, 3 * t**2 * s, t**3], dim=-1)
+
+
+def quadratic(t: Tensor) -> Tensor:
+    """Return the quadratic Bernstein polynomials at t, (...) -> (..., 3)."""
+    s = 1 - t
+    return torch.stack([s**2, 2 * t * s, t**2], dim=-1)
 
 
 def sample_cubic(control: Tensor, *, num_samples: int) -> Tensor:
@@ -30,6 +45,40 @@ def sample_cubic(control: Tensor, *, num_samples: int) -> Tensor:
         0, 1, num_samples, dtype=control.dtype, device=control.device
     )
     return bernstein(t) @ control
+
+
+def cubic_rows(
+    control: Tensor, *, num_rows: int, num_samples: int = 50
+) -> Tensor:
+    """Return x of curves at fixed rows, with a gradient.
+
+    The parameter of a row is that of the nearest sample and one step of
+    Newton's method, which also yields the derivative of the exact solution.
+    Beyond its ends a curve goes on vertically.
+
+    Args:
+        control: Control points, (..., 4, 2), in fractions of the image.
+        num_rows: Rows from the top to the bottom of the image, R.
+        num_samples: Samples along a curve.
+
+    Returns:
+        (..., R), cut off one width to the left and to the right of the image.
+    """
+    rows = torch.linspace(0, 1, num_rows).to(control)
+    with torch.no_grad():
+        heights = sample_cubic(control, num_samples=num_samples)[..., 1]
+        gaps = (heights[..., None, :] - rows[:, None]).abs()
+        t = gaps.argmin(dim=-1).to(control) / (num_samples - 1)  # ... x R
+    legs = 3 * control.diff(dim=-2)  # of the derivative
+    x, y = (bernstein(t) @ control).unbind(dim=-1)
+    dx, dy = (quadratic(t) @ legs).unbind(dim=-1)
+    steep = torch.where(dy < 0, -LEAST_SLOPE, LEAST_SLOPE).to(dy)
+    dy = torch.where(dy.abs() < LEAST_SLOPE, steep, dy).detach()
+    step = (rows - y) / dy
+    most = 1 / (num_samples - 1)
+    step = step.clamp(-most, most)
+    step = step.maximum(-t).minimum(1 - t)
+    return (x + dx * step).clamp(-1, 2)
 
 
 def fit_cubic(points: NDArray[np.floating]) -> Tensor:

@@ -17,8 +17,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from ..geometry import input_lanes
-from .bezier import cut_to_image, fit_cubic, sample_cubic
-from .lane_head import LaneHead, lane_instances
+from .bezier import cubic_rows, cut_to_image, fit_cubic, sample_cubic
+from .lane_head import SOFT_ROWS, LaneHead, lane_instances, soft_presence
 from .resample import falling_points
 
 __all__ = ['BezierLaneHead', 'local_maxima']
@@ -260,6 +260,18 @@ class BezierLaneHead(LaneHead):
                 lane = lane.flip(0)
             lanes.append(lane)
         return lane_instances(lanes, scores=scores[best], meta=meta)
+
+    def soft_lines(
+        self, outputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return x at rows, (B, W, R), and each query's presence."""
+        return (
+            cubic_rows(outputs['curves'].float(), num_rows=SOFT_ROWS),
+            soft_presence(
+                outputs['logits'].float(),
+                score_thr=self.test_cfg.get('score_thr', 0.95),
+            ),
+        )
 
     def foreground_proxy(
         self, outputs: Mapping[str, Tensor]

@@ -14,6 +14,7 @@ from mmengine.model import BaseModule
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
+from ..proximity import LANE_WIDTH, proximity
 from .condlane_targets import CondLaneTargets, encode_lanes
 from .ganet_head import DenseBranch
 from .heatmaps import keypoint_focal_loss
@@ -284,6 +285,45 @@ class CondLaneHead(LaneHead):
             lane = torch.stack([places[i], heights], dim=-1)
             lanes.append(lane[first : last + 1].flip(0))
         return lane_instances(lanes, scores=scores[kept], meta=meta)
+
+    @torch.no_grad()
+    def lane_proximity(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Return the proximity to what decoding keeps.
+
+        ``hm`` and ``params``, (B, 1, h, w): of cells to the seeds of lanes;
+        ``mask`` and ``reg``, (B, K, H, W): of cells to the seed's own lane;
+        ``range``, (B, K, 1, 1): whether the seed is a lane.
+        """
+        del metas
+        scores = self._seed_scores(outputs)
+        kept = torch.zeros_like(scores)
+        for image in range(len(scores)):
+            kept[image, self._kept(scores[image], outputs, image)] = 1
+        hm, mask = outputs['hm'], outputs['mask']
+        wide = hm.shape[-1]
+        cells = torch.arange(hm[0, 0].numel(), device=hm.device)
+        seeds = outputs['seeds']
+        gaps = torch.hypot(
+            cells % wide - (seeds % wide)[..., None],
+            (cells // wide - (seeds // wide)[..., None]).float(),
+        )
+        gaps = gaps.masked_fill(kept[..., None] == 0, torch.inf)
+        start = proximity(gaps.amin(dim=1), width=1.0).view_as(hm)
+        column = expected_column(mask).long()[..., None]
+        places = column + outputs['reg'].gather(-1, column)
+        columns = torch.arange(mask.shape[-1], device=mask.device) + 0.5
+        width = max(LANE_WIDTH * mask.shape[-1], 1.0)
+        ridge = proximity(columns - places, width=width)
+        kept = kept[..., None, None]
+        return {
+            'hm': start,
+            'params': start,
+            'mask': ridge * kept,
+            'reg': ridge * kept,
+            'range': kept,
+        }
 
     def foreground_proxy(
         self, outputs: Mapping[str, Tensor]

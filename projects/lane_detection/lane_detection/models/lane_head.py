@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABCMeta, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -13,8 +14,12 @@ from mmengine.structures import InstanceData
 from torch import Tensor
 
 from ..geometry import to_original
+from ..proximity import cells_near_lanes, lines_near_lanes, placed_lanes
 
-__all__ = ['LaneHead', 'lane_instances']
+__all__ = ['SOFT_ROWS', 'LaneHead', 'lane_instances', 'soft_presence']
+
+# Rows at which lines are compared where their gradient is needed.
+SOFT_ROWS = 36
 
 
 class LaneHead(BaseModule, metaclass=ABCMeta):
@@ -98,6 +103,61 @@ class LaneHead(BaseModule, metaclass=ABCMeta):
             for name, output in outputs.items()
         }
 
+    def soft_lines(
+        self, outputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor] | None:
+        """Return the lines that queries are, with a gradient.
+
+        Args:
+            outputs: Outputs of ``forward``.
+
+        Returns:
+            x at R equally spaced rows from the top of the input to its
+            bottom, in fractions of its width, (B, Q, R), and the probability
+            of a lane, (B, Q) or (B, Q, R); None, as here, if the head has no
+            such queries.
+        """
+        del outputs
+        return None
+
+    @torch.no_grad()
+    def lane_proximity(
+        self, outputs: Mapping[str, Tensor], metas: Sequence[Mapping[str, Any]]
+    ) -> dict[str, Tensor]:
+        """Return how close each position is to a lane that is decoded.
+
+        Maps by the distance of their cells, queries by that of their lines;
+        all ones for other tensors.
+
+        Args:
+            outputs: Outputs of the float model's ``forward``.
+            metas: ``metainfo`` of each image.
+
+        Returns:
+            Weights in [0, 1] that broadcast to each tensor, 1 on a lane.
+        """
+        found = [
+            placed_lanes(image.points, meta, like=outputs[self.head_names[0]])
+            for image, meta in zip(
+                self.decode(outputs, metas), metas, strict=True
+            )
+        ]
+        lines = self.soft_lines(outputs)
+        near = None
+        if lines is not None:
+            pairs = zip(lines[0], found, strict=True)
+            near = torch.stack([lines_near_lanes(*pair) for pair in pairs])
+        weights = {}
+        for name in self.head_names:
+            output = outputs[name]
+            if near is not None:
+                weights[name] = near[(..., *[None] * (output.dim() - 2))]
+            elif output.dim() == 4:
+                weights[name] = _maps_near(found, metas, output)
+            else:
+                weights[name] = output.new_ones(())
+        return weights
+
     def loss(
         self, feats: Sequence[Tensor], data_samples: Sequence[Any]
     ) -> dict[str, Tensor]:
@@ -135,3 +195,31 @@ def lane_instances(
         for i in kept
     ]
     return InstanceData(points=points, scores=scores.detach()[kept])
+
+
+def soft_presence(logits: Tensor, *, score_thr: float) -> Tensor:
+    """Return how likely a lane passes the threshold of decoding, in (0, 1).
+
+    ``sigmoid(logit - logit(score_thr))``: one half at the threshold.
+
+    Args:
+        logits: Of the probability that is compared with the threshold.
+        score_thr: In (0, 1).
+    """
+    return (logits - math.log(score_thr / (1 - score_thr))).sigmoid()
+
+
+def _maps_near(
+    lanes: Sequence[Sequence[Tensor]],
+    metas: Sequence[Mapping[str, Any]],
+    output: Tensor,
+) -> Tensor:
+    """Return the proximity of a map's cells, (B, 1, H, W)."""
+    maps = []
+    for image, meta in zip(lanes, metas, strict=True):
+        height, width = meta['img_shape'][:2]
+        cells = (output.shape[-2], output.shape[-1])
+        maps.append(
+            cells_near_lanes(image, cells=cells, aspect=height / width)
+        )
+    return torch.stack(maps)[:, None].to(output.device)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from taskptq.hosts import register_counterpart
 
 from .lane_anchors import border_rays, ray_positions, row_heights
-from .lane_head import LaneHead, lane_instances
+from .lane_head import LaneHead, lane_instances, soft_presence
 from .laneatt_targets import LaneRows, encode_lanes, match_anchors
 from .line_nms import line_nms
 from .quantized import QuantAnchorAttention
@@ -311,6 +311,30 @@ class LaneATTHead(LaneHead):
                 f"head.img_size={self.img_size}, but the pipeline's input is "
                 f'{size}: set both to the same'
             )
+
+    def soft_lines(
+        self, outputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return x of each anchor's lane, and its presence, row by row.
+
+        Rows are the head's own, (B, N, R). Presence is that of the anchor
+        times, after its start, the soft step ``sigmoid(length - row - 1/2)``;
+        decoding rounds the length.
+        """
+        reg, cls = outputs['reg'].float(), outputs['cls'].float()
+        xs = self.anchors + reg[..., 1:]
+        after = torch.arange(self.num_rows, device=xs.device)
+        after = after - self.starts[:, None]  # N x R
+        shown = (reg[..., :1] - after - 0.5).sigmoid()
+        shown = shown.masked_fill(after < 0, 1.0)
+        inside = (xs >= 0) & (xs <= self.img_size[1])
+        chance = soft_presence(
+            cls[..., 1] - cls[..., 0],
+            score_thr=self.test_cfg.get('score_thr', 0.5),
+        )
+        presence = chance[..., None] * shown * inside
+        # The head's first row is the lowest.
+        return (xs / self.img_size[1]).flip(-1), presence.flip(-1)
 
     def foreground_proxy(
         self, outputs: Mapping[str, Tensor]

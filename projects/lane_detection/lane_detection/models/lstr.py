@@ -22,8 +22,8 @@ from mmdet.registry import MODELS
 from mmengine.structures import InstanceData
 from torch import Tensor, nn
 
-from .lane_head import LaneHead, lane_instances
-from .lstr_curves import curve_points
+from .lane_head import SOFT_ROWS, LaneHead, lane_instances, soft_presence
+from .lstr_curves import curve_points, curve_rows
 from .lstr_loss import LSTRLossWeights, curve_losses, curve_targets
 
 __all__ = ['LSTRHead', 'LSTRResNet', 'LSTRTesting']
@@ -240,6 +240,18 @@ class LSTRHead(LaneHead):
                 lane_instances(lanes, scores=image_scores[kept], meta=meta)
             )
         return found
+
+    def soft_lines(
+        self, outputs: Mapping[str, Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """Return x at rows, (B, Q, R), and each query's probability."""
+        no_lane, lane = outputs['logits'].float().unbind(dim=-1)
+        return (
+            curve_rows(outputs['curve'].float(), num_rows=SOFT_ROWS),
+            soft_presence(
+                lane - no_lane, score_thr=self.testing_settings.score_thr
+            ),
+        )
 
     def foreground_proxy(
         self, outputs: Mapping[str, Tensor]

@@ -5,4 +5,6 @@ head: see SoftDistortionLoss.
 """
 
 base = 'gptq-decoder'
-reconstruction = dict(loss=dict(_delete_=True, type='SoftDistortionLoss'))
+reconstruction = dict(
+    loss=dict(_delete_=True, type='SoftDistortionLoss', by_query=True)
+)
