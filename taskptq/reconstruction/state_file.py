@@ -29,7 +29,7 @@ __all__ = [
     'write_state',
 ]
 
-VERSION = 3
+VERSION = 4
 KEYS = frozenset(
     {
         'version',

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields
 from typing import Any
@@ -17,6 +18,9 @@ from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import Outputs, ReconContext, ReconLoss
 from taskptq.reconstruction.rounding.attached import Learned, learning
+from taskptq.reconstruction.rounding.rate_term import RateTerm
+
+logger = logging.getLogger('taskptq')
 
 # Steps between checks of the loss and the roundings (each costs a sync).
 CHECK_EVERY = 25
@@ -50,6 +54,8 @@ class UnitResult:
             without drop, before the steps (``keep_better``).
         set_loss_end: The same loss after the steps.
         taken_back: Whether the steps were undone.
+        fault: Why no step could be made, '' if one could: the unit is rounded
+            as before.
         seconds: Wall time.
     """
 
@@ -63,6 +69,7 @@ class UnitResult:
     set_loss_start: float | None = None
     set_loss_end: float | None = None
     taken_back: bool = False
+    fault: str = ''
     seconds: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
@@ -114,6 +121,8 @@ def train_unit(
             trainer = _Trainer(unit, learned, config, loss, adapter)
             if not trainer.is_good_enough(draw(), result):
                 trainer.fit(draw, result, on_step)
+                if result.fault:
+                    return result
                 result.settled = learned.settled()
                 result.flipped = learned.flipped()
                 if on_trained is not None:
@@ -139,8 +148,10 @@ class _Trainer:
         self.adapter = adapter
         self.penalty_weight: Tensor | None = None
         self.recent: list[Tensor] = []
+        self.fault = ''
         self.best = math.inf
         self.best_step = 0
+        self.rate = RateTerm(learned.coded) if learned.coded else None
         self.optimizer = self._optimizer()
         self.base_lrs = [g['lr'] for g in self.optimizer.param_groups]
 
@@ -184,6 +195,9 @@ class _Trainer:
         ):
             for step in range(self.config.steps):
                 value = self._step(step, draw())
+                if self.fault:
+                    self._leave(result)
+                    return
                 first = value if first is None else first
                 result.steps = step + 1
                 if on_step is not None:
@@ -191,6 +205,8 @@ class _Trainer:
                 if self._stop(step, value):
                     break
         assert first is not None
+        if self.rate is not None:
+            self.rate.fit()
         result.loss_start = float(first)
         result.loss_end = float(torch.stack(self.recent).mean())
 
@@ -201,9 +217,45 @@ class _Trainer:
         value.backward()
         self._visit_idle()
         self._average_gradients()
+        if step == 0:
+            self.fault = self._find_fault(value.detach(), batch)
+        if self.fault:
+            return value.detach()
         self._add_penalty(step, value.detach())
+        if self.rate is not None:
+            self.rate.add_gradient(step)
         self.optimizer.step()
         return value.detach()
+
+    def _find_fault(self, value: Tensor, batch: Minibatch) -> str:
+        """Return why the first step cannot be made, '' if it can.
+
+        Code that clamps an overflow, as of ``exp``, has finite outputs whose
+        gradients are not. A loss that fails on finite outputs is no fault of
+        the unit.
+        """
+        if bool(mean_over_ranks(value).isfinite()):
+            gradients = [p.grad for p in self.learned.parameters()]
+            finite = _are_finite([g for g in gradients if g is not None])
+            return '' if finite else 'the gradients of its outputs'
+        with torch.no_grad():
+            found = {'float': batch.target, 'quantized': batch.run()}
+        for kind, outputs in found.items():
+            finite = _are_finite(_tensors(outputs))
+            flag = value.new_tensor(float(finite))
+            if bool(mean_over_ranks(flag) < 1):
+                return f'its {kind} outputs'
+        return ''
+
+    def _leave(self, result: UnitResult) -> None:
+        """Record and say that the unit stays as it was."""
+        result.fault = f'{self.fault} are not finite'
+        logger.warning(
+            '%s is not reconstructed, as %s: its roundings and ranges stay '
+            'as they were',
+            self.unit.name or 'the network',
+            result.fault,
+        )
 
     @torch.no_grad()
     def _visit_idle(self) -> None:
@@ -321,3 +373,11 @@ def _heads(unit: Unit, batch: Minibatch) -> dict[str, Any]:
     if unit.name or not isinstance(batch.target, dict):
         return {}
     return {'heads_float': batch.target, 'heads_quant': {}}
+
+
+def _tensors(outputs: Outputs) -> list[Tensor]:
+    return list(outputs.values()) if isinstance(outputs, dict) else [outputs]
+
+
+def _are_finite(tensors: Sequence[Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -267,6 +268,45 @@ def test_loss_that_is_not_a_number(unit, draw, quick, steps):
 
     with pytest.raises(ValueError, match=r'^block: .* loss is nan at step'):
         train(unit, draw, quick(steps=steps), loss=undefined)
+
+
+def _codes(unit):
+    layers = quant_modules(unit.module)
+    return {name: layer.codes() for name, layer in layers}
+
+
+@pytest.mark.parametrize(
+    ('change', 'fault'),
+    [
+        # What clamps an overflow has finite outputs.
+        (lambda x: (1e4 * x).exp().clamp(max=1e8), 'the gradients of its'),
+        (lambda x: (1e4 * x).exp(), 'its quantized'),
+    ],
+)
+def test_a_unit_that_overflows_stays_as_it_was(
+    unit, draw, quick, caplog, change, fault
+):
+    def overflowing():
+        batch = draw()
+        return replace(batch, run=lambda: change(batch.run()))
+
+    before = _codes(unit)
+    result = train(unit, overflowing, quick(steps=60))
+    assert result.fault == f'{fault} outputs are not finite'
+    assert f'block is not reconstructed, as {fault}' in caplog.text
+    assert result.steps == 0
+    after = _codes(unit)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_a_unit_without_finite_targets_stays_as_it_was(unit, draw, quick):
+    def undefined():
+        batch = draw()
+        return replace(batch, target=batch.target / 0)
+
+    result = train(unit, undefined, quick(steps=60))
+    assert result.fault == 'its float outputs are not finite'
+    assert UnitResult.from_dict(result.to_dict()) == result
 
 
 def test_bfloat16_autocast_runs_and_learns(unit, draw, quick):
