@@ -44,6 +44,7 @@ from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.stems import fold_strides
 from taskptq.export.onnx.targets import find_target
 from taskptq.export.onnx.verification import verify_file
+from taskptq.export.onnx.wide_biases import coarsen_weights
 from taskptq.version import __version__
 
 MIN_OPSET = 13
@@ -138,6 +139,9 @@ def export_onnx(
             gate_limit=gate_limit,
             outputs=output_grids,
         )
+    coarser = {}
+    if rules.integer_bias:
+        coarser = coarsen_weights(graph, emitted.grids)
     lower(graph, emitted.grids, target=rules)
     fold_shapes(graph)
     move_weights(graph)
@@ -184,6 +188,7 @@ def export_onnx(
         num_activations=sum(g.codes is None for g in emitted.grids.values()),
         decomposed=emitted.decomposed,
         unused=unused,
+        coarser=coarser,
         added=completion.added,
         replaced=completion.replaced,
         shifted=completion.shifted,

@@ -21,6 +21,8 @@ class ExportReport:
         decomposed: Quantizers written as float arithmetic.
         unused: Weights and grids of layers that no output depends on, which
             the file leaves out.
+        coarser: Weights with channels on coarser steps, since their bias
+            would overflow -> how many channels.
         added: Grids that were added for the target, by tensor.
         replaced: Grids whose place a shared one took.
         shifted: Grids per channel that got one zero point for all.
@@ -38,6 +40,7 @@ class ExportReport:
     num_activations: int = 0
     decomposed: list[str] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
+    coarser: dict[str, int] = field(default_factory=dict)
     added: dict[str, str] = field(default_factory=dict)
     replaced: list[str] = field(default_factory=list)
     shifted: list[str] = field(default_factory=list)
@@ -73,6 +76,12 @@ class ExportReport:
             lines.append(
                 f'{len(self.unused)} weights and grids are left out, since '
                 f'no output depends on them, e.g. {self.unused[0]}'
+            )
+        if self.coarser:
+            lines.append(
+                f'{sum(self.coarser.values())} channels whose weights are '
+                'nearly 0 have coarser steps, for biases that fit in 32 '
+                f'bits, e.g. in {next(iter(self.coarser))}'
             )
         if self.decomposed:
             lines.append(
