@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ['code_counts', 'count_bits']
+__all__ = [
+    'ENTRY_BITS',
+    'code_counts',
+    'code_lengths',
+    'coded_bits',
+    'count_bits',
+]
+
+# Bits of one frequency in a coder's table.
+ENTRY_BITS = 12
 
 
 def code_counts(codes: Tensor, *, bounds: tuple[int, int]) -> Tensor:
@@ -32,3 +41,35 @@ def count_bits(counts: Tensor) -> float:
     used = counts[counts > 0].double()
     total = used.sum()
     return float(total * total.log2() - (used * used.log2()).sum())
+
+
+def coded_bits(counts: Tensor) -> float:
+    """Return the bits of all codes, and of a coder's table of them.
+
+    The table has 12 bits for each code between the lowest and the highest
+    that occur.
+
+    >>> coded_bits(torch.tensor([0.0, 4.0, 0.0, 4.0]))
+    44.0
+
+    Args:
+        counts: (levels,), not all 0.
+    """
+    used = counts.nonzero()
+    entries = int(used[-1] - used[0]) + 1
+    return count_bits(counts) + ENTRY_BITS * entries
+
+
+def code_lengths(counts: Tensor) -> Tensor:
+    """Return the bits of each code, ``-log2(count / n)``: (levels,).
+
+    A code that doesn't occur costs a bit more than one that does once.
+
+    >>> code_lengths(torch.tensor([4.0, 2.0, 2.0, 0.0]))
+    tensor([1., 2., 2., 4.], dtype=torch.float64)
+
+    Args:
+        counts: (levels,), not all 0.
+    """
+    counts = counts.double()
+    return counts.sum().log2() - counts.clamp(min=0.5).log2()

@@ -61,6 +61,22 @@ class LatentWeight(LearnedRounding):
         return out
 
     @torch.no_grad()
+    def add_code_gradient(self, gradient: Tensor) -> None:
+        """Add a gradient by codes to that of ``alpha``.
+
+        Args:
+            gradient: Per step of the grid, shaped like the weight.
+        """
+        if self.alpha.grad is None:
+            raise RuntimeError('call backward() before add_code_gradient()')
+        self.alpha.grad.add_(gradient)
+
+    @torch.no_grad()
+    def position(self) -> Tensor:
+        """Return where the weight is among the codes, real."""
+        return self.alpha.detach() + self.zero_point
+
+    @torch.no_grad()
     def codes(self) -> Tensor:
         """Return the codes, int32."""
         codes = self.alpha.round() + self.zero_point

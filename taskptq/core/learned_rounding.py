@@ -100,6 +100,26 @@ class LearnedRounding(nn.Module):
         self.alpha.grad.addcmul_(gradient, -2 * beta * weight)
 
     @torch.no_grad()
+    def add_code_gradient(self, gradient: Tensor) -> None:
+        """Add a gradient by codes to that of ``alpha``.
+
+        Call ``forward`` and ``backward`` before.
+
+        Args:
+            gradient: Per step of the grid, shaped like the weight.
+        """
+        if self._slope is None or self.alpha.grad is None:
+            raise RuntimeError(
+                'call forward() and backward() before add_code_gradient()'
+            )
+        self.alpha.grad.addcmul_(gradient, self._slope)
+
+    @torch.no_grad()
+    def position(self) -> Tensor:
+        """Return where the weight is among the codes, real."""
+        return self.base + rectified_sigmoid(self.alpha)
+
+    @torch.no_grad()
     def codes(self) -> Tensor:
         """Return the hard-rounded codes, int32."""
         up = (self.alpha >= 0).to(self.base.dtype)

@@ -189,7 +189,8 @@ def test_every_method_has_a_qconfig(method):
     recipe = resolve(f'w4a4_{method}')
     assert recipe['qconfig']['weight']['num_bits'] == 4
     # Coded files need one grid for a whole weight.
-    assert recipe['qconfig']['weight']['per_channel'] == (method != 'size')
+    sized = method in ('size', 'size-trained')
+    assert recipe['qconfig']['weight']['per_channel'] == (not sized)
 
 
 @pytest.mark.parametrize(

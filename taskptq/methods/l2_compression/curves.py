@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taskptq.core.entropy import code_counts, count_bits
+from taskptq.core.entropy import (
+    ENTRY_BITS,
+    code_counts,
+    code_lengths,
+    coded_bits,
+)
 
 __all__ = ['RateCurve', 'code_bits', 'code_prices', 'rate_curve']
 
 # Steps grow by a quarter of an octave.
 RATIO = 2**0.25
-# Bits of one frequency in a coder's table.
-ENTRY_BITS = 12
 # Octaves below the step whose widest code holds the largest weight.
 CLIPPED_OCTAVES = 3
 
@@ -79,10 +82,7 @@ def code_bits(
     gain += (steps - codes).square_()
     codes = torch.where(gain > (steps - nearer).square_(), nearer, codes)
     error = float((codes * step).sub_(weight).square_().sum())
-    counts = code_counts(codes, bounds=bounds)
-    used = counts.nonzero()
-    entries = int(used[-1] - used[0]) + 1
-    return count_bits(counts) + ENTRY_BITS * entries, error
+    return coded_bits(code_counts(codes, bounds=bounds)), error
 
 
 def code_prices(
@@ -108,8 +108,7 @@ def _prices(
     steps: Tensor, codes: Tensor, *, bounds: tuple[int, int]
 ) -> Tensor:
     counts = code_counts(codes, bounds=bounds)
-    # A code that doesn't occur yet costs a bit more than one that does once.
-    bits = math.log2(steps.numel()) - counts.clamp(min=0.5).log2()
+    bits = code_lengths(counts)
     mean = float((steps - codes).square_().mean())
     return (2 * math.log(2) * min(mean, 1 / 12) * bits).to(steps)
 

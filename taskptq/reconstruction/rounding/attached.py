@@ -15,6 +15,7 @@ from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.modules.base import QuantModule
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.rounding.rate_term import CodedPart, coded_parts
 
 # Of a bias, for its learning rate: one that is 0 may have to move as well.
 LEAST_MAGNITUDE = 1e-3
@@ -30,12 +31,14 @@ class Learned:
         scales: Scales of activations; with ``latent_weights`` those of
             weights and biases as well.
         magnitudes: What scales the learning rate of each of these.
+        coded: Weights whose coded size is limited.
     """
 
     roundings: list[LearnedRounding] = field(default_factory=list)
     began: list[Tensor] = field(default_factory=list)
     scales: list[nn.Parameter] = field(default_factory=list)
     magnitudes: list[float] = field(default_factory=list)
+    coded: list[CodedPart] = field(default_factory=list)
 
     def parameters(self) -> list[nn.Parameter]:
         """Return all of them."""
@@ -92,6 +95,7 @@ def _attach(unit: Unit, config: ReconstructionConfig) -> Learned:
                 rounding.straight_through = config.rounds_hard
             learned.roundings.extend(found)
             learned.began.extend(_compact(r.codes()) for r in found)
+            learned.coded.extend(coded_parts(module))
             if config.latent_weights:
                 _attach_others(module, learned)
     if config.learn_scales:
