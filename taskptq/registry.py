@@ -279,5 +279,6 @@ NETWORK_PARTS = _root(
     'network parts',
     'taskptq.engine.dense_parts',
     'taskptq.engine.detr_parts',
+    'taskptq.engine.mask_parts',
     'taskptq.engine.two_stage_parts',
 )
