@@ -114,3 +114,22 @@ def test_names():
     for name in ('sparse70_size10x', 'w8a8_size10x_size10x'):
         with pytest.raises(SettingError, match='give bits'):
             parse(name)
+
+
+@pytest.mark.parametrize('method', ['size-trained', 'qdrop'])
+def test_training_keeps_to_the_size(tmp_path, method):
+    model, out = net(), tmp_path / 'q.pth'
+    few = {'steps': 20}
+    if method == 'size-trained':
+        few = {'network_steps': 20, 'network': {'keep_better': False}}
+    _, report = taskptq.quantize(
+        model,
+        batches(),
+        recipe=[f'w8a8_{method}_size9x', {'reconstruction': few}],
+        out=out,
+    )
+    limit = report['size']['limit_bytes']
+    assert 0.8 * limit < out.stat().st_size <= limit
+    unit = report['reconstruction']['units'][-1]
+    assert unit['steps'] == 20
+    assert unit['turned'] > 0
