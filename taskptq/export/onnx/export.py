@@ -6,14 +6,11 @@ import io
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import onnx
 import torch
 from onnx import helper
 from torch import Tensor, nn
-from torch.onnx.utils import register_custom_op_symbolic as register
-from torch.onnx.utils import unregister_custom_op_symbolic as unregister
 
 from taskptq.core.setting_error import refuse
 from taskptq.export.onnx.biases import integer_biases, spread_biases
@@ -42,6 +39,7 @@ from taskptq.export.onnx.passes import (
 from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.stems import fold_strides
+from taskptq.export.onnx.symbolics import own_symbolics
 from taskptq.export.onnx.targets import find_target
 from taskptq.export.onnx.verification import verify_file
 from taskptq.export.onnx.wide_biases import coarsen_weights
@@ -224,11 +222,10 @@ def trace(
 ) -> onnx.ModelProto:
     """Return the graph of a network, with placeholders inside exporting()."""
     buffer = io.BytesIO()
-    register('aten::exp2', power_of_two, 9)
     fast_attention = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), own_symbolics():
             # Shapes become constants on purpose: sizes are fixed.
             warnings.simplefilter('ignore')
             torch.onnx.export(
@@ -253,14 +250,7 @@ def trace(
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
-        unregister('aten::exp2', 9)
     return onnx.load_from_string(buffer.getvalue())
-
-
-def power_of_two(g: Any, x: Any) -> Any:
-    """Write 2^x, which the exporter does not know."""
-    two = g.op('Constant', value_t=torch.tensor(2.0))
-    return g.op('Pow', two, x)
 
 
 def stamp(
