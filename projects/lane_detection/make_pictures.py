@@ -77,7 +77,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
             help='take files of equal '
             'recipes from an earlier run on the same float checkpoint',
         )
-    for name in ('heads', 'regions'):
+    for name in ('heads', 'regions', 'foreground'):
         found[name].add_argument(
             '--json', type=Path, help='file for the figures'
         )
@@ -266,8 +266,12 @@ def report(
 
 
 def foreground(args: argparse.Namespace) -> None:
-    """Draw where the float model sees lanes."""
+    """Draw where the float model sees lanes, and compare it to decoded ones.
+
+    A model without maps has figures alone, with ``--json``.
+    """
     from lane_detection.pictures import (
+        compare_foregrounds,
         foreground_maps,
         input_image,
         run_heads,
@@ -280,14 +284,20 @@ def foreground(args: argparse.Namespace) -> None:
     outputs = run_heads(
         measurement.model, measurement.model, frames, adapter=adapter
     )
-    weights = adapter.foreground_proxy(outputs['heads_float'][0])
+    heads = outputs['heads_float'][0]
+    weights = adapter.foreground_proxy(heads)
+    near = adapter.decoded_proxy(heads, outputs['metas'][0])
+    report(compare_foregrounds(weights, near, heads), args, measurement)
     last = len(frames.indices) - 1
     sample = frames.batch()['data_samples'][last]
-    plot_foreground(
-        foreground_maps(weights, index=last),
-        args.out,
-        image=input_image(sample),
-    )
+    try:
+        maps = foreground_maps(weights, index=last)
+    except ValueError as error:
+        if args.json is None:
+            raise
+        say(f'no picture: {error}')
+        return
+    plot_foreground(maps, args.out, image=input_image(sample))
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {
@@ -314,7 +324,8 @@ def main(argv: list[str] | None = None) -> None:
         COMMANDS[args.what](args)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    say(f'written: {args.out}')
+    if args.out.exists():
+        say(f'written: {args.out}')
 
 
 if __name__ == '__main__':

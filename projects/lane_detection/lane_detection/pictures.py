@@ -18,6 +18,7 @@ from .visualization import draw_lanes, draw_sample
 
 __all__ = [
     'Frames',
+    'compare_foregrounds',
     'draw_comparison',
     'foreground_maps',
     'input_image',
@@ -130,6 +131,41 @@ def foreground_maps(
         ', '.join(names): weight[index].amax(dim=0).float().cpu().numpy()
         for names, weight in found.values()
     }
+
+
+def compare_foregrounds(
+    confidence: Mapping[str, Tensor],
+    proximity: Mapping[str, Tensor],
+    heads: Mapping[str, Tensor],
+) -> dict[str, dict[str, float | None]]:
+    """Compare two foregrounds of the same heads.
+
+    Args:
+        confidence: Outputs of an adapter's ``foreground_proxy``.
+        proximity: Those of its ``decoded_proxy``.
+        heads: The heads that both broadcast to.
+
+    Returns:
+        By head the means of both, and their ``correlation`` over all
+        positions, None where one of them is constant.
+    """
+    found: dict[str, dict[str, float | None]] = {}
+    for name in proximity:
+        both = torch.stack(
+            [
+                weight[name].float().expand_as(heads[name]).flatten()
+                for weight in (confidence, proximity)
+            ]
+        ).double()
+        constant = bool((both.std(dim=1) == 0).any())
+        found[name] = {
+            'confidence': float(both[0].mean()),
+            'proximity': float(both[1].mean()),
+            'correlation': (
+                None if constant else float(torch.corrcoef(both)[0, 1])
+            ),
+        }
+    return found
 
 
 def read_image(sample: Any) -> np.ndarray:

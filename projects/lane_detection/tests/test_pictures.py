@@ -13,6 +13,7 @@ from mmengine.structures import InstanceData
 from lane_detection.adapters import LaneAdapter
 from lane_detection.pictures import (
     Frames,
+    compare_foregrounds,
     draw_comparison,
     foreground_maps,
     input_image,
@@ -108,6 +109,17 @@ def test_input_is_what_the_network_sees(drawn):
     image = input_image(drawn[0]['data_samples'])
     assert image.shape == (170, 820, 3)
     assert (image == [200, 0, 0]).all()
+
+
+def test_foregrounds_are_compared():
+    heads = {'hm': torch.zeros(1, 1, 1, 4), 'exist': torch.zeros(1, 2)}
+    soft = torch.tensor([0.0, 0.2, 0.4, 1.0])
+    near = {'hm': 2 * soft - 0.1, 'exist': torch.ones(())}
+    found = compare_foregrounds({'hm': soft, 'exist': soft[0]}, near, heads)
+    assert found['hm']['correlation'] == pytest.approx(1)
+    assert found['hm']['confidence'] == pytest.approx(0.4)
+    assert found['hm']['proximity'] == pytest.approx(0.7)
+    assert found['exist']['correlation'] is None
 
 
 def test_foreground_of_maps(drawn, model):
