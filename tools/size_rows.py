@@ -1,10 +1,12 @@
 """Measure small files on a table's data; write their page and picture.
 
     python tools/size_rows.py TABLE.table.yml RECIPE... [--images 32]
+    python tools/size_rows.py TABLE.table.yml --zoo
     python tools/size_rows.py --page
 
-The first adds rows to configs/size/<model>_<dataset>.json, the second writes
-configs/size/RESULTS.md's tables and pareto.svg from all of these files.
+The first adds rows to configs/size/<model>_<dataset>.json, the second those of
+the zoo's files in this repository, the third writes configs/size/RESULTS.md's
+tables and pareto.svg from all of these files.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from typing import Any
 
 from taskptq.bench.measurement import Measurement
 from taskptq.bench.recipe_rows import measure_recipe, measure_rows
+from taskptq.bench.size_files import add_zoo_rows
 from taskptq.bench.size_page import write_page
 from taskptq.bench.table import read_table
 from taskptq.cli.compress import compress
@@ -38,6 +41,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument('--seeds', type=seed, nargs='+', default=[0])
     parser.add_argument(
+        '--zoo', action='store_true', help="add the zoo's files of the model"
+    )
+    parser.add_argument(
         '--page', action='store_true', help='write the page of all rows'
     )
     return parser.parse_args(argv)
@@ -45,8 +51,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def coded(file: Path) -> dict[str, Any]:
     """Return what the coder makes of a file: bytes of all and of weights."""
-    small = file.with_name('small.pth')
-    report = compress(str(file), out=str(small))
+    with tempfile.TemporaryDirectory() as folder:
+        report = compress(str(file), out=str(Path(folder) / 'small.pth'))
     weights = report.of_kind('weights')
     return {
         'coded_bytes': report.file_bytes,
@@ -94,6 +100,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.page:
         path = write_page(FOLDER)
+    elif args.table and args.zoo:
+        table = read_table(args.table)
+        path = FOLDER / f'{table.name}.json'
+        add_zoo_rows(table, path, coded=coded)
     elif args.table and args.recipes:
         table = read_table(args.table)
         path = FOLDER / f'{table.name}.json'
@@ -109,7 +119,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ]
         measure_rows(table, path, tasks=tasks, measure=measure_row)
     else:
-        raise SystemExit('give a table and recipes, or --page')
+        raise SystemExit('give a table and recipes or --zoo, or --page')
     sys.stdout.write(f'{path}\n')
 
 

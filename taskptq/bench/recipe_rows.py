@@ -23,6 +23,7 @@ __all__ = [
     'measure_rows',
     'read_file',
     'recipe_of',
+    'row_key',
     'write_json',
 ]
 
@@ -120,13 +121,14 @@ def measure_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     for name, images in tasks:
         row = measure(measurement, name, images)
-        key = _key(row)
-        stored['rows'] = [old for old in stored['rows'] if _key(old) != key]
+        key = row_key(row)
+        stored['rows'] = [old for old in stored['rows'] if row_key(old) != key]
         stored['rows'].append(row)
         write_json(path, stored)
 
 
-def _key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+def row_key(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells a row from others of its file."""
     return row['recipe'], row['seed'], row['images']
 
 

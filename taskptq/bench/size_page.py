@@ -43,6 +43,12 @@ class _Group(NamedTuple):
     def mean(self, key: str) -> float:
         return statistics.mean(row[key] for row in self.rows)
 
+    def seconds(self) -> str:
+        known = [row['cpu_seconds'] for row in self.rows]
+        if None in known:
+            return ''
+        return f'{statistics.mean(known):.0f}'
+
 
 def _groups(stored: Mapping[str, Any]) -> list[_Group]:
     found: dict[tuple[str, int], list[Mapping[str, Any]]] = {}
@@ -116,7 +122,7 @@ def page_lines(stored: Mapping[str, Any]) -> list[str]:
             f'| {mean:.4g}{spread} | {mean / full:.1%} | {dense} '
             f'| {group.mean("coded_bytes") / 1e3:.0f} '
             f'| {group.mean("ratio"):.2f}x | {bits:.2f} | {excess:.3f} '
-            f'| {group.mean("cpu_seconds"):.0f} |'
+            f'| {group.seconds()} |'
         )
     return [*lines, '']
 

@@ -32,5 +32,5 @@ def test_the_stored_page_is_that_of_the_stored_rows(repo_root):
 
 
 def test_tables_or_the_page_have_to_be_asked_for(tool):
-    with pytest.raises(SystemExit, match='give a table and recipes'):
+    with pytest.raises(SystemExit, match='give a table and recipes or --zoo'):
         tool.main([])
