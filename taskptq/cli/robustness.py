@@ -189,9 +189,7 @@ def open_session(args: argparse.Namespace, folder: Path) -> Session:
     # Names what is missing before anything is built.
     for file in (args.checkpoint, *args.files):
         local_file(file)
-    evaluation = RobustnessEvaluation(
-        config, work_dir=folder / 'logs', max_images=most, seed=args.seed
-    )
+    evaluation = RobustnessEvaluation(config, max_images=most, seed=args.seed)
     subjects = load_subjects(
         config,
         args.checkpoint,

@@ -8,16 +8,19 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.evaluator import Evaluator
+from mmengine.logging import MMLogger
+from mmengine.registry import EVALUATOR
 from mmengine.runner import Runner
 
 from taskptq.bench.metric_numbers import finite_numbers
 from taskptq.bench.robustness.images import NoisyImages, NoisyReader
 from taskptq.bench.robustness.subjects import Subject
+from taskptq.engine.config_model import build_model
 from taskptq.robustness.names import Noise
 from taskptq.robustness.packages import MissingNoisePackageError
 from taskptq.robustness.switches import model_noise
@@ -46,9 +49,12 @@ class RobustnessEvaluation:
 
     Args:
         config: Config of the float model.
-        work_dir: Folder of the logs.
         max_images: Number of test images; None takes all.
         seed: Seed of random noises.
+
+    Attributes:
+        model: The config's model, with random weights.
+        images: The test set.
 
     Raises:
         ValueError: If the config has no test set or no evaluator.
@@ -58,7 +64,6 @@ class RobustnessEvaluation:
         self,
         config: Config,
         *,
-        work_dir: Path,
         max_images: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -68,29 +73,20 @@ class RobustnessEvaluation:
                     f'the config sets no {key}: give a config that can be '
                     'tested'
                 )
-        config = copy.deepcopy(config)
-        config.work_dir = str(work_dir)
-        config.experiment_name = f'robustness_{time.time_ns()}'
-        config.load_from = None
-        config.resume = False
-        # They belong to training, or quantize the model once more.
-        config.custom_hooks = []
-        config.log_level = 'WARNING'
+        # Metrics log their tables.
+        MMLogger.get_instance(
+            f'robustness_{time.time_ns()}', log_level='WARNING'
+        )
+        loader_config = copy.deepcopy(config.test_dataloader)
         # Nothing is read by workers: processes share the noises instead.
-        config.test_dataloader.num_workers = 0
-        config.test_dataloader.persistent_workers = False
+        loader_config.num_workers = 0
+        loader_config.persistent_workers = False
         self.evaluator = copy.deepcopy(config.test_evaluator)
+        # Not a Runner, which formats the config four times: two seconds.
         with redirect_stdout(io.StringIO()):
-            self.runner = Runner.from_cfg(config)
-            self.runner.call_hook('before_run')
-            loader = self.runner.test_loop.dataloader
+            self.model = build_model(config)
+            loader = Runner.build_dataloader(loader_config, seed=seed)
         self.images = NoisyImages(loader, max_images=max_images, seed=seed)
-
-    @property
-    def model(self) -> torch.nn.Module:
-        """The config's model, with any weights."""
-        model: torch.nn.Module = self.runner.model
-        return model
 
     def run(
         self, subjects: Sequence[Subject], noises: Sequence[Noise]
@@ -184,10 +180,13 @@ class RobustnessEvaluation:
 
     def build_evaluator(self) -> Any:
         """Build the config's evaluator anew."""
+        settings = copy.deepcopy(self.evaluator)
         with redirect_stdout(io.StringIO()):
-            evaluator = self.runner.build_evaluator(
-                copy.deepcopy(self.evaluator)
-            )
+            if isinstance(settings, dict) and 'metrics' in settings:
+                settings.setdefault('type', 'Evaluator')
+                evaluator = EVALUATOR.build(settings)
+            else:
+                evaluator = Evaluator(settings)
         evaluator.dataset_meta = self.images.metainfo
         return evaluator
 

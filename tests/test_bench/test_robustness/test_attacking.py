@@ -9,9 +9,9 @@ from taskptq.bench.robustness.subjects import load_subjects
 
 
 @pytest.fixture
-def attacks(noisy_task, tmp_path):
+def attacks(noisy_task):
     config = read_config(noisy_task.config)
-    evaluation = RobustnessEvaluation(config, work_dir=tmp_path)
+    evaluation = RobustnessEvaluation(config)
     subjects = load_subjects(
         config,
         str(noisy_task.float),

@@ -30,8 +30,8 @@ def config(noisy_task):
 
 
 @pytest.fixture
-def run(config, subjects_of, tmp_path):
-    evaluation = RobustnessEvaluation(config, work_dir=tmp_path)
+def run(config, subjects_of):
+    evaluation = RobustnessEvaluation(config)
     subjects = subjects_of(evaluation, config)
 
     def evaluate(names):
@@ -76,8 +76,8 @@ def test_reasons_by_model(run):
         assert not any(one.metrics for one in outcomes)
 
 
-def test_a_model_that_breaks_says_how(config, subjects_of, tmp_path):
-    evaluation = RobustnessEvaluation(config, work_dir=tmp_path)
+def test_a_model_that_breaks_says_how(config, subjects_of):
+    evaluation = RobustnessEvaluation(config)
     subjects = subjects_of(evaluation, config)
 
     def fixed(inputs, data_samples=None, mode='tensor'):
@@ -90,7 +90,7 @@ def test_a_model_that_breaks_says_how(config, subjects_of, tmp_path):
     )
 
 
-def test_a_config_without_a_test_is_refused(config, tmp_path):
+def test_a_config_without_a_test_is_refused(config):
     config.test_evaluator = None
     with pytest.raises(ValueError, match='sets no test_evaluator'):
-        RobustnessEvaluation(config, work_dir=tmp_path)
+        RobustnessEvaluation(config)

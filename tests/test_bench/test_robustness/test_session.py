@@ -17,9 +17,7 @@ def open_session(noisy_task):
 
     def start(folder):
         config = read_config(noisy_task.config)
-        evaluation = RobustnessEvaluation(
-            config, work_dir=folder / 'logs', max_images=3
-        )
+        evaluation = RobustnessEvaluation(config, max_images=3)
         subjects = load_subjects(
             config,
             str(noisy_task.float),
