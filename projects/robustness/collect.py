@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from taskptq.bench.markdown import to_markdown
-from taskptq.bench.robustness.markdown import factor_of, render
+from taskptq.bench.robustness.markdown import factor_of, render, shown
 from taskptq.bench.robustness.plan import CLEAN
 from taskptq.bench.robustness.subjects import FLOAT
 from taskptq.bench.robustness.summary import (
@@ -38,6 +38,9 @@ By `measure.py`, see [README.md](README.md). Claims are those of RobustMQ
 model's metric moves under other decoders, colors and a window shifted by a
 pixel, which hardly change an image.
 """
+OVERVIEW = """Metric on clean images, its mean under system noise and under
+corruptions, and the least under attacks. Losses are the float model's metric
+less that of the quantized one: what it grows by under noise is the excess."""
 
 Content = Mapping[str, Any]
 
@@ -169,6 +172,62 @@ def float_claims(content: Content) -> Iterator[list[str]]:
         ]
 
 
+def overview(results: Mapping[str, Content]) -> str:
+    """Return a line for each model: clean loss beside loss under noise."""
+    lines = []
+    for name, content in results.items():
+        factor = factor_of(content)
+        summary = summarize(content)
+        attacks = summary.get('attacks', {})
+        clean_row = row_named(content, CLEAN)
+        clean = values_of(content, clean_row) if clean_row else {}
+        for model, value in clean.items():
+            cells = [name, model, f'{factor * value:.2f}']
+            cells.append(f'{factor * (clean[FLOAT] - value):+.2f}')
+            for family in ('systems', 'corruptions'):
+                found = summary.get(family, {}).get(model, {})
+                cells += [
+                    shown(found.get('mean'), factor=factor),
+                    shown(found.get('loss_noise'), factor=factor, sign='+'),
+                ]
+            least = attacks.get(model, {}).get('least', {})
+            cells.append(
+                ', '.join(
+                    f'{factor * kept:.2f} at {budget}/255'
+                    for budget, kept in least.items()
+                )
+                or '-'
+            )
+            lines.append(cells)
+    header = ['study', 'model', 'clean', 'loss to float']
+    for word in ('systems', 'corruptions'):
+        header += [word, 'loss to float there']
+    return to_markdown([*header, 'attacked'], lines)
+
+
+def verdict_counts(lines: Sequence[Sequence[str]]) -> str:
+    """Return how often each claim holds.
+
+    Args:
+        lines: Study, claim, model, what was measured, verdict.
+    """
+    words = ('yes', 'no', 'within chance')
+    claims = dict.fromkeys(line[1] for line in lines)
+    return to_markdown(
+        ['claim', *words],
+        [
+            [
+                claim,
+                *(
+                    str(sum((c, v) == (claim, word) for _, c, *_, v in lines))
+                    for word in words
+                ),
+            ]
+            for claim in claims
+        ],
+    )
+
+
 def mix_table(content: Content) -> str:
     """Return what calibration on noisy images gives, over seeds."""
     factor = factor_of(content)
@@ -200,15 +259,15 @@ def mix_table(content: Content) -> str:
 
 def page(results: Mapping[str, Content]) -> str:
     """Return the whole page."""
-    parts = [INTRO.strip(), '## Claims of the study']
+    studies = {k: v for k, v in results.items() if not mix_table(v)}
+    parts = [INTRO.strip(), '## Overview', OVERVIEW, overview(studies)]
+    parts.append('## Claims of the study')
     lines: list[Sequence[str]] = []
-    for name, content in results.items():
-        if mix_table(content):
-            continue
+    for name, content in studies.items():
         claims = [*float_claims(content), *quantized_claims(content)]
         lines += [[name, *claim] for claim in claims]
     header = ['study', 'claim', 'model', 'measured', 'holds']
-    parts.append(to_markdown(header, lines))
+    parts += [verdict_counts(lines), to_markdown(header, lines)]
     for content in results.values():
         table = mix_table(content)
         if table:
@@ -219,9 +278,7 @@ def page(results: Mapping[str, Content]) -> str:
                 f'images. `{content["config"]}`.',
                 table,
             ]
-    for name, content in results.items():
-        if mix_table(content):
-            continue
+    for name, content in studies.items():
         text = render(content).replace('\n## ', '\n### ')
         parts.append('#' + text.strip())
         if (HERE / 'results' / f'{name}.png').is_file():

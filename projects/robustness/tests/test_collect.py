@@ -66,6 +66,38 @@ def test_seeds_of_calibration_are_averaged():
     assert collect.mix_table(content()) == ''
 
 
+def test_the_overview_sets_losses_side_by_side():
+    table = collect.overview({'net': content()})
+    assert len(table.splitlines()) == 4
+    line = table.splitlines()[-1]
+    cells = [cell.strip() for cell in line.strip('|').split('|')]
+    assert cells == [
+        'net',
+        'q',
+        '36.00',
+        '+4.00',
+        '28.00',
+        '+2.00',
+        '23.70',
+        '+5.30',
+        '10.00 at 4/255',
+    ]
+
+
+def test_verdicts_are_counted():
+    lines = [
+        ['a', 'one', 'q', '1', 'yes'],
+        ['b', 'one', 'q', '1', 'within chance'],
+        ['b', 'one', 'p', '1', 'yes'],
+        ['b', 'two', 'p', '1', 'no'],
+    ]
+    counts = collect.verdict_counts(lines).splitlines()[2:]
+    assert [[c.strip() for c in row.split('|')[1:-1]] for row in counts] == [
+        ['one', '2', '0', '1'],
+        ['two', '0', '1', '0'],
+    ]
+
+
 def test_the_page_has_a_section_for_each_study():
     text = collect.page({'net': content()})
     assert '## Robustness of net' in text

@@ -15,7 +15,7 @@ from taskptq.bench.robustness.summary import (
     values_of,
 )
 
-__all__ = ['render']
+__all__ = ['factor_of', 'render', 'shown']
 
 TITLES = {
     'systems': 'System noise',
