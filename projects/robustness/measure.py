@@ -97,6 +97,7 @@ STUDIES = {
         recipes=('w8a8_mse', 'w4a4_qdrop-matched-depthwise8'),
         steps=100,
         files=(
+            'configs/yolox/quantized/yolox_nano_w8a8_coco-mini-*.pth',
             'configs/yolox/quantized/'
             'yolox_nano_w8a8_mse-depthwise_coco-mini-*.pth',
             'configs/yolox/quantized/'
