@@ -110,7 +110,7 @@ def export_onnx(
     out: str | Path,
     target: str = 'onnxruntime',
     size: tuple[int, int] | None = None,
-    dynamic: bool = False,
+    dynamic: bool | None = None,
     opset: int = 21,
     float_model: bool = False,
     num_images: int = 16,
@@ -125,9 +125,11 @@ def export_onnx(
         out: File to write, ``*.onnx``; further parts of a model, such as a
             RoI head, get files beside it.
         target: ``onnxruntime``, ``openvino`` or ``tensorrt``.
-        size: Height and width of the images; None takes that of the first
-            calibration batch.
-        dynamic: Leave the size of the images free.
+        size: Height and width of the images; None takes that of the
+            calibration images.
+        dynamic: Leave the size of the images free; None does so if the
+            calibration images come in several sizes, ``size`` is None and
+            the network can be written like that.
         opset: Version of the ONNX operators, 13 to 21.
         float_model: Export a float model.
         num_images: Training images on which grids that the runtime needs and

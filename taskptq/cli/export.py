@@ -53,7 +53,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--dynamic',
         action='store_true',
-        help='leave the size of the images free',
+        default=None,
+        help='leave the size of the images free (default: if they come in '
+        'several sizes, as after a resize that keeps the aspect ratio)',
     )
     parser.add_argument(
         '--opset',

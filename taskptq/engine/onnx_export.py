@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config
+from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from taskptq.core.progress import Progress
@@ -223,7 +225,7 @@ def export_from_config(
     out: str | Path,
     target: str,
     size: tuple[int, int] | None,
-    dynamic: bool,
+    dynamic: bool | None,
     opset: int,
     gate_limit: float | None = None,
 ) -> list[Any]:
@@ -237,7 +239,8 @@ def export_from_config(
         out: As in ``export_onnx``, like all that follow.
         target: Runtime.
         size: Height and width of the images.
-        dynamic: Whether they are free.
+        dynamic: Whether they are free; None leaves them free if ``size`` is
+            None and the batches have several.
         opset: Version of the operators.
         gate_limit: Least precision of integer gates, in dB.
     """
@@ -246,10 +249,66 @@ def export_from_config(
             'an export without images cannot know their size: give --size '
             'HEIGHT WIDTH, or --num-images of at least 1'
         )
-    data, calibration = sized_batches(
-        model, batches, size=size, dynamic=dynamic
+    found = sized_batches(model, batches, size=size)
+    cut = parts_of(model)
+    several = len({cut.image_size(batch) for batch in found}) > 1
+    export = partial(
+        _export_sized,
+        model,
+        config,
+        found,
+        calibrated=len(batches) > 0,
+        source=source,
+        out=out,
+        target=target,
+        opset=opset,
+        gate_limit=gate_limit,
     )
-    sizes = parts_of(model).image_size(data)
+    if dynamic is not None or not several:
+        return export(dynamic=bool(dynamic))
+    return _export_free_or_fixed(export, size=cut.image_size(found[0]))
+
+
+def _export_free_or_fixed(
+    export: Callable[..., list[Any]], *, size: tuple[int, int]
+) -> list[Any]:
+    """Leave the size of the images free, or fix it where it cannot be."""
+    log = MMLogger.get_current_instance()
+    try:
+        reports = export(dynamic=True)
+    except OnnxFileError as error:
+        height, width = size
+        log.warning(
+            f'The images come in several sizes, but {error}. This file takes '
+            f'{height}x{width}, and no others.'
+        )
+        return export(dynamic=False)
+    log.info(
+        'The images come in several sizes, so the file leaves them free; '
+        'give --size HEIGHT WIDTH to fix it.'
+    )
+    return reports
+
+
+def _export_sized(
+    model: nn.Module,
+    config: Config,
+    batches: Sequence[Mapping[str, Any]],
+    *,
+    calibrated: bool,
+    source: OnnxSource,
+    out: str | Path,
+    target: str,
+    dynamic: bool,
+    opset: int,
+    gate_limit: float | None,
+) -> list[Any]:
+    """Export with free or fixed sizes; the first batch is the example."""
+    data, cut = batches[0], parts_of(model)
+    sizes = cut.image_size(data)
+    calibration = [
+        batch for batch in batches if dynamic or cut.image_size(batch) == sizes
+    ]
     known = getattr(model, 'dataset_meta', None) or {}
     classes = known.get('classes')
     meta = OnnxMetadata(
@@ -279,24 +338,18 @@ def sized_batches(
     batches: Sequence[Any],
     *,
     size: tuple[int, int] | None,
-    dynamic: bool,
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Return an example batch, and those of its size to calibrate with.
+) -> list[dict[str, Any]]:
+    """Return batches as the network gets them.
 
     Args:
         model: The model.
         batches: Collated batches; none takes noise of ``size``.
         size: Height and width; None leaves the batches as they are.
-        dynamic: Whether batches of all sizes are kept.
     """
     found = [preprocessed(model, batch) for batch in batches]
-    if size is not None:
-        found = [at_size(batch, size) for batch in found]
-    data = found[0] if found else random_batch(size)
-    cut = parts_of(model)
-    sizes = cut.image_size(data)
-    kept = [b for b in found if dynamic or cut.image_size(b) == sizes]
-    return data, kept
+    if size is None:
+        return found
+    return [at_size(batch, size) for batch in found] or [random_batch(size)]
 
 
 def test_pipeline(config: Config) -> Sequence[Mapping[str, Any]] | None:

@@ -11,13 +11,16 @@ pytest.importorskip('mmcv.ops')
 pytest.importorskip('onnxruntime')
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import MMLogger
 from mmengine.runner import Runner
 from runtimes import find_runtime
 from tiny_detectors import zoo_settings
 
 from taskptq import apis
 from taskptq.cli import export as command
+from taskptq.engine import onnx_export
 from taskptq.engine.onnx_export import check_free_sizes, distances, fits
+from taskptq.engine.onnx_inputs import random_batch
 from taskptq.engine.onnx_metadata import read_metadata
 from taskptq.engine.raw_outputs import image_axes, make_part
 from taskptq.export.onnx import export_onnx
@@ -257,6 +260,67 @@ def test_an_output_that_rounding_decides_is_not_taken_for_frozen(tmp_path):
     )
     assert apart['y'] == 0
     assert apart['any'] > 1
+
+
+@pytest.fixture
+def mixed_sizes(monkeypatch):
+    """Let images come in two sizes."""
+
+    def change(*sizes):
+        def preprocessed(model, batch):
+            return random_batch(sizes[int(batch)])
+
+        monkeypatch.setattr(onnx_export, 'preprocessed', preprocessed)
+        monkeypatch.setattr(
+            apis, 'build_calibration', lambda *a, **k: range(len(sizes))
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ('sizes', 'options', 'expected'),
+    [
+        ([(64, 96), (96, 64)], {}, None),
+        ([(64, 96), (64, 96)], {}, [64, 96]),
+        ([(64, 96), (96, 64)], {'dynamic': False}, [64, 96]),
+        ([(64, 96), (96, 64)], {'size': (64, 64)}, [64, 64]),
+    ],
+)
+def test_sizes_are_free_if_images_have_several(
+    task, tmp_path, mixed_sizes, sizes, options, expected
+):
+    config, checkpoint = task('retinanet')
+    mixed_sizes(*sizes)
+    out = tmp_path / 'm.onnx'
+    apis.export_onnx(
+        config, checkpoint, out=out, float_model=True, num_images=2, **options
+    )
+    assert read_metadata(read_onnx(out)).input_size == expected
+
+
+def test_a_size_that_cannot_be_free_is_fixed(
+    task, tmp_path, mixed_sizes, monkeypatch
+):
+    from mmdet.models.detectors import SingleStageDetector
+
+    inner = SingleStageDetector.extract_feat
+
+    def extract_feat(self, images):
+        return inner(self, images + len(images[0, 0]))
+
+    monkeypatch.setattr(SingleStageDetector, 'extract_feat', extract_feat)
+    config, checkpoint = task('retinanet')
+    mixed_sizes((64, 96), (96, 64))
+    out = tmp_path / 'm.onnx'
+    warned = []
+    logger = MMLogger.get_current_instance()
+    monkeypatch.setattr(logger, 'warning', warned.append)
+    apis.export_onnx(
+        config, checkpoint, out=out, float_model=True, num_images=2
+    )
+    assert read_metadata(read_onnx(out)).input_size == [64, 96]
+    assert 'takes 64x96, and no others' in warned[0]
 
 
 def test_another_file_is_refused_before_the_work(task, tmp_path):
