@@ -104,6 +104,18 @@ STUDIES = {
             'yolox_nano_w4a8_gptq-matched_coco-mini-*.pth',
         ),
     ),
+    # mPC on the whole set: --noise corruptions --max-images 164
+    # --severities 1 2 3 4 5
+    'yolox_full': Study(
+        config='configs/yolox/yolox_nano_coco-mini.py',
+        checkpoint='data/weights/yolox_nano_coco.pth',
+        files=(
+            'configs/yolox/quantized/'
+            'yolox_nano_w8a8_mse-depthwise_coco-mini-*.pth',
+            'configs/yolox/quantized/'
+            'yolox_nano_w4a8_gptq-matched_coco-mini-*.pth',
+        ),
+    ),
     'cgnet': Study(
         config='configs/cgnet/cgnet_m3n21_camvid.py',
         checkpoint='data/weights/cgnet_camvid.pth',
