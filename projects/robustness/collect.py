@@ -34,9 +34,9 @@ MIX = re.compile(r'^(?P<recipe>.+)_(?P<mix>[a-z]+)-(?P<seed>\d+)$')
 INTRO = """# Robustness: results
 
 By `measure.py`, see [README.md](README.md). Claims are those of RobustMQ
-(arXiv 2308.02350) for classification. "Within chance": no more than the float
-model's metric moves under other decoders, colors and a window shifted by a
-pixel, which hardly change an image.
+(arXiv 2308.02350) for classification. "Within chance": no more than the
+metric of the float or of the quantized model moves under other decoders,
+colors and a window shifted by a pixel, which hardly change an image.
 """
 OVERVIEW = """Metric on clean images, its mean under system noise and under
 corruptions, and the least under attacks. Losses are the float model's metric
@@ -74,18 +74,21 @@ def resize_losses(content: Content) -> dict[str, float]:
     }
 
 
-def chance(content: Content) -> float:
+def chance(content: Content, model: str = FLOAT) -> float:
     """Return how far the metric moves by what hardly changes a pixel.
 
-    The greatest change of the float model's metric under other decoders,
-    colors and the shifted window: smaller differences say nothing.
+    The greatest change of the float or the given model's metric under other
+    decoders, colors and the shifted window: smaller differences say nothing.
     """
     clean_row = row_named(content, CLEAN)
-    clean = values_of(content, clean_row)[FLOAT] if clean_row else 0.0
+    clean = values_of(content, clean_row) if clean_row else {}
     moved = [
-        abs(values_of(content, row)[FLOAT] - clean)
+        abs(values[name] - clean[name])
         for row in content['rows']
-        if row['kind'] in HARMLESS and FLOAT in values_of(content, row)
+        if row['kind'] in HARMLESS
+        for values in [values_of(content, row)]
+        for name in (FLOAT, model)
+        if name in values
     ]
     return max(moved, default=0.0)
 
@@ -114,7 +117,7 @@ def quantized_claims(content: Content) -> Iterator[list[str]]:
                     word,
                     name,
                     f'excess {value:+.2f}',
-                    verdict(value, least=factor * chance(content)),
+                    verdict(value, least=factor * chance(content, name)),
                 ]
     attacked = summary.get('attacks', {})
     base = attacked.get(FLOAT)
@@ -135,7 +138,7 @@ def quantized_claims(content: Content) -> Iterator[list[str]]:
                     f'{100 * shares[1]:.1f} % against {100 * shares[0]:.1f} %',
                     verdict(
                         (shares[1] - shares[0]) * base['clean'],
-                        least=chance(content),
+                        least=chance(content, name),
                     ),
                 ]
 
