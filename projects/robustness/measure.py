@@ -49,6 +49,18 @@ class Study:
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
+# Does calibrating on noisy images help? Half of them are as they are.
+MIXES = {
+    'clean': ('clean',),
+    'noisy': (
+        'clean',
+        'gaussian_noise=3',
+        'clean',
+        'fog=3',
+        'clean',
+        'contrast=3',
+    ),
+}
 STUDIES = {
     'retinanet': Study(
         config='configs/retinanet/retinanet_r18-half_fpn_bccd.py',
@@ -62,24 +74,13 @@ STUDIES = {
             'w4a4_qdrop',
         ),
     ),
-    # Does calibrating on noisy images help? Half of them are as they are.
     'retinanet_calibration': Study(
         config='configs/retinanet/retinanet_r18-half_fpn_bccd.py',
         checkpoint='configs/retinanet/checkpoints/'
         'retinanet_r18-half_fpn_bccd.pth',
         recipes=('w4a4_mse',),
         calibration=16,
-        mixes={
-            'clean': ('clean',),
-            'noisy': (
-                'clean',
-                'gaussian_noise=3',
-                'clean',
-                'fog=3',
-                'clean',
-                'contrast=3',
-            ),
-        },
+        mixes=MIXES,
     ),
     'segformer': Study(
         config='configs/segformer/segformer_mit-tiny_camvid.py',
@@ -142,6 +143,13 @@ STUDIES = {
             'projects/lane_detection/configs/quantized/'
             'lstr_r18s_w4a8_gptq_culane-mini-*.pth',
         ),
+    ),
+    'lstr_calibration': Study(
+        config='projects/lane_detection/configs/lstr_r18s_culane-mini.py',
+        checkpoint='work_dirs/lstr/lstr_culane.pth',
+        recipes=('w4a8_mse',),
+        calibration=32,
+        mixes=MIXES,
     ),
 }
 
