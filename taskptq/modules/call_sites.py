@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import sys
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import lru_cache
@@ -30,6 +31,8 @@ _CALL_CODES = tuple(
         nn.Module._call_impl,
     )
 )
+# Up to Python 3.12 a frame keeps the dict that it gives of its variables.
+_SNAPSHOTS = sys.version_info < (3, 13)
 # A recursive method has one place for all depths beyond this one.
 MAX_DEPTH = 8
 MAX_FRAMES = 100
@@ -67,12 +70,14 @@ class _Chain(NamedTuple):
     Args:
         codes: Their code, which keeps its ids from being used again.
         owned: Indices of those that are methods of the innermost module.
+        firsts: Names of the first arguments of these.
         method: As in :class:`Site`.
         path: As in :class:`Site`.
     """
 
     codes: tuple[CodeType, ...]
     owned: tuple[int, ...]
+    firsts: tuple[str, ...]
     method: str
     path: str
 
@@ -98,19 +103,33 @@ def find_site(frame: FrameType | None) -> Site | None:
         key += (id(code), frame.f_lasti)
         frame = frame.f_back
     known = tuple(key)
-    if known not in _CHAINS:
-        if len(_CHAINS) > MAX_CHAINS:
-            _CHAINS.clear()
-        _CHAINS[known] = _chain(frames)
-    chain = _CHAINS[known]
+    chain = _CHAINS.get(known)
+    if chain is None:
+        if known in _CHAINS:
+            return None
+        return _new_site(known, frames)
+    module = None
+    for index, name in zip(chain.owned, chain.firsts, strict=True):
+        first = _variable(frames[index], name)
+        if module is not None and first is not module:
+            # The same functions, of two modules of one class.
+            return _site(module, _chain(frames))
+        module = first
+    return _site(module, chain)
+
+
+def _new_site(known: tuple[int, ...], frames: list[FrameType]) -> Site | None:
+    """Look at a chain that was not met yet."""
+    if len(_CHAINS) > MAX_CHAINS:
+        _CHAINS.clear()
+    chain = _CHAINS[known] = _chain(frames)
     if chain is None:
         return None
-    modules = [_first(frames[index]) for index in chain.owned]
-    if any(module is not modules[0] for module in modules):
-        # The same functions, of two modules of one class.
-        found = _chain(frames)
-        return None if found is None else Site(modules[0], *found[2:])
-    return Site(modules[0], chain.method, chain.path)
+    return _site(_variable(frames[chain.owned[0]], chain.firsts[0]), chain)
+
+
+def _site(module: Any, chain: _Chain | None) -> Site | None:
+    return None if chain is None else Site(module, chain.method, chain.path)
 
 
 def _chain(frames: list[FrameType]) -> _Chain | None:
@@ -133,6 +152,7 @@ def _chain(frames: list[FrameType]) -> _Chain | None:
     return _Chain(
         codes=tuple(frame.f_code for frame in frames),
         owned=tuple(step.at for step in owned),
+        firsts=tuple(frames[step.at].f_code.co_varnames[0] for step in owned),
         method=_entered(module, owned),
         path='>'.join(step.text for step in (*owned[::-1], *inner[::-1])),
     )
@@ -182,9 +202,14 @@ def _step(frame: FrameType, index: int, line: int | None) -> _Step | None:
     return _Step(index, code.co_name, text, names, module)
 
 
-def _first(frame: FrameType) -> Any:
-    """Return the first argument of a running function."""
-    return frame.f_locals.get(frame.f_code.co_varnames[0])
+def _variable(frame: FrameType, name: str) -> Any:
+    """Return a variable of a running function."""
+    found = frame.f_locals
+    value = found.get(name)
+    if _SNAPSHOTS:
+        # The frame would hold on to each of its tensors until it ends.
+        found.clear()
+    return value
 
 
 def _bound_module(frame: FrameType) -> nn.Module | None:
@@ -192,7 +217,7 @@ def _bound_module(frame: FrameType) -> nn.Module | None:
     code = frame.f_code
     if not code.co_argcount:
         return None
-    first = _first(frame)
+    first = _variable(frame, code.co_varnames[0])
     cls: Any = type(first)
     if isinstance(first, nn.Module) and _defines(cls, code):
         return first

@@ -42,8 +42,15 @@ class ProductCall:
             args: Positional arguments of the call.
             kwargs: Its keyword arguments.
         """
-        found = [_read(args, kwargs, place) for place in self.places]
-        return found if all(map(_is_operand, found)) else []
+        given = len(args)
+        found: list[Any] = [
+            args[position] if position < given else kwargs.get(keyword)
+            for position, keyword in self.places
+        ]
+        for value in found:
+            if not _is_operand(value):
+                return []
+        return found
 
     def replaced(
         self,
@@ -58,7 +65,7 @@ class ProductCall:
             kwargs: Its keyword arguments.
             operands: As many as :meth:`operands` returns.
         """
-        new, named = list(args), dict(kwargs)
+        new, named = list(args), dict(kwargs) if kwargs else {}
         for (position, keyword), operand in zip(
             self.places, operands, strict=True
         ):
@@ -128,11 +135,6 @@ class EinsumCall(ProductCall):
             )
             for own, other in (terms, terms[::-1])
         )
-
-
-def _read(args: Sequence[Any], kwargs: Mapping[str, Any], at: Place) -> Any:
-    position, keyword = at
-    return args[position] if position < len(args) else kwargs.get(keyword)
 
 
 def _is_operand(value: Any) -> bool:

@@ -60,9 +60,9 @@ class ProductMode(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run a call of torch; a product by way of its point."""
-        kwargs = kwargs or {}
         if func not in CALLS or _running.busy:
-            return func(*args, **kwargs)
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
         site = find_site(sys._getframe(1))
         if site is None or site.module is not self._owner:
             return func(*args, **kwargs)

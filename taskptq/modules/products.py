@@ -9,8 +9,7 @@ torch. The owner enters a mode that sees these calls, and has one child,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -48,12 +47,20 @@ class Point:
             and 'second'; of an attention also 'softmax'.
         axis: Output-channel axis of the weight as stored; None has one
             scale.
+
+    Attributes:
+        slots: Names of the quantizers of the operands.
     """
 
     name: str
     place: str
     roles: tuple[str, ...]
     axis: int | None = None
+    slots: tuple[str, ...] = field(init=False, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        slots = tuple(self.quantizer(role) for role in self.roles)
+        object.__setattr__(self, 'slots', slots)
 
     @property
     def weight(self) -> str:
@@ -148,7 +155,7 @@ class QuantProducts(QuantModule):
         """
         call = CALLS[func]
         operands = call.operands(args, kwargs)
-        if not operands or not all(x.numel() for x in operands):
+        if not operands or 0 in [x.numel() for x in operands]:
             return func(*args, **kwargs)
         point = self.meet(call, args, operands, site)
         if point is None:
@@ -156,10 +163,7 @@ class QuantProducts(QuantModule):
             return func(*args, **kwargs)
         if call is ATTENTION:
             return self._attend(point, func, args, kwargs)
-        new = [
-            self._quantized(point, role, operand)
-            for role, operand in zip(point.roles, operands, strict=True)
-        ]
+        new = [self._quantized(point, at, x) for at, x in enumerate(operands)]
         args, kwargs = call.replaced(args, kwargs, new)
         return func(*args, **kwargs)
 
@@ -182,10 +186,10 @@ class QuantProducts(QuantModule):
             site: Who calls it.
         """
         place = f'{site.path} {call.name} {call.signature(operands)}'.strip()
-        known = self.points.get(place, ()), self.borrowed.get(place, ())
-        for point in chain(*known):
-            if self._fits(point, operands):
-                return point
+        for known in (self.points, self.borrowed):
+            for point in known.get(place, ()):
+                if self._fits(point, operands):
+                    return point
         if self.learning is not None:
             return self._make(call, args, operands, place)
         return self._borrow(operands, place, site) if self.settled else None
@@ -258,11 +262,9 @@ class QuantProducts(QuantModule):
         self.weight_slots[point.weight] = slot
         self.weight_axes[point.weight] = point.axis  # type: ignore[assignment]
         quantizer = build_quantizer(self.scheme.weight, ch_axis=point.axis)
-        setattr(
-            self,
-            slot,
-            quantizer if quantizer is None else (quantizer.to(weight.device)),
-        )
+        if quantizer is not None:
+            quantizer = quantizer.to(weight.device)
+        setattr(self, slot, quantizer)
 
     def clear(self) -> None:
         """Forget all points."""
@@ -288,8 +290,8 @@ class QuantProducts(QuantModule):
         found = [point for same in self.points.values() for point in same]
         return sorted(found, key=lambda p: int(p.name.rpartition('_')[2]))
 
-    def _quantized(self, point: Point, role: str, operand: Tensor) -> Tensor:
-        if role == WEIGHT:
+    def _quantized(self, point: Point, at: int, operand: Tensor) -> Tensor:
+        if point.roles[at] == WEIGHT:
             stored: Tensor = getattr(self, point.weight)
             weight = self.quantized_weight(point.weight)
             return (
@@ -297,7 +299,7 @@ class QuantProducts(QuantModule):
                 if weight is stored
                 else _view(weight, like=operand, of=stored)
             )
-        quantizer = getattr(self, point.quantizer(role))
+        quantizer = self._modules.get(point.slots[at])
         return operand if quantizer is None else quantizer(operand)
 
     def _attend(
