@@ -87,6 +87,7 @@ STUDIES = {
         checkpoint='configs/segformer/checkpoints/'
         'segformer_mit-tiny_camvid.pth',
         recipes=('w8a8_mse', 'w4a8_mse', 'w4a4_mse', 'w4a4_qdrop'),
+        calibration=32,
         files=(
             'configs/segformer/quantized/'
             'segformer_mit-tiny_w4a8_gptq_camvid-*.pth',
@@ -121,7 +122,7 @@ STUDIES = {
         config='configs/cgnet/cgnet_m3n21_camvid.py',
         checkpoint='data/weights/cgnet_camvid.pth',
         recipes=('w4a8_mse-depthwise', 'w4a4_qdrop-depthwise'),
-        calibration=32,
+        calibration=16,
         steps=100,
         files=(
             'configs/cgnet/quantized/'
