@@ -17,15 +17,13 @@ from taskptq.core.distributed import gathered, own_rank
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.prepare.blocks import Unit, split_blocks
 from taskptq.reconstruction.capture.cache import cache_of
-from taskptq.reconstruction.capture.capture import (
-    Capturer,
+from taskptq.reconstruction.capture.capture import Capturer
+from taskptq.reconstruction.capture.disk import estimate
+from taskptq.reconstruction.capture.provenance import Plan, read_later
+from taskptq.reconstruction.capture.tracing import (
+    FloatBatch,
     first_full_batch,
     trace,
-)
-from taskptq.reconstruction.capture.disk import estimate
-from taskptq.reconstruction.capture.provenance import (
-    Plan,
-    read_later,
 )
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
@@ -153,7 +151,7 @@ class _Run:
         self.cache_dir: Path | None = None
         self.on_trained: Callable[[Unit], None] | None = None
         self.weights: PositionWeights | None = None
-        self.num_traces = 0  # single-batch passes: names, then links
+        self.num_traces = 0  # single-batch passes that look for names
 
     def all(
         self,
@@ -190,7 +188,7 @@ class _Run:
         self, states: UnitStates, progress: bool
     ) -> ReconstructionReport:
         """Run layer or block scope."""
-        plans, uncalled = self._plans()
+        plans, uncalled, traced = self._plans()
         report = ReconstructionReport(uncalled=uncalled)
         cache = cache_of(self.config, directory=self.cache_dir)
         cache.reserve(
@@ -211,7 +209,7 @@ class _Run:
                 optional=self.config.position_optional,
             )
         try:
-            capturer.capture_float()
+            capturer.capture_float(traced)
             with RunProgress(
                 len(plans), self.config.steps, enabled=progress
             ) as display:
@@ -236,21 +234,24 @@ class _Run:
         with optional_steps(self.model, optional=config.network_optional):
             self._network(len(report.units), config, states, report, progress)
 
-    def _plans(self) -> tuple[list[Plan], list[str]]:
+    def _plans(self) -> tuple[list[Plan], list[str], FloatBatch]:
         layers = {name for name, _ in quant_modules(self.model)}
         chosen, found, tried = first_full_batch(
             self.model, self.batches, layers=layers, forward=self.forward
         )
-        self.num_traces = tried + 1
-        called = _on_all_ranks(found)
+        self.num_traces, traced = tried, FloatBatch(chosen)
         units = split_blocks(
             self.model,
             scope=self.config.scope,
-            callable_names=called,
+            callable_names=_on_all_ranks(found),
             extra=self.config.blocks,
         )
         plans = trace(
-            self.model, units, self.batches[chosen], forward=self.forward
+            self.model,
+            units,
+            self.batches[chosen],
+            forward=self.forward,
+            keep=traced,
         )
         _check_order(plans)
         planned = {
@@ -269,7 +270,7 @@ class _Run:
                 'rounded to nearest',
                 name,
             )
-        return plans, uncalled
+        return plans, uncalled, traced
 
     def _unit(
         self,

@@ -9,11 +9,8 @@ import torch
 from taskptq.prepare import split_blocks
 from taskptq.reconstruction import ReconstructionConfig
 from taskptq.reconstruction.capture.cache import ActivationCache
-from taskptq.reconstruction.capture.capture import (
-    Capturer,
-    called_modules,
-    trace,
-)
+from taskptq.reconstruction.capture.capture import Capturer
+from taskptq.reconstruction.capture.tracing import called_modules, trace
 
 
 def run_model(model, batch):

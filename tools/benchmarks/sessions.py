@@ -10,11 +10,8 @@ from torch import nn
 from taskptq.engine.pipeline import run_batch
 from taskptq.prepare.blocks import Unit, split_blocks
 from taskptq.reconstruction.capture.cache import ActivationCache
-from taskptq.reconstruction.capture.capture import (
-    Capturer,
-    called_modules,
-    trace,
-)
+from taskptq.reconstruction.capture.capture import Capturer
+from taskptq.reconstruction.capture.tracing import called_modules, trace
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
 from taskptq.reconstruction.losses import MSEReconLoss

@@ -6,25 +6,26 @@ that is an earlier unit's input or output is taken from there. Only the others
 all units, and the model as quantized so far once per unit with a chain break.
 Each batch is linked in the pass that captures it, as the number of calls of a
 unit may differ between batches (by prompts or views).
+
+The trace is its batch's part of the float pass. Breaks cannot share a pass:
+each needs the final weights of the units before it. So a run takes one pass,
+one for each break, and the batches in which ``first_full_batch`` looks for
+the names of what is called: one, where it calls every layer.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from taskptq.calibration.batches import batch_length
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.core import float_only, quantizing
 from taskptq.hosts.class_lookup import replayed_input
-from taskptq.prepare.blocks import Unit
-from taskptq.reconstruction.capture.cache import ActivationCache, stored_bytes
+from taskptq.reconstruction.capture.cache import ActivationCache
 from taskptq.reconstruction.capture.nesting import flatten
 from taskptq.reconstruction.capture.provenance import (
     Links,
@@ -33,126 +34,16 @@ from taskptq.reconstruction.capture.provenance import (
     TensorTracker,
     outputs_of,
 )
-
-# Batches searched for one that calls every layer.
-TRACED_BATCHES = 4
+from taskptq.reconstruction.capture.tracing import (
+    FloatBatch,
+    bound_input,
+    chosen_rows,
+    hooked,
+)
 
 
 class _Stop(Exception):
     """Every wanted tensor is captured: skip the rest of the model."""
-
-
-def trace(
-    model: nn.Module, units: Sequence[Unit], batch: Any, *, forward: Forward
-) -> list[Plan]:
-    """Run one batch and link each unit's inputs to their sources.
-
-    Returns:
-        One plan per called unit, in execution order.
-    """
-    tracer = _Tracer(units)
-    with _hooked(model, tracer), calibration_mode(model), float_only(model):
-        forward(model, batch)
-    return tracer.plans
-
-
-def called_modules(
-    model: nn.Module, batch: Any, *, forward: Forward
-) -> dict[str, int]:
-    """Return how often a forward pass calls each module that it calls."""
-    called: Counter[str] = Counter()
-    handles = [
-        module.register_forward_pre_hook(
-            lambda _m, _a, name=name: called.update([name])
-        )
-        for name, module in model.named_modules()
-    ]
-    try:
-        with calibration_mode(model), float_only(model):
-            forward(model, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return called
-
-
-def first_full_batch(
-    model: nn.Module,
-    batches: Sequence[Any],
-    *,
-    layers: set[str],
-    forward: Forward,
-) -> tuple[int, dict[str, int], int]:
-    """Find a batch that calls every layer, among the first few.
-
-    An image without prompts or proposals skips a whole head.
-
-    Args:
-        model: Swapped model.
-        batches: Calibration batches.
-        layers: Names of the layers.
-        forward: Runs the model on one batch.
-
-    Returns:
-        Number of the batch (of that with the most modules if none calls all
-        layers), how often it calls each module, and the number of batches
-        run.
-    """
-    best: dict[str, int] = {}
-    chosen = number = 0
-    for number, batch in enumerate(batches[:TRACED_BATCHES]):
-        called = called_modules(model, batch, forward=forward)
-        if len(called) > len(best):
-            best, chosen = called, number
-        if layers <= called.keys():
-            break
-    return chosen, best, number + 1
-
-
-class _Tracer:
-    """List the units that one forward pass calls, and link them."""
-
-    def __init__(self, units: Sequence[Unit]) -> None:
-        self.units = {id(unit.module): unit for unit in units}
-        self.plans: list[Plan] = []
-        self._index: dict[int, int] = {}
-        self._tracker = TensorTracker()
-        self._selector: tuple[str, int] | None = None
-        self._selector_calls: dict[str, int] = {}
-
-    def wants(self, module: nn.Module) -> bool:
-        return id(module) in self.units or bool(replayed_input(module))
-
-    def before(self, name: str, module: nn.Module, inputs: Any) -> Any:
-        if id(module) not in self.units:
-            count = self._selector_calls.get(name, 0)
-            self._selector = (name, count)
-            self._selector_calls[name] = count + 1
-            return None
-        index = self._index.setdefault(id(module), len(self.plans))
-        if index == len(self.plans):
-            self.plans.append(Plan(self.units[id(module)]))
-        plan = self.plans[index]
-        if self._selector is not None:
-            plan.replay, self._selector = self._selector, None
-        leaves = flatten(inputs)[0]
-        self._tracker.before(plan.traced, index, leaves)
-        call = len(plan.traced.calls) - 1
-        for place, leaf in enumerate(leaves):
-            plan.sizes[Source('in', index, call, place)] = stored_bytes(leaf)
-        return None
-
-    def after(self, name: str, module: nn.Module, output: Any) -> None:
-        del name
-        if id(module) not in self.units:
-            return
-        index = self._index[id(module)]
-        plan = self.plans[index]
-        leaves = flatten(output)[0]
-        call = len(plan.traced.num_outputs)
-        self._tracker.after(plan.traced, index, leaves)
-        for place, leaf in enumerate(leaves):
-            plan.sizes[Source('out', index, call, place)] = stored_bytes(leaf)
 
 
 class Capturer:
@@ -191,12 +82,34 @@ class Capturer:
         self.lengths: list[int] = [0] * len(batches)
         self._replays: dict[tuple[tuple[str, int], int], Tensor] = {}
 
-    def capture_float(self) -> None:
-        """Link every batch and capture its chain breaks, in one pass."""
+    def capture_float(self, done: FloatBatch | None = None) -> None:
+        """Link every batch and capture its chain breaks, in one pass.
+
+        Args:
+            done: Traced batch, which is not run again.
+        """
         for plan in self.plans:
             plan.batches = [Links() for _ in self.batches]
+        if done is not None:
+            self._take_over(done)
         with float_only(self.model):
-            self._run(range(len(self.plans)), 'float')
+            self._run(range(len(self.plans)), 'float', done=done)
+
+    def _take_over(self, done: FloatBatch) -> None:
+        """Store what the trace captured."""
+        number = done.number
+        self.lengths[number] = batch_length(self.batches[number])
+        places = {plan.replay for plan in self.plans}
+        for place, rows in done.replays.items():
+            if place in places:
+                self._replays[place, number] = rows
+        for (index, call), skeleton in done.skeletons.items():
+            self.skeletons[index, call, number] = skeleton
+        for index, plan in enumerate(self.plans):
+            plan.batches[number] = plan.traced
+            for own in plan.captured(index):
+                self.cache.put(('float', own, number), done.tensors.get(own))
+                done.tensors.delete(own)
 
     def capture_quant(self, index: int) -> None:
         """Capture one unit's chain breaks behind the quantized units."""
@@ -213,15 +126,23 @@ class Capturer:
                 self.cache.delete(('float', source, batch))
                 self.cache.delete(('quant', source, batch))
 
-    def _run(self, wanted: Sequence[int] | range, stream: str) -> None:
+    def _run(
+        self,
+        wanted: Sequence[int] | range,
+        stream: str,
+        *,
+        done: FloatBatch | None = None,
+    ) -> None:
         self.num_passes += 1
         for number, batch in enumerate(self.batches):
+            if done is not None and number == done.number:
+                continue
             self.lengths[number] = batch_length(batch)
             recorder = _Recorder(self, wanted, stream, number)
             if recorder.missing == 0:
                 continue
             with (
-                _hooked(self.model, recorder),
+                hooked(self.model, recorder),
                 calibration_mode(self.model),
                 suppress(_Stop),
             ):
@@ -288,58 +209,16 @@ class _Recorder:
 
     def _select(self, name: str, module: nn.Module, inputs: Any) -> Any:
         """Record the float model's choice of rows, or replay it."""
-        argument = replayed_input(module)
-        assert argument is not None
         place = (name, self.selector_calls.get(name, 0))
         self.selector_calls[name] = place[1] + 1
         if place not in self.replays:
             return None
-        args, kwargs = inputs
-        bound = inspect.signature(module.forward).bind(*args, **kwargs)
         key = (place, self.batch)
         if self.stream == 'float':
-            self.owner._replays[key] = bound.arguments[argument].clone()
+            self.owner._replays[key] = chosen_rows(module, inputs).clone()
             return None
         if key not in self.owner._replays:
             return None
+        argument, bound = bound_input(module, inputs)
         bound.arguments[argument] = self.owner._replays[key]
         return bound.args, bound.kwargs
-
-
-@contextmanager
-def _hooked(model: nn.Module, listener: _Tracer | _Recorder) -> Iterator[None]:
-    """Report calls of the wanted modules to a listener."""
-    handles: list[RemovableHandle] = []
-    for name, module in model.named_modules():
-        if not listener.wants(module):
-            continue
-        handles.append(
-            module.register_forward_pre_hook(
-                _pre_hook(listener, name), with_kwargs=True
-            )
-        )
-        handles.append(
-            module.register_forward_hook(_post_hook(listener, name))
-        )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _pre_hook(listener: _Tracer | _Recorder, name: str) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: Any, kwargs: Any) -> Any:
-        return listener.before(name, module, (args, kwargs))
-
-    return hook
-
-
-def _post_hook(
-    listener: _Tracer | _Recorder, name: str
-) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        del args
-        listener.after(name, module, output)
-
-    return hook
