@@ -39,7 +39,7 @@ from taskptq.engine.rewriting import (
     apply_rewrites,
     run_batch,
 )
-from taskptq.engine.size_step import fit_size, num_values
+from taskptq.engine.size_step import fit_size, num_values, trim_floats
 from taskptq.engine.sparsity_step import make_sparse
 from taskptq.methods.rewriting.replay import structures
 from taskptq.modules.base import quant_modules
@@ -265,6 +265,7 @@ def run_steps(
             shared_dir=shared_dir,
             forward=forward,
         )
+        trim_floats(model, recipe=recipe)
         ended = (
             {'freeze': freeze(model).to_dict()}
             if ending is None

@@ -19,6 +19,7 @@ from taskptq.analysis.sensitivity.points import head_batches
 from taskptq.core import AffineQuantizer
 from taskptq.core.distributed import gathered
 from taskptq.core.setting_error import refuse
+from taskptq.core.switches import quantizers
 from taskptq.engine.precision_problem import NOT_MEASURABLE, Calibrated
 from taskptq.engine.quantization_report import structure_of
 from taskptq.engine.recipe import Recipe
@@ -30,7 +31,7 @@ from taskptq.modules.base import quant_modules
 from taskptq.prepare.size import FLOAT_BYTES
 from taskptq.reconstruction.freeze import freeze
 
-__all__ = ['fit_size', 'num_values']
+__all__ = ['fit_size', 'num_values', 'trim_floats']
 
 logger = logging.getLogger('taskptq')
 
@@ -39,6 +40,8 @@ MEASURED_IMAGES = 4
 # Meta and what a model's weights take beyond the estimate: rounding that
 # makes up for errors spreads the codes.
 SPARE_BYTES, SPARE_SHARE = 1500, 0.01
+# Significant bits of what stays float, as half precision has.
+FLOAT_BITS = 11
 
 Quantizers = dict[str, tuple[AffineQuantizer, Tensor]]
 
@@ -109,6 +112,41 @@ def fit_size(
             'layers': _layers(weights, found, gains),
         }
     }
+
+
+@torch.no_grad()
+def trim_floats(model: nn.Module, *, recipe: Recipe) -> None:
+    """Round what stays float to half precision's 11 bits, with a size.
+
+    Its range stays that of float32, so nothing overflows; the two low bytes
+    of each value then shrink to little.
+
+    Args:
+        model: Reconstructed model, not frozen.
+        recipe: The recipe; without a size nothing happens.
+    """
+    if recipe.qconfig.size is None:
+        return
+    coded = set()
+    for _, module in quant_modules(model):
+        for parameter, _ in module.active_slots():
+            coded.add(id(getattr(module, parameter)))
+        for parameter, bias in module.corrected_biases.items():
+            module.set_bias(parameter, rounded(bias))
+    points = {id(p) for _, q in quantizers(model) for p in q.parameters()}
+    for value in model.parameters():
+        if id(value) not in coded | points and value.is_floating_point():
+            value.copy_(rounded(value))
+
+
+def rounded(value: Tensor, *, bits: int = FLOAT_BITS) -> Tensor:
+    """Round to so many significant bits, of any magnitude.
+
+    >>> rounded(torch.tensor([1.0, 1.0001, -3.1415926]))
+    tensor([ 1.0000,  1.0000, -3.1406])
+    """
+    fraction, exponent = torch.frexp(value)
+    return torch.ldexp((fraction * 2**bits).round(), exponent - bits)
 
 
 def _weights(model: nn.Module) -> Quantizers:
@@ -200,6 +238,8 @@ def _own_error(quantizer: AffineQuantizer, weight: Tensor) -> float:
 def _fixed_bytes(calibrated: Calibrated, recipe: Recipe) -> int:
     """Return what a file takes besides its weights' codes and tables."""
     model = copy.deepcopy(calibrated.model)
+    _spoil_biases(model, recipe)
+    trim_floats(model, recipe=recipe)
     freeze(model)
     payload = pack_model(
         model,
@@ -219,6 +259,25 @@ def _fixed_bytes(calibrated: Calibrated, recipe: Recipe) -> int:
     ]
     # Names and shapes of weights shrink to a fifth.
     return buffer.tell() + len(''.join(names)) // 5
+
+
+@torch.no_grad()
+def _spoil_biases(model: nn.Module, recipe: Recipe) -> None:
+    """Give biases values that code as badly as those of a reconstruction.
+
+    Those of the float model may be zeros, or have been stored in few bits.
+    """
+    if recipe.reconstruction is None:
+        return
+    generator = torch.Generator().manual_seed(0)
+    for _, module in quant_modules(model):
+        for parameter, _ in module.active_slots():
+            bias = module.bias_of(parameter)
+            if bias is None:
+                continue
+            noise = torch.randn(bias.shape, generator=generator).to(bias)
+            size = bias.square().mean().sqrt().clamp(min=1e-3)
+            module.set_bias(parameter, bias + 0.05 * size * noise)
 
 
 def _layers(

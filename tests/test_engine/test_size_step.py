@@ -8,7 +8,7 @@ from torch import nn
 
 import taskptq
 from taskptq.core.settings import SettingError
-from taskptq.engine.size_step import num_values
+from taskptq.engine.size_step import num_values, rounded
 from taskptq.export import load, unpack_codes
 from taskptq.export.size_report import size_report
 from taskptq.recipes.names import parse, resolve
@@ -133,3 +133,37 @@ def test_training_keeps_to_the_size(tmp_path, method):
     unit = report['reconstruction']['units'][-1]
     assert unit['steps'] == 20
     assert unit['turned'] > 0
+
+
+def test_floats_keep_the_bits_of_half_precision(tmp_path):
+    model, out = net(), tmp_path / 'q.pth'
+    taskptq.quantize(model, batches(), recipe='w8a8_size9x', out=out)
+    biases = [m.bias for m in model if isinstance(m, nn.Conv2d)]
+    assert len(biases) == 4
+    for bias in biases:
+        fraction, _ = torch.frexp(bias.detach())
+        assert torch.equal(fraction * 2**11, (fraction * 2**11).round())
+    stored = load(out)['float']
+    assert any(torch.equal(v, biases[0]) for v in stored.values())
+
+
+@pytest.mark.parametrize('magnitude', [1e-30, 1.0, 1e30])
+def test_rounding_keeps_any_magnitude(magnitude):
+    torch.manual_seed(0)
+    value = magnitude * torch.randn(1000)
+    error = (rounded(value) / value - 1).abs().max()
+    assert 2**-13 < float(error) <= 2**-11
+    assert rounded(torch.zeros(2)).tolist() == [0, 0]
+
+
+def test_the_estimate_knows_that_biases_change(tmp_path):
+    """Biases of zeros code well before the reconstruction, not after it."""
+    model, out = net(), tmp_path / 'q.pth'
+    with torch.no_grad():
+        for layer in model:
+            if isinstance(layer, nn.Conv2d):
+                layer.bias.zero_()
+    _, report = taskptq.quantize(
+        model, batches(), recipe='w8a8_size9x', out=out
+    )
+    assert out.stat().st_size <= report['size']['limit_bytes']
