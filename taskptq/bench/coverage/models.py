@@ -276,23 +276,51 @@ def double_precision() -> Iterator[None]:
     """Compute in float64 all that a host does not insist to do in float32.
 
     mmcv's non-maximum suppression knows float32 only: it gets such copies.
+    Sampling refuses masks that mmdet has made float32: it gets both in double.
     """
     usual = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
+    try:
+        with _single_nms(), _double_sampling():
+            yield
+    finally:
+        torch.set_default_dtype(usual)
+
+
+@contextmanager
+def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
+    own = getattr(place, name)
+    setattr(place, name, value)
+    try:
+        yield
+    finally:
+        setattr(place, name, own)
+
+
+@contextmanager
+def _single_nms() -> Iterator[None]:
     module = sys.modules.get('mmcv.ops.nms')
-    own: Any = None if module is None else module.ext_module.nms
+    if module is None:
+        yield
+        return
+    own: Any = module.ext_module.nms
 
     def nms(boxes: Tensor, scores: Tensor, **kwargs: Any) -> Any:
         return own(boxes.float(), scores.float(), **kwargs)
 
-    try:
-        if module is not None:
-            module.ext_module.nms = nms
+    with _replaced(module.ext_module, 'nms', nms):
         yield
-    finally:
-        torch.set_default_dtype(usual)
-        if module is not None:
-            module.ext_module.nms = own
+
+
+@contextmanager
+def _double_sampling() -> Iterator[None]:
+    own = nn.functional.grid_sample
+
+    def grid_sample(x: Tensor, grid: Tensor, *args: Any, **kw: Any) -> Any:
+        return own(x.double(), grid.double(), *args, **kw)
+
+    with _replaced(nn.functional, 'grid_sample', grid_sample):
+        yield
 
 
 def output_tensors(model: nn.Module, batch: Mapping[str, Any]) -> list[Tensor]:

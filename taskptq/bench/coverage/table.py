@@ -59,7 +59,8 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
         '- **off**: largest difference of the outputs with all quantizers '
         'off, relative to the largest output. Random weights amplify '
         'rounding, and thresholds turn it into other boxes: in brackets, '
-        'the same in double precision, where it was large.',
+        'the same in double precision, where it was large; what is large '
+        'there too is explained below.',
         '- **SQNR**: signal to quantization noise of the outputs; of '
         'predictions, which noise reorders, where a model has no raw '
         'outputs. **plain**: the same of an independent quantizer of a few '
@@ -75,7 +76,8 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
         RULE,
         *map(_row, measured),
     ]
-    lines += _reasons(measured) + _unreconstructed(measured)
+    lines += _gaps(measured) + _reasons(measured)
+    lines += _unreconstructed(measured) + _left(measured)
     lines += _failures(failed)
     return '\n'.join(lines) + '\n'
 
@@ -119,6 +121,31 @@ def _units(record: Mapping[str, Any]) -> str:
     return f'{record["units"]} ({record["breaks"]})'
 
 
+def _gaps(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f'- {record["host"]} {record["family"]}: {text}'
+        for record in records
+        if (text := _gap(record))
+    ]
+    return ['', '## Gaps with quantizers off', '', *lines] if lines else []
+
+
+def _gap(record: Mapping[str, Any]) -> str:
+    """Return what explains a large gap, '' if there is none."""
+    if 'float64_failure' in record:
+        return f'not taken in double precision: {record["float64_failure"]}'
+    if 'rounding_gap' not in record:
+        return ''
+    own = record['rounding_gap']
+    text = (
+        'the float model differs from itself by '
+        f'{own:.0e} if its weights move by two last places'
+    )
+    small = own < record['off_gap_float64'] / 10
+    why = 'so this is no rounding' if small else 'so rounding decides'
+    return f'{text}: {why}'
+
+
 def _reasons(records: Iterable[Mapping[str, Any]]) -> list[str]:
     lines = [
         f'- {record["family"]}, {product["share"]:.2%}: `{product["module"]}` '
@@ -138,6 +165,16 @@ def _unreconstructed(records: Iterable[Mapping[str, Any]]) -> list[str]:
         if 'reconstruction_failure' in record
     ]
     return ['', '## Not reconstructed', '', *lines] if lines else []
+
+
+def _left(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f'- {record["host"]} {record["family"]}, `{unit}`: {fault}'
+        for record in records
+        for unit, fault in record.get('left', {}).items()
+    ]
+    head = ['', '## Units that reconstruction left as they were', '']
+    return [*head, *lines] if lines else []
 
 
 def _failures(records: Iterable[Mapping[str, Any]]) -> list[str]:

@@ -99,6 +99,16 @@ def test_settings_are_copied() -> None:
     }
 
 
+def test_masks_are_sampled_in_double_precision() -> None:
+    masks = torch.rand(1, 1, 4, 4)
+    grid = torch.rand(1, 2, 2, 2, dtype=torch.float64)
+    sample = nn.functional.grid_sample
+    with double_precision():
+        found = nn.functional.grid_sample(masks, grid, align_corners=False)
+    assert found.dtype is torch.float64
+    assert nn.functional.grid_sample is sample
+
+
 def test_boxes_are_suppressed_in_double_precision() -> None:
     from mmcv.ops import nms
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 pytest.importorskip('mmseg')
 
@@ -63,6 +63,47 @@ def test_large_gaps_are_looked_at_in_double_precision(
     assert found['off_gap_float64'] < 1e-9 < found['off_gap'] < 1e-4
     assert torch.get_default_dtype() is torch.float32
     assert expected[0].dtype is torch.float32
+
+
+class Highest(nn.Module):
+    """Marks the highest of equal values, which rounding chooses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.weight * x
+        return (x == x.max()).to(x)
+
+
+@pytest.mark.parametrize(('equal', 'least'), [(True, 1.0), (False, 0.0)])
+def test_a_choice_of_rounding_is_told_apart(
+    monkeypatch: pytest.MonkeyPatch, equal: bool, least: float
+) -> None:
+    def run(model: nn.Module, batch: Tensor) -> list[Tensor]:
+        return [model(batch)]
+
+    monkeypatch.setattr(one, 'output_tensors', run)
+    monkeypatch.setattr(one, 'off_gap', lambda *args: 1.0)
+    batch = torch.ones(64, dtype=torch.float64)
+    if not equal:
+        batch[3] = 2.0
+    gaps = one.double_gaps(Highest().double(), batch)
+    assert gaps == {'off_gap_float64': 1.0, 'rounding_gap': least}
+
+
+def test_what_double_precision_refuses_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(model: nn.Module, batch: Any) -> None:
+        raise RuntimeError('expected Float')
+
+    monkeypatch.setattr(one, 'FAR', -1.0)
+    monkeypatch.setattr(one, 'off_gap', lambda *args: 0.5)
+    monkeypatch.setattr(one, 'output_tensors', refuse)
+    gaps = one.off_gaps(nn.Identity(), {'inputs': torch.ones(1)}, [])
+    assert gaps == {'off_gap': 0.5, 'float64_failure': 'Error: expected Float'}
 
 
 def test_gap_of_other_shapes_is_infinite() -> None:

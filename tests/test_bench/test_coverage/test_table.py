@@ -68,6 +68,22 @@ def test_every_family_has_a_row_or_a_reason() -> None:
     assert '- mmseg vpd (`vpd.py`): ImportError: no ldm' in text
 
 
+def test_large_gaps_and_units_that_were_left_are_explained() -> None:
+    rounding = RECORD | {'off_gap_float64': 0.97, 'rounding_gap': 0.5}
+    real = RECORD | {'off_gap_float64': 0.97, 'rounding_gap': 1e-9}
+    refused = RECORD | {'float64_failure': 'Error: no kernel'}
+    left = RECORD | {'left': {'bbox_head': 'its outputs are not finite'}}
+    lines = page([rounding, real, refused, left]).splitlines()
+    moved = 'if its weights move by two last places'
+    itself = '- mmdet solov2: the float model differs from itself by'
+    assert f'{itself} 5e-01 {moved}: so rounding decides' in lines
+    assert f'{itself} 1e-09 {moved}: so this is no rounding' in lines
+    assert (
+        '- mmdet solov2: not taken in double precision: Error: no kernel'
+    ) in lines
+    assert '- mmdet solov2, `bbox_head`: its outputs are not finite' in lines
+
+
 def test_sections_without_content_are_left_out() -> None:
     text = page([RECORD])
     assert '## ' not in text
