@@ -6,6 +6,7 @@
     python tools/benchmarks memory [CONFIG CHECKPOINT]
     python tools/benchmarks profile CONFIG CHECKPOINT [--unit NAME]
     python tools/benchmarks head-cost GRID_CONFIG PLAIN_CONFIG
+    python tools/benchmarks product-mode [CONFIG ...]
     python tools/benchmarks kills [--tries 20]
 
 Each prints its result and writes it as JSON, with the command, the commit and
@@ -31,6 +32,7 @@ from benchmarks import (
     head_cost,
     kills,
     memory,
+    product_mode,
     profiling,
     reconstruction_speed,
     run_setup,
@@ -58,6 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     _add_memory(commands, 'memory-worker')
     _add_profile(commands)
     _add_head_cost(commands)
+    _add_product_mode(commands)
     _add_kills(commands)
     return parser.parse_args(argv)
 
@@ -230,6 +233,22 @@ def _add_head_cost(commands: Any) -> None:
     parser.add_argument('--out', help='JSON file to write')
 
 
+def _add_product_mode(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        'product-mode',
+        help="seeing the products in a module's own code against not",
+    )
+    parser.add_argument(
+        'configs',
+        nargs='*',
+        help="configs of the hosts' models (default: five of them)",
+    )
+    parser.add_argument(
+        '--repeats', type=count, default=30, help='timed passes of each'
+    )
+    parser.add_argument('--out', help='JSON file to write')
+
+
 def _add_kills(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         'kills', help='results of killed and concurrent quantizations'
@@ -262,6 +281,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         options |= {'checkpoint': args.checkpoint, 'size': tuple(args.size)}
         result = head_cost.measure(args.config, **options)
         return result, head_cost.lines(result)
+    if args.benchmark == 'product-mode':
+        result = product_mode.measure(**options)
+        return result, product_mode.lines(result)
     if args.benchmark == 'kills':
         result = kills.measure(**options)
         return result, kills.lines(result)
