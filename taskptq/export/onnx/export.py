@@ -31,6 +31,7 @@ from taskptq.export.onnx.lowering import (
     store_half_bytes,
 )
 from taskptq.export.onnx.passes import (
+    drop_repeated_relus,
     float_products,
     fold_shapes,
     merge_equal_grids,
@@ -123,6 +124,7 @@ def export_onnx(
     graph = Graph(model)
     constants_to_initializers(graph)
     unused = drop_unused(graph, emitted.grids)
+    drop_repeated_relus(graph)
     feeds = [
         feeds_of(values, input_names) for values in (calibration or [inputs])
     ]

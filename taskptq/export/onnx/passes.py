@@ -76,6 +76,44 @@ def fold_shapes(graph: Graph) -> int:
     return count
 
 
+def drop_repeated_relus(graph: Graph) -> int:
+    """Drop each ReLU that reads the output of another one.
+
+    Some heads rectify what their layers have rectified. ONNX Runtime fuses
+    the first ReLU into a convolution and then fails at the second.
+
+    Returns:
+        How many operators went away.
+    """
+    count = 0
+    while (found := _repeated_relu(graph)) is not None:
+        before, node = found
+        given, made = before.output[0], node.output[0]
+        if made in graph.outputs:
+            # The name of an output stays: the first one takes it.
+            graph.redirect(given, made, but=[node.name])
+            before.output[0] = made
+        else:
+            graph.redirect(made, given)
+        name = node.name
+        graph.replace_nodes(n for n in graph.nodes if n.name != name)
+        count += 1
+    return count
+
+
+def _repeated_relu(
+    graph: Graph,
+) -> tuple[onnx.NodeProto, onnx.NodeProto] | None:
+    """Return two ReLUs in a row of which one can go, None if none are."""
+    for node in graph.nodes:
+        before = graph.producer.get(node.input[0]) if node.input else None
+        if before is None or {node.op_type, before.op_type} != {'Relu'}:
+            continue
+        if not {node.output[0], before.output[0]} <= set(graph.outputs):
+            return before, node
+    return None
+
+
 def merge_equal_grids(graph: Graph) -> int:
     """Quantize a tensor once for all readers whose grids are equal.
 

@@ -256,3 +256,27 @@ def test_a_layer_that_no_output_depends_on_is_left_out(exported, target):
     assert 'no output depends on them' in report.text()
     names = [i.name for i in onnx.load(str(found.path)).graph.initializer]
     assert not [n for n in names if n.startswith('last')]
+
+
+class Rectified(nn.Module):
+    """Layers behind two and three ReLUs; the last ones are returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
+        self.last = nn.Conv2d(4, 8, 1)
+
+    def forward(self, x):
+        x = self.first(x).relu().relu()
+        x = self.second(x).relu().relu().relu()
+        return x, self.last(x)
+
+
+def test_a_second_relu_is_dropped(exported):
+    # ONNX Runtime cannot even load a file with two in a row.
+    found = exported(Rectified().eval(), batches=[torch.randn(1, 3, 8, 8)])
+    nodes = onnx.load(str(found.path)).graph.node
+    relus = [node for node in nodes if node.op_type == 'Relu']
+    assert len(relus) == 2
+    assert found.report.checks['float_layers'] == []
