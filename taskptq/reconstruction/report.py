@@ -14,7 +14,9 @@ class ReconstructionReport:
 
     Args:
         units: One result per unit, in execution order.
-        num_forwards: Passes of the whole model over the calibration set.
+        num_forwards: Passes of the whole model over the calibration set: one
+            for the float inputs, one for each break, and those few batches in
+            which the called modules are looked for, at most one pass more.
         num_breaks: Units whose inputs needed a pass of the quantized model.
         resumed_units: Units taken from a saved state.
         resumed_seconds: Time that training these took.
