@@ -1,5 +1,5 @@
 # The FastSCNN of fast-scnn_lpcvc.py on CamVid, which stands in for the
-# challenge's images: street scenes, read at 288 x 216 px and scored at 480 x
+# challenge's images: street scenes, read at 256 x 192 px and scored at 480 x
 # 360. Rare classes weigh more, as in segformer_mit-tiny_camvid.py.
 _base_ = [
     __import__('mmseg').__path__[0]
@@ -11,7 +11,7 @@ _base_ = [
 custom_imports = dict(imports=['edge_challenge'])
 
 num_classes = 11
-image_scale = (288, 216)  # width, height in pixels
+image_scale = (256, 192)  # width, height in pixels
 norm_cfg = dict(type='BN', requires_grad=True)
 class_weight = [0.73, 0.62, 3.0, 0.54, 1.43, 0.97, 2.8, 2.85, 1.25, 3.0, 3.0]
 loss = dict(
