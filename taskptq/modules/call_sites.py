@@ -71,6 +71,7 @@ class _Chain(NamedTuple):
         codes: Their code, which keeps its ids from being used again.
         owned: Indices of those that are methods of the innermost module.
         firsts: Names of the first arguments of these.
+        entered: Whether the last of these was called by one of ``ENTRIES``.
         method: As in :class:`Site`.
         path: As in :class:`Site`.
     """
@@ -78,18 +79,24 @@ class _Chain(NamedTuple):
     codes: tuple[CodeType, ...]
     owned: tuple[int, ...]
     firsts: tuple[str, ...]
+    entered: bool
     method: str
     path: str
 
 
+# Functions that enter the mode of a module and call one of its methods.
+ENTRIES: set[CodeType] = set()
 _CHAINS: dict[tuple[int, ...], _Chain | None] = {}
 
 
-def find_site(frame: FrameType | None) -> Site | None:
+def find_site(
+    frame: FrameType | None, *, owner: nn.Module | None = None
+) -> Site | None:
     """Return the site of a call; None if no module is at work.
 
     Args:
         frame: Frame of the caller, e.g. ``sys._getframe(1)``.
+        owner: Whose method ``ENTRIES`` have called; None if they have not.
     """
     frames: list[FrameType] = []
     key: list[int] = []
@@ -100,7 +107,8 @@ def find_site(frame: FrameType | None) -> Site | None:
             break
         frames.append(frame)
         # Code compares by its contents, which takes long.
-        key += (id(code), frame.f_lasti)
+        key.append(id(code))
+        key.append(frame.f_lasti)
         frame = frame.f_back
     known = tuple(key)
     chain = _CHAINS.get(known)
@@ -108,8 +116,10 @@ def find_site(frame: FrameType | None) -> Site | None:
         if known in _CHAINS:
             return None
         return _new_site(known, frames)
-    module = None
-    for index, name in zip(chain.owned, chain.firsts, strict=True):
+    # The outermost method runs on the owner: its variables take long to read.
+    module = owner if chain.entered else None
+    count = len(chain.owned) - (module is not None)
+    for index, name in zip(chain.owned[:count], chain.firsts, strict=False):
         first = _variable(frames[index], name)
         if module is not None and first is not module:
             # The same functions, of two modules of one class.
@@ -153,8 +163,21 @@ def _chain(frames: list[FrameType]) -> _Chain | None:
         codes=tuple(frame.f_code for frame in frames),
         owned=tuple(step.at for step in owned),
         firsts=tuple(frames[step.at].f_code.co_varnames[0] for step in owned),
+        entered=_is_entered(frames, owned[-1].at),
         method=_entered(module, owned),
         path='>'.join(step.text for step in (*owned[::-1], *inner[::-1])),
+    )
+
+
+def _is_entered(frames: list[FrameType], last: int) -> bool:
+    """Whether a mode's entry called a method, and no other mode is between."""
+    return (
+        last + 1 < len(frames)
+        and frames[last + 1].f_code in ENTRIES
+        and not any(
+            frame.f_code.co_filename.startswith(_OWN)
+            for frame in frames[:last]
+        )
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -32,6 +33,11 @@ class ProductCall:
     name: str
     places: tuple[Place, ...]
     axes: tuple[int | None, ...]
+
+    @cached_property
+    def _in_order(self) -> bool:
+        positions = [position for position, _ in self.places]
+        return positions == list(range(len(positions)))
 
     def operands(
         self, args: Sequence[Any], kwargs: Mapping[str, Any]
@@ -65,7 +71,9 @@ class ProductCall:
             kwargs: Its keyword arguments.
             operands: As many as :meth:`operands` returns.
         """
-        new, named = list(args), dict(kwargs) if kwargs else {}
+        if len(args) == len(operands) and not kwargs and self._in_order:
+            return tuple(operands), {}
+        new, named = list(args), dict(kwargs)
         for (position, keyword), operand in zip(
             self.places, operands, strict=True
         ):

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from taskptq.core import Quantizer
 from taskptq.modules.base import QuantModule, Scheme
-from taskptq.modules.call_sites import find_site, is_method
+from taskptq.modules.call_sites import ENTRIES, find_site, is_method
 from taskptq.modules.product_calls import CALLS
 from taskptq.modules.products import Learning, QuantProducts
 
@@ -63,7 +63,7 @@ class ProductMode(TorchFunctionMode):
         if func not in CALLS or _running.busy:
             return func(*args, **kwargs) if kwargs else func(*args)
         kwargs = kwargs or {}
-        site = find_site(sys._getframe(1))
+        site = find_site(sys._getframe(1), owner=self._owner)
         if site is None or site.module is not self._owner:
             return func(*args, **kwargs)
         products = self._owner._modules[CHILD]
@@ -192,17 +192,29 @@ def _entering(method: Callable[..., Any]) -> Callable[..., Any]:
     def entering(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
         products = self._modules[CHILD]
         assert isinstance(products, QuantProducts)
-        outer = _running.owner
-        if outer is self or products.idle:
+        if _running.owner is self or products.idle:
             return method(self, *args, **kwargs)
-        _running.owner = self
-        try:
-            with ProductMode(self):
-                return method(self, *args, **kwargs)
-        finally:
-            _running.owner = outer
+        return _seeing(method, self, args, kwargs)
 
     return entering
+
+
+def _seeing(
+    method: Callable[..., Any],
+    owner: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+) -> Any:
+    """Run a method in the mode of its module."""
+    outer, _running.owner = _running.owner, owner
+    try:
+        with ProductMode(owner):
+            return method(owner, *args, **kwargs)
+    finally:
+        _running.owner = outer
+
+
+ENTRIES.add(_seeing.__code__)
 
 
 def _iterate(self: nn.Module) -> Iterator[nn.Module | None]:

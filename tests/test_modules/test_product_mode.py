@@ -97,3 +97,53 @@ def test_learning_ends() -> None:
 def test_weights_of_counterparts_are_theirs() -> None:
     layer = QuantLinear.from_float(nn.Linear(2, 2), scheme=SCHEME)
     assert counterpart_parameters(nn.Sequential(layer)) == {id(layer.weight)}
+
+
+class Nested(nn.Module):
+    """Multiplies, by itself and by another of its class, called directly."""
+
+    def __init__(self, inner: nn.Module | None = None) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.work(x)
+
+    def work(self, x: Tensor) -> Tensor:
+        if isinstance(self.inner, Nested):
+            x = self.inner.work(x)
+        return self.multiply(x)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        return x @ x
+
+
+@pytest.mark.parametrize('inner_owns', [True, False])
+@pytest.mark.parametrize('inner_idle', [True, False])
+@pytest.mark.parametrize('repeats', [1, 3])
+def test_an_owner_sees_its_own_products_alone(
+    inner_owns: bool, inner_idle: bool, repeats: int
+) -> None:
+    inner = Nested()
+    outer = Nested(inner)
+    owners = [outer, inner] if inner_owns else [outer]
+    found = [own(module, 'work', scheme=SCHEME) for module in owners]
+    x = torch.eye(3)
+    with learning(outer, observing=False):
+        outer(x)
+    assert [len(products.all_points()) for products in found] == [1] * len(
+        found
+    )
+    seen: list[nn.Module] = []
+    for products in found:
+        products.register_forward_pre_hook(lambda m, _: seen.append(m))
+        # Only what is settled, with its quantizers off, may be idle.
+        products.settled = False
+    if inner_owns:
+        found[1].settled = inner_idle
+    for _ in range(repeats):
+        outer(x)
+        # The same functions, from another one of the class.
+        Nested(inner)(x)
+    both = [found[1]] if inner_owns and not inner_idle else []
+    assert seen == [*both, found[0], *both] * repeats
