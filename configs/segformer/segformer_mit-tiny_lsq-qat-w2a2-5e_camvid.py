@@ -1,0 +1,4 @@
+# As with one epoch, but five.
+_base_ = ['./segformer_mit-tiny_lsq-qat-w2a2_camvid.py']
+
+train_cfg = dict(max_epochs=5, val_interval=5)
