@@ -39,7 +39,8 @@ metric of the float or of the quantized model moves under other decoders,
 colors and a window shifted by a pixel, which hardly change an image.
 """
 OVERVIEW = """Metric on clean images, its mean under system noise and under
-corruptions, and the least under attacks. Losses are the float model's metric
+corruptions (in brackets the share of the clean metric, rPC), and the least
+under attacks. Losses are the float model's metric
 less that of the quantized one: what it grows by under noise is the excess."""
 
 Content = Mapping[str, Any]
@@ -189,8 +190,10 @@ def overview(results: Mapping[str, Content]) -> str:
             cells.append(f'{factor * (clean[FLOAT] - value):+.2f}')
             for family in ('systems', 'corruptions'):
                 found = summary.get(family, {}).get(model, {})
+                share = found.get('relative')
+                kept = '' if share is None else f' ({100 * share:.0f} %)'
                 cells += [
-                    shown(found.get('mean'), factor=factor),
+                    shown(found.get('mean'), factor=factor) + kept,
                     shown(found.get('loss_noise'), factor=factor, sign='+'),
                 ]
             least = attacks.get(model, {}).get('least', {})
