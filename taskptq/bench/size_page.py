@@ -41,7 +41,38 @@ class _Group(NamedTuple):
     rows: Sequence[Mapping[str, Any]]
 
     def mean(self, key: str) -> float:
-        return statistics.mean(row[key] for row in self.rows)
+        return statistics.mean(row[key] for row in self.sized)
+
+    @property
+    def value(self) -> float:
+        return statistics.mean(row['value'] for row in self.rows)
+
+    @property
+    def coded(self) -> bool:
+        return any(row['coded_bytes'] is not None for row in self.rows)
+
+    @property
+    def sized(self) -> Sequence[Mapping[str, Any]]:
+        """Rows whose size counts: of those with a coder, only these."""
+        if not self.coded:
+            return self.rows
+        return [row for row in self.rows if row['coded_bytes'] is not None]
+
+    @property
+    def bytes(self) -> float:
+        return self.mean('coded_bytes' if self.coded else 'file_bytes')
+
+    def coding(self) -> str:
+        """Return the columns on what a coder takes."""
+        ratio = f'{self.mean("ratio"):.2f}x'
+        if not self.coded:
+            return f' | {ratio} |  | '
+        weights = [row['weights'] for row in self.sized]
+        spent = sum(one['coded_bytes'] for one in weights)
+        bits = 8 * spent / sum(one['codes'] for one in weights)
+        excess = spent / sum(one['entropy_bytes'] for one in weights)
+        kilobytes = f'{self.mean("coded_bytes") / 1e3:.0f}'
+        return f'{kilobytes} | {ratio} | {bits:.2f} | {excess:.3f}'
 
     def seconds(self) -> str:
         known = [row['cpu_seconds'] for row in self.rows]
@@ -57,7 +88,7 @@ def _groups(stored: Mapping[str, Any]) -> list[_Group]:
     groups = [
         _Group(name, images, rows) for (name, images), rows in found.items()
     ]
-    return sorted(groups, key=lambda group: -group.mean('coded_bytes'))
+    return sorted(groups, key=lambda group: -group.bytes)
 
 
 def series_of(recipe: str) -> str:
@@ -81,9 +112,9 @@ def points_of(stored: Mapping[str, Any]) -> list[Point]:
     full = stored['float']['value']
     points = []
     for group in _groups(stored):
-        share = group.mean('value') / full
+        share = group.value / full
         ratio = group.mean('ratio')
-        series = series_of(group.recipe)
+        series = series_of(group.recipe) if group.coded else DENSE
         points.append(Point(series, group.recipe, ratio, share))
         if series == CODED:
             dense = ratio * group.mean('coded_bytes')
@@ -113,16 +144,10 @@ def page_lines(stored: Mapping[str, Any]) -> list[str]:
             if series_of(group.recipe) == CODED
             else ''
         )
-        weights = [row['weights'] for row in group.rows]
-        spent = sum(one['coded_bytes'] for one in weights)
-        bits = 8 * spent / sum(one['codes'] for one in weights)
-        excess = spent / sum(one['entropy_bytes'] for one in weights)
         lines.append(
             f'| `{group.recipe}` | {group.images} | {len(values)} '
             f'| {mean:.4g}{spread} | {mean / full:.1%} | {dense} '
-            f'| {group.mean("coded_bytes") / 1e3:.0f} '
-            f'| {group.mean("ratio"):.2f}x | {bits:.2f} | {excess:.3f} '
-            f'| {group.seconds()} |'
+            f'| {group.coding()} | {group.seconds()} |'
         )
     return [*lines, '']
 

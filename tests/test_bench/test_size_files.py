@@ -30,6 +30,20 @@ def entry(name, **others):
     }
 
 
+def measured(method, bits, **others):
+    return {
+        'method': method,
+        'bits': bits,
+        'seed': 0,
+        'value': 0.55,
+        'metrics': {},
+        'file_bytes': 2000,
+        'command': 'python tools/run_table.py ...',
+        'commit': 'a' * 40,
+        **others,
+    }
+
+
 @pytest.fixture
 def table(tmp_path):
     checkpoint = tmp_path / 'float.pth'
@@ -40,6 +54,12 @@ def table(tmp_path):
         {
             'float': [{'config': 'net.py', 'value': 0.6, 'seed': 0}],
             'environment': {'threads': 1},
+            'rows': [
+                measured('gptq', 'w4a8'),
+                measured('mse', 'w8a8', value=0.59),
+                measured('mse', 'w4a4'),
+                measured('ort-minmax', 'w8a8'),
+            ],
         },
     )
     return SimpleNamespace(
@@ -49,6 +69,7 @@ def table(tmp_path):
         config='net.py',
         checkpoint=str(checkpoint),
         results=results,
+        calibration={'num_images': 64},
     )
 
 
@@ -74,10 +95,13 @@ def test_the_models_own_files_are_coded(table, tmp_path):
         add_zoo_rows(table, path, coded=coded, zoo=zoo)
     stored = read_file(path)
     assert asked == 2 * ['w8a8_mse.pth', 'w2a8_mse.pth']
-    assert [row['recipe'] for row in stored['rows']] == [
-        'w8a8_mse',
-        'w2a8_mse',
+    rows = [
+        (row['recipe'], row['value'], row['ratio']) for row in stored['rows']
     ]
-    assert {row['ratio'] for row in stored['rows']} == {4.0}
-    assert {row['value'] for row in stored['rows']} == {0.5}
+    # The zoo's file has precedence over the table's row.
+    assert rows == [
+        ('w4a8_gptq', 0.55, 2.0),
+        ('w8a8_mse', 0.5, 4.0),
+        ('w2a8_mse', 0.5, 4.0),
+    ]
     assert stored['float']['value'] == 0.6

@@ -67,6 +67,20 @@ def test_usual_grids_are_drawn_dense_and_coded(stored):
     assert len(found) == 3
 
 
+def test_files_without_a_coder_are_drawn_once(stored):
+    bare = row('w3a8_gptq', 0, 0.45, coded_bytes=None, weights=None)
+    stored['rows'].append(bare)
+    found = {(p.series, p.name): p for p in points_of(stored)}
+    assert found['dense codes', 'w3a8_gptq'].ratio == 10.0
+    assert ('entropy-coded', 'w3a8_gptq') not in found
+    assert '| 500 |  | 10.00x |  |  | 25 |' in '\n'.join(page_lines(stored))
+    # A seed without one counts for the value alone.
+    stored['rows'].append({**bare, 'recipe': 'w4a8_gptq', 'seed': 2})
+    lines = page_lines(stored)
+    assert lines[7].startswith('| `w4a8_gptq` | 32 | 3 | 0.47 ± 0.02 |')
+    assert '| 500 | 400 | 10.00x | 2.42 | 1.010 |' in lines[7]
+
+
 @pytest.mark.parametrize(
     ('recipe', 'series'),
     [
