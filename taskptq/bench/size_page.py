@@ -10,12 +10,20 @@ from typing import Any, NamedTuple
 from taskptq.bench.recipe_rows import read_file
 from taskptq.bench.size_plot import draw_sizes
 
-__all__ = ['BEGIN', 'END', 'Point', 'page_lines', 'points_of', 'write_page']
+__all__ = [
+    'BEGIN',
+    'END',
+    'Point',
+    'page_lines',
+    'points_of',
+    'sparse_points',
+    'write_page',
+]
 
 BEGIN, END = '<!-- size rows: begin -->', '<!-- size rows: end -->'
 PICTURE = 'pareto.svg'
 DENSE, CODED = 'dense codes', 'entropy-coded'
-SIZED, SPARSE = 'steps for a size', 'sparse, for a size'
+SIZED, SPARSE = 'steps for a size', 'sparse'
 SIZED_TRAINED = 'steps for a size, trained'
 
 
@@ -152,6 +160,32 @@ def page_lines(stored: Mapping[str, Any]) -> list[str]:
     return [*lines, '']
 
 
+def sparse_points(
+    stored: Mapping[str, Any], *, sparse: Mapping[str, Any]
+) -> list[Point]:
+    """Return the points of sparse models, which have a page of their own.
+
+    Args:
+        stored: Rows of the model's small files.
+        sparse: Rows of its sparse ones.
+    """
+    first = _groups(stored)[0]
+    full_bytes = first.mean('ratio') * first.bytes
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for row in sparse['rows']:
+        found.setdefault(row['recipe'], []).append(row)
+    return [
+        Point(
+            SPARSE,
+            name,
+            full_bytes / statistics.mean(row['file_bytes'] for row in rows),
+            statistics.mean(row['value'] for row in rows)
+            / sparse['float']['value'],
+        )
+        for name, rows in found.items()
+    ]
+
+
 def write_page(folder: Path) -> Path:
     """Replace the tables of ``RESULTS.md``, and draw the picture anew.
 
@@ -167,9 +201,18 @@ def write_page(folder: Path) -> Path:
     page.write_text(
         f'{before}{BEGIN}\n\n{body}\n\n{END}{after}', encoding='utf-8'
     )
+    other = folder.parent / 'sparsity'
     draw_sizes(
         {
-            f'{one["model"]}, {one["dataset"]}': points_of(one)
+            f'{one["model"]}, {one["dataset"]}': [
+                *points_of(one),
+                *sparse_points(
+                    one,
+                    sparse=read_file(
+                        other / f'{one["model"]}_{one["dataset"]}.json'
+                    ),
+                ),
+            ]
             for one in models
         },
         folder / PICTURE,

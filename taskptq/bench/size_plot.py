@@ -67,10 +67,11 @@ def draw_sizes(models: Mapping[str, Sequence[Point]], path: Path) -> Path:
 def _draw_panel(
     axes: Any, title: str, points: Sequence[Point], *, names: Sequence[str]
 ) -> None:
-    best = front(points)
+    useful = [point for point in points if point.share >= LEAST_SHARE]
+    best = front(useful)
     axes.plot(
         [point.ratio for point in best],
-        [max(point.share, LEAST_SHARE) for point in best],
+        [point.share for point in best],
         color='0.8',
         zorder=1,
     )

@@ -12,6 +12,7 @@ from taskptq.bench.size_page import (
     page_lines,
     points_of,
     series_of,
+    sparse_points,
     write_page,
 )
 
@@ -81,12 +82,21 @@ def test_files_without_a_coder_are_drawn_once(stored):
     assert '| 500 | 400 | 10.00x | 2.42 | 1.010 |' in lines[7]
 
 
+def test_sparse_models_are_drawn_as_well(stored):
+    rows = [{'recipe': 's', 'value': v, 'file_bytes': 2e5} for v in (0.3, 0.5)]
+    sparse = {'float': {'value': 0.5}, 'rows': rows}
+    assert sparse_points(stored, sparse=sparse) == [
+        ('sparse', 's', 20.0, pytest.approx(0.8))
+    ]
+    assert sparse_points(stored, sparse={'rows': []}) == []
+
+
 @pytest.mark.parametrize(
     ('recipe', 'series'),
     [
         ('w8a8_mse', 'entropy-coded'),
         ('w8a8_size-trained_size10x', 'steps for a size, trained'),
-        ('w8a8_sparse70_size16x', 'sparse, for a size'),
+        ('w8a8_sparse70_size16x', 'sparse'),
     ],
 )
 def test_recipes_say_their_series(recipe, series):
