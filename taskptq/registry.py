@@ -280,5 +280,6 @@ NETWORK_PARTS = _root(
     'taskptq.engine.dense_parts',
     'taskptq.engine.detr_parts',
     'taskptq.engine.mask_parts',
+    'taskptq.engine.segmentor_parts',
     'taskptq.engine.two_stage_parts',
 )

@@ -1,4 +1,4 @@
-"""Network parts of one-stage detectors and of segmentors: one graph each."""
+"""Network parts of one-stage detectors: one graph."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from taskptq.engine.network_parts import (
 )
 from taskptq.engine.onnx_decode import (
     anchor_decoding,
-    class_decoding,
     point_decoding,
 )
 from taskptq.engine.raw_outputs import (
@@ -27,7 +26,7 @@ from taskptq.engine.raw_outputs import (
 )
 from taskptq.registry import NETWORK_PARTS
 
-__all__ = ['DenseDetectorParts', 'SegmentorParts', 'argument_names']
+__all__ = ['DenseDetectorParts', 'argument_names']
 
 
 def argument_names(head: nn.Module, outputs: Sequence[Any]) -> list[str]:
@@ -123,73 +122,3 @@ class DenseDetectorParts(NetworkParts):
         """Return the settings of anchors or points, if plain code has them."""
         head = self.model.bbox_head
         return anchor_decoding(head) or point_decoding(head)
-
-
-@NETWORK_PARTS.register_module(
-    name='mmseg.models.segmentors.encoder_decoder.EncoderDecoder'
-)
-class SegmentorParts(NetworkParts):
-    """Segmentors: images (or crops of a sliding window) -> logits."""
-
-    def _heads(self) -> list[nn.Module]:
-        from mmseg.models.segmentors import (
-            CascadeEncoderDecoder,
-            EncoderDecoder,
-        )
-
-        base = EncoderDecoder
-        if isinstance(self.model, CascadeEncoderDecoder):
-            base = CascadeEncoderDecoder
-        self.refuse_overridden(base, 'encode_decode', 'predict')
-        head = self.model.decode_head
-        return list(head) if isinstance(head, nn.ModuleList) else [head]
-
-    def parts(
-        self, data: Mapping[str, Any], *, dynamic: bool = False
-    ) -> list[Part]:
-        """Return the segmentor up to its logits, before they are resized.
-
-        In ``slide`` mode the network sees crops, so that is its size.
-        """
-        heads, model = self._heads(), self.model
-
-        def forward(images: Tensor) -> dict[str, Any]:
-            feats = model.extract_feat(images)
-            logits = heads[0].forward(feats)
-            for head in heads[1:]:
-                logits = head.forward(feats, logits)
-            return {'seg_logits': logits}
-
-        images = data['inputs']
-        crop = (model.test_cfg or {}).get('crop_size')
-        if crop is not None and (model.test_cfg or {}).get('mode') == 'slide':
-            images = images[..., : crop[0], : crop[1]]
-        return [
-            make_part(
-                MAIN,
-                forward,
-                modules={
-                    **feature_modules(model),
-                    'decode_head': model.decode_head,
-                },
-                inputs={'images': images},
-                axes={'images': image_axes(dynamic=dynamic)},
-            )
-        ]
-
-    def install(self, runs: Mapping[str, Run]) -> None:
-        """Compute the logits; windows and resizing stay the host's."""
-        heads = self._heads()
-        self.check_names(runs, [MAIN])
-        self.model.extract_feat = pass_on
-        replace_forward(
-            heads[0], lambda images: runs[MAIN](images)['seg_logits']
-        )
-        for head in heads[1:]:
-            replace_forward(head, lambda images, logits: logits)
-
-    def decoding(self) -> dict[str, Any] | None:
-        """Return how the logits are resized."""
-        if (self.model.test_cfg or {}).get('mode', 'whole') != 'whole':
-            return None
-        return class_decoding(self.model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -15,7 +16,11 @@ from taskptq.engine.dense_parts import (
     pass_on,
 )
 from taskptq.engine.detr_parts import GivenMask, padding_mask
-from taskptq.engine.network_parts import NetworkParts, replace_forward
+from taskptq.engine.network_parts import (
+    NetworkParts,
+    host_class,
+    replace_forward,
+)
 from taskptq.engine.raw_outputs import (
     MAIN,
     Part,
@@ -26,7 +31,12 @@ from taskptq.engine.raw_outputs import (
 )
 from taskptq.registry import NETWORK_PARTS
 
-__all__ = ['InstanceMaskParts', 'MaskQueryParts']
+__all__ = [
+    'InstanceMaskParts',
+    'MaskQueryParts',
+    'query_outputs',
+    'takes_padding',
+]
 
 BOXES, MASKS = 'boxes', 'masks'
 # Modules of mask heads that run on features before any box is known: of
@@ -55,7 +65,7 @@ class InstanceMaskParts(NetworkParts):
 
         self.refuse_overridden(SingleStageInstanceSegmentor, 'predict')
         head = self.model.mask_head
-        if type(head).predict is not BaseMaskHead.predict:
+        if host_class(head).predict is not BaseMaskHead.predict:
             raise ValueError(
                 f'mask_head ({type(head).__name__}) has a predict() of its '
                 f'own: register NetworkParts for {type(self.model).__name__}'
@@ -163,29 +173,15 @@ class MaskQueryParts(NetworkParts):
 
         self.refuse_overridden(MaskFormer, 'predict')
 
-    def _takes_padding(self) -> bool:
-        """Return whether the head reads where a batch is padding."""
-        from mmdet.models.dense_heads import Mask2FormerHead, MaskFormerHead
-
-        head = type(self.model.panoptic_head)
-        if head.forward is Mask2FormerHead.forward:
-            return False
-        if head.forward is MaskFormerHead.forward:
-            return True
-        raise ValueError(
-            f'panoptic_head ({head.__name__}) has a forward() of its own: '
-            f'register NetworkParts for {type(self.model).__name__}'
-        )
-
     def parts(
         self, data: Mapping[str, Any], *, dynamic: bool = False
     ) -> list[Part]:
         """Return the network up to the last decoder layer's outputs."""
         self._check()
-        takes_padding = self._takes_padding()
+        padded = takes_padding(self.model.panoptic_head, owner=self.model)
         inputs = {'images': data['inputs']}
         axes = {'images': image_axes(dynamic=dynamic)}
-        if takes_padding:
+        if padded:
             inputs['padding'] = padding_mask(
                 data['inputs'], data['data_samples']
             )
@@ -206,36 +202,74 @@ class MaskQueryParts(NetworkParts):
         self, images: Tensor, mask: Tensor | None = None
     ) -> dict[str, Tensor]:
         """Run the model; return classes and masks of its queries."""
-        # The host fills the mask by these sizes, which is ignored.
-        meta = {
-            'batch_input_shape': tuple(images.shape[-2:]),
-            'img_shape': (0, 0),
-        }
-        sample = SimpleNamespace(metainfo=meta, **meta)
         feats = self.model.extract_feat(images)
-        samples = [sample] * len(images)
-        if mask is None:
-            outputs = self.model.panoptic_head.forward(feats, samples)
-        else:
-            with GivenMask(mask):
-                outputs = self.model.panoptic_head.forward(feats, samples)
-        classes, masks = outputs
-        return {'cls_scores': classes[-1], 'mask_preds': masks[-1]}
+        return query_outputs(
+            self.model.panoptic_head, feats, images, mask=mask
+        )
 
     def install(self, runs: Mapping[str, Run]) -> None:
         """Compute the queries' outputs in the runtime."""
         self._check()
         self.check_names(runs, [MAIN])
-        takes_padding = self._takes_padding()
+        padded = takes_padding(self.model.panoptic_head, owner=self.model)
 
         def forward(
             images: Tensor, samples: Sequence[Any]
         ) -> tuple[list[Tensor], list[Tensor]]:
             given = [images]
-            if takes_padding:
+            if padded:
                 given.append(padding_mask(images, samples))
             found = runs[MAIN](*given)
             return [found['cls_scores']], [found['mask_preds']]
 
         self.model.extract_feat = pass_on
         replace_forward(self.model.panoptic_head, forward)
+
+
+def takes_padding(head: nn.Module, *, owner: nn.Module) -> bool:
+    """Return whether a head of queries reads where a batch is padding.
+
+    Args:
+        head: MaskFormer's or Mask2Former's.
+        owner: Model, for errors.
+
+    Raises:
+        ValueError: If the head's class has a forward of its own.
+    """
+    from mmdet.models.dense_heads import Mask2FormerHead, MaskFormerHead
+
+    known = host_class(head)
+    if known.forward is Mask2FormerHead.forward:
+        return False
+    if known.forward is MaskFormerHead.forward:
+        return True
+    raise ValueError(
+        f'{known.__name__} has a forward() of its own: register NetworkParts '
+        f'for {type(owner).__name__}'
+    )
+
+
+def query_outputs(
+    head: nn.Module, feats: Any, images: Tensor, *, mask: Tensor | None
+) -> dict[str, Tensor]:
+    """Return classes and masks of the queries of a head's last layer.
+
+    Args:
+        head: MaskFormer's or Mask2Former's.
+        feats: Features of the images.
+        images: (N, 3, H, W).
+        mask: (N, H, W), 1 where they are padding; None if no one asks.
+
+    Returns:
+        ``cls_scores`` (N, Q, C) and ``mask_preds`` (N, Q, h, w).
+    """
+    # The host fills its mask by these sizes, which is ignored.
+    meta = {
+        'batch_input_shape': tuple(images.shape[-2:]),
+        'img_shape': (0, 0),
+    }
+    samples = [SimpleNamespace(metainfo=meta, **meta)] * len(images)
+    given = nullcontext() if mask is None else GivenMask(mask)
+    with given:
+        classes, masks = head.forward(feats, samples)
+    return {'cls_scores': classes[-1], 'mask_preds': masks[-1]}

@@ -24,6 +24,7 @@ __all__ = [
     'NetworkParts',
     'capture_calls',
     'guard_rest',
+    'host_class',
     'parts_of',
     'replace_forward',
     'with_parameters',
@@ -89,6 +90,15 @@ def capture_calls(
         for handle in handles:
             handle.remove()
     return calls
+
+
+def host_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that a host gave a module.
+
+    That of a module whose products are quantized is made from it.
+    """
+    known: type[nn.Module] = getattr(type(module), 'float_class', type(module))
+    return known
 
 
 @NETWORK_PARTS.register_module(name='torch.nn.modules.module.Module')
@@ -171,7 +181,8 @@ class NetworkParts:
             ValueError: If it does.
         """
         for name in names:
-            if getattr(type(self.model), name) is not getattr(base, name):
+            own = getattr(host_class(self.model), name)
+            if own is not getattr(base, name):
                 raise ValueError(
                     f'{type(self.model).__name__} has a {name}() of its own, '
                     f'unlike {base.__name__}: register NetworkParts for its '

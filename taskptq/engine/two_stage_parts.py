@@ -15,6 +15,7 @@ from taskptq.engine.dense_parts import (
 from taskptq.engine.network_parts import (
     NetworkParts,
     capture_calls,
+    host_class,
     replace_forward,
     with_parameters,
 )
@@ -52,7 +53,10 @@ class TwoStageParts(NetworkParts):
 
         self.refuse_overridden(TwoStageDetector, 'predict')
         rpn = getattr(self.model, 'rpn_head', None)
-        if rpn is not None and type(rpn).predict is not BaseDenseHead.predict:
+        if (
+            rpn is not None
+            and host_class(rpn).predict is not BaseDenseHead.predict
+        ):
             raise ValueError(
                 f'rpn_head ({type(rpn).__name__}) has a predict() of its own, '
                 'which selects proposals in several steps: register '

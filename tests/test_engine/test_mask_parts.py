@@ -11,6 +11,8 @@ from mmdet.structures import DetDataSample
 from tiny_detectors import BACKBONE, build_settings, change, read_zoo
 
 from taskptq.engine.network_parts import parts_of
+from taskptq.modules.base import Scheme
+from taskptq.modules.product_mode import own
 
 SIZE = 64
 NECK = {'in_channels': [8, 16, 32, 64], 'out_channels': 16}
@@ -230,3 +232,12 @@ def test_heads_of_another_kind_are_refused(monkeypatch):
     monkeypatch.setattr(type(model.mask_head), 'predict', lambda self: None)
     with pytest.raises(ValueError, match=r'CondInstMaskHead.*predict\(\)'):
         parts_of(model).parts({})
+
+
+@pytest.mark.parametrize('name', ['maskformer', 'condinst'])
+def test_heads_whose_products_are_quantized_are_known(name):
+    model = build(name)
+    head = getattr(model, 'panoptic_head', None) or model.mask_head
+    own(head, 'forward', scheme=Scheme())
+    data = preprocessed(model, batch_of((SIZE, SIZE)))
+    assert len(parts_of(model).parts(data)) == 1
