@@ -224,8 +224,10 @@ def is_written(file: ZooFile) -> bool:
     if record is None or is_outdated(file, record):
         return False
     onnx = record.get('onnx') or {}
+    keys = ('dynamic', 'export_images')
+    made_with = {key: onnx[key] for key in keys if key in onnx}
     return not file.onnx or (
-        bool(onnx) and file.dynamic == onnx.get('dynamic', False)
+        bool(onnx) and file.export_settings() == made_with
     )
 
 

@@ -4,9 +4,10 @@ Name -> the settings that made the file, ``file``, ``committed``, ``sha256``,
 ``bytes``, ``value``, ``metrics``, ``command``, ``commit``, ``environment``,
 and ``onnx``: the exported ``parts`` (``file``, ``sha256``, ``bytes``) with
 ``committed``, ``value`` and ``metrics``, ``dynamic`` if it takes images of
-every size, and ``latency``, see ``latency.py``; ``commit`` and ``environment``
-if it was made later than the file. ``refused`` is the reason why there is no
-export, ``not_evaluated`` why it has no value.
+every size, ``export_images`` if the list gives their number, and ``latency``,
+see ``latency.py``; ``commit`` and ``environment`` if it was made later than
+the file. ``refused`` is the reason why there is no export, ``not_evaluated``
+why it has no value.
 """
 
 from __future__ import annotations

@@ -13,9 +13,10 @@
 
 Config, float checkpoint, calibration and names come from the table. ``metric``
 is a key of what ``taskptq test`` prints; it is the table's own unless given.
-``dynamic`` exports for images of every size. Files of at most 1.5 MB lie in
-the repository; ``commit: false`` and ``commit_onnx: false`` leave a file or
-its export to be made on demand.
+``dynamic`` exports for images of every size; ``export_images`` calibrate the
+grids that the export adds (default: that of ``taskptq export``). Files of at
+most 1.5 MB lie in the repository; ``commit: false`` and ``commit_onnx: false``
+leave a file or its export to be made on demand.
 """
 
 from __future__ import annotations
@@ -35,7 +36,15 @@ from taskptq.recipes.names import RecipeName, parse
 SOURCE = Path('configs') / 'zoo.yml'
 FOLDER = 'quantized'
 MODEL_KEYS = ('table', 'metric', 'training_data', 'weights', 'files')
-FILE_KEYS = ('recipe', 'seed', 'onnx', 'dynamic', 'commit', 'commit_onnx')
+FILE_KEYS = (
+    'recipe',
+    'seed',
+    'onnx',
+    'dynamic',
+    'export_images',
+    'commit',
+    'commit_onnx',
+)
 WEIGHTS_KEYS = ('origin', 'license')
 FULL_BITS = (8, 8)
 
@@ -52,6 +61,8 @@ class ZooFile:
         seed: Seed of the calibration images and of the reconstruction.
         onnx: Whether it is exported for ONNX Runtime as well.
         dynamic: Whether the export takes images of every size.
+        export_images: Calibration images of the export; None leaves the
+            number to its command.
         commit: Whether it lies in the repository if it is small enough.
         commit_onnx: The same of its export.
         training_data: What the float model was trained with.
@@ -65,6 +76,7 @@ class ZooFile:
     seed: int = 0
     onnx: bool = False
     dynamic: bool = False
+    export_images: int | None = None
     commit: bool = True
     commit_onnx: bool = True
     training_data: str | None = None
@@ -105,6 +117,14 @@ class ZooFile:
     def folder(self) -> Path:
         """Folder of the published file."""
         return self.table.path.parent / FOLDER
+
+    def export_settings(self) -> dict[str, Any]:
+        """Return what decides on the export's content, where it is given."""
+        images = self.export_images
+        return {
+            **({'dynamic': True} if self.dynamic else {}),
+            **({} if images is None else {'export_images': images}),
+        }
 
     def settings(self) -> dict[str, Any]:
         """Return what decides on the file's content, in plain types."""
@@ -165,6 +185,7 @@ def _files(model: Any, *, root: Path, where: str) -> Iterator[ZooFile]:
             seed=int(entry.get('seed', 0)),
             onnx=bool(entry.get('onnx', False)),
             dynamic=bool(entry.get('dynamic', False)),
+            export_images=entry.get('export_images'),
             commit=bool(entry.get('commit', True)),
             commit_onnx=bool(entry.get('commit_onnx', True)),
             training_data=model.get('training_data'),

@@ -162,9 +162,15 @@ def export(
                 '--out',
                 out.as_posix(),
                 *(['--dynamic'] if file.dynamic else []),
+                *_images(file),
             ]
         )
     return parts_of(out)
+
+
+def _images(file: ZooFile) -> list[str]:
+    number = file.export_images
+    return [] if number is None else ['--num-images', str(number)]
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -136,15 +136,15 @@ def write_onnx(
     Returns:
         The record's ``onnx``; where exporter or host refuse, why.
     """
-    sizes = {'dynamic': True} if file.dynamic else {}
+    settings = file.export_settings()
     try:
         parts = export(file, made, tools=tools, folder=folder, resume=resume)
     except REFUSALS as error:
-        return {'refused': str(error), **sizes}
+        return {'refused': str(error), **settings}
     placed = place(
         parts[0], file, parts=parts, old=old, allowed=file.commit_onnx
     )
-    entry = {**placed, **sizes}
+    entry = {**placed, **settings}
     try:
         metrics = evaluate(
             file, parts[0], tools=tools, folder=folder, resume=resume

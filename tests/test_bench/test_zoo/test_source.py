@@ -48,6 +48,13 @@ def test_an_export_may_take_images_of_every_size(write_zoo):
     assert [file.dynamic for file in files] == [False, True]
 
 
+def test_an_export_may_have_more_images(write_zoo):
+    (file,) = write_zoo(
+        files=[{'recipe': 'w8a8', 'onnx': True, 'export_images': 64}]
+    )
+    assert file.export_settings() == {'export_images': 64}
+
+
 def test_without_a_list_the_zoo_is_empty(tmp_path):
     assert read_zoo(tmp_path / 'configs' / 'zoo.yml') == []
 

@@ -21,12 +21,14 @@ def test_an_export_is_of_the_listed_kind(
     write_zoo, pretend, tmp_path, dynamic
 ):
     entry = {'recipe': 'w8a8_mse', 'onnx': True, 'dynamic': dynamic}
+    entry |= {'export_images': 64} if dynamic else {}
     (file,) = write_zoo(files=[entry])
     seen = []
     plain = pretend.export
     pretend.export = lambda words: (seen.extend(words), plain(words))
     export(file, Path('q.pth'), tools=pretend.tools(), folder=tmp_path)
     assert ('--dynamic' in seen) == dynamic
+    assert (seen[-2:] == ['--num-images', '64']) == dynamic
 
 
 def test_only_finite_metrics_count(zoo_files, pretend, tmp_path):
