@@ -7,8 +7,8 @@ from head_checks import check_decode_is_pure, check_proxy
 from torch import nn
 
 from lane_detection.metrics.culane_f1 import lane_iou
-from lane_detection.models.condlane_head import (
-    CondLaneHead,
+from lane_detection.models.condlane_head import CondLaneHead
+from lane_detection.models.condlane_maps import (
     dynamic_maps,
     expected_column,
     heatmap_peaks,

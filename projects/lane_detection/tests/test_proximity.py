@@ -6,7 +6,7 @@ import test_ganet
 import test_laneatt
 import torch
 
-from lane_detection.models.condlane_head import expected_column
+from lane_detection.models.condlane_maps import expected_column
 from lane_detection.models.ganet_head import GANetHead
 from lane_detection.proximity import (
     LANE_WIDTH,
