@@ -274,16 +274,15 @@ def page(results: Mapping[str, Content]) -> str:
         lines += [[name, *claim] for claim in claims]
     header = ['study', 'claim', 'model', 'measured', 'holds']
     parts += [verdict_counts(lines), to_markdown(header, lines)]
-    for content in results.values():
-        table = mix_table(content)
-        if table:
-            parts += [
-                '## Calibration on noisy images',
-                f'{metric_of(content)} on {content["images"]} images; mean '
-                'and standard deviation over seeds of the calibration '
-                f'images. `{content["config"]}`.',
-                table,
-            ]
+    mixes = [v for k, v in results.items() if k not in studies]
+    parts += ['## Calibration on noisy images'] * bool(mixes)
+    for content in mixes:
+        parts += [
+            f'{metric_of(content)} on {content["images"]} images; mean '
+            'and standard deviation over seeds of the calibration images. '
+            f'`{content["config"]}`.',
+            mix_table(content),
+        ]
     for name, content in studies.items():
         text = render(content).replace('\n## ', '\n### ')
         parts.append('#' + text.strip())
