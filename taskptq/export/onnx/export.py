@@ -39,6 +39,7 @@ from taskptq.export.onnx.passes import (
 )
 from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
+from taskptq.export.onnx.resizes import float_resizes
 from taskptq.export.onnx.stems import fold_strides
 from taskptq.export.onnx.symbolics import own_symbolics
 from taskptq.export.onnx.targets import find_target
@@ -155,6 +156,7 @@ def export_onnx(
         float_products(graph)
         guard_float_weights(graph)
         fold_strides(graph)
+        float_resizes(graph)
     if rules.integer_bias:
         integer_biases(graph)
         spread_biases(graph)

@@ -71,9 +71,10 @@ def kind_of(node: onnx.NodeProto, graph: Graph) -> str:
     if node.domain:
         return OTHER
     if node.op_type == 'Resize':
-        # Cubic interpolation leaves the range of its input.
+        # ONNX Runtime interpolates floats faster than codes, and without
+        # rounding down.
         mode = attribute(node, 'mode', b'nearest')
-        return MOVER if mode in (b'nearest', b'linear') else OTHER
+        return MOVER if mode == b'nearest' else OTHER
     kind = KINDS.get(node.op_type, OTHER)
     reads_constant = len(data_inputs(node, graph)) < 2
     if node.op_type in ('Add', 'Mul') and reads_constant:
