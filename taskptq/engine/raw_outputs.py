@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taskptq.engine.adapters import name_tensors
 from taskptq.engine.exportable import exportable_calls
+from taskptq.engine.traced_sizes import traced_sizes
 
 __all__ = [
     'HEIGHT',
@@ -78,7 +79,7 @@ class RawOutputs(nn.Module):
         """Run the function; return its tensors in order."""
         if not torch.onnx.is_in_onnx_export():
             return tuple(self.named_outputs(*tensors).values())
-        with exportable_calls():
+        with exportable_calls(), traced_sizes(self):
             return tuple(self.named_outputs(*tensors).values())
 
 
