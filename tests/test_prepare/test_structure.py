@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taskptq.prepare import QConfig, prepare, split_blocks
 from taskptq.prepare.structure import _adds_input, find_blocks
-from taskptq.reconstruction.capture.capture import called_modules
+from taskptq.reconstruction.capture.tracing import called_modules
 from taskptq.testing import tiny_model
 
 
