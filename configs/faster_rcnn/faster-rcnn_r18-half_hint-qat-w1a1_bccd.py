@@ -1,4 +1,5 @@
-# Trained with 1-bit weights and inputs. Plain distillation of the neck's features.
+# Trained with 1-bit weights and inputs. The features of the neck are distilled
+# everywhere.
 _base_ = ['./faster-rcnn_r18-half_qat_bccd.py']
 
 custom_hooks = [

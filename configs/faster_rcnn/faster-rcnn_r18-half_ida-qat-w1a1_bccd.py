@@ -1,4 +1,5 @@
-# Trained with 1-bit weights and inputs. IDa-Det: distillation of the neck where both models differ most.
+# Trained with 1-bit weights and inputs. The features of the neck are distilled
+# where both models differ most (IDa-Det).
 _base_ = ['./faster-rcnn_r18-half_qat_bccd.py']
 
 custom_hooks = [

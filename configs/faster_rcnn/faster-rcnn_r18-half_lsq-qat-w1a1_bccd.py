@@ -1,4 +1,5 @@
-# Trained with 1-bit weights and inputs. Without a teacher: what the others are compared with.
+# Trained with 1-bit weights and inputs. Without a teacher: what the others are
+# compared with.
 _base_ = ['./faster-rcnn_r18-half_qat_bccd.py']
 
 custom_hooks = [
