@@ -14,6 +14,21 @@ from taskptq.export.onnx.graph import Array, Graph, attribute
 from taskptq.export.onnx.passes import is_weight
 
 ONE = 'one_scale'
+# Operators whose output has as many axes as their input.
+KEEPS_AXES = (
+    'Add',
+    'Clip',
+    'DequantizeLinear',
+    'HardSigmoid',
+    'LeakyRelu',
+    'MaxPool',
+    'Mul',
+    'QuantizeLinear',
+    'Relu',
+    'Resize',
+    'Sigmoid',
+    'Tanh',
+)
 
 
 def fold_read_scales(graph: Graph) -> list[str]:
@@ -98,8 +113,8 @@ def multiply_scales(graph: Graph) -> int:
         assert scale is not None
         assert point is not None
         is_read = node.op_type == 'QuantizeLinear'
-        # Axis 1 of 4: channels of an image, or heads of an attention.
-        factors = (1 / scale if is_read else scale).reshape(-1, 1, 1)
+        trailing = (1,) * (_rank(graph, node.input[0]) - 2)
+        factors = (1 / scale if is_read else scale).reshape(-1, *trailing)
         name = graph.add_constant(
             factors.astype(np.float32),
             f'{node.input[1]}.{"reciprocal" if is_read else "factor"}',
@@ -116,6 +131,23 @@ def multiply_scales(graph: Graph) -> int:
         nodes += [product, node] if is_read else [node, product]
     graph.replace_nodes(nodes)
     return done
+
+
+def _rank(graph: Graph, name: str) -> int:
+    """Return how many axes a tensor has whose axis 1 are channels.
+
+    That of the convolution that it comes from, else 4: axis 1 has the
+    channels of an image then, or the heads of an attention.
+    """
+    node = graph.producer.get(name)
+    while node is not None and node.op_type in KEEPS_AXES:
+        name = node.input[0]
+        node = graph.producer.get(name)
+    if node is None or node.op_type not in ('Conv', 'ConvTranspose'):
+        return 4
+    source = graph.producer.get(node.input[1])
+    weight = graph.array(source.input[0] if source else node.input[1])
+    return 4 if weight is None else weight.ndim
 
 
 def _has_channel_scales(graph: Graph, node: onnx.NodeProto) -> bool:

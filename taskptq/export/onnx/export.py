@@ -24,7 +24,12 @@ from taskptq.export.onnx.completion import GATE_LIMIT, Completion, complete
 from taskptq.export.onnx.emission import DOMAIN, exporting
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.float_weights import guard_float_weights
-from taskptq.export.onnx.graph import Array, Graph, constants_to_initializers
+from taskptq.export.onnx.graph import (
+    Array,
+    Graph,
+    constants_to_initializers,
+    drop_wrong_sizes,
+)
 from taskptq.export.onnx.lowering import (
     drop_unused,
     lower,
@@ -119,9 +124,7 @@ def export_onnx(
             dynamic_axes=dynamic_axes,
             opset=min(opset, TRACED_OPSET),
         )
-    if any(set(axes) - {0} for axes in (dynamic_axes or {}).values()):
-        # Sizes of the example, by which a runtime would share its memory.
-        del model.graph.value_info[:]
+    drop_wrong_sizes(model, dynamic_axes or {})
     graph = Graph(model)
     constants_to_initializers(graph)
     unused = drop_unused(graph, emitted.grids)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -191,6 +191,34 @@ def attribute(node: onnx.NodeProto, name: str, default: Any = None) -> Any:
         if found.name == name:
             return helper.get_attribute_value(found)
     return default
+
+
+def drop_wrong_sizes(
+    model: onnx.ModelProto, free: Mapping[str, Mapping[int, str]]
+) -> None:
+    """Forget sizes of inner tensors by which a runtime would share memory.
+
+    With a free height and width they are those of the example. Otherwise
+    some have names that the exporter gives to tensors of several sizes.
+
+    Args:
+        model: As traced; edited in place.
+        free: Input or output -> axis -> name of its free size.
+    """
+    known = {label for axes in free.values() for label in axes.values()}
+    sized = any(set(axes) - {0} for axes in free.values())
+    kept = [
+        value
+        for value in model.graph.value_info
+        if not sized
+        and known.issuperset(
+            dim.dim_param
+            for dim in value.type.tensor_type.shape.dim
+            if dim.dim_param
+        )
+    ]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
 
 
 def constants_to_initializers(graph: Graph) -> None:

@@ -280,3 +280,22 @@ def test_a_second_relu_is_dropped(exported):
     relus = [node for node in nodes if node.op_type == 'Relu']
     assert len(relus) == 2
     assert found.report.checks['float_layers'] == []
+
+
+class Line(nn.Module):
+    """Convolutions over points, as a head of points has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv1d(3, 8, 1)
+        self.last = nn.Conv1d(8, 5, 1)
+
+    def forward(self, x):
+        return self.last(self.first(x).relu())
+
+
+def test_convolutions_over_one_axis(exported):
+    torch.manual_seed(0)
+    # Scales per channel of the output have two axes fewer than an image's.
+    found = exported(Line().eval(), batches=[torch.randn(2, 3, 8)])
+    assert found.report.checks['float_layers'] == []

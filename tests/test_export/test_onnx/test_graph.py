@@ -1,10 +1,11 @@
 import numpy as np
 import onnx
-from onnx import helper
+from onnx import TensorProto, helper
 
 from taskptq.export.onnx.graph import (
     Graph,
     constants_to_initializers,
+    drop_wrong_sizes,
     inner_reads,
 )
 
@@ -73,3 +74,23 @@ def test_reads_inside_a_branch_count():
         'If', ['x'], ['y'], then_branch=inner, else_branch=inner
     )
     assert 'outside' in inner_reads(node)
+
+
+def test_sizes_that_the_exporter_made_up_are_dropped():
+    def names(free):
+        values = [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+            for name, shape in (
+                ('fixed', [2, 3]),
+                ('free', ['batch', 3]),
+                ('invented', ['batch', 'Conv_dim_2']),
+            )
+        ]
+        graph = helper.make_graph([], 'g', [], [], value_info=values)
+        model = helper.make_model(graph)
+        drop_wrong_sizes(model, free)
+        return [value.name for value in model.graph.value_info]
+
+    assert names({'x': {0: 'batch'}}) == ['fixed', 'free']
+    assert names({}) == ['fixed']
+    assert names({'x': {0: 'batch', 2: 'height'}}) == []
