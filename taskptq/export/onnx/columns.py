@@ -100,6 +100,10 @@ def _pad(
     weight = graph.producer[node.input[1]]
     count = 0
     names = []
+    # That of a weight without a negative value is no 0 in signed integers.
+    points = graph.array(weight.input[2]) if len(weight.input) > 2 else None
+    zero = 0 if points is None else int(points.flat[0])
+    fills = (zero, 1, zero)
     for i, name in enumerate(weight.input):
         array = graph.array(name)
         assert array is not None
@@ -107,9 +111,7 @@ def _pad(
             count = array.shape[axis]
         if i == 0 or array.ndim:
             where = axis if i == 0 else 0
-            array = _with_columns(
-                array, where, -count % BLOCK, fill=int(i == 1)
-            )
+            array = _with_columns(array, where, -count % BLOCK, fill=fills[i])
             name = graph.add_constant(array, f'{name}.padded')
         names.append(name)
     padded = graph.node(

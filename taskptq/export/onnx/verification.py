@@ -121,8 +121,9 @@ def check_codes(
             flat = [np.empty(0, np.int64), *(p.reshape(-1) for p in parts)]
             # Parts come in another order, and may be padded with zeros.
             stored, known = np.concatenate(flat), expected.reshape(-1)
+            zero = int(grid.zero_point.reshape(-1)[0]) + shift
             equal = np.array_equal(
-                np.sort(stored[stored != 0]), np.sort(known[known != 0])
+                np.sort(stored[stored != zero]), np.sort(known[known != zero])
             )
         if not equal:
             raise OnnxExportError(

@@ -30,3 +30,15 @@ def test_wrong_numbers_of_channels_are_padded(exported, count, padded):
         if node.op_type == 'Slice' and node.name.endswith('/cut')
     ]
     assert len(slices) == padded
+
+
+@pytest.mark.parametrize('value', [0.0, 0.5])
+def test_a_weight_without_negative_values_is_padded(exported, value):
+    # As offsets of deformable convolutions before training: codes from 0 on
+    # have another zero point than the columns that are added.
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 27, 1))
+    with torch.no_grad():
+        model[2].weight.fill_(value)
+    found = exported(model.eval(), batches=[torch.randn(1, 3, 8, 8)])
+    assert found.report.padded
+    assert found.report.checks['float_layers'] == []
