@@ -136,6 +136,47 @@ def _of(value: Any, index: int) -> int:
     return int(value[index] if isinstance(value, (tuple, list)) else value)
 
 
+class SizedPools(TorchFunctionMode):
+    """Pool maps to other sizes by operators that need not know theirs.
+
+    The exporter loses the sizes of some maps, such as Swin's, and writes a
+    pooling to fixed bins only from a size that it knows.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Answer adaptive average pooling; pass on all others."""
+        if func is functional.adaptive_avg_pool2d and len(args) == 2:
+            size = args[1] if isinstance(args[1], tuple) else (args[1],) * 2
+            if size != (1, 1) and None not in size:
+                return pooled_to(args[0], size)
+        return func(*args, **(kwargs or {}))
+
+
+def pooled_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute ``adaptive_avg_pool2d`` from sizes that are Python numbers.
+
+    Args:
+        x: (N, C, H, W).
+        size: Height and width of the result.
+    """
+    from taskptq.export.onnx.symbolics import window_means
+
+    sides = tuple(int(n) for n in x.shape[-2:])
+    if all(n % m == 0 for n, m in zip(sides, size, strict=True)):
+        window = [n // m for n, m in zip(sides, size, strict=True)]
+        return functional.avg_pool2d(x, window)
+    rows, columns = (
+        window_means(n, m).to(x) for n, m in zip(sides, size, strict=True)
+    )
+    return rows @ x @ columns.T
+
+
 @contextmanager
 def exportable_calls() -> Iterator[None]:
     """Replace calls without a form in ONNX; call it around a trace."""
@@ -147,4 +188,5 @@ def exportable_calls() -> Iterator[None]:
                     mock.patch.object(module, function, sampled_deform_conv2d)
                 )
         stack.enter_context(StableSorts())
+        stack.enter_context(SizedPools())
         yield

@@ -74,3 +74,14 @@ def test_stable_sorts_keep_the_order_of_ties():
         session.run(None, {'x': x.numpy()}), Sorted()(x), strict=True
     ):
         assert found.tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize('size', [(2, 3), 3, (1, 1), (4, 6), (6, 6)])
+def test_pooling_to_a_size(size):
+    x = torch.randn(2, 3, 8, 12)
+    expected = torch.nn.functional.adaptive_avg_pool2d(x, size)
+    with exportable_calls():
+        found = torch.nn.functional.adaptive_avg_pool2d(x, size)
+        module = torch.nn.AdaptiveAvgPool2d(size)(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(module, expected)
