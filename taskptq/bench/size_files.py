@@ -105,7 +105,7 @@ def add_zoo_rows(
         table: Of the model, with measured rows of its own.
         path: File of rows.
         coded: See :func:`zoo_rows`.
-        zoo: See there.
+        zoo: See :func:`zoo_rows`.
     """
     stored = read_file(path)
     if 'float' not in stored:

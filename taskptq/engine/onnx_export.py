@@ -273,10 +273,12 @@ def _export_free_or_fixed(
     export: Callable[..., list[Any]], *, size: tuple[int, int]
 ) -> list[Any]:
     """Leave the size of the images free, or fix it where it cannot be."""
+    from taskptq.export.onnx import OnnxExportError
+
     log = MMLogger.get_current_instance()
     try:
         reports = export(dynamic=True)
-    except OnnxFileError as error:
+    except (OnnxFileError, OnnxExportError) as error:
         height, width = size
         log.warning(
             f'The images come in several sizes, but {error}. This file takes '
@@ -307,7 +309,9 @@ def _export_sized(
     data, cut = batches[0], parts_of(model)
     sizes = cut.image_size(data)
     calibration = [
-        batch for batch in batches if dynamic or cut.image_size(batch) == sizes
+        batch
+        for batch in batches
+        if calibrated and (dynamic or cut.image_size(batch) == sizes)
     ]
     known = getattr(model, 'dataset_meta', None) or {}
     classes = known.get('classes')

@@ -299,6 +299,30 @@ def test_sizes_are_free_if_images_have_several(
     assert read_metadata(read_onnx(out)).input_size == expected
 
 
+def test_noise_calibrates_nothing(task, tmp_path, monkeypatch):
+    config, checkpoint = task('retinanet')
+    q = tmp_path / 'q.pth'
+    apis.quantize(
+        config,
+        checkpoint,
+        recipe='w8a8_minmax',
+        calibration={'num_images': 2},
+        out=q,
+        device='cpu',
+    )
+    seen = []
+    inner = onnx_export.export_parts
+
+    def export_parts(*args, **options):
+        seen.append(options['calibration'])
+        return inner(*args, **options)
+
+    monkeypatch.setattr(onnx_export, 'export_parts', export_parts)
+    out = tmp_path / 'm.onnx'
+    apis.export_onnx(config, q, out=out, num_images=0, size=(64, 64))
+    assert seen == [[]]
+
+
 def test_a_size_that_cannot_be_free_is_fixed(
     task, tmp_path, mixed_sizes, monkeypatch
 ):

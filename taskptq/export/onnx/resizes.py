@@ -16,8 +16,8 @@ def float_resizes(graph: Graph) -> int:
     It moves a Resize between two equal grids to their codes. There it rounds
     down what it interpolates, half a step too low on average, and takes up to
     twice the time. Steps that differ in their last bit keep it from that.
-    Nearest neighbors are moved codes, and stay. Grids that the completion
-    adds are none; those of a recipe with ``deploy`` are equal.
+    Nearest neighbors only move codes, and stay. Grids that the completion
+    adds differ already; those of a recipe with ``deploy`` may be equal.
 
     Args:
         graph: Graph of standard operators; edited in place.

@@ -230,9 +230,9 @@ class _Trainer:
     def _find_fault(self, value: Tensor, batch: Minibatch) -> str:
         """Return why the first step cannot be made, '' if it can.
 
-        Code that clamps an overflow, as of ``exp``, has finite outputs whose
-        gradients are not. A loss that fails on finite outputs is no fault of
-        the unit.
+        Code that clamps an overflow, such as that of ``exp``, has finite
+        outputs but gradients that are not. If only the loss is not finite,
+        the unit is not to blame.
         """
         if bool(mean_over_ranks(value).isfinite()):
             gradients = [p.grad for p in self.learned.parameters()]
