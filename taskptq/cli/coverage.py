@@ -28,6 +28,7 @@ from taskptq.bench.coverage.zoo import (
     size_of,
     smallest,
 )
+from taskptq.bench.measurement import current_commit
 from taskptq.core.atomic import write_atomically
 
 GIBI = 2**30
@@ -189,7 +190,7 @@ def main(argv: list[str] | None = None) -> None:
     records: dict[str, dict[str, Any]] = (
         json.loads(out.read_text(encoding='utf-8')) if out.exists() else {}
     )
-    start = time.monotonic()
+    start, commit = time.monotonic(), current_commit()
     # The cheapest first, so that a limit in minutes leaves out few.
     for host, family, path in sorted(chosen(args), key=cost):
         name = f'{host}/{family}/{path.stem}'
@@ -205,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
             'host': host,
             'family': family,
             'config': path.name,
+            'commit': commit,
             **found,
         }
         save(out, json.dumps(records, indent=1, sort_keys=True) + '\n')

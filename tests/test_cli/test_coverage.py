@@ -26,6 +26,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return {k: v for k, v in RECORD.items() if k not in keys}
 
     monkeypatch.setattr(coverage, 'run_one', run)
+    monkeypatch.setattr(coverage, 'current_commit', lambda: 'c0ffee')
     return seen
 
 
@@ -40,9 +41,11 @@ def test_configs_are_measured_once_and_written(
     records = json.loads(out.read_text())
     assert set(records) == {'own/zoo/a', 'own/zoo/broken'}
     assert records['own/zoo/broken']['failure'] == 'KeyError: 3'
+    assert {r['commit'] for r in records.values()} == {'c0ffee'}
     page = (tmp_path / 'COVERAGE.md').read_text()
     assert '`a.py`' in page
     assert 'KeyError: 3' in page
+    assert 'Measured at commit `c0ffee`.' in page
     text = capsys.readouterr().out
     assert 'own/zoo/a 100.00%' in text
     assert '2 families tried, 1 measured' in text

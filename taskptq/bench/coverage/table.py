@@ -52,7 +52,7 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
         'one drawn image of the smallest size that the model takes (64 x 96 '
         'or larger), W8A8.',
         '',
-        f'{summary(records)}.',
+        f'{summary(records)}. {_measured_at(records)}',
         '',
         '- **both, one, none**: share of multiply-accumulates with so many '
         'operands quantized.',
@@ -80,6 +80,12 @@ def page(records: Iterable[Mapping[str, Any]]) -> str:
     lines += _unreconstructed(measured) + _left(measured)
     lines += _failures(failed)
     return '\n'.join(lines) + '\n'
+
+
+def _measured_at(records: Iterable[Mapping[str, Any]]) -> str:
+    """Return a sentence that names the commits of the runs."""
+    commits = sorted({r.get('commit', 'unknown')[:12] for r in records})
+    return f'Measured at commit {", ".join(f"`{c}`" for c in commits)}.'
 
 
 def _row(record: Mapping[str, Any]) -> str:
