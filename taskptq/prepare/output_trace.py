@@ -246,8 +246,9 @@ def kind_of(func: Any, args: Any, kwargs: Any) -> str:
     """Return what a function of torch does to a grid."""
     kind = KINDS.get(func, OTHER)
     if func is F.interpolate:
+        # Files interpolate in floats; nearest neighbors are moved codes.
         mode = kwargs.get('mode', args[3] if len(args) > 3 else 'nearest')
-        return MOVER if mode in ('nearest', 'bilinear') else OTHER
+        return MOVER if mode == 'nearest' else OTHER
     tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
     if kind in (SUM, SMOOTH) and len(tensors) < 2:
         return kind if func in (F.avg_pool2d, F.adaptive_avg_pool2d) else OTHER

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from torch import nn
 
 from taskptq.calibration.calibrate import calibrate
 from taskptq.export import pack_model, unpack_model
@@ -38,6 +39,43 @@ def test_both_sides_of_a_sum_and_the_sum_get_grids():
     assert model.layer2.conv1.input_quantizer is None
     assert model.layer2.shortcut[0].input_quantizer is None
     assert model.layer1.output_quantizer.spec.num_bits == 8
+
+
+class Enlarged(nn.Module):
+    def __init__(self, mode):
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.enlarge = nn.Upsample(scale_factor=2, mode=mode)
+        self.left = nn.Conv2d(8, 4, 1)
+        self.right = nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        x = self.enlarge(self.first(x))
+        return self.left(x) + self.right(x)
+
+
+@pytest.mark.parametrize(
+    ('mode', 'shared'),
+    [
+        # Interpolated in floats: the readers' own grids are enough.
+        ('bilinear', []),
+        # Codes are moved: readers take the grid of the source.
+        ('nearest', [(['first'], ['left', 'right'])]),
+    ],
+)
+def test_only_nearest_neighbors_share_the_grid_of_their_source(mode, shared):
+    torch.manual_seed(0)
+    model = Enlarged(mode).eval()
+    qconfig = QConfig.from_dict({**DEPLOY, 'edge_bits': None})
+    report = prepare(model, qconfig, batch=torch.randn(1, 3, 6, 6))
+    for layer in (model.left, model.right):
+        assert (layer.input_quantizer is None) == (mode == 'nearest')
+    found = [
+        (grid['modules'], [name.split('.')[0] for name in grid['replaced']])
+        for grid in report.decisions.outputs
+        if grid['replaced']
+    ]
+    assert found == shared
 
 
 def test_readers_of_fewer_bits_keep_their_own_grid():

@@ -51,6 +51,8 @@ def test_only_what_computes_a_tensor_gives_it():
     ('call', 'kind'),
     [
         ((F.interpolate, (torch.zeros(1, 1, 2, 2),), {}), MOVER),
+        ((F.interpolate, (1,), {'mode': 'bilinear'}), OTHER),
+        ((F.interpolate, (1, None, 2, 'bilinear'), {}), OTHER),
         ((F.interpolate, (1,), {'mode': 'bicubic'}), OTHER),
         ((torch.add, (torch.zeros(1), 1.0), {}), OTHER),
         ((torch.cat, ([torch.zeros(1), torch.zeros(1)],), {}), SUM),

@@ -16,8 +16,9 @@ def float_resizes(graph: Graph) -> int:
     It moves a Resize between two equal grids to their codes. There it rounds
     down what it interpolates, half a step too low on average, and takes up to
     twice the time. Steps that differ in their last bit keep it from that.
-    Nearest neighbors only move codes, and stay. Grids that the completion
-    adds differ already; those of a recipe with ``deploy`` may be equal.
+    Nearest neighbors only move codes, and stay. Both sides have grids of
+    their own, which differ but for chance; a quantizer that one module calls
+    on both, or a file of an older version, has equal ones.
 
     Args:
         graph: Graph of standard operators; edited in place.
