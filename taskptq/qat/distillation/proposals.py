@@ -15,6 +15,8 @@ from taskptq.qat.distillation.scene import BOX_HEADS, Scene, box_head_of
 
 __all__ = ['DiscrepancyRegion', 'level_of_boxes', 'suppressed']
 
+Patches = tuple[Tensor, Tensor, Tensor | None, Tensor]
+
 
 class DiscrepancyRegion(Region):
     """Patches at the proposals of largest information discrepancy.
@@ -88,25 +90,12 @@ class DiscrepancyRegion(Region):
                 f'(B, C, H, W), which {next(iter(features))} is not: use '
                 "taps='neck'"
             )
-        levels = level_of_boxes(boxes, list(strides.values()), cells=self.size)
-        patches: dict[str, tuple[Tensor, Tensor, Tensor | None, Tensor]] = {}
+        patches = dict(self._patches(boxes, images, features, strides))
         scores = boxes.new_zeros(len(boxes))
-        for number, (name, stride) in enumerate(strides.items()):
-            own = (levels == number).nonzero()[:, 0]
-            if not len(own):
-                continue
-            rois = torch.cat([images[own, None].to(boxes), boxes[own]], dim=1)
-            cut = [
-                None if one is None else self._cut(one, rois, stride)
-                for one in features[name]
-            ]
-            student, teacher, weights = cut
-            assert student is not None
-            assert teacher is not None
+        for student, teacher, _, own in patches.values():
             scores[own] = information_discrepancy(
                 student.detach(), teacher, temperature=self.temperature
             ).to(scores)
-            patches[name] = (student, teacher, weights, own)
         kept = select_pairs(scores, images, share=self.share)
         for name, (student, teacher, weights, own) in patches.items():
             chosen = torch.isin(own, kept)
@@ -121,6 +110,33 @@ class DiscrepancyRegion(Region):
                     student=rows_of(student[chosen]),
                     teacher=rows_of(teacher[chosen]),
                     weights=flat,
+                ),
+            )
+
+    def _patches(
+        self,
+        boxes: Tensor,
+        images: Tensor,
+        features: Features,
+        strides: dict[str, float],
+    ) -> Iterator[tuple[str, Patches]]:
+        """Yield each level's patches and the indices of their boxes, (n,)."""
+        levels = level_of_boxes(boxes, list(strides.values()), cells=self.size)
+        for number, (name, stride) in enumerate(strides.items()):
+            own = (levels == number).nonzero()[:, 0]
+            if not len(own):
+                continue
+            rois = torch.cat([images[own, None].to(boxes), boxes[own]], dim=1)
+            student, teacher, weights = features[name]
+            yield (
+                name,
+                (
+                    self._cut(student, rois, stride),
+                    self._cut(teacher, rois, stride),
+                    None
+                    if weights is None
+                    else self._cut(weights, rois, stride),
+                    own,
                 ),
             )
 
