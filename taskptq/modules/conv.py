@@ -1,11 +1,12 @@
-"""Counterparts of 2-d convolutions."""
+"""Counterparts of 2-d convolutions, and what those of 1-d ones share."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 
@@ -20,9 +21,12 @@ def is_depthwise(module: nn.Module) -> bool:
     return bool(groups > 1 and groups == getattr(module, 'in_channels', None))
 
 
-class _QuantConv(QuantModule):
+class QuantConv(QuantModule):
+    """What the counterparts of convolutions share."""
+
     in_channels: int
     weight_slots: ClassVar[dict[str, str]] = {'weight': 'weight_quantizer'}
+    spatial_dims: ClassVar[int] = 2
 
     def add_quantizers(self, scheme: Scheme) -> None:
         """Register the input and weight quantizers."""
@@ -38,12 +42,15 @@ class _QuantConv(QuantModule):
         if quantizer is None:
             return x
         # A grid's axis counts from the front, and an image may come alone.
-        alone = quantizer.spec.ch_axis is not None and x.dim() == 3
+        alone = (
+            quantizer.spec.ch_axis is not None
+            and x.dim() == self.spatial_dims + 1
+        )
         x_hat: Tensor = quantizer(x[None] if alone else x)
         return x_hat[0] if alone else x_hat
 
 
-class QuantConv2d(_QuantConv, nn.Conv2d):
+class QuantConv2d(QuantConv, nn.Conv2d):
     """Counterpart of nn.Conv2d and of mmcv's wrapper of it."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,15 +63,15 @@ class QuantConv2d(_QuantConv, nn.Conv2d):
         return out
 
 
-class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
-    """Counterpart of nn.ConvTranspose2d and of mmcv's wrapper of it.
+class QuantTransposed(QuantConv, _ConvTransposeNd):
+    """What the counterparts of transposed convolutions share.
 
-    With groups, the weight is stored as (C_out, C_in / groups, kH, kW), like
-    a convolution's: in torch's layout the groups share one channel axis, so
+    With groups, the weight is stored as (C_out, C_in / groups, ...), like a
+    convolution's: in torch's layout the groups share one channel axis, so
     they would share scales.
     """
 
-    # Without groups the weight is C_in x C_out x kH x kW.
+    # Without groups the weight is (C_in, C_out, ...).
     weight_axes: ClassVar[dict[str, int]] = {'weight': 1}
 
     def add_quantizers(self, scheme: Scheme) -> None:
@@ -81,32 +88,42 @@ class QuantConvTranspose2d(_QuantConv, nn.ConvTranspose2d):
         """Return the output-channel axis of a weight as stored."""
         return super().weight_axis(parameter) if self.groups == 1 else 0
 
-    def forward(
-        self, x: Tensor, output_size: list[int] | None = None
-    ) -> Tensor:
-        """Convolve, (B, C_in, H, W) -> (B, C_out, H', W')."""
+    def operands(
+        self, x: Tensor, output_size: list[int] | None
+    ) -> tuple[Any, ...]:
+        """Return what ``F.conv_transposeNd`` takes, in its order."""
         output_padding = self._output_padding(
             x,
             output_size,
             list(self.stride),
             list(self.padding),  # type: ignore[arg-type]
             list(self.kernel_size),
-            2,
+            self.spatial_dims,
             list(self.dilation),
         )
         weight = self.quantized_weight()
         if self.groups > 1:
             weight = by_input_channel(weight, groups=self.groups)
-        return F.conv_transpose2d(
+        return (
             self.quantized_input(x),
             weight,
             self.quantized_bias(),
             self.stride,
-            self.padding,  # type: ignore[arg-type]
+            self.padding,
             output_padding,
             self.groups,
             self.dilation,
         )
+
+
+class QuantConvTranspose2d(QuantTransposed, nn.ConvTranspose2d):
+    """Counterpart of nn.ConvTranspose2d and of mmcv's wrapper of it."""
+
+    def forward(
+        self, x: Tensor, output_size: list[int] | None = None
+    ) -> Tensor:
+        """Convolve, (B, C_in, H, W) -> (B, C_out, H', W')."""
+        return F.conv_transpose2d(*self.operands(x, output_size))
 
 
 def by_output_channel(weight: Tensor, *, groups: int) -> Tensor:
@@ -117,11 +134,11 @@ def by_output_channel(weight: Tensor, *, groups: int) -> Tensor:
     torch.Size([8, 3, 3, 3])
 
     Args:
-        weight: (C_in, C_out / groups, kH, kW), torch's layout.
+        weight: (C_in, C_out / groups, ...), torch's layout.
         groups: Groups.
 
     Returns:
-        (C_out, C_in / groups, kH, kW), contiguous.
+        (C_out, C_in / groups, ...), contiguous.
     """
     grouped: Tensor = weight.unflatten(0, (groups, -1))
     return grouped.transpose(1, 2).flatten(0, 1).contiguous()
