@@ -109,10 +109,10 @@ class ChannelObserver(HeadObserver):
         super().__init__(spec, num_heads=num_channels, make=make)
 
     def check(self, x: Tensor) -> None:
-        """Refuse a tensor that is not (B, C, H, W) with these channels."""
-        if x.dim() != 4 or x.shape[HEAD_AXIS] != len(self.heads):
+        """Refuse a tensor that is not (B, C, ...) with these channels."""
+        if x.dim() < 3 or x.shape[HEAD_AXIS] != len(self.heads):
             raise ValueError(
-                f'per_channel=True reads (B, {len(self.heads)}, H, W), got '
-                f'the shape {tuple(x.shape)}: set per_channel=False for the '
-                'activation of this layer'
+                f'per_channel=True reads (B, {len(self.heads)}, H, W) or (B, '
+                f'{len(self.heads)}, L), got the shape {tuple(x.shape)}: set '
+                'per_channel=False for the activation of this layer'
             )

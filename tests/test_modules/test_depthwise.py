@@ -179,6 +179,33 @@ def test_per_channel_is_for_inputs_of_layers_only():
     assert not scheme.softmax.per_channel
 
 
+@pytest.mark.parametrize('kind', [nn.Conv1d, nn.ConvTranspose1d])
+@pytest.mark.parametrize('alone', [False, True])
+def test_a_signal_is_an_image_of_one_row(kind, alone):
+    """(B, C, L) or (C, L): same scales, same values as (B, C, 1, L)."""
+    signal = torch.randn(CHANNELS, CHANNELS) * torch.logspace(-2, 1, CHANNELS)
+    signal = signal.T if alone else signal.T[None]
+    twin = nn.Conv2d if kind is nn.Conv1d else nn.ConvTranspose2d
+    line = kind(CHANNELS, CHANNELS, 3, padding=1, groups=CHANNELS)
+    row = twin(CHANNELS, CHANNELS, (1, 3), padding=(0, 1), groups=CHANNELS)
+    with torch.no_grad():
+        row.weight.copy_(line.weight[:, :, None])
+        row.bias.copy_(line.bias)
+    found = []
+    for layer, x in ((line, signal), (row, signal.unsqueeze(-2))):
+        model = nn.Sequential(layer).eval()
+        config = dict(activation=dict(per_channel=True), edge_bits=None)
+        prepare(model, QConfig.from_dict(config))
+        calibrate(model, [x], forward=run)
+        freeze(model)
+        with torch.no_grad():
+            found.append((model(x), model[0].input_quantizer.scale))
+    (out, scale), (expected, expected_scale) = found
+    assert scale.shape == (CHANNELS,)
+    assert torch.equal(scale, expected_scale)
+    assert torch.allclose(out, expected.squeeze(-2), atol=1e-5)
+
+
 @pytest.mark.parametrize('observer', ['MinMaxObserver', 'MSEObserver'])
 def test_an_image_alone(observer):
     """(C, H, W) with H = C, where the wrong axis would raise nothing."""
