@@ -582,6 +582,7 @@ def test_parts_of_a_recipe(engine: Any) -> None:
         'ChannelScale',
         'ChannelShiftScale',
         'ChannelSplit',
+        'ConstantBranch',
         'CrossLayerEqualization',
         'HeadRotation',
         'KeyShift',

@@ -49,6 +49,7 @@ SHIPPED = {
         'channel_scale': 'ChannelScale',
         'channel_shift_scale': 'ChannelShiftScale',
         'channel_split': 'ChannelSplit',
+        'constant_branch': 'ConstantBranch',
         'cross_layer_equalization': 'CrossLayerEqualization',
         'head_rotation': 'HeadRotation',
         'key_shift': 'KeyShift',

@@ -235,3 +235,11 @@ def test_inputs_of_one_bit_are_signs_with_a_threshold():
     assert (
         'learn_zero_point' in resolve('w1a4_lsq-qat')['qconfig']['activation']
     )
+
+
+def test_pulls_need_few_levels():
+    with pytest.raises(SettingError, match=r'give w1.6a4_flip-qat or w2a4_pl'):
+        resolve('w2a4_flip-qat')
+    weight = resolve('w2a4_planes_flip-qat')['qconfig']['weight']
+    assert weight['pull'] == 'flip'
+    assert weight['levels'] == 'two-plane'

@@ -1,0 +1,6 @@
+"""What no image changes is computed once first.
+
+Exact; see ConstantBranch.
+"""
+
+rewrites = [dict(type='ConstantBranch')]
