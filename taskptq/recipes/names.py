@@ -28,7 +28,7 @@ ASYMMETRIC_UP_TO = 3
 BITS = {
     'weight': range(2, 9),
     'activation': range(1, 17),
-    'attention': range(2, 17),
+    'attention': range(1, 17),
 }
 PATTERN = re.compile(
     r'(?:(?P<scope>\w+)::)?'
@@ -54,6 +54,14 @@ ONE_BIT_INPUT: dict[str, Any] = {
     'num_bits': 1,
     'levels': 'shifted',
     'estimator': 'polynomial',
+    'observer': {'type': 'MSEObserver'},
+}
+# Attention maps of one bit: 0 and a size (Bi-ViT).
+ONE_BIT_MAP: dict[str, Any] = {
+    '_delete_': True,
+    'type': 'LevelQuantizer',
+    'num_bits': 1,
+    'levels': 'unsigned',
     'observer': {'type': 'MSEObserver'},
 }
 # A sparse model: zeros in percent and how they are shared out, or N:M
@@ -165,7 +173,10 @@ class RecipeName:
             attention = attention or max(
                 LEAST_ROLE_BITS, self.activation or LEAST_ROLE_BITS
             )
-        if attention is not None:
+        if attention == 1:
+            points['attention'] = dict(ONE_BIT_INPUT)
+            points['softmax'] = dict(ONE_BIT_MAP)
+        elif attention is not None:
             points['attention'] = {'num_bits': attention}
             points['softmax'] = {'num_bits': attention}
         return points

@@ -88,7 +88,7 @@ def test_parts_of_a_name(name, expected):
             '1.6',
         ),
         ('w4a17', 'the bits of activation have to be 1 to 16'),
-        ('w4a4-17_drd', 'the bits of attention have to be 2 to 16'),
+        ('w4a4-17_drd', 'the bits of attention have to be 1 to 16'),
         ('w16a16', 'the bits of weight have to be 2 to 8'),
         ('w1.5a8', 'the bits of weight have to be 2 to 8, or 1, 1.6'),
         ('w3a8_planes', 'give weights 2 bits and no other form'),
@@ -243,3 +243,10 @@ def test_pulls_need_few_levels():
     weight = resolve('w2a4_planes_flip-qat')['qconfig']['weight']
     assert weight['pull'] == 'flip'
     assert weight['levels'] == 'two-plane'
+
+
+def test_attention_of_one_bit():
+    qconfig = resolve('w1a1-1_lsq-qat')['qconfig']
+    assert qconfig['softmax']['levels'] == 'unsigned'
+    assert qconfig['attention']['levels'] == 'shifted'
+    assert resolve('w8a8-1_mse')['qconfig']['softmax']['num_bits'] == 1

@@ -43,6 +43,19 @@ def test_a_grid_without_an_operator_is_computed_in_floats(exported):
     assert kinds.count('Pow') == 0
 
 
+def test_attention_maps_of_one_bit_run(exported):
+    softmax = {
+        'type': 'LevelQuantizer',
+        'num_bits': 1,
+        'levels': 'unsigned',
+        'observer': {'type': 'MSEObserver'},
+    }
+    found = exported('transformer', qconfig={'softmax': softmax})
+    assert found.report.decomposed == [
+        f'layers.{i}.self_attn.softmax_quantizer' for i in (0, 1)
+    ]
+
+
 @pytest.mark.parametrize('tau', [0, 1, 2])
 def test_values_of_codes_are_looked_up(tau):
     quantizer = PowerOfTwoQuantizer(QuantSpec(num_bits=4), tau=tau)
