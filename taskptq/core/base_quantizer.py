@@ -259,6 +259,15 @@ class CodedQuantizer(Quantizer):
         """
         raise NotImplementedError
 
+    def after_step(self, weight: Tensor) -> Tensor | None:
+        """Return a weight to go on with after an optimizer step, or None.
+
+        Args:
+            weight: The float weight after the step.
+        """
+        del weight
+        return None
+
     def code_grid(self, shape: tuple[int, int]) -> CodeGrid:
         """Return a copy of the grid for rows of weights.
 

@@ -40,7 +40,7 @@ from taskptq.qat.checks import epochs_of, refuse_company
 from taskptq.qat.distillation import Distillation
 from taskptq.qat.finish import write_trained
 from taskptq.qat.learning import Learning
-from taskptq.qat.model import keep_valid, load_training_state
+from taskptq.qat.model import load_training_state
 from taskptq.qat.settings import TrainingSettings
 from taskptq.qat.stages import Stages
 from taskptq.qat.structure import TrainedStructure
@@ -262,7 +262,7 @@ class QATHook(Hook):
         outputs: Mapping[str, Any] | None = None,
     ) -> None:
         """Keep the grids valid after a step."""
-        keep_valid(self._learning.learned)
+        self._learning.after_step(unwrap(runner.model))
 
     def before_save_checkpoint(
         self, runner: Runner, checkpoint: dict[str, Any]

@@ -7,7 +7,13 @@ from collections.abc import Mapping
 from mmengine.runner import Runner
 from torch import nn
 
-from taskptq.qat.model import Learned, frozen_norms, start_learning
+from taskptq.qat.model import (
+    Learned,
+    frozen_norms,
+    keep_valid,
+    move_weights,
+    start_learning,
+)
 from taskptq.qat.optimizer import continue_optimization, rebuild_optimization
 
 __all__ = ['Learning']
@@ -60,3 +66,12 @@ class Learning:
             item.parameter.requires_grad_(True)
         for norm in self._norms:
             norm.eval()
+
+    def after_step(self, model: nn.Module) -> None:
+        """Keep the grids valid, and let pulls move weights.
+
+        Args:
+            model: The model in training.
+        """
+        keep_valid(self.learned)
+        move_weights(model)

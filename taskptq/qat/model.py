@@ -19,6 +19,7 @@ from taskptq.calibration.calibrate import CalibrationReport, calibrate
 from taskptq.core import Quantizer, enable
 from taskptq.core.switches import quantizers
 from taskptq.engine.pipeline import prepare_in_place, run_batch
+from taskptq.modules.base import quant_modules
 from taskptq.prepare import Decisions, QConfig, SwapReport
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     'keep_valid',
     'learned_parameters',
     'load_training_state',
+    'move_weights',
     'prepare_training',
     'start_learning',
 ]
@@ -192,6 +194,22 @@ def keep_valid(learned: Sequence[Learned]) -> None:
             )
         elif item.kind == 'coefficients':
             item.quantizer.settle()
+
+
+@torch.no_grad()
+def move_weights(model: nn.Module) -> None:
+    """Let quantizers move their weights after an optimizer step.
+
+    Args:
+        model: Prepared model in training.
+    """
+    for _, module in quant_modules(model):
+        for parameter, _ in module.active_slots():
+            weight = getattr(module, parameter)
+            quantizer = module.weight_quantizer_of(parameter)
+            moved = None if quantizer is None else quantizer.after_step(weight)
+            if moved is not None:
+                weight.copy_(moved)
 
 
 def load_training_state(

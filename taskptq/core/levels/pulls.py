@@ -7,6 +7,8 @@ even when training has converged. A pull moves it to its level. Weights are
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor, nn
 
@@ -94,7 +96,12 @@ class Pull(nn.Module):
     """Base class: what to add to a weight's gradient; here nothing.
 
     State lives in buffers that no file holds.
+
+    Attributes:
+        moves: Whether it moves weights after a step.
     """
+
+    moves: ClassVar[bool] = False
 
     def gradient(
         self, weight: Tensor, values: Tensor, codes: Tensor, gradient: Tensor
@@ -245,6 +252,7 @@ class BacktrackPull(Pull):
         every: Steps between two of them.
     """
 
+    moves = True
     before: Tensor | None
 
     def __init__(

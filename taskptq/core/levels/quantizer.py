@@ -234,6 +234,20 @@ class LevelQuantizer(CodedQuantizer):
         """Return a rounding that learns codes, latent ones levels as well."""
         return (LatentLevels if latent else LevelRounding)(self, weight)
 
+    @torch.no_grad()
+    def after_step(self, weight: Tensor) -> Tensor | None:
+        """Return what the pull makes of a weight after a step, or None."""
+        if not self.pull.moves or not self.calibrated:
+            return None
+        axis = self.spec.ch_axis
+        rows = as_rows(weight, ch_axis=axis)
+        levels = self.levels()
+        values = levels.gather(1, nearest_level(rows, levels))
+        moved = self.pull.after_step(rows, values)
+        if moved is None:
+            return None
+        return from_rows(moved, like=weight, ch_axis=axis)
+
     def code_grid(self, shape: tuple[int, int]) -> LevelCodes:
         """Return a copy of the levels for rows of weights."""
         found = self.coefficients.detach().clone()

@@ -201,3 +201,18 @@ def test_faults_of_a_files_state(weight):
 def test_report_of_its_grid(weight):
     text = repr(quantizer_of('ternary', weight))
     assert 'ternary, per channel 0, calibrated' in text
+
+
+def test_a_pull_may_move_weights_after_a_step(weight):
+    for name in ('none', 'fixed', 'flip', 'mixture'):
+        quantizer = quantizer_of('binary', weight, pull=name)
+        assert quantizer.after_step(weight) is None
+    pull = {'type': 'backtrack', 'strength': 0.5, 'share': 0.25}
+    quantizer = quantizer_of('binary', weight, pull=pull)
+    assert quantizer.after_step(weight) is None  # no step before it
+    moved = quantizer.after_step(weight)
+    assert moved.shape == weight.shape
+    gain = (moved / weight).flatten(1)
+    # Each output channel stays or is moved as a whole.
+    assert set(gain.mean(dim=1).round(decimals=4).tolist()) <= {1.0, 1.5}
+    assert (gain.amax(dim=1) - gain.amin(dim=1)).max() < 1e-5
