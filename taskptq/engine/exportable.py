@@ -150,12 +150,64 @@ class SizedPools(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        """Answer adaptive average pooling; pass on all others."""
-        if func is functional.adaptive_avg_pool2d and len(args) == 2:
-            size = args[1] if isinstance(args[1], tuple) else (args[1],) * 2
-            if size != (1, 1) and None not in size:
-                return pooled_to(args[0], size)
+        """Answer adaptive pooling; pass on all others."""
+        pools = {
+            functional.adaptive_avg_pool2d: pooled_to,
+            functional.adaptive_max_pool2d: maximum_to,
+        }
+        if func in pools:
+            x, size = _pooling(*args, **(kwargs or {}))
+            if size is not None:
+                return pools[func](x, size)
         return func(*args, **(kwargs or {}))
+
+
+def _pooling(
+    input: Tensor, output_size: Any, return_indices: bool = False
+) -> tuple[Tensor, tuple[int, int] | None]:
+    """Return input and size of a pooling; no size if the exporter has it."""
+    pair = isinstance(output_size, (tuple, list))
+    size = tuple(output_size) if pair else (output_size,) * 2
+    if return_indices or None in size:
+        return input, None
+    height, width = (int(side) for side in size)
+    whole = height == width == 1
+    return input, None if whole else (height, width)
+
+
+def maximum_to(x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Compute ``adaptive_max_pool2d`` by standard operators.
+
+    Args:
+        x: (N, C, H, W).
+        size: Height and width of the result.
+    """
+    sides = tuple(int(n) for n in x.shape[-2:])
+    if all(n % m == 0 for n, m in zip(sides, size, strict=True)):
+        window = [n // m for n, m in zip(sides, size, strict=True)]
+        return functional.max_pool2d(x, window)
+    for axis, length, bins in zip((-2, -1), sides, size, strict=True):
+        places = _windows(length, bins).to(x.device)
+        taken = x.index_select(axis, places.flatten())
+        x = taken.unflatten(axis, places.shape).amax(axis)
+    return x
+
+
+def _windows(length: int, bins: int) -> Tensor:
+    """Return the places of each window of adaptive pooling, (bins, most).
+
+    Shorter windows repeat their last place, which leaves maxima as they are.
+    """
+    edges = [
+        (i * length // bins, -(-(i + 1) * length // bins)) for i in range(bins)
+    ]
+    most = max(end - start for start, end in edges)
+    return torch.tensor(
+        [
+            [min(start + i, end - 1) for i in range(most)]
+            for start, end in edges
+        ]
+    )
 
 
 def pooled_to(x: Tensor, size: tuple[int, int]) -> Tensor:

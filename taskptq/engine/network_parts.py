@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import torch
 from torch import nn
 
 from taskptq.engine.raw_outputs import Part, Run
@@ -22,13 +21,16 @@ from taskptq.registry import NETWORK_PARTS
 
 __all__ = [
     'NetworkParts',
-    'capture_calls',
     'guard_rest',
     'host_class',
     'parts_of',
     'replace_forward',
     'with_parameters',
 ]
+
+
+# Layers of RoI extractors that have no weights.
+POOLING = 'roi_layers'
 
 
 def replace_forward(module: nn.Module, function: Callable[..., Any]) -> None:
@@ -59,37 +61,6 @@ def guard_rest(model: nn.Module) -> None:
         replaced = getattr(module, 'taskptq_replaced', False)
         if name and own is not None and not replaced:
             module.register_forward_pre_hook(partial(refuse, name=name))
-
-
-def capture_calls(
-    modules: Mapping[str, nn.Module], run: Callable[[], Any]
-) -> dict[str, tuple[Any, ...]]:
-    """Return the arguments of the first call of each module.
-
-    Args:
-        modules: Modules by name.
-        run: Runs the model.
-    """
-    calls: dict[str, tuple[Any, ...]] = {}
-
-    def keep(
-        module: nn.Module, args: tuple[Any, ...], kwargs: Any, *, name: str
-    ) -> None:
-        calls.setdefault(name, (*args, *kwargs.values()))
-
-    handles = [
-        module.register_forward_pre_hook(
-            partial(keep, name=name), with_kwargs=True
-        )
-        for name, module in modules.items()
-    ]
-    try:
-        with torch.no_grad():
-            run()
-    finally:
-        for handle in handles:
-            handle.remove()
-    return calls
 
 
 def host_class(module: nn.Module) -> type[nn.Module]:
@@ -209,9 +180,12 @@ def parts_of(model: nn.Module) -> NetworkParts:
 def with_parameters(
     module: nn.Module, *, prefix: str
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the children that have weights, and the items of lists."""
+    """Yield the children that have weights, and the items of lists.
+
+    Of one that pools features at boxes these are its own children.
+    """
     for name, child in module.named_children():
-        if isinstance(child, nn.ModuleList):
+        if isinstance(child, nn.ModuleList) or hasattr(child, POOLING):
             yield from with_parameters(child, prefix=f'{prefix}.{name}')
         elif next(child.parameters(), None) is not None:
             yield f'{prefix}.{name}', child

@@ -104,8 +104,11 @@ def recorded_inputs(
 
     def recording(name: str) -> Run:
         def run(*tensors: Tensor) -> Mapping[str, Tensor]:
+            rows = {len(tensor) for tensor in tensors}
             if len(tensors[0]):
-                kept = tuple(t[:limit].clone() for t in tensors)
+                # Of several numbers, one may be a multiple of another.
+                most = limit if len(rows) == 1 else max(rows)
+                kept = tuple(t[:most].clone() for t in tensors)
                 found[name].append(kept)
             return runs[name](*tensors)
 

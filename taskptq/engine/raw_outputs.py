@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from taskptq.engine.adapters import name_tensors
 from taskptq.engine.exportable import exportable_calls
+from taskptq.engine.module_calls import Call
 from taskptq.engine.traced_sizes import traced_sizes
 
 __all__ = [
@@ -35,9 +36,13 @@ MAIN = 'network'
 # Outputs of a part that is one module.
 OUTPUT = 'output'
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
+# Between the name of a size and how many times it a dimension is.
+TIMES = '*'
 # By how much a dimension is made longer to see which sizes follow it: a
 # multiple of every usual stride, or one image.
 STEPS = {HEIGHT: 64, WIDTH: 64}
+# Of an example for a module.
+MOST_ROWS = 64
 
 
 class RawOutputs(nn.Module):
@@ -117,16 +122,37 @@ def longer(
     *,
     label: str,
 ) -> tuple[Tensor, ...]:
-    """Make all dimensions of one name longer, by repeating their start."""
+    """Make all dimensions of one name longer, by repeating their start.
+
+    Those that are a multiple of it become longer by as many times as much.
+    """
+    stem = _stem(label)
     result = []
     for name, tensor in zip(names, inputs, strict=True):
         for axis, found in axes.get(name, {}).items():
-            if found == label:
-                step = min(STEPS.get(label, 1), tensor.shape[axis])
+            if _stem(found) == stem:
+                step = STEPS.get(stem, 1) * _factor(found)
+                step = min(step, tensor.shape[axis])
                 start = tensor.narrow(axis, 0, step)
                 tensor = torch.cat([tensor, start], dim=axis)
         result.append(tensor)
     return tuple(result)
+
+
+def _stem(label: str) -> str:
+    return label.partition(TIMES)[0]
+
+
+def _factor(label: str) -> int:
+    return int(label.partition(TIMES)[2] or 1)
+
+
+def _multiple(label: str, factor: int) -> str:
+    """Name a size that is a multiple of another.
+
+    A runtime takes sizes of one name for equal ones.
+    """
+    return label if factor == 1 else f'{label}{TIMES}{factor}'
 
 
 @torch.no_grad()
@@ -153,7 +179,9 @@ def make_part(
     free: dict[str, dict[int, str]] = {
         key: dict(found) for key, found in axes.items()
     }
-    labels = {label for found in axes.values() for label in found.values()}
+    labels = {
+        _stem(label) for found in axes.values() for label in found.values()
+    }
     for label in sorted(labels):
         changed = network.named_outputs(
             *longer(tensors, names, axes, label=label)
@@ -162,7 +190,9 @@ def make_part(
             before = outputs[key].shape
             for axis, size in enumerate(tensor.shape):
                 if size != before[axis]:
-                    own = label if label not in STEPS else f'{key}.{label}'
+                    own = _multiple(label, size - before[axis])
+                    if label in STEPS:
+                        own = f'{key}.{label}'
                     free.setdefault(key, {})[axis] = own
     return Part(
         name=name,
@@ -200,40 +230,68 @@ def nested(outputs: Mapping[str, Tensor]) -> Any:
         groups.setdefault(key, {})[rest] = tensor
     built = {key: nested(group) for key, group in groups.items()}
     if all(key.isdigit() for key in built):
-        return list(built.values())
+        # What was not a tensor has no name.
+        last = max(int(key) for key in built)
+        return [built.get(str(i)) for i in range(last + 1)]
     return built
 
 
 def module_part(
-    name: str, module: nn.Module, *, args: tuple[Any, ...] | None, label: str
+    name: str, module: nn.Module, *, call: Call | None, label: str
 ) -> Part:
     """Describe a whole module as a part.
 
     Args:
         name: Its dotted name in the model.
-        module: The module; its forward takes tensors.
-        args: Arguments of a call of it.
-        label: Name of the size of the arguments' first dimension.
+        module: The module.
+        call: A call of it; its tensors are the inputs of the part.
+        label: Name of the size of their first dimensions.
 
     Raises:
         ValueError: If it was not called, or not with tensors alone.
     """
-    if not args or not all(isinstance(arg, Tensor) for arg in args):
-        problem = 'other arguments than tensors' if args else 'no call'
+    _check_call(name, module, call)
+    assert call is not None
+    rows = [len(tensor) for tensor in call.tensors]
+    # A few rows suffice, and are faster to verify.
+    most = MOST_ROWS if len(set(rows)) == 1 else max(rows)
+    inputs = {
+        f'input{i}': tensor[:most].clone()
+        for i, tensor in enumerate(call.tensors)
+    }
+    least = min(rows)
+    whole = all(count % least == 0 for count in rows)
+    axes = {
+        key: {0: _multiple(label, count // least)}
+        for key, count in zip(inputs, rows, strict=True)
+        if whole or count == least
+    }
+
+    def forward(*tensors: Tensor) -> dict[str, Any]:
+        args, kwargs = call.arguments(tensors)
+        return {OUTPUT: module(*args, **kwargs)}
+
+    return make_part(
+        name, forward, modules={name: module}, inputs=inputs, axes=axes
+    )
+
+
+def _check_call(name: str, module: nn.Module, call: Call | None) -> None:
+    problem = ''
+    if call is None:
+        problem = 'was not called'
+    elif call.unknown is not None:
+        problem = f'was given a {call.unknown}'
+    elif not call.tensors:
+        problem = 'was given no tensor'
+    elif call.differs:
+        problem = 'was called in several ways'
+    if problem:
         raise ValueError(
-            f'{name} ({type(module).__name__}) had {problem} on the example '
+            f'{name} ({type(module).__name__}) {problem} on the example '
             'images, so that it cannot be exported by itself: register '
             'NetworkParts for its model'
         )
-    # A few rows suffice, and are faster to verify.
-    inputs = {f'input{i}': arg[:64].clone() for i, arg in enumerate(args)}
-    return make_part(
-        name,
-        lambda *tensors: {OUTPUT: module(*tensors)},
-        modules={name: module},
-        inputs=inputs,
-        axes={key: {0: label} for key in inputs},
-    )
 
 
 def one_output(outputs: Mapping[str, Tensor]) -> Any:

@@ -85,3 +85,39 @@ def test_pooling_to_a_size(size):
         module = torch.nn.AdaptiveAvgPool2d(size)(x)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(module, expected)
+
+
+@pytest.mark.parametrize('size', [(2, 3), 3, (1, 1), (4, 6), (5, 7)])
+def test_maxima_pooled_to_a_size(size):
+    x = torch.randn(2, 3, 8, 12)
+    pool = torch.nn.AdaptiveMaxPool2d(size)
+    expected, places = torch.nn.functional.adaptive_max_pool2d(
+        x, size, return_indices=True
+    )
+    with exportable_calls():
+        found = torch.nn.functional.adaptive_max_pool2d(x, output_size=size)
+        module = pool(x)
+        pair = torch.nn.functional.adaptive_max_pool2d(
+            x, size, return_indices=True
+        )
+    assert torch.equal(found, expected)
+    assert torch.equal(module, expected)
+    assert torch.equal(pair[1], places)
+
+
+def test_pooled_maxima_have_a_form_in_onnx():
+    onnxruntime = pytest.importorskip('onnxruntime')
+
+    class Pooled(torch.nn.Module):
+        def forward(self, x):
+            return torch.nn.functional.adaptive_max_pool2d(x, (3, 5))
+
+    x = torch.randn(1, 2, 8, 12)
+    buffer = io.BytesIO()
+    with exportable_calls():
+        torch.onnx.export(
+            Pooled(), (x,), buffer, input_names=['x'], dynamo=False
+        )
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    found = session.run(None, {'x': x.numpy()})[0]
+    assert torch.equal(torch.from_numpy(found), Pooled()(x))

@@ -4,7 +4,6 @@ from torch import nn
 
 from taskptq.engine.network_parts import (
     NetworkParts,
-    capture_calls,
     guard_rest,
     parts_of,
     replace_forward,
@@ -73,11 +72,16 @@ def test_a_layer_that_was_not_replaced_refuses_to_run():
         model(torch.zeros(1, 2))
 
 
-def test_calls_are_captured():
-    model = Model()
-    x = torch.randn(3, 2)
-    layers = dict(with_parameters(model, prefix='m'))
+def test_layers_with_weights_and_those_of_lists_are_found():
+    layers = dict(with_parameters(Model(), prefix='m'))
     assert list(layers) == ['m.first', 'm.rest.0']
-    calls = capture_calls(layers, lambda: model(x))
-    assert torch.equal(calls['m.first'][0], x)
-    assert not model.first._forward_pre_hooks
+
+
+def test_layers_of_an_extractor_of_rois_are_found_one_by_one():
+    extractor = nn.Module()
+    extractor.roi_layers = nn.ModuleList([nn.Identity()])
+    extractor.before = nn.Conv2d(2, 2, 1)
+    head = nn.Module()
+    head.extractor = extractor
+    layers = dict(with_parameters(head, prefix='h'))
+    assert layers == {'h.extractor.before': extractor.before}

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from taskptq.engine.module_calls import captured_calls
 from taskptq.engine.raw_outputs import (
     Part,
     RawOutputs,
@@ -91,10 +92,20 @@ class Pair(nn.Module):
         return x, 2 * x
 
 
+class Gap(nn.Module):
+    def forward(self, x, maps=(), factor=1):
+        return x * factor, None, [y + 1 for y in maps]
+
+
+def called(module, *args, **kwargs):
+    calls = captured_calls({'a.b': module}, lambda: module(*args, **kwargs))
+    return calls.get('a.b')
+
+
 @pytest.mark.parametrize('module', [nn.Linear(3, 3), Pair()])
 def test_a_module_returns_what_it_returned(module):
     x = torch.randn(70, 3)
-    part = module_part('a.b', module, args=(x,), label='rois')
+    part = module_part('a.b', module, call=called(module, x), label='rois')
     assert len(part.inputs[0]) == 64
     found = one_output(part.network.named_outputs(x))
     expected = module(x)
@@ -102,9 +113,41 @@ def test_a_module_returns_what_it_returned(module):
     torch.testing.assert_close(found, expected)
 
 
+def test_a_module_is_called_as_it_was():
+    module, x, y = Gap(), torch.randn(6, 3), torch.randn(2, 4)
+    call = called(module, x, maps=[y, y + 1], factor=2)
+    part = module_part('a.b', module, call=call, label='rois')
+    assert part.input_names == ('input0', 'input1', 'input2')
+    assert part.dynamic_axes['output.0'] == {0: 'rois*3'}
+    assert part.dynamic_axes['output.2.1'] == {0: 'rois'}
+    assert [len(z) for z in part.longer('rois')] == [9, 3, 3]
+    first, none, maps = one_output(part.network.named_outputs(x, y, y))
+    assert torch.equal(first, 2 * x)
+    assert none is None
+    assert torch.equal(maps[1], y + 1)
+
+
 @pytest.mark.parametrize(
-    ('args', 'message'), [(None, 'no call'), (([1],), 'other arguments')]
+    ('args', 'message'),
+    [
+        ([()], 'was given no tensor'),
+        ([(torch.ones(1), object())], 'was given a object'),
+        ([(torch.ones(1), ()), (torch.ones(1), (), 2)], 'several ways'),
+        ([], 'was not called'),
+        ([(torch.ones(0),)], 'was not called'),
+    ],
 )
 def test_a_module_that_takes_no_tensors_is_refused(args, message):
+    class Any(nn.Module):
+        def forward(self, *args):
+            return args
+
+    module = Any()
+    calls = captured_calls({'a.b': module}, lambda: [module(*a) for a in args])
     with pytest.raises(ValueError, match=message):
-        module_part('a.b', Pair(), args=args, label='rois')
+        module_part('a.b', module, call=calls.get('a.b'), label='rois')
+
+
+def test_what_was_no_tensor_keeps_its_place():
+    x = torch.ones(1)
+    assert nested({'a.0': x, 'a.2': x})['a'] == [x, None, x]
