@@ -279,6 +279,7 @@ NETWORK_PARTS = _root(
     'network parts',
     'taskptq.engine.dense_parts',
     'taskptq.engine.detr_parts',
+    'taskptq.engine.inner_parts',
     'taskptq.engine.mask_parts',
     'taskptq.engine.segmentor_parts',
     'taskptq.engine.two_stage_parts',
