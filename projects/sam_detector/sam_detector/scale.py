@@ -4,7 +4,8 @@
 
 runs calibration and a few reconstruction steps of every unit on noise, and
 says how long the whole recipe would take, rewrites left out. Speed and memory
-don't depend on the weights: without a checkpoint they are random.
+don't depend on the weights: without a checkpoint they are random. With
+``--block sam.image_encoder.blocks.0`` that one is reconstructed alone.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from taskptq.version import __version__
 
 from .detector import SAMDetector
 from .sam import SAM_SIZES
+from .scale_config import of_blocks, without_detector
 
 __all__ = ['main', 'measure', 'noise_batch', 'project']
 
@@ -80,6 +82,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--autocast', choices=['bfloat16'], help='mixed precision'
+    )
+    parser.add_argument(
+        '--block',
+        action='append',
+        default=[],
+        dest='blocks',
+        metavar='NAME',
+        help='reconstruct this block alone, all others float; may be given '
+        'again (default: all)',
     )
     parser.add_argument('--device', default='cpu')
     parser.add_argument(
@@ -207,6 +218,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     Raises:
         FileNotFoundError: If there is no such recipe file or SAM file.
         SettingError: If there is no such recipe, or it sets no ``qconfig``.
+        ValueError: If there is no such block.
     """
     recipe = read_recipe(args.recipe)
     model = build(args)
@@ -219,6 +231,11 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     prepare_in_place(model, build_qconfig(qconfig))
     forward_seconds = seconds_of_forward(model, batches[0], device=args.device)
     calibration = calibrate(model, batches, forward=run_batch)
+    if args.blocks:
+        model = build(args)
+        qconfig = of_blocks(qconfig, args.blocks, model=model)
+        prepare_in_place(model, build_qconfig(qconfig))
+        calibrate(model, batches, forward=run_batch)
     config = recipe_of(recipe, args)
     report = reconstruct(
         model, batches, config, forward=run_batch, progress=False
@@ -226,6 +243,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     return {
         'size': args.size,
         'weights': args.checkpoint or 'random',
+        'blocks': args.blocks or 'all',
         'num_images': args.num_images,
         'boxes': args.boxes,
         'steps': args.steps,
@@ -240,16 +258,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         'peak_bytes': peak_bytes(args.device),
         'units': [unit.to_dict() for unit in report.units],
     }
-
-
-def without_detector(qconfig: dict[str, Any]) -> dict[str, Any]:
-    """Remove the patterns of the detector, which isn't built."""
-    kept = [
-        pattern
-        for pattern in qconfig.get('keep_float', [])
-        if not pattern.startswith('detector')
-    ]
-    return {**qconfig, 'keep_float': kept}
 
 
 def project(found: dict[str, Any], *, images: int, steps: int) -> float:

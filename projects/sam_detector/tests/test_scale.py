@@ -119,14 +119,6 @@ def test_noise_follows_the_seed():
     assert sides.max() <= 0.3 * 64 + 1e-3
 
 
-def test_the_detectors_patterns_are_left_out():
-    kept = scale.without_detector(
-        {'weight': 1, 'keep_float': ['detector*', 'sam.mask_decoder*']}
-    )
-    assert kept == {'weight': 1, 'keep_float': ['sam.mask_decoder*']}
-    assert scale.without_detector({})['keep_float'] == []
-
-
 def test_the_recipe_is_shortened():
     recipe = {
         'reconstruction': {
@@ -186,6 +178,17 @@ def test_a_small_size_is_measured(micro, tmp_path, capsys):
     assert 'projected to 4 images x 20 steps' in shown
     assert shown.count('peak memory') == 1
     assert f'written to {out}' in shown
+
+
+def test_one_block_alone(micro):
+    words = ['--size', 'micro', '--steps', '2', '--boxes', '2']
+    name = 'sam.image_encoder.blocks.0'
+    found = scale.measure(parse(*words, '--block', name))
+    assert [unit['name'] for unit in found['units']] == [name]
+    assert found['blocks'] == [name]
+    assert 0 < found['units'][0]['seconds'] < found['reconstruction_seconds']
+    with pytest.raises(ValueError, match=r'as sam\.image_encoder\.blocks\.0'):
+        scale.measure(parse(*words, '--block', 'sam.image_encoder.blocks.7'))
 
 
 def test_a_recipe_without_qconfig_is_refused(tmp_path):
