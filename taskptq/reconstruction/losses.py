@@ -62,7 +62,7 @@ class NetworkProbe:
             current quantized model, without gradient and random drop.
         adapter: The model's adapter.
         batches: The collated calibration batches, for losses that run
-            another model on them.
+            another model on them; none where images vary at each step.
     """
 
     heads_float: Sequence[Mapping[str, Tensor]]

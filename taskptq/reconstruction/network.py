@@ -241,7 +241,7 @@ class NetworkData:
             metas=self.metas,
             run=self.run_quantized,
             adapter=self.adapter,
-            batches=self.batches,
+            batches=() if self.variety else self.batches,
         )
 
 

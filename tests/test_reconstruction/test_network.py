@@ -463,6 +463,8 @@ def test_varied_images_have_targets_of_their_own(quantized):
     batches = tiny_batches('conv', num_batches=2, batch_size=8)
     model = quantized('conv', batches)
     data = NetworkData(model, batches, Adapter(), variety=0.3)
+    # Another teacher would see other images than the student.
+    assert not data.probe().batches
     torch.manual_seed(0)
     batch = data.draw()
     assert batch.image_ids in (tuple(range(8)), tuple(range(8, 16)))

@@ -26,6 +26,7 @@ from taskptq.methods.selective_focus.semantic_focus import (
 from taskptq.prepare import QConfig, prepare
 from taskptq.recipes import method_names, resolve
 from taskptq.reconstruction import ReconstructionConfig, reconstruct
+from taskptq.reconstruction.image_variety import vary_images
 from taskptq.reconstruction.network import NetworkData
 
 METHODS = {
@@ -260,6 +261,66 @@ def test_selective_focus_end_to_end(name):
     assert [e['step'] for e in report.loss['heads']] == [0, 2, 4]
     assert set(loss.weights) == set(model.head_names)
     assert report.units[0].loss_end > 0
+
+
+@pytest.mark.parametrize('name', HEADS)
+@pytest.mark.parametrize('kind', ['uint8', 'float'])
+def test_varied_roads_keep_shape_and_range(name, kind):
+    """The float model labels zoomed and mirrored roads anew."""
+    batch = make_batch()
+    if kind == 'uint8':
+        batch['inputs'] = [
+            (255 * image).to(torch.uint8) for image in batch['inputs']
+        ]
+    torch.manual_seed(0)
+    varied = vary_images(batch, strength=0.35)
+    assert varied['data_samples'] is batch['data_samples']
+    for before, after in zip(batch['inputs'], varied['inputs'], strict=True):
+        assert (after.shape, after.dtype) == (before.shape, before.dtype)
+        assert before.min() <= after.min() <= after.max() <= before.max()
+        assert not torch.equal(before, after)
+    model = make(name)
+    adapter = build_adapter(model)
+    data = NetworkData(model, [batch], adapter, variety=0.35)
+    drawn = data.draw()
+    for key, head in drawn.target.items():
+        assert head.shape == data.targets[0][key].shape
+    assert any(
+        not torch.equal(head, data.targets[0][key])
+        for key, head in drawn.target.items()
+    )
+    metas = [sample.metainfo for sample in batch['data_samples']]
+    assert len(adapter.decode(drawn.target, metas)) == 2
+
+
+@pytest.mark.parametrize('focus', ['soft', 'decoded'])
+def test_selective_focus_on_varied_roads(focus):
+    torch.manual_seed(0)
+    model, batches = make('laneatt'), [make_batch(), make_batch()]
+    settings = dict(
+        weight=dict(num_bits=3, symmetric=False),
+        activation=dict(type='LSQQuantizer', num_bits=4),
+    )
+    prepare(model, QConfig.from_dict(settings))
+    adapter = build_adapter(model)
+
+    def forward(model, batch):
+        return adapter.forward_heads(model, batch)
+
+    calibrate(model, batches, forward=forward)
+    config = ReconstructionConfig(
+        scope='network', steps=4, skip_below=0.0, vary_images=0.35
+    )
+    report = reconstruct(
+        model,
+        batches,
+        config,
+        forward=forward,
+        loss=SelectiveFocusLoss(num_images=2, focus=focus),
+        adapter=adapter,
+        progress=False,
+    )
+    assert 0 < report.units[0].loss_end < float('inf')
 
 
 def test_every_own_method_is_named_here():

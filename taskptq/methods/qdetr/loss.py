@@ -201,7 +201,7 @@ class QueryDistillationLoss:
         if len(probe.batches) != len(record.metas):
             raise ValueError(
                 'another teacher runs on the calibration batches, which this '
-                'probe lacks: give NetworkProbe its batches'
+                'probe lacks: give it its batches, and no vary_images'
             )
         device = next(iter(probe.heads_float[0].values())).device
         found = self.teacher.run(probe.batches, device=device)

@@ -373,7 +373,7 @@ def test_another_teacher_with_other_classes():
     with pytest.raises(ValueError, match='set class_weight=0'):
         value(loss, disturbed(own), own)
     loss.begin(probe_of([own], batches=[1]))
-    with pytest.raises(ValueError, match='give NetworkProbe its batches'):
+    with pytest.raises(ValueError, match='and no vary_images'):
         loss.begin(dataclasses.replace(probe_of([own]), batches=[]))
 
 
