@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dis
 import inspect
+import os
 import sys
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-_TORCH = str(Path(torch.__file__).parent)
-_OWN = str(Path(__file__).parent)
+# Not the packages whose names begin alike, such as torchvision.
+_TORCH = f'{Path(torch.__file__).parent}{os.sep}'
+_OWN = f'{Path(__file__).parent}{os.sep}'
 # Code of torch that begins the call of a module.
 _CALL_CODES = tuple(
     method.__code__

@@ -98,7 +98,7 @@ def decide_by_batch(
         if f'fold {norm}' not in accepted:
             kept[norm] = 'cannot be folded on another rank'
     folded = [pair for pair in folded if pair[1] not in kept]
-    _warn(model, left_float, kept)
+    _warn_of_norms(model, kept)
     if not swaps - left_float.keys():
         raise ValueError(
             nothing_to_quantize(model, plans)
@@ -263,11 +263,7 @@ def _decisions(
     )
 
 
-def _warn(
-    model: nn.Module, left_float: dict[str, str], kept: dict[str, str]
-) -> None:
-    for name, reason in left_float.items():
-        logger.warning('%s stays float: %s', name, reason)
+def _warn_of_norms(model: nn.Module, kept: dict[str, str]) -> None:
     # Other neighbours of norms were only tried.
     expected = {norm for _, norm in former_pairs(model)}
     for name, reason in kept.items():

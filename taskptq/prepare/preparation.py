@@ -121,6 +121,8 @@ def prepare(
     report.folded = [norm for _, norm in decisions.folded]
     report.decisions = decisions
     add_own_products(report, model)
+    if checks is not None:
+        _warn_of_layers(report, decisions)
     logger.info(
         'Folded %d norms, kept %d%s',
         len(decisions.folded),
@@ -197,8 +199,6 @@ def _put_right(
     for name in swapped.counterparts:
         if name not in accepted:
             late.setdefault(name, 'left float on another rank')
-    for name, reason in late.items():
-        logger.warning('%s stays float: %s', name, reason)
     swapped.undo(model, late)
     if not swapped.counterparts:
         raise ValueError(
@@ -206,6 +206,14 @@ def _put_right(
             'counterpart is passed by'
         )
     return decisions.with_left_float(late)
+
+
+def _warn_of_layers(report: SwapReport, decisions: Decisions) -> None:
+    """Name the layers that a check left float, if no product reads them."""
+    for row in report.rows:
+        reason = decisions.left_float.get(row.name)
+        if reason is not None and row.status == 'float':
+            logger.warning('%s stays float: %s', row.name, reason)
 
 
 @contextmanager

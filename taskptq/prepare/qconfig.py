@@ -104,6 +104,7 @@ class QConfig:
                     f'give a {kind.__name__}, or None',
                 )
         object.__setattr__(self, 'overrides', check_overrides(self.overrides))
+        object.__setattr__(self, '_schemes', {})
         self.check()
 
     @classmethod
@@ -264,28 +265,25 @@ class QConfig:
                 the bits of these.
             depthwise: Whether it is a depthwise convolution.
         """
-        chosen = {point: self.points[point] for point in POINTS}
-        if positions and chosen['query'] is not False:
-            chosen['activation'] = at_least(
-                chosen['activation'], chosen['query']['num_bits']
-            )
-        for applies, bits in (
-            (edge, self.edge_bits),
-            (depthwise, self.depthwise_bits),
-        ):
-            if applies and bits is not None:
-                chosen = {
-                    point: at_least(settings, bits)
-                    for point, settings in chosen.items()
-                }
-        used = [o for o in self.overrides if matches(name, o['pattern'])]
-        for override in used:
-            chosen = overridden(chosen, override)
-        operand = chosen.pop('attention')
-        if self.with_products:
-            chosen['operand'] = operand
-        if len(used) > 1:
-            # Each was checked alone; their sum is known only here.
+        used = tuple(
+            number
+            for number, override in enumerate(self.overrides)
+            if matches(name, override['pattern'])
+        )
+        # Hundreds of layers share a few schemes.
+        key = (edge, positions, depthwise, used)
+        found: dict[Any, Scheme] = self.__dict__['_schemes']
+        if key not in found:
+            bits = (edge and self.edge_bits, depthwise and self.depthwise_bits)
+            chosen = self._chosen(positions=positions, least=bits, used=used)
+            found[key] = self._scheme(name, chosen, sums=len(used) > 1)
+        return found[key]
+
+    def _scheme(
+        self, name: str, chosen: Mapping[str, Any], *, sums: bool
+    ) -> Scheme:
+        if sums:
+            # Each override was checked alone; their sum is known only here.
             for point, settings in chosen.items():
                 where = f'qconfig, layer {name!r}, {point}'
                 self._build_once(point, settings, where=where)
@@ -295,6 +293,31 @@ class QConfig:
                 for point, settings in chosen.items()
             }
         )
+
+    def _chosen(
+        self,
+        *,
+        positions: bool,
+        least: tuple[int | None, ...],
+        used: tuple[int, ...],
+    ) -> dict[str, Any]:
+        """Return the settings of a layer's points, by field of a Scheme."""
+        chosen = {point: self.points[point] for point in POINTS}
+        if positions and chosen['query'] is not False:
+            chosen['activation'] = at_least(
+                chosen['activation'], chosen['query']['num_bits']
+            )
+        for bits in filter(None, least):
+            chosen = {
+                point: at_least(settings, bits)
+                for point, settings in chosen.items()
+            }
+        for number in used:
+            chosen = overridden(chosen, self.overrides[number])
+        operand = chosen.pop('attention')
+        if self.with_products:
+            chosen['operand'] = operand
+        return chosen
 
     def patterns(self) -> dict[str, list[str]]:
         """Return every name pattern, by the argument that holds it."""

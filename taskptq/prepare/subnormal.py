@@ -35,7 +35,11 @@ def flush_subnormal(model: nn.Module) -> int:
             continue
         values = parameter.detach()
         total += values.numel()
-        small = (values.abs() < TINY) & (values != 0)
+        small = values.abs() < TINY
+        # Exact zeros are rare: most parameters need no further pass.
+        if not small.any():
+            continue
+        small &= values != 0
         if count := int(small.sum()):
             values.masked_fill_(small, 0.0)
             changed += count

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torchvision.models.swin_transformer import ShiftedWindowAttention
 
 from taskptq.modules.call_sites import Site, find_site, is_method
 
@@ -114,6 +116,27 @@ def test_layers_of_torch_go_by_name() -> None:
     (site,) = SEEN
     assert site is not None
     assert site.path == 'forward>_conv_forward+1.2'
+
+
+def test_packages_named_like_torch_have_places() -> None:
+    """Two calls of one function of torchvision are two places."""
+    found: list[str] = []
+
+    class Watch(TorchFunctionMode):
+        def __torch_function__(
+            self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+        ) -> Any:
+            if func is nn.functional.linear:
+                site = find_site(sys._getframe(1))
+                assert site is not None
+                found.append(site.path)
+            return func(*args, **(kwargs or {}))
+
+    module = ShiftedWindowAttention(8, [2, 2], [0, 0], 2)
+    with Watch():
+        module(torch.ones(1, 4, 4, 8))
+    assert len(set(found)) == 2
+    assert all('>shifted_window_attention+' in path for path in found)
 
 
 def test_only_methods_written_in_python_are_methods() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taskptq.core import float_only
 from taskptq.hosts.registry import COUNTERPARTS
 from taskptq.modules import QuantConv2d, QuantLinear, QuantModule
-from taskptq.prepare import prepare
+from taskptq.prepare import QConfig, prepare
 from taskptq.testing import TINY_MODELS, tiny_batches, tiny_model
 
 IMAGE = (2, 3, 10, 10)
@@ -164,6 +164,16 @@ def test_layer_whose_weight_is_read_directly_stays_float() -> None:
     assert 'read past its forward' in report.decisions.left_float['qkv']
     assert isinstance(model.proj, QuantLinear)
     assert type(model.qkv) is nn.Linear
+
+
+@pytest.mark.parametrize('products', [False, True])
+def test_weight_that_a_product_reads_is_not_called_float(
+    products: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = QConfig.from_dict(dict(products=products, edge_bits=None))
+    with caplog.at_level(logging.WARNING, 'taskptq'):
+        prepare(ReadsWeight().eval(), config, batch=torch.randn(3, 4))
+    assert ('qkv stays float' in caplog.text) is not products
 
 
 def test_shape_of_a_weight_is_no_use_of_it() -> None:
