@@ -8,6 +8,7 @@ from pickle import UnpicklingError
 import numpy as np
 import pytest
 import torch
+import warm_python
 from mmengine.config import Config
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
@@ -30,17 +31,6 @@ class Thing:
     def __init__(self, size: int = 1, colour: str = 'red') -> None:
         self.size = size
         self.colour = colour
-
-
-def run_python(program: str, cwd, **environment: str):
-    return subprocess.run(
-        [sys.executable, '-c', program],
-        cwd=cwd,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 @pytest.mark.parametrize('kind', KINDS)
@@ -134,7 +124,7 @@ def test_the_hook_is_found_by_its_scoped_name(
         'with HOOKS.switch_scope_and_registry(None) as hooks:\n'
         '    print(hooks.get(config.custom_hooks[0].type).__module__)\n'
     )
-    result = run_python(program, tmp_path)
+    result = warm_python.run(['-c', program], cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert result.stdout.split()[-1] == 'taskptq.engine.ptq_hook'
 
@@ -203,7 +193,13 @@ def test_a_version_complaint_passes_through_mmengine(tmp_path):
         'from mmengine.registry import HOOKS\n'
         'HOOKS.build(dict(type="taskptq.PTQHook"))\n'
     )
-    result = run_python(program, tmp_path)
+    result = subprocess.run(
+        [sys.executable, '-c', program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert result.returncode != 0
     assert 'RuntimeError: taskptq needs mmdet >= ' in result.stderr
     assert 'not in the' not in result.stderr
@@ -286,20 +282,9 @@ def test_registry_guard_restores(tmp_path, repo_root):
         'import mmengine.hooks\n' + GUARDED_TEST
     )
     paths = [str(repo_root), str(repo_root / 'tests' / 'helpers')]
-    result = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pytest',
-            '-q',
-            '-p',
-            'no:cacheprovider',
-            'test_probe.py',
-        ],
+    result = warm_python.run(
+        ['-m', 'pytest', '-q', '-p', 'no:cacheprovider', 'test_probe.py'],
         cwd=tmp_path,
         env=dict(os.environ, PYTHONPATH=os.pathsep.join(paths)),
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert '2 passed' in result.stdout, result.stdout

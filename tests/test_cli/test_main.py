@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import warm_python
 
 from taskptq.cli import main as module
 from taskptq.cli.main import COMMANDS, main
@@ -104,8 +105,11 @@ def test_what_else_is_missing_keeps_its_traceback(monkeypatch):
         main(['test'])
 
 
-def run(*arguments):
-    """Run ``python -m taskptq`` and list the packages that it imported."""
+def run(*arguments, warm=False):
+    """Run ``python -m taskptq`` and list the packages that it imported.
+
+    ``warm``: in a process that has imported torch, but nothing of a host.
+    """
     program = (
         'import runpy, sys\n'
         f'sys.argv[1:] = {list(arguments)!r}\n'
@@ -115,13 +119,16 @@ def run(*arguments):
         '    assert not end.code, end\n'
         "print('loaded', *sorted({n.partition('.')[0] for n in sys.modules}))"
     )
-    result = subprocess.run(
-        [sys.executable, '-c', program],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    if warm:
+        result = warm_python.run(['-c', program], cwd=ROOT)
+    else:
+        result = subprocess.run(
+            [sys.executable, '-c', program],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
     assert result.returncode == 0, result.stderr
     output, _, loaded = result.stdout.rpartition('loaded ')
     return output, set(loaded.split())
@@ -142,6 +149,6 @@ def test_help_imports_nothing():
     ],
 )
 def test_what_a_command_does_not_need_is_not_imported(arguments, forbidden):
-    _, loaded = run(*arguments)
+    _, loaded = run(*arguments, warm=True)
     assert 'taskptq' in loaded
     assert loaded.isdisjoint(forbidden)

@@ -1,5 +1,6 @@
 """One rank of test_reduce.py: observes its shard, reduces, saves."""
 
+import os
 import sys
 from pathlib import Path
 from typing import ClassVar
@@ -149,4 +150,4 @@ def main(folder, rank):
 
 
 if __name__ == '__main__':
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(os.environ['RANK']))

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+import warm_python
 
 from taskptq.core.atomic import (
     DiskFullError,
@@ -152,12 +153,10 @@ write_atomically(sys.argv[1], write)
 
 
 @pytest.mark.slow
-def test_killed_while_writing(tmp_path):
+def test_killed_while_writing(tmp_path, repo_root):
     path = tmp_path / 'a.bin'
     path.write_bytes(b'old')
-    killed = subprocess.run(
-        [sys.executable, '-c', KILLED, str(path)], check=False
-    )
+    killed = warm_python.run(['-c', KILLED, path], cwd=repo_root)
     assert killed.returncode == -9
     assert path.read_bytes() == b'old'
     assert len(names(tmp_path)) == 2

@@ -1,11 +1,10 @@
 import importlib.util
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 from taskptq.core import MinMaxObserver, QuantSpec
 from taskptq.core.reduce import reduce_observers
@@ -26,19 +25,10 @@ def ranks(tmp_path_factory, repo_root):
     worker = load_worker()
     folder = tmp_path_factory.mktemp('reduce')
     path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
-    environment = os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(WORKER), str(folder), str(rank)],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(worker.WORLD_SIZE)
-    ]
-    for process in processes:
-        _, errors = process.communicate(timeout=120)
-        assert process.returncode == 0, errors
+    environment = os.environ | {'PYTHONPATH': path}
+    warm_python.run_ranks(
+        [WORKER, folder], env=environment, count=worker.WORLD_SIZE
+    )
     saved = [torch.load(folder / f'{rank}.pt') for rank in range(2)]
     observers = worker.make_observers()
     worker.observe(observers, range(worker.NUM_BATCHES), rank=None)

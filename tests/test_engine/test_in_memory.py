@@ -1,11 +1,10 @@
 """Plain models in memory: no config, no Runner, no OpenMMLab host."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 from plain_detector import PlainDetector, images
 from torch import nn
 
@@ -236,13 +235,7 @@ main(['info', out])
 
 
 def test_no_host_is_needed(tmp_path):
-    result = subprocess.run(
-        [sys.executable, '-c', PROGRAM, str(tmp_path / 'q.pth')],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = warm_python.run(['-c', PROGRAM, tmp_path / 'q.pth'], cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert 'PlainDetector' in result.stdout
     assert '% of multiply-accumulates' in result.stdout

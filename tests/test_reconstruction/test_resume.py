@@ -5,13 +5,12 @@ import importlib
 import logging
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 import ranks_worker
 import torch
+import warm_python
 
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction import MSEReconLoss
@@ -22,18 +21,18 @@ from taskptq.testing import tiny_batches
 
 def start(folder, repo_root):
     path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
-    return subprocess.Popen(
-        [sys.executable, ranks_worker.__file__, 'resume', str(folder)],
-        env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path},
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    with (folder / 'errors.txt').open('w') as errors:
+        return warm_python.start(
+            [ranks_worker.__file__, 'resume', folder],
+            env=os.environ | {'PYTHONPATH': path},
+            stderr=errors,
+        )
 
 
 def wait_for(path, process):
     end = time.monotonic() + 120
     while not path.exists():
-        assert process.poll() is None, process.stderr.read()
+        assert process.poll() is None, errors_in(path.parents[1])
         assert time.monotonic() < end, f'{path} does not appear'
         time.sleep(0.005)
 
@@ -43,20 +42,22 @@ def test_killed_run_ends_with_the_same_bits(tmp_path, repo_root):
     process = start(tmp_path, repo_root)
     wait_for(tmp_path / 'states/unit_001_rank0.pth', process)
     os.kill(process.pid, signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
+    assert process.wait() == -signal.SIGKILL
     assert not (tmp_path / 'done.pth').exists()
     left = {path.name for path in (tmp_path / 'states').glob('*.pth')}
     assert {'unit_000_rank0.pth', 'unit_001_rank0.pth'} <= left
     assert 'unit_003_rank0.pth' not in left
 
     process = start(tmp_path, repo_root)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    assert process.wait(timeout=120) == 0, errors_in(tmp_path)
     done = torch.load(tmp_path / 'done.pth')
     assert done['resumed'] == len(left)
     _, uninterrupted = ranks_worker.resumable(None)
     assert done['digest'] == uninterrupted['digest']
+
+
+def errors_in(folder):
+    return (folder / 'errors.txt').read_text()
 
 
 class Interrupted(Exception):

@@ -1,9 +1,9 @@
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
+import warm_python
 
 from taskptq.reconstruction import reconstruct
 from taskptq.reconstruction.state_folder import (
@@ -25,16 +25,17 @@ with locked(sys.argv[1]):
 @pytest.fixture
 def holder(tmp_path, repo_root):
     """A process that holds the lock of a folder."""
-    process = subprocess.Popen(
-        [sys.executable, '-c', HOLD, str(tmp_path / 'states')],
+    process = warm_python.start(
+        ['-c', HOLD, tmp_path / 'states'],
         env=os.environ | {'PYTHONPATH': str(repo_root)},
         stdout=subprocess.PIPE,
-        text=True,
     )
     assert process.stdout.readline() == 'held\n'
     yield process
-    process.kill()
-    process.communicate()
+    if process.poll() is None:
+        os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
 
 
 @pytest.mark.slow

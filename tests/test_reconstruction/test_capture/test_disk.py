@@ -1,11 +1,11 @@
 import errno
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 from taskptq.reconstruction import reconstruct
 from taskptq.reconstruction.capture.cache import ActivationCache
@@ -39,12 +39,11 @@ def spilling(tmp_path, repo_root):
     started = []
 
     def start(then):
-        process = subprocess.Popen(
-            [sys.executable, '-c', KEPT_OPEN, str(tmp_path), then],
+        process = warm_python.start(
+            ['-c', KEPT_OPEN, tmp_path, then],
             env=os.environ | {'PYTHONPATH': str(repo_root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            text=True,
         )
         started.append(process)
         folder = Path(process.stdout.readline().strip())
@@ -54,7 +53,9 @@ def spilling(tmp_path, repo_root):
 
     yield start
     for process in started:
-        process.communicate()
+        process.stdin.close()
+        process.stdout.close()
+        process.wait()
 
 
 @pytest.mark.slow
