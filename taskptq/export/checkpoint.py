@@ -211,14 +211,11 @@ def _collect(model: nn.Module) -> _State:
         key = first[id(getattr(slot.module, slot.parameter))]
         slots.setdefault(key, slot)
     quantizer_keys, observer_keys = _keys_of_quantizers(model, set(tensors))
+    others = quantizer_keys | observer_keys | slots.keys()
     return _State(
         slots=slots,
         quantizers={k: tensors[k] for k in tensors if k in quantizer_keys},
-        rest={
-            k: tensors[k]
-            for k in tensors
-            if k not in quantizer_keys | observer_keys | slots.keys()
-        },
+        rest={k: tensors[k] for k in tensors if k not in others},
     )
 
 

@@ -378,3 +378,20 @@ def test_structure_is_the_same_however_sync_norms_were_built(
         model = utils.revert_sync_batchnorm(model)
     check(model, torch.randn(IMAGE), ['1'])
     assert set(model.state_dict()) == {'0.weight', '0.bias'}
+
+
+@pytest.mark.parametrize(
+    'layer',
+    [
+        nn.Conv2d(3, 6, 3, bias=False),
+        nn.ConvTranspose2d(4, 6, 2, groups=2),
+    ],
+)
+def test_outlines_without_values_are_folded(layer):
+    model = nn.Sequential(layer, nn.BatchNorm2d(6)).eval()
+    shape = layer.weight.shape
+    assert fuse_batchnorm(model.to('meta')) == ['1']
+    assert model[0].weight.shape == shape
+    assert model[0].weight.is_meta
+    assert model[0].bias.shape == (6,)
+    assert model[0].bias.dtype == model[0].weight.dtype
