@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from taskptq.core.progress import Progress
 from taskptq.engine.datasets import leaf_datasets
 from taskptq.engine.network_parts import NetworkParts, parts_of
+from taskptq.engine.onnx_decisions import check_decisions
 from taskptq.engine.onnx_decode import decodes
 from taskptq.engine.onnx_inputs import (
     at_size,
@@ -325,7 +326,7 @@ def _export_sized(
         classes=None if classes is None else [str(name) for name in classes],
         **source.facts(),
     )
-    return export_parts(
+    reports = export_parts(
         model,
         data,
         out=out,
@@ -335,6 +336,11 @@ def _export_sized(
         pipeline=test_pipeline(config),
         gate_limit=gate_limit,
     )
+    if calibration:
+        reports[0].checks['decisions'] = check_decisions(
+            model, calibration, out=out, target=target
+        )
+    return reports
 
 
 def sized_batches(
