@@ -1,11 +1,17 @@
 import pytest
 import torch
+from mmengine.dataset import pseudo_collate
 
 from taskptq.apis import read_config
-from taskptq.bench.robustness.attacking import AttackEvaluation, pixels
+from taskptq.bench.robustness.attacking import (
+    AttackEvaluation,
+    pixels,
+    task_loss,
+)
 from taskptq.bench.robustness.evaluation import RobustnessEvaluation
 from taskptq.bench.robustness.plan import parse_row
 from taskptq.bench.robustness.subjects import load_subjects
+from taskptq.robustness.attacks import attack
 
 
 @pytest.fixture
@@ -71,3 +77,29 @@ def test_what_cannot_be_attacked_says_so(attacks):
     assert found['float'].metrics
     with pytest.raises(ValueError, match='no longer uint8'):
         pixels({'inputs': torch.zeros(3, 4, 4)})
+
+
+@pytest.mark.parametrize('name', ['fcos', 'retinanet', 'faster'])
+@pytest.mark.parametrize('bits', [None, 4])
+def test_losses_of_detectors_are_raised(name, bits):
+    pytest.importorskip('mmdet')
+    from tiny_detectors import build, detection_batch, quantized
+
+    batch = detection_batch(num_boxes=(3, 2))
+    model = build(name, {}).eval()
+    if bits is not None:
+        points = {key: {'num_bits': bits} for key in ('weight', 'activation')}
+        quantized(model, batch, **points)
+    samples = [
+        {'inputs': image, 'data_samples': sample}
+        for image, sample in zip(*batch.values(), strict=True)
+    ]
+    images = [image.float() for image in batch['inputs']]
+    loss = task_loss(model, samples, collate=pseudo_collate)
+    before = loss(images).item()
+    raised = {
+        kind: loss(attack(kind, images, loss, epsilon=8.0, seed=0)).item()
+        for kind in ('random', 'fgsm', 'pgd')
+    }
+    gained = min(raised['fgsm'], raised['pgd'])
+    assert gained > max(before, raised['random'])
