@@ -37,7 +37,8 @@ $(STAMP):
 	@sh tools/setup/setup.sh '$(STAMP)' '$(PYTHON)'
 
 test: $(STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal \
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
+		-n $(WORKERS) --dist worksteal \
 		$(PYTEST_ARGS) $(TESTS)
 
 demo: $(STAMP)

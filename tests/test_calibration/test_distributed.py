@@ -1,13 +1,11 @@
-"""Two gloo processes, started as tools/dist_test.sh does, against one."""
+"""Two gloo processes against one."""
 
 import os
-import socket
-import subprocess
-import sys
 
 import pytest
 import ranks_worker
 import torch
+import warm_python
 
 EXACT = ['minmax', 'mse', 'percentile', 'kl', 'aligned']
 LEARNED = ['adaround', 'layer', 'gptq', 'matched', 'branch', 'branch gptq']
@@ -20,32 +18,11 @@ def ranks(tmp_path_factory, repo_root):
     """What each of two ranks has in the end, by case."""
     folder = tmp_path_factory.mktemp('ranks')
     path = os.pathsep.join([str(repo_root), os.environ.get('PYTHONPATH', '')])
-    done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'torch.distributed.run',
-            '--nproc_per_node=2',
-            '--master_addr=127.0.0.1',
-            f'--master_port={free_port()}',
-            ranks_worker.__file__,
-            'ranks',
-            str(folder),
-        ],
-        env=os.environ | {'OMP_NUM_THREADS': '1', 'PYTHONPATH': path},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
+    warm_python.run_ranks(
+        [ranks_worker.__file__, 'ranks', folder],
+        env=os.environ | {'PYTHONPATH': path},
     )
-    assert done.returncode == 0, done.stderr[-3000:]
     return [torch.load(folder / f'rank{rank}.pth') for rank in range(2)]
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
 
 
 def assert_equal(one, two):

@@ -1,4 +1,4 @@
-"""Two gloo processes, started by tools/dist_test.sh, against one."""
+"""Two gloo processes, one pair by tools/dist_test.sh, against one."""
 
 import os
 import subprocess
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -26,7 +27,7 @@ RECIPE = dict(
 def run_two(float_checkpoint, tmp_path):
     """Quantize in two processes; returns each rank's final state."""
 
-    def start(*others, **recipe):
+    def start(*others, by_script=False, **recipe):
         config = tmp_path / 'two.py'
         hooks = [
             dict(type='taskptq.PTQHook', **recipe),
@@ -37,29 +38,8 @@ def run_two(float_checkpoint, tmp_path):
             f'custom_hooks = {hooks!r}\n'
         )
         work_dir = tmp_path / 'two'
-        environment = dict(
-            os.environ,
-            PYTHON=sys.executable,
-            PORT=str(free_port()),
-            PYTHONPATH=f'{TINY_TASK}:{ROOT}',
-            OMP_NUM_THREADS='1',
-        )
-        done = subprocess.run(
-            [
-                'bash',
-                str(ROOT / 'tools/dist_test.sh'),
-                str(config),
-                str(float_checkpoint),
-                '2',
-                '--work-dir',
-                str(work_dir),
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
+        runner = run_script if by_script else run_ranks
+        runner(config, float_checkpoint, work_dir)
         assert (work_dir / 'quantized.pth').is_file()
         return [torch.load(work_dir / f'rank{rank}.pth') for rank in (0, 1)]
 
@@ -78,12 +58,32 @@ def run_one(make_runner, float_checkpoint):
     return start
 
 
-def free_port():
-    import socket
+def run_script(config, checkpoint, work_dir):
+    environment = dict(
+        os.environ,
+        PYTHON=sys.executable,
+        PORT=str(warm_python.free_port()),
+        PYTHONPATH=f'{TINY_TASK}:{ROOT}',
+        OMP_NUM_THREADS='1',
+    )
+    words = ['bash', ROOT / 'tools/dist_test.sh', config, checkpoint, 2]
+    done = subprocess.run(
+        [*map(str, words), '--work-dir', str(work_dir)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
 
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        return probe.getsockname()[1]
+
+def run_ranks(config, checkpoint, work_dir):
+    """What the script starts, from processes that have imported torch."""
+    words = [ROOT / 'tools/test.py', config, checkpoint]
+    warm_python.run_ranks(
+        [*words, '--launcher', 'pytorch', '--work-dir', work_dir],
+        env=os.environ | {'PYTHONPATH': f'{TINY_TASK}:{ROOT}'},
+    )
 
 
 def assert_equal(first, second):
@@ -94,7 +94,7 @@ def assert_equal(first, second):
 
 @pytest.mark.slow
 def test_ranks_agree_with_each_other_and_with_one_process(run_one, run_two):
-    first, second = run_two(**RECIPE)
+    first, second = run_two(**RECIPE, by_script=True)
     assert_equal(first, second)
     assert_equal(first, run_one(**RECIPE))
 

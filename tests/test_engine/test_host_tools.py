@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 ROOT = Path(__file__).resolve().parents[2]
 HOSTS = [
@@ -123,11 +124,16 @@ def host_tool(host):
     return tool
 
 
-def run(tool, *arguments, cwd=ROOT):
+def run(tool, *arguments, cwd=ROOT, warm=True):
+    """Run a tool; ``warm``: where torch, but no host, is imported."""
+    words = [str(tool), *map(str, arguments)]
+    environment = dict(os.environ, PYTHONPATH=str(ROOT))
+    if warm:
+        return warm_python.run(words, cwd=cwd, env=environment)
     return subprocess.run(
-        [sys.executable, str(tool), *map(str, arguments)],
+        [sys.executable, *words],
         cwd=cwd,
-        env=dict(os.environ, PYTHONPATH=str(ROOT)),
+        env=environment,
         capture_output=True,
         text=True,
         check=False,
@@ -149,6 +155,7 @@ def test_host_tool(host, config, metric, tmp_path, fresh_scope):
         'test_dataloader.dataset.indices=2',
         'test_dataloader.num_workers=0',
         'test_dataloader.persistent_workers=False',
+        warm=host != 'mmdet',
     )
     assert done.returncode == 0, done.stderr[-2000:]
     log = done.stdout + done.stderr

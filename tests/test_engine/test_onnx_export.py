@@ -1,10 +1,10 @@
 import copy
 import os
-import subprocess
 import sys
 
 import pytest
 import torch
+import warm_python
 
 pytest.importorskip('mmdet')
 pytest.importorskip('mmcv.ops')
@@ -74,6 +74,8 @@ def evaluate(config, checkpoint, name, *, hook=True):
 
 # A process without any other runtime, whose end has a message.
 APART = """
+import faulthandler
+faulthandler.enable()
 import sys
 import torch
 import tiny_detr
@@ -93,16 +95,10 @@ def evaluate_apart(config, checkpoint, folder, *, repo_root):
     config.custom_hooks = [dict(type='taskptq.PTQHook')]
     config.dump(folder / 'apart.py')
     tiny = str(repo_root / 'tests' / 'tiny_task')
-    found = subprocess.run(
-        [
-            *(sys.executable, '-X', 'faulthandler', '-c', APART),
-            *(str(folder / 'apart.py'), str(folder / 'found.pth')),
-        ],
+    found = warm_python.run(
+        ['-c', APART, folder / 'apart.py', folder / 'found.pth'],
         cwd=repo_root,
         env={**os.environ, 'PYTHONPATH': os.pathsep.join(['.', tiny])},
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert found.returncode == 0, f'{found.returncode}: {found.stderr}'
     return torch.load(folder / 'found.pth')

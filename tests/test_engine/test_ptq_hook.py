@@ -1,12 +1,11 @@
 """PTQHook inside mmengine's Runner, with float and with quantized files."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 from taskptq.export import load
 from taskptq.export.checkpoint import QuantizedCheckpointError
@@ -423,11 +422,6 @@ runner.test()
 import tiny_task, torch
 torch.save(tiny_task.TinyMetric.predictions, {str(tmp_path / 'out.pth')!r})
 """)
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm_python.run([script])
     assert done.returncode == 0, done.stderr[-2000:]
     assert torch.equal(torch.load(tmp_path / 'out.pth'), quantized[1])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import warm_python
 
 from sam_detector import scale
 from sam_detector.sam import SAM_SIZES, SAMSize
@@ -257,13 +258,10 @@ def test_commit_of_a_tree(tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_runs_as_a_module(tmp_path):
     path = os.pathsep.join([str(PROJECT), str(ROOT)])
-    done = subprocess.run(
-        [sys.executable, '-m', 'sam_detector.scale', '--help'],
+    done = warm_python.run(
+        ['-m', 'sam_detector.scale', '--help'],
         env=dict(os.environ, PYTHONPATH=path),
         cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     assert '--project IMAGES STEPS' in done.stdout

@@ -1,12 +1,11 @@
 import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+import warm_python
 from mmdet.registry import MODELS
 from mmdet.structures import DetDataSample
 from mmdet.structures.bbox import HorizontalBoxes
@@ -337,13 +336,12 @@ def test_the_tool_trains_on_nuclei(tmp_path):
     for loader in ('train_dataloader', 'val_dataloader'):
         options[f'{loader}.num_workers'] = 0
         options[f'{loader}.persistent_workers'] = False
-    done = subprocess.run(
+    done = warm_python.run(
         [
-            sys.executable,
-            str(ROOT / 'tools/train.py'),
-            str(config),
+            ROOT / 'tools/train.py',
+            config,
             '--work-dir',
-            str(tmp_path),
+            tmp_path,
             '--cfg-options',
             *(f'{name}={value}' for name, value in options.items()),
         ],
@@ -353,9 +351,6 @@ def test_the_tool_trains_on_nuclei(tmp_path):
             PYTHONPATH=os.pathsep.join([str(PROJECT), str(ROOT)]),
         ),
         cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     log = done.stdout + done.stderr
