@@ -157,6 +157,8 @@ class SizedPools(TorchFunctionMode):
         }
         if func in pools:
             x, size = _pooling(*args, **(kwargs or {}))
+            if size == (1, 1):
+                return func(x, size)
             if size is not None:
                 return pools[func](x, size)
         return func(*args, **(kwargs or {}))
@@ -165,14 +167,14 @@ class SizedPools(TorchFunctionMode):
 def _pooling(
     input: Tensor, output_size: Any, return_indices: bool = False
 ) -> tuple[Tensor, tuple[int, int] | None]:
-    """Return input and size of a pooling; no size if the exporter has it."""
+    """Return input and size of a pooling; no size if it is not a map's."""
     pair = isinstance(output_size, (tuple, list))
     size = tuple(output_size) if pair else (output_size,) * 2
-    if return_indices or None in size:
+    if return_indices or any(side is None for side in size):
         return input, None
+    # Sizes of other maps are tensors while torch traces.
     height, width = (int(side) for side in size)
-    whole = height == width == 1
-    return input, None if whole else (height, width)
+    return input, (height, width)
 
 
 def maximum_to(x: Tensor, size: tuple[int, int]) -> Tensor:

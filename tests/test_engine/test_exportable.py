@@ -105,19 +105,23 @@ def test_maxima_pooled_to_a_size(size):
     assert torch.equal(pair[1], places)
 
 
-def test_pooled_maxima_have_a_form_in_onnx():
+@pytest.mark.parametrize('size', [(3, 5), (1, 1), (4, 6)])
+@pytest.mark.parametrize('kind', ['max', 'avg'])
+def test_pooling_to_the_size_of_a_map_has_a_form_in_onnx(kind, size):
     onnxruntime = pytest.importorskip('onnxruntime')
+    pool = getattr(torch.nn.functional, f'adaptive_{kind}_pool2d')
 
     class Pooled(torch.nn.Module):
-        def forward(self, x):
-            return torch.nn.functional.adaptive_max_pool2d(x, (3, 5))
+        def forward(self, x, y):
+            return pool(x, output_size=y.size()[2:]) + y
 
-    x = torch.randn(1, 2, 8, 12)
+    given = torch.randn(1, 2, 8, 12), torch.randn(1, 2, *size)
     buffer = io.BytesIO()
     with exportable_calls():
         torch.onnx.export(
-            Pooled(), (x,), buffer, input_names=['x'], dynamo=False
+            Pooled(), given, buffer, input_names=['x', 'y'], dynamo=False
         )
     session = onnxruntime.InferenceSession(buffer.getvalue())
-    found = session.run(None, {'x': x.numpy()})[0]
-    assert torch.equal(torch.from_numpy(found), Pooled()(x))
+    feed = {'x': given[0].numpy(), 'y': given[1].numpy()}
+    found = torch.from_numpy(session.run(None, feed)[0])
+    torch.testing.assert_close(found, Pooled()(*given))

@@ -22,6 +22,7 @@ from taskptq.export.onnx.channel_scales import (
 from taskptq.export.onnx.columns import pad_columns
 from taskptq.export.onnx.completion import GATE_LIMIT, Completion, complete
 from taskptq.export.onnx.emission import DOMAIN, exporting
+from taskptq.export.onnx.equal_grids import merge_equal_grids
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.float_weights import guard_float_weights
 from taskptq.export.onnx.graph import (
@@ -39,7 +40,6 @@ from taskptq.export.onnx.passes import (
     drop_repeated_relus,
     float_products,
     fold_shapes,
-    merge_equal_grids,
     move_weights,
 )
 from taskptq.export.onnx.patches import merge_patches

@@ -114,50 +114,6 @@ def _repeated_relu(
     return None
 
 
-def merge_equal_grids(graph: Graph) -> int:
-    """Quantize a tensor once for all readers whose grids are equal.
-
-    Layers that read one tensor have observed the same range. A runtime makes
-    a grid part of the layer in front of it if nothing else reads that.
-
-    Returns:
-        How many operators went away.
-    """
-    known: dict[tuple[Any, ...], str] = {}
-    renamed: dict[str, str] = {}
-    kept: list[onnx.NodeProto] = []
-    for node in graph.nodes:
-        for i, name in enumerate(node.input):
-            node.input[i] = renamed.get(name, name)
-        key = _grid_key(graph, node)
-        if key is None or node.output[0] in graph.outputs:
-            kept.append(node)
-        elif key in known:
-            renamed[node.output[0]] = known[key]
-        else:
-            known[key] = node.output[0]
-            kept.append(node)
-    count = len(graph.nodes) - len(kept)
-    graph.replace_nodes(kept)
-    return count
-
-
-def _grid_key(graph: Graph, node: onnx.NodeProto) -> tuple[Any, ...] | None:
-    """Return what makes two operators on a grid the same."""
-    if node.op_type not in ('QuantizeLinear', 'DequantizeLinear', 'Clip'):
-        return None
-    if node.input[0] in graph.constants:
-        return None
-    arrays = [graph.array(name) for name in node.input[1:]]
-    if any(x is None for x in arrays):
-        return None
-    values = tuple(
-        (x.dtype.str, x.shape, x.tobytes()) for x in arrays if x is not None
-    )
-    axis = attribute(node, 'axis', 1)
-    return node.op_type, node.input[0], axis, values
-
-
 def move_weights(graph: Graph) -> int:
     """Apply what moves a dequantized weight to its integers instead.
 

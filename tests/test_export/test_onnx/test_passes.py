@@ -4,7 +4,7 @@ import torch
 from onnx import helper
 from torch import nn
 
-from taskptq.export.onnx.passes import merge_equal_grids, move_weights
+from taskptq.export.onnx.passes import move_weights
 
 from .test_graph import graph_of
 
@@ -87,24 +87,3 @@ def test_a_weight_that_is_read_twice_is_stored_once(exported):
         if tensor.name.endswith('.codes') and len(tensor.dims) == 2
     ]
     assert len(stored) == 1
-
-
-def test_readers_with_equal_grids_share_one():
-    other = np.array(2, np.float32)
-    grids = [('s', np.array(1, np.float32)), ('t', other), ('u', other * 0.5)]
-    nodes = []
-    for name in ('s', 't', 'u'):
-        nodes += [
-            helper.make_node('QuantizeLinear', ['x', name, 'z'], [f'q{name}']),
-            helper.make_node(
-                'DequantizeLinear', [f'q{name}', name, 'z'], [f'd{name}']
-            ),
-        ]
-    graph = graph_of(
-        *nodes,
-        helper.make_node('Concat', ['ds', 'dt', 'du'], ['y'], axis=0),
-        constants=[*grids, ('z', np.array(0, np.uint8))],
-    )
-    # Those of s and u are equal.
-    assert merge_equal_grids(graph) == 2
-    assert list(graph.nodes[-1].input) == ['ds', 'dt', 'ds']
