@@ -29,6 +29,9 @@ from taskptq.engine.calibration_config import CalibrationConfig
 
 FOLDER = Path('configs') / 'sparsity'
 BEGIN, END = '<!-- sparse rows: begin -->', '<!-- sparse rows: end -->'
+# What ``tools/benchmarks sparse-weights`` measured.
+RUNTIME = Path('runtime') / 'openvino.json'
+SPEED = '<!-- sparse speed: begin -->', '<!-- sparse speed: end -->'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -129,6 +132,39 @@ def page_lines(stored: dict[str, Any]) -> list[str]:
     return [*lines, '']
 
 
+def speed_lines(result: Mapping[str, Any]) -> list[str]:
+    """Return the table of times in a runtime that packs sparse weights."""
+    lines = [
+        '| model | zeros | rows | packed layers | dense, ms | packed, ms '
+        '| speed |',
+        '|---|---|---|---|---|---|---|',
+    ]
+    for row in result['rows']:
+        model = row['model']
+        if 'width' in row:
+            model += f' of {row["width"]} x {row["width"]}'
+        zeros = f'{row["zeros"]:.0%}' if 'zeros' in row else ''
+        dense, packed = (
+            f'{1e3 * row["median_seconds"][name]:.2f}'
+            for name in ('dense', 'packed')
+        )
+        lines.append(
+            f'| {model} | {zeros} | {row.get("rows", "")} | '
+            f'{row["packed_layers"]} | {dense} | {packed} | '
+            f'{row["speed"]:.2f} |'
+        )
+    return lines
+
+
+def replaced(text: str, marks: tuple[str, str], lines: Sequence[str]) -> str:
+    """Replace what stands between two marks."""
+    begin, end = marks
+    before, _, rest = text.partition(begin)
+    _, _, after = rest.partition(end)
+    body = '\n'.join(lines).rstrip()
+    return f'{before}{begin}\n\n{body}\n\n{end}{after}'
+
+
 def write_page() -> Path:
     """Replace the tables of the page."""
     page = FOLDER / 'README.md'
@@ -136,12 +172,11 @@ def write_page() -> Path:
     lines: list[str] = []
     for path in sorted(FOLDER.glob('*.json')):
         lines += page_lines(read_file(path))
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    body = '\n'.join(lines).rstrip()
-    page.write_text(
-        f'{before}{BEGIN}\n\n{body}\n\n{END}{after}', encoding='utf-8'
-    )
+    text = replaced(text, (BEGIN, END), lines)
+    if (FOLDER / RUNTIME).exists():
+        speed = speed_lines(read_file(FOLDER / RUNTIME))
+        text = replaced(text, SPEED, speed)
+    page.write_text(text, encoding='utf-8')
     return page
 
 

@@ -76,3 +76,22 @@ def test_the_stored_page_is_that_of_the_stored_rows(tool, repo_root):
 def test_tables_or_the_page_have_to_be_asked_for(tool):
     with pytest.raises(SystemExit, match='give a table and recipes'):
         tool.main([])
+
+
+def test_the_page_shows_times_of_a_runtime(tool, tmp_path):
+    page = tmp_path / 'README.md'
+    marks = '\n'.join((tool.BEGIN, tool.END, *tool.SPEED))
+    page.write_text(f'# Sparse\n\n{marks}\n')
+    seconds = {'dense': 0.004, 'packed': 0.002}
+    found = {'packed_layers': 4, 'median_seconds': seconds, 'speed': 2.0}
+    drawn = {'model': '4 layers', 'width': 64, 'zeros': 0.8, 'rows': 3}
+    (tmp_path / 'runtime').mkdir()
+    write_json(
+        tmp_path / tool.RUNTIME,
+        {'rows': [{**drawn, **found}, {'model': 'net.onnx', **found}]},
+    )
+    tool.main(['--page'])
+    text = page.read_text()
+    assert '| 4 layers of 64 x 64 | 80% | 3 | 4 | 4.00 | 2.00 | 2.00 |' in text
+    assert '| net.onnx |  |  | 4 | 4.00 | 2.00 | 2.00 |' in text
+    assert text.endswith(f'{tool.SPEED[1]}\n')

@@ -7,6 +7,7 @@
     python tools/benchmarks profile CONFIG CHECKPOINT [--unit NAME]
     python tools/benchmarks head-cost GRID_CONFIG PLAIN_CONFIG
     python tools/benchmarks product-mode [CONFIG ...]
+    python tools/benchmarks sparse-weights [FILE.onnx ...]
     python tools/benchmarks kills [--tries 20]
 
 Each prints its result and writes it as JSON, with the command, the commit and
@@ -36,6 +37,7 @@ from benchmarks import (
     profiling,
     reconstruction_speed,
     run_setup,
+    sparse_weights,
     step_limit,
 )
 from taskptq.cli.numbers import count, seed
@@ -61,6 +63,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     _add_profile(commands)
     _add_head_cost(commands)
     _add_product_mode(commands)
+    _add_sparse_weights(commands)
     _add_kills(commands)
     return parser.parse_args(argv)
 
@@ -249,6 +252,19 @@ def _add_product_mode(commands: Any) -> None:
     parser.add_argument('--out', help='JSON file to write')
 
 
+def _add_sparse_weights(commands: Any) -> None:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        'sparse-weights', help='packed sparse weights in OpenVINO'
+    )
+    parser.add_argument(
+        'files', nargs='*', help='exported files, besides drawn layers'
+    )
+    parser.add_argument(
+        '--repeats', type=count, default=50, help='timed calls of each'
+    )
+    parser.add_argument('--out', help='JSON file to write')
+
+
 def _add_kills(commands: Any) -> None:
     parser: argparse.ArgumentParser = commands.add_parser(
         'kills', help='results of killed and concurrent quantizations'
@@ -284,6 +300,9 @@ def measure(args: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if args.benchmark == 'product-mode':
         result = product_mode.measure(**options)
         return result, product_mode.lines(result)
+    if args.benchmark == 'sparse-weights':
+        result = sparse_weights.measure(**options)
+        return result, sparse_weights.lines(result)
     if args.benchmark == 'kills':
         result = kills.measure(**options)
         return result, kills.lines(result)
