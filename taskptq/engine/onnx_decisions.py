@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +25,15 @@ from taskptq.engine.prediction_agreement import LEAST_SCORE, UNDECODED
 from taskptq.export.openvino_session import ONNXRUNTIME
 from taskptq.export.runtime import OnnxFileError
 
-__all__ = ['check_decisions', 'different_images', 'joined']
+__all__ = ['busiest_images', 'check_decisions', 'joined']
 
 # Share of the decisions that rounding does not change.
 MOST_CHANGED = 0.5
 # Fewer objects than that may come and go by chance.
 FEWEST_OBJECTS = 5
 SIMULATION = 'simulation'
+# Images that the two are chosen from.
+MOST_IMAGES = 8
 # Share of the other image's rows that stay, so that padding masks differ.
 KEPT_ROWS = (3, 4)
 
@@ -43,7 +45,7 @@ def check_decisions(
     out: str | Path,
     target: str,
 ) -> str:
-    """Compare decisions on the example and on an image of other content.
+    """Compare decisions on an example and on an image of other content.
 
     The example runs alone, then both in one batch, where the other one is
     smaller and padded.
@@ -62,9 +64,9 @@ def check_decisions(
         OnnxFileError: If most decisions of the other image differ, and those
             of the example do not; the files are removed.
     """
-    images = different_images(batches)
-    runs = [images[0], joined(images)] if len(images) > 1 else images
     try:
+        images = busiest_images(model, batches)
+        runs = [images[0], joined(images)] if len(images) > 1 else images
         expected = list(_predictions(model, runs))
     except UNDECODED as error:
         return f'not compared, since the host fails ({type(error).__name__})'
@@ -118,26 +120,56 @@ def _objects(agreement: Agreement) -> bool:
     return count >= FEWEST_OBJECTS
 
 
-def different_images(
-    batches: Sequence[Mapping[str, Any]],
+def busiest_images(
+    model: nn.Module, batches: Sequence[Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Return the first image, and the first of other content, as batches."""
-    first, *same = _single(batches[:1])
-    # The file was traced with all of the first batch.
-    for image in chain(_single(batches[1:]), same):
-        if not _equal(image['inputs'][0], first['inputs'][0]):
-            return [first, image]
-    return [first]
+    """Return an image of the first batch and one of other content.
+
+    Of the first few images, those where the model finds most objects. The
+    other one is not of the first batch, which the file was traced with,
+    unless there is no further.
+
+    Args:
+        model: The model.
+        batches: Preprocessed batches.
+
+    Returns:
+        One or two batches of one image.
+    """
+    traced = list(islice(_single(batches[:1]), MOST_IMAGES))
+    room = MOST_IMAGES - len(traced)
+    later = list(islice(_single(batches[1:]), max(room, 1)))
+    example = _busiest(model, traced)
+    later, traced = (
+        [x for x in group if not _equal(x['inputs'][0], example['inputs'][0])]
+        for group in (later, traced)
+    )
+    others = later or traced
+    return [example, _busiest(model, others)] if others else [example]
+
+
+def _busiest(
+    model: nn.Module, images: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """Return the image with most objects; the first of equals."""
+    if len(images) == 1:
+        return images[0]
+    found = [prediction for prediction, _ in _predictions(model, images)]
+    counts = [len(one.boxes) + len(one.lines) for one in found]
+    return images[counts.index(max(counts))]
 
 
 def _single(
     batches: Sequence[Mapping[str, Any]],
 ) -> Iterator[dict[str, Any]]:
-    """Yield batches of one image each."""
+    """Yield batches of one image each, but for repeated images."""
     for batch in batches:
+        previous = None
         for i, sample in enumerate(batch['data_samples']):
             inputs = batch['inputs'][i : i + 1]
-            yield {**batch, 'inputs': inputs, 'data_samples': [sample]}
+            if previous is None or not _equal(inputs[0], previous):
+                yield {**batch, 'inputs': inputs, 'data_samples': [sample]}
+            previous = inputs[0]
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

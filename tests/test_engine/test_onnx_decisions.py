@@ -6,13 +6,13 @@ from torch import nn
 pytest.importorskip('mmengine')
 pytest.importorskip('onnxruntime')
 
-from mmengine.structures import BaseDataElement, PixelData
+from mmengine.structures import BaseDataElement, InstanceData, PixelData
 
 from taskptq.analysis.page.agreement import Agreement
 from taskptq.engine.network_parts import NetworkParts
 from taskptq.engine.onnx_decisions import (
+    busiest_images,
     check_decisions,
-    different_images,
     joined,
     refuse_others,
 )
@@ -164,18 +164,40 @@ def test_most_decisions_have_to_change(example, other, refused):
         refuse_others([example, other], out='m.onnx')
 
 
-def test_images_of_other_content_are_found_within_batches():
-    first = batch(seed=0, shift=0.0, count=3)
-    first['inputs'][1] = first['inputs'][0]
-    found = different_images([first])
-    assert [len(one['data_samples']) for one in found] == [1, 1]
-    assert torch.equal(found[1]['inputs'][0], first['inputs'][2])
-    # The example was traced with those of its batch.
-    other = batch(seed=1, shift=0.0)
-    found = different_images([first, other])
-    assert torch.equal(found[1]['inputs'], other['inputs'])
-    first['inputs'][2] = first['inputs'][0]
-    assert len(different_images([first])) == 1
+class Finder(nn.Module):
+    """Finds as many objects as the first pixel of an image says."""
+
+    def forward(self, inputs, data_samples, mode):
+        for sample, image in zip(data_samples, inputs, strict=True):
+            count = int(image[0, 0, 0])
+            sample.pred_instances = InstanceData(
+                bboxes=torch.tensor([[0.0, 0.0, 4.0, 4.0]] * count),
+                scores=torch.ones(count),
+                labels=torch.zeros(count),
+            )
+        return data_samples
+
+
+@pytest.mark.parametrize(
+    ('counts', 'chosen'),
+    [
+        ([[1, 3, 0]], [3, 1]),
+        # The example was traced with all images of its batch.
+        ([[1, 3, 2], [0, 1], [2, 1]], [3, 2]),
+        # What one image is doubled to is no other image.
+        ([[2, 2]], [2]),
+        ([[0, 0], [0, 0]], [0]),
+    ],
+)
+def test_images_with_most_objects_are_compared(counts, chosen):
+    batches = []
+    for found in counts:
+        data = batch(seed=0, shift=0.0, count=len(found))
+        data['inputs'][:] = torch.tensor(found)[:, None, None, None]
+        batches.append(data)
+    images = busiest_images(Finder(), batches)
+    assert [int(one['inputs'][0, 0, 0, 0]) for one in images] == chosen
+    assert all(len(one['data_samples']) == 1 for one in images)
 
 
 def test_two_images_share_a_batch_and_the_second_is_padded():
