@@ -74,6 +74,11 @@ class AffineQuantizer(CodedQuantizer):
         """Set the scale alone, shaped like the one before."""
         self._set_scale(scale.reshape(self.scale.shape))
 
+    def set_zero_point(self, zero_point: Tensor) -> None:
+        """Set the zero point alone, codes shaped like the one before."""
+        codes = zero_point.reshape(self.zero_point.shape)
+        self.zero_point = codes.clamp(self.quant_min, self.quant_max)
+
     def fake_quantize(self, x: Tensor) -> Tensor:
         """Return ``x`` on the grid, with a straight-through gradient."""
         return fake_quantize(self.masked(x), **self.parameters_of_grid())
@@ -172,6 +177,12 @@ class LSQQuantizer(AffineQuantizer):
     def set_range(self, min_val: Tensor, max_val: Tensor) -> None:
         """Set scale and zero point from a range of (C,) or (1,) ends."""
         super().set_range(min_val, max_val)
+        if self.offset is not None:
+            self.offset.data = self.zero_point.float()
+
+    def set_zero_point(self, zero_point: Tensor) -> None:
+        """Set the zero point alone, codes shaped like the one before."""
+        super().set_zero_point(zero_point)
         if self.offset is not None:
             self.offset.data = self.zero_point.float()
 

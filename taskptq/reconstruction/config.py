@@ -131,12 +131,17 @@ class ReconstructionConfig:
             the error of the layer's output.
         bias_correction: Give each quantized layer the mean output, channel
             by channel, of the float model.
+        input_ranges: First scale the steps of activations with less than 8
+            bits so that their errors change the model's outputs least;
+            takes one pass with gradients over 16 images, and the model's
+            adapter.
         position_weights: Closed-form steps and the default loss of units
             weigh the positions of feature maps by how much the model's
             outputs depend on them; takes one pass with gradients, and the
             model's adapter.
-        position_optional: Weigh all positions the same, with a warning,
-            where the model's outputs cannot be compared or differentiated.
+        position_optional: Go on without ``position_weights`` and
+            ``input_ranges``, with a warning, where the model's outputs cannot
+            be compared or differentiated.
 
     Raises:
         SettingError: If a value is invalid.
@@ -183,6 +188,7 @@ class ReconstructionConfig:
     match_float: bool = setting(False, Flag())
     output_ranges: bool = setting(False, Flag())
     bias_correction: bool = setting(False, Flag())
+    input_ranges: bool = setting(False, Flag())
     position_weights: bool = setting(False, Flag())
     position_optional: bool = setting(False, Flag())
 
@@ -258,11 +264,13 @@ class ReconstructionConfig:
                 'remove it, or add what it weighs: match_float, '
                 'output_ranges, bias_correction or gptq_sweeps',
             )
-        if self.position_optional and not self.position_weights:
+        if self.position_optional and not (
+            self.position_weights or self.input_ranges
+        ):
             raise refuse(
                 'reconstruction.position_optional',
                 True,
-                'remove it, or set position_weights',
+                'remove it, or set position_weights or input_ranges',
             )
 
     @property
@@ -272,6 +280,7 @@ class ReconstructionConfig:
             self.scope == 'network'
             or self.network_steps
             or self.position_weights
+            or self.input_ranges
         )
 
     @property
@@ -337,6 +346,7 @@ class ReconstructionConfig:
             match_float=False,
             output_ranges=False,
             bias_correction=False,
+            input_ranges=False,
             position_weights=False,
             position_optional=False,
             **self.network,

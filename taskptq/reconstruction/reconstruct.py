@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from taskptq.calibration.calibrate import Forward
-from taskptq.core.distributed import gathered, own_rank
+from taskptq.core.distributed import own_rank
 from taskptq.modules.base import QuantModule, quant_modules
 from taskptq.prepare.blocks import Unit, split_blocks
 from taskptq.reconstruction.capture.cache import cache_of
@@ -22,11 +22,14 @@ from taskptq.reconstruction.capture.disk import estimate
 from taskptq.reconstruction.capture.provenance import Plan, read_later
 from taskptq.reconstruction.capture.tracing import (
     FloatBatch,
+    check_order,
+    common_calls,
     first_full_batch,
     trace,
 )
 from taskptq.reconstruction.capture.unit_data import UnitData
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.input_ranges import fit_input_ranges
 from taskptq.reconstruction.losses import MSEReconLoss, ReconLoss
 from taskptq.reconstruction.network import (
     optional_steps,
@@ -89,8 +92,8 @@ def reconstruct(
         raise ValueError('calibration set is empty: give at least one batch')
     if adapter is None and config.needs_adapter:
         raise ValueError(
-            "reconstruction.scope='network', network_steps and "
-            "position_weights need the model's adapter: register one for the "
+            "reconstruction.scope='network', network_steps, position_weights "
+            "and input_ranges need the model's adapter: register one for the "
             'detector class'
         )
     # Fail now, not after hours of training.
@@ -108,6 +111,7 @@ def reconstruct(
             torch.random.fork_rng(devices=_cuda_devices(model))
         )
         report = run.all(state_dir, shared_dir, progress)
+        report.input_ranges = run.input_ranges
     # Steps on the network start from the blocks' roundings and replace them.
     last = report.units[-1:] if config.network_steps else report.units
     trained = [u for u in last if u.steps and u.num_weights]
@@ -151,6 +155,7 @@ class _Run:
         self.cache_dir: Path | None = None
         self.on_trained: Callable[[Unit], None] | None = None
         self.weights: PositionWeights | None = None
+        self.input_ranges: dict[str, float] = {}
         self.num_traces = 0  # single-batch passes that look for names
 
     def all(
@@ -160,6 +165,14 @@ class _Run:
         progress: bool,
     ) -> ReconstructionReport:
         """Run all phases that the settings ask for."""
+        if self.config.input_ranges:
+            self.input_ranges = fit_input_ranges(
+                self.model,
+                self.batches,
+                adapter=self.adapter,
+                seed=self.config.seed,
+                optional=self.config.position_optional,
+            )
         states = UnitStates(
             state_dir,
             self.model,
@@ -243,7 +256,7 @@ class _Run:
         units = split_blocks(
             self.model,
             scope=self.config.scope,
-            callable_names=_on_all_ranks(found),
+            callable_names=common_calls(found),
             extra=self.config.blocks,
         )
         plans = trace(
@@ -253,7 +266,7 @@ class _Run:
             forward=self.forward,
             keep=traced,
         )
-        _check_order(plans)
+        check_order(plans)
         planned = {
             id(module)
             for plan in plans
@@ -372,22 +385,6 @@ def _has_codes(module: QuantModule) -> bool:
         module.weight_values_of(parameter) is not None
         for parameter, _ in module.active_slots()
     )
-
-
-def _on_all_ranks(calls: dict[str, int]) -> dict[str, int]:
-    """Keep what every rank calls, and the most calls: they train in step."""
-    ranks = gathered(calls)
-    names = set.intersection(*(set(rank) for rank in ranks))
-    return {name: max(rank[name] for rank in ranks) for name in sorted(names)}
-
-
-def _check_order(plans: Sequence[Plan]) -> None:
-    names = [plan.unit.name for plan in plans]
-    if any(other != names for other in gathered(names)):
-        raise RuntimeError(
-            'ranks call the units in different orders on their first batches: '
-            'reconstruct in a single process'
-        )
 
 
 def _seed(seed: int, index: int) -> int:

@@ -25,6 +25,8 @@ class ReconstructionReport:
         settled: Share of all roundings settled before freezing.
         flipped: Share of all roundings that the last phase flipped.
         loss: Report of a network-wise loss (its ``report()``), plain types.
+        input_ranges: Factors of the steps of activations that
+            ``input_ranges`` changed, by quantizer.
         seconds: Wall time, without ``resumed_seconds``.
     """
 
@@ -38,6 +40,7 @@ class ReconstructionReport:
     settled: float | None = None
     flipped: float | None = None
     loss: dict[str, Any] = field(default_factory=dict)
+    input_ranges: dict[str, float] = field(default_factory=dict)
     seconds: float = 0.0
 
     def take_over(self, result: UnitResult) -> None:

@@ -21,7 +21,7 @@ READERS = (nn.Linear, nn.Conv2d)
 GIVERS = (nn.Linear, nn.Conv2d, nn.BatchNorm2d, nn.LayerNorm)
 _AFFINE = {'linear', 'conv2d', 'batch_norm', 'layer_norm'}
 # f(s x) = s f(x) for s > 0, channel by channel.
-HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_'}
+HOMOGENEOUS = {'relu', 'relu_', 'leaky_relu', 'leaky_relu_', 'prelu'}
 # Functions that may return their input itself.
 _PASSING = {'dropout', 'dropout_'}
 
@@ -111,6 +111,8 @@ class Recorder(TorchFunctionMode):
             if owner is not None:
                 self.used_elsewhere.add(owner)
         first = self._known.get(keys[0])
+        if any(key in self._known for key in keys[1:]):
+            first = None  # slopes that another layer computes
         follows = name in HOMOGENEOUS or (
             name in _PASSING and outputs and outputs[0] is tensors[0]
         )

@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from taskptq.calibration.calibrate import Forward, calibration_mode
 from taskptq.core import float_only
+from taskptq.core.distributed import gathered
 from taskptq.hosts.class_lookup import replayed_input
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.cache import ActivationCache, stored_bytes
@@ -263,3 +264,24 @@ def _post_hook(listener: Listener, name: str) -> Callable[..., None]:
         listener.after(name, module, output)
 
     return hook
+
+
+def common_calls(calls: dict[str, int]) -> dict[str, int]:
+    """Keep what every rank calls, and the most calls: they train in step."""
+    ranks = gathered(calls)
+    names = set.intersection(*(set(rank) for rank in ranks))
+    return {name: max(rank[name] for rank in ranks) for name in sorted(names)}
+
+
+def check_order(plans: Sequence[Plan]) -> None:
+    """Refuse units that ranks call in different orders.
+
+    Raises:
+        RuntimeError: If they do.
+    """
+    names = [plan.unit.name for plan in plans]
+    if any(other != names for other in gathered(names)):
+        raise RuntimeError(
+            'ranks call the units in different orders on their first batches: '
+            'reconstruct in a single process'
+        )

@@ -32,6 +32,11 @@ def assigned(m, x):
     return m.two(y)
 
 
+def learned_slopes(m, x):
+    y = m.one(x[:, :1].expand(2, 4, 4))
+    return m.two(F.prelu(y, m.three(x[0, 0])))
+
+
 def residual(m, x):
     y = torch.relu(m.one(x))
     return y + m.two(y)
@@ -62,6 +67,8 @@ BOTH = {'one': ['two', 'three']}
         (lambda m, x: m.two(m.one(x)), PAIR),
         (lambda m, x: m.two(F.relu(m.one(x))), PAIR),
         (lambda m, x: m.two(F.relu(m.one(x), inplace=True)), PAIR),
+        (lambda m, x: m.two(F.prelu(m.one(x), torch.ones(1) / 4)), PAIR),
+        (learned_slopes, {}),
         (lambda m, x: m.two(F.dropout(m.one(x), 0.5, m.training)), PAIR),
         (lambda m, x: m.two(m.one(x)) + m.two(m.one(2 * x)), PAIR),
         (several_readers, BOTH),
