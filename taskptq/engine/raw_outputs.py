@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taskptq.engine.adapters import name_tensors
 from taskptq.engine.exportable import exportable_calls
-from taskptq.engine.module_calls import Call
+from taskptq.engine.module_calls import Call, tensors_of
 from taskptq.engine.traced_sizes import traced_sizes
 
 __all__ = [
@@ -35,6 +35,8 @@ Run = Callable[..., Mapping[str, Tensor]]
 MAIN = 'network'
 # Outputs of a part that is one module.
 OUTPUT = 'output'
+# Between that and the length of a sequence whose end is not a tensor.
+OF = '_of_'
 BATCH, HEIGHT, WIDTH = 'batch', 'height', 'width'
 # Between the name of a size and how many times it a dimension is.
 TIMES = '*'
@@ -269,7 +271,8 @@ def module_part(
 
     def forward(*tensors: Tensor) -> dict[str, Any]:
         args, kwargs = call.arguments(tensors)
-        return {OUTPUT: module(*args, **kwargs)}
+        found = module(*args, **kwargs)
+        return {_output_name(found): found}
 
     return make_part(
         name, forward, modules={name: module}, inputs=inputs, axes=axes
@@ -294,7 +297,21 @@ def _check_call(name: str, module: nn.Module, call: Call | None) -> None:
         )
 
 
+def _output_name(found: Any) -> str:
+    """Return what the outputs of a module are called.
+
+    A sequence that ends in something else than tensors, as ``(scores,
+    None)``, tells its length.
+    """
+    if isinstance(found, (list, tuple)) and not tensors_of(found[-1:]):
+        return f'{OUTPUT}{OF}{len(found)}'
+    return OUTPUT
+
+
 def one_output(outputs: Mapping[str, Tensor]) -> Any:
     """Return outputs as a module returned them: a tensor, list or tuple."""
-    found = nested(outputs)[OUTPUT]
-    return tuple(found) if isinstance(found, list) else found
+    ((name, found),) = nested(outputs).items()
+    if not isinstance(found, list):
+        return found
+    missing = int(name.partition(OF)[2] or 0) - len(found)
+    return tuple(found + [None] * missing)
