@@ -292,6 +292,15 @@ class CodedQuantizer(Quantizer):
         """
         raise NotImplementedError
 
+    def integer_planes(self, codes: Tensor) -> list[IntegerForm]:
+        """Return the weight as a sum of such forms; empty if it is none.
+
+        Args:
+            codes: Integer codes of a weight.
+        """
+        whole = self.integer_form(codes)
+        return [] if whole is None else [whole]
+
 
 @dataclass(frozen=True, kw_only=True)
 class IntegerForm:

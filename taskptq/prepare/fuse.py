@@ -86,8 +86,8 @@ def folded_parameters(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
     dtype = layer.weight.dtype
     if layer.weight.is_meta:
         # Without values; arithmetic there would import torch's compiler.
-        bias = torch.empty_like(norm.running_var, dtype=dtype)
-        return torch.empty_like(layer.weight), bias
+        outline = torch.empty_like(norm.running_var, dtype=dtype)
+        return torch.empty_like(layer.weight), outline
     # double: the quotient of two small numbers may be large
     sigma = (norm.running_var.double() + norm.eps).sqrt()
     gamma = torch.ones_like(sigma) if norm.weight is None else norm.weight

@@ -101,6 +101,10 @@ class Levels:
         for i in range(1, self.num_coefficients):
             levels = levels + terms[..., i]
         found = levels.sort(dim=-1, stable=True)
+        if torch.onnx.is_in_onnx_export():
+            # Constants of the trace: sorting has no form in ONNX.
+            values = torch.tensor(found.values.tolist(), dtype=levels.dtype)
+            return values, torch.tensor(found.indices.tolist())
         return found.values, found.indices
 
 

@@ -19,6 +19,7 @@ from taskptq.core.learned_rounding import LearnedRounding
 from taskptq.core.levels.codes import LevelCodes
 from taskptq.core.levels.estimators import ESTIMATORS, Estimator
 from taskptq.core.levels.levels import (
+    LEAST,
     LEVELS,
     Levels,
     as_rows,
@@ -283,6 +284,36 @@ class LevelQuantizer(CodedQuantizer):
             quant_min=-(2 ** (bits - 1)),
             num_bits=bits,
         )
+
+    def integer_planes(self, codes: Tensor) -> list[IntegerForm]:
+        """Return codes as a sum of integers, each times a scale.
+
+        One plane for each coefficient: ``sum_p basis[k, p] coefficient_p``.
+        """
+        whole = self.integer_form(codes)
+        if whole is not None:
+            return [whole]
+        axis, found = self.spec.ch_axis, self.coefficients.detach()
+        rows = as_rows(codes, ch_axis=axis).long()
+        order = self.kind.ordered(found)[1]
+        basis = self.kind.matrix(found)[order]  # C x K x P
+        planes = []
+        for number, size in enumerate(found.unbind(dim=1)):
+            signs = torch.where(size < 0, -1.0, 1.0)[:, None]
+            shares = (basis[..., number] * signs).gather(1, rows)
+            integers = shares.round().to(torch.int32)
+            if not torch.equal(integers.to(shares), shares):
+                return []
+            planes.append(
+                IntegerForm(
+                    codes=from_rows(integers, like=codes, ch_axis=axis),
+                    scale=size.abs().clamp(min=LEAST),
+                    zero_point=torch.zeros_like(size, dtype=torch.int32),
+                    quant_min=-2,
+                    num_bits=2,
+                )
+            )
+        return planes
 
     def state_faults(self, fields: Mapping[str, Tensor]) -> Iterator[str]:
         """Yield each reason why a file's levels don't fit this quantizer."""

@@ -119,31 +119,38 @@ def exporting(model: nn.Module) -> Iterator[Emitted]:
             del owner.__dict__[attribute]
 
 
-def grid_of_weight(
+def grids_of_weight(
     quantizer: CodedQuantizer, codes: Tensor, *, name: str
-) -> Grid:
-    """Return a weight's codes and their grid, as integers times a scale.
+) -> list[Grid]:
+    """Return a weight's codes and their grids, as integers times a scale.
+
+    Several grids add up to the weight: a runtime computes it once, and then
+    in floats.
 
     Raises:
         OnnxExportError: If they are no such integers.
     """
-    form = quantizer.integer_form(codes)
-    if form is None:
+    planes = quantizer.integer_planes(codes)
+    if not planes:
         raise OnnxExportError(
-            f'{name} has levels that are no multiples of one scale '
-            f'({quantizer.extra_repr()}), so no integer kernel computes '
-            "them: quantize it with levels='mid-rise', 'ternary' or 'binary'"
+            f'{name} has levels that are no integers times scales '
+            f'({quantizer.extra_repr()}): quantize it with '
+            "levels='mid-rise', 'ternary' or 'binary'"
         )
-    return Grid(
-        name=name,
-        scale=form.scale.float().cpu().reshape(-1).clone(),
-        zero_point=form.zero_point.cpu().reshape(-1).clone(),
-        quant_min=form.quant_min,
-        quant_max=form.quant_min + 2**form.num_bits - 1,
-        num_bits=form.num_bits,
-        ch_axis=quantizer.spec.ch_axis,
-        codes=form.codes.cpu(),
-    )
+    single = len(planes) == 1
+    return [
+        Grid(
+            name=name if single else f'{name}.plane{number}',
+            scale=form.scale.float().cpu().reshape(-1).clone(),
+            zero_point=form.zero_point.cpu().reshape(-1).clone(),
+            quant_min=form.quant_min,
+            quant_max=form.quant_min + 2**form.num_bits - 1,
+            num_bits=form.num_bits,
+            ch_axis=quantizer.spec.ch_axis,
+            codes=form.codes.cpu(),
+        )
+        for number, form in enumerate(planes)
+    ]
 
 
 def grid_of(quantizer: AffineQuantizer, *, name: str) -> Grid:
@@ -224,6 +231,7 @@ def _of_weight(
 ) -> Callable[..., Tensor]:
     """Return what stands in for ``quantized_weight`` of one layer."""
     compute = module.quantized_weight
+    planes: dict[str, list[Grid]] = {}
 
     def quantized_weight(parameter: str = 'weight') -> Tensor:
         weight: Tensor = getattr(module, parameter)
@@ -233,13 +241,31 @@ def _of_weight(
         if not quantizer.enabled:
             return weight
         full = f'{name}.{parameter}' if name else parameter
-        if full not in emitted.grids:
+        if full not in planes:
             codes = module.codes(parameter)
-            emitted.grids[full] = grid_of_weight(quantizer, codes, name=full)
-        x_hat = compute(parameter).detach()
-        return _mark(weight, x_hat, kind=WEIGHT, name=full)
+            planes[full] = grids_of_weight(quantizer, codes, name=full)
+            emitted.grids |= {grid.name: grid for grid in planes[full]}
+        if len(planes[full]) == 1:
+            x_hat = compute(parameter).detach()
+            return _mark(weight, x_hat, kind=WEIGHT, name=full)
+        parts = [
+            _mark(weight, _values(grid, weight), kind=WEIGHT, name=grid.name)
+            for grid in planes[full]
+        ]
+        return sum(parts[1:], start=parts[0])
 
     return quantized_weight
+
+
+def _values(grid: Grid, like: Tensor) -> Tensor:
+    """Return the part of a weight that lies on a grid."""
+    assert grid.codes is not None
+    scale = grid.scale
+    if grid.ch_axis is not None:
+        shape = [1] * like.dim()
+        shape[grid.ch_axis] = -1
+        scale = scale.reshape(shape)
+    return (grid.codes * scale).to(like)
 
 
 def _mark(x: Tensor, x_hat: Tensor, *, kind: str, name: str) -> Tensor:

@@ -1,4 +1,5 @@
 import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -6,7 +7,7 @@ from torch import nn
 from taskptq.core import LevelQuantizer, Quantizer, QuantSpec
 from taskptq.export.onnx.emission import (
     exporting,
-    grid_of_weight,
+    grids_of_weight,
     value_table,
 )
 from taskptq.export.onnx.errors import OnnxExportError
@@ -98,7 +99,7 @@ def test_levels_become_integers_times_a_scale(levels, num_bits, integers):
     )
     quantizer.calibrate_weight(weight)
     codes = quantizer.quantize(weight)
-    grid = grid_of_weight(quantizer, codes, name='fc.weight')
+    (grid,) = grids_of_weight(quantizer, codes, name='fc.weight')
     assert set(grid.codes.unique().tolist()) == integers
     # Nothing is shifted in int8
     assert grid.quant_min == -(2 ** (grid.num_bits - 1))
@@ -107,15 +108,56 @@ def test_levels_become_integers_times_a_scale(levels, num_bits, integers):
     assert torch.equal(values, quantizer.dequantize(codes))
 
 
-def test_other_levels_are_refused_with_the_way_out():
+@pytest.mark.parametrize('levels', ['two-plane', 'dual'])
+@pytest.mark.parametrize('ch_axis', [None, 0, 1])
+def test_other_levels_become_a_sum_of_planes(levels, ch_axis):
+    weight = torch.randn(6, 5, 4)
+    quantizer = LevelQuantizer(
+        QuantSpec(num_bits=2, ch_axis=ch_axis), levels=levels
+    )
+    quantizer.calibrate_weight(weight)
+    codes = quantizer.quantize(weight)
+    grids = grids_of_weight(quantizer, codes, name='fc.weight')
+    assert [grid.name for grid in grids] == [
+        'fc.weight.plane0',
+        'fc.weight.plane1',
+    ]
+    shape = [1, 1, 1]
+    if ch_axis is not None:
+        shape[ch_axis] = -1
+    values = [grid.codes * grid.scale.reshape(shape) for grid in grids]
+    assert torch.equal(sum(values), quantizer.dequantize(codes))
+    assert all(float(grid.scale.min()) > 0 for grid in grids)
+
+
+def test_levels_that_are_no_integers_are_refused(monkeypatch):
     weight = torch.randn(6, 40)
     quantizer = LevelQuantizer(
         QuantSpec(num_bits=2, ch_axis=0), levels='two-plane'
     )
     quantizer.calibrate_weight(weight)
+    basis = ((-1.0, -0.5), (-1.0, 0.5), (1.0, -0.5), (1.0, 0.5))
+    monkeypatch.setattr(type(quantizer.kind), 'basis', basis)
     codes = quantizer.quantize(weight)
     with pytest.raises(OnnxExportError, match=r"fc\.weight.*'mid-rise'"):
-        grid_of_weight(quantizer, codes, name='fc.weight')
+        grids_of_weight(quantizer, codes, name='fc.weight')
+
+
+@pytest.mark.parametrize('model', ['conv', 'transposed', 'transformer'])
+def test_a_network_of_two_planes_is_exported(exported, model):
+    weight = {'type': 'LevelQuantizer', 'levels': 'two-plane', 'num_bits': 2}
+    found = exported(model, qconfig={'weight': weight})
+    stored = {one.name for one in onnx.load(str(found.path)).graph.initializer}
+    planes = {name for name in stored if '.plane1.codes' in name}
+    assert planes
+    assert len(planes) <= found.report.num_weights / 2
+    run = onnxruntime.InferenceSession(str(found.path)).run
+    (y,) = run(None, {'x': found.x.numpy()})
+    with torch.no_grad():
+        expected = found.model(found.x)
+    gap = (torch.from_numpy(y) - expected).abs().max()
+    # Biases have integers, and a few inputs of layers the next code.
+    assert float(gap) < 0.02 * float(expected.abs().max())
 
 
 def test_a_network_of_ternary_weights_is_exported(exported):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from taskptq.export.onnx.emission import grid_of, grid_of_weight
+from taskptq.export.onnx.emission import grid_of, grids_of_weight
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.graph import Graph
 from taskptq.export.onnx.targets import TARGETS
@@ -28,7 +28,7 @@ def change(path, name, edit):
 
 def grids_of(model):
     module = model.stem
-    weight = grid_of_weight(
+    (weight,) = grids_of_weight(
         module.weight_quantizer, module.codes(), name='stem.weight'
     )
     return {
