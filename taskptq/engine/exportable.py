@@ -17,13 +17,9 @@ from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-__all__ = ['exportable_calls', 'sampled_deform_conv2d']
+from taskptq.engine.plain_forms import PlainForms, gathered_psa_mask
 
-# Modules that hold the function -> its name; patched where imported.
-DEFORM_CONV = {
-    'torchvision.ops': 'deform_conv2d',
-    'torchvision.ops.deform_conv': 'deform_conv2d',
-}
+__all__ = ['exportable_calls', 'sampled_deform_conv2d']
 
 
 class StableSorts(TorchFunctionMode):
@@ -231,16 +227,23 @@ def pooled_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     return rows @ x @ columns.T
 
 
+# Modules that hold a function -> what takes its place where it is imported.
+REPLACED: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
+    'torchvision.ops': {'deform_conv2d': sampled_deform_conv2d},
+    'torchvision.ops.deform_conv': {'deform_conv2d': sampled_deform_conv2d},
+    'mmcv.ops.psa_mask': {'psa_mask': gathered_psa_mask},
+}
+
+
 @contextmanager
 def exportable_calls() -> Iterator[None]:
     """Replace calls without a form in ONNX; call it around a trace."""
     with ExitStack() as stack:
-        for name, function in DEFORM_CONV.items():
+        for name, functions in REPLACED.items():
             module = sys.modules.get(name)
             if module is not None:
-                stack.enter_context(
-                    mock.patch.object(module, function, sampled_deform_conv2d)
-                )
+                stack.enter_context(mock.patch.multiple(module, **functions))
+        stack.enter_context(PlainForms())
         stack.enter_context(StableSorts())
         stack.enter_context(SizedPools())
         yield
