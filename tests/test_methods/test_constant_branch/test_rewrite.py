@@ -1,5 +1,6 @@
 """What no image changes is computed once, exactly."""
 
+import copy
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from torch import nn
 from taskptq.methods.constant_branch import ConstantBranch
 from taskptq.methods.constant_branch.stored import StoredOutput
 from taskptq.methods.rewriting.replay import replay, structures
+from taskptq.recipes import resolve
 
 TINY_TASK = Path(__file__).parents[2] / 'tiny_task'
 
@@ -160,3 +162,35 @@ def test_detr_of_mmdet(detr):
     assert entry.name == 'decoder.layers.0.self_attn'
     assert entry.status == 'applied'
     assert torch.equal(boxes(), expected)
+
+
+def test_a_quantized_file_has_the_outputs(detr, tmp_path):
+    from taskptq.engine.pipeline import quantize_model
+    from taskptq.engine.recipe import Recipe
+    from taskptq.engine.restore import restore_model
+    from taskptq.export.files import load
+
+    model, batches = detr
+    fresh = copy.deepcopy(model)
+    settings = resolve('w4a8_mse-constant-branch')
+    quantize_model(
+        model,
+        batches,
+        recipe=Recipe.from_config(**settings),
+        work_dir=tmp_path,
+        out=tmp_path / 'q.pth',
+    )
+    payload = load(tmp_path / 'q.pth')
+    (change,) = payload['structure']['rewrites']
+    assert change['rewrite'] == 'ConstantBranch'
+    with torch.no_grad():
+        for parameter in fresh.parameters():
+            parameter.fill_(0.5)
+    restore_model(payload, fresh)
+    found = fresh.decoder.layers[0].self_attn
+    assert isinstance(found, StoredOutput)
+    one, two = (
+        m.test_step(copy.deepcopy(batches[0]))[0].pred_instances.bboxes
+        for m in (model.eval(), fresh.eval())
+    )
+    assert torch.equal(one, two)
