@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,9 +72,11 @@ class _Placeholder(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, x_hat: Tensor, kind: str, name: str
+        ctx: Any, x: Tensor, x_hat: Callable[[], Tensor], kind: str, name: str
     ) -> Tensor:
-        return x_hat.clone()
+        # How the values are computed is no part of the graph.
+        with untraced():
+            return x_hat().clone()
 
     @staticmethod
     def symbolic(g: Any, x: Any, x_hat: Any, kind: str, name: str) -> Any:
@@ -84,6 +87,18 @@ class _Placeholder(torch.autograd.Function):
         # Else code that computes with the number of images, or of windows,
         # finds that of the example.
         return out.setType(x.type().with_sizes([None, *sizes[1:]]))
+
+
+@contextmanager
+def untraced() -> Iterator[None]:
+    """Compute without leaving operators in a trace."""
+    state = torch._C._get_tracing_state()
+    set_state = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    set_state(None)
+    try:
+        yield
+    finally:
+        set_state(state)
 
 
 @contextmanager
@@ -176,7 +191,8 @@ def _of_activation(
 
     def fake_quantize(x: Tensor) -> Tensor:
         emitted.grids.setdefault(name, grid_of(quantizer, name=name))
-        return _mark(x, compute(x.detach()), kind=ACTIVATION, name=name)
+        values = partial(compute, x.detach())
+        return _mark(x, values, kind=ACTIVATION, name=name)
 
     return fake_quantize
 
@@ -246,10 +262,15 @@ def _of_weight(
             planes[full] = grids_of_weight(quantizer, codes, name=full)
             emitted.grids |= {grid.name: grid for grid in planes[full]}
         if len(planes[full]) == 1:
-            x_hat = compute(parameter).detach()
-            return _mark(weight, x_hat, kind=WEIGHT, name=full)
+            values = partial(compute, parameter)
+            return _mark(weight, values, kind=WEIGHT, name=full)
         parts = [
-            _mark(weight, _values(grid, weight), kind=WEIGHT, name=grid.name)
+            _mark(
+                weight,
+                partial(_values, grid, weight),
+                kind=WEIGHT,
+                name=grid.name,
+            )
             for grid in planes[full]
         ]
         return sum(parts[1:], start=parts[0])
@@ -268,6 +289,8 @@ def _values(grid: Grid, like: Tensor) -> Tensor:
     return (grid.codes * scale).to(like)
 
 
-def _mark(x: Tensor, x_hat: Tensor, *, kind: str, name: str) -> Tensor:
+def _mark(
+    x: Tensor, x_hat: Callable[[], Tensor], *, kind: str, name: str
+) -> Tensor:
     out: Tensor = _Placeholder.apply(x, x_hat, kind, name)  # type: ignore[no-untyped-call]
     return out

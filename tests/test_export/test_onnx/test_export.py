@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from taskptq.core import AffineQuantizer
 from taskptq.core.setting_error import SettingError
 from taskptq.export.onnx import OnnxExportError, export_onnx
 from taskptq.export.onnx.runtime import session
@@ -100,6 +101,24 @@ def test_sizes_of_the_example_are_not_those_of_a_free_image(exported):
         got = run(found.path, x)
         assert got.shape == tuple(expected.shape)
         assert np.abs(got - expected.numpy()).mean() < 0.05
+
+
+def test_how_values_are_computed_is_no_part_of_the_graph(
+    exported, monkeypatch
+):
+    plain = AffineQuantizer.fake_quantize
+
+    def in_place(self, x):
+        out = torch.empty_like(x).copy_(plain(self, x))
+        return out.mul_(2.0).mul_(0.5)
+
+    free = {'x': {0: 'n'}, 'y': {0: 'n'}}
+    expected = exported('conv', dynamic_axes=free)
+    kinds = [n.op_type for n in onnx.load(str(expected.path)).graph.node]
+    monkeypatch.setattr(AffineQuantizer, 'fake_quantize', in_place)
+    found = exported('conv', dynamic_axes=free)
+    nodes = onnx.load(str(found.path)).graph.node
+    assert [node.op_type for node in nodes] == kinds
 
 
 def test_the_batch_can_be_free(exported):
