@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core.code_grid import CodeGrid
-from taskptq.core.functional import random_drop
+from taskptq.core.drop import random_drop
 from taskptq.core.learned_rounding import LearnedRounding
 from taskptq.core.observers import Observer
 from taskptq.core.setting_error import refuse

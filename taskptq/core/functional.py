@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taskptq.core.pieces import is_dense, pieces
+
 # A scale below this would overflow x / scale for ordinary activations.
 MIN_SCALE = 1e-12
 
@@ -129,9 +131,7 @@ def fake_quantize(
                 value, scale, lowest, highest
             )
         else:
-            out = value * reciprocal(scale)
-            out.round_().clamp_(lowest, highest)
-            out.mul_(float(scale))
+            out = _on_grid(value, scale=scale, lowest=lowest, highest=highest)
     elif ch_axis is None:
         out = torch.fake_quantize_per_tensor_affine(
             value,
@@ -154,17 +154,33 @@ def fake_quantize(
     return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
+def _on_grid(x: Tensor, *, scale: Tensor, lowest: int, highest: int) -> Tensor:
+    out = torch.empty_like(x)
+    value = x if is_dense(x) else out.copy_(x)
+    inverse, size = reciprocal(scale), float(scale)
+    for part, codes in pieces(value, out):
+        torch.mul(part, inverse, out=codes)
+        codes.round_().clamp_(lowest, highest).mul_(size)
+    return out
+
+
 class _StraightThrough(torch.autograd.Function):
-    """Round on a fixed grid; the mask holds floats, as in _LSQDrop."""
+    """Round on a fixed grid; the mask holds floats, as in drop.py."""
 
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, scale: Tensor, lowest: int, highest: int
     ) -> Tensor:
-        rounded = (x * reciprocal(scale)).round_()
-        codes = rounded.clamp(lowest, highest)
-        ctx.save_for_backward(torch.eq(codes, rounded, out=rounded))
-        return codes.mul_(float(scale))
+        codes, passes = torch.empty_like(x), torch.empty_like(x)
+        value = x if is_dense(x) else torch.empty_like(x).copy_(x)
+        inverse, size = reciprocal(scale), float(scale)
+        for part, out, rounded in pieces(value, codes, passes):
+            torch.mul(part, inverse, out=rounded).round_()
+            torch.clamp(rounded, lowest, highest, out=out)
+            torch.eq(out, rounded, out=rounded)
+            out.mul_(size)
+        ctx.save_for_backward(passes)
+        return codes
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
@@ -264,123 +280,9 @@ def lsq_fake_quantize(
     return out if out.dtype == x.dtype else out.to(x.dtype)
 
 
-def lsq_drop_quantize(
-    x: Tensor,
-    *,
-    scale: Tensor,
-    zero_point: int,
-    quant_min: int,
-    quant_max: int,
-    grad_factor: float = 1.0,
-    drop_prob: float = 0.0,
-) -> Tensor:
-    """Fake-quantize with a learned scale and QDrop's random drop in one step.
-
-    The inner loop of reconstruction: values and gradients equal those of
-    :func:`lsq_fake_quantize` followed by :func:`random_drop`, in about a
-    third of the time on a CPU.
-
-    Args:
-        x: Any shape, float32.
-        scale: One element, positive.
-        zero_point: Fixed.
-        quant_min: Lowest code.
-        quant_max: Highest code.
-        grad_factor: Multiplies the gradient of the scale.
-        drop_prob: Probability that an element keeps its float value.
-
-    Returns:
-        Shape of ``x``.
-    """
-    keep = drop_mask(x, drop_prob=drop_prob) if drop_prob > 0 else None
-    out: Tensor = _LSQDrop.apply(  # type: ignore[no-untyped-call]
-        x,
-        scale,
-        quant_min - zero_point,
-        quant_max - zero_point,
-        grad_factor,
-        keep,
-    )
-    return out
-
-
-class _LSQDrop(torch.autograd.Function):
-    """Saves two floats per element instead of a graph.
-
-    Masks are floats: torch's CPU kernels run several times as fast on them
-    as on bools.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        scale: Tensor,
-        lowest: int,
-        highest: int,
-        grad_factor: float,
-        keep: Tensor | None,
-    ) -> Tensor:
-        steps = x * reciprocal(scale)
-        rounded = steps.round()
-        codes = rounded.clamp(lowest, highest)
-        passes = torch.eq(codes, rounded, out=rounded)
-        # d x_hat / d scale: codes - x / scale inside the range, else codes
-        slope = torch.addcmul(codes, steps, passes, value=-1, out=steps)
-        x_hat = codes.mul_(float(scale))
-        if keep is not None:
-            x_hat = torch.lerp(x_hat, x, keep)
-            slope = torch.addcmul(slope, slope, keep, value=-1, out=slope)
-            passes = torch.maximum(passes, keep, out=passes)
-        ctx.save_for_backward(passes, slope)
-        ctx.grad_factor = grad_factor
-        ctx.shape = scale.shape
-        return x_hat
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Any, ...]:
-        gradient = gradients[0]
-        passes, slope = ctx.saved_tensors
-        grad_x = gradient * passes if ctx.needs_input_grad[0] else None
-        grad_scale = (gradient * slope).sum() * ctx.grad_factor
-        return grad_x, grad_scale.reshape(ctx.shape), None, None, None, None
-
-
 def reciprocal(scale: Tensor) -> float:
     """Return 1 / scale of a single scale, rounded to float32."""
     return float(scale.detach().reshape(()).reciprocal())
-
-
-def drop_mask(x: Tensor, *, drop_prob: float) -> Tensor:
-    """Return 1.0 with probability ``drop_prob``, else 0.0, laid out as ``x``.
-
-    Uses 8 random bits per element, so the probability is rounded to a
-    multiple of 1/256. Draws from torch's global generator.
-    """
-    words = torch.empty(-(-x.numel() // 8), dtype=torch.int64, device=x.device)
-    words.random_(torch.iinfo(torch.int64).min, None)
-    octets = words.view(torch.uint8)[: x.numel()].view(x.shape)
-    below = round(drop_prob * 256)
-    # Laid out like x: with one operand of another layout, torch's CPU kernels
-    # run several times as long.
-    mask = torch.empty_like(x)
-    if below > 255:  # more than an octet holds
-        return mask.fill_(1.0)
-    return mask.copy_(octets < below)
-
-
-def random_drop(x_hat: Tensor, x: Tensor, *, drop_prob: float) -> Tensor:
-    """Keep the float value of each element with probability ``drop_prob``.
-
-    QDrop, Wei et al., ICLR 2022, Eq. 7. Draws from torch's global generator.
-
-    Args:
-        x_hat: Quantized values.
-        x: Float values, same shape.
-        drop_prob: Probability of the float value, in [0, 1].
-    """
-    # lerp is exact at weights 0 and 1, and faster on a CPU than where
-    return torch.lerp(x_hat, x, drop_mask(x, drop_prob=drop_prob))
 
 
 def scale_gradient(x: Tensor, *, factor: float) -> Tensor:

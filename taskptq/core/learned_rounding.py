@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.core.functional import per_channel
+from taskptq.core.pieces import is_dense, pieces, row_pieces
 
 if TYPE_CHECKING:
     from taskptq.core.quantizers import AffineQuantizer, CodedQuantizer
@@ -65,13 +66,22 @@ class LearnedRounding(nn.Module):
         with torch.no_grad():
             h, slope = rectified_sigmoid_and_slope(self.alpha)
             up = (self.alpha >= 0).to(h.dtype) if self.straight_through else h
-            codes = up + self.base
-            clipped = codes.clamp(self.quant_min, self.quant_max)
-            passes = torch.eq(clipped, codes, out=codes)
-            factor = passes.mul_(slope).mul_(self.scale)
-            weight = clipped.sub_(self.zero_point).mul_(self.scale)
+            weight, factor = self._soft_weight(up, slope)
         self._h, self._slope = h, slope
         return soft_weight(self.alpha, weight, factor)
+
+    def _soft_weight(self, up: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the weight and its slope, given those of the rounding."""
+        weight, factor = torch.empty_like(up), torch.empty_like(up)
+        for share, steep, base, scale, zero, out, passes in row_pieces(
+            up, slope, self.base, self.scale, self.zero_point, weight, factor
+        ):
+            codes = torch.add(share, base, out=passes)
+            torch.clamp(codes, self.quant_min, self.quant_max, out=out)
+            torch.eq(out, codes, out=passes)
+            passes.mul_(steep).mul_(scale)
+            out.sub_(zero).mul_(scale)
+        return weight, factor
 
     @torch.no_grad()
     def add_penalty_gradient(self, *, weight: Tensor, beta: int) -> None:
@@ -94,10 +104,13 @@ class LearnedRounding(nn.Module):
             raise RuntimeError(
                 'call forward() and backward() before add_penalty_gradient()'
             )
-        u = self._h.mul(2).sub_(1)
-        # d/dh (1 - |u|^beta) = -2 beta u^(beta - 1), odd in u
-        gradient = odd_power(u, beta - 1).mul_(self._slope)
-        self.alpha.grad.addcmul_(gradient, -2 * beta * weight)
+        factor = -2 * beta * weight
+        for h, slope, gradient in row_pieces(
+            self._h, self._slope, self.alpha.grad
+        ):
+            u = h.mul(2).sub_(1)
+            # d/dh (1 - |u|^beta) = -2 beta u^(beta - 1), odd in u
+            gradient.addcmul_(odd_power(u, beta - 1).mul_(slope), factor)
 
     @torch.no_grad()
     def add_code_gradient(self, gradient: Tensor) -> None:
@@ -191,12 +204,16 @@ class _SoftWeight(torch.autograd.Function):
 
 def rectified_sigmoid_and_slope(alpha: Tensor) -> tuple[Tensor, Tensor]:
     """Return h(alpha) and dh / dalpha in few passes over memory."""
-    sigmoid = torch.sigmoid(alpha)
-    slope = torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1)
-    stretched = sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
-    h = stretched.clamp(0, 1)
-    passes = torch.eq(h, stretched, out=stretched)
-    return h, slope.mul_(ZETA - GAMMA).mul_(passes)
+    h, slope = torch.empty_like(alpha), torch.empty_like(alpha)
+    value = alpha if is_dense(alpha) else torch.empty_like(alpha).copy_(alpha)
+    for part, clipped, steep in pieces(value, h, slope):
+        sigmoid = torch.sigmoid(part)
+        torch.addcmul(sigmoid, sigmoid, sigmoid, value=-1, out=steep)
+        stretched = sigmoid.mul_(ZETA - GAMMA).add_(GAMMA)
+        torch.clamp(stretched, 0, 1, out=clipped)
+        passes = torch.eq(clipped, stretched, out=stretched)
+        steep.mul_(ZETA - GAMMA).mul_(passes)
+    return h, slope
 
 
 def odd_power(x: Tensor, exponent: int) -> Tensor:

@@ -13,10 +13,10 @@ from taskptq.core.base_quantizer import (
     Quantizer,
 )
 from taskptq.core.code_grid import CodeGrid, UniformCodes
+from taskptq.core.drop import lsq_drop_quantize
 from taskptq.core.functional import (
     dequantize,
     fake_quantize,
-    lsq_drop_quantize,
     lsq_fake_quantize,
     quantize,
     range_to_affine,

@@ -6,9 +6,7 @@ from hypothesis import strategies as st
 from taskptq.core.functional import (
     affine_to_range,
     dequantize,
-    drop_mask,
     fake_quantize,
-    lsq_drop_quantize,
     lsq_fake_quantize,
     per_channel,
     quantize,
@@ -354,60 +352,6 @@ def test_range_of_dead_positive_and_negative_channels():
     assert scale[3] > 0
 
 
-@pytest.mark.parametrize('zero_point', [-3, 0, 5])
-def test_lsq_drop_without_drop_is_lsq(zero_point):
-    x = torch.randn(400) * 3
-    quant_min, quant_max = -8, 7
-    results = []
-    for function in (lsq_drop_quantize, lsq_fake_quantize):
-        value = x.clone().requires_grad_()
-        scale = torch.tensor([0.3], requires_grad=True)
-        zero = zero_point
-        if function is lsq_fake_quantize:
-            zero = torch.tensor([float(zero_point)])
-        out = function(
-            value,
-            scale=scale,
-            zero_point=zero,
-            quant_min=quant_min,
-            quant_max=quant_max,
-            grad_factor=0.5,
-        )
-        (out * x.cos()).sum().backward()
-        results.append((out.detach(), value.grad, scale.grad))
-    ours, theirs = results
-    assert torch.equal(ours[0], theirs[0])
-    assert torch.equal(ours[1], theirs[1])
-    torch.testing.assert_close(ours[2], theirs[2], rtol=1e-4, atol=1e-5)
-
-
-def test_lsq_drop_keeps_the_float_value_and_its_gradient():
-    x = (torch.randn(20_000) * 3).requires_grad_()
-    scale = torch.tensor([0.5], requires_grad=True)
-    settings = {'zero_point': 0, 'quant_min': -2, 'quant_max': 1}
-    out = lsq_drop_quantize(x, scale=scale, drop_prob=0.5, **settings)
-    on_grid = lsq_drop_quantize(x, scale=scale, **settings).detach()
-    kept = out == x
-    assert 0.48 < kept.float().mean() < 0.52
-    assert torch.equal(out[~kept], on_grid[~kept])
-    out.sum().backward()
-    # Clipped elements pass a gradient only where they were kept.
-    clipped = (x < -1.25) | (x > 0.75)
-    assert torch.equal(x.grad.bool(), ~clipped | kept)
-    full = torch.tensor([0.5], requires_grad=True)
-    lsq_drop_quantize(
-        x, scale=full, drop_prob=1.0, **settings
-    ).sum().backward()
-    assert full.grad == 0
-
-
-@pytest.mark.parametrize('drop_prob', [0.0, 0.25, 0.5, 1.0])
-def test_drop_mask_has_the_rate_asked_for(drop_prob):
-    mask = drop_mask(torch.empty(100, 333), drop_prob=drop_prob)
-    assert set(mask.unique().tolist()) <= {0.0, 1.0}
-    assert mask.mean().item() == pytest.approx(drop_prob, abs=0.01)
-
-
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('zero_point', [0, 3, 15])
 @pytest.mark.parametrize('trained', [False, True])
@@ -451,17 +395,3 @@ def test_channels_are_bit_for_bit_those_of_torch(ch_axis):
             ch_axis=ch_axis,
         )
         assert torch.equal(out, expected)
-
-
-@pytest.mark.parametrize('drop_prob', [0.0, 0.25, 0.5, 1.0])
-def test_a_mask_has_the_layout_of_its_tensor_and_the_same_draws(drop_prob):
-    x = torch.randn(2, 5, 4, 3)
-    masks = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        torch.manual_seed(0)
-        laid_out = x.contiguous(memory_format=layout)
-        masks.append(drop_mask(laid_out, drop_prob=drop_prob))
-        assert masks[-1].stride() == laid_out.stride()
-    assert torch.equal(*masks)
-    assert set(masks[0].unique().tolist()) <= {0.0, 1.0}
-    assert abs(float(masks[0].mean()) - drop_prob) < 0.2

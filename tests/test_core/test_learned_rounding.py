@@ -206,3 +206,21 @@ def test_straight_through_is_hard_forward_and_soft_backward():
     assert inside.float().mean() > 0.8
     assert torch.equal(rounding.alpha.grad[inside], soft[inside])
     assert rounding.settled() == weight.numel()
+
+
+@pytest.mark.parametrize('hard', [False, True])
+@pytest.mark.parametrize('ch_axis', [0, 1])
+def test_pieces_change_no_bit_of_a_rounding(monkeypatch, hard, ch_axis):
+    weight = torch.randn(12, 8, 3, 3)
+    _, quantizer = rounding_of(weight, ch_axis=ch_axis)
+    results = []
+    for piece in (64, 10**9):
+        monkeypatch.setattr('taskptq.core.pieces.PIECE', piece)
+        rounding = LearnedRounding(quantizer, weight)
+        rounding.straight_through = hard
+        out = rounding()
+        (out * weight.cos()).sum().backward()
+        rounding.add_penalty_gradient(weight=torch.tensor([0.1]), beta=4)
+        results.append((out.detach(), rounding.alpha.grad))
+    for one, other in zip(*results, strict=True):
+        assert torch.equal(one, other)

@@ -11,7 +11,7 @@ from taskptq.core import (
     Quantizer,
     QuantSpec,
 )
-from taskptq.core.functional import random_drop
+from taskptq.core.drop import random_drop
 from taskptq.methods.ptq4sam.power_of_two import PowerOfTwoQuantizer
 
 CLASSES = [AffineQuantizer, LSQQuantizer]

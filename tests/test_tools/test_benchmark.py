@@ -292,6 +292,7 @@ def test_a_step_is_compared_with_the_float_block(tools, calibrated):
     )
     assert row['unit'] == units[1].name
     assert row['ratio'] == row['ours'] / row['float'] > 0
+    assert 0 < row['pass'] < row['ours']
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
 
@@ -307,7 +308,14 @@ def test_the_float_block_gets_gradients_at_inputs_and_weights(
     session.data.prepare_sampling()
     plain = tools('benchmarks.step_limit').FloatStep(session)
     plain.run()
+    step_limit = tools('benchmarks.step_limit')
+    found = step_limit.quantized_tensors(session)
     session.close()
+    layers = [unit.module.conv1, unit.module.conv2]
+    shapes = [tuple(x.shape) for x in found]
+    assert all(tuple(layer.weight.shape) in shapes for layer in layers)
+    inputs = [s[1] for s in shapes if s[0] == config.batch_size]
+    assert inputs == [layer.in_channels for layer in layers]
     assert plain.module.conv1.weight.grad.abs().sum() > 0
     (args, _), _ = plain.calls[0]
     assert flatten(args)[0][0].grad.abs().sum() > 0
@@ -316,5 +324,6 @@ def test_the_float_block_gets_gradients_at_inputs_and_weights(
 def test_lines_name_units_that_are_far_from_the_limit(tools):
     step_limit = tools('benchmarks.step_limit')
     row = {'unit': 'stem', 'ours': 0.003, 'float': 0.002, 'ratio': 1.5}
+    row['pass'] = 0.0001
     text = step_limit.lines({'minibatch': 8, 'units': [row]})
-    assert text[2].split() == ['stem', '3.0', '2.0', '1.50']
+    assert text[2].split() == ['stem', '3.0', '2.0', '1.50', '0.10', '10']

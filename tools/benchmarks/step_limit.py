@@ -3,6 +3,10 @@
 A step runs the block forward and backward once, so that of the float block at
 the same batch is what it cannot fall below. Measured in CPU time of one
 thread, in turns, so that other work on the machine counts little.
+
+What a step takes beyond that is elementwise: rounding, drawing and mixing
+activations and weights. It is given in passes: how often torch could read and
+write all of the unit's quantized inputs and weights once in that time.
 """
 
 from __future__ import annotations
@@ -20,7 +24,9 @@ from torch import Tensor, nn
 from benchmarks import run_setup
 from benchmarks.reconstruction_speed import spread
 from benchmarks.sessions import Session, units_of
-from taskptq.core import float_only
+from taskptq.core import float_only, quantizing
+from taskptq.core.switches import quantizers
+from taskptq.modules.base import quant_modules
 from taskptq.prepare.blocks import Unit
 from taskptq.reconstruction.capture.nesting import flatten, is_float
 from taskptq.reconstruction.config import ReconstructionConfig
@@ -81,6 +87,55 @@ def _step_seconds(session: Session) -> list[float]:
     return [after - before for before, after in itertools.pairwise(ends)]
 
 
+@torch.no_grad()
+def quantized_tensors(session: Session) -> list[Tensor]:
+    """Return a copy of each tensor that a step quantizes.
+
+    Args:
+        session: Its unit is run once.
+    """
+    found: list[Tensor] = []
+
+    def keep(quantizer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        found.append(args[0].clone())
+
+    module = session.unit.module
+    handles = [
+        quantizer.register_forward_pre_hook(keep)
+        for _, quantizer in quantizers(module)
+    ]
+    calls, _ = session.data.sample(session.config.batch_size)
+    with quantizing(module):
+        for (args, kwargs), _ in calls:
+            module(*args, **kwargs)
+    for handle in handles:
+        handle.remove()
+    # Weights that are rounded already pass by their quantizers.
+    return found + [
+        getattr(counterpart, name).detach().clone()
+        for _, counterpart in quant_modules(module)
+        for name in counterpart.rounded_parameters
+    ]
+
+
+@torch.no_grad()
+def pass_seconds(tensors: Sequence[Tensor], *, repeats: int) -> float:
+    """Return the CPU seconds of one multiplication of each tensor.
+
+    Args:
+        tensors: Of any shapes.
+        repeats: Runs, whose median is taken.
+    """
+    copies = [torch.empty_like(x) for x in tensors]
+    seconds: list[float] = []
+    for _ in range(repeats + 1):
+        start = time.process_time()
+        for x, out in zip(tensors, copies, strict=True):
+            torch.mul(x, 0.5, out=out)
+        seconds.append(time.process_time() - start)
+    return statistics.median(seconds[1:])
+
+
 def measure_unit(
     model: nn.Module,
     unit: Unit,
@@ -99,7 +154,8 @@ def measure_unit(
         rounds: Turns of both.
 
     Returns:
-        CPU seconds per step of ours and of the float block, and their ratio.
+        CPU seconds per step of ours and of the float block, their ratio, and
+        of one pass over what is quantized.
     """
     own = copy.deepcopy(model)
     session = Session(
@@ -116,6 +172,9 @@ def measure_unit(
             start = time.process_time()
             plain.run()
             limit.append(time.process_time() - start)
+    one_pass = pass_seconds(
+        quantized_tensors(session), repeats=rounds * config.steps
+    )
     session.close()
     seconds, least = statistics.median(ours), statistics.median(limit)
     return {
@@ -123,6 +182,7 @@ def measure_unit(
         'ours': seconds,
         'float': least,
         'ratio': seconds / least,
+        'pass': one_pass,
     }
 
 
@@ -180,11 +240,16 @@ def lines(result: dict[str, Any]) -> list[str]:
     return [
         'milliseconds of CPU per step, one thread, minibatch '
         f'{result["minibatch"]}:',
-        f'  {"unit":<28} {"ours":>8} {"float":>8} {"ratio":>8}',
+        f'  {"unit":<28} {"ours":>8} {"float":>8} {"ratio":>8} '
+        f'{"a pass":>8} {"passes":>8}',
         *(
             f'  {row["unit"]:<28} {1000 * row["ours"]:8.1f} '
-            f'{1000 * row["float"]:8.1f} {row["ratio"]:8.2f}'
+            f'{1000 * row["float"]:8.1f} {row["ratio"]:8.2f} '
+            f'{1000 * row["pass"]:8.2f} '
+            f'{(row["ours"] - row["float"]) / row["pass"]:8.0f}'
             for row in result['units']
         ),
         f'  target: at most {TARGET} on each',
+        '  passes: of reading and writing all that is quantized once, in what '
+        'ours takes longer',
     ]

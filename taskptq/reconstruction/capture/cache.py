@@ -155,7 +155,9 @@ class ActivationCache:
         if key in self._repeats:
             index = [0] * len(index)
         if key in self._held:
-            rows = _from_layout(self._held[key][index])
+            held = self._held[key]
+            wanted = torch.tensor(index, device=held.device)
+            rows = _from_layout(held.index_select(0, wanted))
         else:
             rows = _from_layout(self._files[key].read_rows(index))
         return rows.contiguous() if plain else rows

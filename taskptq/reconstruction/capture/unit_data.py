@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core import float_only, quantizing
-from taskptq.core.functional import random_drop
+from taskptq.core.drop import random_drop
 from taskptq.hosts.class_lookup import is_a
 from taskptq.hosts.registry import ROW_MODULES
 from taskptq.reconstruction.capture.cache import ActivationCache
