@@ -20,12 +20,13 @@ PROJECTS := $(wildcard projects/*/setup.py)
 STAMP := .venv/.taskptq-setup-$(firstword $(shell cat setup.py $(REQUIREMENTS) $(PROJECTS) | cksum))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo data-link lint clean
+.PHONY: help setup test test-slow demo data-link lint clean
 
 help:
 	@echo 'make setup            create or repair .venv with pinned packages'
 	@echo 'make demo             quantize a small detector and show the result'
-	@echo 'make test             run all tests'
+	@echo 'make test             run all tests but the longest'
+	@echo 'make test-slow        run the longest tests'
 	@echo 'make data-link DIR=.. link data/ to the folder of the data sets'
 	@echo 'make lint             ruff and mypy'
 	@echo 'make clean            remove caches; keeps .venv and work_dirs'
@@ -40,6 +41,10 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
 		-n $(WORKERS) --dist worksteal \
 		$(PYTEST_ARGS) $(TESTS)
+
+test-slow: $(STAMP)
+	OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest \
+		-n $(WORKERS) -m long $(PYTEST_ARGS) $(TESTS)
 
 demo: $(STAMP)
 	@$(BIN)/python projects/demo/run_demo.py

@@ -1,6 +1,7 @@
 """Drawn roads: seeded, varied, annotated where the paint is."""
 
 import json
+import operator
 from collections import Counter
 from dataclasses import replace
 
@@ -21,6 +22,7 @@ from lane_detection.roads import (
     render,
 )
 from lane_detection.roads.__main__ import main
+from lane_detection.roads.generate import mapped
 
 SMALL = RoadSet(num_train=4, num_val=3, scale=0.25, seed=5)
 FRAMES = {'culane': CULANE_FRAME, 'tusimple': TUSIMPLE_FRAME}
@@ -201,6 +203,11 @@ def test_a_set_that_is_there_is_left_alone(culane_root, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['mine']
 
 
+def test_processes_keep_the_order():
+    assert mapped(operator.neg, 40, 2) == [-i for i in range(40)]
+
+
+@pytest.mark.long
 @pytest.mark.slow
 def test_number_of_processes_changes_nothing(culane_root, tmp_path):
     assert generate(tmp_path / 'two', SMALL, workers=2)
