@@ -94,6 +94,22 @@ def test_zero_points_move_unless_grids_are_symmetric(quantized, symmetric):
     assert int(quantizer.zero_point) == expected
 
 
+def test_learned_zero_points_follow(quantized):
+    batches = [4 * torch.rand(4, 3, 16, 16)]
+    model = quantized(
+        nn.Sequential(nn.Conv2d(3, 4, 1)),
+        batches,
+        activation=dict(
+            type='LSQQuantizer', num_bits=4, learn_zero_point=True
+        ),
+    )
+    quantizer = model[0].input_quantizer
+    quantizer.set_zero_point(torch.tensor([99]))
+    assert float(quantizer.offset) == int(quantizer.zero_point) == 15
+    fit_input_ranges(model, batches, adapter=Adapter(), seed=0)
+    assert float(quantizer.offset) == int(quantizer.zero_point) < 15
+
+
 def test_the_model_is_left_as_it_was(subject):
     model, batches = subject
     model.train().requires_grad_(True)

@@ -83,8 +83,8 @@ class CrossLayerEqualization:
     """Scale the channels between layers to suit one range, exactly.
 
     Applies to every linear layer and convolution that reads another layer,
-    its batch norm or a layer norm through ReLUs or nothing, if nothing else
-    reads the same channels. These layers are found by watching the float
+    its batch norm or a layer norm through ReLUs (also leaky ones and PReLUs)
+    or nothing, if nothing else reads the same channels. These layers are found by watching the float
     model run.
 
     Args:
