@@ -84,8 +84,8 @@ class CrossLayerEqualization:
 
     Applies to every linear layer and convolution that reads another layer,
     its batch norm or a layer norm through ReLUs (also leaky ones and PReLUs)
-    or nothing, if nothing else reads the same channels. These layers are found by watching the float
-    model run.
+    or nothing, if nothing else reads the same channels. These layers are
+    found by watching the float model run.
 
     Args:
         alpha: See :func:`equalizing_scales`; 'search' takes for each group
