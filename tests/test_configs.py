@@ -85,6 +85,8 @@ ZOO = {
         set(),
     ),
 }
+# The others have the same models, with other numbers of classes.
+WHOLE = [name for name in ZOO if not name.endswith('cityscapes.py')]
 # Config -> config of the host whose model it quantizes, and the classes of
 # the layers that stay float. Too large to run here.
 DETR_ZOO = {
@@ -114,6 +116,9 @@ DETR_BITS = {
     'w2a4-8': (2, 4),
     'w2a2-8': (2, 2),
 }
+# Those of edge layers, and fewer, different ones of weights and
+# activations. That names give these bits is another test.
+PREPARED_BITS = ('w8a8', 'w2a4-8')
 DETR_METHODS = (
     'minmax',
     'mse',
@@ -340,7 +345,7 @@ def check_blocks(model: nn.Module, kind: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize('name', WHOLE)
 def test_zoo_model_is_quantized_whole(name: str, host_scope: None) -> None:
     block, float_kinds = ZOO[name]
     cfg = load(name)
@@ -424,11 +429,12 @@ def test_detr_zoo_leaves_the_model_alone(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', DETR_ZOO)
-def test_detr_zoo_is_prepared_at_all_bits(name: str, host_scope: None) -> None:
+def test_detr_zoo_is_prepared_at_its_bits(name: str, host_scope: None) -> None:
     cfg = load(name)
     cfg.model = offline(cfg.model.to_dict())
     official = build_model(copy.deepcopy(cfg)).state_dict()
-    for bits, (weight, activation) in DETR_BITS.items():
+    for bits in PREPARED_BITS:
+        weight, activation = DETR_BITS[bits]
         # Deformable DETR writes into its config.
         model = build_model(copy.deepcopy(cfg))
         model.load_state_dict(official, strict=True)
