@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from taskptq.core.progress import Progress
 from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.free_sizes import FrozenSizeError, check_free_sizes
 from taskptq.engine.network_parts import NetworkParts, parts_of
 from taskptq.engine.onnx_decisions import check_decisions
 from taskptq.engine.onnx_decode import decodes
@@ -29,13 +28,15 @@ from taskptq.engine.onnx_inputs import (
 from taskptq.engine.onnx_metadata import OnnxMetadata, part_path
 from taskptq.engine.onnx_preprocess import preprocessing
 from taskptq.engine.onnx_source import FLOAT, OnnxSource
-from taskptq.engine.raw_outputs import HEIGHT, WIDTH, Part
-from taskptq.export.runtime import OnnxFileError, Session, read_onnx
+from taskptq.engine.raw_outputs import MAIN, Part
+from taskptq.engine.single_images import (
+    first_image,
+    one_by_one,
+    without_batch,
+)
+from taskptq.export.runtime import OnnxFileError
 
-__all__ = ['check_free_sizes', 'export_from_config', 'export_parts']
-
-# Noise over signal, in power, that rounding may cause in any network.
-MOST_NOISE = 0.1
+__all__ = ['export_from_config', 'export_parts']
 
 
 def export_parts(
@@ -70,14 +71,49 @@ def export_parts(
         ValueError: If the model has no known network part, a layer has no
             form in ONNX, or the size of the images cannot be free.
     """
-    from taskptq.export.onnx import export_onnx
+    export = partial(
+        _export_batch,
+        model,
+        out=out,
+        meta=meta,
+        opset=opset,
+        calibration=calibration,
+        pipeline=pipeline,
+        gate_limit=gate_limit,
+    )
+    try:
+        return export(data)
+    except FrozenSizeError as error:
+        if not (error.is_batch and isinstance(data['inputs'], Tensor)):
+            raise
+        MMLogger.get_current_instance().warning(
+            f'{error}. This file takes one image at a time: batches are run '
+            'image by image.'
+        )
+    return export(first_image(data), single=True)
 
+
+def _export_batch(
+    model: nn.Module,
+    data: Mapping[str, Any],
+    *,
+    out: str | Path,
+    meta: OnnxMetadata,
+    opset: int,
+    calibration: Sequence[Mapping[str, Any]],
+    pipeline: Sequence[Mapping[str, Any]] | None,
+    gate_limit: float | None,
+    single: bool = False,
+) -> list[Any]:
+    """Write the parts for any batch, or for single images."""
     options = {} if gate_limit is None else {'gate_limit': gate_limit}
-    dynamic = meta.input_size is None
     cut = parts_of(model)
-    parts = cut.parts(data, dynamic=dynamic)
+    parts = cut.parts(data, dynamic=meta.input_size is None)
     runs = {part.name: part.network.named_outputs for part in parts}
     given = recorded_inputs(model, calibration, runs) if calibration else {}
+    if single:
+        parts = [without_batch(part) for part in parts]
+        given[MAIN] = one_by_one(given.get(MAIN, ()))
     meta = replace(
         meta,
         parts=[part.name for part in parts],
@@ -89,27 +125,46 @@ def export_parts(
     with Progress('export part', total=len(parts), parts=len(parts)) as shown:
         for index, part in enumerate(parts):
             shown.start_part(index, part.name or 'model')
-            path = part_path(out, part.name)
-            report = export_onnx(
-                part.network,
-                part.inputs,
-                path,
-                input_names=part.input_names,
-                output_names=part.output_names,
-                dynamic_axes=part.dynamic_axes,
-                target=meta.target,
-                opset=opset,
-                metadata=replace(meta, part=part.name).to_texts(),
-                calibration=[
-                    tensors
-                    for tensors in given.get(part.name, ())
-                    if fits(part, tensors)
-                ],
-                **options,
+            reports.append(
+                _export_part(
+                    part,
+                    part_path(out, part.name),
+                    meta=replace(meta, part=part.name),
+                    opset=opset,
+                    given=given.get(part.name, ()),
+                    **options,
+                )
             )
-            check_free_sizes(part, path)
-            reports.append(report)
     return reports
+
+
+def _export_part(
+    part: Part,
+    path: Path,
+    *,
+    meta: OnnxMetadata,
+    opset: int,
+    given: Sequence[tuple[Tensor, ...]],
+    **options: float,
+) -> Any:
+    """Write the file of a part, and return its report."""
+    from taskptq.export.onnx import export_onnx
+
+    report = export_onnx(
+        part.network,
+        part.inputs,
+        path,
+        input_names=part.input_names,
+        output_names=part.output_names,
+        dynamic_axes=part.dynamic_axes,
+        target=meta.target,
+        opset=opset,
+        metadata=meta.to_texts(),
+        calibration=[tensors for tensors in given if fits(part, tensors)],
+        **options,
+    )
+    check_free_sizes(part, path)
+    return report
 
 
 def fits(part: Part, tensors: Sequence[Tensor]) -> bool:
@@ -137,84 +192,6 @@ def _digest(meta: OnnxMetadata, opset: int) -> str:
     """Return what tells this export from others."""
     text = repr((meta.digest, meta.target, meta.input_size, opset))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-@torch.no_grad()
-def check_free_sizes(part: Part, path: Path) -> None:
-    """Run a file with each free size changed, as the network is run.
-
-    Raises:
-        OnnxFileError: If a size was frozen while the network was traced; the
-            file is removed.
-    """
-    session = Session(read_onnx(path))
-    expected = part.network.named_outputs(*part.inputs)
-    usual = distances(session(*part.inputs), expected)
-    for label in sorted(set(_labels(part))):
-        inputs = part.longer(label)
-        expected = part.network.named_outputs(*inputs)
-        problem = ''
-        try:
-            found = session(*inputs)
-        except OnnxFileError as error:
-            problem = str(error)
-        else:
-            apart = distances(found, expected)
-            wrong = [
-                name
-                for name, distance in apart.items()
-                if distance > max(MOST_NOISE, 2 * usual[name])
-            ]
-            if wrong:
-                problem = f'{path}: {wrong[0]} differs from the network'
-        if problem:
-            path.unlink()
-            raise OnnxFileError(
-                f'the {label} of {part.name} cannot be free, because its code '
-                f'computes with it outside of the graph ({problem}): '
-                f'{_way_out(label)}'
-            )
-
-
-def _way_out(label: str) -> str:
-    if label in (HEIGHT, WIDTH):
-        return 'export with a fixed --size'
-    return 'take sizes from tensor.shape in the model, not from len()'
-
-
-def _labels(part: Part) -> Iterator[str]:
-    for name in part.input_names:
-        yield from part.dynamic_axes.get(name, {}).values()
-
-
-def distances(
-    found: Mapping[str, Tensor], expected: Mapping[str, Tensor]
-) -> dict[str, float]:
-    """Return how far outputs are apart: noise over signal, in power.
-
-    Ties round differently in two runtimes, errors of quantized networks
-    cascade, and outputs that depend on a choice (as of the best places of a
-    heat map) may be of another one. This is so at the traced size as well; a
-    frozen size gives something else altogether.
-
-    Args:
-        found: Outputs of the file.
-        expected: Outputs of the network, by the same names.
-
-    Returns:
-        Infinite where shapes differ; 0 for integers of the same shape.
-    """
-    apart = {}
-    for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
-            apart[name] = math.inf
-        elif not tensor.is_floating_point():
-            apart[name] = 0.0
-        else:
-            noise = float((found[name] - tensor).square().mean())
-            signal = float(tensor.square().mean())
-            apart[name] = max(0.0, noise - 1e-9) / max(signal, 1e-12)
-    return apart
 
 
 def export_from_config(

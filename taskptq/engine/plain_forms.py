@@ -33,9 +33,13 @@ class PlainForms(TorchFunctionMode):
             dim = options.get('dim', args[1] if len(args) > 1 else None)
             # The exporter drops the places, unless someone reads them.
             return running_maxima(args[0], dim), found[1]
-        if func in (torch.diag, Tensor.diag) and args[0].ndim == 1:
-            if args[1:] in ((), (0,)) and not options:
-                return diagonal(args[0], int(found.shape[0]))
+        if (
+            func in (torch.diag, Tensor.diag)
+            and args[0].ndim == 1
+            and args[1:] in ((), (0,))
+            and not options
+        ):
+            return diagonal(args[0], int(found.shape[0]))
         return found
 
 

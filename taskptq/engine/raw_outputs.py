@@ -16,6 +16,7 @@ from taskptq.engine.module_calls import Call, tensors_of
 from taskptq.engine.traced_sizes import traced_sizes
 
 __all__ = [
+    'BATCH',
     'HEIGHT',
     'MAIN',
     'WIDTH',
@@ -27,6 +28,7 @@ __all__ = [
     'module_part',
     'nested',
     'one_output',
+    'stem_of',
 ]
 
 # A part as it runs: its inputs in order -> its outputs by name.
@@ -128,11 +130,11 @@ def longer(
 
     Those that are a multiple of it become longer by as many times as much.
     """
-    stem = _stem(label)
+    stem = stem_of(label)
     result = []
     for name, tensor in zip(names, inputs, strict=True):
         for axis, found in axes.get(name, {}).items():
-            if _stem(found) == stem:
+            if stem_of(found) == stem:
                 step = STEPS.get(stem, 1) * _factor(found)
                 step = min(step, tensor.shape[axis])
                 start = tensor.narrow(axis, 0, step)
@@ -141,7 +143,8 @@ def longer(
     return tuple(result)
 
 
-def _stem(label: str) -> str:
+def stem_of(label: str) -> str:
+    """Return the size that a size is a multiple of, by their names."""
     return label.partition(TIMES)[0]
 
 
@@ -182,7 +185,7 @@ def make_part(
         key: dict(found) for key, found in axes.items()
     }
     labels = {
-        _stem(label) for found in axes.values() for label in found.values()
+        stem_of(label) for found in axes.values() for label in found.values()
     }
     for label in sorted(labels):
         changed = network.named_outputs(

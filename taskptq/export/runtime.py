@@ -265,6 +265,8 @@ class Session:
             ValueError: If number or sizes of the inputs do not fit.
             OnnxFileError: If the runtime fails.
         """
+        if self._takes_one_of(tensors):
+            return self._one_by_one(tensors)
         self.check(tensors)
         device = tensors[0].device
         if any(tensor.numel() == 0 for tensor in tensors):
@@ -280,6 +282,26 @@ class Session:
         return {
             name: torch.from_numpy(output).to(device)
             for name, output in zip(self.output_names, outputs, strict=True)
+        }
+
+    def _takes_one_of(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether the file takes one image, and this is a batch of them."""
+        single = all(port.shape[:1] == (1,) for port in self.ports)
+        counts = {tensor.shape[:1] for tensor in tensors}
+        return single and len(counts) == 1 and max(counts) > (1,)
+
+    def _one_by_one(self, tensors: Sequence[Tensor]) -> dict[str, Tensor]:
+        """Run the images of a batch one after the other."""
+        runs = [
+            self(*(tensor[i : i + 1] for tensor in tensors))
+            for i in range(len(tensors[0]))
+        ]
+        # An output of another size, such as a weight, is not of an image.
+        return {
+            name: torch.cat([run[name] for run in runs])
+            if first.shape[:1] == (1,)
+            else first
+            for name, first in runs[0].items()
         }
 
     def _run(self, feed: dict[str, Any]) -> Sequence[Any]:

@@ -59,6 +59,15 @@ def test_a_file_runs(written):
     assert session(x[:0])['y'].shape == (0, 3)
 
 
+def test_a_file_of_one_image_runs_a_batch_image_by_image(written):
+    session = Session(read_onnx(written(model(shape=(1, 3)))), threads=1)
+    x = torch.randn(4, 3)
+    assert torch.equal(session(x)['y'], x + 1)
+    other = Session(read_onnx(written(model(shape=(2, 3)))), threads=1)
+    with pytest.raises(ValueError, match='takes x of 2x3, but it is 4x3'):
+        other(x)
+
+
 def test_a_simulation_runs_each_operator_as_it_stands(written):
     def numbers(name, values, kind):
         return helper.make_tensor(name, kind, (), values)
