@@ -3,6 +3,7 @@
 import functools
 import gc
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,6 +27,7 @@ def quick_runner() -> Iterator[None]:
     gc.freeze()
     try:
         from mmengine.config import utils
+        from mmengine.dataset import base_dataset
         from mmengine.runner import runner
         from yapf.yapflib import yapf_api
     except ImportError:
@@ -35,6 +37,7 @@ def quick_runner() -> Iterator[None]:
         patch.setattr(yapf_api, 'FormatCode', unformatted)
         collect_env = functools.cache(runner.collect_env)
         patch.setattr(runner, 'collect_env', lambda: dict(collect_env()))
+        patch.setattr(base_dataset, 'gc', SimpleNamespace(collect=int))
         # Only read: each look-up returns the entry of one config.
         patch.setattr(utils, 'load', functools.cache(utils.load))
         yield
