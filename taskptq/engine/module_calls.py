@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taskptq.engine.adapters import name_tensors
+from taskptq.modules.call_sites import begins_call
 
 __all__ = ['Call', 'captured_calls', 'tensors_of']
 
@@ -129,6 +130,7 @@ def captured_calls(
                     calls[name] = replace(first, differs=True)
             return forward(*args, **kwargs)
 
+        begins_call(call)
         return call
 
     with ExitStack() as stack:

@@ -12,7 +12,7 @@ import inspect
 import os
 import sys
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -25,14 +25,16 @@ from torch import nn
 # Not the packages whose names begin alike, such as torchvision.
 _TORCH = f'{Path(torch.__file__).parent}{os.sep}'
 _OWN = f'{Path(__file__).parent}{os.sep}'
-# Code of torch that begins the call of a module.
-_CALL_CODES = tuple(
-    method.__code__
+# Code that begins the call of a module, by its id.
+_CALL_CODES = {
+    id(method.__code__): method.__code__
     for method in (
         nn.Module._wrapped_call_impl,
         nn.Module._call_impl,
+        # While torch traces.
+        nn.Module._slow_forward,
     )
-)
+}
 # Up to Python 3.12 a frame keeps the dict that it gives of its variables.
 _SNAPSHOTS = sys.version_info < (3, 13)
 # A recursive method has one place for all depths beyond this one.
@@ -91,6 +93,16 @@ ENTRIES: set[CodeType] = set()
 _CHAINS: dict[tuple[int, ...], _Chain | None] = {}
 
 
+def begins_call(function: Callable[..., Any]) -> None:
+    """Make a Python function that runs a module's ``forward`` no step of it.
+
+    Args:
+        function: It stands for ``forward`` and passes its arguments on.
+    """
+    code = function.__code__
+    _CALL_CODES[id(code)] = code
+
+
 def find_site(
     frame: FrameType | None, *, owner: nn.Module | None = None
 ) -> Site | None:
@@ -104,7 +116,7 @@ def find_site(
     key: list[int] = []
     while frame is not None and len(frames) < MAX_FRAMES:
         code = frame.f_code
-        if code is _CALL_CODES[0] or code is _CALL_CODES[1]:
+        if id(code) in _CALL_CODES:
             # Only plain functions lie between this call and the module.
             break
         frames.append(frame)

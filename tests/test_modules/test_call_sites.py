@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torchvision.models.swin_transformer import ShiftedWindowAttention
 
-from taskptq.modules.call_sites import Site, find_site, is_method
+from taskptq.modules.call_sites import Site, begins_call, find_site, is_method
 
 SEEN: list[Site | None] = []
 
@@ -143,3 +143,26 @@ def test_only_methods_written_in_python_are_methods() -> None:
     assert is_method(Part, 'forward')
     assert not is_method(Part, 'training')
     assert not is_method(Part, 'no such')
+
+
+def test_a_traced_call_and_a_wrapped_forward_have_the_usual_place() -> None:
+    class Layer(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return product(x)
+
+    layer, x = Layer(), torch.ones(1)
+    forward = layer.forward
+
+    def passing(*args: Any) -> Any:
+        return forward(*args)
+
+    SEEN.clear()
+    layer(x)
+    torch.jit.trace(layer, x, check_trace=False)
+    begins_call(passing)
+    layer.forward = passing  # type: ignore[method-assign]
+    layer(x)
+    first, *others = SEEN
+    assert first is not None
+    assert others == [first] * len(others)
+    assert len(others) == 2

@@ -250,14 +250,22 @@ def trace(
                 dynamo=False,
             )
     except torch.onnx.errors.OnnxExporterError as error:
-        text = str(error).strip().splitlines()[0]
         raise OnnxExportError(
             f'{type(network).__name__} has an operator without a form in '
-            f'ONNX ({text}): leave this part out of the exported network'
+            f'ONNX ({reason_of(error)}): leave this part out of the exported '
+            'network'
         ) from error
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_attention)
     return onnx.load_from_string(buffer.getvalue())
+
+
+def reason_of(error: Exception) -> str:
+    """Return what torch's exporter says, without its graph and advice."""
+    first = str(error).strip().splitlines()[0]
+    for rest in ('[Caused by', 'Please feel free', 'Please open'):
+        first = first.partition(rest)[0]
+    return first.strip(' .')
 
 
 def stamp(

@@ -318,3 +318,22 @@ def test_convolutions_over_one_axis(exported):
     # Scales per channel of the output have two axes fewer than an image's.
     found = exported(Line().eval(), batches=[torch.randn(2, 3, 8)])
     assert found.report.checks['float_layers'] == []
+
+
+def test_an_operator_without_a_form_is_named_without_the_graph(tmp_path):
+    class Inverse(nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x)
+
+    with pytest.raises(OnnxExportError, match='linalg_inv') as error:
+        export_onnx(
+            Inverse(),
+            (torch.eye(3)[None],),
+            tmp_path / 'm.onnx',
+            input_names=['x'],
+            output_names=['y'],
+        )
+    text = str(error.value)
+    assert 'Caused by' not in text
+    assert 'submit a pull request' not in text
+    assert text.endswith('leave this part out of the exported network')
