@@ -295,9 +295,15 @@ def _replace(
     standing: list[_Branch] = []
     for group in (branches, *([one] for one in branches)):
         waiting = [one for one in group if one not in standing]
-        reason = _try(model, waiting, stats) if waiting else ''
-        for branch in waiting:
-            _judge(branch, reason, tolerance)
+        if not waiting:
+            continue
+        # All ranks decide the same.
+        reasons = gather(_try(model, waiting, stats))
+        errors = gather([branch.error for branch in waiting])
+        for branch, *ranks in zip(waiting, *errors, strict=True):
+            known = [error for error in ranks if error is not None]
+            branch.error = max(known) if len(known) == len(ranks) else None
+            _judge(branch, next(filter(None, reasons), ''), tolerance)
             if branch.entry.status == 'applied':
                 standing.append(branch)
             else:
@@ -354,19 +360,13 @@ def _judge(branch: _Branch, reason: str, tolerance: float) -> None:
     """Set the status of an entry by what a run has shown."""
     entry = branch.entry
     entry.max_relative_error = branch.error
-    entry.status, entry.reason = 'undone', reason
-    if reason:
-        pass
-    elif branch.error is None:
-        entry.reason = 'it never ran in its place'
-    elif branch.error <= tolerance:
-        entry.status = 'applied'
-    else:
-        entry.reason = (
+    if not reason and branch.error is None:
+        reason = 'it never ran in its place'
+    elif not reason and not (branch.error or 0.0) <= tolerance:
+        reason = (
             f'its output changed by {branch.error:.2g}, more than the '
             f'tolerance of {tolerance:g}'
         )
-    if entry.status != 'applied':
-        logger.warning(
-            '%s: its output was not stored: %s', entry.name, entry.reason
-        )
+    entry.status, entry.reason = ('undone' if reason else 'applied'), reason
+    if reason:
+        logger.warning('%s: its output was not stored: %s', entry.name, reason)
