@@ -12,6 +12,7 @@ import onnx
 
 from taskptq.export.onnx.graph import Array, Graph, attribute
 from taskptq.export.onnx.passes import is_weight
+from taskptq.export.onnx.ranks import ranks_of
 
 ONE = 'one_scale'
 # Operators whose output has as many axes as their input.
@@ -104,6 +105,8 @@ def multiply_scales(graph: Graph) -> int:
     """
     nodes: list[onnx.NodeProto] = []
     done = 0
+    scaled = any(_has_channel_scales(graph, node) for node in graph.nodes)
+    ranks = ranks_of(graph) if scaled else {}
     for node in graph.nodes:
         if not _has_channel_scales(graph, node):
             nodes.append(node)
@@ -113,7 +116,8 @@ def multiply_scales(graph: Graph) -> int:
         assert scale is not None
         assert point is not None
         is_read = node.op_type == 'QuantizeLinear'
-        trailing = (1,) * (_rank(graph, node.input[0]) - 2)
+        rank = ranks.get(node.input[0]) or _rank(graph, node.input[0])
+        trailing = (1,) * (rank - 2)
         factors = (1 / scale if is_read else scale).reshape(-1, *trailing)
         name = graph.add_constant(
             factors.astype(np.float32),
@@ -134,7 +138,7 @@ def multiply_scales(graph: Graph) -> int:
 
 
 def _rank(graph: Graph, name: str) -> int:
-    """Return how many axes a tensor has whose axis 1 are channels.
+    """Guess how many axes a tensor has whose axis 1 are channels.
 
     That of the convolution that it comes from, else 4: axis 1 has the
     channels of an image then, or the heads of an attention.
