@@ -135,8 +135,8 @@ def page_lines(stored: dict[str, Any]) -> list[str]:
 def speed_lines(result: Mapping[str, Any]) -> list[str]:
     """Return the table of times in a runtime that packs sparse weights."""
     lines = [
-        '| model | zeros | rows | packed layers | dense, CPU ms | packed, CPU ms '
-        '| speed |',
+        '| model | zeros | rows | packed layers | dense, CPU ms '
+        '| packed, CPU ms | speed |',
         '|---|---|---|---|---|---|---|',
     ]
     for row in result['rows']:
