@@ -23,6 +23,8 @@ from taskptq.prepare.grid_plan import SharedGrid
 
 # Below this SiLU and its kin are flat: the range of their input ends here.
 GATE_LOW = -8.0
+# Images, channels, height and width.
+MAP_AXES = 4
 
 
 def share_zero_points(grids: dict[str, Grid]) -> list[str]:
@@ -71,10 +73,12 @@ def choose_grid(
     usable = [g for g in candidates if g.ch_axis is None]
     if not usable:
         low = GATE_LOW if shared.gated else None
+        # Axis 1 of a stack of maps counts images, not channels.
+        maps = all(x.ndim <= MAP_AXES for x in samples)
         return search_grid(
             [x if low is None else x.clamp(min=low) for x in samples],
             name=name,
-            per_channel=shared.free,
+            per_channel=shared.free and maps,
             whole=whole,
         )
     if len(usable) == 1:

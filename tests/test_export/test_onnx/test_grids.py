@@ -37,3 +37,13 @@ def test_channels_share_a_zero_point_and_keep_their_ranges():
     assert len(set(changed.zero_point.tolist())) == 1
     reach = (changed.quant_max - changed.zero_point) * changed.scale
     assert bool((reach >= x.amax((0, 2, 3)) - changed.scale).all())
+
+
+@pytest.mark.parametrize(
+    ('shape', 'scales'), [((2, 3, 4, 4), 3), ((1, 2, 3, 4, 4), 1)]
+)
+def test_only_channels_of_maps_have_scales_of_their_own(shape, scales):
+    found = choose_grid(
+        [], [torch.rand(shape)], name='new', shared=SharedGrid(free=True)
+    )
+    assert found.scale.numel() == scales
