@@ -223,7 +223,9 @@ class Seen:
         return [u for u in self.requests if not u.startswith('data:')][1:]
 
 
-@pytest.fixture(params=[(s, w) for s in SCHEMES for w in WIDTHS], ids=str)
+@pytest.fixture(
+    scope='module', params=[(s, w) for s in SCHEMES for w in WIDTHS], ids=str
+)
 def view(request, chromium, page):
     scheme, width = request.param
     context = chromium.new_context(

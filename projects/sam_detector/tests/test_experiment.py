@@ -128,7 +128,7 @@ def test_attentions_of_the_bimodal_stages_are_drawn(tmp_path):
 def test_uniform_attention_loses_mass_and_power_of_two_does_not(
     tables, tmp_path
 ):
-    experiment = replace(tables['sam-tiny'], calibration={'num_images': 2})
+    experiment = replace(tables['sam-tiny'], calibration={'num_images': 1})
     rows = ['w4a4_mse', 'w4a4_agq-s']
     found = measure_row_sums(experiment, rows, num_images=1, work_dir=tmp_path)
     assert list(found) == rows
