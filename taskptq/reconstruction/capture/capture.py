@@ -15,6 +15,7 @@ the names of what is called: one, where it calls every layer.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -40,6 +41,11 @@ from taskptq.reconstruction.capture.tracing import (
     chosen_rows,
     hooked,
 )
+
+# What code raises that adds replayed rows to rows of its own choice.
+MISFITS = (AssertionError, IndexError, RuntimeError, ValueError)
+
+logger = logging.getLogger('taskptq')
 
 
 class _Stop(Exception):
@@ -81,6 +87,8 @@ class Capturer:
         # decode its images
         self.lengths: list[int] = [0] * len(batches)
         self._replays: dict[tuple[tuple[str, int], int], Tensor] = {}
+        # Replays that the model's own code did not take
+        self._misfits: set[tuple[str, int] | None] = set()
 
     def capture_float(self, done: FloatBatch | None = None) -> None:
         """Link every batch and capture its chain breaks, in one pass.
@@ -141,12 +149,28 @@ class Capturer:
             recorder = _Recorder(self, wanted, stream, number)
             if recorder.missing == 0:
                 continue
-            with (
-                hooked(self.model, recorder),
-                calibration_mode(self.model),
-                suppress(_Stop),
-            ):
-                self.forward(self.model, batch)
+            try:
+                self._pass(recorder, batch)
+            except MISFITS as error:
+                if not recorder.replayed:
+                    raise
+                logger.info(
+                    'rows chosen by the float model do not fit %s (%s): the '
+                    "quantized model's own are captured",
+                    ', '.join(name for name, _ in recorder.replayed),
+                    error,
+                )
+                self._misfits |= recorder.replayed
+                again = _Recorder(self, wanted, stream, number)
+                self._pass(again, batch)
+
+    def _pass(self, recorder: _Recorder, batch: Any) -> None:
+        with (
+            hooked(self.model, recorder),
+            calibration_mode(self.model),
+            suppress(_Stop),
+        ):
+            self.forward(self.model, batch)
 
 
 class _Recorder:
@@ -172,6 +196,8 @@ class _Recorder:
         self.tracker = TensorTracker()
         self.selector_calls: dict[str, int] = {}
         self.replays = {owner.plans[i].replay for i in wanted}
+        self.replays -= owner._misfits
+        self.replayed: set[tuple[str, int]] = set()
 
     def wants(self, module: nn.Module) -> bool:
         return id(module) in self.index or bool(replayed_input(module))
@@ -221,4 +247,5 @@ class _Recorder:
             return None
         argument, bound = bound_input(module, inputs)
         bound.arguments[argument] = self.owner._replays[key]
+        self.replayed.add(place)
         return bound.args, bound.kwargs

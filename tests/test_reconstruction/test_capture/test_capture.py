@@ -225,6 +225,43 @@ def test_rows_chosen_by_the_float_model_are_replayed(two_stage, plan):
             model(batch)  # outside of captures the model chooses itself
 
 
+def test_rows_that_the_models_code_mixes_with_its_own_are_not_replayed(
+    two_stage, plan, monkeypatch
+):
+    def forward(self, x):
+        x = self.backbone(x)
+        rois = torch.arange(2 + self.shift())
+        patches = self.extractor(x, rois=rois)
+        return self.head(patches + rois.to(x).reshape(-1, 1, 1, 1))
+
+    monkeypatch.setattr(TwoStage, 'forward', forward)
+    model, batches = two_stage
+    capturer = plan(model, batches)
+    assert capturer.plans[1].replay == ('extractor', 0)
+    run_all(capturer)
+    source = Source('in', 1, 0, 0)
+    for number in range(len(batches)):
+        assert capturer.cache.shape(('float', source, number))[0] == 3
+        assert capturer.cache.shape(('quant', source, number))[0] == 2
+    assert capturer.num_passes == 2
+
+
+def test_other_errors_of_a_captured_model_are_raised(
+    two_stage, plan, monkeypatch
+):
+    model, batches = two_stage
+    capturer = plan(model, batches)
+    capturer.capture_float()
+
+    def forward(self, x):
+        self.extractor(self.backbone(x), rois=torch.arange(3))
+        raise RuntimeError('broken')
+
+    monkeypatch.setattr(TwoStage, 'forward', forward)
+    with pytest.raises(RuntimeError, match='broken'):
+        capturer.capture_quant(1)
+
+
 def test_without_a_replay_rows_differ(two_stage, plan, monkeypatch):
     model, batches = two_stage
     monkeypatch.delitem(mapping.REPLAYED_INPUTS, mapping.dotted(FakeExtractor))
