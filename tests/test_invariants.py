@@ -225,7 +225,7 @@ def test_state_dict_round_trip(name, qconfig):
 
 @every_row
 def test_same_seed_same_scales(name, qconfig):
-    one, two = (make_calibrated(name, qconfig) for _ in range(2))
+    one, two = shared_calibrated(name, qconfig), make_calibrated(name, qconfig)
     assert_same_tensors(one.state_dict(), two.state_dict())
     scales = [q.scale for _, q in quantizers(one) if q.calibrated]
     assert scales

@@ -176,7 +176,16 @@ ZOO = {
 }
 
 
-@pytest.mark.parametrize('name', ZOO)
+@pytest.mark.parametrize(
+    'name',
+    [
+        # DetectoRS is prepared on a batch in test_products_hosts as well.
+        pytest.param(name, marks=pytest.mark.long)
+        if 'detectors_' in name
+        else name
+        for name in ZOO
+    ],
+)
 def test_zoo(name: str) -> None:
     folded, kept, float_kinds = ZOO[name]
     model = randomised(build_model(read(name)))
