@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import DefaultScope
+from quick_runner import quick_runner  # noqa: F401 - a fixture
 
 SIZE = 64
 CLASSES = ('disk', 'square')
@@ -16,7 +17,7 @@ CLASSES = ('disk', 'square')
 DETECTOR = """
 _base_ = ['mmdet::yolox/yolox_nano_8xb8-300e_coco.py']
 model = dict(
-    backbone=dict(widen_factor=0.125),
+    backbone=dict(widen_factor=0.125, deepen_factor=0.1),
     neck=dict(in_channels=[32, 64, 128], out_channels=16),
     bbox_head=dict(num_classes=2, in_channels=16, feat_channels=16),
 )

@@ -32,7 +32,7 @@ TUTORIALS = {
 def blocks(page):
     """Return language and text of the fenced blocks of a page."""
     text = (FOLDER / page).read_text(encoding='utf-8')
-    return FENCE.findall(IMAGES.sub(r'\g<1>8', text))
+    return FENCE.findall(IMAGES.sub(r'\g<1>4', text))
 
 
 def commands(text):
