@@ -19,9 +19,10 @@ from taskptq.recipes.merge import merge
 # What a name without a method stands for, down to these bits of weights:
 # with fewer, nearest roundings leave nothing of small models.
 DEFAULT_METHOD, LEAST_WEIGHT_BITS = 'mixed', 7
-FEW_BITS_METHOD = 'mixed-matched'
-# Its budget at less than 8 bits of activations.
-FEW_BITS_BUDGET = {'macs_above': 0.1}
+FEW_BITS_METHOD = 'mixed-weighted'
+MATCHED_METHOD = 'mixed-matched'
+# The budget of the latter at less than 8 bits of activations.
+MATCHED_BUDGET = {'macs_above': 0.1}
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
 # By point; 16-bit activations are a rung between 8 bits and float.
@@ -77,7 +78,7 @@ SPARSE_METHOD = 'sparse'
 SIZE = re.compile(r'(?P<rest>.+)_size(?P<ratio>\d{1,3}(?:\.\d)?)x', re.ASCII)
 SIZE_METHOD = 'size'
 # What follows the progress of this package, not a publication.
-RECOMMENDED = (DEFAULT_METHOD, FEW_BITS_METHOD, 'auto')
+RECOMMENDED = (DEFAULT_METHOD, FEW_BITS_METHOD, MATCHED_METHOD, 'auto')
 # Of sparse models with float weights.
 FLOAT_POINTS: dict[str, Any] = {
     'weight': {'type': 'FloatQuantizer'},
@@ -326,6 +327,6 @@ def resolve(name: str) -> dict[str, Any]:
         # The steps are chosen already.
         changes['reconstruction'] = {'output_ranges': False}
     activation = parts.activation or 8
-    if parts.method_file == FEW_BITS_METHOD and activation < 8:
-        changes['mixed_precision'] = {'budget': FEW_BITS_BUDGET}
+    if parts.method_file == MATCHED_METHOD and activation < 8:
+        changes['mixed_precision'] = {'budget': MATCHED_BUDGET}
     return merge(method, changes)

@@ -134,8 +134,9 @@ def test_an_error_is_one_short_sentence():
     [
         ('w8a8', 'w8a8_mixed', 0.03),
         ('w8a16', 'w8a16_mixed', 0.03),
-        ('w4a8', 'w4a8_mixed-matched', 0.05),
-        ('w4a4-8', 'w4a4-8_mixed-matched', 0.1),
+        ('w4a8', 'w4a8_mixed-weighted', 0.05),
+        ('w4a4-8', 'w4a4-8_mixed-weighted', 0.05),
+        ('w4a4_mixed-matched', 'w4a4_mixed-matched', 0.1),
     ],
 )
 def test_no_method_is_what_is_recommended(name, method, budget):
