@@ -32,8 +32,8 @@ BENCHMARK_RESULTS = 'tools/benchmarks/results/*.json'
 # What plain names such as w8a8 stand for, else what comes nearest.
 SUMMARY_CELLS = (
     ('w8a8', 'mixed|mse-depthwise|mse'),
-    ('w4a8', 'mixed-weighted|mixed-matched|gptq-matched|gptq-depthwise|gptq'),
-    ('w4a4', 'mixed-weighted|mixed-matched|qdrop|gptq-depthwise|gptq'),
+    ('w4a8', 'mixed-weighted|mixed-matched|gptq-weighted|gptq-matched|gptq'),
+    ('w4a4', 'mixed-weighted|mixed-matched|gptq-weighted|qdrop|gptq'),
 )
 ABSENT = 'Not measured yet.\n'
 # Markers that show one row: data that the row must have, and its renderer.
