@@ -74,10 +74,11 @@ def row_pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
         yield tensors
         return
     rows = max(1, size * first.shape[0] // first.numel())
-    parts = [
+    others = [
         x.split(rows)
         if x.dim() == first.dim() and x.shape[0] > 1
         else itertools.repeat(x)
-        for x in tensors
+        for x in tensors[1:]
     ]
-    yield from zip(*parts, strict=False)
+    # One row alone is longer than a piece, and must not repeat for ever.
+    yield from zip(first.split(rows), *others, strict=False)

@@ -44,6 +44,15 @@ def test_rows_are_visited_once_with_their_scales(rows, scale_shape):
     assert visits == rows  # of six elements: two are more than eight
 
 
+@pytest.mark.usefixtures('small')
+def test_one_long_row_is_one_piece():
+    """As the weight of a layer with one output is."""
+    x = torch.randn(1, 20)
+    assert [one.shape for one, _ in row_pieces(x, torch.ones(1, 1))] == [
+        (1, 20)
+    ]
+
+
 def test_layouts_without_holes_are_dense():
     image = torch.zeros(2, 3, 4, 5)
     assert is_dense(image)
