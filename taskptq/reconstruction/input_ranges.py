@@ -197,6 +197,10 @@ class _Search:
         losses = {}
         for name in names:
             totals = torch.stack([part[name] for part in ranks]).sum(dim=0)
+            if not (totals[totals.isfinite()] > 0).any():
+                # It never ran, or no output depends on it.
+                losses[name] = 0.0
+                continue
             losses[name] = float(totals.min())
             self._move(self.found[name], *tried[int(totals.argmin())])
         return losses

@@ -131,6 +131,29 @@ def test_ranges_that_gain_nothing_are_undone(subject, monkeypatch):
     torch.testing.assert_close(model.second.input_quantizer.scale, before)
 
 
+class Aside(Saturating):
+    """Runs a layer that no output depends on."""
+
+    def __init__(self):
+        super().__init__()
+        self.aside = nn.Conv2d(3, 4, 1)
+
+    def forward(self, x):
+        self.aside(x)
+        return super().forward(x)
+
+
+def test_a_tensor_that_nothing_depends_on_stays(quantized):
+    torch.manual_seed(0)
+    batches = [sparse_images(number) for number in range(3)]
+    model = quantized(Aside(), batches, bits=4, activation_bits=4)
+    scale = model.aside.input_quantizer.scale.clone()
+    factors = fit_input_ranges(model, batches, adapter=Adapter(), seed=0)
+    assert 'first.input_quantizer' in factors
+    assert 'aside.input_quantizer' not in factors
+    assert torch.equal(model.aside.input_quantizer.scale, scale)
+
+
 def test_eight_bits_stay(quantized):
     batches = [sparse_images(0)]
     model = quantized(Saturating(), batches, bits=8, activation_bits=8)
