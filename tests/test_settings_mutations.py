@@ -377,7 +377,7 @@ def rebuilds(
     torch.optim.Adam([nn.Parameter(torch.zeros(1))]).step()
 
     def run(config: ReconstructionConfig) -> None:
-        if config.scope == 'network' or config.network_steps or config.blocks:
+        if config.needs_adapter or config.blocks:
             return  # they need an adapter, and layers of these names
         rebuilt = copy.deepcopy(model)
         reconstruct(rebuilt, batches, config, forward=forward, progress=False)

@@ -314,12 +314,12 @@ def resolve(name: str) -> dict[str, Any]:
     method = read_method(parts.method_file, scope=scope)
     weight = method.get('qconfig', {}).get('weight')
     own = weight.get('type') if isinstance(weight, dict) else None
-    if own == 'LevelQuantizer' and parts.levels is None and parts.weight == 2:
+    if own == 'LevelQuantizer' and parts.levels is None and parts.weight:
         raise refuse(
             'recipe',
             name,
-            'is 2 bits of equal steps, and this method is for few levels: '
-            f'give w1.6a4_{parts.method_file} or w2a4_planes_'
+            f'is {parts.weight} bits of equal steps, and this method is for '
+            f'few levels: give w1.6a4_{parts.method_file} or w2a4_planes_'
             f'{parts.method_file}',
         )
     changes: dict[str, Any] = {'qconfig': parts.qconfig()}

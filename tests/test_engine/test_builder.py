@@ -10,10 +10,10 @@ from taskptq.engine.builder import (
     resolve,
     to_plain,
 )
-from taskptq.recipes import method_names
 from taskptq.recipes import resolve as resolve_recipe
 from taskptq.reconstruction import ReconstructionConfig
 from taskptq.registry import OBSERVERS, QUANTIZERS, RECON_LOSSES, REWRITES
+from tests.helpers.method_kinds import LEVEL_METHODS, STEP_METHODS
 
 
 def test_every_core_class_is_registered():
@@ -155,7 +155,7 @@ def test_to_plain():
     assert type(plain) is type(plain['a'][1]) is dict
 
 
-@pytest.mark.parametrize('method', method_names())
+@pytest.mark.parametrize('method', STEP_METHODS)
 @pytest.mark.parametrize('bits', ['w2a4-8', 'w4a4-8', 'w6a6-8', 'w8a8'])
 def test_recipe(bits, method):
     recipe = resolve_recipe(f'{bits}_{method}')
@@ -174,6 +174,7 @@ def test_recipe(bits, method):
     for suffix in (
         '-heads',
         '-centering',
+        '-constant-branch',
         '-channel-scale',
         '-channel-split',
         '-depthwise',
@@ -191,6 +192,17 @@ def test_recipe(bits, method):
         assert not weight.symmetric
     assert (reconstruction is None) == without
     assert ('distillation' in recipe) == method.endswith('-qat')
+
+
+@pytest.mark.parametrize('method', LEVEL_METHODS)
+@pytest.mark.parametrize('bits', ['w1a1', 'w1.6a4'])
+def test_recipe_of_levels(bits, method):
+    qconfig = build_qconfig(resolve_recipe(f'{bits}_{method}')['qconfig'])
+    weight = qconfig.scheme('layer').weight
+    assert weight.quantizer is core.LevelQuantizer
+    assert weight.quantizer_kwargs['pull'] == method.rpartition('+')[2][:-4]
+    activation = qconfig.scheme('layer').activation
+    assert activation.spec.num_bits == int(bits[-1])
 
 
 def bits_of(scheme):

@@ -14,7 +14,8 @@ from taskptq.engine.ptq_hook import PTQHook
 from taskptq.engine.recipe_source import read_recipe, with_recipe
 from taskptq.export import load
 from taskptq.qat.hook import QATHook
-from taskptq.recipes import method_names, register_folder, resolve
+from taskptq.recipes import register_folder, resolve
+from tests.helpers.method_kinds import LEVEL_METHODS, STEP_METHODS
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = {
@@ -27,7 +28,7 @@ RECIPES = {
 # Methods that train: PTQHook would drop their distillation.
 TRAINED = [
     name
-    for name in method_names()
+    for name in STEP_METHODS
     if resolve(f'w4a4_{name}').get('distillation')
 ]
 # A few bits of each scope; test_digests.py has those of its tables.
@@ -42,7 +43,7 @@ NAMES = [
     for path in sorted(RECIPES[scope].glob('[!_]*.py'))
     for bits in BITS[scope]
     if scope != 'taskptq'
-    or (path.stem in method_names() and path.stem not in TRAINED)
+    or (path.stem in STEP_METHODS and path.stem not in TRAINED)
 ]
 CALIBRATION = dict(num_images=8)
 
@@ -180,6 +181,20 @@ def test_qat_hook_is_the_same_by_name(name):
     assert named.recipe == given.recipe
     assert (named.distillation is None) == (name not in TRAINED)
     assert QATHook().qconfig is None
+
+
+@pytest.mark.parametrize('name', LEVEL_METHODS)
+def test_qat_hook_has_the_levels_of_a_name(name):
+    parts = resolve(f'w1a4_{name}')
+    named = QATHook(recipe=f'w1a4_{name}', calibration=CALIBRATION)
+    given = QATHook(
+        parts['qconfig'],
+        distillation=parts.get('distillation'),
+        calibration=CALIBRATION,
+    )
+    assert named.recipe == given.recipe
+    with pytest.raises(SettingError, match='is 4 bits of equal steps'):
+        QATHook(recipe=f'w4a4_{name}')
 
 
 def test_parts_beside_a_recipe():

@@ -3,7 +3,8 @@
 import pytest
 
 from taskptq.core.settings import SettingError
-from taskptq.recipes import RecipeName, method_names, parse, resolve
+from taskptq.recipes import RecipeName, parse, resolve
+from tests.helpers.method_kinds import STEP_METHODS
 
 
 @pytest.mark.parametrize(
@@ -185,7 +186,7 @@ def test_nothing_is_shared_between_two_recipes():
     assert resolve('w4a4_qdrop') != first
 
 
-@pytest.mark.parametrize('method', method_names())
+@pytest.mark.parametrize('method', STEP_METHODS)
 def test_every_method_has_a_qconfig(method):
     recipe = resolve(f'w4a4_{method}')
     assert recipe['qconfig']['weight']['num_bits'] == 4
