@@ -71,7 +71,7 @@ def run(request: dict, standard: list[int]) -> None:
         os.environ.clear()
         os.environ.update(request['env'])
         extra = request['env'].get('PYTHONPATH', '').split(os.pathsep)
-        # The server runs without any, and its own folder is no part of it.
+        # The server starts without PYTHONPATH and with no folder of its own.
         sys.path[:0] = [path for path in extra if path]
         become(request['words'])
         status = 0

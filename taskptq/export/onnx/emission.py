@@ -74,7 +74,7 @@ class _Placeholder(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, x_hat: Callable[[], Tensor], kind: str, name: str
     ) -> Tensor:
-        # How the values are computed is no part of the graph.
+        # The graph gets one operator, not the arithmetic behind it.
         with untraced():
             return x_hat().clone()
 
