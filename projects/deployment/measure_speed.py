@@ -78,7 +78,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('--peer', action='store_true')
     parser.add_argument('--threads', nargs='+', type=count, default=[1])
     parser.add_argument('--runs', type=count, default=15)
-    parser.add_argument('--gate-limit', type=float)
+    parser.add_argument(
+        '--gate-limit',
+        nargs='+',
+        type=float,
+        default=[None],
+        help='least precisions of integer gates, in dB: one file of each',
+    )
     parser.add_argument('--work-dir', help='folder to keep all files in')
     return parser.parse_args(argv)
 
@@ -117,6 +123,7 @@ def write(
     path: Path,
     opset: int,
     quantized: bool,
+    gate_limit: float | None = None,
 ) -> dict[str, Any]:
     """Export a model; return what to know of the file."""
     meta = OnnxMetadata(
@@ -128,9 +135,6 @@ def write(
         target=args.target,
         input_size=list(args.size),
     )
-    options = {}
-    if quantized and args.gate_limit is not None:
-        options['gate_limit'] = args.gate_limit
     reports = export_parts(
         model,
         data,
@@ -138,7 +142,7 @@ def write(
         meta=meta,
         opset=opset,
         calibration=[data] if quantized else [],
-        **options,
+        gate_limit=gate_limit,
     )
     report = reports[0].to_dict()
     return {
@@ -169,10 +173,17 @@ def write_all(
             resume=False,
             work_dir=folder / recipe,
         )
-        path = folder / f'{recipe}.onnx'
-        known[recipe] = write(
-            args, own, data, path=path, opset=OPSETS['ours'], quantized=True
-        )
+        for limit in args.gate_limit:
+            name = recipe if limit is None else f'{recipe}_gates{limit:g}'
+            known[name] = write(
+                args,
+                own,
+                data,
+                path=folder / f'{name}.onnx',
+                opset=OPSETS['ours'],
+                quantized=True,
+                gate_limit=limit,
+            )
     if args.peer:
         name, quantize, method = PEERS[args.target]
         source, path = folder / 'source.onnx', folder / f'{name}.onnx'
@@ -197,7 +208,10 @@ def time_all(
         *('--runtime', args.target),
         *('--threads', str(threads), '--runs', str(args.runs)),
     ]
+    before = os.getloadavg()[0]
     timings = benchmark.run(benchmark.parse_args(words))['timings']
+    # Of more than our own threads: other processes shared the machine.
+    load = max(before, os.getloadavg()[0])
     rows = []
     for name, timing in zip(names, timings, strict=True):
         row = {'what': name, **timing}
@@ -206,7 +220,7 @@ def time_all(
             row[f'{kind}_ratio'] = round(ratio, 3)
         row['file'] = Path(timing['file']).name
         rows.append(row)
-    return {'threads': threads, 'timings': rows}
+    return {'threads': threads, 'load': round(load, 1), 'timings': rows}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -240,6 +254,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else f'{ISA}={isa} {script} {shlex.join(words)}',
         'commit': current_commit(),
         'environment': describe_environment(torch.device('cpu')),
+        'cores': os.cpu_count(),
     }
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f'{args.name}.json'

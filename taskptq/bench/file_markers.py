@@ -133,6 +133,7 @@ def render_speed(results: Sequence[Result]) -> str:
             'CPU, ms',
             'speed, CPU',
             'threads: speed, wall',
+            'load of cores',
             'KiB',
         ],
         lines,
@@ -140,8 +141,14 @@ def render_speed(results: Sequence[Result]) -> str:
 
 
 def speed_lines(found: Result) -> Iterator[list[str]]:
-    """Yield a line for each file of a model."""
+    """Yield a line for each file of a model.
+
+    The load is the mean number of running processes, the largest of its runs:
+    beyond the measured threads it is that of others.
+    """
     first = found['runs'][0]
+    loads = [run['load'] for run in found['runs'] if 'load' in run]
+    load = f'{max(loads)} of {found["cores"]}' if loads else ''
     for i, timing in enumerate(first['timings']):
         name = timing['what']
         walls = [
@@ -156,6 +163,7 @@ def speed_lines(found: Result) -> Iterator[list[str]]:
             f'{timing["cpu_ms"]:.1f}',
             f'{timing["cpu_ratio"]:.2f}x',
             ', '.join(walls),
+            load,
             f'{found["files"][name]["file_bytes"] / 1024:.0f}',
         ]
 

@@ -74,7 +74,7 @@ def test_speed_at_several_numbers_of_threads(tmp_path):
                 'wall_ratio': ratio,
             },
         ]
-        return {'threads': threads, 'timings': rows}
+        return {'threads': threads, 'load': 2.5 / threads, 'timings': rows}
 
     result = {
         'name': 'a',
@@ -85,6 +85,7 @@ def test_speed_at_several_numbers_of_threads(tmp_path):
             'float': {'file_bytes': 4096},
             'w8a8': {'file_bytes': 1024},
         },
+        'cores': 2,
     }
     lines = shown('speed', [result], tmp_path)
     assert lines[1] == [
@@ -95,6 +96,7 @@ def test_speed_at_several_numbers_of_threads(tmp_path):
         '10.0',
         '3.00x',
         '1: 3.00x, 2: 2.50x',
+        '2.5 of 2',
         '1',
     ]
 

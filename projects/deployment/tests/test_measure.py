@@ -159,6 +159,7 @@ def test_files_of_a_tiny_detector_are_timed(tmp_path, monkeypatch):
     assert list(found['files']) == ['float', 'w8a8_minmax']
     assert found['files']['w8a8_minmax']['integer_layers'] > 10
     assert [run['threads'] for run in found['runs']] == [1, 2]
+    assert all(run['load'] >= 0 for run in found['runs'])
     first = found['runs'][0]['timings'][0]
     assert first['cpu_ratio'] == 1.0
 
@@ -189,9 +190,10 @@ def test_the_tool_of_the_runtime_gets_the_float_file(
     args = module.parse_args(
         [
             *('c.py', '--name', 'a', '--size', '32', '48'),
-            *('--target', target, '--peer'),
+            *('--target', target, '--peer', '--gate-limit', '24', '99'),
         ]
     )
     files = module.write_all(args, folder=tmp_path)
     assert files[name] == {'file_bytes': 3}
+    assert 'w8a8_minmax_gates24' in files
     assert given == [(b'f', (2, 3, 32, 48), method)]
