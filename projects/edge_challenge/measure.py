@@ -48,12 +48,16 @@ def export_files(args: argparse.Namespace, folder: Path) -> dict[str, Path]:
     apis.quantize(
         args.config,
         args.checkpoint,
-        recipe=args.recipe,
+        # Also the grids that the runtime needs, on all images.
+        recipe=[args.recipe, {'qconfig': {'deploy': 'onnxruntime'}}],
         calibration={'num_images': args.num_images},
         out=quantized,
     )
     apis.export_onnx(
-        args.config, quantized, out=files[args.recipe], num_images=1
+        args.config,
+        quantized,
+        out=files[args.recipe],
+        num_images=args.num_images,
     )
     return files
 
