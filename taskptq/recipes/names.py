@@ -37,6 +37,12 @@ PATTERN = re.compile(
     r'(?:_(?P<method>.+))?',
     re.ASCII | re.DOTALL,
 )
+# What people write who have not read how names are spelt.
+LIKE_BITS = re.compile(
+    r'w_?(?P<weight>[2-8])[_-]?a?_?(?P<activation>16|[2-8])?'
+    r'|int_?(?P<both>[2-8])',
+    re.ASCII,
+)
 # Weights on a few levels: by their bits, or by a word after bits.
 LEVELS_BY_BITS = {k.bits_name: k for k in LEVELS.values() if k.bits_name}
 LEVELS_BY_WORD = {k.suffix: k for k in LEVELS.values() if k.suffix}
@@ -287,10 +293,18 @@ def _sparsity(found: re.Match[str]) -> dict[str, Any]:
 
 
 def _guess(name: Any) -> str:
-    """Suggest a method where bits are missing or misspelt."""
-    last = str(name)[:100].rpartition('_')[2]
-    near = difflib.get_close_matches(last, method_names(), n=1)
-    return f' (did you mean w4a4_{near[0]}?)' if near else ''
+    """Suggest a name where bits or the method are missing or misspelt."""
+    text = str(name)[:100].lower()
+    given = LIKE_BITS.match(text)
+    bits = 'w4a4'
+    if given is not None:
+        weight = given['weight'] or given['both']
+        bits = f'w{weight}a{given["activation"] or given["both"] or 8}'
+    rest = text[given.end() if given else 0 :].strip('_- ')
+    near = difflib.get_close_matches(rest, method_names(), n=1)
+    if near:
+        return f' (did you mean {bits}_{near[0]}?)'
+    return f' (did you mean {bits}?)' if given and not rest else ''
 
 
 def resolve(name: str) -> dict[str, Any]:

@@ -81,6 +81,10 @@ def test_parts_of_a_name(name, expected):
             r'\(did you mean w4a4_qdrop\?\)',
         ),
         ('w44_gptg', r'did you mean w4a4_gptq\?'),
+        ('w8a8-minmax', r'did you mean w8a8_minmax\?'),
+        ('W8A8', r'did you mean w8a8\?'),
+        ('int8', r'did you mean w8a8\?'),
+        ('w4', r'did you mean w4a8\?'),
         ('w8', "recipe='w8': give bits and a method"),
         ('w8a8_', "recipe='w8a8_': give bits and a method"),
         (
