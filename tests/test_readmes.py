@@ -1,5 +1,6 @@
 """Markdown pages: links, paths, commands and recipes exist."""
 
+import importlib
 import re
 import shlex
 from functools import cache
@@ -78,7 +79,8 @@ def anchors_of(page):
 def commands_of(page):
     """Yield the commands of a page, as lists of words."""
     for _, body in FENCE.findall(text_of(page)):
-        for line in body.replace('\\\n', ' ').splitlines():
+        joined = body.replace('\\\n', ' ').replace(' && ', '\n')
+        for line in joined.splitlines():
             if line.strip().startswith(('python ', 'taskptq ')):
                 yield shlex.split(line, comments=True)
 
@@ -156,6 +158,19 @@ def test_commands_exist_and_know_their_options(page):
             option = word.partition('=')[0]
             if option.startswith('--'):
                 assert f"'{option}'" in source, f'{page}: {" ".join(words)}'
+
+
+@pytest.mark.parametrize('page', PAGES)
+def test_commands_have_all_that_they_need(page):
+    for words in commands_of(page):
+        if words[0] != 'taskptq' or words[1] == 'bench' or '...' in words:
+            continue
+        module = importlib.import_module(f'taskptq.cli.{words[1]}')
+        try:
+            module.parse_args(words[2:])
+        except SystemExit as error:
+            # 0 is that of --help.
+            assert not error.code, f'{page}: {" ".join(words)}'
 
 
 @pytest.mark.parametrize('page', [p for p in PAGES if p not in HISTORY])
