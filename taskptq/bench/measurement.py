@@ -43,8 +43,8 @@ from taskptq.engine.checkpoint_file import (
     read_checkpoint,
 )
 from taskptq.engine.contexts import seeded
+from taskptq.engine.datasets import loader_pipeline
 from taskptq.engine.pipeline import apply_rewrites, quantize_model
-from taskptq.engine.ptq_hook import plain_pipeline
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.recipes import resolve
@@ -214,7 +214,9 @@ class Measurement:
         if images.seed not in self._batches:
             source = EvaluationSource.from_loader(
                 self.loop.dataloader,
-                plain_pipeline=plain_pipeline(self.runner),
+                plain_pipeline=loader_pipeline(
+                    self.runner.cfg.get('val_dataloader')
+                ),
             )
             train = self.runner.cfg.get('train_dataloader') or {}
             self._batches[images.seed] = Replay(

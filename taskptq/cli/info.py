@@ -15,6 +15,7 @@ from typing import Any
 
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.export.quantized_file import open_file
+from taskptq.export.runtime import is_onnx_path
 
 TITLES = {
     'weight': 'weights',
@@ -124,6 +125,11 @@ def main(argv: list[str] | None = None) -> None:
             status 1 if it was changed since it was written.
     """
     args = parse_args(argv)
+    if is_onnx_path(args.file):
+        raise SystemExit(
+            f'{args.file} is an exported file: give the quantized file '
+            '(*.pth) that it was exported from'
+        )
     try:
         facts = open_file(args.file).facts()
     except (FileNotFoundError, QuantizedCheckpointError) as error:

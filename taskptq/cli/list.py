@@ -79,7 +79,7 @@ KINDS: dict[str, Callable[[], Iterator[Row]]] = {
 }
 NOTES = {
     'recipes': 'A recipe is bits and a method, e.g. w4a8_qdrop or w4a4-8_drd; '
-    'plain w8a8 works as well.',
+    'bits alone, such as w8a8, are what is recommended.',
     'projects': 'Projects are packages with the entry point taskptq.projects.',
 }
 

@@ -19,6 +19,8 @@ from contextlib import contextmanager
 from taskptq.version import __version__
 
 PROG = 'taskptq'
+# Exit status of a program that Ctrl-C ended, as shells have it.
+INTERRUPTED = 130
 COMMANDS = {
     'quantize': 'quantize a float checkpoint',
     'test': 'evaluate a float, quantized or exported file',
@@ -82,8 +84,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: Arguments without the program's name, ``sys.argv`` if None.
 
     Raises:
-        SystemExit: With one sentence if the command is unknown, or see the
-            command's own ``main``.
+        SystemExit: With one sentence if the command is unknown or was
+            interrupted, or see the command's own ``main``.
     """
     given = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser()
@@ -101,7 +103,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             if (error.name or '').partition('.')[0] != 'mmengine':
                 raise
             raise SystemExit(f'{PROG} {command}: {NEEDS_MMENGINE}') from error
-        module.main(given[1:])
+        try:
+            module.main(given[1:])
+        except KeyboardInterrupt:
+            print(
+                f'{PROG} {command}: interrupted; run it again, and a '
+                'reconstruction goes on where it was (a training with '
+                '--resume)',
+                file=sys.stderr,
+            )
+            raise SystemExit(INTERRUPTED) from None
 
 
 if __name__ == '__main__':

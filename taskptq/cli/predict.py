@@ -28,7 +28,11 @@ from taskptq.engine.onnx_predict import (
     predict_with_host,
 )
 from taskptq.engine.onnx_preprocess import read_image
-from taskptq.engine.refusals import one_sentence, refuse_unwritable_file
+from taskptq.engine.refusals import (
+    one_sentence,
+    refuse_replaced_input,
+    refuse_unwritable_file,
+)
 from taskptq.export.openvino_session import ONNXRUNTIME, RUNTIMES
 
 PICTURES = ('.jpg', '.jpeg', '.png')
@@ -118,9 +122,14 @@ def write(out: str, image: str, prediction: Prediction) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def lines(prediction: Prediction) -> list[str]:
-    """Return what was found, a line each."""
-    found = prediction.to_dict()
+def lines(prediction: Prediction, *, score: float) -> list[str]:
+    """Return what was found, a line each.
+
+    Args:
+        prediction: All that the file predicts.
+        score: Least score of a box that is listed.
+    """
+    found = prediction.above(score).to_dict()
     if 'shares' in found:
         return [
             f'{name:16} {100 * value:6.2f} % of the pixels'
@@ -133,7 +142,15 @@ def lines(prediction: Prediction) -> list[str]:
     ]
     if len(boxes) > SHOWN:
         text.append(f'... and {len(boxes) - SHOWN} more')
-    return text or ['nothing of this score: lower --score']
+    if text:
+        return text
+    scores = prediction.scores
+    if scores is None or not len(scores):
+        return ['nothing found']
+    return [
+        f'no box scores {score:g} or more; the best has {max(scores):.3g}: '
+        'lower --score to see it'
+    ]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -150,6 +167,7 @@ def main(argv: list[str] | None = None) -> None:
     with one_sentence():
         if args.out is not None:
             refuse_unwritable_file(args.out, name='--out')
+            refuse_replaced_input(args.out, name='--out', inputs=[args.image])
         if args.config is None:
             found = predict_file(
                 args.file,
@@ -165,10 +183,11 @@ def main(argv: list[str] | None = None) -> None:
                 runtime=args.runtime,
                 threads=args.threads,
             )
-        found = found.above(args.score)
         if args.out is not None:
-            write(args.out, args.image, found)
-    print('\n'.join(lines(found)))
+            write(args.out, args.image, found.above(args.score))
+    print('\n'.join(lines(found, score=args.score)))
+    if args.out is not None:
+        print(f'wrote {args.out}')
 
 
 if __name__ == '__main__':

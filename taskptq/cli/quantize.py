@@ -39,6 +39,7 @@ from taskptq.engine.latency import check_runtime, read_table
 from taskptq.engine.packaged_configs import base_expression, is_packaged
 from taskptq.engine.recipe_source import read_recipe
 from taskptq.engine.refusals import (
+    refuse_replaced_input,
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
@@ -241,6 +242,30 @@ def chosen_recipe(args: argparse.Namespace) -> list[Any]:
     return [*args.recipe, added] if added else args.recipe
 
 
+def check_out(args: argparse.Namespace) -> None:
+    """Refuse an --out that cannot be written, or replaces what is no result.
+
+    Args:
+        args: Result of :func:`parse_args`.
+
+    Raises:
+        ValueError: Naming the file.
+    """
+    out = Path(args.out)
+    script = out.with_suffix('.py')
+    read = [args.config, args.checkpoint, *args.recipe, args.calib]
+    for path in (out, script):
+        refuse_unwritable_file(path, name='--out')
+        given = f'--out {args.out}'
+        name = given if path == out else f'{given} writes {path} as well and'
+        refuse_replaced_input(path, name=name, inputs=read)
+    if script.exists() and b'PTQHook' not in script.read_bytes():
+        raise ValueError(
+            f'--out {args.out} writes {script} as well, and that file is no '
+            'config of a quantized model: choose another --out'
+        )
+
+
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Quantize and write both files.
 
@@ -251,8 +276,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         The quantization report.
     """
     out = Path(args.out)
-    for path in (out, out.with_suffix('.py')):
-        refuse_unwritable_file(path, name='--out')
+    check_out(args)
     if args.work_dir is not None:
         refuse_unwritable_folder(args.work_dir, name='--work-dir')
     if 'latency' in dict(args.budget or ()) and args.latency_table is None:

@@ -59,6 +59,8 @@ from taskptq.export.runtime import is_onnx_path, read_onnx
 from taskptq.modules.base import quant_modules
 
 HOOK = 'PTQHook'
+# What Runner.test() needs of a config.
+TEST_SETTINGS = ('test_dataloader', 'test_cfg', 'test_evaluator')
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -124,12 +126,19 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such config or checkpoint.
-        ValueError: If results cannot be written.
+        ValueError: If the config has no test set, or results cannot be
+            written.
     """
     cfg = read_config(args.config)
     cfg.launcher = args.launcher
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    missing = [name for name in TEST_SETTINGS if cfg.get(name) is None]
+    if missing and 'runner_type' not in cfg:
+        raise ValueError(
+            f'{args.config} has no {" and no ".join(missing)}: set it, for '
+            'example as in the validation, or give --cfg-options'
+        )
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:

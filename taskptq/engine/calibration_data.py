@@ -24,6 +24,7 @@ from taskptq.engine.datasets import (
     image_path,
     image_paths,
     leaf_datasets,
+    named_files,
     pipeline_steps,
     read_sample,
     reads_labels,
@@ -188,9 +189,11 @@ class CalibrationBatches(Sequence[Any]):
         """Read one image.
 
         Raises:
+            FileNotFoundError: If the image does not exist.
             ValueError: If the pipeline drops the image.
         """
-        sample = read_sample(self.datasets[part], index)
+        with named_files(self.datasets[part]):
+            sample = read_sample(self.datasets[part], index)
         if sample is None:
             raise ValueError(
                 'the calibration pipeline drops image '

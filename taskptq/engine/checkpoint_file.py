@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from taskptq.export.errors import FileError, NotPlainFileError, shown
 from taskptq.export.files import verify_file
 from taskptq.export.reader import read_file
+from taskptq.export.runtime import is_onnx_path
 from taskptq.export.schema import is_quantized
 from taskptq.registry import allow_history_buffers
 
@@ -122,6 +123,11 @@ def read_checkpoint(
         QuantizedCheckpointError: If a quantized file was changed, is
             incomplete, or has an unknown schema.
     """
+    if is_onnx_path(path):
+        raise ValueError(
+            f'{path} is an exported file: give the checkpoint that it was '
+            'exported from'
+        )
     allow_history_buffers()
     try:
         checkpoint = read_file(path, training=True, trust=trust_checkpoint)

@@ -8,7 +8,10 @@ from mmengine.config import Config
 
 from taskptq.engine.packaged_configs import is_packaged, locate
 
-__all__ = ['read_config']
+__all__ = ['SUFFIXES', 'read_config']
+
+# What mmengine reads.
+SUFFIXES = ('.py', '.json', '.yaml', '.yml')
 
 
 def read_config(path: str | Path) -> Config:
@@ -20,9 +23,21 @@ def read_config(path: str | Path) -> Config:
 
     Raises:
         FileNotFoundError: If there is no such file.
+        ValueError: If it is another kind of file, or no valid Python.
     """
     if is_packaged(path):
         return Config.fromfile(locate(str(path)))
     if not Path(path).is_file():
         raise FileNotFoundError(f'there is no config file {path}')
-    return Config.fromfile(str(path))
+    if Path(path).suffix not in SUFFIXES:
+        raise ValueError(
+            f'{path} is no config: give a file that ends in '
+            f'{", ".join(SUFFIXES)}'
+        )
+    try:
+        return Config.fromfile(str(path))
+    except SyntaxError as error:
+        raise ValueError(
+            f'{path}, or a config that it inherits, is not valid Python: '
+            f'{error.msg} (line {error.lineno})'
+        ) from error

@@ -24,6 +24,7 @@ from taskptq.engine.fit import refuse_misfit
 from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.refusals import (
+    refuse_replaced_input,
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
@@ -62,9 +63,9 @@ def quantize_config(
     """
     folder = choose_work_dir(config, work_dir=work_dir, out=out)
     refuse_unwritable_folder(folder, name='work_dir')
-    refuse_unwritable_file(
-        folder / 'quantized.pth' if out is None else out, name='out'
-    )
+    written = folder / 'quantized.pth' if out is None else Path(out)
+    refuse_unwritable_file(written, name='out')
+    refuse_replaced_input(written, name=f'out={written}', inputs=[checkpoint])
     images = CalibrationConfig.from_dict(calibration, seed=seed)
     made = Recipe.from_config(
         parts.pop('qconfig'), **parts, calibration=images.recipe(), seed=seed

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.dataset import Compose
 from mmengine.registry import DATASETS
+
+from taskptq.engine.import_style import type_name
 
 __all__ = [
     'EMPTY_SET',
@@ -16,6 +19,9 @@ __all__ = [
     'image_path',
     'image_paths',
     'leaf_datasets',
+    'loader_dataset',
+    'loader_pipeline',
+    'named_files',
     'pipeline_steps',
     'read_sample',
     'reads_labels',
@@ -32,13 +38,55 @@ EMPTY_SET = (
 )
 
 
+def loader_pipeline(loader: Any) -> Sequence[Any] | None:
+    """Return the transforms in a data loader's config; None if it has none."""
+    if not isinstance(loader, Mapping):
+        return None
+    leaf = leaf_datasets(loader['dataset'])[0]
+    return leaf.get('pipeline') if isinstance(leaf, Mapping) else None
+
+
+def loader_dataset(loader: Any) -> Any:
+    """Return the dataset of a data loader, or its config; None for None."""
+    if loader is None or isinstance(loader, Mapping):
+        return None if loader is None else loader['dataset']
+    return loader.dataset
+
+
 def build_dataset(config: Any) -> Any:
-    """Build a dataset from its config, or return a built one."""
-    if isinstance(config, Mapping):
-        config = DATASETS.build(config)
-    if hasattr(config, 'full_init'):
-        config.full_init()
+    """Build a dataset from its config, or return a built one.
+
+    Raises:
+        FileNotFoundError: If one of its files does not exist.
+    """
+    with named_files(config):
+        if isinstance(config, Mapping):
+            config = DATASETS.build(config)
+        if hasattr(config, 'full_init'):
+            config.full_init()
     return config
+
+
+@contextmanager
+def named_files(dataset: Any) -> Iterator[None]:
+    """Let errors of missing files name the data set and its settings.
+
+    Args:
+        dataset: The data set that is read, or its config.
+
+    Raises:
+        FileNotFoundError: With the names.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        kind = type(dataset).__name__
+        if isinstance(dataset, Mapping):
+            kind = type_name(dataset.get('type'))
+        raise FileNotFoundError(
+            f'{kind} finds no {error.filename or error}: check its data_root, '
+            'ann_file and data_prefix in the config'
+        ) from error
 
 
 def leaf_datasets(dataset: Any) -> list[Any]:

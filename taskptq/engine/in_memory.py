@@ -29,6 +29,11 @@ __all__ = ['Forward', 'call_model', 'quantize_in_memory']
 
 Forward = Callable[[nn.Module, Any], Any]
 
+# The one child of torch's wrappers, by its name.
+WRAPPED = {
+    '_orig_mod': ('OptimizedModule',),
+    'module': ('DataParallel', 'DistributedDataParallel'),
+}
 HALF = (torch.float16, torch.bfloat16)
 PLAIN_LOSS = 'MSEReconLoss'
 # Losses that take whatever outputs a model has.
@@ -97,10 +102,11 @@ def quantize_in_memory(
     Raises:
         RuntimeError: If the model is already quantized.
         ValueError: If a setting is invalid, there is no batch, the model is
-            in half precision or does not take the batches, the loss needs an
-            adapter, or results cannot be written.
+            wrapped, in half precision or does not take the batches, the loss
+            needs an adapter, or results cannot be written.
     """
     refuse_quantized(model)
+    refuse_wrapped(model)
     refuse_half(model)
     kept = keep_batches(batches)
     checked = CalibrationConfig.from_dict({'unreached': unreached}, seed=seed)
@@ -189,6 +195,27 @@ def keep_batches(batches: Any) -> list[Any]:
     if not kept:
         raise SettingError('batches', ' is empty: give at least one batch')
     return kept
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Refuse what stands in front of the model, as its file would name it.
+
+    Raises:
+        ValueError: If the model is compiled, scripted, or made parallel; says
+            what to give instead.
+    """
+    if isinstance(model, torch.jit.ScriptModule):
+        raise ValueError(
+            'the model is scripted, so that its layers cannot be reached: '
+            'give the model that was scripted'
+        )
+    kind = type(model).__name__
+    for name, wrappers in WRAPPED.items():
+        if kind in wrappers and list(model._modules) == [name]:
+            raise ValueError(
+                f'the model is inside of {kind}: give model.{name}, and wrap '
+                'the result again'
+            )
 
 
 def refuse_half(model: nn.Module) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from mmengine.dist import barrier, is_main_process
 from torch import nn
 
@@ -110,6 +111,9 @@ def reconstruct_model(
     return report.to_dict()
 
 
+# The caller may have switched gradients off; reconstruction needs them.
+@torch.inference_mode(mode=False)
+@torch.enable_grad()
 def quantize_model(
     model: nn.Module,
     batches: Sequence[Any],

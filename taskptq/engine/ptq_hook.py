@@ -26,7 +26,7 @@ from taskptq.engine.checkpoint_guard import (
     guarded_path,
     refuse_resumed_misfit,
 )
-from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.datasets import loader_dataset, loader_pipeline
 from taskptq.engine.evaluation import Evaluation, loss_recorder
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.fit import refuse_misfit
@@ -35,6 +35,7 @@ from taskptq.engine.pipeline import quantize_model
 from taskptq.engine.recipe import Recipe
 from taskptq.engine.recipe_source import with_recipe
 from taskptq.engine.refusals import (
+    refuse_replaced_input,
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
@@ -324,7 +325,8 @@ class PTQHook(Hook):
         if self._restored:
             return
         source = EvaluationSource.from_loader(
-            loop.dataloader, plain_pipeline=plain_pipeline(runner)
+            loop.dataloader,
+            plain_pipeline=loader_pipeline(runner.cfg.get('val_dataloader')),
         )
         if self._batches is not None:
             if not self.calibration.allow_overlap:
@@ -337,13 +339,21 @@ class PTQHook(Hook):
                 "checkpoint: add one to the hook, such as recipe='w8a8', or "
                 'test a quantized file'
             )
+        written = Path(runner.work_dir) / (self.out or 'quantized.pth')
+        refuse_replaced_input(
+            written,
+            name=f'PTQHook.out={written}',
+            inputs=[guarded_path(runner._load_from)],
+        )
         if not runner._has_loaded:
             runner.logger.warning(
                 'PTQHook quantizes a model into which no checkpoint was '
                 'loaded: set load_from unless its weights are meant.'
             )
         self._batches = build_calibration(
-            self.calibration, source=source, default=train_dataset(runner)
+            self.calibration,
+            source=source,
+            default=loader_dataset(runner._train_dataloader),
         )
         meta = file_meta(
             dataset_meta=getattr(source.dataset, 'metainfo', {}),
@@ -379,22 +389,3 @@ class PTQHook(Hook):
                 f'{" and ".join(keys)} than the config has: '
                 "the file's recipe counts."
             )
-
-
-def plain_pipeline(runner: Runner) -> Sequence[Any] | None:
-    """Return the validation transforms of a runner's config, if any."""
-    loader = runner.cfg.get('val_dataloader')
-    if not isinstance(loader, Mapping):
-        return None
-    leaf = leaf_datasets(loader['dataset'])[0]
-    return leaf.get('pipeline') if isinstance(leaf, Mapping) else None
-
-
-def train_dataset(runner: Runner) -> Any:
-    """Return the training dataset or its config, or None."""
-    loader = runner._train_dataloader
-    if loader is None:
-        return None
-    if isinstance(loader, Mapping):
-        return loader['dataset']
-    return loader.dataset

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from mmengine.logging import print_log
+
 from taskptq.core.setting_error import SettingError, check_keys, refuse
-from taskptq.engine.config_file import read_config
+from taskptq.engine.config_file import SUFFIXES, read_config
 from taskptq.recipes import KEYS, merge, resolve
 
 __all__ = ['read_recipe', 'with_recipe']
 
 # Other keys that a file may set, already handled by mmengine.
 NOT_OF_A_RECIPE = ('custom_imports',)
+# How names end whose recipes train a model.
+TRAINED = '-qat'
 ALLOWED = (
     'give a name such as w4a4_qdrop, a dict, the path of a file that sets '
     'qconfig, or a list of these'
@@ -57,12 +62,32 @@ def _read_part(part: Any) -> dict[str, Any]:
     for key in NOT_OF_A_RECIPE:
         content.pop(key, None)
     check_keys(content, KEYS, name=f'recipe {part}')
+    qconfig = content.get('qconfig')
+    if not isinstance(qconfig, Mapping | None):
+        raise refuse(f'recipe {part}: qconfig', qconfig, 'give a dict')
     return content
 
 
 def is_path(part: str | Path) -> bool:
     """Return whether a text is meant as a path, not as a recipe's name."""
-    return isinstance(part, Path) or part.endswith('.py') or '/' in part
+    return isinstance(part, Path) or part.endswith(SUFFIXES) or '/' in part
+
+
+def warn_of_training(recipe: Any) -> None:
+    """Log a warning for names whose method is meant to be trained.
+
+    Args:
+        recipe: See :func:`read_recipe`; valid.
+    """
+    parts = recipe if isinstance(recipe, (list, tuple)) else [recipe]
+    for part in parts:
+        if isinstance(part, str) and part.endswith(TRAINED):
+            print_log(
+                f'recipe={part!r} is for training (QATHook, taskptq train): '
+                'without it only ranges are calibrated',
+                logger='current',
+                level=logging.WARNING,
+            )
 
 
 def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
@@ -80,6 +105,8 @@ def with_recipe(recipe: Any, *, owner: str, **given: Any) -> dict[str, Any]:
     if recipe is None:
         return given
     parts = read_recipe(recipe)
+    if owner != 'QATHook':
+        warn_of_training(recipe)
     for key, value in parts.items():
         if key not in given and value:
             other = 'QATHook' if key == 'distillation' else 'PTQHook'

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from taskptq.core.setting_error import check_keys
 from taskptq.engine.import_style import type_name
 from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.reconstruction.state_folder import FolderInUseError
@@ -16,6 +18,7 @@ from taskptq.registry import HOOKS, registered
 __all__ = [
     'check_hooks',
     'one_sentence',
+    'refuse_replaced_input',
     'refuse_unwritable_file',
     'refuse_unwritable_folder',
 ]
@@ -65,10 +68,10 @@ def check_hooks(hooks: Iterable[Any] | None) -> None:
             for key, value in hook.items()
             if key not in ('type', 'priority', '_scope_')
         }
-        try:
-            registered_hook(type_name(hook['type']))(**settings)
-        except TypeError as error:
-            raise ValueError(f'custom_hooks: {error}') from error
+        name = type_name(hook['type'])
+        kind = registered_hook(name)
+        check_keys(settings, inspect.signature(kind).parameters, name=name)
+        kind(**settings)
 
 
 def registered_hook(name: str) -> type:
@@ -113,6 +116,37 @@ def refuse_unwritable_folder(path: str | Path, *, name: str) -> None:
             f'{name}={path} cannot be written: {folder} is read-only, choose '
             'another or change its permissions'
         )
+
+
+def refuse_replaced_input(
+    path: str | Path, *, name: str, inputs: Iterable[Any]
+) -> None:
+    """Refuse an output file that is one of the files a run reads.
+
+    Args:
+        path: File to write.
+        name: Name of its setting.
+        inputs: What the run reads; what is no path of a file is skipped.
+
+    Raises:
+        ValueError: If one of them would be replaced.
+    """
+    for given in inputs:
+        if is_same_file(path, given):
+            raise ValueError(
+                f'{name} would replace {given}, which this run reads: choose '
+                'another file'
+            )
+
+
+def is_same_file(path: str | Path, given: Any) -> bool:
+    """Whether both are paths of one file, which exists."""
+    if not isinstance(given, (str, Path)):
+        return False
+    try:
+        return Path(path).samefile(given)
+    except (OSError, ValueError):
+        return False
 
 
 def refuse_unwritable_file(path: str | Path, *, name: str) -> None:

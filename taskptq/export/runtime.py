@@ -31,6 +31,8 @@ __all__ = [
     'runtime_package',
 ]
 
+# How files of torch.save begin.
+ZIP = b'PK\x03\x04'
 # Domains whose operators the runtimes themselves define.
 DOMAINS = frozenset(
     {
@@ -124,7 +126,10 @@ def _parsed(content: bytes, path: Path) -> Any:
         model = onnx.ModelProto.FromString(content)
     except errors.DecodeError as error:
         raise OnnxFileError(
-            f'{path} is damaged or not an ONNX file: export it again'
+            f'{path} is a checkpoint, not an ONNX file: export it first '
+            '(taskptq export)'
+            if content.startswith(ZIP)
+            else f'{path} is damaged or not an ONNX file: export it again'
         ) from error
     # Nearly any short text parses as an empty message.
     if not model.graph.node or not model.opset_import:

@@ -14,8 +14,8 @@ from taskptq.engine.calibration_data import (
     build_calibration,
 )
 from taskptq.engine.contexts import seeded, shared_log
+from taskptq.engine.datasets import loader_dataset, loader_pipeline
 from taskptq.engine.pipeline import report_what_ran
-from taskptq.engine.ptq_hook import plain_pipeline, train_dataset
 from taskptq.prepare import SwapReport
 from taskptq.qat.model import calibrate_rest
 
@@ -78,7 +78,7 @@ def choose_batches(
         return build_calibration(
             settings,
             source=_evaluation_source(runner),
-            default=train_dataset(runner),
+            default=loader_dataset(runner._train_dataloader),
         )
 
 
@@ -86,7 +86,8 @@ def _evaluation_source(runner: Runner) -> EvaluationSource:
     """Return the evaluation whose transforms calibration uses."""
     if runner.val_loop is not None:
         return EvaluationSource.from_loader(
-            runner.val_loop.dataloader, plain_pipeline=plain_pipeline(runner)
+            runner.val_loop.dataloader,
+            plain_pipeline=loader_pipeline(runner.cfg.get('val_dataloader')),
         )
     loader = runner.cfg.get('test_dataloader')
     if loader is None:

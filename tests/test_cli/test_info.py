@@ -160,6 +160,11 @@ def test_other_files_are_refused_in_one_sentence(
     assert '\n' not in str(caught.value)
 
 
+def test_exported_files_are_described_by_others(capsys):
+    with pytest.raises(SystemExit, match=r'm\.onnx is an exported file: give'):
+        info.main(['m.onnx'])
+
+
 @pytest.mark.parametrize('command', [info, report], ids=['info', 'report'])
 def test_no_file(command, tmp_path):
     with pytest.raises(SystemExit, match='there is no file'):

@@ -86,6 +86,18 @@ def test_without_a_command(capsys):
     assert 'usage: taskptq' in capsys.readouterr().err
 
 
+def test_ctrl_c_ends_in_one_sentence(monkeypatch, capsys):
+    def interrupted(argv):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr('taskptq.cli.info.main', interrupted)
+    with pytest.raises(SystemExit) as caught:
+        main(['info', 'q.pth'])
+    assert caught.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('taskptq info: interrupted; run it again')
+
+
 @pytest.mark.parametrize('name', ['mmengine', 'mmengine.config'])
 def test_without_mmengine_one_sentence(name, monkeypatch):
     def lacks(_):

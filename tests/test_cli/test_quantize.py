@@ -67,3 +67,34 @@ def test_what_cannot_be(parse, option, capsys):
     with pytest.raises(SystemExit):
         parse('--recipe', 'auto', *option)
     assert option[1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ('out', 'words'),
+    [
+        ('float.pth', r'--out float.pth would replace float.pth, which'),
+        (
+            'config.pth',
+            r'--out config.pth writes config.py as well and would replace '
+            'config.py',
+        ),
+        ('cure.pth', 'cure.py as well and would replace cure.py'),
+        ('mine.pth', 'mine.py as well, and that file is no config of a quant'),
+        ('q.pth', None),
+        ('new.pth', None),
+    ],
+)
+def test_nothing_of_the_user_is_replaced(out, words, tmp_path, monkeypatch):
+    from taskptq.cli.quantize import check_out, parse_args
+
+    monkeypatch.chdir(tmp_path)
+    for name in ('config.py', 'float.pth', 'cure.py', 'mine.py', 'q.pth'):
+        (tmp_path / name).write_text('a = 1\n')
+    (tmp_path / 'q.py').write_text("hook = dict(type='taskptq.PTQHook')\n")
+    args = ['config.py', 'float.pth', '--recipe', 'w8a8']
+    args = parse_args([*args, '--recipe', 'cure.py', '--out', out])
+    if words is None:
+        check_out(args)
+        return
+    with pytest.raises(ValueError, match=words):
+        check_out(args)

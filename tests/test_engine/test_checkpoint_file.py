@@ -80,6 +80,8 @@ def test_other_files(tmp_path):
     text.write_text('<html>not found</html>')
     with pytest.raises(ValueError, match='not a plain checkpoint'):
         read_checkpoint(text)
+    with pytest.raises(ValueError, match=r'm\.onnx is an exported file'):
+        read_checkpoint(tmp_path / 'm.onnx')
     plain = tmp_path / 'list.pkl'
     plain.write_bytes(pickle.dumps([1, 2]))
     with pytest.raises(ValueError, match='list'):

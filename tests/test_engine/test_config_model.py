@@ -20,6 +20,18 @@ def test_the_model_of_a_config(tiny_path):
     assert config.model == {'type': 'TinyNet'}
 
 
+def test_what_is_no_config():
+    with pytest.raises(ValueError, match="config='dict': give a Config or"):
+        load_config({})
+
+
+@pytest.mark.parametrize('device', ['gpu', 'cuda'])
+def test_devices_that_torch_has_not(tiny_path, monkeypatch, device):
+    monkeypatch.setattr('torch.cuda.is_available', lambda: False)
+    with pytest.raises(ValueError, match=f"device='{device}': .*give cpu"):
+        build_model(tiny_path, device=device)
+
+
 def test_a_model_whose_eval_returns_nothing(tiny_path, monkeypatch):
     config = load_config(tiny_path)
     cls = type(build_model(config))

@@ -1,5 +1,8 @@
 """Datasets for calibration: without wrappers, with other transforms."""
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 
 from taskptq.engine.calibration_config import CalibrationConfig
@@ -8,8 +11,12 @@ from taskptq.engine.calibration_data import (
     build_calibration,
 )
 from taskptq.engine.datasets import (
+    build_dataset,
     image_paths,
     leaf_datasets,
+    loader_dataset,
+    loader_pipeline,
+    named_files,
     pipeline_steps,
     read_sample,
     reads_labels,
@@ -126,6 +133,37 @@ def test_pipelines_are_swapped_on_a_copy():
     assert pipeline_steps(dataset) == [len]
     assert with_pipeline(dataset, None) is dataset
     assert pipeline_steps(Listed('a')) is None
+
+
+def test_what_a_loader_reads():
+    dataset = Listed('a')
+    given = dict(dataset=dict(dataset=dict(pipeline=[1])))
+    for loader, found, steps in (
+        (None, None, None),
+        (given, given['dataset'], [1]),
+        (SimpleNamespace(dataset=dataset), dataset, None),
+    ):
+        assert loader_dataset(loader) is found
+        assert loader_pipeline(loader) == steps
+
+
+class Absent(Listed):
+    """A data set whose annotations do not exist."""
+
+    def full_init(self):
+        (Path(self.paths[0]) / 'none.json').read_text()
+
+
+def test_missing_files_are_named_with_the_settings(tmp_path):
+    words = r'Absent finds no .*none\.json: check its data_root, ann_file'
+    with pytest.raises(FileNotFoundError, match=words):
+        build_dataset(Absent(str(tmp_path)))
+    words = 'CocoDataset finds no here.jpg: check'
+    with (
+        pytest.raises(FileNotFoundError, match=words),
+        named_files(dict(type='mmdet.CocoDataset')),
+    ):
+        raise FileNotFoundError('here.jpg')
 
 
 def test_samples_that_fail_are_no_samples():

@@ -168,6 +168,35 @@ def test_half_precision_is_refused(model, batches):
         taskptq.quantize(model, batches, recipe='w8a8')
 
 
+@pytest.mark.parametrize(
+    ('wrap', 'words'),
+    [
+        (nn.DataParallel, 'inside of DataParallel: give model.module, and'),
+        (
+            lambda model: torch.compile(model, backend='eager'),
+            'inside of OptimizedModule: give model._orig_mod, and',
+        ),
+        (torch.jit.script, 'the model is scripted'),
+    ],
+)
+def test_wrapped_models_are_refused(wrap, words):
+    plain = nn.Sequential(nn.Conv2d(3, 4, 1))
+    with pytest.raises(ValueError, match=words):
+        taskptq.quantize(wrap(plain), [torch.zeros(1, 3, 4, 4)], recipe='w8a8')
+
+
+@pytest.mark.parametrize('mode', [torch.no_grad, torch.inference_mode])
+def test_gradients_may_be_off_outside(mode):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1))
+    batches = [torch.randn(2, 3, 4, 4)]
+    settings = dict(steps=2, skip_below=0.0)
+    with mode():
+        taskptq.quantize(
+            model, batches, recipe='w2a4_qdrop', reconstruction=settings
+        )
+        assert not torch.is_grad_enabled()
+
+
 def test_losses_of_named_heads_are_refused(model, batches):
     with pytest.raises(ValueError, match=r'QueryDistillationLoss needs the'):
         taskptq.quantize(model, batches, recipe='w4a4_fqm')

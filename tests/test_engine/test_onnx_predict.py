@@ -1,4 +1,5 @@
 import json
+import re
 
 import numpy as np
 import pytest
@@ -132,7 +133,9 @@ def test_the_command_writes_pictures_and_json(
     _, out = exported('retinanet')
     options = [str(out), str(image), '--score', '0']
     command.main([*options, '--out', str(tmp_path / 'a.json')])
-    assert '... and' not in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '... and' not in printed
+    assert printed.endswith(f'wrote {tmp_path / "a.json"}\n')
     found = json.loads((tmp_path / 'a.json').read_text())
     assert len(found['boxes']) == 20
     command.main([*options, '--out', str(tmp_path / 'a.png')])
@@ -140,7 +143,17 @@ def test_the_command_writes_pictures_and_json(
     assert drawn.shape == (90, 140, 3)
     assert (drawn != cv2.imread(str(image))).any()
     command.main([*options[:2], '--score', '1'])
-    assert 'nothing of this score' in capsys.readouterr().out
+    assert re.search(
+        r'no box scores 1 or more; the best has 0\.\d+: lower --score',
+        capsys.readouterr().out,
+    )
+
+
+def test_an_image_without_boxes_is_no_question_of_the_score():
+    empty = Prediction(
+        boxes=np.zeros((0, 4)), scores=np.zeros(0), labels=np.zeros(0, int)
+    )
+    assert command.lines(empty, score=0.0) == ['nothing found']
 
 
 def test_the_command_refuses_in_one_sentence(exported, image, tmp_path):

@@ -66,6 +66,28 @@ def test_a_name_a_dict_a_file_and_a_list(tmp_path):
     assert read_recipe(['w4a4_drd']) == named
 
 
+def test_a_file_of_plain_data(tmp_path):
+    path = tmp_path / 'mine.json'
+    path.write_text('{"qconfig": {"edge_bits": 4}}')
+    merged = read_recipe(['w8a8_mse', str(path)])
+    assert merged['qconfig']['edge_bits'] == 4
+    path.write_text('{"qconfig": [4]}')
+    with pytest.raises(SettingError, match=r'mine.json: qconfig=\[4\]: give'):
+        read_recipe(['w8a8_mse', str(path)])
+
+
+def test_names_that_train_are_no_methods_of_ptq(monkeypatch):
+    said = []
+    monkeypatch.setattr(
+        'taskptq.engine.recipe_source.print_log',
+        lambda text, **_: said.append(text),
+    )
+    for owner in ('QATHook', 'PTQHook'):
+        with_recipe(['w4a4_lsq-qat'], owner=owner, qconfig=None)
+    (text,) = said
+    assert "recipe='w4a4_lsq-qat' is for training" in text
+
+
 def test_a_list_is_merged_in_order(tmp_path):
     path = tmp_path / 'mine.py'
     path.write_text(

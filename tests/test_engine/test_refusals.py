@@ -8,6 +8,7 @@ from taskptq.engine.checkpoint_file import local_file
 from taskptq.engine.refusals import (
     check_hooks,
     one_sentence,
+    refuse_replaced_input,
     refuse_unwritable_file,
     refuse_unwritable_folder,
 )
@@ -45,10 +46,26 @@ def test_files_that_cannot_be_written(tmp_path, monkeypatch):
         refuse_unwritable_file(there, name='--out')
 
 
+def test_outputs_that_are_inputs(tmp_path):
+    there, link = tmp_path / 'float.pth', tmp_path / 'link.pth'
+    there.touch()
+    link.symlink_to(there)
+    words = 'out would replace .*float.pth, which this run reads'
+    for path in (there, link, str(there)):
+        with pytest.raises(ValueError, match=words):
+            refuse_replaced_input(path, name='out', inputs=[None, there])
+    others = [None, {}, 'w8a8', tmp_path, 'https://a/' + 'b' * 999, 'a\0']
+    refuse_replaced_input(there, name='out', inputs=others)
+    refuse_replaced_input(tmp_path / 'new', name='out', inputs=[there])
+
+
 @pytest.mark.parametrize(
     ('hook', 'words'),
     [
-        (dict(type='taskptq.PTQHook', qconfg={}), "argument 'qconfg'"),
+        (
+            dict(type='taskptq.PTQHook', qconfg={}),
+            r"PTQHook has unknown key 'qconfg' \(did you mean 'qconfig'",
+        ),
         (dict(type='QATHook', stage=9), 'stage=9'),
         (dict(type='PTQHook', trust_checkpoint='yes'), 'trust_checkpoint'),
     ],

@@ -171,7 +171,7 @@ def test_bad_files_are_refused_in_one_sentence(
     [
         ("reconstruction=dict(weight_lr='1e-3')", 'write 1.0e-3'),
         ('reconstruction=dict(stepz=3)', "unknown key 'stepz'"),
-        ('qconfg=dict()', "unexpected keyword argument 'qconfg'"),
+        ('qconfg=dict()', "PTQHook has unknown key 'qconfg' (did you"),
     ],
 )
 def test_a_bad_recipe_is_refused_in_one_sentence(
@@ -274,6 +274,19 @@ def test_results_that_cannot_be_written(
             tool(name).main(
                 [str(tiny_path), str(float_checkpoint), *options, *more]
             )
+
+
+def test_a_test_needs_a_test_set(
+    tiny_path, float_checkpoint, run_test, tmp_path
+):
+    config = tmp_path / 'untested.py'
+    config.write_text(
+        f'_base_ = [{tiny_path.as_posix()!r}]\n'
+        'test_dataloader = test_cfg = None\n'
+    )
+    words = r'untested\.py has no test_dataloader and no test_cfg: set it'
+    with pytest.raises(SystemExit, match=words):
+        run_test(config, float_checkpoint)
 
 
 def test_a_runtime_is_for_exported_files(
