@@ -47,6 +47,7 @@ from taskptq.export.checkpoint import QuantizedCheckpointError
 from taskptq.export.codecs import CHOICES, codec_names
 from taskptq.reconstruction.state_folder import FolderInUseError
 
+DEFAULT = 'w8a8'
 DROPPED_HOOKS = ('PTQHook', 'EMAHook')
 
 
@@ -62,9 +63,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--recipe',
         action='append',
-        required=True,
         help='name of a recipe, e.g. w4a4_qdrop, or config file that sets '
-        'its parts; if given again, the next is merged into the one before',
+        f'its parts (default: {DEFAULT}); if given again, the next is merged '
+        'into the one before',
     )
     parser.add_argument(
         '--keep',
@@ -146,6 +147,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help='settings of CONFIG to override, as key=value',
     )
     args = parser.parse_args(argv)
+    args.recipe = args.recipe or [DEFAULT]
     if Path(args.out).suffix != '.pth':
         parser.error(f'--out must end in .pth, got {args.out}')
     timed = 'latency' in dict(args.budget or ())

@@ -27,6 +27,7 @@ def recipe_of(args):
 
 def test_without_options_the_name_stays(parse):
     assert recipe_of(parse('--recipe', 'w4a4_qdrop')) == ['w4a4_qdrop']
+    assert recipe_of(parse()) == ['w8a8']
 
 
 def test_a_budget_replaces_that_of_the_recipe(parse):
