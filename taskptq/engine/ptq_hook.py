@@ -181,9 +181,14 @@ class PTQHook(Hook):
 
         Raises:
             FileNotFoundError: If the checkpoint does not exist.
-            ValueError: If an output cannot be written; see also
-                ``guard_runner``.
+            ValueError: If there is another PTQHook, or an output cannot be
+                written; see also ``guard_runner``.
         """
+        if sum(isinstance(hook, PTQHook) for hook in runner.hooks) > 1:
+            raise ValueError(
+                'custom_hooks has PTQHook more than once: keep one; a list '
+                'as its recipe merges several'
+            )
         training = self._in_training(runner)
         if not training and claim_onnx(runner, unwrap(runner.model)):
             self._restored = True

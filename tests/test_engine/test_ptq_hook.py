@@ -284,6 +284,26 @@ def test_float_checkpoint_needs_qconfig(make_runner, float_checkpoint):
         make_runner(float_checkpoint, hook={}).test()
 
 
+def test_two_of_the_hook_are_refused(make_runner, float_checkpoint, hook):
+    runner = make_runner(float_checkpoint, hook=hook)
+    runner.register_hook(dict(type='taskptq.PTQHook', **hook))
+    with pytest.raises(ValueError, match='has PTQHook more than once: keep'):
+        runner.test()
+
+
+def test_the_float_checkpoint_is_not_replaced(
+    make_runner, float_checkpoint, hook
+):
+    runner = make_runner(float_checkpoint, hook=hook)
+    path = Path(runner.work_dir) / 'quantized.pth'
+    content = Path(float_checkpoint).read_bytes()
+    path.write_bytes(content)
+    runner._load_from = str(path)
+    with pytest.raises(ValueError, match=r'would replace .*quantized\.pth'):
+        runner.test()
+    assert path.read_bytes() == content
+
+
 def test_ema_hook_is_taken_out(make_runner, float_checkpoint, hook):
     from mmengine.hooks import EMAHook
 
