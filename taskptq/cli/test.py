@@ -136,8 +136,8 @@ def load_config(args: argparse.Namespace) -> Config:
     missing = [name for name in TEST_SETTINGS if cfg.get(name) is None]
     if missing and 'runner_type' not in cfg:
         raise ValueError(
-            f'{args.config} has no {" and no ".join(missing)}: set it, for '
-            'example as in the validation, or give --cfg-options'
+            f'{args.config} has no {", ".join(missing)}: a test needs these; '
+            'set them as for the validation (val_...), or give another config'
         )
     if args.work_dir is not None:
         cfg.work_dir = args.work_dir

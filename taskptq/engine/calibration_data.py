@@ -24,7 +24,6 @@ from taskptq.engine.datasets import (
     image_path,
     image_paths,
     leaf_datasets,
-    named_files,
     pipeline_steps,
     read_sample,
     reads_labels,
@@ -192,8 +191,7 @@ class CalibrationBatches(Sequence[Any]):
             FileNotFoundError: If the image does not exist.
             ValueError: If the pipeline drops the image.
         """
-        with named_files(self.datasets[part]):
-            sample = read_sample(self.datasets[part], index)
+        sample = read_sample(self.datasets[part], index)
         if sample is None:
             raise ValueError(
                 'the calibration pipeline drops image '

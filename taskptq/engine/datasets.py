@@ -175,10 +175,15 @@ def with_pipeline(leaf: Any, steps: Sequence[Any] | None) -> Any:
 
 
 def read_sample(dataset: Any, index: int) -> Any:
-    """Read one sample; mmengine would silently replace a dropped one."""
-    if hasattr(dataset, 'prepare_data'):
-        return dataset.prepare_data(index)
-    return dataset[index]
+    """Read one sample; mmengine would silently replace a dropped one.
+
+    Raises:
+        FileNotFoundError: If the image does not exist.
+    """
+    with named_files(dataset):
+        if hasattr(dataset, 'prepare_data'):
+            return dataset.prepare_data(index)
+        return dataset[index]
 
 
 def image_path(dataset: Any, index: int) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -44,6 +45,10 @@ def one_sentence() -> Iterator[None]:
         FolderInUseError,
         QuantizedCheckpointError,
     ) as error:
+        if getattr(error, 'errno', None) == errno.ENOSPC:
+            raise SystemExit(
+                f'the disk is full ({error}): make room, or write elsewhere'
+            ) from error
         if not raised_here(error):
             raise
         raise SystemExit(str(error)) from error

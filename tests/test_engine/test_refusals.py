@@ -1,5 +1,6 @@
 """Runs that cannot work end early, and tools in one sentence."""
 
+import errno
 import os
 
 import pytest
@@ -22,6 +23,11 @@ def test_our_errors_are_sentences_others_are_not(tmp_path):
     for kind in (ValueError, OSError, QuantizedCheckpointError):
         with pytest.raises(kind, match='of a host'), one_sentence():
             raise kind('of a host')
+
+
+def test_a_full_disk_is_a_sentence_wherever_it_is_met():
+    with pytest.raises(SystemExit, match='the disk is full'), one_sentence():
+        raise OSError(errno.ENOSPC, 'No space left on device')
 
 
 def test_folders_that_cannot_be_written(tmp_path, monkeypatch):

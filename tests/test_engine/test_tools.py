@@ -284,7 +284,7 @@ def test_a_test_needs_a_test_set(
         f'_base_ = [{tiny_path.as_posix()!r}]\n'
         'test_dataloader = test_cfg = None\n'
     )
-    words = r'untested\.py has no test_dataloader and no test_cfg: set it'
+    words = r'untested\.py has no test_dataloader, test_cfg: a test needs'
     with pytest.raises(SystemExit, match=words):
         run_test(config, float_checkpoint)
 
