@@ -1,6 +1,7 @@
 """Holds the import directions between the layers, from the source text."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -106,6 +107,7 @@ def imported_names(source: str, path: Path) -> Iterator[tuple[int, str]]:
                 yield node.lineno, str(first.value)
 
 
+@functools.cache
 def project_packages() -> set[str]:
     """Names under which a project's code could be imported."""
     found = {'projects'}
@@ -394,6 +396,7 @@ GENERIC = (
 )
 
 
+@functools.cache
 def paper_classes() -> set[str]:
     """Names of the classes that a paper's folder defines for others."""
     return {

@@ -3,6 +3,7 @@
 import array
 import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -116,9 +117,12 @@ def serve(own: socket.socket) -> None:
 
 def main() -> None:
     sys.path.pop(0)
+    # As in the tests themselves; no fork looks for garbage among libraries.
+    gc.set_threshold(20_000, 20, 20)
     for name in LIBRARIES:
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    gc.freeze()
     serve(socket.socket(fileno=int(sys.argv[1])))
 
 

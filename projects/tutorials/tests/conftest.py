@@ -17,9 +17,23 @@ CLASSES = ('disk', 'square')
 DETECTOR = """
 _base_ = ['mmdet::yolox/yolox_nano_8xb8-300e_coco.py']
 model = dict(
-    backbone=dict(widen_factor=0.125, deepen_factor=0.1),
-    neck=dict(in_channels=[32, 64, 128], out_channels=16),
-    bbox_head=dict(num_classes=2, in_channels=16, feat_channels=16),
+    backbone=dict(
+        widen_factor=0.125,
+        arch_ovewrite=[
+            [64, 128, 1, True, False],
+            [128, 256, 1, True, False],
+            [256, 512, 1, False, True],
+        ],
+        out_indices=(2, 3),
+    ),
+    neck=dict(in_channels=[32, 64], out_channels=16),
+    bbox_head=dict(
+        num_classes=2,
+        in_channels=16,
+        feat_channels=16,
+        stacked_convs=1,
+        strides=(8, 16),
+    ),
 )
 test_pipeline = [
     dict(type='LoadImageFromFile'),
