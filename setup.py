@@ -105,7 +105,7 @@ setup(
             'onedl-mmdetection>=3.4,<4',
             'onedl-mmsegmentation>=1.3,<2',
         ],
-        'onnx': ['onnx>=1.23', 'onnxruntime>=1.23'],
+        'onnx': ['onnx>=1.23', 'onnxruntime>=1.23', 'onnxscript>=0.7'],
         'openvino': ['onnx>=1.23', 'openvino>=2026.4'],
         'report': ['jinja2>=3', 'matplotlib>=3.7'],
         'compress': ['constriction>=0.4,<1', 'zstandard>=0.21'],

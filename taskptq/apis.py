@@ -27,6 +27,7 @@ from taskptq.engine.config_model import (
 )
 from taskptq.engine.config_quantization import quantize_config
 from taskptq.engine.evaluation import write_page
+from taskptq.engine.file_choices import FileChoices
 from taskptq.engine.file_meta import file_meta, recipe_label
 from taskptq.engine.in_memory import Forward, quantize_in_memory
 from taskptq.engine.onnx_export import export_from_config
@@ -115,6 +116,8 @@ def export_onnx(
     float_model: bool = False,
     num_images: int = 16,
     gate_limit: float | None = None,
+    exporter: str = 'torchscript',
+    end_to_end: bool = False,
     trust_checkpoint: bool = False,
 ) -> list[Any]:
     """Write a quantized (or float) model as ONNX files that a runtime runs.
@@ -138,6 +141,13 @@ def export_onnx(
         gate_limit: Least signal to noise ratio, in dB, with which SiLU and
             its kin run in integers in ONNX Runtime; higher is more precise
             and slower. None is 24.
+        exporter: What traces the network: ``torchscript``, or ``dynamo``
+            (torch.export), which is slower and writes some networks that the
+            other one cannot.
+        end_to_end: Let the file of a one-stage detector return boxes: its
+            decoding and NMS are traced as well, for one image of a fixed
+            size, and the export fails unless they find the host's boxes in
+            a second image.
         trust_checkpoint: See :func:`quantize`.
 
     Returns:
@@ -174,7 +184,9 @@ def export_onnx(
         size=size,
         dynamic=dynamic,
         opset=opset,
-        gate_limit=gate_limit,
+        choices=FileChoices(
+            gate_limit=gate_limit, exporter=exporter, end_to_end=end_to_end
+        ),
     )
 
 

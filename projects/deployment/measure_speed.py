@@ -42,6 +42,7 @@ from taskptq.engine.checkpoint_file import (
     local_file,
     read_checkpoint,
 )
+from taskptq.engine.file_choices import FileChoices
 from taskptq.engine.onnx_export import export_parts
 from taskptq.engine.onnx_inputs import random_batch
 from taskptq.engine.onnx_metadata import OnnxMetadata
@@ -142,7 +143,7 @@ def write(
         meta=meta,
         opset=opset,
         calibration=[data] if quantized else [],
-        gate_limit=gate_limit,
+        choices=FileChoices(gate_limit=gate_limit),
     )
     report = reports[0].to_dict()
     return {

@@ -85,6 +85,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '(default: 24)',
     )
     parser.add_argument(
+        '--exporter',
+        choices=('torchscript', 'dynamo'),
+        default='torchscript',
+        help='what traces the network: dynamo (torch.export) is slower, and '
+        'writes some networks that torchscript cannot (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--end-to-end',
+        action='store_true',
+        help='decoding and NMS of a one-stage detector inside of the file, '
+        'which then takes single images of a fixed size; refused unless it '
+        'finds the boxes that the host finds in a second image',
+    )
+    parser.add_argument(
         '--trust-checkpoint',
         action='store_true',
         help='unpickle a checkpoint that is not plain, which runs code that '
@@ -136,6 +150,8 @@ def main(argv: list[str] | None = None) -> None:
             float_model=args.float_model,
             num_images=args.num_images,
             gate_limit=args.gate_limit,
+            exporter=args.exporter,
+            end_to_end=args.end_to_end,
             trust_checkpoint=args.trust_checkpoint,
         )
     for report in reports:

@@ -32,6 +32,7 @@ OUTPUTS = {
     'anchors': {'cls_scores', 'bbox_preds'},
     'points': {'cls_scores', 'bbox_preds', 'objectnesses'},
     'classes': {'seg_logits'},
+    'boxes': {'boxes', 'scores', 'labels'},
 }
 
 
@@ -163,6 +164,9 @@ def decode(
         boxes, scores, labels = from_anchors(outputs, settings, image_shape)
     elif kind == 'points':
         boxes, scores, labels = from_points(outputs, settings)
+    elif kind == 'boxes':
+        shape = image_shape if settings.get('clip') else None
+        return original_boxes(outputs, image_shape=shape, scale=scale)
     else:
         raise ValueError(
             f'the file describes a head of the kind {kind!r}, which is not '
@@ -180,6 +184,33 @@ def decode(
         'scores': scores[kept],
         'labels': labels[kept],
     }
+
+
+def original_boxes(
+    outputs: Mapping[str, Array],
+    *,
+    image_shape: tuple[int, int] | None,
+    scale: tuple[float, float],
+) -> dict[str, Array]:
+    """Return boxes of a file that decodes, in pixels of the original.
+
+    Args:
+        outputs: ``boxes``, ``scores`` and ``labels``, best first.
+        image_shape: Height and width that boxes end with, or None.
+        scale: As in :func:`decode`.
+    """
+    found = dict(outputs)
+    if image_shape is not None:
+        height, width = image_shape
+        boxes = found['boxes'].clip(
+            0, np.array([width, height] * 2, np.float32)
+        )
+        kept = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
+        found = {
+            name: v[kept] for name, v in {**found, 'boxes': boxes}.items()
+        }
+    found['boxes'] = found['boxes'] / np.array([*scale, *scale], np.float32)
+    return found
 
 
 def levels(outputs: Mapping[str, Array], name: str) -> list[Array]:

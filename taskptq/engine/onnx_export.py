@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from taskptq.core.progress import Progress
 from taskptq.engine.datasets import leaf_datasets
+from taskptq.engine.end_to_end import append_decoding, check_end_to_end
+from taskptq.engine.file_choices import FileChoices
 from taskptq.engine.free_sizes import FrozenSizeError, check_free_sizes
 from taskptq.engine.network_parts import NetworkParts, parts_of
 from taskptq.engine.onnx_decisions import check_decisions
@@ -48,7 +50,7 @@ def export_parts(
     opset: int,
     calibration: Sequence[Mapping[str, Any]] = (),
     pipeline: Sequence[Mapping[str, Any]] | None = None,
-    gate_limit: float | None = None,
+    choices: FileChoices | None = None,
 ) -> list[Any]:
     """Write the files of a model's network parts.
 
@@ -62,7 +64,7 @@ def export_parts(
         calibration: Preprocessed batches for grids that a runtime needs and
             the model lacks.
         pipeline: Transforms of the test set.
-        gate_limit: See ``taskptq.apis.export_onnx``.
+        choices: How they are written; None takes the defaults.
 
     Returns:
         The report of each file.
@@ -79,7 +81,7 @@ def export_parts(
         opset=opset,
         calibration=calibration,
         pipeline=pipeline,
-        gate_limit=gate_limit,
+        choices=choices or FileChoices(),
     )
     try:
         return export(data)
@@ -102,11 +104,10 @@ def _export_batch(
     opset: int,
     calibration: Sequence[Mapping[str, Any]],
     pipeline: Sequence[Mapping[str, Any]] | None,
-    gate_limit: float | None,
+    choices: FileChoices,
     single: bool = False,
 ) -> list[Any]:
     """Write the parts for any batch, or for single images."""
-    options = {} if gate_limit is None else {'gate_limit': gate_limit}
     cut = parts_of(model)
     parts = cut.parts(data, dynamic=meta.input_size is None)
     runs = {part.name: part.network.named_outputs for part in parts}
@@ -132,7 +133,7 @@ def _export_batch(
                     meta=replace(meta, part=part.name),
                     opset=opset,
                     given=given.get(part.name, ()),
-                    **options,
+                    **choices.of_graph(),
                 )
             )
     return reports
@@ -145,7 +146,7 @@ def _export_part(
     meta: OnnxMetadata,
     opset: int,
     given: Sequence[tuple[Tensor, ...]],
-    **options: float,
+    **options: Any,
 ) -> Any:
     """Write the file of a part, and return its report."""
     from taskptq.export.onnx import export_onnx
@@ -205,7 +206,7 @@ def export_from_config(
     size: tuple[int, int] | None,
     dynamic: bool | None,
     opset: int,
-    gate_limit: float | None = None,
+    choices: FileChoices | None = None,
 ) -> list[Any]:
     """Export the model of a config; see ``taskptq.apis.export_onnx``.
 
@@ -220,12 +221,18 @@ def export_from_config(
         dynamic: Whether they are free; None leaves them free if ``size`` is
             None and the batches have several.
         opset: Version of the operators.
-        gate_limit: Least precision of integer gates, in dB.
+        choices: How the files are written; None takes the defaults.
     """
+    choices = choices or FileChoices()
     if size is None and not len(batches):
         raise ValueError(
             'an export without images cannot know their size: give --size '
             'HEIGHT WIDTH, or --num-images of at least 1'
+        )
+    if choices.end_to_end:
+        dynamic = bool(dynamic)
+        check_end_to_end(
+            model, target=target, dynamic=dynamic, images=len(batches)
         )
     found = sized_batches(model, batches, size=size)
     cut = parts_of(model)
@@ -240,7 +247,7 @@ def export_from_config(
         out=out,
         target=target,
         opset=opset,
-        gate_limit=gate_limit,
+        choices=choices,
     )
     if dynamic is not None or not several:
         return export(dynamic=bool(dynamic))
@@ -281,7 +288,7 @@ def _export_sized(
     target: str,
     dynamic: bool,
     opset: int,
-    gate_limit: float | None,
+    choices: FileChoices,
 ) -> list[Any]:
     """Export with free or fixed sizes; the first batch is the example."""
     data, cut = batches[0], parts_of(model)
@@ -311,10 +318,14 @@ def _export_sized(
         opset=opset,
         calibration=[] if source.facts()['recipe'] == FLOAT else calibration,
         pipeline=test_pipeline(config),
-        gate_limit=gate_limit,
+        choices=choices,
     )
     if calibration:
         reports[0].checks['decisions'] = check_decisions(
+            model, calibration, out=out, target=target
+        )
+    if choices.end_to_end:
+        reports[0].checks['end_to_end'] = append_decoding(
             model, calibration, out=out, target=target
         )
     return reports

@@ -7,11 +7,13 @@ from typing import Any
 from mmengine.runner import Runner
 from torch import nn
 
+from taskptq.engine.end_to_end import install_boxes, returns_boxes
 from taskptq.engine.network_parts import (
     guard_rest,
     parts_of,
 )
 from taskptq.engine.onnx_metadata import OnnxMetadata, open_parts
+from taskptq.engine.raw_outputs import MAIN
 from taskptq.export.openvino_session import ONNXRUNTIME
 from taskptq.export.runtime import OnnxFileError, is_onnx_path
 
@@ -45,7 +47,10 @@ def install_onnx(
             f'{type(model).__name__}: check that they belong together'
         )
     model.eval()
-    parts_of(model).install(sessions)
+    if returns_boxes(meta.decoding):
+        install_boxes(model, sessions[MAIN], decoding=meta.decoding or {})
+    else:
+        parts_of(model).install(sessions)
     guard_rest(model)
     return meta
 

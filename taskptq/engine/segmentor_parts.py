@@ -14,6 +14,7 @@ from taskptq.engine.mask_parts import query_outputs, takes_padding
 from taskptq.engine.network_parts import NetworkParts, replace_forward
 from taskptq.engine.onnx_decode import class_decoding
 from taskptq.engine.raw_outputs import MAIN, Part, Run, image_axes, make_part
+from taskptq.modules.memory import is_exporting
 from taskptq.registry import NETWORK_PARTS
 
 __all__ = ['SegmentorParts']
@@ -91,7 +92,9 @@ class SegmentorParts(NetworkParts):
             for head in heads[1:-1]:
                 logits = head.forward(feats, logits)
             given.append(logits)
-        metas = [{'img_shape': tuple(images.shape[-2:])}] * len(images)
+        # A list as long as the batch would fix it in a graph of torch.export.
+        count = 1 if is_exporting() else len(images)
+        metas = [{'img_shape': tuple(images.shape[-2:])}] * count
         with attribute(heads[-1], 'predict_by_feat', keep):
             heads[-1].predict(*given, metas, model.test_cfg)
         if not found:

@@ -13,7 +13,12 @@ from taskptq.export.errors import OnnxFileError
 __all__ = ['runtime_package']
 
 # Optional package -> extra of taskptq that brings it.
-EXTRAS = {'onnx': 'onnx', 'onnxruntime': 'onnx', 'openvino': 'openvino'}
+EXTRAS = {
+    'onnx': 'onnx',
+    'onnxruntime': 'onnx',
+    'onnxscript': 'onnx',
+    'openvino': 'openvino',
+}
 # What OpenVINO imports, where it is installed, to tell its makers of it.
 REPORTER = 'openvino_telemetry'
 

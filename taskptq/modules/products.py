@@ -18,6 +18,7 @@ from taskptq.core import Quantizer
 from taskptq.modules.base import QuantModule, Scheme, build_quantizer
 from taskptq.modules.call_sites import Site
 from taskptq.modules.fused_attention import SIGNATURE, attend
+from taskptq.modules.memory import shares_memory
 from taskptq.modules.nearest_point import nearest_point, say_borrowed
 from taskptq.modules.product_calls import ATTENTION, CALLS, ProductCall
 
@@ -198,7 +199,7 @@ class QuantProducts(QuantModule):
         """Whether a point has no weight, or that of these operands."""
         if not point.weight:
             return True
-        return len(operands) == 2 and _shares_memory(
+        return len(operands) == 2 and shares_memory(
             operands[point.roles.index(WEIGHT)], getattr(self, point.weight)
         )
 
@@ -383,13 +384,6 @@ def stored_axis(
         if step == stride and 1 < size <= n
     ]
     return found[0] if len(found) == 1 else None
-
-
-def _shares_memory(operand: Tensor, weight: Tensor) -> bool:
-    if operand is weight:
-        return True
-    own, other = operand.untyped_storage(), weight.untyped_storage()
-    return own.data_ptr() == other.data_ptr()
 
 
 def _view(weight: Tensor, *, like: Tensor, of: Tensor) -> Tensor:

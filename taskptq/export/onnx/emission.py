@@ -21,6 +21,7 @@ from taskptq.core.base_quantizer import CodedQuantizer
 from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.modules.base import QuantModule, quant_modules
+from taskptq.modules.memory import is_exporting
 
 DOMAIN = 'taskptq'
 ACTIVATION = 'Activation'
@@ -292,5 +293,16 @@ def _values(grid: Grid, like: Tensor) -> Tensor:
 def _mark(
     x: Tensor, x_hat: Callable[[], Tensor], *, kind: str, name: str
 ) -> Tensor:
-    out: Tensor = _Placeholder.apply(x, x_hat, kind, name)  # type: ignore[no-untyped-call]
+    out: Tensor
+    if is_exporting():
+        out = torch.onnx.ops.symbolic(
+            f'{DOMAIN}::{kind}',
+            [x],
+            attrs={'grid': name},
+            dtype=x.dtype,
+            shape=x.shape,
+            version=1,
+        )
+        return out
+    out = _Placeholder.apply(x, x_hat, kind, name)  # type: ignore[no-untyped-call]
     return out

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import onnx
-import torch
 from onnx import helper
 from torch import Tensor, nn
 
@@ -21,7 +18,7 @@ from taskptq.export.onnx.channel_scales import (
 )
 from taskptq.export.onnx.columns import pad_columns
 from taskptq.export.onnx.completion import GATE_LIMIT, Completion, complete
-from taskptq.export.onnx.emission import DOMAIN, exporting
+from taskptq.export.onnx.emission import exporting
 from taskptq.export.onnx.equal_grids import merge_equal_grids
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.float_weights import guard_float_weights
@@ -46,8 +43,8 @@ from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.resizes import float_resizes
 from taskptq.export.onnx.stems import fold_strides
-from taskptq.export.onnx.symbolics import own_symbolics
 from taskptq.export.onnx.targets import find_target
+from taskptq.export.onnx.tracing import TORCHSCRIPT, check_exporter, trace
 from taskptq.export.onnx.verification import verify_file
 from taskptq.export.onnx.wide_biases import coarsen_weights
 from taskptq.version import __version__
@@ -77,6 +74,7 @@ def export_onnx(
     keep_float: Iterable[str] = (),
     gate_limit: float = GATE_LIMIT,
     output_grids: bool = True,
+    exporter: str = TORCHSCRIPT,
     verify: bool = True,
 ) -> ExportReport:
     """Write a network as an ONNX file whose layers run in integers.
@@ -102,6 +100,8 @@ def export_onnx(
         gate_limit: Least signal to noise ratio, in dB, with which SiLU and
             its kin run in integers; higher is more precise and slower.
         output_grids: Whether what the network returns gets grids, too.
+        exporter: What traces the network: ``torchscript``, or ``dynamo``
+            (torch.export).
         verify: Whether the file is run and compared; a file that fails is
             removed.
 
@@ -111,10 +111,12 @@ def export_onnx(
     Raises:
         OnnxExportError: If a layer has no form in ONNX, or the file does not
             compute what the network computes.
-        SettingError: If ``target`` or ``opset`` is none of these.
+        SettingError: If ``target``, ``opset`` or ``exporter`` is none of
+            these.
     """
     rules = find_target(target)
     check_opset(opset)
+    check_exporter(exporter, opset=opset)
     with exporting(network) as emitted:
         model = trace(
             network,
@@ -123,6 +125,7 @@ def export_onnx(
             output_names=output_names,
             dynamic_axes=dynamic_axes,
             opset=min(opset, TRACED_OPSET),
+            exporter=exporter,
         )
     drop_wrong_sizes(model, dynamic_axes or {})
     graph = Graph(model)
@@ -216,56 +219,6 @@ def check_opset(opset: int) -> None:
     """Refuse versions of the operators that cannot be written."""
     if opset not in range(MIN_OPSET, MAX_OPSET + 1):
         raise refuse('opset', opset, f'give {MIN_OPSET} to {MAX_OPSET}')
-
-
-def trace(
-    network: nn.Module,
-    inputs: Inputs,
-    *,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    dynamic_axes: Mapping[str, Mapping[int, str]] | None,
-    opset: int,
-) -> onnx.ModelProto:
-    """Return the graph of a network, with placeholders inside exporting()."""
-    buffer = io.BytesIO()
-    fast_attention = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with warnings.catch_warnings(), torch.no_grad(), own_symbolics():
-            # Shapes become constants on purpose: sizes are fixed.
-            warnings.simplefilter('ignore')
-            torch.onnx.export(
-                network,
-                inputs,
-                buffer,  # type: ignore[arg-type]
-                input_names=list(input_names),
-                output_names=list(output_names),
-                dynamic_axes={
-                    name: dict(axes)
-                    for name, axes in (dynamic_axes or {}).items()
-                },
-                opset_version=opset,
-                custom_opsets={DOMAIN: 1},
-                dynamo=False,
-            )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise OnnxExportError(
-            f'{type(network).__name__} has an operator without a form in '
-            f'ONNX ({reason_of(error)}): leave this part out of the exported '
-            'network'
-        ) from error
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast_attention)
-    return onnx.load_from_string(buffer.getvalue())
-
-
-def reason_of(error: Exception) -> str:
-    """Return what torch's exporter says, without its graph and advice."""
-    first = str(error).strip().splitlines()[0]
-    for rest in ('[Caused by', 'Please feel free', 'Please open'):
-        first = first.partition(rest)[0]
-    return first.strip(' .')
 
 
 def stamp(
