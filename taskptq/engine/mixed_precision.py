@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from mmengine.dist import is_main_process
-from torch import nn
+from torch import Tensor, nn
 
 from taskptq.analysis.mixed_precision.front import find_front
 from taskptq.analysis.mixed_precision.settings import MixedPrecisionConfig
@@ -42,6 +44,8 @@ from taskptq.engine.recipe import Recipe
 from taskptq.modules.base import quant_modules
 from taskptq.prepare.swap import bits_of
 from taskptq.reconstruction.config import ReconstructionConfig
+from taskptq.reconstruction.input_ranges import input_ranges_tried
+from taskptq.reconstruction.rounding.preview import preview_gptq
 
 __all__ = ['Calibrated', 'Choice', 'choose_precision']
 
@@ -50,6 +54,8 @@ logger = logging.getLogger('taskptq')
 # Part of the loss of weights rounded to nearest that GPTQ leaves, at most:
 # 2 % on YOLOX-nano at 8 bits.
 GPTQ_SHARE = 0.1
+# Weights of fewer bits are worth a look at what GPTQ leaves of each.
+PREVIEWED_BELOW = 7
 
 
 class Choice:
@@ -121,7 +127,7 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
     start = time.perf_counter()
     timed = with_latency(calibrated, recipe)
     few = head_batches(calibrated.batches, num_images=config.num_images)
-    with seeded(recipe.seed):
+    with seeded(recipe.seed), _final_ranges(calibrated, recipe):
         try:
             with on_all_ranks():
                 reference = Reference(
@@ -146,13 +152,28 @@ def choose_precision(calibrated: Calibrated, *, recipe: Recipe) -> Choice:
                     reference,
                     start,
                 )
+            rounding = _reconstruction(cured.recipe, fine=fine)
             with on_all_ranks():
+                rounded = _preview(
+                    calibrated, few, config, reconstruction=rounding
+                )
                 found = find_sensitivities(
-                    calibrated, few, config, seed=recipe.seed
+                    calibrated,
+                    few,
+                    config,
+                    seed=recipe.seed,
+                    rounded=rounded,
                 )
         except NOT_MEASURABLE as error:
             return Choice(recipe, _skipped(error))
-        result, report = _searched(calibrated, found, reference, cured=cured)
+        result, report = _searched(
+            calibrated,
+            found,
+            reference,
+            cured=cured,
+            reconstruction=rounding,
+            rounded=set(rounded),
+        )
         report |= _cures(cured, named, report)
     if timed is not recipe:
         # The file records what was asked for, the report what was measured.
@@ -185,13 +206,13 @@ def _searched(
     reference: Reference,
     *,
     cured: Cured,
+    reconstruction: dict[str, Any] | None,
+    rounded: Collection[str],
 ) -> tuple[Recipe, dict[str, Any]]:
     """Find the cheapest choice that holds."""
     recipe, config = cured.recipe, cured.recipe.mixed_precision
     assert config is not None
     allowed = loss_allowed(config.keep)
-    fine = cured.measured.loss <= allowed
-    reconstruction = _reconstruction(recipe, fine=fine)
     # Weights are rounded anew after the choice: measure it without them.
     later = reconstruction is not None
     problem = find_problem(
@@ -199,6 +220,7 @@ def _searched(
         found,
         config,
         weight_share=GPTQ_SHARE if later else 1.0,
+        rounded=rounded,
     )
     front = find_front(problem, config)
     search = Search(
@@ -246,6 +268,46 @@ def _reconstruction(recipe: Recipe, *, fine: bool) -> dict[str, Any] | None:
     if settings is None and (lowers or not fine):
         settings = config.reconstruction
     return None if settings is None else {'seed': recipe.seed, **settings}
+
+
+@contextmanager
+def _final_ranges(calibrated: Calibrated, recipe: Recipe) -> Iterator[None]:
+    """Have the ranges that the reconstruction will set, for the choice."""
+    settings = ReconstructionConfig.from_dict(recipe.reconstruction or {})
+    with ExitStack() as stack:
+        if settings.input_ranges and calibrated.adapter is not None:
+            stack.enter_context(
+                input_ranges_tried(
+                    calibrated.model,
+                    calibrated.batches,
+                    adapter=calibrated.adapter,
+                    seed=settings.seed,
+                    optional=settings.position_optional,
+                )
+            )
+        yield
+
+
+def _preview(
+    calibrated: Calibrated,
+    batches: Sequence[Any],
+    config: MixedPrecisionConfig,
+    *,
+    reconstruction: Mapping[str, Any] | None,
+) -> dict[str, Tensor]:
+    """Return what weights of few bits will be, if GPTQ rounds them."""
+    if reconstruction is None:
+        return {}
+    settings = ReconstructionConfig.from_dict(reconstruction)
+    if not (config.preview_rounding and settings.solves_codes):
+        return {}
+    return preview_gptq(
+        calibrated.model,
+        batches,
+        forward=calibrated.forward,
+        below=PREVIEWED_BELOW,
+        damping=settings.gptq_damping,
+    )
 
 
 def _skipped(error: Exception) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from taskptq.analysis.mixed_precision.cost import Problem, build_problem
 from taskptq.analysis.mixed_precision.operands import trace_operands
@@ -148,8 +148,17 @@ def find_sensitivities(
     config: MixedPrecisionConfig,
     *,
     seed: int,
+    rounded: Mapping[str, Tensor] | None = None,
 ) -> SensitivityReport:
-    """Estimate from gradients; measure one by one where there are none."""
+    """Estimate from gradients; measure one by one where there are none.
+
+    Args:
+        calibrated: Model and data.
+        batches: The images that are seen.
+        config: Settings.
+        seed: Seed of the estimate.
+        rounded: See ``estimate_losses``.
+    """
     bits = [bits for bits in config.candidates if not isinstance(bits, str)]
     settings = {
         'forward': calibrated.forward,
@@ -163,6 +172,7 @@ def find_sensitivities(
                 calibrated.model,
                 batches,
                 seed=seed,
+                rounded=rounded,
                 advance=progress.advance,
                 **settings,
             )
@@ -179,6 +189,7 @@ def find_problem(
     config: MixedPrecisionConfig,
     *,
     weight_share: float,
+    rounded: Collection[str] = (),
 ) -> Problem:
     """Put units and products together, the same on all ranks.
 
@@ -187,6 +198,7 @@ def find_problem(
         found: Sensitivities of this rank.
         config: Settings.
         weight_share: Part of the losses of weights that will remain.
+        rounded: Weights of which ``found`` knows it, see ``group_units``.
     """
     units = group_units(
         _with_own_bits(_averaged(found.points), calibrated.model),
@@ -199,6 +211,7 @@ def find_problem(
             if isinstance(module, QuantProducts)
         },
         weight_share=weight_share,
+        rounded=rounded if found.estimator == 'gradient' else (),
     )
     products = trace_operands(
         calibrated.model,

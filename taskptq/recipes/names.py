@@ -21,7 +21,8 @@ from taskptq.recipes.merge import merge
 DEFAULT_METHOD, LEAST_WEIGHT_BITS = 'mixed', 7
 FEW_BITS_METHOD = 'mixed-weighted'
 MATCHED_METHOD = 'mixed-matched'
-# The budget of the latter at less than 8 bits of activations.
+EQUALIZED_METHOD = 'mixed-equalized'
+# The budget of the last two at less than 8 bits of activations.
 MATCHED_BUDGET = {'macs_above': 0.1}
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
@@ -84,7 +85,13 @@ SPARSE_METHOD = 'sparse'
 SIZE = re.compile(r'(?P<rest>.+)_size(?P<ratio>\d{1,3}(?:\.\d)?)x', re.ASCII)
 SIZE_METHOD = 'size'
 # What follows the progress of this package, not a publication.
-RECOMMENDED = (DEFAULT_METHOD, FEW_BITS_METHOD, MATCHED_METHOD, 'auto')
+RECOMMENDED = (
+    DEFAULT_METHOD,
+    FEW_BITS_METHOD,
+    MATCHED_METHOD,
+    EQUALIZED_METHOD,
+    'auto',
+)
 # Of sparse models with float weights.
 FLOAT_POINTS: dict[str, Any] = {
     'weight': {'type': 'FloatQuantizer'},
@@ -341,6 +348,7 @@ def resolve(name: str) -> dict[str, Any]:
         # The steps are chosen already.
         changes['reconstruction'] = {'output_ranges': False}
     activation = parts.activation or 8
-    if parts.method_file == MATCHED_METHOD and activation < 8:
+    wide = (MATCHED_METHOD, EQUALIZED_METHOD)
+    if parts.method_file in wide and activation < 8:
         changes['mixed_precision'] = {'budget': MATCHED_BUDGET}
     return merge(method, changes)

@@ -30,7 +30,7 @@ from taskptq.core.functional import fake_quantize
 from taskptq.core.switches import is_weight_quantizer, quantizers
 from taskptq.reconstruction.network import NOT_TRAINABLE
 
-__all__ = ['fit_input_ranges']
+__all__ = ['fit_input_ranges', 'input_ranges_tried']
 
 logger = logging.getLogger('taskptq')
 
@@ -93,6 +93,31 @@ def fit_input_ranges(
         logger.warning('Ranges of activations stay: %s', reasons[0])
         return {}
     return search.run()
+
+
+@contextmanager
+def input_ranges_tried(
+    model: nn.Module, batches: Sequence[Any], **settings: Any
+) -> Iterator[None]:
+    """Run with the ranges of :func:`fit_input_ranges`; then go back.
+
+    Args:
+        model: See there.
+        batches: See there.
+        **settings: See there.
+    """
+    before = {
+        quantizer: (quantizer.scale.detach().clone(), quantizer.zero_point)
+        for quantizer in _searched(model).values()
+    }
+    fit_input_ranges(model, batches, **settings)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for quantizer, (scale, zero_point) in before.items():
+                quantizer.set_scale(scale)
+                quantizer.set_zero_point(zero_point)
 
 
 def _searched(model: nn.Module) -> dict[str, AffineQuantizer]:

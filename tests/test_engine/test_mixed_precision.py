@@ -118,6 +118,34 @@ def test_gptq_comes_before_what_costs_at_run_time(tmp_path):
     assert_same_content(other, payload)
 
 
+def test_the_choice_knows_ranges_and_roundings_that_follow(tmp_path):
+    """They count in the choice, and its recipe makes the same file."""
+    settings = dict(
+        keep=0.999, budget=dict(macs_above=0.5), candidates=[8, 'float']
+    )
+    recipe = dict(
+        qconfig=POINTS,
+        reconstruction=dict(rounding='gptq', input_ranges=True),
+        mixed_precision=dict(settings, preview_rounding=True),
+    )
+    report, payload = run('conv', tmp_path, recipe)
+    found = report['mixed_precision']
+    assert found['changes']
+    assert report['reconstruction']['input_ranges']
+    _, other = run('conv', tmp_path / 'again', tmp_path / 'chosen_recipe.py')
+    assert_same_content(other, payload)
+    plain, _ = run(
+        'conv', tmp_path / 'plain', {**recipe, 'mixed_precision': settings}
+    )
+    named = [r['mixed_precision']['named_loss'] for r in (report, plain)]
+    assert named[0] == named[1]
+    losses = [
+        r['mixed_precision']['front']['others'][0]['loss']
+        for r in (report, plain)
+    ]
+    assert losses[0] != losses[1]
+
+
 def test_nothing_is_estimated_for_a_model_that_is_fine(tmp_path):
     settings = dict(keep=0.5, budget=dict(macs_above=0.2))
     report, payload = run(

@@ -142,6 +142,8 @@ def test_an_error_is_one_short_sentence():
         ('w4a8', 'w4a8_mixed-weighted', 0.05),
         ('w4a4-8', 'w4a4-8_mixed-weighted', 0.05),
         ('w4a4_mixed-matched', 'w4a4_mixed-matched', 0.1),
+        ('w4a8_mixed-equalized', 'w4a8_mixed-equalized', 0.05),
+        ('w4a4_mixed-equalized', 'w4a4_mixed-equalized', 0.1),
     ],
 )
 def test_no_method_is_what_is_recommended(name, method, budget):

@@ -8,7 +8,10 @@ from torch import nn
 
 from taskptq.core import float_only, quantizing
 from taskptq.reconstruction import ReconstructionConfig, reconstruct
-from taskptq.reconstruction.input_ranges import fit_input_ranges
+from taskptq.reconstruction.input_ranges import (
+    fit_input_ranges,
+    input_ranges_tried,
+)
 
 
 class Adapter:
@@ -197,3 +200,16 @@ def test_reconstruction_fits_them_first(subject):
         progress=False,
     )
     assert report.to_dict()['input_ranges'] == report.input_ranges != {}
+
+
+def test_ranges_can_be_tried(subject):
+    model, batches = subject
+    quantizer = model.first.input_quantizer
+    scale, zero_point = quantizer.scale.clone(), quantizer.zero_point.clone()
+    with input_ranges_tried(model, batches, adapter=Adapter(), seed=0):
+        tried = quantizer.scale.clone()
+    assert tried != scale
+    assert quantizer.scale == scale
+    assert quantizer.zero_point == zero_point
+    fit_input_ranges(model, batches, adapter=Adapter(), seed=0)
+    assert quantizer.scale == tried

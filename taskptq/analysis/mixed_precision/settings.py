@@ -10,6 +10,7 @@ from taskptq.analysis.mixed_precision.units import FLOAT, Bits
 from taskptq.core.rules import Rule
 from taskptq.core.settings import (
     Choice,
+    Flag,
     Items,
     Number,
     Table,
@@ -63,6 +64,9 @@ class MixedPrecisionConfig:
         reconstruction: Settings of a reconstruction where rounding to
             nearest keeps too little, before anything that costs at run time,
             e.g. ``dict(rounding='gptq')``; None leaves it to the recipe.
+        preview_rounding: Rank weights of less than 7 bits by what GPTQ leaves
+            of each, instead of a fixed share of the loss of rounding to
+            nearest; for recipes that round by GPTQ.
         num_images: Calibration images for sensitivities and verification.
 
     Raises:
@@ -89,6 +93,7 @@ class MixedPrecisionConfig:
     reconstruction: Mapping[str, Any] | None = setting(
         None, Table(optional=True)
     )
+    preview_rounding: bool = setting(False, Flag())
     num_images: int = setting(16, Whole(low=1))
 
     def __post_init__(self) -> None:
@@ -137,6 +142,8 @@ class MixedPrecisionConfig:
             ),
             'num_images': self.num_images,
         }
+        if self.preview_rounding:
+            plain['preview_rounding'] = True
         if self.cures:
             plain['cures'] = [
                 {point: dict(one) for point, one in cure.items()}

@@ -74,6 +74,7 @@ def group_units(
     edges: Collection[str],
     fixed: Collection[str] = (),
     weight_share: float = 1.0,
+    rounded: Collection[str] = (),
 ) -> list[Unit]:
     """Group the quantizers of a model into what can be chosen.
 
@@ -89,6 +90,8 @@ def group_units(
         fixed: Layers whose points keep their bits.
         weight_share: Part of the losses of weights that will remain after a
             better rounding.
+        rounded: Quantizers of weights whose losses at their own bits are
+            those of that rounding already.
     """
     groups: dict[Key, list[PointSensitivity]] = {}
     for found in points:
@@ -96,22 +99,25 @@ def group_units(
     whole = _whole_layers(groups, only)
     units = []
     for (layer, point), found_here in groups.items():
+        own = found_here[0].num_bits
         frozen = point not in only or layer in fixed
         allowed = _allowed(
             found_here,
             candidates=() if frozen else candidates,
-            least=found_here[0].num_bits if layer in edges else 0,
+            least=own if layer in edges else 0,
             may_be_float=layer in whole and not frozen,
         )
         share = weight_share if point == 'weight' else 1.0
+        known = {one.name for one in found_here} <= set(rounded)
         units.append(
             Unit(
                 layer=layer,
                 point=point,
                 names=tuple(one.name for one in found_here),
-                num_bits=found_here[0].num_bits,
+                num_bits=own,
                 losses={
-                    bits: share * sum(one.loss_at(bits) for one in found_here)
+                    bits: (1.0 if known and bits == own else share)
+                    * sum(one.loss_at(bits) for one in found_here)
                     for bits in allowed
                 },
                 elements=(

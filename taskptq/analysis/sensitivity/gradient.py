@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from taskptq.analysis.sensitivity.grids import Rounder, check_candidates
 from taskptq.analysis.sensitivity.loss import OutputLoss
 from taskptq.analysis.sensitivity.points import (
+    View,
     head_batches,
     small_batches,
     view_points,
@@ -69,6 +70,7 @@ def estimate_losses(
     candidates: Sequence[int] = CANDIDATES,
     num_probes: int | None = None,
     seed: int = 0,
+    rounded: Mapping[str, Tensor] | None = None,
     advance: Callable[[int], object] | None = None,
 ) -> SensitivityReport:
     """Estimate the output loss of every tensor at every candidate bit width.
@@ -85,6 +87,8 @@ def estimate_losses(
         num_probes: Random probes per batch; None takes as many as give 64
             with all images together, at most 4 of each.
         seed: Seed of the probes.
+        rounded: Weights as a better rounding leaves them, by quantizer; at
+            its present bits, the loss of a weight is that of these values.
         advance: Called after each part of a batch with its number of
             images.
 
@@ -103,7 +107,11 @@ def estimate_losses(
     view = view_points(model, few, forward=forward, adapter=adapter)
     found = _Pass(
         model,
-        {name: view.grids(name, candidates=wanted) for name in view.seen},
+        {
+            name: view.grids(name, candidates=wanted)
+            | _own_rounding(view, name, rounded or {})
+            for name in view.seen
+        },
         adapter=adapter,
         loss=fit_loss(model, few, adapter=adapter),
         num_probes=num_probes or _enough_probes(batches),
@@ -124,6 +132,16 @@ def estimate_losses(
         num_images=num_images,
         seconds=time.perf_counter() - start,
     )
+
+
+def _own_rounding(
+    view: View, name: str, rounded: Mapping[str, Tensor]
+) -> dict[int, Rounder]:
+    """Return what a weight is at its present bits, if that is given."""
+    if name not in rounded:
+        return {}
+    value = rounded[name]
+    return {view.seen[name].quantizer.spec.num_bits: lambda _: value}
 
 
 def _enough_probes(batches: Sequence[Any]) -> int:

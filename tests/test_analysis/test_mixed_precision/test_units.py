@@ -94,3 +94,13 @@ def test_losses_of_weights_shrink_with_a_better_rounding():
     units = grouped(CONV, weight_share=0.1)
     assert units['conv', 'weight'].losses[8] == pytest.approx(0.02)
     assert units['conv', 'activation'].losses[8] == 0.2
+
+
+def test_a_rounding_that_was_seen_needs_no_share():
+    units = grouped(CONV, weight_share=0.1, rounded={'conv.weight_quantizer'})
+    losses = units['conv', 'weight'].losses
+    assert losses[8] == 0.2
+    assert losses[4] == pytest.approx(0.04)
+    # All weights of a unit have to be known.
+    units = grouped(ATTENTION, weight_share=0.1, rounded={'other'})
+    assert units['attn', 'weight'].losses[8] == pytest.approx(0.02)

@@ -122,3 +122,21 @@ def test_detached_outputs_are_refused(batches):
 def test_nothing_to_run_is_refused(wild):
     with pytest.raises(ValueError, match='no batch'):
         estimated(wild, [])
+
+
+def test_a_weight_can_be_rounded_otherwise(wild, batches):
+    """At its own bits alone."""
+    plain = {p.name: p for p in estimated(wild, batches).points}
+    name = 'depthwise.weight_quantizer'
+    weight = wild.depthwise.weight.detach()
+    rounded = wild.depthwise.weight_quantizer.fake_quantize(weight).detach()
+    half = {name: weight + (rounded - weight) / 2}
+    found = {p.name: p for p in estimated(wild, batches, rounded=half).points}
+    own = str(plain[name].num_bits)
+    assert found[name].losses[own] == pytest.approx(
+        plain[name].losses[own] / 4, rel=1e-3
+    )
+    rest = {k: v for k, v in plain[name].losses.items() if k != own}
+    assert all(found[name].losses[k] == v for k, v in rest.items())
+    del plain[name], found[name]
+    assert found == plain
