@@ -22,9 +22,12 @@ def settle_products(model: nn.Module) -> None:
     Args:
         model: Model whose owners of products have seen this rank's data.
     """
+    device = next((p.device for p in model.parameters()), None)
     for path, products in all_products(model):
         if num_ranks() > 1:
             _share(model, path, products)
+        # Observers that have seen nothing are where they were made.
+        products.to(device)
         products.settled = True
 
 

@@ -242,7 +242,8 @@ def lsq_fake_quantize(
     Returns:
         Shape and dtype of ``x``, on the grid.
     """
-    if x.dtype == torch.float64:
+    # The fused kernels leave gradients unset for no values.
+    if x.dtype == torch.float64 or x.numel() == 0:
         if grad_factor != 1.0:
             scale = scale_gradient(scale, factor=grad_factor)
             zero_point = scale_gradient(zero_point, factor=grad_factor)
@@ -253,7 +254,7 @@ def lsq_fake_quantize(
             quant_min=quant_min,
             quant_max=quant_max,
             ch_axis=ch_axis,
-        )
+        ).to(x.dtype)
     value = x if x.dtype == torch.float32 else x.float()
     zero_point = zero_point.to(value.dtype)
     if ch_axis is None:

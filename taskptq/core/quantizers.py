@@ -225,7 +225,8 @@ class LSQQuantizer(AffineQuantizer):
         """Return LSQ's gradient factor for the scale (section 2.2)."""
         axis = self.spec.ch_axis
         count = x.numel() if axis is None else x.numel() // x.shape[axis]
-        return float((count * max(self.quant_max, 1)) ** -0.5)
+        # Of no values, as those of an image without proposals, it is unused
+        return float((max(count, 1) * max(self.quant_max, 1)) ** -0.5)
 
     @torch.no_grad()
     def settle(self) -> None:

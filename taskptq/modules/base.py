@@ -197,7 +197,8 @@ class QuantModule(nn.Module):
         if quantizer is None or not quantizer.enabled:
             return weight
         if parameter in self._roundings:
-            weight = quantizer.masked(self._roundings[parameter]())
+            rounded = quantizer.masked(self._roundings[parameter]())
+            weight = rounded.to(weight.dtype)
         elif parameter in self._rounded:
             weight = self._rounded[parameter]
         else:
@@ -329,9 +330,9 @@ class QuantModule(nn.Module):
         """
         quantizer = self.weight_values_of(parameter)
         assert quantizer is not None
-        self._rounded[parameter] = quantizer.masked(
-            quantizer.dequantize(codes)
-        )
+        weight: Tensor = getattr(self, parameter)
+        values = quantizer.masked(quantizer.dequantize(codes))
+        self._rounded[parameter] = values.to(weight.dtype)
 
     @property
     def rounded_parameters(self) -> tuple[str, ...]:

@@ -54,10 +54,15 @@ class QuantDeformConv2d(QuantModule):
         """
         if not self.active:
             # The operators of mmcv take nothing else.
-            args = tuple(x.contiguous() for x in args)
+            args = tuple(_contiguous(x) for x in args)
+            kwargs = {name: _contiguous(x) for name, x in kwargs.items()}
             out: Tensor = super().forward(*args, **kwargs)
             return out
-        return self.convolve(*args, *kwargs.values())
+        # Hosts call the input x or input.
+        names = ('offset', 'mask')
+        first = [x for name, x in kwargs.items() if name not in names]
+        named = {name: kwargs[name] for name in names if name in kwargs}
+        return self.convolve(*args, *first, **named)
 
     @property
     def active(self) -> bool:
@@ -275,6 +280,10 @@ def _positions(
     steps = torch.arange(taps, **options)[:, None] * dilation
     found: Tensor = steps + outputs
     return found
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
 
 
 def _pair(value: Any) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taskptq.modules.attention import QuantAttention, quantized
 from taskptq.modules.linear import QuantLinear
+from taskptq.modules.memory import is_exporting
 from taskptq.modules.sharing import (
     SharedInputs,
     own_or_shared,
@@ -103,20 +104,33 @@ def offset_table(table: Tensor, *, size: int) -> Tensor:
         table = F.interpolate(channels_first, size=num_offsets, mode='linear')[
             0
         ].t()
-    index = _offset_index(size, table.device)
+    index = offset_index(size, table.device)
     pairs: Tensor = table.index_select(0, index).view(size, size, -1)
     return pairs
 
 
-# Cache only indices: gathering 1 MB costs nothing compared to the attention,
-# and a cached table would have to follow the parameter.
-@lru_cache(maxsize=64)
-def _offset_index(size: int, device: torch.device) -> Tensor:
-    """Return the table row of each pair of positions, (size * size,)."""
+def offset_index(size: int, device: torch.device) -> Tensor:
+    """Return the table row of each pair of positions, (size * size,).
+
+    Args:
+        size: Positions along the axis.
+        device: Where the indices go.
+    """
+    # What torch.export traces has no values: a later call must not get it.
+    make = _make_index if is_exporting() else _cached_index
+    return make(size, device)
+
+
+def _make_index(size: int, device: torch.device) -> Tensor:
     with torch.inference_mode(mode=False):
         places = torch.arange(size, device=device)
         offsets = places[:, None] - places[None, :]
         return (offsets + size - 1).flatten()
+
+
+# Cache only indices: gathering 1 MB costs nothing compared to the attention,
+# and a cached table would have to follow the parameter.
+_cached_index = lru_cache(maxsize=64)(_make_index)
 
 
 class QuantSamDecoderAttention(SharedInputs, QuantAttention):

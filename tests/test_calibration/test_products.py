@@ -13,6 +13,7 @@ from taskptq.calibration.products import settle_products
 from taskptq.core import QuantizerConfig
 from taskptq.modules.base import Scheme
 from taskptq.modules.product_mode import learning, own
+from taskptq.modules.products import Point
 
 SCHEME = Scheme(
     weight=QuantizerConfig(),
@@ -80,3 +81,11 @@ def test_ranks_get_the_points_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     # each keeps what it saw, under the common names
     assert {len(names) for names in observed} == {1, 2}
     assert not observed[0] & observed[1]
+
+
+def test_observers_without_data_go_to_the_models_device() -> None:
+    model = Branch().to('meta')
+    points = own(model, 'forward', scheme=SCHEME)
+    points.add(Point('matmul_0', 'forward', ('first', 'second')), None)
+    settle_products(model)
+    assert {buffer.device.type for buffer in points.buffers()} == {'meta'}

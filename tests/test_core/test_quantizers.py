@@ -143,6 +143,19 @@ def test_lsq_gradient_factor():
     assert quantizer.scale.grad.item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize('drop_prob', [0.0, 0.5])
+@pytest.mark.parametrize('ch_axis', [None, 1])
+def test_an_image_without_proposals_trains_nothing(ch_axis, drop_prob):
+    spec = QuantSpec(num_bits=4, ch_axis=ch_axis)
+    quantizer = calibrated(LSQQuantizer, torch.rand(8, 4), spec=spec)
+    quantizer.scale.requires_grad_()
+    quantizer.drop_prob = drop_prob
+    x = torch.zeros(0, 4, requires_grad=True)
+    quantizer(x).sum().backward()
+    assert x.grad.shape == (0, 4)
+    assert not quantizer.scale.grad.any()
+
+
 @pytest.mark.parametrize('signed', [True, False])
 def test_gradient_descent_on_the_scale_lowers_the_error(signed):
     x = torch.randn(4000)

@@ -335,3 +335,27 @@ def test_a_bias_trains_and_stays(case):
     torch.testing.assert_close(kept, quant.bias.detach() + 1)
     quant.forget_biases()
     assert not quant.corrected_biases
+
+
+@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize('latent', [False, True])
+def test_roundings_keep_the_dtype_of_the_model(dtype, latent, lab):
+    linear = nn.Linear(4, 3).to(dtype)
+    quant = QuantLinear.from_float(linear, scheme=lab.scheme(weight=4))
+    quant.calibrate_weights()
+    x = torch.ones(2, 4, dtype=dtype)
+    with quantizing(quant):
+        nearest = quant(x)
+        quant.start_rounding(latent=latent)
+        quant(x).sum().backward()
+        quant.finish_rounding()
+        assert quant(x).dtype == dtype
+        quant.set_codes(
+            'weight', quant.weight_quantizer.quantize(linear.weight)
+        )
+        torch.testing.assert_close(
+            quant(x),
+            nearest,
+            rtol=1e-2 if dtype.itemsize < 4 else 1e-6,
+            atol=1e-6,
+        )

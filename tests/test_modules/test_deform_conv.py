@@ -107,6 +107,23 @@ def test_arguments_by_name(lab: Any) -> None:
     torch.testing.assert_close(found, layer(x, offset), rtol=1e-4, atol=1e-4)
 
 
+def test_arguments_by_name_in_any_order(lab: Any) -> None:
+    host = hosts().get('torchvision')
+    if host is None:
+        pytest.skip('torchvision is not installed')
+    layer = host(4, 6, 3, padding=1)
+    x, mask = torch.randn(1, 4, 5, 5), torch.rand(1, 9, 5, 5)
+    offset = torch.randn(1, 18, 5, 5)
+    quant = swapped(layer, lab.scheme())
+    given = {'mask': mask, 'offset': offset, 'input': x}
+    expected = layer(x, offset, mask)
+    assert torch.equal(quant(**given), expected)
+    with quantizing(quant):
+        found = quant(**given)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert torch.equal(quant(x, offset, None), layer(x, offset))
+
+
 def test_inputs_in_another_memory_format(lab: Any) -> None:
     layer, (x, offset) = make('v1', CASES[0][1])
     quant = swapped(layer, lab.scheme())

@@ -309,3 +309,18 @@ def test_gradients_copies_and_state_dict(part, lab):
     lab.load(fresh, quant.state_dict())
     assert torch.equal(fresh(*inputs), before)
     assert len(list(quantizers(fresh))) == len(list(quantizers(quant)))
+
+
+def test_an_export_leaves_no_indices_without_values():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.arange(33.0)[:, None])
+
+        def forward(self, x):
+            return x + offset_table(self.table, size=17)
+
+    table = Table()
+    torch.export.export(table, (torch.zeros(1),))
+    found = table(torch.zeros(1))
+    assert found[0, 0, 0].item() == 16
