@@ -278,7 +278,7 @@ def time_shares(
         arrays = [tensor.numpy() for tensor in inputs]
         for _ in range(runs + 1):
             session.run(None, dict(zip(names, arrays, strict=True)))
-        events = json.loads(Path(session.end_profiling()).read_text())
+        events = json.loads(Path(session.end_profiling()).read_text('utf-8'))
     spent: Counter[str] = Counter()
     for event in events:
         if event.get('cat') == 'Node' and event['name'].endswith(

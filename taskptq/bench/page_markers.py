@@ -109,7 +109,7 @@ def render_all(name: str, entries: Mapping[str, Entry], *, root: Path) -> str:
     """Return the table of all models, or of the benchmarks."""
     if name == BENCHMARKS:
         files = sorted(root.glob(BENCHMARK_RESULTS))
-        records = [json.loads(file.read_text()) for file in files]
+        records = [json.loads(file.read_text('utf-8')) for file in files]
         return render_benchmarks(records) + '\n' if records else ABSENT
     # Weights that others trained tell most.
     ordered = sorted(entries.values(), key=lambda one: not one.table.foreign)

@@ -24,6 +24,7 @@ import torch
 from mmengine.logging import print_log
 from torch import Tensor
 
+from taskptq.core.atomic import write_atomically
 from taskptq.registry import (
     SUPPORTED_VERSIONS,
     allow_history_buffers,
@@ -86,7 +87,9 @@ def read_metrics(log_file: str) -> dict[str, float]:
         ValueError: If no line holds a score.
     """
     ignored = {'data_time', 'time', 'step', 'epoch', 'iter', 'memory'}
-    for line in reversed(Path(log_file).read_text().splitlines()):
+    for line in reversed(
+        Path(log_file).read_text(encoding='utf-8').splitlines()
+    ):
         record = json.loads(line)
         if 'loss' in record:
             continue
@@ -155,7 +158,8 @@ def publish(
             'versions': installed_versions(),
         }
     )
-    torch.save({'state_dict': state, 'meta': kept}, out)
+    content = {'state_dict': state, 'meta': kept}
+    write_atomically(out, lambda file: torch.save(content, file))
     return kept
 
 

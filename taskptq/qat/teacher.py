@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskptq.core.atomic import write_atomically
 from taskptq.engine.checkpoint_file import read_checkpoint
 from taskptq.engine.pipeline import prepare_in_place
 from taskptq.engine.teacher import build_teacher_model
@@ -157,7 +158,11 @@ def save_teacher(model: nn.Module, folder: str | Path) -> str:
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    torch.save({'state_dict': state, 'meta': {}}, folder / TEACHER_FILE)
+    # A resumed run reads this file, and writes it anew.
+    write_atomically(
+        folder / TEACHER_FILE,
+        lambda file: torch.save({'state_dict': state, 'meta': {}}, file),
+    )
     return weights_digest(state)
 
 

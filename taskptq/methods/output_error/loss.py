@@ -123,5 +123,7 @@ def _mean_weights(
     means = {}
     for name in sums:
         own = [part[name] for part in parts if name in part]
-        means[name] = sum(one[0] for one in own) / sum(one[1] for one in own)
+        means[name] = sum(one[0] for one in own) / max(
+            sum(one[1] for one in own), 1.0
+        )
     return means

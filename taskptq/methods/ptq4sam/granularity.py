@@ -175,6 +175,8 @@ class OutputErrors:
 
     def relative(self, errors: Tensor) -> float:
         """Turn sums of errors, (G,), into one relative norm."""
+        if self.signal == 0:
+            return 0.0  # values that are all 0 stay so on any grid
         return float((errors.sum() / self.signal) ** (1 / self.norm_p))
 
     def _sum(self, quantize: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

@@ -232,3 +232,11 @@ def test_search_takes_the_uniform_grid_where_it_is_better() -> None:
     assert few.error == few.error_uniform < few.error_tau1
     assert many.tau.item() in (1, 2, 4)
     assert many.error < many.error_uniform
+
+
+def test_values_of_zero_have_no_error() -> None:
+    attention = torch.rand(1, 1, 4, 5).softmax(-1)
+    errors = errors_of([(attention, torch.zeros(1, 1, 5, 3))])
+    found = search_granularity(errors, max_val=attention.amax().reshape(1))
+    assert found.to_dict()['error'] == 0
+    assert found.error_uniform == found.error_tau1 == 0
