@@ -227,12 +227,55 @@ def pooled_to(x: Tensor, size: tuple[int, int]) -> Tensor:
     return rows @ x @ columns.T
 
 
-# Modules that hold a function -> what takes its place where it is imported.
+def mmcv_deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+    deform_groups: int = 1,
+    bias: bool = False,
+    im2col_step: int = 32,
+) -> Tensor:
+    """Compute mmcv's ``deform_conv2d``, whose arguments these are.
+
+    Numbers of groups are those of the shapes, and it has no bias.
+    """
+    # The exporter must know the shape of a kernel.
+    weight = weight.reshape([int(n) for n in weight.shape])
+    return sampled_deform_conv2d(
+        input,
+        offset,
+        weight,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+    )
+
+
+# Module that defines a function -> what takes its place, there and wherever
+# it was imported.
 REPLACED: Mapping[str, Mapping[str, Callable[..., Tensor]]] = {
-    'torchvision.ops': {'deform_conv2d': sampled_deform_conv2d},
     'torchvision.ops.deform_conv': {'deform_conv2d': sampled_deform_conv2d},
+    'mmcv.ops.deform_conv': {'deform_conv2d': mmcv_deform_conv2d},
     'mmcv.ops.psa_mask': {'psa_mask': gathered_psa_mask},
 }
+
+
+def holders(function: Any) -> list[tuple[Any, str]]:
+    """Return the modules that have a function, and the names they know it by.
+
+    Args:
+        function: Function of a module.
+    """
+    return [
+        (module, name)
+        for module in list(sys.modules.values())
+        for name, value in list(getattr(module, '__dict__', {}).items())
+        if value is function
+    ]
 
 
 @contextmanager
@@ -240,9 +283,12 @@ def exportable_calls() -> Iterator[None]:
     """Replace calls without a form in ONNX; call it around a trace."""
     with ExitStack() as stack:
         for name, functions in REPLACED.items():
-            module = sys.modules.get(name)
-            if module is not None:
-                stack.enter_context(mock.patch.multiple(module, **functions))
+            if name not in sys.modules:
+                continue
+            for key, function in functions.items():
+                for held in holders(getattr(sys.modules[name], key)):
+                    patch = mock.patch.object(*held, function)
+                    stack.enter_context(patch)
         stack.enter_context(PlainForms())
         stack.enter_context(StableSorts())
         stack.enter_context(SizedPools())

@@ -1,4 +1,6 @@
 import io
+import sys
+import types
 
 import pytest
 import torch
@@ -48,6 +50,52 @@ def test_the_hosts_function_is_replaced_for_a_while():
     assert torchvision.ops.deform_conv2d is before
 
 
+def test_a_function_is_replaced_wherever_it_was_imported(monkeypatch):
+    holder = types.ModuleType('holder')
+    holder.convolve = torchvision.ops.deform_conv2d
+    monkeypatch.setitem(sys.modules, 'holder', holder)
+    with exportable_calls():
+        assert holder.convolve is sampled_deform_conv2d
+    assert holder.convolve is torchvision.ops.deform_conv2d
+
+
+class Shifted(nn.Module):
+    """Samples each channel at places of its own, as TOOD does its boxes."""
+
+    def forward(self, x, offset):
+        channels = x.shape[1]
+        weight = x.new_ones(channels, 1, 1, 1)
+        return mmcv_ops().deform_conv2d(
+            x, offset, weight, 1, 0, 1, channels, channels
+        )
+
+
+def mmcv_ops():
+    return pytest.importorskip('mmcv.ops')
+
+
+def test_functions_of_mmcv_have_a_form():
+    onnxruntime = pytest.importorskip('onnxruntime')
+    mmcv_ops()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, 6, 8, generator=generator)
+    offset = 3 * torch.randn(2, 8, 6, 8, generator=generator)
+    buffer = io.BytesIO()
+    torch.onnx.export(
+        Traced(Shifted()),
+        (x, offset),
+        buffer,
+        input_names=['x', 'offset'],
+        opset_version=16,
+        dynamo=False,
+    )
+    session = onnxruntime.InferenceSession(buffer.getvalue())
+    (found,) = session.run(None, {'x': x.numpy(), 'offset': offset.numpy()})
+    torch.testing.assert_close(
+        torch.from_numpy(found), Shifted()(x, offset), rtol=1e-4, atol=1e-4
+    )
+
+
 class Sorted(nn.Module):
     def forward(self, x):
         first = x.argsort(dim=1, descending=True, stable=True)
@@ -55,20 +103,22 @@ class Sorted(nn.Module):
 
 
 class Traced(nn.Module):
-    def __init__(self):
+    def __init__(self, inner):
         super().__init__()
-        self.inner = Sorted()
+        self.inner = inner
 
-    def forward(self, x):
+    def forward(self, *tensors):
         with exportable_calls():
-            return self.inner(x)
+            return self.inner(*tensors)
 
 
 def test_stable_sorts_keep_the_order_of_ties():
     onnxruntime = pytest.importorskip('onnxruntime')
     x = torch.tensor([[1.0, -1, 2, 1, 2, -1], [0, 0, 0, 3, 0, 3]])
     buffer = io.BytesIO()
-    torch.onnx.export(Traced(), (x,), buffer, input_names=['x'], dynamo=False)
+    torch.onnx.export(
+        Traced(Sorted()), (x,), buffer, input_names=['x'], dynamo=False
+    )
     session = onnxruntime.InferenceSession(buffer.getvalue())
     for found, expected in zip(
         session.run(None, {'x': x.numpy()}), Sorted()(x), strict=True

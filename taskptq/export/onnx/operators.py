@@ -76,10 +76,27 @@ def kind_of(node: onnx.NodeProto, graph: Graph) -> str:
         mode = attribute(node, 'mode', b'nearest')
         return MOVER if mode == b'nearest' else OTHER
     kind = KINDS.get(node.op_type, OTHER)
+    if kind == PRODUCT and not has_grid(node.input[1], graph):
+        # It runs in floats: a grid on its output would cost precision only.
+        return OTHER
     reads_constant = len(data_inputs(node, graph)) < 2
     if node.op_type in ('Add', 'Mul') and reads_constant:
         return OTHER
     return kind
+
+
+def has_grid(weight: str, graph: Graph) -> bool:
+    """Whether a weight is computed from a placeholder, as integers are."""
+    names, seen = [weight], {weight}
+    while names:
+        producer = graph.producer.get(names.pop())
+        if producer is None or producer.op_type == 'Shape':
+            continue
+        if producer.domain == DOMAIN:
+            return True
+        names += [name for name in producer.input if name not in seen]
+        seen.update(producer.input)
+    return False
 
 
 def data_inputs(node: onnx.NodeProto, graph: Graph) -> list[str]:

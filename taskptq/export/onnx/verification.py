@@ -301,8 +301,9 @@ def check_outputs(
             raise OnnxExportError(
                 f'output {name!r} falls from {before:.1f} to {after:.1f} dB '
                 'with the grids that the runtime needs: quantize with '
-                "deploy='onnxruntime' in the recipe, or give more images to "
-                'calibrate them on'
+                "deploy='onnxruntime' in the recipe, give more images to "
+                'calibrate them on, or keep the layer that computes it float '
+                '(keep_float)'
             )
         rows[name] = {
             'file_to_simulation_db': _rounded(reached),
