@@ -9,7 +9,7 @@ same tool twice, with its operators computed as they stand, in floats (the
 simulation completed with all grids that the export adds), and in integers:
 ``results/scores/<name>.json``. With ``--gate-limits`` files of
 several precisions are evaluated and run in turn with the float file:
-``results/curve/<name>.json``. ``tools/collect_results.py`` makes README's
+``results/curve/<name>.json``. ``tools/collect_results.py`` makes RESULTS'
 tables of both.
 """
 

@@ -9,7 +9,7 @@ memory for the target and exported; float file, integer files and, on request,
 what the runtime's own tool makes of the same float file (``--peer``:
 quantize_static of ONNX Runtime, NNCF for OpenVINO) run in turn in one process.
 The result is ``results/speed/<name>.json``, from which
-``tools/collect_results.py`` makes README's table.
+``tools/collect_results.py`` makes RESULTS' table.
 """
 
 from __future__ import annotations

@@ -336,4 +336,6 @@ def test_an_operator_without_a_form_is_named_without_the_graph(tmp_path):
     text = str(error.value)
     assert 'Caused by' not in text
     assert 'submit a pull request' not in text
-    assert text.endswith('leave this part out of the exported network')
+    assert text.endswith(
+        "leave this part out of the exported network, or try exporter='dynamo'"
+    )
