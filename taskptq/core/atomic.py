@@ -80,7 +80,7 @@ def remove_stale_partials(path: str | Path) -> list[Path]:
         if not (name.startswith(start) and name.endswith(SUFFIX)):
             continue
         process = name[len(start) : -len(SUFFIX)]
-        if process.isdecimal() and not _runs(int(process)):
+        if process.isdecimal() and not process_runs(int(process)):
             partial.unlink(missing_ok=True)
             removed.append(partial)
     return removed
@@ -181,7 +181,7 @@ def _explain_full_disk(
     ) from error
 
 
-def _runs(process: int) -> bool:
+def process_runs(process: int) -> bool:
     """Whether a process with this id exists on this machine."""
     if os.name != 'posix':
         return True  # signal 0 would end the process there

@@ -101,6 +101,8 @@ class MSEReconLoss:
         return torch.stack(losses).sum()
 
     def _single(self, quant_out: Tensor, float_out: Tensor) -> Tensor:
+        if not quant_out.numel():
+            return quant_out.float().sum()  # the mean of nothing is NaN
         error = torch.nn.functional.mse_loss(
             quant_out.float(), float_out.float()
         )

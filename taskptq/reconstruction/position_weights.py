@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taskptq.calibration.calibrate import calibration_mode
 from taskptq.core import float_only
 from taskptq.core.distributed import gathered
 from taskptq.modules.base import quant_modules
@@ -168,12 +169,11 @@ def _probe(
 def _without_parameters(model: nn.Module) -> Iterator[None]:
     """Take no gradients of parameters: only of activations."""
     flags = [(p, p.requires_grad) for p in model.parameters()]
-    was_training = model.training
     try:
-        model.eval().requires_grad_(False)
-        yield
+        model.requires_grad_(False)
+        with calibration_mode(model):
+            yield
     finally:
-        model.train(was_training)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
 

@@ -53,3 +53,10 @@ def test_dead_output_is_finite():
 def test_setting_is_checked():
     with pytest.raises(SettingError, match='normalize=1'):
         MSEReconLoss(normalize=1)
+
+
+def test_a_call_without_rows_costs_nothing():
+    quant = torch.zeros(0, 4, requires_grad=True)
+    loss = MSEReconLoss()(quant, torch.zeros(0, 4), CONTEXT)
+    loss.backward()
+    assert loss.item() == 0

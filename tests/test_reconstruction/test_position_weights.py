@@ -180,3 +180,18 @@ def test_without_an_adapter_it_is_refused(quantized):
         reconstruct(
             model, batches, config, forward=lambda m, x: m(x), progress=False
         )
+
+
+def test_parts_in_eval_mode_stay_there():
+    model = Net()
+    model.first.eval()  # as the frozen stages of a backbone
+    find_position_weights(
+        model,
+        [torch.randn(1, 3, 4, 8)],
+        adapter=Adapter(),
+        seed=0,
+        optional=True,
+    )
+    assert model.training
+    assert model.second.training
+    assert not model.first.training

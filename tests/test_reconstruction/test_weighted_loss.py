@@ -58,3 +58,11 @@ def test_outputs_of_several_calls_are_not_weighted(weights):
     quant, exact = torch.randn(2, 2, 3, 4, 5)
     expected = MSEReconLoss()(quant, exact, context(0, 1))
     torch.testing.assert_close(loss(quant, exact, context(0, 1)), expected)
+
+
+def test_a_call_without_rows_costs_nothing(weights):
+    quant = torch.zeros(0, 4, requires_grad=True)
+    loss = PositionWeightedLoss(weights, [2, 1])
+    loss = loss(quant, quant.detach(), context())
+    loss.backward()
+    assert loss.item() == 0

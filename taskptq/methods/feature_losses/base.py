@@ -128,6 +128,8 @@ class FeatureLoss:
                 self.arrange(float_out[name].detach().float()),
                 name=f'{context.unit}:{name}',
             )
+            if quant.numel()
+            else quant.float().sum()
             for name, quant in quant_out.items()
             if quant.is_floating_point() and quant.dim() >= 2
         ]

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from taskptq.core.atomic import process_runs
 from taskptq.core.distributed import gathered
 from taskptq.reconstruction.capture.provenance import (
     Plan,
@@ -247,7 +248,7 @@ def _folders(parent: Path) -> Iterator[Path]:
         return
     for folder in list(parent.iterdir()):
         match = name.match(folder.name)
-        if match is None or _runs(int(match[1])):
+        if match is None or process_runs(int(match[1])):
             continue
         state = folder.lstat()
         if folder.is_dir() and state.st_uid == os.getuid():
@@ -263,13 +264,3 @@ def _place() -> str:
     space = Path('/proc/self/ns/pid')
     names = platform.node(), str(space.readlink()) if space.exists() else ''
     return hashlib.sha256(' '.join(names).encode()).hexdigest()[:12]
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True

@@ -49,3 +49,10 @@ def test_a_unit_without_features_is_refused():
     mask = torch.ones(2, dtype=torch.bool)
     with pytest.raises(ValueError, match=r"SquaredFeatureLoss .* 'block'"):
         SquaredFeatureLoss()(mask, mask, CONTEXT)
+
+
+def test_an_output_without_rows_costs_nothing():
+    quant = torch.zeros(0, 4, requires_grad=True)
+    loss = SquaredFeatureLoss()(quant, quant.detach(), CONTEXT)
+    loss.backward()
+    assert loss.item() == 0
