@@ -35,7 +35,7 @@ from taskptq.methods.equalization.search import (
     group_errors,
     no_change,
 )
-from taskptq.methods.rewriting.statistics import gather
+from taskptq.methods.rewriting.statistics import gather, watch_layer
 from taskptq.methods.rewriting.verified_rewrite import (
     PATTERNS,
     TOLERANCE_RULE,
@@ -277,9 +277,12 @@ def _input_peaks(
     """Return the largest magnitude of each reader's input channels, (C,)."""
     found: dict[str, Tensor] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            peaks = channels_last(module, args[0]).abs().amax(dim=0)
+    def watch(name: str, layer: nn.Module) -> Any:
+        def add(x: Tensor) -> None:
+            rows = channels_last(layer, x).abs()
+            # An image without proposals has none
+            peaks = torch.cat([rows, rows.new_zeros(1, rows.shape[1])])
+            peaks = peaks.amax(dim=0)
             if not bool(peaks.isfinite().all()):
                 raise ValueError(
                     f'the input of {name} contains NaN or infinity: check '
@@ -288,13 +291,12 @@ def _input_peaks(
             peaks = peaks.cpu()
             found[name] = torch.maximum(found.get(name, peaks), peaks)
 
-        return hook
+        return watch_layer(layer, add)
 
     with ExitStack() as stack:
         for group in groups:
             for name, layer in group.readers:
-                handle = layer.register_forward_pre_hook(watch(name))
-                stack.callback(handle.remove)
+                stack.callback(watch(name, layer).remove)
         for batch in stats.batches:
             stats.forward(model, batch)
     ranks = gather(found)

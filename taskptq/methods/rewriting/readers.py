@@ -12,7 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from taskptq.calibration.calibrate import calibration_mode
-from taskptq.methods.rewriting.statistics import gather, open_attention
+from taskptq.methods.rewriting.statistics import (
+    gather,
+    open_attention,
+    watch_layer,
+)
 
 # Receptive fields kept of one layer, and the most values they may hold.
 MAX_ROWS = 1024
@@ -227,9 +231,7 @@ def max_rows(reader: Reader) -> int:
 def watch_input(reader: Reader, add: Any) -> Any:
     """Pass what a reader reads to ``add`` at every call; return the handle."""
     if not reader.slot:
-        return reader.module.register_forward_pre_hook(
-            lambda _module, args: add(args[0])
-        )
+        return watch_layer(reader.module, add)
     index = SLOTS.index(reader.slot)
 
     def before(_module: Any, args: Any, kwargs: Any) -> None:

@@ -245,6 +245,20 @@ def _attach(
     )
 
 
+def watch_layer(layer: nn.Module, add: Callable[[Tensor], None]) -> Any:
+    """Pass what a layer reads to ``add`` at every call; return the handle.
+
+    Args:
+        layer: Layer of one input, which hosts may pass by its name.
+        add: Takes the input.
+    """
+
+    def before(_module: Any, args: Any, kwargs: Any) -> None:
+        add(next(iter((*args, *kwargs.values()))))
+
+    return layer.register_forward_pre_hook(before, with_kwargs=True)
+
+
 def _attach_attended(
     view: AttentionView, add: Callable[[Tensor], None]
 ) -> Any:
@@ -273,11 +287,8 @@ def _attach_attended(
             after_attention, with_kwargs=True
         )
 
-    def before_layer(_module: Any, args: Any) -> None:
-        add(args[0])
-
     assert view.out.layer is not None
-    return view.out.layer.register_forward_pre_hook(before_layer)
+    return watch_layer(view.out.layer, add)
 
 
 def _merged(

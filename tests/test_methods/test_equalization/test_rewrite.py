@@ -1,6 +1,7 @@
 """Equalized channels: the float model stays, ranges come closer."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -222,3 +223,21 @@ def test_bad_data():
         CrossLayerEqualization()(
             mixed_model(), stats_of((images()[0] * float('nan'),))
         )
+
+
+@pytest.mark.parametrize('alpha', [0.5, 'search'])
+def test_layers_called_by_keyword_or_with_nothing(alpha):
+    class Head(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Linear(4, 6), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.second(input=self.first(x).relu())
+
+    head = Head().eval()
+    batches = [torch.randn(8, 4), torch.zeros(0, 4)]
+    stats = SimpleNamespace(batches=batches, forward=lambda m, x: m(x))
+    report = CrossLayerEqualization(alpha=alpha)(head, stats)
+    assert report.entries[0].details['giver'] == 'first'
+    assert report.entries[0].status != 'undone'
