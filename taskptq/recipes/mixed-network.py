@@ -1,8 +1,4 @@
-"""gptq-network, and a few tensors with more bits where it hurts."""
+"""mixed-equalized, then steps on the whole network towards the float model."""
 
-base = 'gptq-network'
-mixed_precision = dict(
-    keep=0.99,
-    budget=dict(macs_above=0.05),
-    candidates=[8, 16, 'float'],
-)
+base = ['mixed-equalized', '_network-steps']
+reconstruction = dict(network_steps=900)

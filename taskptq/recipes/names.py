@@ -22,7 +22,8 @@ DEFAULT_METHOD, LEAST_WEIGHT_BITS = 'mixed', 7
 FEW_BITS_METHOD = 'mixed-weighted'
 MATCHED_METHOD = 'mixed-matched'
 EQUALIZED_METHOD = 'mixed-equalized'
-# The budget of the last two at less than 8 bits of activations.
+NETWORK_METHOD = 'mixed-network'
+# The budget of the last three at less than 8 bits of activations.
 MATCHED_BUDGET = {'macs_above': 0.1}
 # Few codes: one that a symmetric grid wastes costs too much.
 ASYMMETRIC_UP_TO = 3
@@ -348,7 +349,7 @@ def resolve(name: str) -> dict[str, Any]:
         # The steps are chosen already.
         changes['reconstruction'] = {'output_ranges': False}
     activation = parts.activation or 8
-    wide = (MATCHED_METHOD, EQUALIZED_METHOD)
+    wide = (MATCHED_METHOD, EQUALIZED_METHOD, NETWORK_METHOD)
     if parts.method_file in wide and activation < 8:
         changes['mixed_precision'] = {'budget': MATCHED_BUDGET}
     return merge(method, changes)
