@@ -12,6 +12,9 @@ from onnx import helper
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.graph import Array, Graph
 
+# Versions from which QuantizeLinear knows codes of 16 bits.
+CODES_OPSET = 21
+CODES_IR_VERSION = 10
 Feeds = Mapping[str, Array]
 
 
@@ -58,6 +61,19 @@ def session(
     )
 
 
+def raise_opset(model: onnx.ModelProto) -> None:
+    """Let a traced graph hold codes of 16 bits, as its file will.
+
+    Args:
+        model: Graph of the last version that is traced; changed in place.
+            Older versions have no such codes, and stay.
+    """
+    for entry in model.opset_import:
+        if not entry.domain and entry.version == CODES_OPSET - 1:
+            entry.version = CODES_OPSET
+            model.ir_version = max(model.ir_version, CODES_IR_VERSION)
+
+
 def inner_session(graph: Graph, names: Sequence[str]) -> Any:
     """Return a session that returns tensors inside a graph.
 
@@ -69,6 +85,9 @@ def inner_session(graph: Graph, names: Sequence[str]) -> Any:
     """
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
+    kinds = {value.data_type for value in graph.constants.values()}
+    if onnx.TensorProto.INT16 in kinds:
+        raise_opset(model)
     copy = Graph(model)
     copy.constants = dict(graph.constants)
     del copy.proto.output[:]
