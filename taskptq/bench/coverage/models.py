@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from taskptq.apis import build_model
+from taskptq.robustness.touched import replaced
 
 # Keys of settings that name weights to download.
 DOWNLOADS = ('init_cfg', 'pretrained', 'load_from', 'teacher_ckpt')
@@ -288,16 +289,6 @@ def double_precision() -> Iterator[None]:
 
 
 @contextmanager
-def _replaced(place: Any, name: str, value: Any) -> Iterator[None]:
-    own = getattr(place, name)
-    setattr(place, name, value)
-    try:
-        yield
-    finally:
-        setattr(place, name, own)
-
-
-@contextmanager
 def _single_nms() -> Iterator[None]:
     module = sys.modules.get('mmcv.ops.nms')
     if module is None:
@@ -308,7 +299,7 @@ def _single_nms() -> Iterator[None]:
     def nms(boxes: Tensor, scores: Tensor, **kwargs: Any) -> Any:
         return own(boxes.float(), scores.float(), **kwargs)
 
-    with _replaced(module.ext_module, 'nms', nms):
+    with replaced(module.ext_module, 'nms', nms):
         yield
 
 
@@ -319,7 +310,7 @@ def _double_sampling() -> Iterator[None]:
     def grid_sample(x: Tensor, grid: Tensor, *args: Any, **kw: Any) -> Any:
         return own(x.double(), grid.double(), *args, **kw)
 
-    with _replaced(nn.functional, 'grid_sample', grid_sample):
+    with replaced(nn.functional, 'grid_sample', grid_sample):
         yield
 
 
