@@ -103,7 +103,9 @@ class Choice:
         report = {'sentence': sentence_of(report), **report}
         if is_main_process():
             write_choice(report, recipe=self.recipe, work_dir=work_dir)
-        logger.info('%s', report['sentence'])
+        worse = not report['verified'] and measured.loss > report['named_loss']
+        log = logger.warning if worse else logger.info
+        log('%s', report['sentence'])
         return {'mixed_precision': report}
 
 

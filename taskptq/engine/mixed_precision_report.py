@@ -121,12 +121,18 @@ def sentence_of(report: Mapping[str, Any]) -> str:
         f'{report["allowed"]:.3g}, the estimate for '
         f'{100 * report["keep"]:g} % of the score'
     )
-    holds = (
-        f'within {limit}'
-        if report['verified']
-        else f'the best that the budget and the candidates allow, but above '
-        f'{limit}'
-    )
+    if report['verified']:
+        holds = f'within {limit}'
+    elif report['final_loss'] > report['named_loss']:
+        holds = (
+            f'which is worse, and above {limit}: calibrate on more images, or '
+            'name a method that chooses nothing, such as w8a8_mse'
+        )
+    else:
+        holds = (
+            'the best that the budget and the candidates allow, but above '
+            f'{limit}'
+        )
     return (
         f'Mixed precision: {what}; the output loss is '
         f'{report["final_loss"]:.3g} ({report["named_loss"]:.3g} before), '
