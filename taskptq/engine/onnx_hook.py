@@ -70,7 +70,8 @@ def claim_onnx(runner: Runner, model: nn.Module) -> OnnxMetadata | None:
         The file's metadata; None if the runner has no such file to read.
 
     Raises:
-        OnnxFileError: See :func:`install_onnx`.
+        OnnxFileError: See :func:`install_onnx`; or if the file knows
+            another number of classes than the data.
         SettingError: If there is no such runtime.
         ValueError: If the run asks to resume.
     """
@@ -84,6 +85,7 @@ def claim_onnx(runner: Runner, model: nn.Module) -> OnnxMetadata | None:
         )
     runtime = runner.cfg.get('runtime') or ONNXRUNTIME
     meta = install_onnx(model, str(source), runtime=runtime)
+    _check_classes(runner, meta, path=str(source))
     runner._load_from = None
     runner._has_loaded = True
     size = meta.input_size
@@ -94,3 +96,17 @@ def claim_onnx(runner: Runner, model: nn.Module) -> OnnxMetadata | None:
         f'{len(meta.parts)} part(s)); the host does the rest.'
     )
     return meta
+
+
+def _check_classes(runner: Runner, meta: OnnxMetadata, *, path: str) -> None:
+    """Refuse a file of other classes, whose outputs the host would reshape."""
+    for loop in (runner._test_loop, runner._val_loop):
+        dataset = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+        names = getattr(dataset, 'metainfo', {}).get('classes')
+        if names and meta.classes and len(names) != len(meta.classes):
+            raise OnnxFileError(
+                f'{path} was exported for {len(meta.classes)} classes '
+                f'({meta.classes[0]}, ...), but the data have {len(names)} '
+                f'({names[0]}, ...): check that config and file belong '
+                'together'
+            )

@@ -70,3 +70,32 @@ def test_a_damaged_file_leaves_the_runner_as_it_was(
         claim_onnx(given, nn.Linear(1, 1))
     assert given._load_from == str(path)
     assert not given._has_loaded
+
+
+@pytest.mark.parametrize('same', [True, False])
+def test_a_file_of_other_classes_is_refused(monkeypatch, same):
+    data = SimpleNamespace(metainfo={'classes': ('cell', 'platelet')})
+    loop = SimpleNamespace(dataloader=SimpleNamespace(dataset=data))
+    meta = SimpleNamespace(
+        classes=['cell', 'platelet'] if same else ['person'],
+        input_size=None,
+        recipe='w8a8',
+        target='onnxruntime',
+        parts=['main'],
+    )
+    monkeypatch.setattr(
+        'taskptq.engine.onnx_hook.install_onnx', lambda *_, **__: meta
+    )
+    given = runner(
+        'a.onnx',
+        _test_loop=loop,
+        _val_loop=None,
+        logger=SimpleNamespace(info=str),
+    )
+    if same:
+        assert claim_onnx(given, nn.Linear(1, 1)) is meta
+        assert given._has_loaded
+        return
+    with pytest.raises(OnnxFileError, match=r'for 1 classes \(person, ...\)'):
+        claim_onnx(given, nn.Linear(1, 1))
+    assert not given._has_loaded
