@@ -18,7 +18,7 @@ from taskptq.export.onnx.channel_scales import (
 )
 from taskptq.export.onnx.columns import pad_columns
 from taskptq.export.onnx.completion import GATE_LIMIT, Completion, complete
-from taskptq.export.onnx.emission import exporting
+from taskptq.export.onnx.emission import Grid, exporting
 from taskptq.export.onnx.equal_grids import merge_equal_grids
 from taskptq.export.onnx.errors import OnnxExportError
 from taskptq.export.onnx.float_weights import guard_float_weights
@@ -42,6 +42,7 @@ from taskptq.export.onnx.passes import (
 from taskptq.export.onnx.patches import merge_patches
 from taskptq.export.onnx.report import ExportReport
 from taskptq.export.onnx.resizes import float_resizes
+from taskptq.export.onnx.runtime import CODES_OPSET
 from taskptq.export.onnx.stems import fold_strides
 from taskptq.export.onnx.targets import find_target
 from taskptq.export.onnx.tracing import TORCHSCRIPT, check_exporter, trace
@@ -127,6 +128,7 @@ def export_onnx(
             opset=min(opset, TRACED_OPSET),
             exporter=exporter,
         )
+    check_bits(emitted.grids.values(), opset=opset)
     drop_wrong_sizes(model, dynamic_axes or {})
     graph = Graph(model)
     constants_to_initializers(graph)
@@ -219,6 +221,16 @@ def check_opset(opset: int) -> None:
     """Refuse versions of the operators that cannot be written."""
     if opset not in range(MIN_OPSET, MAX_OPSET + 1):
         raise refuse('opset', opset, f'give {MIN_OPSET} to {MAX_OPSET}')
+
+
+def check_bits(grids: Iterable[Grid], *, opset: int) -> None:
+    """Refuse codes of 16 bits where QuantizeLinear knows none."""
+    wide = [grid.name for grid in grids if grid.num_bits > 8]
+    if wide and opset < CODES_OPSET:
+        raise OnnxExportError(
+            f'{wide[0]} has more than 8 bits, which opset={opset} cannot '
+            f'hold: give opset={CODES_OPSET}'
+        )
 
 
 def stamp(

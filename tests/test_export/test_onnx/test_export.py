@@ -147,6 +147,12 @@ def test_a_file_that_fails_is_removed(exported, monkeypatch, tmp_path):
     assert not (tmp_path / 'model.onnx').exists()
 
 
+def test_codes_of_16_bits_need_opset_21(exported):
+    wide = {'activation': {'num_bits': 16}}
+    with pytest.raises(OnnxExportError, match='give opset=21'):
+        exported('conv', qconfig=wide, opset=20)
+
+
 def test_unknown_targets_and_opsets_are_refused_first(exported):
     with pytest.raises(SettingError, match='target'):
         exported(target='tensorflow')
