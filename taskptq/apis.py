@@ -142,8 +142,8 @@ def export_onnx(
             its kin run in integers in ONNX Runtime; higher is more precise
             and slower. None is 24.
         exporter: What traces the network: ``torchscript``, or ``dynamo``
-            (torch.export), which is slower and writes some networks that the
-            other one cannot.
+            (torch.export), which is slower: for networks where the first one
+            fails.
         end_to_end: Let the file of a one-stage detector return boxes: its
             decoding and NMS are traced as well, for one image of a fixed
             size, and the export fails unless they find the host's boxes in

@@ -88,8 +88,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         '--exporter',
         choices=('torchscript', 'dynamo'),
         default='torchscript',
-        help='what traces the network: dynamo (torch.export) is slower, and '
-        'writes some networks that torchscript cannot (default: %(default)s)',
+        help='what traces the network: dynamo (torch.export) is slower; try '
+        'it where torchscript fails (default: %(default)s)',
     )
     parser.add_argument(
         '--end-to-end',

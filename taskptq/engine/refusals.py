@@ -131,7 +131,7 @@ def refuse_replaced_input(
     Args:
         path: File to write.
         name: Name of its setting.
-        inputs: What the run reads; what is no path of a file is skipped.
+        inputs: What the run reads; anything but paths is skipped.
 
     Raises:
         ValueError: If one of them would be replaced.

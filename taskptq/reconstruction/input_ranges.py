@@ -102,9 +102,9 @@ def input_ranges_tried(
     """Run with the ranges of :func:`fit_input_ranges`; then go back.
 
     Args:
-        model: See there.
-        batches: See there.
-        **settings: See there.
+        model: Swapped and calibrated model.
+        batches: Calibration batches of this rank.
+        **settings: Passed on.
     """
     before = {
         quantizer: (quantizer.scale.detach().clone(), quantizer.zero_point)
